@@ -1,0 +1,112 @@
+"""One process or many: the few collectives that training needs, all of them the identity in a single process.
+
+Gradients follow torch DDP's convention: DDP averages the parameter gradients over ranks, and the trainer scales
+each rank's loss by `world() / (weight over all ranks)`, so that n processes equal one at the same global batch.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def init() -> torch.device:
+    """Join torchrun's process group if there is one (nccl on GPU, gloo on CPU) and return this rank's device."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if cuda:
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+def close() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if world() > 1:
+        dist.barrier()
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks, no gradient."""
+    if world() > 1:
+        x = x.detach().clone()
+        dist.all_reduce(x)
+    return x
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """Rank 0's `x` on every rank, in place."""
+    if world() > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
+class _AllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
+
+
+def sum_with_grad(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks; the gradient is summed over ranks likewise."""
+    return _AllSum.apply(x) if world() > 1 else x
+
+
+def gather(x: Tensor) -> Tensor:
+    """[B, ...] on each rank -> [world * B, ...], rank by rank, with gradient to every rank's part.
+
+    All ranks must hold the same B.
+    """
+    if world() == 1:
+        return x
+    full = x.new_zeros(world(), *x.shape)
+    full[rank()] = x
+    return sum_with_grad(full).flatten(0, 1)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the last axis of [..., C], with statistics of all ranks' rows.
+
+    torch's SyncBatchNorm refuses CPU tensors and wants channels second; every layer here keeps channels last.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if not self.training or world() == 1:
+            return super().forward(rows).view(x.shape)
+        rows32 = rows.float()
+        count = all_sum(torch.tensor(float(len(rows)), device=x.device))
+        mean = sum_with_grad(rows32.sum(0)) / count
+        var = sum_with_grad((rows32 - mean).square().sum(0)) / count  # two passes: no cancellation
+        with torch.no_grad():
+            m = self.momentum
+            self.running_mean.mul_(1 - m).add_(mean, alpha=m)
+            self.running_var.mul_(1 - m).add_(var * (count / (count - 1)), alpha=m)
+            self.num_batches_tracked += 1
+        y = (rows32 - mean) * torch.rsqrt(var + self.eps)
+        if self.affine:
+            y = y * self.weight + self.bias
+        return y.to(x.dtype).view(x.shape)

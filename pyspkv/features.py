@@ -1,0 +1,74 @@
+"""Kaldi-compatible log mel filterbanks as a batched module, and SpecAugment's masks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyspkv.errors import UserError
+
+WINDOW, HOP, FFT = 400, 160, 512  # samples at 16 kHz: 25 ms windows every 10 ms
+
+
+def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
+    """Valid frames [B, size] bool, or None when every row is full (the usual case in training)."""
+    if bool((lengths == size).all()):
+        return None
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class Fbank(nn.Module):
+    """[B, T] in [-1, 1] at 16 kHz -> ([B, F, n_mels], frames [B]), mean-normalised per utterance.
+
+    Equals torchaudio.compliance.kaldi.fbank(x * 32768, dither=0, num_mel_bins=n_mels) less its mean over the
+    utterance's own frames. F = 1 + (T - 400) // 160; shorter input is refused. Always fp32, no gradient.
+    """
+
+    def __init__(self, n_mels: int = 80, low_hz: float = 20.0, high_hz: float = 7600.0):
+        super().__init__()
+        from torchaudio.compliance.kaldi import get_mel_banks  # slow import, needed only to build
+
+        mel, _ = get_mel_banks(n_mels, FFT, 16000.0, low_hz, high_hz, 100.0, -500.0, 1.0)
+        self.register_buffer("mel", F.pad(mel, (0, 1)).T.contiguous(), persistent=False)  # [FFT / 2 + 1, n_mels]
+        hann = torch.hann_window(WINDOW, periodic=False)
+        self.register_buffer("window", hann.pow(0.85), persistent=False)  # Kaldi's Povey window
+
+    @torch.no_grad()
+    def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if int(lengths.min()) < WINDOW:
+            raise UserError(f"an utterance of {int(lengths.min())} samples is shorter than one 25 ms frame",
+                            mend="drop utterances under 0.1 s (utils/fix_data_dir.sh with utt2dur, or --min-dur)")
+        with torch.autocast(wave.device.type, enabled=False):
+            frames = (wave.float() * 32768.0).unfold(1, WINDOW, HOP)  # [B, F, 400]
+            frames = frames - frames.mean(-1, keepdim=True)
+            first = frames[..., :1]
+            frames = frames - 0.97 * torch.cat([first, frames[..., :-1]], -1)  # pre-emphasis as Kaldi does
+            power = torch.fft.rfft(frames * self.window, n=FFT).abs().square()
+            x = (power @ self.mel).clamp_min(torch.finfo(torch.float32).eps).log()  # [B, F, n_mels]
+            frame_lengths = 1 + (lengths - WINDOW) // HOP
+            mask = frame_mask(frame_lengths, x.shape[1])
+            if mask is None:
+                return x - x.mean(1, keepdim=True), frame_lengths
+            mask = mask[..., None]
+            mean = (x * mask).sum(1, keepdim=True) / frame_lengths[:, None, None]
+            return (x - mean) * mask, frame_lengths
+
+
+@dataclass(kw_only=True)
+class SpecAugmentConfig:
+    time_frames: int = 0  # one mask of 0..time_frames frames; 0 turns it off
+    mel_bins: int = 0  # one mask of 0..mel_bins bands
+
+
+def spec_augment(x: Tensor, config: SpecAugmentConfig) -> Tensor:
+    """One time and one frequency mask per utterance (Park et al. 2019) on [B, F, M], filled with the mean 0."""
+    for axis, most in ((1, config.time_frames), (2, config.mel_bins)):
+        if most:
+            size = x.shape[axis]
+            width = torch.randint(0, most + 1, (len(x), 1), device=x.device)
+            start = (torch.rand(len(x), 1, device=x.device) * (size - width + 1)).long()
+            at = torch.arange(size, device=x.device)
+            hit = (at >= start) & (at < start + width)
+            x = x.masked_fill(hit.unsqueeze(3 - axis), 0.0)
+    return x

@@ -1,0 +1,107 @@
+"""ECAPA-TDNN (Desplanques, Thienpondt, Demuynck, Interspeech 2020), any width, channels last.
+
+On a CPU a 1 x 1 convolution over [B, T, C] is a plain matrix product, about twice as fast as Conv1d over
+[B, C, T] (benchmarks/RESULTS.md), and dilated ones are a product over shifted copies.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyspkv.distributed import BatchNorm
+from pyspkv.models.encoder import Encoder
+from pyspkv.models.pooling import AttentiveStatsPool
+
+
+@dataclass(kw_only=True)
+class ECAPAConfig:
+    channels: int = 512  # width C of the three SE-Res2 blocks
+    mfa_channels: int = 1536  # width of the layer that joins the blocks (multi-layer feature aggregation)
+    embed_dim: int = 192
+    n_mels: int = 80
+    scale: int = 8  # Res2Net groups
+    bottleneck: int = 128  # squeeze-excitation and attention
+
+
+class TimeConv(nn.Module):
+    """Convolution over time of [B, T, C] with 'same' zero padding: weight [out, kernel * in]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1):
+        super().__init__()
+        self.kernel, self.dilation = kernel, dilation
+        self.linear = nn.Linear(kernel * inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel > 1:
+            half = self.dilation * (self.kernel - 1) // 2
+            size, x = x.shape[1], F.pad(x, (0, 0, half, half))
+            x = torch.cat([x[:, i * self.dilation : i * self.dilation + size] for i in range(self.kernel)], -1)
+        return self.linear(x)
+
+
+class ConvReluNorm(nn.Module):
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, dilation: int = 1):
+        super().__init__()
+        self.conv = TimeConv(inputs, outputs, kernel, dilation)
+        self.norm = BatchNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(F.relu(self.conv(x), inplace=True))
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask[..., None]
+
+
+class SERes2Block(nn.Module):
+    def __init__(self, channels: int, dilation: int, scale: int, bottleneck: int):
+        super().__init__()
+        width = channels // scale
+        self.width = width
+        self.inner = ConvReluNorm(channels, channels)
+        self.res2 = nn.ModuleList(ConvReluNorm(width, width, 3, dilation) for _ in range(scale - 1))
+        self.outer = ConvReluNorm(channels, channels)
+        self.squeeze = nn.Linear(channels, bottleneck)
+        self.excite = nn.Linear(bottleneck, channels)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        first, *parts = self.inner(x).split(self.width, -1)
+        outs, y = [first], None
+        for part, conv in zip(parts, self.res2):
+            # padded frames must look like the zeros beyond an utterance's end
+            y = conv(_masked(part if y is None else part + y, mask))
+            outs.append(y)
+        h = self.outer(torch.cat(outs, -1))
+        mean = h.mean(1) if mask is None else _masked(h, mask).sum(1) / mask.sum(1, keepdim=True)
+        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
+        return torch.addcmul(x, h, gate[:, None])
+
+
+class ECAPA(Encoder):
+    Config = ECAPAConfig
+
+    def __init__(self, config: ECAPAConfig):
+        super().__init__(config.n_mels)
+        c = config
+        self.embed_dim = c.embed_dim
+        self.stem = ConvReluNorm(c.n_mels, c.channels, 5)
+        self.blocks = nn.ModuleList(SERes2Block(c.channels, d, c.scale, c.bottleneck) for d in (2, 3, 4))
+        self.mfa = nn.Linear(3 * c.channels, c.mfa_channels)
+        self.attention = AttentiveStatsPool(c.mfa_channels, c.bottleneck)
+        self.pool_norm = BatchNorm(2 * c.mfa_channels)
+        self.fc = nn.Linear(2 * c.mfa_channels, c.embed_dim)
+        self.out_norm = BatchNorm(c.embed_dim)
+
+    def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        mask = self.mask(lengths, feats.shape[1])
+        x = self.stem(feats)
+        total, outs = x, []
+        for block in self.blocks:  # each block's input is the sum of all earlier outputs
+            outs.append(block(total, mask))
+            total = total + outs[-1]
+        return F.relu(self.mfa(torch.cat(outs, -1)), inplace=True), mask
+
+    def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        return self.out_norm(self.fc(self.pool_norm(self.attention(frames, mask))))

@@ -1,0 +1,43 @@
+"""What an encoder is: wave -> features -> frames -> embedding."""
+
+from torch import Tensor, nn
+
+from pyspkv.features import Fbank, frame_mask
+
+
+class Encoder(nn.Module):
+    """Base of all encoders. `forward`: float32 [B, T] at 16 kHz, lengths int64 [B] -> float32 [B, embed_dim].
+
+    Subclasses with their own front end override `features`; all define `frames` and `pool`.
+    """
+
+    embed_dim: int
+    min_samples: int = 1200  # what `features` needs: a few frames
+
+    def __init__(self, n_mels: int = 80):
+        super().__init__()
+        self.fbank = Fbank(n_mels)
+
+    def features(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T] -> (input of the trainable part [B, F, M], valid frames [B])."""
+        return self.fbank(wave, lengths)
+
+    def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, F, M] -> (frame-level [B, F', C], mask [B, F'] or None when nothing is padded)."""
+        raise NotImplementedError
+
+    def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """[B, F', C] -> [B, embed_dim]."""
+        raise NotImplementedError
+
+    def embed(self, feats: Tensor, lengths: Tensor) -> Tensor:
+        return self.pool(*self.frames(feats, lengths)).float()
+
+    def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        return self.embed(*self.features(wave, lengths))
+
+    def param_groups(self) -> list[dict]:
+        """Optimiser groups; `lr_scale` multiplies the run's learning rate (layer-wise rates). Frozen parts stay out."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
+
+    mask = staticmethod(frame_mask)
