@@ -1,0 +1,53 @@
+"""Trial lists: `enrol test target|nontarget`, one per line, in any order."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyspkv.errors import UserError
+from pyspkv.tables import no_gc, read_columns
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def read_trials(path: str | Path) -> "tuple[list[str], list[str], np.ndarray]":
+    """(enrol ids, test ids, target as bool [n]) of an `enrol test target|nontarget` list, in file order.
+
+    UserError with file and line: a broken line, or a pair that is both target and nontarget.
+    """
+    import numpy as np
+
+    mend = "write each line as `enrol test target` or `enrol test nontarget`"
+    with open(path, "rb") as f:
+        if re.match(rb"[01] \S+ \S+\s", f.readline(1000)):  # the form VoxCeleb publishes
+            mend = f"""awk '{{print $2, $3, ($1 == 1 ? "target" : "nontarget")}}' {path} > {path}.kaldi"""
+    with no_gc():
+        enrol, rest = read_columns(path, "trial", mend, in_order=False)
+        test, labels = [], []
+        for r in rest:
+            t, _, label = r.partition(" ")
+            test.append(t)
+            labels.append(label == "target")
+        target = np.array(labels, bool)
+        enrol_ids = {e: i for i, e in enumerate(dict.fromkeys(enrol))}
+        test_ids = {t: i for i, t in enumerate(dict.fromkeys(test))}
+    pair = np.fromiter((enrol_ids[e] for e in enrol), np.int64, len(enrol)) * len(test_ids)
+    pair += np.fromiter((test_ids[t] for t in test), np.int64, len(test))
+    both = np.intersect1d(pair[target], pair[~target])
+    if len(both):
+        line = int(np.flatnonzero(pair == both[0])[1]) + 1
+        raise UserError(
+            f"{enrol[line - 1]} {test[line - 1]} is target in one line and nontarget in another",
+            file=path, line=line, mend="delete the wrong line",
+        )  # fmt: skip
+    return enrol, test, target
+
+
+def enrol_side(enrol: set[str], known: set[str], enrol_map: dict[str, str] | None) -> set[str] | None:
+    """What the enrolment side of trials may name: utterances and models; None when enrolment lives elsewhere.
+
+    It lives elsewhere (another data directory, as in Kaldi's SRE recipes) when there is no enrol_map and not
+    one of the enrolment ids is an utterance here.
+    """
+    return None if enrol_map is None and not enrol & known else known | set(enrol_map or ())
