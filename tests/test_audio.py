@@ -1,0 +1,241 @@
+"""pyspkv.audio against soundfile and soxr used directly on whole files."""
+
+import pickle
+
+import kaldiio
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyspkv.audio import SAMPLE_RATE, AudioReader, load_file
+from pyspkv.datadir import DataDir
+from pyspkv.errors import UserError
+
+# name -> (rate, channels, soundfile.write options)
+KINDS = {
+    "plain.wav": (16000, 1, {}),
+    "float.wav": (16000, 1, {"subtype": "FLOAT"}),
+    "plain.flac": (16000, 1, {}),
+    "stereo.flac": (16000, 2, {}),
+    "plain.ogg": (16000, 1, {}),
+    "plain.mp3": (16000, 1, {}),
+    "8k.wav": (8000, 1, {}),
+    "44k.flac": (44100, 2, {}),
+    "48k.ogg": (48000, 1, {}),
+    "odd.wav": (12345, 1, {}),
+}
+
+
+def signal(rate, channels, seconds=2.0, seed=0):
+    return (np.random.default_rng(seed).standard_normal((int(rate * seconds), channels)) * 0.1).astype("f4")
+
+
+def data_dir(path, wav, segments=None, **extra):
+    utts = sorted(segments or wav)
+    return DataDir(path, utts, utts, wav, segments, extra)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Folder with a file of each kind, and what soundfile + mean + soxr make of each whole file."""
+    folder = tmp_path_factory.mktemp("audio")
+    truth = {}
+    for name, (rate, channels, options) in KINDS.items():
+        soundfile.write(folder / name, signal(rate, channels), rate, **options)
+        x, _ = soundfile.read(folder / name, dtype="float32", always_2d=True)
+        x = x.mean(1)
+        truth[name] = np.clip(x if rate == SAMPLE_RATE else soxr.resample(x, rate, SAMPLE_RATE), -1, 1)
+    return folder, truth
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_crop_equals_slice_of_whole(files, name):
+    folder, truth = files
+    whole = truth[name]
+    reader = AudioReader(data_dir(folder, {"u": str(folder / name)}))
+    assert abs(reader.num_samples(0) - len(whole)) <= 1
+    np.testing.assert_allclose(reader.read(0)[: len(whole)], whole[: reader.num_samples(0)], atol=1e-6)
+    np.testing.assert_array_equal(load_file(folder / name), reader.read(0))
+    tolerance = 1e-5 if reader._rate[0] != SAMPLE_RATE else 1e-6
+    for start, num in [(0, 100), (1, 1), (777, 16000), (12345, 9999), (len(whole) - 50, 50), (31000, 5000)]:
+        crop = reader.read(0, start, num)
+        assert crop.dtype == np.float32
+        expected = whole[start : start + num]
+        assert abs(len(crop) - len(expected)) <= 1
+        np.testing.assert_allclose(crop[: len(expected)], expected[: len(crop)], atol=tolerance)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rate=st.sampled_from([8000, 11025, 16000, 22050, 24000, 32000, 44100, 96000]),
+    samples=st.integers(1, 30000),
+    data=st.data(),
+)
+def test_any_crop_of_any_rate(tmp_path, rate, samples, data):
+    x = signal(rate, 1, samples / rate + 0.5 / rate, seed=samples)
+    soundfile.write(tmp_path / "a.wav", x, rate, subtype="FLOAT")
+    reader = AudioReader(data_dir(tmp_path, {"u": str(tmp_path / "a.wav")}))
+    whole = reader.read(0)
+    assert len(whole) == reader.num_samples(0) == max(1, int(len(x) * SAMPLE_RATE / rate + 0.5))
+    start = data.draw(st.integers(0, len(whole) - 1))
+    num = data.draw(st.integers(1, len(whole)))
+    crop = reader.read(0, start, num)
+    assert len(crop) == min(num, len(whole) - start)
+    np.testing.assert_allclose(crop, whole[start : start + num], atol=1e-4)
+
+
+def test_crop_decodes_only_the_crop(files, monkeypatch):
+    folder, _ = files
+    decoded = []
+    read = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda f, n, **k: decoded.append(n) or read(f, n, **k))
+    AudioReader(data_dir(folder, {"u": str(folder / "plain.flac")})).read(0, 8000, 1600)
+    AudioReader(data_dir(folder, {"u": str(folder / "44k.flac")})).read(0, 8000, 1600)
+    assert decoded[0] == 1600
+    assert 4410 <= decoded[1] <= 4410 + 2 * 1000 + 441
+
+
+def test_kaldi_ark(tmp_path):
+    waves = {f"u{i}": (16000, (signal(16000, 1, 1 + i / 7, i)[:, 0] * 2**15).astype("i2")) for i in range(3)}
+    kaldiio.save_ark(str(tmp_path / "w.ark"), waves, scp=str(tmp_path / "w.scp"))
+    wav = dict(line.split() for line in (tmp_path / "w.scp").read_text().splitlines())
+    reader = AudioReader(data_dir(tmp_path, wav))
+    for row, (_, x) in enumerate(waves.values()):
+        assert reader.num_samples(row) == len(x)
+        np.testing.assert_array_equal(reader.read(row) * 32768, x)
+        np.testing.assert_array_equal(reader.read(row, 1234, 4321) * 32768, x[1234 : 1234 + 4321])
+
+
+@pytest.mark.parametrize("name", ["plain.flac", "44k.flac", "8k.wav"])
+def test_segments(files, name):
+    folder, truth = files
+    segments = {"a": ("r", 0.25, 1.0), "b": ("r", 1.5, 2.3), "c": ("r", 0.0, 0.1)}
+    reader = AudioReader(data_dir(folder, {"r": str(folder / name)}, segments))
+    whole = truth[name]
+    assert [reader.num_samples(i) for i in (0, 2)] == [12000, 1600]
+    np.testing.assert_allclose(reader.read(0), whole[4000:16000], atol=1e-5)
+    np.testing.assert_allclose(reader.read(0, 100, 500), whole[4100:4600], atol=1e-5)
+    np.testing.assert_allclose(reader.read(1), whole[24000:], atol=1e-5)  # 0.3 s past the end is cut
+    assert reader.num_samples(1) == len(whole) - 24000
+
+
+def test_lengths_from_tables_open_no_file(tmp_path):
+    wav = {"a": "/nowhere/a.wav", "b": "/nowhere/b.wav"}
+    both = data_dir(
+        tmp_path, wav, utt2dur={"a": "2.5", "b": "1.0"}, utt2num_samples={"a": "40001", "b": "44100"}
+    )
+    assert [AudioReader(both).num_samples(i) for i in (0, 1)] == [40001, 16000]
+    assert AudioReader(data_dir(tmp_path, wav, utt2dur={"a": "2.5", "b": "1"})).num_samples(0) == 40000
+    cut = data_dir(tmp_path, {"r": "/nowhere"}, {"a": ("r", 1.0, 2.5)})
+    assert AudioReader(cut).num_samples(0) == 24000
+
+
+def test_sample_counts_are_at_the_files_rate(files):
+    folder, _ = files
+    wav = {"a": str(folder / "8k.wav"), "b": str(folder / "8k.wav")}
+    counts = {"a": "16000", "b": "16000"}
+    assert AudioReader(data_dir(folder, wav, utt2num_samples=counts)).num_samples(1) == 32000
+    mixed = AudioReader(data_dir(folder, {**wav, "b": str(folder / "plain.wav")}, utt2num_samples=counts))
+    mixed.num_samples(1)
+    with pytest.raises(UserError, match="utterance b: utt2num_samples is ambiguous: 16000 Hz here"):
+        mixed.read(1)
+
+
+def test_channel(files):
+    folder, _ = files
+    x, _ = soundfile.read(folder / "stereo.flac", dtype="float32")
+    data = data_dir(folder, {"u": str(folder / "stereo.flac")})
+    np.testing.assert_array_equal(AudioReader(data, channel=1).read(0, 10, 100), x[10:110, 1])
+    with pytest.raises(UserError, match="has 2 channels, channel 2"):
+        AudioReader(data, channel=2).read(0)
+
+
+def test_preload(files, capsys):
+    folder, _ = files
+    names = ["plain.flac", "8k.wav", "stereo.flac", "44k.flac"]
+    data = data_dir(folder, {f"u{i}": str(folder / n) for i, n in enumerate(names)})
+    disk, held = AudioReader(data), AudioReader(data, cache_mb=3 * 64000 / 2**20)
+    assert held.preload() == 3
+    assert "3 of 4 utterances, 0 of 0.183105 MiB" in capsys.readouterr().out
+    held = pickle.loads(pickle.dumps(held))
+    for row in range(4):
+        assert held.num_samples(row) == disk.num_samples(row)
+        np.testing.assert_allclose(held.read(row, 99, 1000), disk.read(row, 99, 1000), atol=1 / 65535)
+    np.testing.assert_array_equal(held.read(0), disk.read(0))  # 16 bits, 16 kHz
+    with pytest.raises(UserError, match="no sample 32000, it has 32000"):
+        held.read(0, 32000, 5)
+    assert AudioReader(data).preload() == 0
+
+
+def test_pipes(files, tmp_path):
+    folder, truth = files
+    (tmp_path / "wav.scp").write_text(f"a {folder / 'plain.wav'}\nu cat '{folder / 'plain.wav'}' |\n")
+    wav = dict(line.split(" ", 1) for line in (tmp_path / "wav.scp").read_text().splitlines())
+    data = data_dir(tmp_path, wav)
+    with pytest.raises(UserError, match=r"wav.scp:2: utterance u: is a command.*\n  mend: .*allow_pipes"):
+        AudioReader(data).read(1)
+    np.testing.assert_array_equal(
+        AudioReader(data, allow_pipes=True).read(1, 5, 50), truth["plain.wav"][5:55]
+    )
+    streamed = bytearray(
+        (folder / "plain.wav").read_bytes()
+    )  # sox and ffmpeg cannot go back to write the size
+    at = streamed.index(b"data")
+    streamed[4:8] = streamed[at + 4 : at + 8] = b"\xff\xff\xff\xff"
+    (tmp_path / "streamed").write_bytes(streamed)
+    data.wav["u"] = f"cat {tmp_path}/streamed |"
+    np.testing.assert_array_equal(AudioReader(data, allow_pipes=True).read(1), truth["plain.wav"])
+    data.wav["u"] = "echo sorry >&2; exit 3 |"
+    with pytest.raises(UserError, match="command failed with exit code 3: .*sorry"):
+        AudioReader(data, allow_pipes=True).read(1)
+    with pytest.raises(UserError, match="is a command"):
+        load_file("touch /tmp/never |")
+
+
+def break_files(folder):
+    """Broken entry -> what the message must say."""
+    (folder / "empty.wav").touch()
+    (folder / "text.wav").write_text("this is no audio\n")
+    soundfile.write(folder / "none.wav", np.zeros(0), 16000)
+    bad = signal(16000, 1)
+    bad[700] = np.nan
+    soundfile.write(folder / "nan.wav", bad, 16000, subtype="FLOAT")
+    soundfile.write(folder / "cut.flac", signal(16000, 1), 16000)
+    whole = (folder / "cut.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    (folder / "bad.ark").write_bytes(b"u1 \0Bnothing at all")
+    return {
+        "missing.wav": "missing.wav does not exist",
+        "empty.wav": r"is empty \(0 bytes\)",
+        "text.wav": "is not audio",
+        "none.wav": "holds no samples",
+        "nan.wav": "non-finite",
+        "cut.flac": "cut short|damaged",
+        "bad.ark:3": r"no WAV \(RIFF\) at byte 3",
+        "gone.ark:3": "gone.ark does not exist",
+        "some.ark:3[0:5]": r"has a range \[0:5\]",
+        ".": "is a folder|not audio",
+    }
+
+
+def test_errors_name_utterance_file_and_line(tmp_path):
+    for entry, message in break_files(tmp_path).items():
+        (tmp_path / "wav.scp").write_text(f"a x\nu {tmp_path / entry}\n")
+        reader = AudioReader(data_dir(tmp_path, {"u": str(tmp_path / entry)}))
+        with pytest.raises(UserError, match=f"^{tmp_path}/wav.scp:2: utterance u: .*({message})"):
+            reader.read(0)
+        with pytest.raises(UserError, match=message):
+            load_file(tmp_path / entry)
+
+
+def test_segment_beyond_the_end(files, tmp_path):
+    folder, _ = files
+    (tmp_path / "segments").write_text("a r 0 1\nb r 1 2.6\n")
+    data = data_dir(tmp_path, {"r": str(folder / "8k.wav")}, {"a": ("r", 0, 1), "b": ("r", 1, 2.6)})
+    with pytest.raises(
+        UserError, match=r"segments:2: utterance b: segment 1-2.6 s lies beyond .* 2.000 s\n  mend"
+    ):
+        AudioReader(data).read(1)
