@@ -6,6 +6,7 @@ matrices only.
 """
 
 import os
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -316,7 +317,7 @@ class _Entries:
             return np.array([line.split() for line in lines if line.strip()], dtype=np.float32).reshape(
                 sum(1 for line in lines if line.strip()), -1
             )
-        except (ValueError, AssertionError, IndexError, EOFError) as err:
+        except (ValueError, AssertionError, IndexError, struct.error) as err:
             raise self.error(i, f"cannot be read ({err})") from None
 
 
