@@ -1,0 +1,196 @@
+"""Verification metrics: EER, minDCF, actDCF, Cllr, bootstrap intervals. Accepted is score >= threshold.
+
+Interpolation of the EER: the operating points (FPR, FNR) at all distinct scores are joined by straight lines,
+and the EER is where that line meets FPR = FNR. Without ties between a target and a nontarget this is a corner
+or a step of the ROC; a tie is one oblique segment, so constant scores give 50 %. The same value comes from
+`brentq(lambda x: 1 - x - interp1d(fpr, tpr)(x), 0, 1)` on sklearn's roc_curve, the usual recipe.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pyspkv.errors import UserError
+
+REPLICATES = 1000
+
+
+class Curve:
+    """Both error rates as functions of the threshold, from one sort of each kind of trial.
+
+    target, nontarget: the sorted scores. Raises UserError when a kind is missing or a score is not finite.
+    """
+
+    def __init__(self, scores: np.ndarray, target: np.ndarray):
+        scores, target = np.asarray(scores), np.asarray(target, dtype=bool)
+        self.target, self.nontarget = np.sort(scores[target]), np.sort(scores[~target])
+        for name, part in (("target", self.target), ("nontarget", self.nontarget)):
+            if not len(part):
+                raise UserError(f"there is no {name} trial; error rates need both kinds")
+            if not np.isfinite(part[[0, -1]]).all():  # NaN sorts to the end
+                raise UserError(f"a {name} trial has a score that is not finite")
+
+    def fnr(self, threshold) -> np.ndarray:
+        """Share of targets rejected at each threshold."""
+        return np.searchsorted(self.target, threshold, side="left") / len(self.target)
+
+    def fpr(self, threshold) -> np.ndarray:
+        """Share of nontargets accepted at each threshold."""
+        return 1 - np.searchsorted(self.nontarget, threshold, side="left") / len(self.nontarget)
+
+    def eer(self) -> tuple[float, float]:
+        """(EER as a fraction, threshold at which the two error rates are closest)."""
+        target, nontarget = self.target, self.nontarget
+        # Only a target score changes FNR, so the crossing is at or just above the last one with FNR < FPR.
+        low, high = 0, len(target)
+        while low < high:
+            mid = (low + high) // 2
+            if self.fnr(target[mid]) < self.fpr(target[mid]):
+                low = mid + 1
+            else:
+                high = mid
+        if low == 0:  # already at the lowest target score no nontarget is left: perfect separation
+            return 0.0, float(target[0])
+        a = target[low - 1]
+        fnr_a, fpr_a = self.fnr(a), self.fpr(a)
+        fnr_b = np.searchsorted(target, a, side="right") / len(target)
+        fpr_b = 1 - np.searchsorted(nontarget, a, side="right") / len(nontarget)
+        if fnr_b >= fpr_b:  # on the segment between the threshold a and the next score above it
+            share = (fpr_a - fnr_a) / ((fpr_a - fnr_a) + (fnr_b - fpr_b))
+            eer = fnr_a + share * (fnr_b - fnr_a)
+        else:  # FNR stays while nontargets are rejected one by one
+            eer = fnr_b
+        near = len(nontarget) - int(fnr_b * len(nontarget))  # about as many nontargets above it as fnr_b asks
+        steps = nontarget[[min(max(near - k, 0), len(nontarget) - 1) for k in (0, 1)]]
+        candidates = [a, target[min(low, len(target) - 1)], *steps, *np.nextafter([a, *steps], np.inf)]
+        gap = [abs(self.fnr(c) - self.fpr(c)) for c in candidates]
+        return float(eer), float(candidates[int(np.argmin(gap))])
+
+    def min_dcf(self, p_target: float) -> tuple[float, float]:
+        """(minDCF, its threshold), C_miss = C_fa = 1, divided by min(p, 1 - p), a constant decision's cost.
+
+        Between two target scores a higher threshold only lowers FPR, so the minimum is at a target score, or
+        at the rejection of everything.
+        """
+        t = np.append(self.target, np.nextafter(max(self.target[-1], self.nontarget[-1]), np.inf))
+        cost = p_target * self.fnr(t)
+        cost += (1 - p_target) * self.fpr(t)
+        best = int(np.argmin(cost))
+        return float(cost[best] / min(p_target, 1 - p_target)), float(t[best])
+
+    def act_dcf(self, p_target: float) -> float:
+        """Normalised DCF of log-likelihood ratios (natural log) at Bayes' threshold log((1 - p) / p)."""
+        t = np.log((1 - p_target) / p_target)
+        cost = p_target * self.fnr(t) + (1 - p_target) * self.fpr(t)
+        return float(cost / min(p_target, 1 - p_target))
+
+    def cllr(self) -> float:
+        """Cllr in bits of natural-log likelihood ratios: 0 is perfect, 1 says nothing.
+
+        Brummer & du Preez, "Application-independent evaluation of speaker detection", 2006.
+        """
+        miss = np.logaddexp(0, -self.target).mean()
+        alarm = np.logaddexp(0, self.nontarget).mean()
+        return float((miss + alarm) / 2 / np.log(2))
+
+
+def eer(scores: np.ndarray, target: np.ndarray) -> float:
+    """EER in percent of scores [n] with target bool [n]."""
+    return 100 * Curve(scores, target).eer()[0]
+
+
+def summary(scores: np.ndarray, target: np.ndarray, *, llr: bool = False) -> dict[str, float | int]:
+    """Flat metrics; `eer` in percent. With `llr` also actDCF and Cllr, which need log-likelihood ratios."""
+    curve = Curve(scores, target)
+    rate, threshold = curve.eer()
+    out: dict[str, float | int] = {"eer": 100 * rate, "threshold": threshold}
+    for p in (0.01, 0.05):
+        out[f"min_dcf_{p}"], out[f"threshold_min_dcf_{p}"] = curve.min_dcf(p)
+        if llr:
+            out[f"act_dcf_{p}"] = curve.act_dcf(p)
+    if llr:
+        out["cllr"] = curve.cllr()
+    return out | {"num_target": len(curve.target), "num_nontarget": len(curve.nontarget)}
+
+
+class Resampling:
+    """Units (speakers, or enrolment ids) drawn with replacement, as weights of trials.
+
+    A trial's weight is the product of its two units' multiplicities; a trial within one unit (a target trial)
+    has that unit's multiplicity once. So a speaker drawn twice brings its trials twice, and trials that share
+    a speaker move together.
+    """
+
+    def __init__(self, first: Sequence[str], second: Sequence[str] | None, over: str, seed: int = 0):
+        """first, second: unit of each trial's enrolment and test side; None: only the first is drawn."""
+        names = {name: i for i, name in enumerate(sorted(set(first) | set(second or ())))}
+        a = np.fromiter((names[s] for s in first), np.int64, len(first))
+        b = np.full(len(a), len(names))  # one more unit, of multiplicity 1
+        if second is not None:
+            b = np.fromiter((names[s] for s in second), np.int64, len(second))
+            b[a == b] = len(names)
+        self.a, self.b, self.num, self.over, self.seed = a, b, len(names), over, seed
+
+    def multiplicities(self, replicates: int) -> np.ndarray:
+        """int64 [replicates, units + 1], the last column 1."""
+        rng = np.random.default_rng(self.seed)
+        drawn = rng.multinomial(self.num, np.full(self.num, 1 / self.num), size=replicates)
+        return np.concatenate([drawn, np.ones((replicates, 1), dtype=drawn.dtype)], axis=1)
+
+
+def weighted_eers(scores: np.ndarray, target: np.ndarray, units: Resampling, replicates: int) -> np.ndarray:
+    """EER in percent of each replicate, float64 [replicates]; NaN where one kind of trial was not drawn."""
+    order = np.argsort(scores, kind="stable")
+    values, is_target = np.asarray(scores)[order], np.asarray(target)[order]
+    ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # the last trial of each group of ties
+    a, b = units.a[order], units.b[order]
+    out = np.full(replicates, np.nan)
+    for r, times in enumerate(units.multiplicities(replicates).astype(np.float64)):
+        weight = times[a] * times[b]
+        targets = np.cumsum(weight * is_target)[ends]
+        nontargets = np.cumsum(weight)[ends] - targets
+        if not (targets[-1] and nontargets[-1]):
+            continue
+        fnr, rejected = targets / targets[-1], nontargets / nontargets[-1]
+        d = fnr + rejected - 1  # FNR - FPR above each group: from -1 (before the first) up to 1
+        k = int(np.searchsorted(d, 0))
+        d0, f0 = (d[k - 1], fnr[k - 1]) if k else (-1.0, 0.0)
+        out[r] = 100 * (f0 + (fnr[k] - f0) * -d0 / (d[k] - d0))
+    return out
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of bootstrap replicates (NaN ones left out)."""
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def bootstrap(
+    scores: np.ndarray, target: np.ndarray, units: Resampling, replicates: int = REPLICATES
+) -> dict[str, float | int | str]:
+    """Bootstrap interval of the EER as flat keys; the bounds are None with fewer than 2 units."""
+    out: dict = {
+        "eer_ci_low": None,
+        "eer_ci_high": None,
+        "eer_ci_over": units.over,
+        "eer_ci_units": units.num,
+    }
+    if units.num >= 2:
+        out["eer_ci_low"], out["eer_ci_high"] = interval(weighted_eers(scores, target, units, replicates))
+    return out | {"eer_ci_replicates": replicates}
+
+
+def compare(
+    scores: np.ndarray, other: np.ndarray, target: np.ndarray, units: Resampling, replicates: int = REPLICATES
+) -> dict[str, float | bool]:
+    """Paired bootstrap of EER(scores) - EER(other), same trials and same draws, in percent points."""
+    difference = weighted_eers(scores, target, units, replicates)
+    difference -= weighted_eers(other, target, units, replicates)
+    low, high = interval(difference)
+    return {
+        "eer_other": eer(other, target),
+        "eer_difference": eer(scores, target) - eer(other, target),
+        "eer_difference_ci_low": low,
+        "eer_difference_ci_high": high,
+        "eer_differs": bool(low > 0 or high < 0),
+    }
