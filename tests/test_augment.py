@@ -1,0 +1,243 @@
+"""pyspkv.augment and pyspkv.rooms: measured SNRs, direct convolution, shared profiles, the simulated bank."""
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyspkv import rooms
+from pyspkv.audio import AudioReader
+from pyspkv.augment import AugmentConfig, Augmenter, Profile
+from pyspkv.datadir import DataDir
+from pyspkv.errors import UserError
+
+RATE = 16000
+
+
+def write_list(folder, lengths, seed):
+    """Data directory of noises with these numbers of samples."""
+    folder.mkdir()
+    rng, wav = np.random.default_rng(seed), {}
+    for i, n in enumerate(lengths):
+        soundfile.write(folder / f"{i}.wav", rng.standard_normal(n) * 0.05 * (i + 1), RATE)
+        wav[f"n{i}"] = str(folder / f"{i}.wav")
+    DataDir(folder, list(wav), list(wav), wav).write(folder / "data")
+    return str(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lists")
+    noise, babble, music = (write_list(root / k, n, i) for i, (k, n) in enumerate(
+        {"noise": [80000, 5000], "babble": [50000] * 4, "music": [60000, 60000]}.items()))  # fmt: skip
+    (root / "rir").mkdir()
+    rng = np.random.default_rng(9)
+    wav = {}
+    for i, n in enumerate((300, 4000)):
+        h = rng.standard_normal((n, 2)) * np.exp(-np.arange(n) / n * 6)[:, None] * 0.1
+        h[40, 0] = 0.9  # the direct sound arrives late
+        soundfile.write(root / "rir" / f"{i}.wav", h, RATE, subtype="FLOAT")
+        wav[f"h{i}"] = str(root / "rir" / f"{i}.wav")
+    scp = root / "rir" / "wav.scp"
+    scp.write_text("".join(f"{k} {v}\n" for k, v in wav.items()))
+    return {"noise": noise, "babble": babble, "music": music, "rir": str(scp)}
+
+
+def speech(num=32000, seed=5):
+    return (np.random.default_rng(seed).standard_normal(num) * 0.1).astype("f4")
+
+
+def decibel(x):
+    return 10 * np.log10(np.mean(np.square(x, dtype=np.float64)))
+
+
+@pytest.mark.parametrize("kind", ["noise", "babble", "music"])
+def test_snr_is_the_profiles(lists, kind):
+    aug = Augmenter(AugmentConfig(**{kind: lists[kind]}, prob=1, reverb_weight=0, both_weight=0, rir_bank=0))
+    wave, config = speech(), aug.config
+    for i in range(20):
+        profile = aug.draw(np.random.default_rng((1, i)))
+        low, high = getattr(config, f"{kind}_snr")
+        assert profile.kind == kind and low <= profile.snr <= high and profile.rir == -1
+        out = aug.apply(wave, profile)
+        assert out.dtype == np.float32 and out.shape == wave.shape
+        assert decibel(wave) - decibel(out - wave) == pytest.approx(profile.snr, abs=0.02)
+        if kind == "babble":
+            assert 3 <= len(profile.rows) <= 8
+
+
+def test_snr_after_reverberation(lists):
+    aug = Augmenter(
+        AugmentConfig(noise=lists["noise"], rir=lists["rir"], prob=1, reverb_weight=0, additive_weight=0)
+    )
+    for i in range(5):
+        profile = aug.draw(np.random.default_rng((2, i)))
+        wet = aug.apply(speech(), Profile(rir=profile.rir))
+        added = aug.apply(speech(), profile) - wet
+        assert decibel(wet) - decibel(added) == pytest.approx(profile.snr, abs=0.02)
+
+
+def test_reverberation_is_the_aligned_convolution(lists):
+    aug = Augmenter(AugmentConfig(rir=lists["rir"], prob=1))
+    for row in (0, 1):
+        h, _ = soundfile.read(lists["rir"].replace("wav.scp", f"{row}.wav"))
+        h = h[40:, 0]  # the first channel, from its peak
+        expected = np.convolve(speech(), h / np.sqrt(np.sum(h**2)))[:32000]
+        # the response is cut where 1e-6 of its energy is left
+        np.testing.assert_allclose(aug.apply(speech(), Profile(rir=row)), expected, atol=2e-3)
+        assert decibel(expected) == pytest.approx(decibel(speech()), abs=1)
+    assert aug.apply(speech(999), Profile(rir=1)).shape == (999,)
+
+
+def test_a_profile_is_an_augmentation(lists):
+    """Same profile twice, from another object, after other calls: same samples. It is hashable and small."""
+    config = AugmentConfig(**lists, prob=1, speeds=(0.9, 1.0, 1.1))
+    one, two = Augmenter(config), Augmenter(config)
+    drawn = [one.draw(np.random.default_rng((3, i))) for i in range(30)]
+    assert drawn == [two.draw(np.random.default_rng((3, i))) for i in range(30)]
+    assert len(set(drawn)) > 25
+    assert {p.kind for p in drawn} == {"", "noise", "babble", "music"} and {p.speed for p in drawn} == {
+        0.9,
+        1.0,
+        1.1,
+    }
+    first = [one.apply(speech(), p) for p in drawn]
+    for p, x in reversed(list(zip(drawn, first))):
+        np.testing.assert_array_equal(two.apply(speech(), p), x)
+    # two crops of one profile get the same noise: the difference of outputs is that of the inputs
+    p = Profile(kind="noise", rows=(0,), offsets=(0.3,), snr=5.0)
+    a, b = speech(seed=1), speech(seed=2)
+    na, nb = one.apply(a, p) - a, one.apply(b, p) - b
+    assert np.corrcoef(na, nb)[0, 1] > 0.9999
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), num=st.integers(1, 20000), silent=st.booleans())
+def test_any_draw_keeps_length_and_is_finite(lists, seed, num, silent):
+    aug = Augmenter(AugmentConfig(**lists, speeds=(0.5, 1.0, 2.0)))
+    profile = aug.draw(np.random.default_rng(seed))
+    wave = np.zeros(num, np.float32) if silent else speech(num)
+    before = wave.copy()
+    out = aug.apply(wave, profile)
+    assert out.shape == (num,) and out.dtype == np.float32 and np.isfinite(out).all()
+    np.testing.assert_array_equal(wave, before)
+    if silent:
+        assert not out.any()
+
+
+def test_probability_and_weights(lists):
+    aug = Augmenter(AugmentConfig(**lists, prob=0.6, reverb_weight=1, additive_weight=2, both_weight=1))
+    drawn = [aug.draw(np.random.default_rng((4, i))) for i in range(4000)]
+    share = {
+        (rir, add): np.mean([(p.rir >= 0, bool(p.kind)) == (rir, add) for p in drawn])
+        for rir in (True, False)
+        for add in (True, False)
+    }
+    # four standard deviations of a share of 4000 are below 0.031
+    assert share[False, False] == pytest.approx(0.4, abs=0.031)
+    assert share[True, False] == pytest.approx(0.15, abs=0.031)
+    assert share[False, True] == pytest.approx(0.3, abs=0.031)
+    assert share[True, True] == pytest.approx(0.15, abs=0.031)
+    kinds = [p.kind for p in drawn if p.kind]
+    assert kinds.count("music") / len(kinds) == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_speed(lists):
+    aug = Augmenter(AugmentConfig(prob=0, speeds=(1.1,), rir_bank=0))
+    p = aug.draw(np.random.default_rng(0))
+    need = aug.source_length(16000, p)
+    assert (p.speed, need) == (1.1, 17601)
+    tone = np.sin(2 * np.pi * 1000 / RATE * np.arange(need)).astype("f4")
+    out = aug.apply(tone, p, 16000)
+    assert out.shape == (16000,)
+    np.testing.assert_array_equal(out, soxr.resample(tone, RATE * 1.1, RATE)[:16000])
+    assert np.argmax(np.abs(np.fft.rfft(out))) == 1100  # 1 s: bin = Hz
+    assert aug.apply(tone[:16000], p).shape == (16000,)
+
+
+def test_babble_from_the_training_data(lists):
+    reader = AudioReader(DataDir.read(lists["music"]))
+    with pytest.raises(UserError, match="babble: self needs the training data"):
+        Augmenter(AugmentConfig(babble="self", rir_bank=0))
+    aug = Augmenter(AugmentConfig(babble="self", prob=1, rir_bank=0), train=reader)
+    profile = aug.draw(np.random.default_rng(0))
+    added = aug.apply(speech(), profile) - speech()
+    total = 0
+    for row, offset in zip(profile.rows, profile.offsets):
+        x = reader.read(row, int(offset * (60000 - 32000 + 1)), 32000)
+        total = total + x / x.std()
+    assert np.corrcoef(added, total)[0, 1] > 0.9999
+
+
+def test_short_noise_is_repeated(lists):
+    aug = Augmenter(AugmentConfig(noise=lists["noise"], prob=1, rir_bank=0))
+    added = aug.apply(speech(), Profile(kind="noise", rows=(1,), offsets=(0.5,), snr=0.0)) - speech()
+    np.testing.assert_allclose(added[:5000], added[5000:10000], atol=1e-6)
+    x, _ = soundfile.read(lists["noise"].replace("data", "1.wav"))
+    assert np.corrcoef(added[:2500], x[2500:])[0, 1] > 0.9999
+
+
+def test_empty_lists_are_dropped_and_logged(tmp_path, caplog):
+    (tmp_path / "empty.scp").touch()
+    config = AugmentConfig(noise=str(tmp_path / "empty.scp"), rir_bank=0, prob=1)
+    aug = Augmenter(config)
+    assert "noise list" in caplog.text and "empty" in caplog.text and "crops stay as they are" in caplog.text
+    assert aug.draw(np.random.default_rng(0)) == Profile()
+    with pytest.raises(UserError, match="the noise list does not exist"):
+        Augmenter(AugmentConfig(noise=str(tmp_path / "gone")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prob": 1.5},
+        {"reverb_weight": -1.0},
+        {"noise_snr": (5, 0)},
+        {"babble_speakers": (0, 2)},
+        {"speeds": (3.0,)},
+    ],
+)
+def test_impossible_settings(wrong):
+    with pytest.raises(UserError, match=f"augment.{next(iter(wrong))}: "):
+        Augmenter(AugmentConfig(**wrong))
+
+
+def test_cache_gives_the_same(lists):
+    disk = Augmenter(AugmentConfig(noise=lists["noise"], prob=1, rir_bank=0))
+    held = Augmenter(AugmentConfig(noise=lists["noise"], prob=1, rir_bank=0, cache_mb=1))
+    for i in range(5):
+        p = disk.draw(np.random.default_rng(i))
+        np.testing.assert_array_equal(held.apply(speech(), p), disk.apply(speech(), p))
+
+
+def reverberation_time(rir):
+    """T20 by Schroeder's backward integration, fitted from -5 to -25 dB."""
+    level = 10 * np.log10(np.cumsum((rir.astype(float) ** 2)[::-1])[::-1])
+    a, b = np.argmax(level < -5), np.argmax(level < -25)
+    slope = np.polyfit(np.arange(a, b) / RATE, level[a:b], 1)[0]
+    return -60 / slope
+
+
+def test_simulated_rooms(tmp_path):
+    for i, rt60 in enumerate([0.2, 0.4, 0.6]):
+        rirs = [rooms.simulate(np.random.default_rng((i, k)), (rt60, rt60), (0.5, 2.0)) for k in range(6)]
+        for h in rirs:
+            assert h.dtype == np.float32 and np.argmax(np.abs(h)) == 0 and len(h) <= rooms.MAX_LENGTH
+            assert np.sum(h**2) == pytest.approx(1, abs=1e-4)
+        assert np.median([reverberation_time(h) for h in rirs]) == pytest.approx(rt60, rel=0.35)
+
+
+def test_bank_is_fixed_and_kept(tmp_path, monkeypatch):
+    args = (4, 7, (0.1, 0.3), (0.5, 2.0))
+    fresh, kept = rooms.bank(*args), rooms.bank(*args, tmp_path)
+    assert [p.name[:9] for p in tmp_path.iterdir()] == ["rir_bank-"]
+    monkeypatch.setattr(rooms, "simulate", None)  # from here on only the file can answer
+    for a, b, c in zip(fresh, kept, rooms.bank(*args, tmp_path)):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+    aug = Augmenter(
+        AugmentConfig(prob=1, rir_bank=4, rir_rt60=(0.1, 0.3), rir_distance=(0.5, 2.0)), 7, cache_dir=tmp_path
+    )
+    assert {aug.draw(np.random.default_rng(i)).rir for i in range(60)} == {0, 1, 2, 3}
