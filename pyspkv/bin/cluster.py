@@ -1,0 +1,179 @@
+"""Cluster embeddings into pseudo-speakers and write the round's data directory.
+
+    python -m pyspkv.bin.cluster --embeddings embed/embedding.scp --data data --out-data round1/data \\
+        --num-clusters 7500 --report round1/report.json
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from pyspkv.errors import UserError, run
+
+METHODS = ("kmeans-ahc", "kmeans", "ahc")
+
+
+def parse(argv=None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.cluster",
+        description="Cluster embeddings; write a data directory whose utt2spk holds the clusters.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--embeddings", required=True, metavar="SCP", help="embedding.scp of bin.extract")
+    p.add_argument("--data", required=True, metavar="DIR", help="data directory; its speakers are not used")
+    p.add_argument(
+        "--out-data", required=True, metavar="DIR", help="new data directory, all of --data relabelled"
+    )
+    p.add_argument("--method", choices=METHODS, default="kmeans-ahc", help="two steps, or one of them")
+    p.add_argument("--num-clusters", default="auto", metavar="K", help="number of clusters, or auto")
+    p.add_argument(
+        "--num-kmeans", type=int, default=0, metavar="K1", help="k-means centroids; 0: 50,000 per 1,092,009"
+    )
+    p.add_argument("--iterations", type=int, default=20, metavar="N", help="k-means iterations at most")
+    p.add_argument("--linkage", choices=("ward", "average", "complete"), default="ward")
+    p.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean")
+    p.add_argument(
+        "--previous", metavar="DIR", help="the round before: its cluster ids are kept where they match"
+    )
+    p.add_argument(
+        "--min-size", type=int, default=1, metavar="N", help="drop the utterances of smaller clusters"
+    )
+    p.add_argument("--truth", metavar="UTT2SPK", help="true speakers, only for the report's diagnostics")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--report", metavar="FILE", help="report.json; default beside --out-data")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    args = p.parse_args(argv)
+    if args.num_clusters != "auto":
+        if not args.num_clusters.isdigit() or int(args.num_clusters) < 1:
+            p.error(f"--num-clusters {args.num_clusters}: a number from 1, or auto")
+        args.num_clusters = int(args.num_clusters)
+    for name in ("num_kmeans", "min_size", "iterations"):
+        if getattr(args, name) < (0 if name == "num_kmeans" else 1):
+            p.error(f"--{name.replace('_', '-')} {getattr(args, name)}: too small")
+    if args.linkage == "ward" and args.metric != "euclidean":
+        p.error("--linkage ward is defined for --metric euclidean (embeddings are normalised either way)")
+    return args
+
+
+def _numbers(speakers: list[str]):
+    """`c00012` -> 12; any other speaker name -> -1 (no cluster id of ours)."""
+    import numpy as np
+
+    return np.array(
+        [int(s[1:]) if s[:1] == "c" and s[1:].isdigit() else -1 for s in speakers], dtype=np.int64
+    )
+
+
+def match_previous(labels, utts: list[str], previous):
+    """Ids matched to the previous round's (int64 [N]) and the stability figures over the common utterances."""
+    import numpy as np
+
+    from pyspkv.labels import quality
+
+    old_of = dict(zip(previous.utts, previous.spk))
+    common = np.array([u in old_of for u in utts])
+    if not common.any():
+        raise UserError("shares no utterance with --data", file=previous.path, mend="pass the round before")
+    names = [old_of.get(u, "") for u in utts]
+    old = _numbers(names)
+    if (old[common] < 0).any():  # speakers of another source: keep their order as ids
+        uniq, codes = np.unique(np.array(names)[common], return_inverse=True)
+        old[common] = codes
+    matched = quality.match_labels(labels, old)
+    return matched, quality.stability(labels[common], old[common])
+
+
+def main() -> int | None:
+    args = parse()
+    start = time.time()
+    from pyspkv.atomic import atomic_file
+    from pyspkv.datadir import DataDir, read_table
+    from pyspkv.embeddings import read_embeddings
+
+    data = DataDir.read(args.data)
+    previous = DataDir.read(args.previous, need_wav=False) if args.previous else None
+    truth = read_table(args.truth) if args.truth else None
+    if truth is not None and (missing := [u for u in data.utts if u not in truth]):
+        raise UserError(
+            f"{len(missing)} utterances of --data are missing, the first {missing[0]}", file=args.truth
+        )
+    emb = read_embeddings(args.embeddings)
+    import numpy as np
+
+    from pyspkv.labels import clustering, quality
+
+    x = _rows(emb, data, args)
+    del emb
+    n = len(x)
+    k1 = min(args.num_kmeans or max(round(n * 50_000 / 1_092_009), 2), n)
+    wanted = args.num_clusters
+    if wanted != "auto" and wanted > n:
+        raise UserError(f"--num-clusters {wanted} is more than the {n} utterances", file=args.data)
+    print(clustering.memory_estimate(n, x.shape[1], args.method, k1), file=sys.stderr)
+    labels, info = clustering.cluster(
+        x, args.method, wanted, num_kmeans=k1, linkage=args.linkage, metric=args.metric,
+        max_iter=args.iterations, seed=args.seed, device=args.device,
+    )  # fmt: skip
+    report = {"num_clusters": 0, "method": args.method, "seed": args.seed, **info}
+    if previous is not None:
+        labels, report["stability"] = match_previous(labels, data.utts, previous)
+    counts = np.bincount(labels)
+    keep = counts[labels] >= args.min_size
+    if not keep.any():
+        raise UserError(f"no cluster has --min-size {args.min_size} utterances", file=args.data)
+    width = max(5, len(str(int(labels.max()))))
+    speakers = [f"c{label:0{width}d}" for label in labels.tolist()]
+    report["dropped_utts"] = int((~keep).sum())
+    report["dropped_clusters"] = int(((counts > 0) & (counts < args.min_size)).sum())
+    out = data.with_speakers(speakers)
+    if not keep.all():
+        out = out.subset([u for u, good in zip(data.utts, keep) if good])
+    report["sizes"] = quality.sizes(labels[keep])
+    report["num_clusters"] = report["sizes"]["num_clusters"]
+    report["quality"] = quality.similarity(x[keep] if not keep.all() else x, labels[keep], seed=args.seed)
+    if truth is not None:
+        true = np.array([truth[u] for u in data.utts])
+        report["diagnostics"] = quality.diagnostics(labels[keep], true[keep])
+    out.write(args.out_data)
+    report["label_hash"] = out.label_hash()
+    report["seconds"] = round(time.time() - start, 2)
+    path = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
+    with atomic_file(path) as f:
+        json.dump(report, f, indent=1)
+        f.write("\n")
+    s = report["sizes"]
+    print(f"{s['num_clusters']} clusters, sizes {s['size_min']} / {s['size_median']:g} / {s['size_max']} "
+          f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip
+    print(f"data directory: {args.out_data}")
+    return 0
+
+
+def _rows(emb, data, args):
+    """float32 [N, D] unit vectors in the order of data.utts. UserError names utterances without an embedding."""
+    import numpy as np
+
+    from pyspkv.labels.clustering import unit_rows
+
+    row = {u: i for i, u in enumerate(emb.ids)}
+    missing = [u for u in data.utts if u not in row]
+    if missing:
+        some = " ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        raise UserError(
+            f"{len(missing)} of {len(data.utts)} utterances have no embedding: {some}",
+            file=args.embeddings,
+            mend=f"python -m pyspkv.bin.extract --data {data.path}, or utils/subset_data_dir.sh",
+        )
+    x = emb.vectors()
+    order = np.fromiter((row[u] for u in data.utts), dtype=np.int64, count=len(data.utts))
+    if len(order) != len(x) or (order != np.arange(len(x))).any():
+        x = x[order]
+    bad = unit_rows(x)
+    if len(bad):
+        raise UserError(f"embedding of utterance {data.utts[bad[0]]} is all zeros", file=args.embeddings)
+    return x
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,216 @@
+"""How good is a clustering: statistics that need no labels, stability between rounds, and (only with a truth) diagnostics."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def _codes(labels: Sequence) -> np.ndarray:
+    """Any labels [N] -> int64 codes 0..K-1 [N], in sorted order of the labels."""
+    return np.unique(np.asarray(labels), return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def sizes(labels: Sequence) -> dict:
+    """Cluster sizes: count, min, median, max, singletons and the effective number exp(H) of clusters.
+
+    H is the entropy (nats) of the cluster proportions: equal clusters give the count itself, one giant cluster 1.
+    """
+    counts = np.bincount(_codes(labels))
+    p = counts / counts.sum()
+    return {
+        "num_clusters": int(len(counts)),
+        "num_utts": int(counts.sum()),
+        "size_min": int(counts.min()),
+        "size_median": float(np.median(counts)),
+        "size_max": int(counts.max()),
+        "singletons": int((counts == 1).sum()),
+        "effective_clusters": float(np.exp(-(p * np.log(p)).sum())),
+    }
+
+
+def similarity(x: np.ndarray, labels: Sequence, *, sample: int = 20_000, seed: int = 0) -> dict:
+    """Mean cosine of utterances to their own centre and to the nearest other centre; simplified silhouette of a sample.
+
+    x: float [N, D], labels [N]. The centres are the normalised means of the unit vectors, an utterance's own one
+    without itself (so that singletons do not look perfect: they count 0). The silhouette is Vendramin et al. 2010's
+    simplified one, (b - a) / max(a, b) with cosine distances a, b to the own and the nearest other centre. `sample`
+    utterances are drawn from `seed`; memory is O(sample block x K), never N x N.
+    """
+    codes = _codes(labels)
+    n, k = len(codes), int(codes.max()) + 1
+    x = np.asarray(x, dtype=np.float32)
+    norms = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    sums = np.zeros((k, x.shape[1]), dtype=np.float64)
+    counts = np.bincount(codes, minlength=k)
+    order = np.argsort(codes, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    for first in range(0, k, 4096):  # blocks: the sorted copy of all of x is never in memory
+        last = min(first + 4096, k)
+        rows = order[starts[first] : starts[last]]
+        sums[first:last] = np.add.reduceat(
+            x[rows] / norms[rows], starts[first:last] - starts[first], axis=0, dtype=np.float64
+        )
+    length = np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    centres = (sums / length).astype(np.float32)
+    rows = np.sort(np.random.default_rng(seed).choice(n, min(n, sample), replace=False))
+    within, between = np.zeros(len(rows)), np.full(len(rows), -1.0)
+    for first in range(0, len(rows), 1024):
+        part = rows[first : first + 1024]
+        unit = x[part] / norms[part]
+        rest = sums[codes[part]] - unit
+        rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
+        within[first : first + 1024] = (rest * unit).sum(1)
+        if k > 1:
+            cos = unit @ centres.T
+            cos[np.arange(len(part)), codes[part]] = -np.inf
+            between[first : first + 1024] = cos.max(1)
+    a, b = 1 - within, 1 - between
+    single = counts[codes[rows]] == 1
+    silhouette = (
+        np.where(single, 0.0, (b - a) / np.maximum(np.maximum(a, b), 1e-12)) if k > 1 else np.zeros(len(rows))
+    )
+    keep = ~single if (~single).any() else single
+    return {
+        "within_similarity": float(within[keep].mean()),
+        "between_similarity": float(between.mean()) if k > 1 else None,
+        "silhouette": float(silhouette.mean()),
+        "sampled_utts": int(len(rows)),
+    }
+
+
+def contingency(a: np.ndarray, b: np.ndarray):
+    """Codes a, b int64 [N] -> scipy sparse int64 [max(a)+1, max(b)+1], entry = number of shared utterances."""
+    from scipy.sparse import coo_matrix
+
+    shape = (int(a.max()) + 1, int(b.max()) + 1)
+    return coo_matrix((np.ones(len(a), dtype=np.int64), (a, b)), shape=shape).tocsr()
+
+
+def match_labels(new: Sequence[int], old: Sequence[int]) -> np.ndarray:
+    """Give the clusters of `new` the ids of the clusters of `old` that they overlap most: int64 [N].
+
+    new, old: integer ids [N] of the same utterances, old < 0 where the previous round did not have the utterance.
+    One-to-one assignment of maximum total overlap (Hungarian method on the sparse contingency, solved separately
+    in each connected component, so thousands of clusters need no dense K x K array). Clusters without a partner get
+    fresh ids from max(old) + 1 upwards, in order of their first utterance.
+    """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import bmat
+    from scipy.sparse.csgraph import connected_components
+
+    new, old = np.asarray(new), np.asarray(old)
+    if new.shape != old.shape:
+        raise ValueError(f"new has {len(new)} labels, old has {len(old)}")
+    uniq_new, first, new_codes = np.unique(new, return_index=True, return_inverse=True)
+    out = np.full(len(uniq_new), -1, dtype=np.int64)
+    known = old >= 0
+    if known.any():
+        uniq_old, old_codes = np.unique(old[known], return_inverse=True)
+        table = contingency(new_codes[known], old_codes)
+        table.resize(len(uniq_new), len(uniq_old))
+        _, comp = connected_components(bmat([[None, table], [table.T, None]]), directed=False)
+        rows_of, cols_of = comp[: len(uniq_new)], comp[len(uniq_new) :]
+        row_order, col_order = np.argsort(rows_of, kind="stable"), np.argsort(cols_of, kind="stable")
+        bounds = np.arange(comp.max() + 2)
+        row_at = np.searchsorted(rows_of[row_order], bounds)
+        col_at = np.searchsorted(cols_of[col_order], bounds)
+        for c in range(comp.max() + 1):
+            rows = row_order[row_at[c] : row_at[c + 1]]
+            cols = col_order[col_at[c] : col_at[c + 1]]
+            if len(rows) == 0 or len(cols) == 0:
+                continue
+            dense = table[rows][:, cols].toarray() if len(rows) > 1 or len(cols) > 1 else np.ones((1, 1))
+            r, s = linear_sum_assignment(dense, maximize=True)
+            good = dense[r, s] > 0
+            out[rows[r[good]]] = uniq_old[cols[s[good]]]
+    fresh = np.flatnonzero(out < 0)
+    fresh = fresh[np.argsort(first[fresh], kind="stable")]
+    start = int(old.max()) + 1 if known.any() else 0
+    out[fresh] = np.arange(start, start + len(fresh))
+    return out[new_codes.reshape(-1)]
+
+
+def stability(new: Sequence, old: Sequence) -> dict:
+    """Agreement of two rounds' labels of the same utterances: AMI, ARI, share of utterances in matched clusters."""
+    from sklearn.metrics import adjusted_rand_score
+
+    a, b = _codes(new), _codes(old)
+    matched = match_labels(a, b)
+    return {
+        "common_utts": int(len(a)),
+        "ami": adjusted_mutual_info(a, b),
+        "ari": float(adjusted_rand_score(b, a)),
+        "kept": float((matched == b).mean()),
+    }
+
+
+def adjusted_mutual_info(a: Sequence, b: Sequence) -> float:
+    """AMI of two labellings [N] with arithmetic averaging (Vinh et al. 2010, JMLR 11, eq. 24), as scikit-learn.
+
+    The expected mutual information needs each pair of *distinct cluster sizes* once, not each pair of clusters:
+    seconds where scikit-learn 1.9 takes ten minutes (1,092,009 utterances, 5,994 x 7,500 clusters).
+    """
+    from scipy.special import gammaln
+
+    table = contingency(_codes(a), _codes(b)).tocoo()
+    n = int(table.data.sum())
+    size_a, size_b = np.asarray(table.sum(1)).ravel(), np.asarray(table.sum(0)).ravel()
+    if len(size_a) == len(size_b) == 1 or len(size_a) == len(size_b) == n:
+        return 1.0
+    p = table.data / n
+    mutual = (p * (np.log(p) + 2 * np.log(n) - np.log(size_a[table.row]) - np.log(size_b[table.col]))).sum()
+    entropy = [-(s / n * np.log(s / n)).sum() for s in (size_a, size_b)]
+    lg = gammaln(np.arange(n + 2))  # lg[k + 1] = ln k!
+    uniq_a, num_a = np.unique(size_a, return_counts=True)
+    uniq_b, num_b = np.unique(size_b, return_counts=True)
+    expected = 0.0
+    for s, times in zip(uniq_a.tolist(), num_a.tolist()):
+        # overlap k of clusters of s and t utterances is hypergeometric: mean s t / n, and nothing of weight
+        # lies beyond a dozen deviations plus forty
+        mean = s * uniq_b / n
+        low = np.maximum(np.maximum(1, s + uniq_b - n), np.floor(mean - 12 * np.sqrt(mean) - 40)).astype(
+            np.int64
+        )
+        high = np.minimum(np.minimum(s, uniq_b), np.ceil(mean + 12 * np.sqrt(mean) + 40)).astype(np.int64)
+        count = high - low + 1
+        col = np.repeat(np.arange(len(uniq_b)), count)
+        k = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + low[col]
+        t = uniq_b[col]
+        log_p = lg[s + 1] + lg[t + 1] + lg[n - s + 1] + lg[n - t + 1] - lg[n + 1]
+        log_p = log_p - lg[k + 1] - lg[s - k + 1] - lg[t - k + 1] - lg[n - s - t + k + 1]
+        expected += times * (num_b[col] * k / n * np.log(n * k / (s * t)) * np.exp(log_p)).sum()
+    scale = (entropy[0] + entropy[1]) / 2 - expected
+    scale = max(scale, np.finfo(float).eps) if scale >= 0 else min(scale, -np.finfo(float).eps)
+    return float((mutual - expected) / scale)
+
+
+def diagnostics(labels: Sequence, truth: Sequence) -> dict:
+    """Truth-based numbers, for reports only: NMI (arithmetic), AMI, ARI, purity, pair precision/recall/F.
+
+    purity: share of utterances whose cluster's majority speaker is theirs (size-weighted); speaker_purity: the same
+    with roles swapped. Pair F: over pairs of utterances, "same cluster" as a detector of "same speaker".
+    """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    a, b = _codes(labels), _codes(truth)
+    table = contingency(a, b).astype(np.float64)
+    both = (table.data * (table.data - 1)).sum()
+    in_cluster = np.asarray(table.sum(1)).ravel()
+    in_speaker = np.asarray(table.sum(0)).ravel()
+    cluster_pairs, speaker_pairs = (
+        (in_cluster * (in_cluster - 1)).sum(),
+        (in_speaker * (in_speaker - 1)).sum(),
+    )
+    precision = both / cluster_pairs if cluster_pairs else 1.0
+    recall = both / speaker_pairs if speaker_pairs else 1.0
+    return {
+        "nmi": float(normalized_mutual_info_score(b, a)),
+        "ami": adjusted_mutual_info(b, a),
+        "ari": float(adjusted_rand_score(b, a)),
+        "purity": float(table.max(1).toarray().sum() / len(a)),
+        "speaker_purity": float(table.max(0).toarray().sum() / len(a)),
+        "pair_precision": float(precision),
+        "pair_recall": float(recall),
+        "pair_f": float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0,
+        "num_speakers": int(b.max()) + 1,
+    }
