@@ -30,15 +30,19 @@ class Fbank(nn.Module):
         from torchaudio.compliance.kaldi import get_mel_banks  # slow import, needed only to build
 
         mel, _ = get_mel_banks(n_mels, FFT, 16000.0, low_hz, high_hz, 100.0, -500.0, 1.0)
-        self.register_buffer("mel", F.pad(mel, (0, 1)).T.contiguous(), persistent=False)  # [FFT / 2 + 1, n_mels]
+        self.register_buffer(
+            "mel", F.pad(mel, (0, 1)).T.contiguous(), persistent=False
+        )  # [FFT / 2 + 1, n_mels]
         hann = torch.hann_window(WINDOW, periodic=False)
         self.register_buffer("window", hann.pow(0.85), persistent=False)  # Kaldi's Povey window
 
     @torch.no_grad()
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if int(lengths.min()) < WINDOW:
-            raise UserError(f"an utterance of {int(lengths.min())} samples is shorter than one 25 ms frame",
-                            mend="drop utterances under 0.1 s (utils/fix_data_dir.sh with utt2dur, or --min-dur)")
+            raise UserError(
+                f"an utterance of {int(lengths.min())} samples is shorter than one 25 ms frame",
+                mend="drop utterances under 0.1 s (utils/fix_data_dir.sh with utt2dur, or --min-dur)",
+            )
         with torch.autocast(wave.device.type, enabled=False):
             frames = (wave.float() * 32768.0).unfold(1, WINDOW, HOP)  # [B, F, 400]
             frames = frames - frames.mean(-1, keepdim=True)

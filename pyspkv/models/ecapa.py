@@ -37,7 +37,9 @@ class TimeConv(nn.Module):
         if self.kernel > 1:
             half = self.dilation * (self.kernel - 1) // 2
             size, x = x.shape[1], F.pad(x, (0, 0, half, half))
-            x = torch.cat([x[:, i * self.dilation : i * self.dilation + size] for i in range(self.kernel)], -1)
+            x = torch.cat(
+                [x[:, i * self.dilation : i * self.dilation + size] for i in range(self.kernel)], -1
+            )
         return self.linear(x)
 
 

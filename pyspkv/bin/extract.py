@@ -1,0 +1,39 @@
+"""Embed every utterance of a data directory: writes OUT/embedding.ark and OUT/embedding.scp."""
+
+import argparse
+
+from pyspkv.errors import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.extract", description=__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="DIR[@best|last]", help="run folder of bin.train, or an import"
+    )
+    parser.add_argument("--data", required=True, metavar="DIR")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
+    args = parser.parse_args()
+    import torch
+    from tqdm import tqdm
+
+    from pyspkv.checkpoint import load_encoder
+    from pyspkv.datadir import DataDir
+    from pyspkv.embed import embed_rows
+    from pyspkv.embeddings import EmbeddingWriter
+
+    data = DataDir.read(args.data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(args.model).to(device)
+    rows = embed_rows(encoder, data, device, args.precision, args.allow_pipes)
+    with EmbeddingWriter(args.out) as write:
+        for row, vector in tqdm(
+            rows, total=len(data.utts), unit="utt", desc="embed", disable=None, leave=False
+        ):
+            write(data.utts[row], vector)
+    print(f"embeddings: {args.out}/embedding.scp")
+
+
+if __name__ == "__main__":
+    run(main)

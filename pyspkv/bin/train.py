@@ -1,0 +1,78 @@
+"""Train an encoder: `python -m pyspkv.bin.train --config YAML --data DIR --exp DIR`. A rerun resumes."""
+
+import argparse
+from pathlib import Path
+
+from pyspkv.errors import UserError, run
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.train", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="YAML", help="what differs from the defaults")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="data directory; utt2spk holds the classes"
+    )
+    parser.add_argument(
+        "--unlabelled", metavar="DIR", help="second data directory of semi-supervised objectives"
+    )
+    parser.add_argument("--dev", metavar="DIR", help="declared dev directory of other speakers")
+    parser.add_argument(
+        "--dev-trials", metavar="FILE", help="trials over --dev; the lowest EER becomes @best"
+    )
+    parser.add_argument(
+        "--patience", type=int, default=0, metavar="N", help="stop after N epochs without a better dev EER"
+    )
+    parser.add_argument("--exp", required=True, metavar="DIR", help="run folder")
+    parser.add_argument(
+        "--init", metavar="DIR[@best|last]", help="start from this run's encoder, with new heads"
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config keys"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    args = parser.parse_args()
+    if (args.dev is None) != (args.dev_trials is None):
+        parser.error("--dev and --dev-trials go together")
+    if args.patience and args.dev is None:
+        parser.error("--patience needs --dev and --dev-trials")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    from pyspkv import config as cfg
+    from pyspkv import distributed
+    from pyspkv.datadir import DataDir
+    from pyspkv.trainer import TrainConfig, Trainer
+
+    config = cfg.load(TrainConfig, args.config, args.set)
+    if args.print_config:
+        print(cfg.to_yaml(config), end="")
+        return
+    data, unlabelled, dev = (DataDir.read(d) if d else None for d in (args.data, args.unlabelled, args.dev))
+    if args.dev_trials and not Path(args.dev_trials).is_file():
+        raise UserError("no such trials file", file=args.dev_trials)
+    if dev is not None and (shared := set(dev.spk) & set(data.spk)):
+        raise UserError(
+            f"dev and training share {len(shared)} speakers ({min(shared)}, ...)",
+            file=args.dev,
+            mend="hold other speakers out as dev",
+        )
+    exp = Path(args.exp)
+    Trainer(
+        config,
+        data,
+        exp,
+        unlabelled=unlabelled,
+        dev=dev,
+        dev_trials=args.dev_trials,
+        init=args.init,
+        patience=args.patience,
+    ).run()
+    if distributed.rank() == 0:
+        print(f"model: {exp}")
+    distributed.close()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,162 @@
+"""A run's state on disk: `ckpt-<step>/` folders that appear whole, `LATEST` and `best` that point at one.
+
+    model.safetensors   the objective's state_dict (encoder, heads, teachers, per-utterance arrays)
+    optim.safetensors   optimiser tensors;   state.json   everything else (step, groups, counters, label hash)
+
+No random state is stored: batches and dropout draw from (seed, step), see trainer.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pyspkv import config as cfg
+from pyspkv.atomic import atomic_dir, atomic_file
+from pyspkv.errors import UserError
+
+
+def _pointer(exp: Path, name: str) -> Path | None:
+    file = exp / name
+    if not file.is_file():
+        return None
+    target = exp / file.read_text().strip()
+    if not (target / "state.json").is_file():
+        raise UserError(f"points at {target.name}, which is not a whole checkpoint", file=file)
+    return target
+
+
+def latest(exp: str | Path) -> Path | None:
+    return _pointer(Path(exp), "LATEST")
+
+
+def find(model: str | Path) -> Path:
+    """`DIR`, `DIR@last`, `DIR@best` or a `ckpt-<step>` folder itself -> the checkpoint folder."""
+    name, _, which = str(model).partition("@")
+    exp = Path(name)
+    if not exp.is_dir():
+        raise UserError("no such model folder", file=exp, mend="pass the --exp folder of a bin.train run")
+    if (exp / "state.json").is_file():
+        return exp
+    if which not in ("", "last", "best"):
+        raise UserError(f"'@{which}' is neither @last nor @best", file=model)
+    found = _pointer(exp, "best" if which == "best" else "LATEST")
+    if found is None:
+        why = (
+            "no dev list was declared, so no checkpoint is the best"
+            if which == "best"
+            else "no checkpoint yet"
+        )
+        raise UserError(
+            why, file=exp, mend="use @last" if which == "best" else "train first (bin.train --exp)"
+        )
+    return found
+
+
+def _pack(optimisers: dict[str, torch.optim.Optimizer]) -> tuple[dict, dict]:
+    tensors, plain = {}, {}
+    for name, optimiser in optimisers.items():
+        state = optimiser.state_dict()
+        plain[name] = state["param_groups"]
+        for i, entries in state["state"].items():
+            for key, value in entries.items():
+                tensors[f"{name}/{i}/{key}"] = torch.as_tensor(value)
+    return tensors, plain
+
+
+def _unpack(optimisers: dict[str, torch.optim.Optimizer], tensors: dict, plain: dict) -> None:
+    for name, optimiser in optimisers.items():
+        state: dict[int, dict] = {}
+        for full, value in tensors.items():
+            owner, i, key = full.split("/")
+            if owner == name:
+                state.setdefault(int(i), {})[key] = value
+        optimiser.load_state_dict({"state": state, "param_groups": plain[name]})
+
+
+def save(
+    exp: Path, step: int, model: torch.nn.Module, optimisers: dict, state: dict, best: bool = False
+) -> None:
+    """Write `ckpt-<step>`, point LATEST (and best) at it, keep the last two and the best."""
+    target = exp / f"ckpt-{step}"
+    tensors, groups = _pack(optimisers)
+    with atomic_dir(target) as tmp:
+        # clone: safetensors refuses tensors that share memory
+        save_file(
+            {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, tmp / "model.safetensors"
+        )
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp / "optim.safetensors")
+        with open(tmp / "state.json", "w") as f:
+            json.dump({**state, "step": step, "optimisers": groups}, f, indent=1)
+    for name in ["LATEST"] + ["best"] * best:
+        with atomic_file(exp / name) as f:
+            f.write(target.name + "\n")
+    keep = {p for p in (latest(exp), _pointer(exp, "best")) if p}
+    steps = sorted((int(p.name[5:]), p) for p in exp.glob("ckpt-*"))
+    for _, path in steps[:-2]:
+        if path not in keep:
+            shutil.rmtree(path)
+    for left in exp.glob(".*ckpt-*"):  # of a killed save
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def tensors(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / name)
+    except (SafetensorError, FileNotFoundError) as err:
+        raise UserError(f"not a readable safetensors file ({err})", file=folder / name) from None
+
+
+def state(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "state.json").read_text())
+    except (json.JSONDecodeError, FileNotFoundError) as err:
+        raise UserError(f"not a checkpoint's state ({err})", file=folder / "state.json") from None
+
+
+def restore(folder: Path, model: torch.nn.Module, optimisers: dict) -> dict[str, Any]:
+    """Load everything of `ckpt-<step>` and return its state."""
+    saved = state(folder)
+    model.load_state_dict(tensors(folder))
+    _unpack(optimisers, tensors(folder, "optim.safetensors"), saved["optimisers"])
+    return saved
+
+
+def body(folder: Path) -> dict[str, torch.Tensor]:
+    """The evaluated encoder's weights: what `--init` and extraction take from a checkpoint."""
+    prefix = state(folder)["evaluates"] + "."
+    return {k[len(prefix) :]: v for k, v in tensors(folder).items() if k.startswith(prefix)}
+
+
+def encoder_config(folder: Path) -> Any:
+    """The encoder's config from the run folder's config.yaml (next to its checkpoints)."""
+    from pyspkv.trainer import TrainConfig
+
+    return cfg.load(TrainConfig, folder.parent / "config.yaml").encoder
+
+
+def load_encoder(model: str | Path, which: str = "last") -> torch.nn.Module:
+    """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
+    folder = find(model if "@" in str(model) else f"{model}@{which}")
+    encoder = cfg.build("encoder", encoder_config(folder))
+    encoder.load_state_dict(body(folder))
+    return encoder.eval()
+
+
+def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
+    """`--init`: the body of another run; heads stay new. A different architecture is refused with the first key."""
+    folder = find(model)
+    theirs, ours = body(folder), encoder.state_dict()
+    for key in [*ours, *theirs]:
+        if key not in theirs or key not in ours or ours[key].shape != theirs[key].shape:
+            shapes = [tuple(d[key].shape) if key in d else "absent" for d in (theirs, ours)]
+            raise UserError(
+                f"its encoder differs from this config's: {key} is {shapes[0]} there and {shapes[1]} here",
+                file=folder,
+                mend="use the same encoder section as that run's config.yaml",
+            )
+    encoder.load_state_dict(theirs)

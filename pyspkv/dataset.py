@@ -1,0 +1,206 @@
+"""From rows to batches: crops and augmentations of the views that an objective asks for.
+
+Everything random about a batch is a function of (seed, epoch, step, row), whatever the number of processes or
+workers, so a run that was killed goes on with the same samples.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyspkv.audio import SAMPLE_RATE, AudioReader
+from pyspkv.augment import Augmenter
+from pyspkv.datadir import DataDir
+from pyspkv.sampler import Sampler, part
+
+LABELLED, UNLABELLED = 0, 1
+COLUMNS = ("index", "source", "label", "group", "device")  # of a batch, one entry per row
+
+
+@dataclass
+class View:
+    """One input that an objective wants of each utterance.
+
+    Args:
+        seconds: crop length; shorter utterances are repeated.
+        augment: noise and reverberation on, drawn anew.
+        share_augment: name of an earlier view whose drawn augmentation this one uses too.
+        share_crop: name of an earlier view whose crop start it uses.
+        apart_from: name of an earlier view that this crop must not overlap (as far as the length allows).
+    """
+
+    seconds: float
+    augment: bool = False
+    share_augment: str | None = None
+    share_crop: str | None = None
+    apart_from: str | None = None
+
+    @property
+    def samples(self) -> int:
+        return round(self.seconds * SAMPLE_RATE)
+
+
+@dataclass
+class Batch:
+    """B utterances. `views` maps a view's name to (wave float32 [B, T], lengths int64 [B])."""
+
+    epoch: int
+    step: int  # within the epoch
+    index: Tensor  # int64 [B], row of the corpus
+    source: Tensor  # int64 [B], LABELLED or UNLABELLED
+    label: Tensor  # int64 [B]
+    group: Tensor  # int64 [B], dialogue; -1 without utt2dialogue
+    device: Tensor  # int64 [B], the dialogue's device; -1 likewise
+    views: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Batch":
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        columns = {c: move(getattr(self, c)) for c in COLUMNS}
+        views = {name: (move(wave), move(lengths)) for name, (wave, lengths) in self.views.items()}
+        return replace(self, **columns, views=views)
+
+
+def _numbers(names: list[str | None]) -> np.ndarray:
+    """Names -> their places in C order, None -> -1."""
+    number = {name: i for i, name in enumerate(sorted({n for n in names if n is not None}))}
+    return np.array([number.get(name, -1) for name in names], np.int64)
+
+
+class Corpus:
+    """The rows that a run trains on: a data directory and, for semi-supervised runs, an unlabelled one behind it.
+
+    Attributes: utts list [N]; label int64 [N] into `classes` (the first directory's speakers, C order);
+    source, group (dialogue), device int64 [N]. An unlabelled row whose "speaker" is none of the classes has
+    label -1; group and device are -1 where the directories have no utt2dialogue.
+    """
+
+    def __init__(
+        self, data: DataDir, unlabelled: DataDir | None = None, allow_pipes=False, cache_mb: float = 0
+    ):
+        self.parts = [data] + ([unlabelled] if unlabelled else [])
+        self.classes = sorted(set(data.spk))
+        number = {spk: i for i, spk in enumerate(self.classes)}
+        self.utts = [utt for d in self.parts for utt in d.utts]
+        self.label = np.array([number.get(spk, -1) for d in self.parts for spk in d.spk], np.int64)
+        self.source = np.repeat([LABELLED, UNLABELLED][: len(self.parts)], [len(d.utts) for d in self.parts])
+        dialogues = [d.extra.get("utt2dialogue", {}).get(utt) for d in self.parts for utt in d.utts]
+        devices = {k: v for d in self.parts for k, v in (d.dialogue2device or {}).items()}
+        self.group = _numbers(dialogues)
+        self.device = _numbers(
+            [devices.get(name, name) for name in dialogues]
+        )  # none named: one per dialogue
+        share = cache_mb / len(self.parts)
+        self.readers = [AudioReader(d, allow_pipes, share) for d in self.parts]
+        for reader in self.readers:
+            reader.preload()
+
+    def __len__(self) -> int:
+        return len(self.utts)
+
+    def reader(self, row: int) -> tuple[AudioReader, int]:
+        first = len(self.parts[0].utts)
+        return (self.readers[0], row) if row < first else (self.readers[1], row - first)
+
+    def label_hash(self) -> str:
+        return "+".join(d.label_hash() for d in self.parts)
+
+
+def place(
+    length: int, num: int, rng: np.random.Generator, other: tuple[int, int] | None, pair: int = 0
+) -> int:
+    """Start of a crop of `num` samples in `length`.
+
+    With `other` = (start, samples) of a crop to keep apart from: uniform over what is left on both sides, or flush
+    with the end farther from it where nothing is. `pair` > 0: leave room for such a partner on one side.
+    """
+    slack = length - num
+    if slack <= 0:
+        return 0
+    if other is not None:
+        left, right = other[0] - num, length - (other[0] + other[1]) - num
+        if left < 0 and right < 0:
+            return 0 if left > right else slack
+        at = int(rng.integers(max(left + 1, 0) + max(right + 1, 0)))
+        return at if at <= left else other[0] + other[1] + at - max(left + 1, 0)
+    if pair and length >= num + pair:  # anywhere that leaves `pair` samples before or after
+        at = int(rng.integers(2 * (length - num - pair) + 2))
+        room = length - num - pair + 1
+        return at if at < room else slack - (at - room)
+    return int(rng.integers(slack + 1))
+
+
+class Batches(torch.utils.data.Dataset):
+    """Item (epoch, step, rows) -> Batch. One worker makes a whole batch."""
+
+    def __init__(self, corpus: Corpus, views: dict[str, View], augmenter: Augmenter | None, seed: int):
+        self.corpus, self.views, self.augmenter, self.seed = corpus, views, augmenter, seed
+        self.partner = {v.apart_from: v.samples for v in views.values() if v.apart_from}
+
+    def __getitem__(self, item: tuple[int, int, np.ndarray]) -> Batch:
+        epoch, step, rows = item
+        waves = {name: np.empty((len(rows), v.samples), np.float32) for name, v in self.views.items()}
+        for i, row in enumerate(rows):
+            rng = np.random.default_rng((self.seed, epoch, step, int(row)))
+            for name, wave in self.crops(int(row), rng).items():
+                waves[name][i] = wave
+        rows = torch.as_tensor(rows)
+        views = {
+            name: (torch.from_numpy(wave), torch.full((len(rows),), wave.shape[1]))
+            for name, wave in waves.items()
+        }
+        columns = {c: torch.from_numpy(getattr(self.corpus, c))[rows] for c in COLUMNS if c != "index"}
+        return Batch(epoch, step, index=rows, **columns, views=views)
+
+    def crops(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        reader, row = self.corpus.reader(row)
+        length = reader.num_samples(row)
+        starts, profiles, out = {}, {}, {}
+        for name, view in self.views.items():
+            if view.share_crop:
+                start = starts[view.share_crop][0]
+            else:
+                start = place(
+                    length, view.samples, rng, starts.get(view.apart_from), self.partner.get(name, 0)
+                )
+            starts[name] = (start, view.samples)
+            wave = reader.read(row, start, min(view.samples, length - start))
+            if len(wave) < view.samples:
+                wave = np.resize(wave, view.samples)
+            if view.augment and self.augmenter is not None:
+                profiles[name] = (
+                    profiles[view.share_augment] if view.share_augment else self.augmenter.draw(rng)
+                )
+                wave = self.augmenter.apply(wave, profiles[name])
+            out[name] = wave
+        return out
+
+
+def loader(
+    dataset: Batches,
+    sampler: Sampler,
+    start: tuple[int, int],
+    epochs: int,
+    rank: int,
+    world: int,
+    workers: int,
+):
+    """Batches from (epoch, step) `start` to the end of the run, for this rank, made ahead by `workers` processes."""
+
+    class Items:
+        def __iter__(self) -> Iterator:
+            for epoch in range(start[0], epochs):
+                rows = sampler.epoch(epoch)
+                for step in range(start[1] if epoch == start[0] else 0, len(rows)):
+                    yield epoch, step, part(rows[step], rank, world)
+
+        def __len__(self) -> int:
+            return sampler.steps * (epochs - start[0]) - start[1]
+
+    return torch.utils.data.DataLoader(
+        dataset, batch_size=None, sampler=Items(), num_workers=workers, prefetch_factor=4 if workers else None
+    )

@@ -1,0 +1,101 @@
+"""Embeddings of a data directory: batches of similar length, evaluation mode, one vector per utterance.
+
+An utterance above `MAX_SECONDS` is cut into equal parts below it, and its embedding is the mean of theirs; one
+shorter than the encoder takes is repeated until it is long enough.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from pyspkv.audio import SAMPLE_RATE, AudioReader
+from pyspkv.datadir import DataDir
+from pyspkv.embeddings import Embeddings
+from pyspkv.errors import UserError
+
+MAX_SECONDS = 60
+BATCH_SECONDS = {"cpu": 120, "cuda": 1200}  # audio per batch, padding included
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """`auto` -> bf16 where the hardware multiplies it fast (GPUs since Ampere, CPUs with AMX), else fp32."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _plan(lengths: list[int], most: int) -> Iterator[list[int]]:
+    """Rows in order of length, cut so that a batch's padded samples stay below `most`."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda r: (lengths[r], r)):
+        if batch and (len(batch) + 1) * lengths[row] > most:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def embed_rows(
+    encoder, data: DataDir, device, precision: str, allow_pipes: bool = False
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (row, float32 [D]) for every utterance of `data`, shortest first. The encoder must be in eval mode."""
+    reader = AudioReader(data, allow_pipes)
+    lengths = [reader.num_samples(row) for row in range(len(reader))]
+    most = MAX_SECONDS * SAMPLE_RATE
+
+    def pieces(row: int) -> list[np.ndarray]:
+        wave = reader.read(row)
+        if len(wave) < encoder.min_samples:
+            wave = np.resize(wave, encoder.min_samples)
+        return np.array_split(wave, -(-len(wave) // most))
+
+    def batch(rows: list[int]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+        parts = [(row, piece) for row in rows for piece in pieces(row)]
+        sizes = [len(piece) for _, piece in parts]
+        wave = np.zeros((len(parts), max(sizes)), np.float32)
+        for out, (_, piece) in zip(wave, parts):
+            out[: len(piece)] = piece
+        return [row for row, _ in parts], torch.from_numpy(wave), torch.tensor(sizes)
+
+    plans = list(_plan(lengths, BATCH_SECONDS[device.type] * SAMPLE_RATE))
+    with ThreadPoolExecutor(1) as pool:  # reads the next batch while this one is embedded
+        ahead = pool.submit(batch, plans[0]) if plans else None
+        for i, plan in enumerate(plans):
+            owners, wave, sizes = ahead.result()
+            ahead = pool.submit(batch, plans[i + 1]) if i + 1 < len(plans) else None
+            with autocast(device, precision):
+                vectors = encoder(wave.to(device), sizes.to(device)).float().cpu().numpy()
+            for row in plan:
+                own = (
+                    vectors[[o == row for o in owners]]
+                    if len(owners) > len(plan)
+                    else vectors[[plan.index(row)]]
+                )
+                vector = own.mean(0)
+                if not np.isfinite(vector).all():
+                    raise UserError(
+                        f"utterance {data.utts[row]}: its embedding is not finite",
+                        file=data.path,
+                        mend="listen to it; with --precision bf16 try fp32",
+                    )
+                yield row, vector
+
+
+def embed(encoder, data: DataDir, device, precision: str, allow_pipes: bool = False) -> Embeddings:
+    """All embeddings of `data` in memory, in its order."""
+    x = None
+    for row, vector in embed_rows(encoder, data, device, precision, allow_pipes):
+        if x is None:
+            x = np.empty((len(data.utts), len(vector)), np.float32)
+        x[row] = vector
+    return Embeddings(list(data.utts), x, np.arange(len(data.utts) + 1))

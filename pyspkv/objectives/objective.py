@@ -1,0 +1,100 @@
+"""What an objective is: views it needs, weighted sums of losses it returns, and everything it remembers.
+
+A new loss is one subclass and one test. The trainer knows nothing else about it.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pyspkv.dataset import Batch, View
+from pyspkv.features import SpecAugmentConfig, spec_augment
+from pyspkv.models.encoder import Encoder
+
+
+@dataclass
+class Info:
+    """What an objective may know of the run besides its config."""
+
+    num_rows: int
+    num_classes: int
+    steps_per_epoch: int
+    epochs: int
+
+
+@dataclass
+class Losses:
+    """`terms` are minimised: name -> (weighted sum, weight); the loss is the total of sum / weight over all ranks.
+
+    `stats` are only logged, as means likewise: name -> (sum, weight).
+    """
+
+    terms: dict[str, tuple[Tensor, Tensor]]
+    stats: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """Holds the encoder, heads and teachers; `forward(batch) -> Losses`."""
+
+    evaluates = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
+
+    def __init__(self, encoder: Encoder, info: Info):
+        super().__init__()
+        self.encoder, self.info = encoder, info
+        self.epoch_now = 0.0
+
+    def views(self) -> dict[str, View]:
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Losses:
+        raise NotImplementedError
+
+    def optimisers(self) -> dict[str, list[dict]]:
+        """Name -> parameter groups (`lr_scale`, or `lr` with `fixed_lr` to stay off the schedule). All are stepped after one backward pass."""
+        rest = [
+            p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("encoder.")
+        ]
+        return {
+            "main": [*self.encoder.param_groups(), *([{"params": rest, "lr_scale": 1.0}] if rest else [])]
+        }
+
+    def before_step(self, step: int) -> None:
+        """Global step about to be taken; sets the real-valued epoch that schedules read."""
+        self.epoch_now = step / self.info.steps_per_epoch
+
+    def after_step(self) -> None:
+        """After the optimisers' step (EMA teachers)."""
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """After the epoch's last step; returns what to log."""
+        return {}
+
+    def sync(self) -> None:
+        """Before a checkpoint: make per-utterance arrays equal on all ranks."""
+
+    def encode(self, view: tuple[Tensor, Tensor], spec: SpecAugmentConfig | None = None) -> Tensor:
+        """Embeddings float32 [B, D] of one view (wave [B, T], lengths [B])."""
+        feats, lengths = self.encoder.features(*view)
+        if self.training and spec is not None:
+            feats = spec_augment(feats, spec)
+        return self.encoder.embed(feats, lengths)
+
+
+def spread(unit: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - |mean|^2 of unit vectors [B, D]: near 0 when all point one way, which is a collapsed encoder."""
+    size = torch.tensor(float(len(unit)), device=unit.device)
+    return (1 - unit.detach().mean(0).square().sum()) * size, size
+
+
+def margin_logits(cos: Tensor, target: Tensor, margin: float | Tensor) -> Tensor:
+    """AAM / ArcFace (Deng et al. 2019): cos [B, K] with cos(theta + m) in the target's column.
+
+    Where theta + m would pass pi, cos - m sin m takes its place, which keeps it monotone in theta.
+    """
+    at = cos.gather(1, target[:, None])
+    sin = (1 - at.square()).clamp_min(1e-6).sqrt()
+    cos_m, sin_m = math.cos(margin), math.sin(margin)
+    phi = torch.where(at > -cos_m, at * cos_m - sin * sin_m, at - sin_m * margin)
+    return cos.scatter(1, target[:, None], phi)

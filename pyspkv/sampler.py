@@ -1,0 +1,79 @@
+"""Which utterances form which batch: pure functions of (seed, epoch), so that a mid-epoch resume is exact.
+
+A sampler answers `epoch(e)` with rows int64 [steps, batch] of the corpus; process r of n takes the r-th n-th of
+each batch (`part`), so n processes see together what one would.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyspkv.errors import UserError
+
+
+def part(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """This rank's contiguous share of one global batch."""
+    size = len(rows) // world
+    return rows[rank * size : (rank + 1) * size]
+
+
+class Sampler:
+    """Base: keeps what every sampler needs. `label` int64 [N] by row; `batch` is the global batch size."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        pass
+
+    def __init__(self, config, label: np.ndarray, batch: int, seed: int):
+        self.config, self.label, self.batch, self.seed = config, label, batch, seed
+        self.steps = len(self.epoch(0))
+        if self.steps == 0:
+            raise UserError(
+                f"{len(label)} utterances do not fill one batch of {batch}", mend="lower batch_size"
+            )
+
+    def rng(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, epoch))
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Plain(Sampler):
+    """Every utterance once per epoch in random order; what does not fill a batch waits for another epoch."""
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        rows = self.rng(epoch).permutation(len(self.label))
+        return rows[: len(rows) // self.batch * self.batch].reshape(-1, self.batch)
+
+
+class OnePerLabel(Sampler):
+    """No label twice in a batch, at most `per_label` utterances of a label per epoch (spec wavlm_ssl, section 3).
+
+    The j-th utterances of all labels (in random order) form a pool that is cut into batches, for each j; a pool's
+    remainder is left out of this epoch. Large clusters therefore weigh less than their size.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        per_label: int = 500
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        rng = self.rng(epoch)
+        order = rng.permutation(len(self.label))
+        order = order[np.argsort(self.label[order], kind="stable")]  # by label, random inside
+        first = np.searchsorted(self.label[order], self.label[order])
+        turn = np.arange(len(order)) - first  # the how-manieth of its label
+        keep = turn < self.config.per_label
+        order, turn = order[keep], turn[keep]
+        shuffled = rng.permutation(len(order))
+        order, turn = order[shuffled], turn[shuffled]
+        by_turn = np.argsort(turn, kind="stable")
+        order, turn = order[by_turn], turn[by_turn]
+        ends = np.flatnonzero(np.diff(turn, append=-1)) + 1
+        batches = []
+        for start, end in zip(np.concatenate([[0], ends[:-1]]), ends):
+            full = (end - start) // self.batch * self.batch
+            batches.append(order[start : start + full].reshape(-1, self.batch))
+        rows = np.concatenate(batches) if batches else np.empty((0, self.batch), np.int64)
+        return rows[rng.permutation(len(rows))]

@@ -1,0 +1,485 @@
+"""The training loop: one for every objective, on a CPU, a GPU, or several under torchrun.
+
+A run is a folder: config.yaml (resolved), run.json (command, versions, labels), train.jsonl (one record per log
+interval and epoch), tb/ (tensorboard), ckpt-<step>/, LATEST, best. Running the same command again goes on from LATEST
+and ends with the same digits as an unbroken run on the same machine: batches, dropout and masks are drawn from
+(seed, step), and the checkpoint holds everything else.
+"""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from pyspkv import __version__, checkpoint, distributed
+from pyspkv import config as cfg
+from pyspkv.atomic import atomic_file
+from pyspkv.augment import AugmentConfig, Augmenter
+from pyspkv.datadir import DataDir
+from pyspkv.dataset import Batch, Batches, Corpus, loader
+from pyspkv.embed import autocast, choose_precision, embed
+from pyspkv.errors import UserError
+from pyspkv.objectives.objective import Info, Losses
+from pyspkv.schedules import ScheduleConfig, rate
+
+COLLAPSED = 0.01  # spread of a batch's unit embeddings below which they all point one way
+COLLAPSED_STEPS = 100  # this many such steps in a row stop the run
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2  # only on weight matrices, never on biases and norms
+    momentum: float = 0.9  # sgd
+    clip_norm: float = 5.0
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    encoder: cfg.component("encoder")
+    objective: cfg.component("objective")
+    sampler: cfg.component("sampler") = field(
+        default_factory=lambda: cfg.resolve("sampler", {"name": "plain"})
+    )
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    epochs: int = 10
+    batch_size: int = 64  # over all processes
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it fast
+    seed: int = 0
+    allow_pipes: bool = False  # run `command |` entries of wav.scp
+    # Below: how, not what; a resumed run may change them.
+    workers: int = 1  # processes that prepare batches
+    cache_mb: float = 1024  # decoded audio kept in memory
+    log_steps: int = 50
+    save_steps: int = 1000  # checkpoints are written this often and at every epoch's end
+
+
+HOW = ("workers", "cache_mb", "log_steps", "save_steps")
+
+
+class Means:
+    """Running weighted means of the logged quantities, over steps and ranks."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None):
+        self.sums = {k: list(v) for k, v in (sums or {}).items()}
+
+    def add(self, name: str, total: float, weight: float) -> None:
+        entry = self.sums.setdefault(name, [0.0, 0.0])
+        entry[0] += total
+        entry[1] += weight
+
+    def over_ranks(self) -> dict[str, list[float]]:
+        if distributed.world() == 1:
+            return self.sums
+        flat = torch.tensor([self.sums[k] for k in sorted(self.sums)], dtype=torch.float64)
+        if torch.cuda.is_available():
+            flat = flat.cuda()
+        return dict(zip(sorted(self.sums), distributed.all_sum(flat).tolist()))
+
+    @staticmethod
+    def values(sums: dict[str, list[float]]) -> dict[str, float]:
+        return {k: total / weight if weight else float("nan") for k, (total, weight) in sums.items()}
+
+
+class Trainer:
+    """Train `config` on `data`; see the module for what appears in `exp`.
+
+    Args:
+        unlabelled: second data directory of semi-supervised objectives.
+        dev, dev_trials: a declared list of other speakers, scored after every epoch; `best` is its lowest EER.
+        init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
+        patience: stop after this many epochs without a better dev EER; 0 never stops early.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: DataDir,
+        exp: Path,
+        *,
+        unlabelled: DataDir | None = None,
+        dev: DataDir | None = None,
+        dev_trials: Path | None = None,
+        init: str | None = None,
+        patience: int = 0,
+    ):
+        self.config, self.exp, self.dev, self.dev_trials, self.patience = (
+            config,
+            exp,
+            dev,
+            dev_trials,
+            patience,
+        )
+        self.device = distributed.init()
+        self.main = distributed.rank() == 0
+        world = distributed.world()
+        if config.batch_size % world:
+            raise UserError(f"batch_size {config.batch_size} is not a multiple of {world} processes")
+        self.precision = choose_precision(config.precision, self.device)
+        self.corpus = Corpus(data, unlabelled, config.allow_pipes, config.cache_mb)
+        self.sampler = cfg.build("sampler", config.sampler, self.corpus.label, config.batch_size, config.seed)
+        torch.manual_seed(config.seed)
+        encoder = cfg.build("encoder", config.encoder)
+        if init:
+            checkpoint.init_encoder(encoder, init)
+        info = Info(len(self.corpus), len(self.corpus.classes), self.sampler.steps, config.epochs)
+        self.objective = cfg.build("objective", config.objective, encoder, info).to(self.device)
+        self.views = self.objective.views()
+        for name, view in self.views.items():
+            if view.samples < encoder.min_samples:
+                raise UserError(
+                    f"view '{name}' of {view.seconds} s is shorter than {encoder.min_samples} samples, "
+                    "the least that the encoder takes",
+                    mend="raise crop_seconds",
+                )
+        needs_augmenter = any(v.augment for v in self.views.values())
+        self.augmenter = None
+        if needs_augmenter:
+            self.augmenter = Augmenter(
+                config.augment,
+                config.seed,
+                cache_dir=exp / "rooms",
+                train=self.corpus.readers[0],
+                allow_pipes=config.allow_pipes,
+            )
+        self.optimisers = {
+            name: self._optimiser(groups) for name, groups in self.objective.optimisers().items()
+        }
+        self.state = {
+            "epoch": 0,
+            "step": 0,
+            "audio_seconds": 0.0,
+            "means": {},
+            "collapsed": 0,
+            "done": False,
+            "best_eer": None,
+            "best_epoch": None,
+            "label_hash": self.corpus.label_hash(),
+            "evaluates": self.objective.evaluates,
+        }
+        self.init = init
+
+    def _optimiser(self, groups: list[dict]) -> torch.optim.Optimizer:
+        c, split = self.config.optim, []
+        for group in groups:
+            rest = {k: v for k, v in group.items() if k != "params"}
+            for decay, params in (
+                (c.weight_decay, [p for p in group["params"] if p.ndim > 1]),
+                (0.0, [p for p in group["params"] if p.ndim <= 1]),
+            ):
+                if params:
+                    split.append({"params": params, "weight_decay": decay, **rest})
+        if c.name == "sgd":
+            return torch.optim.SGD(split, lr=c.lr, momentum=c.momentum)
+        kind = torch.optim.Adam if c.name == "adam" else torch.optim.AdamW
+        return kind(split, lr=c.lr, fused=True)
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        with self._lock():
+            self._start_or_resume()
+            if self.state["done"]:
+                self._say(f"already trained: {self.exp}")
+                return
+            model = self.objective
+            if distributed.world() > 1:
+                model = DistributedDataParallel(self.objective, broadcast_buffers=False)
+            self._loop(model.train())
+
+    def _loop(self, model) -> None:
+        from tqdm import tqdm
+
+        c, state, steps = self.config, self.state, self.sampler.steps
+        start = divmod(state["step"], steps)
+        batches = loader(
+            Batches(self.corpus, self.views, self.augmenter, c.seed),
+            self.sampler,
+            start,
+            c.epochs,
+            distributed.rank(),
+            distributed.world(),
+            c.workers,
+        )
+        log = Log(self.exp, state["step"]) if self.main else None
+        bar = tqdm(
+            total=steps * c.epochs, initial=state["step"], unit="step", disable=None if self.main else True
+        )
+        epoch_means, recent, waited = Means(state["means"]), Means(), 0.0
+        clock = last_log = epoch_start = time.perf_counter()
+        for batch in batches:
+            waited += time.perf_counter() - clock
+            total, stats = self._step(model, batch.to(self.device), state["step"])
+            for name, (value, weight) in stats.items():
+                epoch_means.add(name, value, weight)
+                recent.add(name, value, weight)
+            state["step"] += 1
+            state["audio_seconds"] += c.batch_size * sum(v.seconds for v in self.views.values())
+            self._check_collapse(stats)
+            bar.update()
+            if state["step"] % c.log_steps == 0:
+                values = Means.values(recent.over_ranks())
+                now = time.perf_counter()
+                rates = {
+                    "utts_per_s": c.log_steps * c.batch_size / (now - last_log),
+                    "data_wait": waited / (now - last_log),
+                }
+                recent, waited, last_log = Means(), 0.0, now
+                bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+                if log:
+                    log.write("step", state, batch.epoch, {**values, "lr": self._lr(), **rates})
+            if state["step"] % steps == 0:
+                self._end_epoch(log, batch.epoch, epoch_means, time.perf_counter() - epoch_start)
+                epoch_means, epoch_start = Means(), time.perf_counter()
+                if state["done"]:
+                    break
+            elif state["step"] % c.save_steps == 0:
+                self._save(epoch_means)
+            clock = time.perf_counter()
+        bar.close()
+        if log:
+            log.close()
+        distributed.barrier()
+
+    def _step(self, model, batch: Batch, step: int) -> tuple[float, dict[str, tuple[float, float]]]:
+        c = self.config
+        # All that is random inside the model is a function of (seed, step, rank).
+        torch.manual_seed((c.seed * 1_000_003 + step) * 4_099 + distributed.rank())
+        self.objective.before_step(step)
+        factor = rate(c.optim.schedule, self.objective.epoch_now, c.epochs)
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+            for group in optimiser.param_groups:
+                if "fixed_lr" not in group:
+                    group["lr"] = c.optim.lr * group.get("lr_scale", 1.0) * factor
+        with autocast(self.device, self.precision):
+            losses: Losses = model(batch)
+        names = list(losses.terms)
+        weights = distributed.all_sum(torch.stack([losses.terms[n][1].detach().float() for n in names]))
+        loss = sum(
+            losses.terms[n][0] * (distributed.world() / w if w > 0 else 0.0) for n, w in zip(names, weights)
+        )
+        value = loss.item()
+        if value != value or abs(value) == float("inf"):
+            self._stop(f"the loss is {value} at step {step}", batch)
+        loss.backward()
+        for optimiser in self.optimisers.values():
+            params = [p for g in optimiser.param_groups for p in g["params"] if p.grad is not None]
+            norm = torch.nn.utils.clip_grad_norm_(params, c.optim.clip_norm)
+            if not torch.isfinite(norm):
+                self._stop(f"the gradient is {norm.item()} at step {step}", batch)
+            optimiser.step()
+        self.objective.after_step()
+        stats = {n: (s.item(), w.item()) for n, (s, w) in {**losses.terms, **losses.stats}.items()}
+        return value, {"loss": (value, 1.0), **stats}
+
+    def _lr(self) -> float:
+        return next(iter(self.optimisers.values())).param_groups[0]["lr"]
+
+    def _end_epoch(self, log: "Log | None", epoch: int, means: Means, seconds: float) -> None:
+        c, state = self.config, self.state
+        extra = self.objective.end_epoch(epoch)
+        values = Means.values(means.over_ranks())
+        improved, dev = False, {}
+        if self.dev is not None:
+            dev = self._evaluate()
+            improved = state["best_eer"] is None or dev["dev_eer"] < state["best_eer"]
+            if improved:
+                state["best_eer"], state["best_epoch"] = dev["dev_eer"], epoch
+        patience_over = (
+            self.patience and state["best_epoch"] is not None and epoch - state["best_epoch"] >= self.patience
+        )
+        state["epoch"], state["done"] = epoch + 1, bool(epoch + 1 == c.epochs or patience_over)
+        record = {
+            **values,
+            **extra,
+            **dev,
+            "lr": self._lr(),
+            "audio_seconds": state["audio_seconds"],
+            "seconds": seconds,
+        }
+        if log:  # before the checkpoint: a kill in between repeats the record, never loses it
+            log.write("epoch", state, epoch, record)
+        self._save(Means(), improved)
+        shown = {k: record[k] for k in ("loss", "accuracy", "kept", "dev_eer") if k in record}
+        self._say(
+            f"epoch {epoch + 1}/{c.epochs}: "
+            + ", ".join(f"{k} {v:.4g}" for k, v in shown.items())
+            + f" ({seconds:.0f} s)"
+        )
+
+    def _evaluate(self) -> dict[str, float]:
+        """EER of the declared dev list; every rank computes it alike, so that all stop together."""
+        from pyspkv.metrics import eer
+        from pyspkv.scoring import score_trials
+
+        evaluated = self.objective.get_submodule(self.objective.evaluates)
+        evaluated.eval()
+        found = embed(evaluated, self.dev, self.device, self.precision, allow_pipes=self.config.allow_pipes)
+        evaluated.train()
+        scores, target = score_trials(self.dev_trials, found, found)
+        return {"dev_eer": float(eer(scores, target)[0])}
+
+    def _check_collapse(self, stats: dict) -> None:
+        if "spread" in stats:
+            total, weight = stats["spread"]
+            self.state["collapsed"] = self.state["collapsed"] + 1 if total / weight < COLLAPSED else 0
+            if self.state["collapsed"] >= COLLAPSED_STEPS:
+                raise UserError(
+                    f"collapsed: for {COLLAPSED_STEPS} steps all embeddings of a batch point one way",
+                    file=self.exp,
+                    mend="lower optim.lr, raise batch_size, or check that the audio is not silence",
+                )
+
+    def _stop(self, what: str, batch: Batch) -> None:
+        utts = [self.corpus.utts[i] for i in batch.index.tolist()]
+        raise UserError(
+            f"{what}; the batch was {' '.join(utts[:64])}",
+            file=self.exp,
+            mend="listen to these utterances, lower optim.lr, or set precision: fp32",
+        )
+
+    # -- the folder ---------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        if self.main:
+            print(text, flush=True)
+
+    def _lock(self):
+        """Only one run writes into `exp`."""
+        self.exp.mkdir(parents=True, exist_ok=True)
+        lock = open(self.exp / ".lock", "w")
+        if self.main:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    "another run is training here", file=self.exp, mend="wait for it, or use another --exp"
+                ) from None
+        return lock
+
+    def _save(self, means: Means, best: bool = False) -> None:
+        self.objective.sync()
+        self.state["means"] = means.over_ranks()
+        if self.main:
+            checkpoint.save(self.exp, self.state["step"], self.objective, self.optimisers, self.state, best)
+        distributed.barrier()
+
+    def _start_or_resume(self) -> None:
+        resolved = cfg.dump(self.config)
+        folder = checkpoint.latest(self.exp)
+        if folder is None:
+            if self.main:
+                self._record(resolved)
+            self._say(
+                f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
+                f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
+            )
+            return
+        before = cfg.dump(cfg.load(TrainConfig, self.exp / "config.yaml"))
+        differ = [k for k in resolved if resolved[k] != before[k] and k not in HOW]
+        if differ:
+            k = differ[0]
+            raise UserError(
+                f"this run was started with another config: {k} was {before[k]}, now {resolved[k]}",
+                file=self.exp,
+                mend="use another --exp, or remove this one to start again",
+            )
+        saved = checkpoint.state(folder)
+        if saved["label_hash"] != self.state["label_hash"]:
+            raise UserError(
+                "this run was started with other utterances or labels",
+                file=self.exp,
+                mend="use another --exp, or --init this one to start from its encoder with a new head",
+            )
+        saved = checkpoint.restore(folder, self.objective, self.optimisers)
+        if self.main or distributed.world() == 1:
+            self.state.update({k: saved[k] for k in self.state})
+        else:
+            self.state.update({k: saved[k] for k in self.state if k != "means"})  # rank 0 carries the sums on
+        if not self.state["done"]:
+            self._say(f"resuming {self.exp} at step {self.state['step']}")
+
+    def _record(self, resolved: dict) -> None:
+        with atomic_file(self.exp / "config.yaml") as f:
+            f.write(cfg.to_yaml(self.config))
+        with atomic_file(self.exp / "run.json") as f:
+            json.dump(
+                {
+                    "command": sys.argv,
+                    "git": git_id(),
+                    "pyspkv": __version__,
+                    "torch": torch.__version__,
+                    "python": sys.version.split()[0],
+                    "precision": self.precision,
+                    "world": distributed.world(),
+                    "threads": torch.get_num_threads(),
+                    "num_classes": len(self.corpus.classes),
+                    "num_utterances": len(self.corpus),
+                    "label_hash": self.state["label_hash"],
+                    "init": self.init,
+                    "dev": str(self.dev.path) if self.dev else None,
+                },
+                f,
+                indent=1,
+            )
+        with atomic_file(self.exp / "classes.txt") as f:
+            f.writelines(f"{name}\n" for name in self.corpus.classes)
+
+
+class Log:
+    """train.jsonl and tensorboard of one run; records after `step` (of a killed run) are dropped."""
+
+    def __init__(self, exp: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = exp / "train.jsonl"
+        if path.exists():
+            lines = []
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        lines.append(line + "\n")
+                except json.JSONDecodeError:  # cut by a kill
+                    break
+            with atomic_file(path) as f:
+                f.writelines(lines)
+        self.file = open(path, "a")
+        self.board = SummaryWriter(exp / "tb", purge_step=step + 1)
+
+    def write(self, kind: str, state: dict, epoch: int, values: dict) -> None:
+        record = {"kind": kind, "epoch": epoch + 1, "step": state["step"], **values}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, state["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def git_id() -> str | None:
+    """Commit of the working tree, with `+` when it is not clean; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", root, *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (subprocess.CalledProcessError, OSError):
+        return os.environ.get("SPKV_COMMIT")
