@@ -14,7 +14,7 @@ from pathlib import Path
 from pyspkv.atomic import atomic_dir
 from pyspkv.errors import UserError
 from pyspkv.tables import no_gc, parse_segment, read_columns, read_table
-from pyspkv.trials import enrol_side, read_trials
+from pyspkv.trials import cut_trials, enrol_side, read_trials
 
 __all__ = ["DataDir", "read_table", "read_trials", "table_kind"]
 
@@ -221,7 +221,9 @@ class DataDir:
             if name == "segments":
                 yield name, [f"{u} {r} {_seconds(a)} {_seconds(b)}" for u, (r, a, b) in sorted(table.items())]
             else:
-                yield name, [f"{k} {v}" if v else k for k, v in sorted(table.items())]
+                ids = sorted(table)
+                lines = map(" ".join, zip(ids, map(table.__getitem__, ids)))
+                yield name, [line.rstrip(" ") for line in lines] if name == "text" else list(lines)
         yield from self.trials.items()
 
     def write(self, path: str | Path) -> None:
@@ -275,7 +277,7 @@ class DataDir:
             trials={},
         )
         if trials and (self.trials or self.enrol_map):
-            cut_trials(new, self.enrol_map, self.trials, set(self.utts))
+            new.enrol_map, new.trials = cut_trials(set(kept), set(self.utts), self.enrol_map, self.trials)
         return new
 
     def with_speakers(self, spk: Sequence[str]) -> "DataDir":
@@ -400,23 +402,6 @@ def combine(
         n: [line for d in sources for line in d.trials[n]] for n in sources[0].trials if n in everywhere
     }
     return DataDir.from_tables(path, tables, trials), anywhere - everywhere
-
-
-def cut_trials(
-    data: DataDir, enrol_map: dict[str, str] | None, trials: dict[str, list[str]], all_utts: set[str]
-) -> None:
-    """Give `data` the models whose utterances it has all, and the trials whose sides it has."""
-    known = set(data.utts)
-    models = {m: us for m, us in (enrol_map or {}).items() if known.issuperset(us.split(" "))}
-    data.enrol_map, data.trials = models or None, {}
-    for name, lines in trials.items():
-        sides = [line.split() for line in lines]
-        anywhere = enrol_side({e for e, _, _ in sides}, all_utts, enrol_map) is None
-        here = [
-            x for x, (e, t, _) in zip(lines, sides) if t in known and (anywhere or e in known or e in models)
-        ]
-        if here:
-            data.trials[name] = here
 
 
 def _rekey(table: dict, names: dict[str, str]) -> dict:

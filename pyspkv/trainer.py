@@ -185,7 +185,7 @@ class Trainer:
         kind = torch.optim.Adam if c.name == "adam" else torch.optim.AdamW
         return kind(split, lr=c.lr, fused=True)
 
-    # -- the run ------------------------------------------------------------------------------------------------------
+    # -- the run
 
     def run(self) -> None:
         with self._lock():
@@ -350,7 +350,7 @@ class Trainer:
             mend="listen to these utterances, lower optim.lr, or set precision: fp32",
         )
 
-    # -- the folder ---------------------------------------------------------------------------------------------------
+    # -- the folder
 
     def _say(self, text: str) -> None:
         if self.main:

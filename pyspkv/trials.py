@@ -51,3 +51,20 @@ def enrol_side(enrol: set[str], known: set[str], enrol_map: dict[str, str] | Non
     one of the enrolment ids is an utterance here.
     """
     return None if enrol_map is None and not enrol & known else known | set(enrol_map or ())
+
+
+def cut_trials(
+    kept: set[str], known: set[str], enrol_map: dict[str, str] | None, trials: dict[str, list[str]]
+) -> tuple[dict[str, str] | None, dict[str, list[str]]]:
+    """(models, trials) of a directory cut from `known` to `kept` utterances: those that are still whole."""
+    models = {m: us for m, us in (enrol_map or {}).items() if kept.issuperset(us.split(" "))}
+    out = {}
+    for name, lines in trials.items():
+        sides = [line.split() for line in lines]
+        elsewhere = enrol_side({e for e, _, _ in sides}, known, enrol_map) is None
+        out[name] = [
+            line
+            for line, (e, t, _) in zip(lines, sides)
+            if t in kept and (elsewhere or e in kept or e in models)
+        ]
+    return models or None, {name: lines for name, lines in out.items() if lines}

@@ -44,7 +44,7 @@ class BasicBlock(nn.Module):
             mask = mask[:, :: self.stride]
             y = y * mask[:, None, None]
         if self.short is not None:
-            # subsample first: oneDNN's strided 1 x 1 backward in channels_last corrupts the heap (torch 2.13, AVX-512)
+            # subsample first: oneDNN's strided 1 x 1 backward corrupts the heap in channels_last (torch 2.13)
             x = self.short(x[..., :: self.stride, :: self.stride])
         y = F.relu(self.norm2(self.conv2(y)) + x)
         return (y, None) if mask is None else (y * mask[:, None, None], mask)

@@ -52,7 +52,10 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def optimisers(self) -> dict[str, list[dict]]:
-        """Name -> parameter groups (`lr_scale`, or `lr` with `fixed_lr` to stay off the schedule). All are stepped after one backward pass."""
+        """Name -> parameter groups, all stepped after one backward pass.
+
+        A group has `lr_scale`, or its own `lr` with `fixed_lr` to stay off the schedule.
+        """
         rest = [
             p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("encoder.")
         ]
