@@ -64,8 +64,8 @@ VALUES: dict[str, tuple[Callable[[str], object], str]] = {
         "`enrol test target|nontarget`",
     ),
 }
-# The same tests on all values at once, for kinds without blanks; False sends the reader to the slow road, which
-# names the line. "entry": ~ was looked for in the text.
+# The same tests on all values at once, for kinds without blanks; False sends the reader to the slow road,
+# which names the line. "entry": ~ was looked for in the text.
 _FAST: dict[str, Callable[[list[str]], bool]] = {
     "id": lambda vs: True,
     "rest": lambda vs: True,

@@ -1,0 +1,286 @@
+"""Kaldi data directories from the command line; utils/*.sh are thin fronts with Kaldi's names and options."""
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+from pyspkv.datadir import DataDir, combine, spk2utt_lines
+from pyspkv.datafix import fix
+from pyspkv.errors import UserError, run
+
+_PREFIXES = ("--utt-prefix", "--utt-suffix", "--spk-prefix", "--spk-suffix", "--validate-opts")
+
+
+def _summary(data: DataDir) -> str:
+    text = f"{len(data.utts)} utterances, {len(set(data.spk))} speakers"
+    if data.segments is not None:
+        text += f", {len(data.wav)} recordings"
+    if "utt2dialogue" in data.extra:
+        text += f", {len(set(data.extra['utt2dialogue'].values()))} dialogues"
+    if "utt2dur" in data.extra:
+        text += f", {sum(map(float, data.extra['utt2dur'].values())) / 3600:.2f} hours"
+    return text
+
+
+def validate(args: argparse.Namespace) -> None:
+    data = DataDir.read(args.dir, need_wav=not args.no_wav)
+    print(f"Successfully validated data-directory {args.dir}: {_summary(data)}")
+
+
+def fix_dir(args: argparse.Namespace) -> None:
+    for note in fix(args.dir) or [f"{args.dir}: nothing to mend"]:
+        print(note)
+
+
+def copy(args: argparse.Namespace) -> None:
+    data = DataDir.read(args.src, need_wav=False)
+    if args.spk_prefix is True:
+        data = data.speaker_prefixed()
+        args.spk_prefix = ""
+    if any((args.utt_prefix, args.utt_suffix, args.spk_prefix, args.spk_suffix)):
+        data = data.renamed(
+            lambda u, _: f"{args.utt_prefix}{u}{args.utt_suffix}",
+            lambda s: f"{args.spk_prefix}{s}{args.spk_suffix}",
+        )
+    _write(data, args.src, args.dst)
+
+
+def _write(data: DataDir, src: str, dst: str) -> None:
+    if Path(src).resolve() == Path(dst).resolve():
+        raise UserError(
+            "source and destination are the same folder", file=dst, mend="choose another destination"
+        )
+    data.write(dst)
+    print(f"{dst}: {_summary(data)}")
+
+
+def _ids(path: str) -> list[str]:
+    ids = [line.split()[0] for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    if not ids:
+        raise UserError("the list of ids is empty", file=path)
+    return ids
+
+
+def _durations(data: DataDir) -> dict[str, float]:
+    for name in ("utt2num_samples", "utt2dur", "utt2num_frames"):
+        if name in data.extra:
+            return {u: float(v) for u, v in data.extra[name].items()}
+    if data.segments is not None:
+        return {u: end - start for u, (_, start, end) in data.segments.items()}
+    if "reco2dur" in data.reco:
+        return {u: float(v) for u, v in data.reco["reco2dur"].items()}
+    raise UserError("no utt2num_samples, utt2dur nor segments to find the shortest by", file=data.path)
+
+
+def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
+    total = len(data.utts)
+    if n < 1 or (n > total and not (args.speakers or args.per_spk)):
+        raise UserError(
+            f"cannot take {n} of {total} utterances", file=data.path, mend=f"ask for 1 to {total}"
+        )
+    if args.first:
+        return data.utts[:n]
+    if args.last:
+        return data.utts[-n:]
+    if args.shortest:
+        length = _durations(data)
+        return sorted(data.utts, key=length.__getitem__)[:n]
+    if not (args.speakers or args.per_spk):
+        return [data.utts[i * total // n] for i in range(n)]  # evenly over the list, as Kaldi's subset_scp
+    by_spk: dict[str, list[str]] = {}
+    for u, s in zip(data.utts, data.spk):
+        by_spk.setdefault(s, []).append(u)
+    if args.per_spk:
+        return [us[i * len(us) // min(n, len(us))] for us in by_spk.values() for i in range(min(n, len(us)))]
+    speakers, out = sorted(by_spk), []
+    random.Random(args.seed).shuffle(speakers)
+    for s in speakers:
+        if len(out) >= n:
+            break
+        out += by_spk[s]
+    return out
+
+
+def subset(args: argparse.Namespace) -> None:
+    by_list = args.utt_list or args.spk_list
+    if len(args.rest) != (2 if by_list else 3):
+        args.parser.error("expected SRC DST" if by_list else "expected SRC N DST")
+    src, dst = args.rest[0], args.rest[-1]
+    data = DataDir.read(src, need_wav=False)
+    if by_list:
+        have = {*data.utts} if args.utt_list else {*data.spk}
+        wanted = have.intersection(_ids(by_list))
+        if not wanted:
+            raise UserError(f"none of these ids is in {src}/utt2spk", file=by_list)
+        utts = [u for u, s in zip(data.utts, data.spk) if (u if args.utt_list else s) in wanted]
+    else:
+        if not args.rest[1].isdecimal():
+            args.parser.error(f"the number of utterances is not a number: {args.rest[1]}")
+        utts = _choose(data, args, int(args.rest[1]))
+    _write(data.subset(utts), src, dst)
+
+
+def combine_dirs(args: argparse.Namespace) -> None:
+    if Path(args.dst).resolve() in [Path(s).resolve() for s in args.src]:
+        raise UserError(
+            "the destination is one of the sources", file=args.dst, mend="choose another destination"
+        )
+    sources = [DataDir.read(s, need_wav=False) for s in args.src]
+    data, left_out = combine(args.dst, sources, args.extra_files.split())
+    for name in sorted(left_out):
+        print(f"{args.dst}: left out {name}, which some source lacks")
+    data.write(args.dst)
+    print(f"{args.dst}: {_summary(data)}")
+
+
+def split(args: argparse.Namespace) -> None:
+    folder = DataDir.read(args.dir, need_wav=False).write_split(args.n, per_utt=args.per_utt)
+    print(f"{folder}: {args.n} parts")
+
+
+def filter_scp(args: argparse.Namespace) -> None:
+    """Bytes in, bytes out: a filter must not mind what else is in a line."""
+    keep = set()
+    with open(args.idlist, "rb") as f:
+        for number, line in enumerate(f, 1):
+            parts = line.split(None, 1)
+            if not parts:
+                raise UserError("empty line in the list of ids", file=args.idlist, line=number)
+            keep.add(parts[0])
+    at = args.field - 1
+    with open(args.file, "rb") if args.file else sys.stdin.buffer as f:
+        for number, line in enumerate(f, 1):
+            parts = line.split(None, args.field)
+            if at < 0 or len(parts) <= at:
+                raise UserError(f"no column {args.field}", file=args.file or "stdin", line=number)
+            if (parts[at] in keep) != args.exclude:
+                sys.stdout.buffer.write(line)
+
+
+def spk2utt(args: argparse.Namespace) -> None:
+    utts, spk = [], []
+    with open(args.file, encoding="utf-8") if args.file else sys.stdin as f:
+        for number, line in enumerate(f, 1):
+            parts = line.split()
+            if len(parts) != 2:
+                raise UserError("the rule is `utterance speaker`", file=args.file or "stdin", line=number)
+            utts.append(parts[0])
+            spk.append(parts[1])
+    sys.stdout.writelines(line + "\n" for line in spk2utt_lines(utts, spk))
+
+
+def _join_values(argv: list[str]) -> list[str]:
+    """Write copy's `--opt value` as `--opt=value`, for values may start with `-`.
+
+    `--spk-prefix` has a value exactly when two other words remain for SRC and DST.
+    """
+    out, i, words, at = [], 0, 0, None
+    while i < len(argv):
+        if argv[i] == "--spk-prefix":
+            at = len(out)
+            out.append(argv[i])
+        elif argv[i] in _PREFIXES and i + 1 < len(argv):
+            out.append(f"{argv[i]}={argv[i + 1]}")
+            i += 1
+        else:
+            words += not argv[i].startswith("--")
+            out.append(argv[i])
+        i += 1
+    if at is not None and words == 3:
+        out[at : at + 2] = [f"--spk-prefix={out[at + 1]}"]
+    elif at is not None:
+        out[at] = "--spk-prefix"
+    return out
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pyspkv.bin.datadir", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, function, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=about,
+            description=about,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(function=function, parser=sub)
+        return sub
+
+    sub = command("validate", validate, "check a data directory: every file, every line")
+    sub.add_argument("dir")
+    sub.add_argument("--no-wav", action="store_true", help="wav.scp may be missing")
+    for name in ("--no-text", "--no-feats", "--no-spk-sort", "--non-print"):
+        sub.add_argument(name, action="store_true", help="Kaldi's option; here always so")
+
+    sub = command("fix", fix_dir, "sort and mend a data directory; the old files go to DIR/.backup")
+    sub.add_argument("dir")
+
+    sub = command("copy", copy, "copy a data directory, perhaps with other ids")
+    sub.add_argument("src")
+    sub.add_argument("dst")
+    sub.add_argument("--utt-prefix", default="", help="put before each utterance id")
+    sub.add_argument("--utt-suffix", default="", help="put after each utterance id")
+    sub.add_argument(
+        "--spk-prefix",
+        nargs="?",
+        const=True,
+        default="",
+        help="with a value: put it before each speaker id (Kaldi); without: make every utterance id "
+        "<spk>-<utt>, which Kaldi's own tools demand",
+    )
+    sub.add_argument("--spk-suffix", default="", help="put after each speaker id")
+    sub.add_argument("--validate-opts", default="", help="Kaldi's option; the copy is always checked in full")
+
+    sub = command(
+        "subset", subset, "SRC N DST: N utterances, evenly over the list unless an option says otherwise"
+    )
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--first", action="store_true", help="the first N")
+    how.add_argument("--last", action="store_true", help="the last N")
+    how.add_argument("--shortest", action="store_true", help="the N shortest")
+    how.add_argument("--per-spk", action="store_true", help="N of each speaker, or all where there are fewer")
+    how.add_argument(
+        "--speakers", action="store_true", help="random whole speakers until N utterances are reached"
+    )
+    how.add_argument("--utt-list", metavar="FILE", help="SRC DST: the utterances in FILE")
+    how.add_argument("--spk-list", metavar="FILE", help="SRC DST: the speakers in FILE")
+    sub.add_argument("--seed", type=int, default=0, help="for --speakers")
+    sub.add_argument("rest", nargs="+", metavar="SRC N DST")
+
+    sub = command("combine", combine_dirs, "several data directories into one; files that all have are kept")
+    sub.add_argument("--extra-files", default="", metavar="'F1 F2'", help="files that every source must have")
+    sub.add_argument("--skip-fix", default="false", help="Kaldi's option; the result needs no fixing")
+    sub.add_argument("dst")
+    sub.add_argument("src", nargs="+")
+
+    sub = command("split", split, "cut into DIR/split<N>/<1..N> by whole speakers")
+    sub.add_argument("--per-utt", action="store_true", help="by utterances, into DIR/split<N>utt")
+    sub.add_argument("dir")
+    sub.add_argument("n", type=int)
+
+    sub = command("filter", filter_scp, "print the lines whose column is an id in IDLIST (its first column)")
+    sub.add_argument("--exclude", action="store_true", help="the other lines")
+    sub.add_argument("-f", dest="field", type=int, default=1, help="the column to look at, from 1")
+    sub.add_argument("idlist")
+    sub.add_argument("file", nargs="?", help="default: standard input")
+
+    sub = command("utt2spk-to-spk2utt", spk2utt, "turn `utt spk` lines into `spk utt1 utt2 ...`")
+    sub.add_argument("file", nargs="?", help="default: standard input")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["copy"]:
+        argv = ["copy", *_join_values(argv[1:])]
+        if "--spk-prefix" in argv:  # argparse would take SRC as its value
+            argv = [a for a in argv if a != "--spk-prefix"] + ["--spk-prefix"]
+    args = _parser().parse_args(argv)
+    args.function(args)
+
+
+if __name__ == "__main__":
+    run(main)

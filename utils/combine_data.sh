@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Several data directories into one; the files that every source has are kept.
+#
+# Usage: utils/combine_data.sh [--extra-files 'F1 F2'] DST SRC1 SRC2 ...
+set -euo pipefail
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../path.sh"
+exec python -m pyspkv.bin.datadir combine "$@"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sort and mend a data directory in place; the replaced files go to DIR/.backup.
+#
+# Usage: utils/fix_data_dir.sh DIR
+set -euo pipefail
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../path.sh"
+exec python -m pyspkv.bin.datadir fix "$@"

@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Run a command, or JOB=1:n numbered copies of it in parallel, on this machine; each has its own log.
+#
+# Usage: utils/run.sh [--max-jobs-run N] [--num-threads N] [--gpu N] [--mem SIZE] [JOB=1:n] LOG COMMAND [ARGUMENT ...]
+# e.g.:  utils/run.sh --max-jobs-run 4 JOB=1:32 exp/log/extract.JOB.log python -m pyspkv.bin.extract --data d/split32/JOB
+#
+# JOB (any name in capitals) becomes the number in LOG and in every argument. The arguments reach the command as they
+# are; nothing is parsed by a shell again, so write pipes as: bash -c '... | ...'.
+#   --max-jobs-run N   so many at a time (default: all)
+#   --num-threads N    OMP_NUM_THREADS of each job
+#   --gpu N            so many devices for each job, by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if need be
+#   --mem SIZE         taken for the sake of runners that have a queue
+# Exit: 0 when all jobs did well; else 1, with the failed logs and their last lines.
+set -euo pipefail
+
+die() { echo "run.sh: $*" >&2; exit 1; }
+whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1 is a whole number, not \"$2\""; }
+
+max=0 gpu=0
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --help) sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 0 ;;
+    --max-jobs-run | --num-threads | --gpu | --mem) [ $# -gt 1 ] || die "$1 needs a value" ;;
+    *) die "unknown option $1; see utils/run.sh --help" ;;
+  esac
+  case $1 in
+    --max-jobs-run) whole "$1" "$2"; max=$2 ;;
+    --num-threads) whole "$1" "$2"; export OMP_NUM_THREADS=$2 ;;
+    --gpu) whole "$1" "$2"; gpu=$2 ;;
+  esac
+  shift 2
+done
+
+name='' first=1 last=1
+if [[ ${1:-} =~ ^([A-Z][A-Z0-9_]*)=([0-9]+)(:([0-9]+))?$ ]]; then
+  name=${BASH_REMATCH[1]} first=${BASH_REMATCH[2]} last=${BASH_REMATCH[4]:-${BASH_REMATCH[2]}}
+  shift
+fi
+[ $# -ge 2 ] || die "expected [JOB=1:n] LOG COMMAND; see utils/run.sh --help"
+n=$((last - first + 1))
+[ "$n" -ge 1 ] || die "no jobs in $name=$first:$last"
+log=$1
+shift
+if [ "$n" -gt 1 ] && [[ $log != *"$name"* ]]; then die "the log needs $name in its name, for each job has its own: $log"; fi
+if [ "$max" -eq 0 ] || [ "$max" -gt "$n" ]; then max=$n; fi
+
+devices=()
+if [ "$gpu" -gt 0 ]; then
+  if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    IFS=, read -r -a devices <<< "$CUDA_VISIBLE_DEVICES"
+  else
+    mapfile -t devices < <(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null || true)
+  fi
+  slots=$((${#devices[@]} / gpu))
+  [ "$slots" -ge 1 ] || die "--gpu $gpu, but this machine has ${#devices[@]}"
+  if [ "$max" -gt "$slots" ]; then max=$slots; fi
+fi
+
+job() { # NUMBER SLOT COMMAND...: one job in its own process; the log gets its head, output and end
+  local slot=$2 start=$SECONDS code=0
+  shift 2
+  if [ "$gpu" -gt 0 ]; then
+    CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${devices[*]:slot*gpu:gpu}")
+    export CUDA_VISIBLE_DEVICES
+  fi
+  printf '#'
+  printf ' %q' "$@"
+  printf '\n# Started at %s\n#\n' "$(date)"
+  "$@" || code=$?
+  printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
+  return "$code"
+}
+
+declare -A log_of slot_of
+failed=() free=()
+for ((i = 0; i < max; i++)); do free+=("$i"); done
+
+stop() { # every job is a process group: end all that it started, the stubborn after five seconds
+  trap '' INT TERM HUP
+  local pid
+  for pid in "${!log_of[@]}"; do kill -TERM -- "-$pid" 2> /dev/null || true; done
+  for _ in {1..50}; do
+    for pid in "${!log_of[@]}"; do kill -0 -- "-$pid" 2> /dev/null || unset "log_of[$pid]"; done
+    [ "${#log_of[@]}" -gt 0 ] || break
+    sleep 0.1
+  done
+  for pid in "${!log_of[@]}"; do kill -KILL -- "-$pid" 2> /dev/null || true; done
+  echo "run.sh: stopped" >&2
+  exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM HUP
+
+reap() { # wait for one job
+  local pid='' code=0
+  wait -n -p pid || code=$?
+  if [ "$code" -ne 0 ]; then failed+=("${log_of[$pid]}"); fi
+  free+=("${slot_of[$pid]}")
+  unset "log_of[$pid]"
+}
+
+set -m # job control: each background job becomes a process group
+for ((i = first; i <= last; i++)); do
+  if [ "${#free[@]}" -eq 0 ]; then reap; fi
+  slot=${free[0]}
+  free=("${free[@]:1}")
+  command=("$@") this_log=$log
+  if [ -n "$name" ]; then
+    command=("${command[@]//"$name"/$i}")
+    this_log=${log//"$name"/$i}
+  fi
+  mkdir -p "$(dirname "$this_log")"
+  job "$i" "$slot" "${command[@]}" > "$this_log" 2>&1 < /dev/null &
+  log_of[$!]=$this_log
+  slot_of[$!]=$slot
+done
+while [ "${#log_of[@]}" -gt 0 ]; do reap; done
+
+if [ "${#failed[@]}" -gt 0 ]; then
+  echo "run.sh: ${#failed[@]} of $n jobs failed:" >&2
+  for this_log in "${failed[@]:0:3}"; do
+    echo "run.sh: last lines of $this_log" >&2
+    tail -n 12 "$this_log" | sed 's/^/  /' >&2
+  done
+  for this_log in "${failed[@]:3}"; do echo "run.sh: also failed: $this_log" >&2; done
+  exit 1
+fi

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# All checks: ruff, shellcheck and pytest. Prints what each found; exit 0 only when all are content.
+#
+# Usage: utils/run_tests.sh [--slow] [pytest arguments]     e.g. utils/run_tests.sh tests/test_datadir.py -k fix
+#
+# Tests on real speech run when SPKV_CORPORA names the corpora folder; --slow adds the tests of minutes.
+set -euo pipefail
+if [ "${1:-}" = --help ]; then sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 0; fi
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../path.sh"
+cd "$ROOT"
+
+verdict=() failed=0
+check() { # NAME COMMAND...
+  local name=$1 start=$SECONDS
+  shift
+  echo "run_tests.sh: $name"
+  if "$@"; then
+    verdict+=("$name ok ($((SECONDS - start)) s)")
+  else
+    verdict+=("$name FAILED")
+    failed=1
+  fi
+}
+
+mapfile -t scripts < <(git ls-files -co --exclude-standard | while read -r f; do
+  if [[ -f $f && ! -L $f ]] && { [[ $f == *.sh ]] || head -c 40 "$f" | head -n 1 | grep -aq '^#!.*bash'; }; then echo "$f"; fi
+done)
+check ruff python -m ruff check
+check "ruff format" python -m ruff format --check
+check "shellcheck (${#scripts[@]} scripts)" shellcheck "${scripts[@]}"
+# Two workers with one thread each: more threads than cores make every small tensor operation slower.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+check pytest python -m pytest -n "${SPKV_TEST_WORKERS:-2}" "$@"
+printf -v line '%s, ' "${verdict[@]}"
+echo "run_tests.sh: ${line%, }"
+exit "$failed"

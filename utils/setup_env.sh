@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Make .venv from requirements.txt, byte-compiled, unless it is there and complete. path.sh calls this on first use.
+#
+# Usage: utils/setup_env.sh
+#
+# SPKV_TORCH=cpu|cuda overrides the choice of the torch build, which else follows `nvidia-smi`.
+set -euo pipefail
+[ $# -eq 0 ] || { sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 1; }
+
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+venv=$root/.venv
+requirements=$root/requirements.txt
+stamp=$venv/.complete # holds the hash of requirements.txt and the folder's place (a moved .venv does not work)
+want="$(sha256sum < "$requirements" | cut -d' ' -f1) $venv"
+
+say() { echo "setup_env.sh: $*" >&2; }
+die() { say "$@"; exit 1; }
+complete() { [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; }
+
+if complete; then exit 0; fi
+exec 9< "$root" # the lock is on the repository folder, so it leaves no file behind
+flock -n 9 || { say "waiting for another set-up of $venv"; flock 9; }
+if complete; then exit 0; fi
+
+# --- the interpreter to build on
+base=
+for candidate in python3 python3.13 python3.12 python3.11; do
+  command -v "$candidate" > /dev/null || continue
+  if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    base=$candidate
+    break
+  fi
+done
+if [ -z "$base" ]; then
+  have=$(python3 --version 2>&1) || have="no python3"
+  die "Python 3.11 or newer is needed, found: $have. Install one, or set SPKV_PYTHON to one that has requirements.txt"
+fi
+if ! "$base" -c 'import ensurepip, venv' 2> /dev/null; then
+  package=python3-venv
+  [ "$base" = python3 ] || package=$base-venv
+  die "$base cannot make virtual environments. Run: apt install $package"
+fi
+
+# --- a new environment, or the finished old one brought up to date
+if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cut -d' ' -f2- < "$stamp")" = "$venv" ]; then
+  say "requirements.txt has changed: updating $venv"
+  rm "$stamp"
+else
+  [ ! -e "$venv" ] || say "$venv is incomplete or was moved here: making it anew"
+  say "making $venv with $("$base" --version) (about 2 GB, some minutes)"
+  "$base" -m venv --clear "$venv"
+fi
+python=$venv/bin/python
+pip=("$python" -m pip --disable-pip-version-check)
+
+# --- the torch build: CUDA where there is a GPU, CPU elsewhere
+gpu=false
+if nvidia-smi -L > /dev/null 2>&1; then gpu=true; fi
+case ${SPKV_TORCH:-} in
+  "") kind=cpu; reason="nvidia-smi lists no GPU"; if $gpu; then kind=cuda; reason="nvidia-smi lists a GPU"; fi ;;
+  cpu | cuda) kind=$SPKV_TORCH; reason="SPKV_TORCH=$SPKV_TORCH" ;;
+  *) die "SPKV_TORCH is cpu or cuda, not $SPKV_TORCH" ;;
+esac
+index=()
+if [ "$kind" = cpu ]; then
+  # What pip would take by itself may be a CPU build already (a local wheel); torch's own index is asked only if not.
+  torch=$(grep -E '^torch==' "$requirements")
+  report=$("${pip[@]}" install --quiet --dry-run --ignore-installed --no-deps --report - "$torch") ||
+    die "pip finds no $torch: see above"
+  if echo "$report" | grep -qE '"(nvidia|cuda|triton)[-a-z0-9_]*'; then
+    index=(--extra-index-url https://download.pytorch.org/whl/cpu)
+  fi
+fi
+say "torch: $kind build (${reason})${index[*]:+, from ${index[1]}}"
+
+"${pip[@]}" install --quiet --compile "${index[@]}" -r "$requirements" || die "the installation failed: see above; run again"
+
+# --- make sure of it
+"$python" - << 'PY'
+import importlib.util
+import pathlib
+import torch
+# The package index has torchaudio for CUDA only. Its compiled part cannot load beside a CPU torch and would break
+# every import of it, transformers' WavLM included; without that part all we use works.
+if torch.version.cuda is None:
+    for lib in (pathlib.Path(importlib.util.find_spec("torchaudio").origin).parent / "lib").glob("*torchaudio*.so"):
+        lib.unlink()
+PY
+site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+[ -d "$site/torch/__pycache__" ] || "$python" -m compileall -q -j 0 "$site" || true # an odd test file may not compile
+"$python" -c 'import torch, torchaudio; from transformers import WavLMModel; print("setup_env.sh: torch", torch.__version__)' >&2 ||
+  die "the installed packages do not import: see above; run again after rm -r $venv"
+echo "$want" > "$stamp.new"
+mv "$stamp.new" "$stamp"
+say "done: $venv"
