@@ -1,0 +1,90 @@
+"""Fit and store the calibration and decision threshold of a model, on dev or pseudo-speaker trials."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv import calibration
+from pyspkv.errors import UserError, run
+from pyspkv.metrics import Curve
+
+
+def parse_args() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.calibrate",
+        description="Write calibration.json (logistic regression: score -> log-likelihood ratio, threshold). "
+        "Never fit it on the test trials. Either --scores and --trials of a dev list, or --data and --embeddings: "
+        "cosine scores of pairs drawn within and between the (pseudo-)speakers of a data directory.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument(
+        "--scores", metavar="FILE", help="scores of dev trials; plain cosine if `verify` is to use it"
+    )
+    p.add_argument("--trials", metavar="FILE", help="dev trials")
+    p.add_argument(
+        "--from-data", metavar="DIR", help="data directory whose utt2spk holds the (pseudo-)speakers"
+    )
+    p.add_argument("--embeddings", metavar="SCP", help="embeddings of --from-data")
+    p.add_argument("--num-trials", type=int, default=50000, help="pairs of each kind drawn from --from-data")
+    p.add_argument("--seed", type=int, default=0, help="of the drawn pairs")
+    p.add_argument("--prior", type=float, default=0.5, help="share of targets the threshold is made for")
+    p.add_argument(
+        "--out", required=True, metavar="FILE", help="MODEL/calibration.json, for `verify` to find"
+    )
+    args = p.parse_args()
+    dev, pseudo = (args.scores, args.trials), (args.from_data, args.embeddings)
+    if not ((all(dev) and not any(pseudo)) or (all(pseudo) and not any(dev))):
+        p.error("give --scores and --trials, or --from-data and --embeddings")
+    return args
+
+
+def pseudo_scores(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
+    from pyspkv import scoring
+    from pyspkv.datadir import DataDir
+    from pyspkv.embeddings import read_embeddings
+
+    data = DataDir.read(args.from_data)
+    embeddings = read_embeddings(args.embeddings)
+    rows = scoring.rows_of(data.utts, embeddings.ids, "data", args.embeddings)
+    recording, source = recordings(data)
+    i, j, target = calibration.pseudo_trials(data.spk, recording, args.num_trials, args.seed)
+    x = scoring.directions(embeddings)
+    scores = scoring.cosine(x, x, rows[i], rows[j])
+    return scores, target, f"pairs within and between the speakers of {args.from_data}{source}"
+
+
+def recordings(data) -> tuple[list[str] | None, str]:
+    """The recording of each utterance, where known and where it tells utterances of a speaker apart."""
+    if not data.segments:
+        return None, ""
+    recording = [data.segments[utt][0] for utt in data.utts]
+    several = len({*zip(data.spk, recording)}) > len(set(data.spk))
+    return (recording, ", different recordings") if several else (None, ", one recording a speaker")
+
+
+def main() -> None:
+    args = parse_args()
+    if args.scores:
+        from pyspkv.scoring import read_scores
+        from pyspkv.trials import read_trials
+
+        enrol, test, target = read_trials(args.trials)
+        scores, source = read_scores(args.scores, enrol, test), f"trials {args.trials}"
+    else:
+        scores, target, source = pseudo_scores(args)
+    try:
+        result = calibration.fit(scores, target, args.prior, source)
+    except UserError as err:
+        raise UserError(str(err), file=args.scores or args.from_data) from None
+    result.write(args.out)
+    curve = Curve(result.llr(scores), target)
+    print(
+        f"{result.source}: {result.num_target} targets, {result.num_nontarget} nontargets, "
+        f"EER {100 * curve.eer()[0]:.2f} %, Cllr {curve.cllr():.3f}"
+    )
+    print(f"threshold {result.threshold:.4f} at prior {result.prior}; written to {Path(args.out)}")
+
+
+if __name__ == "__main__":
+    run(main)

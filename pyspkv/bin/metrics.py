@@ -1,0 +1,117 @@
+"""EER, minDCF, thresholds and bootstrap intervals of a score file."""
+
+import argparse
+import json
+
+import numpy as np
+
+from pyspkv import metrics
+from pyspkv.errors import UserError, run
+from pyspkv.scoring import read_scores
+from pyspkv.tables import read_table
+from pyspkv.trials import read_trials
+
+LARGE = 2_000_000  # trials above which an interval takes fewer replicates, to stay within minutes
+
+
+def parse_args() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.metrics",
+        description="Print EER (percent, linear interpolation between operating points), minDCF (C_miss = C_fa = 1) "
+        "and thresholds, with a 95 % bootstrap interval of the EER.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--scores", required=True, metavar="FILE", help="`enrol test score` lines in any order")
+    p.add_argument("--trials", required=True, metavar="FILE", help="`enrol test target|nontarget` lines")
+    p.add_argument(
+        "--utt2spk",
+        metavar="FILE",
+        help="draw the bootstrap over these speakers; without it, over enrolment ids",
+    )
+    p.add_argument(
+        "--compare", metavar="SCORES2", help="another system's scores: paired bootstrap of the EERs"
+    )
+    p.add_argument("--llr", action="store_true", help="scores are log-likelihood ratios: add actDCF and Cllr")
+    p.add_argument("--json", action="store_true", help="print flat JSON instead of a table")
+    p.add_argument("--plots", metavar="DIR", help="write det.png and scores.png there")
+    return p.parse_args()
+
+
+def resampling(
+    enrol: list[str], test: list[str], target: np.ndarray, utt2spk: str | None
+) -> metrics.Resampling:
+    """Speakers of both sides where `utt2spk` tells them, else enrolment ids."""
+    if utt2spk is None:
+        return metrics.Resampling(enrol, None, "enrolment ids")
+    speaker = read_table(utt2spk, "id")
+    missing = list(dict.fromkeys(u for u in (*enrol, *test) if u not in speaker))
+    if missing:
+        raise UserError(
+            f"{len(missing)} ids of the trials have no speaker; the first is {missing[0]}",
+            file=utt2spk,
+            mend="add them (an enrolment model is a line `model speaker`), or leave --utt2spk out",
+        )
+    first, second = [speaker[e] for e in enrol], [speaker[t] for t in test]
+    wrong = [k for k, (a, b) in enumerate(zip(first, second)) if (a == b) != target[k]]
+    if wrong:
+        k = wrong[0]
+        raise UserError(
+            f"{len(wrong)} trials contradict it; the first, {enrol[k]} {test[k]}, is "
+            f"{'target' if target[k] else 'nontarget'} and of speakers {first[k]} and {second[k]}",
+            file=utt2spk,
+            mend="give the true utt2spk of the test set",
+        )
+    return metrics.Resampling(first, second, "speakers")
+
+
+def table(out: dict) -> str:
+    """The metrics for people."""
+    low, high = out["eer_ci_low"], out["eer_ci_high"]
+    over = f"{out['eer_ci_units']} {out['eer_ci_over']}, {out['eer_ci_replicates']} replicates"
+    lines = [f"trials          {out['num_target']} target, {out['num_nontarget']} nontarget"]
+    lines += [f"EER             {out['eer']:.3f} %   (threshold {out['threshold']:.4f})"]
+    if low is not None:
+        lines += [f"  95 % interval {low:.3f} .. {high:.3f} %   (bootstrap over {over})"]
+    for p in ("0.01", "0.05"):
+        lines += [
+            f"minDCF({p})    {out[f'min_dcf_{p}']:.4f}   (threshold {out[f'threshold_min_dcf_{p}']:.4f})"
+        ]
+        if f"act_dcf_{p}" in out:
+            lines += [f"actDCF({p})    {out[f'act_dcf_{p}']:.4f}"]
+    if "cllr" in out:
+        lines += [f"Cllr            {out['cllr']:.4f} bits"]
+    if "eer_other" in out:
+        low, high = out["eer_difference_ci_low"], out["eer_difference_ci_high"]
+        verdict = "they differ" if out["eer_differs"] else "no difference shown"
+        lines += [
+            f"other EER       {out['eer_other']:.3f} %",
+            f"  difference    {out['eer_difference']:+.3f}, 95 % interval {low:+.3f} .. {high:+.3f}   ({verdict})",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    args = parse_args()
+    enrol, test, target = read_trials(args.trials)
+    scores = read_scores(args.scores, enrol, test)
+    other = read_scores(args.compare, enrol, test) if args.compare else None
+    if target.all() or not target.any():
+        kind = "target" if not target.any() else "nontarget"
+        raise UserError(f"there is no {kind} trial; error rates need both kinds", file=args.trials)
+    units = resampling(enrol, test, target, args.utt2spk)
+    replicates = metrics.REPLICATES if len(target) <= LARGE else metrics.REPLICATES // 10
+    out = metrics.summary(scores, target, llr=args.llr)
+    out |= metrics.bootstrap(scores, target, units, replicates)
+    if other is not None:
+        out |= metrics.compare(scores, other, target, units, replicates)
+    if args.plots:
+        from pyspkv import plots
+
+        systems = {args.scores: scores} | ({args.compare: other} if other is not None else {})
+        plots.det({name: metrics.Curve(s, target) for name, s in systems.items()}, f"{args.plots}/det.png")
+        plots.scores(scores, target, out["threshold"], f"{args.plots}/scores.png")
+    print(json.dumps(out, indent=1) if args.json else table(out))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""Are these recordings of one speaker? Score, log-likelihood ratio and decision with the model's own threshold."""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.calibration import Calibration
+from pyspkv.embeddings import normalise
+from pyspkv.errors import UserError, run
+
+
+def embed(model: str, paths: list[str]) -> np.ndarray:
+    """float32 [n, D] length-normalised embeddings of whole audio files (16 kHz mono, resampled if need be)."""
+    import torch
+
+    from pyspkv.audio import load_file
+    from pyspkv.checkpoint import load_encoder
+
+    waves = [load_file(path) for path in paths]
+    encoder = load_encoder(model)
+    out = []
+    with torch.inference_mode():
+        for path, wave in zip(paths, waves):
+            x = encoder(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))[0].float().numpy()
+            if not np.isfinite(x).all():
+                raise UserError("its embedding has NaN or Inf in it", file=path)
+            out.append(x)
+    return normalise(np.stack(out))
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.verify",
+        description="Compare every pair of the given recordings. The threshold is the one stored in "
+        "MODEL/calibration.json by pyspkv.bin.calibrate; without it only scores are printed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--model", required=True, metavar="DIR", help="run folder of bin.train, or DIR@best")
+    p.add_argument("audio", nargs="+", help="two or more audio files")
+    args = p.parse_args()
+    if len(args.audio) < 2:
+        p.error("give at least two audio files")
+    stored = Path(args.model.removesuffix("@best").removesuffix("@last")) / "calibration.json"
+    calibration = Calibration.read(stored) if stored.exists() else None
+    x = embed(args.model, args.audio)
+    for i, j in itertools.combinations(range(len(x)), 2):
+        score = float(x[i] @ x[j])
+        line = f"{args.audio[i]} {args.audio[j]} score {score:.4f}"
+        if calibration:
+            decision = "same speaker" if score >= calibration.threshold else "different speakers"
+            line += f" llr {calibration.llr(score):+.2f} decision: {decision}"
+        print(line)
+    if calibration:
+        print(f"threshold {calibration.threshold:.4f} (prior {calibration.prior}), from {calibration.source}")
+    else:
+        print(
+            f"no decision: {stored} is not there; make it with python -m pyspkv.bin.calibrate "
+            f"--from-data DIR --embeddings SCP --out {stored}"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,146 @@
+"""Calibration of scores: score -> log-likelihood ratio by logistic regression, with a stored decision threshold."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.atomic import atomic_file
+from pyspkv.errors import UserError
+from pyspkv.metrics import Curve
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """llr = scale * score + offset (natural log); a trial is accepted at score >= threshold.
+
+    threshold is where llr equals log((1 - prior) / prior): the cheapest decision when a share `prior` of trials
+    are targets and both errors cost the same. source says which trials it was fitted on.
+    """
+
+    scale: float
+    offset: float
+    threshold: float
+    prior: float
+    source: str
+    num_target: int
+    num_nontarget: int
+    eer_threshold: float
+
+    def llr(self, scores: np.ndarray) -> np.ndarray:
+        return self.scale * scores + self.offset
+
+    def write(self, path: str | Path) -> None:
+        with atomic_file(path) as f:
+            json.dump(asdict(self), f, indent=1)
+            f.write("\n")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Calibration":
+        """Raises UserError when the file is not what `write` makes."""
+        mend = "make it with python -m pyspkv.bin.calibrate"
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            out = cls(**values)
+            finite = np.isfinite([out.scale, out.offset, out.threshold, out.prior, out.eer_threshold]).all()
+        except (ValueError, TypeError) as err:
+            raise UserError(f"is not a calibration ({err})", file=path, mend=mend) from None
+        if not finite or out.scale <= 0:
+            raise UserError("scale must be above 0 and every number finite", file=path, mend=mend)
+        return out
+
+
+def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Calibration:
+    """Prior-weighted logistic regression on scores [n] and target bool [n], by Newton's method.
+
+    Minimises  p/T sum_targets log(1 + exp(-l - logit p)) + (1-p)/N sum_nontargets log(1 + exp(l + logit p)),
+    l = scale * score + offset (Brummer & du Preez 2006, "Application-independent evaluation of speaker
+    detection"), plus 1e-6 / 2 * (slope on standardised scores)^2, which keeps separable scores finite.
+    Raises UserError when higher scores do not speak for targets.
+    """
+    curve = Curve(scores, target)
+    if not 0 < prior < 1:
+        raise UserError(f"prior {prior} is not between 0 and 1")
+    s = np.concatenate([curve.target, curve.nontarget]).astype(np.float64)
+    y = np.repeat([1.0, 0.0], [len(curve.target), len(curve.nontarget)])
+    weight = np.where(y > 0, prior / len(curve.target), (1 - prior) / len(curve.nontarget))
+    centre, spread = s.mean(), s.std()
+    if spread == 0:
+        raise UserError("all scores are equal: nothing to calibrate")
+    x = np.stack([(s - centre) / spread, np.ones(len(s))])
+    logit = np.log(prior / (1 - prior))
+    penalty = np.array([1e-6, 0.0])
+
+    def cost(w: np.ndarray) -> float:
+        z = w @ x + logit
+        return float(weight @ np.logaddexp(0, np.where(y > 0, -z, z)) + penalty @ w**2 / 2)
+
+    w = np.zeros(2)
+    for _ in range(200):
+        p = 1 / (1 + np.exp(-np.clip(w @ x + logit, -500, 500)))
+        gradient = x @ (weight * (p - y)) + penalty * w
+        hessian = (x * (weight * p * (1 - p))) @ x.T + np.diag(penalty + [0, 1e-12])
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while cost(w - size * step) > cost(w) and size > 1e-10:
+            size /= 2
+        w = w - size * step
+        if np.abs(gradient).max() < 1e-12 or size <= 1e-10:
+            break
+    scale, offset = w[0] / spread, w[1] - w[0] * centre / spread
+    if scale <= 0:
+        raise UserError("higher scores do not go with target trials: are the labels or the scores swapped?")
+    return Calibration(
+        scale=float(scale),
+        offset=float(offset),
+        threshold=float((-logit - offset) / scale),
+        prior=prior,
+        source=source,
+        num_target=len(curve.target),
+        num_nontarget=len(curve.nontarget),
+        eer_threshold=curve.eer()[1],
+    )
+
+
+def pseudo_trials(
+    spk: Sequence[str], recording: Sequence[str] | None, num: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of utterances: (i int64 [n], j int64 [n], target bool [n]), up to `num` of each kind, seeded.
+
+    Targets are two utterances of one (pseudo-)speaker, every speaker as often as any other, from different
+    recordings where `recording` [N] is given (pairs within a recording share its channel and score too high);
+    nontargets are utterances of two different speakers. No pair occurs twice.
+    """
+    rng = np.random.default_rng(seed)
+    _, label = np.unique(np.asarray(spk), return_inverse=True)
+    place = label if recording is None else np.unique(np.asarray(recording), return_inverse=True)[1]
+    order = np.argsort(label, kind="stable")
+    count = np.bincount(label)
+    start = np.cumsum(count) - count
+
+    def draw(same: bool) -> tuple[np.ndarray, np.ndarray]:
+        found = np.empty((0, 2), np.int64)
+        for _ in range(20):  # rejected and repeated pairs are drawn anew
+            a = rng.integers(len(count), size=2 * num)
+            b = a if same else rng.integers(len(count), size=2 * num)
+            i = order[start[a] + rng.integers(count[a])]
+            j = order[start[b] + rng.integers(count[b])]
+            good = (place[i] != place[j]) | (recording is None)
+            good &= (i != j) if same else (a != b)
+            pairs = np.sort(np.stack([i, j], 1)[good], 1)
+            found = np.concatenate([found, pairs])
+            _, first = np.unique(found, axis=0, return_index=True)
+            found = found[np.sort(first)]
+            if len(found) >= num:
+                break
+        if not len(found):
+            rule = "two utterances" + (" from different recordings" if recording is not None else "")
+            need = f"no speaker has {rule}" if same else "there is only one speaker"
+            raise UserError(f"cannot make {'target' if same else 'nontarget'} trials: {need}")
+        return found[:num, 0], found[:num, 1]
+
+    (ti, tj), (ni, nj) = draw(True), draw(False)
+    target = np.repeat([True, False], [len(ti), len(ni)])
+    return np.concatenate([ti, ni]), np.concatenate([tj, nj]), target

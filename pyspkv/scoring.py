@@ -1,0 +1,196 @@
+"""Scores of trials from embeddings: cosine, enrolment models, mean subtraction, AS-norm; score files.
+
+Every entry becomes one direction: its length-normalised vector, or for [n, D] the mean of its n
+length-normalised rows, not normalised again. The product of two directions is then the mean of all pairwise
+cosines.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.atomic import atomic_file
+from pyspkv.embeddings import Embeddings, normalise
+from pyspkv.errors import UserError
+from pyspkv.tables import no_gc
+
+BLOCK = 1 << 15  # trials at once: 2 x 32 MiB of gathered rows at D = 256
+COHORT_BLOCK = 1024  # rows against the cohort at once: 24 MiB of scores at 6,000 cohort entries
+
+
+def directions(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.ndarray:
+    """float32 [N, D], one direction an entry; `mean` [D] is subtracted from every raw row first."""
+    if mean is not None and mean.shape != (embeddings.dim,):
+        raise UserError(f"the mean has shape {list(mean.shape)}, the embeddings have D = {embeddings.dim}")
+    x = embeddings.x if mean is None else embeddings.x - mean.astype(np.float32)
+    return embeddings.entry_means(normalise(x))
+
+
+def group_means(
+    ids: Sequence[str], x: np.ndarray, groups: dict[str, Sequence[str]], file=None
+) -> tuple[list[str], np.ndarray]:
+    """Enrolment models or pseudo-speakers: (names, float32 [G, D] length-normalised means of directions).
+
+    groups: name -> utterance ids. Raises UserError when a member has no embedding.
+    """
+    row = {utt: i for i, utt in enumerate(ids)}
+    missing = [utt for members in groups.values() for utt in members if utt not in row]
+    if missing:
+        raise _missing(missing, "have no embedding but are listed", file)
+    members = np.fromiter((row[u] for m in groups.values() for u in m), np.int64)
+    starts = np.cumsum([0] + [len(m) for m in groups.values()])
+    out = np.empty((len(groups), x.shape[1]), dtype=np.float32)
+    for g in range(len(groups)):
+        out[g] = x[members[starts[g] : starts[g + 1]]].mean(0, dtype=np.float64)
+    return list(groups), normalise(out)
+
+
+def _missing(ids: Sequence[str], what: str, file) -> UserError:
+    unique = list(dict.fromkeys(ids))
+    few = ", ".join(unique[:3]) + (", ..." if len(unique) > 3 else "")
+    return UserError(
+        f"{len(unique)} ids {what}: {few}", file=file, mend="extract embeddings of the whole data directory"
+    )
+
+
+def rows_of(ids: Sequence[str], known: Sequence[str], side: str, file=None) -> np.ndarray:
+    """int64 [n]: the row of each id in `known`. UserError counts the missing ids and names the first."""
+    row = {utt: i for i, utt in enumerate(known)}
+    missing = [utt for utt in ids if utt not in row]
+    if missing:
+        raise _missing(missing, f"on the {side} side have no embedding", file)
+    return np.fromiter((row[utt] for utt in ids), np.int64, len(ids))
+
+
+def cosine(enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """float32 [n]: enrol[i[k]] . test[j[k]] of directions [E, D] and [T, D]. Memory: the scores and two blocks.
+
+    Where the trials fill at least a quarter of the matrix of all pairs (all-against-all lists), blocks of
+    that matrix are multiplied and picked from; else the two rows of each trial are gathered.
+    """
+    out = np.empty(len(i), dtype=np.float32)
+    if len(i) * 4 < len(enrol) * len(test):
+        for start in range(0, len(i), BLOCK):
+            block = slice(start, start + BLOCK)
+            np.einsum("nd,nd->n", enrol[i[block]], test[j[block]], out=out[block])
+        return out
+    order = np.argsort(i, kind="stable")
+    step = max(1, (1 << 24) // max(1, len(test)))  # 64 MiB of scores
+    bounds = np.searchsorted(i[order], np.arange(0, len(enrol) + step, step))
+    for b, start in enumerate(range(0, len(enrol), step)):
+        trials = order[bounds[b] : bounds[b + 1]]
+        out[trials] = (enrol[start : start + step] @ test.T)[i[trials] - start, j[trials]]
+    return out
+
+
+def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, float64 [N] each, of each row's `top_n` highest scores against the cohort.
+
+    x: [N, D], cohort: [C, D], directions. Blocked: memory does not grow with N beyond the result.
+    """
+    if not 2 <= top_n <= len(cohort):
+        raise UserError(
+            f"top-n {top_n} must be at least 2 and at most the cohort's size, {len(cohort)}",
+            mend="give a smaller --top-n or a larger cohort",
+        )
+    mean, std = np.empty(len(x)), np.empty(len(x))
+    cut = len(cohort) - top_n
+
+    def block(start: int) -> None:
+        scores = x[start : start + COHORT_BLOCK] @ cohort.T
+        scores.partition(cut, axis=1)
+        top = scores[:, cut:]
+        mean[start : start + COHORT_BLOCK] = top.mean(1, dtype=np.float64)
+        std[start : start + COHORT_BLOCK] = top.std(1, dtype=np.float64)
+
+    # partition releases the GIL; the product has BLAS threads of its own
+    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
+        list(pool.map(block, range(0, len(x), COHORT_BLOCK)))
+    return mean, std
+
+
+def as_norm(
+    enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray, cohort: np.ndarray, top_n: int
+) -> np.ndarray:
+    """Adaptive symmetric score normalisation of cosine scores, float32 [n].
+
+    s' = ((s - mean_e) / std_e + (s - mean_t) / std_t) / 2, where mean_e and std_e (population) are over the
+    `top_n` cohort entries closest to the enrolment side, mean_t and std_t over those closest to the test's:
+    "adaptive S-norm 1" of Matejka et al., "Analysis of score normalization in multilingual speaker
+    recognition", Interspeech 2017. Statistics are computed once per row that occurs in a trial.
+    """
+    scores = cosine(enrol, test, i, j).astype(np.float64)
+    used_e, used_t = np.zeros(len(enrol), bool), np.zeros(len(test), bool)
+    used_e[i], used_t[j] = True, True
+    if enrol is test:
+        used_e = used_t = used_e | used_t
+    stats_t = _spread(test, used_t, cohort, top_n)
+    stats_e = stats_t if enrol is test else _spread(enrol, used_e, cohort, top_n)
+    z_e = (scores - stats_e[0][i]) / stats_e[1][i]
+    z_t = (scores - stats_t[0][j]) / stats_t[1][j]
+    return ((z_e + z_t) / 2).astype(np.float32)
+
+
+def _spread(x: np.ndarray, used: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = np.zeros(len(x)), np.ones(len(x))
+    mean[used], std[used] = cohort_statistics(x if used.all() else x[used], cohort, top_n)
+    if std.min() < 1e-6:
+        raise UserError(
+            f"the {top_n} closest cohort scores of an utterance are all equal: the cohort holds copies",
+            mend="build the cohort from different speakers, or average it with --cohort-utt2spk",
+        )
+    return mean, std
+
+
+def write_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str], scores: np.ndarray) -> None:
+    """Write `enrol test score` lines; 9 significant digits give float32 back exactly."""
+    with atomic_file(path) as f:
+        f.writelines(f"{e} {t} {s:.9g}\n" for e, t, s in zip(enrol, test, scores.tolist()))
+
+
+def read_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str]) -> np.ndarray:
+    """Scores of the trials (enrol[k], test[k]), float64 [n], from `enrol test score` lines in any order.
+
+    Raises UserError with the line: wrong columns, no finite number, a pair that is not a trial or is scored
+    twice; and with the count of trials without a score. A pair listed m times in the trials needs m lines.
+    """
+    out = np.full(len(enrol), np.nan)
+    place: dict[tuple[str, str], list[int]] | None = None  # only built if the file is in another order
+    again = "score exactly this trial list (python -m pyspkv.bin.score)"
+    with open(path, encoding="utf-8", errors="surrogateescape") as f, no_gc():
+        for number, line in enumerate(f, 1):
+            fields = line.split()
+            try:
+                e, t, text = fields
+                score = float(text)
+            except ValueError:
+                rule = "a line must be `enrol test score`"
+                raise UserError(rule, file=path, line=number, mend=again) from None
+            if not np.isfinite(score):
+                raise UserError(f"score {text} is not finite", file=path, line=number, mend=again)
+            k = number - 1
+            if place is None and (k >= len(enrol) or e != enrol[k] or t != test[k]):
+                place = {}
+                for n in range(len(enrol) - 1, k - 1, -1):
+                    place.setdefault((enrol[n], test[n]), []).append(n)
+                done = set(zip(enrol[:k], test[:k]))
+            if place is not None:
+                left = place.get((e, t))
+                if not left:
+                    twice = left is not None or (e, t) in done
+                    what = "is scored twice" if twice else "is not in the trial list"
+                    raise UserError(f"{e} {t} {what}", file=path, line=number, mend=again)
+                k = left.pop()
+            out[k] = score
+    missing = np.flatnonzero(np.isnan(out))
+    if len(missing):
+        k = missing[0]
+        raise UserError(
+            f"{len(missing)} of {len(out)} trials have no score; the first is {enrol[k]} {test[k]}",
+            file=path,
+            mend=again,
+        )
+    return out
