@@ -57,7 +57,7 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
 
     Minimises  p/T sum_targets log(1 + exp(-l - logit p)) + (1-p)/N sum_nontargets log(1 + exp(l + logit p)),
     l = scale * score + offset (Brummer & du Preez 2006, "Application-independent evaluation of speaker
-    detection"), plus 1e-6 / 2 * (slope on standardised scores)^2, which keeps separable scores finite.
+    detection"), plus 1e-9 / 2 * (slope on standardised scores)^2, which keeps separable scores finite.
     Raises UserError when higher scores do not speak for targets.
     """
     curve = Curve(scores, target)
@@ -71,7 +71,7 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
         raise UserError("all scores are equal: nothing to calibrate")
     x = np.stack([(s - centre) / spread, np.ones(len(s))])
     logit = np.log(prior / (1 - prior))
-    penalty = np.array([1e-6, 0.0])
+    penalty = np.array([1e-9, 0.0])
 
     def cost(w: np.ndarray) -> float:
         z = w @ x + logit
