@@ -76,6 +76,7 @@ def _check_trials(file: Path, lines: list[str]) -> None:
 
 def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], changed: set[str]) -> None:
     """Bring all tables to the utterances that every table has."""
+    lines = {name: len(table) for name, table in tables.items()}
     utt2spk, segments, wav = tables["utt2spk"], tables.get("segments"), tables.get("wav.scp")
     known = set(utt2spk)
     if segments is not None:
@@ -114,14 +115,14 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
             continue
         left = keep if name in by_utt else recos if name == "wav.scp" else ids[_keyed(name)]
         table = tables[name]
-        if table.keys() != left:
+        if table.keys() != left or len(table) < lines[name]:
             changed.add(name)
             tables[name] = {k: v for k, v in table.items() if k in left}
             if len(tables[name]) < len(left):
                 notes.append(f"{path / name}: removed, for it has {len(tables[name])} of {len(left)} ids")
                 del tables[name]
             else:
-                notes.append(f"{path / name}: {len(table)} -> {len(left)} lines")
+                notes.append(f"{path / name}: {lines[name]} -> {len(left)} lines")
     models, cut = cut_trials(keep, known, tables.get("enrol_map"), trials)
     if "enrol_map" in tables and models != tables["enrol_map"]:
         notes.append(f"{path / 'enrol_map'}: {len(tables['enrol_map'])} -> {len(models or ())} models")

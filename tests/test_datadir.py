@@ -1,0 +1,559 @@
+"""Data directories: round trips, every kind of bad input, mending, cutting, kills in the middle of a write."""
+
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyspkv.bin.datadir import main
+from pyspkv.datadir import DataDir, combine, read_table, read_trials
+from pyspkv.datafix import fix
+from pyspkv.errors import UserError
+
+# A directory as Kaldi would hold it, by hand: recordings with segments, and all the files we know.
+KALDI = {
+    "wav.scp": "r1 /data/r1.wav\nr2 sph2pipe -f wav /data/r2.sph |\nr3 foo.ark:123\n",
+    "segments": "a-1 r1 0.00 1.50\na-2 r1 1.50 3.25\nb-1 r2 0 2\nc-1 r3 10.5 11\n",
+    "utt2spk": "a-1 a\na-2 a\nb-1 b\nc-1 c\n",
+    "spk2utt": "a a-1 a-2\nb b-1\nc c-1\n",
+    "text": "a-1 hello there\na-2 \nb-1 caf\u00e9\nc-1 x\n",
+    "feats.scp": "a-1 f.ark:5\na-2 f.ark:99\nb-1 f.ark:200\nc-1 f.ark:300[0:10]\n",
+    "utt2dur": "a-1 1.5\na-2 1.75\nb-1 2\nc-1 0.5\n",
+    "reco2dur": "r1 3.25\nr2 2.0\nr3 11\n",
+    "spk2gender": "a f\nb m\nc f\n",
+    "utt2dialogue": "a-1 d1\na-2 d1\nb-1 d2\nc-1 d2\n",
+    "dialogue2device": "d1 x\nd2 y\n",
+    "dialogue2mixed": "d1 0\nd2 1\n",
+    "utt2time": "a-1 1700000000\na-2 1700000009.5\nb-1 -3\nc-1 0\n",
+    "utt2source": "a-1 customer\na-2 customer\nb-1 device\nc-1 customer\n",
+    "enrol_map": "m1 a-1 b-1\nm2 c-1\n",
+    "trials": "m1 a-2 target\nm1 c-1 nontarget\na-1 a-2 target\nm2 b-1 nontarget\n",
+}
+
+
+def put(path: Path, files: dict[str, str | bytes]) -> Path:
+    path.mkdir(parents=True)
+    for name, text in files.items():
+        (path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
+
+
+def test_reads_a_kaldi_directory(tmp_path):
+    data = DataDir.read(put(tmp_path / "d", KALDI))
+    assert data.utts == ["a-1", "a-2", "b-1", "c-1"]
+    assert data.spk == ["a", "a", "b", "c"]
+    assert data.wav["r2"] == "sph2pipe -f wav /data/r2.sph |"
+    assert data.segments["a-2"] == ("r1", 1.5, 3.25)
+    assert data.extra["text"] == {"a-1": "hello there", "a-2": "", "b-1": "caf\u00e9", "c-1": "x"}
+    assert data.dialogue2device == {"d1": "x", "d2": "y"}
+    assert data.label_hash() == hashlib.sha256(KALDI["utt2spk"].encode()).hexdigest()
+
+
+def test_write_then_read_is_the_same(tmp_path):
+    data = DataDir.read(put(tmp_path / "d", KALDI))
+    data.write(tmp_path / "e")
+    again = DataDir.read(tmp_path / "e")
+    again.path = data.path
+    assert again == data
+    assert (tmp_path / "e" / "utt2spk").read_text() == KALDI["utt2spk"]
+    assert (tmp_path / "e" / "spk2utt").read_text() == KALDI["spk2utt"]
+
+
+def test_blanks_and_tabs_between_columns_are_one(tmp_path):
+    files = {
+        "utt2spk": "u1\ts1\nu2   s1\n",
+        "spk2utt": "s1 u1  u2 \n",
+        "wav.scp": "u1 \t a  b.wav\nu2 c.wav\n",
+    }
+    data = DataDir.read(put(tmp_path / "d", files))
+    assert data.spk == ["s1", "s1"]
+    assert data.wav == {"u1": "a  b.wav", "u2": "c.wav"}
+
+
+def test_truth_is_neither_read_nor_copied(tmp_path):
+    data = DataDir.read(put(tmp_path / "d", {**KALDI, "utt2spk_true": "garbage"}))
+    data.write(tmp_path / "e")
+    assert "utt2spk_true" not in data.extra
+    assert not (tmp_path / "e" / "utt2spk_true").exists()
+
+
+# (file, new content or None to delete it, line in the message or None, words in the message); the mend follows
+BAD = {
+    "unsorted": ("utt2spk", "a-2 a\na-1 a\nb-1 b\nc-1 c\n", 2, "C order"),
+    "duplicate": ("utt2spk", "a-1 a\na-1 a\nb-1 b\nc-1 c\n", 2, "twice"),
+    "missing column": ("utt2spk", "a-1 a\na-2\nb-1 b\nc-1 c\n", 2, "exactly two columns"),
+    "too many columns": ("utt2spk", "a-1 a\na-2 a a\nb-1 b\nc-1 c\n", 2, "exactly two columns"),
+    "empty file": ("utt2spk", "", None, "empty"),
+    "empty optional": ("utt2dur", "", None, "empty"),
+    "empty line": ("utt2spk", "a-1 a\n\na-2 a\nb-1 b\nc-1 c\n", 2, "empty"),
+    "leading blank": ("utt2spk", " a-1 a\na-2 a\nb-1 b\nc-1 c\n", 1, "starts with a blank"),
+    "no final newline": ("utt2spk", "a-1 a\na-2 a\nb-1 b\nc-1 c", 4, "cut short"),
+    "not utf-8": ("utt2spk", b"a-1 a\na-2 \xff\nb-1 b\nc-1 c\n", 2, "UTF-8"),
+    "crlf": ("utt2spk", "a-1 a\r\na-2 a\r\nb-1 b\r\nc-1 c\r\n", 1, "carriage return"),
+    "trailing blank": ("utt2spk", "a-1 a\na-2 a \nb-1 b\nc-1 c\n", 2, "blank at the line end"),
+    "nul": ("utt2spk", b"a-1 a\na-2 a\nb\x00-1 b\nc-1 c\n", 3, "control character 0x00"),
+    "escape": ("wav.scp", "r1 /x\x1b.wav\nr2 y\nr3 z\n", 1, "control character 0x1b"),
+    "odd blank in id": ("utt2spk", "a-1 a\na-2 a\u00a0a\nb-1 b\nc-1 c\n", 2, "U+00A0"),
+    "byte-order mark": ("utt2spk", "\ufeffa-1 a\na-2 a\nb-1 b\nc-1 c\n", 1, "U+FEFF"),
+    "no utt2spk": ("utt2spk", None, None, "no such file"),
+    "no spk2utt": ("spk2utt", None, None, "no such file"),
+    "no wav.scp": ("wav.scp", None, None, "no such file"),
+    "no path": ("wav.scp", "r1\nr2 y\nr3 z\n", 1, "an id and a path"),
+    "tilde": ("wav.scp", "r1 ~/x.wav\nr2 y\nr3 z\n", 1, "~"),
+    "utt not in utt2spk": ("text", KALDI["text"] + "d-1 x\n", 5, "d-1 is not in utt2spk"),
+    "utt lost": ("text", "a-1 x\nb-1 x\nc-1 x\n", None, "no line for a-2"),
+    "recording lost": ("wav.scp", "r1 x\nr3 z\n", None, "no line for r2 of segments"),
+    "recording unused": ("wav.scp", KALDI["wav.scp"] + "r4 q\n", 4, "r4 is not in segments"),
+    "start after end": ("segments", KALDI["segments"].replace("0 2", "2 0"), 3, "0 <= start < end"),
+    "start is end": ("segments", KALDI["segments"].replace("0 2", "2 2"), 3, "0 <= start < end"),
+    "negative start": ("segments", KALDI["segments"].replace("0 2", "-1 2"), 3, "0 <= start < end"),
+    "time is a word": ("segments", KALDI["segments"].replace("0 2", "0 two"), 3, "0 <= start < end"),
+    "time is nan": ("segments", KALDI["segments"].replace("0 2", "0 nan"), 3, "0 <= start < end"),
+    "time is inf": ("segments", KALDI["segments"].replace("0 2", "0 inf"), 3, "0 <= start < end"),
+    "segment columns": ("segments", KALDI["segments"].replace("0 2", "0 2 A"), 3, "0 <= start < end"),
+    "segment after the end": ("segments", KALDI["segments"].replace("0 2", "0 2.6"), 3, "r2 has 2 s"),
+    "duration 0": ("utt2dur", KALDI["utt2dur"].replace("2\n", "0\n"), 3, "above 0"),
+    "duration nan": ("utt2dur", KALDI["utt2dur"].replace("2\n", "nan\n"), 3, "above 0"),
+    "duration underscore": ("utt2dur", KALDI["utt2dur"].replace("2\n", "1_0\n"), 3, "above 0"),
+    "count not whole": ("utt2num_samples", "a-1 16000\na-2 2.5\nb-1 1\nc-1 1\n", 2, "whole number"),
+    "count foreign digits": ("utt2num_samples", "a-1 16000\na-2 \u0663\nb-1 1\nc-1 1\n", 2, "whole number"),
+    "spk2utt other speaker": ("spk2utt", "a a-1\nb a-2 b-1\nc c-1\n", 1, "not the inverse of utt2spk"),
+    "spk2utt lost speaker": ("spk2utt", "a a-1 a-2\nb b-1\n", None, "speaker c of utt2spk is missing"),
+    "spk2utt more": ("spk2utt", KALDI["spk2utt"] + "d d-1\n", 4, "not the inverse of utt2spk"),
+    "gender": ("spk2gender", "a f\nb x\nc f\n", 2, "m or f"),
+    "speaker lost": ("spk2gender", "a f\nc f\n", None, "no line for b of spk2utt"),
+    "two dialogues": ("utt2dialogue", "a-1 d1\na-1 d2\na-2 d1\nb-1 d2\nc-1 d2\n", 2, "twice"),
+    "no dialogue": ("utt2dialogue", "a-1 d1\na-2 d1\nb-1 d2\n", None, "no line for c-1"),
+    "two devices": ("dialogue2device", "d1 x\nd1 y\nd2 y\n", 2, "twice"),
+    "no device": ("dialogue2device", "d1 x\n", None, "no line for d2 of utt2dialogue"),
+    "device of no dialogue": ("dialogue2device", "d1 x\nd2 y\nd3 y\n", 3, "d3 is not in utt2dialogue"),
+    "devices alone": ("utt2dialogue", None, None, "without utt2dialogue"),
+    "mixed": ("dialogue2mixed", "d1 0\nd2 maybe\n", 2, "0 or 1"),
+    "source": ("utt2source", "a-1 customer\na-2 human\nb-1 device\nc-1 device\n", 2, "customer or device"),
+    "time": ("utt2time", "a-1 1\na-2 noon\nb-1 2\nc-1 3\n", 2, "time in seconds"),
+    "trial label": ("trials", "m1 a-2 target\nm1 c-1 maybe\n", 2, "target|nontarget"),
+    "trial columns": ("trials", "m1 a-2 target\nm1 c-1\n", 2, "target|nontarget"),
+    "trial test": ("trials", "m1 a-2 target\nm1 zz target\n", 2, "zz is not in utt2spk"),
+    "trial enrol": ("trials", "m1 a-2 target\nm9 a-1 target\n", 2, "m9 is neither"),
+    "trial both ways": (
+        "trials",
+        "m1 a-2 target\nm2 a-2 target\nm1 a-2 nontarget\n",
+        3,
+        "nontarget in another",
+    ),
+    "model utt": ("enrol_map", "m1 a-1 zz\nm2 c-1\n", 1, "zz is not in utt2spk"),
+    "model empty": ("enrol_map", "m1 a-1\nm2\n", 2, "one or more ids"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_names_file_line_rule_and_mend(tmp_path, kind):
+    name, text, line, words = BAD[kind]
+    path = put(tmp_path / "d", KALDI)
+    if text is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as err:
+        DataDir.read(path)
+    message, mend = str(err.value).split("\n")
+    place = message.split(": ", 1)[0]
+    if kind == "devices alone":
+        name = "dialogue2device"
+    assert place == f"{path / name}" + (f":{line}" if line else "")
+    assert words in message
+    assert mend.startswith("  mend: ")
+
+
+FIXABLE = [k for k in BAD if BAD[k][1] is not None and k not in ("empty file", "trial both ways")]
+
+
+@pytest.mark.parametrize("kind", [*FIXABLE, "no spk2utt", "devices alone"])
+def test_fix_mends_it_and_a_second_fix_does_nothing(tmp_path, kind):
+    name, text, _, _ = BAD[kind]
+    path = put(tmp_path / "d", KALDI)
+    if text is None:
+        (path / name).unlink()
+    else:
+        (path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = contents(path)
+    assert fix(path)
+    data = DataDir.read(path)
+    assert set(data.utts) <= {"a-1", "a-2", "b-1", "c-1"}
+    kept = contents(path / ".backup")
+    assert kept or kind == "no spk2utt"  # where nothing was replaced
+    assert all(before[n] == kept[n] for n in kept)
+    after = contents(path)
+    assert all(after.get(n) == before[n] for n in before.keys() - kept.keys())
+    assert fix(path) == []
+    assert contents(path) == after
+    assert not (path / ".fix").exists()
+
+
+def test_fix_keeps_exactly_what_every_file_has(tmp_path):
+    files = {
+        "utt2spk": "u3 s2\nu1 s1\nu4 s2\nu1 other\r\n\nu2 s1 \nbroken\n",
+        "wav.scp": "u2 b.wav\nu1 a.wav\nu3 c.wav\nu9 z.wav\n",
+        "utt2dur": "u1 1\nu2 2\n",
+        "utt2lang": "u1 en\nu2 en\nu3 de\nu4 de\n",
+    }
+    path = put(tmp_path / "d", files)
+    notes = "\n".join(fix(path))
+    assert "kept 3 of 4 utterances" in notes
+    assert "utt2dur: removed, for it has 2 of 3 ids" in notes
+    assert contents(path) == {
+        "utt2spk": b"u1 s1\nu2 s1\nu3 s2\n",
+        "spk2utt": b"s1 u1 u2\ns2 u3\n",
+        "wav.scp": b"u1 a.wav\nu2 b.wav\nu3 c.wav\n",
+        "utt2lang": b"u1 en\nu2 en\nu3 de\n",
+    }
+
+
+def test_fix_refuses_to_leave_nothing(tmp_path):
+    path = put(tmp_path / "d", {**KALDI, "text": "z hello\n"})
+    before = contents(path)
+    with pytest.raises(UserError, match="text: no utterance of the other files"):
+        fix(path)
+    assert contents(path) == before
+
+
+# ---- cutting and joining -------------------------------------------------------------------------------------
+def test_subset_takes_everything_along(tmp_path):
+    data = DataDir.read(put(tmp_path / "d", KALDI))
+    data.subset(["c-1", "a-2", "a-1"]).write(tmp_path / "e")
+    assert {k: v.decode() for k, v in contents(tmp_path / "e").items()} == {
+        "wav.scp": "r1 /data/r1.wav\nr3 foo.ark:123\n",
+        "segments": "a-1 r1 0 1.5\na-2 r1 1.5 3.25\nc-1 r3 10.5 11\n",
+        "utt2spk": "a-1 a\na-2 a\nc-1 c\n",
+        "spk2utt": "a a-1 a-2\nc c-1\n",
+        "text": "a-1 hello there\na-2\nc-1 x\n",
+        "feats.scp": "a-1 f.ark:5\na-2 f.ark:99\nc-1 f.ark:300[0:10]\n",
+        "utt2dur": "a-1 1.5\na-2 1.75\nc-1 0.5\n",
+        "reco2dur": "r1 3.25\nr3 11\n",
+        "spk2gender": "a f\nc f\n",
+        "utt2dialogue": "a-1 d1\na-2 d1\nc-1 d2\n",
+        "dialogue2device": "d1 x\nd2 y\n",
+        "dialogue2mixed": "d1 0\nd2 1\n",
+        "utt2time": "a-1 1700000000\na-2 1700000009.5\nc-1 0\n",
+        "utt2source": "a-1 customer\na-2 customer\nc-1 customer\n",
+        "enrol_map": "m2 c-1\n",
+        "trials": "a-1 a-2 target\n",
+    }
+    assert DataDir.read(tmp_path / "e").utts == ["a-1", "a-2", "c-1"]
+    with pytest.raises(UserError, match="nobody is not in utt2spk"):
+        data.subset(["nobody"])
+
+
+def test_regenerated_speakers_leave_the_old_speakers_files_behind(tmp_path):
+    data = DataDir.read(put(tmp_path / "d", KALDI)).with_speakers(["k2", "k1", "k1", "k2"])
+    data.write(tmp_path / "e")
+    assert (tmp_path / "e" / "spk2utt").read_text() == "k1 a-2 b-1\nk2 a-1 c-1\n"
+    assert not (tmp_path / "e" / "spk2gender").exists()
+    assert DataDir.read(tmp_path / "e").spk == ["k2", "k1", "k1", "k2"]
+    with pytest.raises(UserError, match="1 speakers for 4"):
+        data.with_speakers(["k"])
+
+
+def test_combine(tmp_path):
+    a, b = (DataDir.read(put(tmp_path / n, KALDI)) for n in "ab")
+    other = b.renamed(lambda u, _: f"z-{u}", lambda s: f"z-{s}")
+    del other.extra["text"]
+    other.enrol_map, other.trials = {"n1": "z-a-1"}, {"trials": other.trials["trials"][2:3]}
+    both, left_out = combine(tmp_path / "c", [a, other])
+    both.write(tmp_path / "c")
+    read = DataDir.read(tmp_path / "c")
+    assert left_out == {"text"}
+    assert read.utts == sorted([*a.utts, *other.utts])
+    assert len(read.wav) == 3  # the same recordings in both
+    assert read.trials["trials"][4:] == ["z-a-1 z-a-2 target"]
+
+
+def test_combine_refuses_one_id_with_two_lines(tmp_path):
+    a, b = (DataDir.read(put(tmp_path / n, KALDI)) for n in "ab")
+    with pytest.raises(UserError, match="another line in an earlier source"):
+        combine(tmp_path / "c", [a, b.with_speakers(["x", "x", "x", "x"])])
+    with pytest.raises(UserError, match="utt2lang: no such file"):
+        combine(tmp_path / "c", [a], ["utt2lang"])
+
+
+ids = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=8)
+
+
+@st.composite
+def directories(draw) -> DataDir:
+    utts = sorted(draw(st.sets(ids, min_size=1, max_size=12)))
+    names = draw(st.lists(ids, min_size=1, max_size=5))
+    spk = [draw(st.sampled_from(names)) for _ in utts]
+    data = DataDir(Path("x"), utts, spk, {u: f"/w/{i} {i}.wav" for i, u in enumerate(utts)})
+    if draw(st.booleans()):
+        start = st.floats(0, 1e4, allow_nan=False)
+        recos = [draw(st.sampled_from(names)) for _ in utts]
+        data.segments = {u: (r, a := draw(start), a + 0.25 + draw(start)) for u, r in zip(utts, recos)}
+        data.wav = dict.fromkeys(sorted(set(recos)), "x.ark:12")
+    if draw(st.booleans()):
+        data.extra["utt2dialogue"] = {u: draw(st.sampled_from(names)) for u in utts}
+        data.dialogue2device = {d: draw(ids) for d in sorted(set(data.extra["utt2dialogue"].values()))}
+    if draw(st.booleans()):
+        pairs = draw(st.sets(st.tuples(st.sampled_from(utts), st.sampled_from(utts)), min_size=1, max_size=6))
+        data.trials["trials"] = [f"{a} {b} {'target' if a < b else 'nontarget'}" for a, b in pairs]
+    return data
+
+
+relaxed = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@relaxed
+@given(data=directories())
+def test_round_trip(tmp_path, data):
+    data.write(tmp_path / "d")
+    read = DataDir.read(tmp_path / "d")
+    read.path = data.path
+    assert read == data
+    for p in (tmp_path / "d").iterdir():
+        if p.name != "trials":
+            lines = p.read_bytes().split(b"\n")[:-1]
+            assert lines == sorted(lines, key=lambda line: line.split(b" ")[0])  # C order is byte order
+
+
+@relaxed
+@given(data=directories(), seed=st.integers(0, 999))
+def test_fix_of_a_shuffled_directory_restores_it(tmp_path, data, seed):
+    path = tmp_path / "d"
+    data.write(path)
+    before = contents(path)
+    rng = random.Random(seed)
+    for name, raw in before.items():
+        lines = raw.split(b"\n")[:-1]
+        if name == "trials":
+            continue
+        lines += rng.choices(lines, k=2)
+        rng.shuffle(lines)
+        (path / name).write_bytes(
+            b"".join(line + rng.choice([b"\n", b"\r\n", b" \n", b"\n\n"]) for line in lines)
+        )
+    (path / "spk2utt").unlink()
+    fix(path)
+    assert contents(path) == before
+
+
+@relaxed
+@given(data=directories(), n=st.integers(1, 6), per_utt=st.booleans())
+def test_split_is_a_partition_by_speaker(data, n, per_utt):
+    units = len(data.utts) if per_utt else len(set(data.spk))
+    if n > units:
+        with pytest.raises(UserError, match="cannot split"):
+            data.split(n, per_utt=per_utt)
+        return
+    parts = data.split(n, per_utt=per_utt)
+    assert len(parts) == n
+    assert all(p.utts and p.utts == sorted(p.utts) for p in parts)
+    assert sorted(u for p in parts for u in p.utts) == data.utts
+    if not per_utt:
+        assert sum(len(set(p.spk)) for p in parts) == units
+    else:
+        assert max(len(p.utts) for p in parts) - min(len(p.utts) for p in parts) <= 1
+
+
+@relaxed
+@given(data=directories())
+def test_speaker_prefix_gives_both_sort_orders(tmp_path, data):
+    """What Kaldi's validator checks: sorted by utterance, and the same lines sorted by speaker."""
+    new = data.speaker_prefixed()
+    new.write(tmp_path / "d")
+    lines = (tmp_path / "d" / "utt2spk").read_bytes().split(b"\n")[:-1]
+    assert lines == sorted(lines, key=lambda line: line.split()[0])
+    assert lines == sorted(lines, key=lambda line: (line.split()[1], line))
+    assert all(u.startswith(f"{s}-") for u, s in zip(new.utts, new.spk))
+    DataDir.read(tmp_path / "d")
+
+
+def test_split_balances(tmp_path):
+    utts = [f"s{i % 10}-{i:03d}" for i in range(500)]
+    data = DataDir(tmp_path, sorted(utts), [u[:2] for u in sorted(utts)], dict.fromkeys(utts, "x"))
+    assert [len(p.utts) for p in data.split(5)] == [100] * 5
+    data.write(tmp_path / "d")
+    assert data.split(3)[0].spk[0] == "s0"
+    DataDir.read(tmp_path / "d").write_split(4)
+    assert sorted(p.name for p in (tmp_path / "d" / "split4").iterdir()) == ["1", "2", "3", "4"]
+    assert sum(len(DataDir.read(tmp_path / "d" / "split4" / str(i)).utts) for i in (1, 2, 3, 4)) == 500
+
+
+# ---- atomic ----------------------------------------------------------------------------------------------------
+def _write_for_ever(path: str, n: int) -> None:
+    utts = [f"u{i:05d}" for i in range(n)]
+    for generation in range(10**6):
+        DataDir(Path(path), utts, [f"s{generation}"] * n, dict.fromkeys(utts, f"{generation}.wav")).write(
+            path
+        )
+
+
+def test_kill_in_the_middle_leaves_a_whole_directory(tmp_path):
+    context = multiprocessing.get_context("fork")
+    path = tmp_path / "d"
+    for pause in (0.15, 0.08, 0.11, 0.13, 0.17):
+        writer = context.Process(target=_write_for_ever, args=(str(path), 3000))
+        writer.start()
+        time.sleep(pause)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        if not path.exists():  # between the two renames: the old one is whole and the message says where
+            old = tmp_path / ".d.old"
+            if not old.exists():
+                continue  # killed before the first was finished
+            with pytest.raises(UserError, match="mv .*d.old"):
+                DataDir.read(path)
+            old.rename(path)
+        data = DataDir.read(path)
+        generation = data.spk[0].removeprefix("s")
+        assert len(data.utts) == 3000
+        assert set(data.spk) == {f"s{generation}"}
+        assert set(data.wav.values()) == {f"{generation}.wav"}
+
+
+def test_fix_killed_between_two_files_ends_the_same(tmp_path, monkeypatch):
+    files = {
+        "utt2spk": "u2 s\nu1 s\nu3 t\n",
+        "wav.scp": "u3 c\nu1 a\nu4 d\n",
+        "utt2lang": "u3 x\nu1 y\n",
+        "spk2gender": "t m\ns f\n",
+    }
+    whole = put(tmp_path / "whole", files)
+    fix(whole)
+    real = os.replace
+    for stop_at in range(5):
+        path = put(tmp_path / f"cut{stop_at}", files)
+        done = []
+
+        def replace(a, b, done=done, stop_at=stop_at):
+            if len(done) == stop_at:
+                raise KeyboardInterrupt
+            done.append(b)
+            real(a, b)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("pyspkv.datafix.os.replace", replace)
+            with pytest.raises(KeyboardInterrupt):
+                fix(path)
+        fix(path)
+        assert contents(path) == contents(whole)
+
+
+def test_write_refuses_to_delete_what_is_not_its_own(tmp_path):
+    data = DataDir.read(put(tmp_path / "d", KALDI))
+    put(tmp_path / "home", {"thesis.tex": "years of work\n", "utt2spk": "x"})
+    with pytest.raises(UserError, match="thesis.tex"):
+        data.write(tmp_path / "home")
+    assert (tmp_path / "home" / "thesis.tex").exists()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="a file stands"):
+        data.write(tmp_path / "file")
+
+
+# ---- trials and tables ------------------------------------------------------------------------------------------
+def test_trials_in_file_order(tmp_path):
+    (tmp_path / "t").write_text("b x target\na y nontarget\nb x target\n")
+    enrol, test, target = read_trials(tmp_path / "t")
+    assert (enrol, test, target.tolist()) == (["b", "a", "b"], ["x", "y", "x"], [True, False, True])
+
+
+def test_published_voxceleb_trials_get_their_own_mend(tmp_path):
+    (tmp_path / "t").write_text("1 id1/a.wav id1/b.wav\n0 id1/a.wav id2/c.wav\n")
+    with pytest.raises(UserError) as err:
+        read_trials(tmp_path / "t")
+    command = str(err.value).split("mend: ")[1]
+    assert os.system(command) == 0
+    enrol, _, target = read_trials(tmp_path / "t.kaldi")
+    assert enrol == ["id1/a.wav", "id1/a.wav"] and target.tolist() == [True, False]
+
+
+def test_enrolment_in_another_directory(tmp_path):
+    files = {"utt2spk": "t1 a\nt2 b\n", "spk2utt": "a t1\nb t2\n", "wav.scp": "t1 x\nt2 y\n"}
+    path = put(tmp_path / "d", {**files, "trials": "model1 t1 target\nmodel1 t2 nontarget\n"})
+    data = DataDir.read(path)
+    assert data.subset(["t2"]).trials == {"trials": ["model1 t2 nontarget"]}
+    assert fix(path) == []
+
+
+def test_read_table(tmp_path):
+    (tmp_path / "t").write_text("a 1 2\nb x\n")
+    assert read_table(tmp_path / "t") == {"a": "1 2", "b": "x"}
+
+
+# ---- the command line --------------------------------------------------------------------------------------------
+def run(*args) -> None:
+    main([str(a) for a in args])
+
+
+def test_copy_spk_prefix_with_and_without_a_value(tmp_path):
+    src = put(tmp_path / "src", KALDI)
+    for i, words in enumerate(
+        [("--spk-prefix", src, "DST"), (src, "DST", "--spk-prefix"), (src, "--spk-prefix", "DST")]
+    ):
+        dst = tmp_path / f"bare{i}"
+        run("copy", *[dst if w == "DST" else w for w in words])
+        assert (dst / "utt2spk").read_text() == "a-a-1 a\na-a-2 a\nb-b-1 b\nc-c-1 c\n"
+        assert (dst / "trials").read_text().startswith("m1 a-a-2 target\n")
+    for i, words in enumerate([("--spk-prefix", "-x-", src), ("--spk-prefix=-x-", src)]):
+        run("copy", *words, tmp_path / f"value{i}", "--utt-suffix", "-noise")
+        assert (tmp_path / f"value{i}" / "utt2spk").read_text().startswith("a-1-noise -x-a\n")
+
+
+def test_subset_options(tmp_path, capsys):
+    utts = [f"u{i:02d}" for i in range(20)]
+    data = DataDir(tmp_path, utts, [f"s{i % 4}" for i in range(20)], dict.fromkeys(utts, "x"))
+    data.extra["utt2dur"] = {u: str(1 + (7 * i) % 20) for i, u in enumerate(utts)}
+    data.write(tmp_path / "d")
+
+    def subset(*args) -> DataDir:
+        run("subset", *args[:-1], *([tmp_path / "d"] + list(args[-1])), tmp_path / "out")
+        return DataDir.read(tmp_path / "out")
+
+    assert subset([5]).utts == ["u00", "u04", "u08", "u12", "u16"]
+    assert subset("--first", [3]).utts == utts[:3]
+    assert subset("--last", [3]).utts == utts[-3:]
+    assert sorted(map(float, subset("--shortest", [4]).extra["utt2dur"].values())) == [1, 2, 3, 4]
+    assert (
+        subset("--per-spk", [2]).spk == ["s0", "s1", "s2", "s3"] * 2
+        or len(subset("--per-spk", [2]).utts) == 8
+    )
+    chosen = subset("--speakers", [7])
+    assert len(chosen.utts) == 10 and len(set(chosen.spk)) == 2
+    (tmp_path / "list").write_text("s3 and more\ns1\nnobody\n")
+    assert set(subset("--spk-list", tmp_path / "list", []).spk) == {"s1", "s3"}
+    (tmp_path / "list").write_text("u07\n")
+    assert subset("--utt-list", tmp_path / "list", []).utts == ["u07"]
+    with pytest.raises(UserError, match="cannot take 21 of 20"):
+        subset([21])
+    (tmp_path / "list").write_text("nobody\n")
+    with pytest.raises(UserError, match="none of these ids"):
+        subset("--utt-list", tmp_path / "list", [])
+
+
+def test_no_wav(tmp_path):
+    path = put(tmp_path / "d", {"utt2spk": "u s\n", "spk2utt": "s u\n"})
+    run("validate", "--no-wav", "--no-text", "--no-feats", "--no-spk-sort", "--non-print", path)
+    with pytest.raises(UserError, match="wav.scp: no such file"):
+        run("validate", path)
+
+
+def test_combine_refuses_its_own_source(tmp_path):
+    path = put(tmp_path / "d", KALDI)
+    with pytest.raises(UserError, match="one of the sources"):
+        run("combine", path, path)
+    shutil.copytree(path, tmp_path / "e")
+    with pytest.raises(UserError, match="same folder"):
+        run("copy", path, path)
