@@ -17,7 +17,7 @@ from pyspkv.embeddings import Embeddings, normalise
 from pyspkv.errors import UserError
 from pyspkv.tables import no_gc
 
-BLOCK = 1 << 15  # trials at once: 2 x 32 MiB of gathered rows at D = 256
+BLOCK = 1 << 10  # trials at once: their gathered rows stay in cache
 COHORT_BLOCK = 1024  # rows against the cohort at once: 24 MiB of scores at 6,000 cohort entries
 
 
@@ -66,16 +66,17 @@ def rows_of(ids: Sequence[str], known: Sequence[str], side: str, file=None) -> n
 
 
 def cosine(enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """float32 [n]: enrol[i[k]] . test[j[k]] of directions [E, D] and [T, D]. Memory: the scores and two blocks.
+    """float64 [n]: enrol[i[k]] . test[j[k]] of directions [E, D] and [T, D]. Memory: the scores and two blocks.
 
     Where the trials fill at least a quarter of the matrix of all pairs (all-against-all lists), blocks of
-    that matrix are multiplied and picked from; else the two rows of each trial are gathered.
+    that matrix are multiplied and picked from; else the two rows of each trial are gathered. Sums are float64
+    there, as AS-norm divides the rounding of float32 by a spread of 0.02.
     """
-    out = np.empty(len(i), dtype=np.float32)
+    out = np.empty(len(i))
     if len(i) * 4 < len(enrol) * len(test):
         for start in range(0, len(i), BLOCK):
             block = slice(start, start + BLOCK)
-            np.einsum("nd,nd->n", enrol[i[block]], test[j[block]], out=out[block])
+            np.einsum("nd,nd->n", enrol[i[block]], test[j[block]], dtype=np.float64, out=out[block])
         return out
     order = np.argsort(i, kind="stable")
     step = max(1, (1 << 24) // max(1, len(test)))  # 64 MiB of scores
@@ -115,14 +116,14 @@ def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np
 def as_norm(
     enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray, cohort: np.ndarray, top_n: int
 ) -> np.ndarray:
-    """Adaptive symmetric score normalisation of cosine scores, float32 [n].
+    """Adaptive symmetric score normalisation of cosine scores, float64 [n].
 
     s' = ((s - mean_e) / std_e + (s - mean_t) / std_t) / 2, where mean_e and std_e (population) are over the
     `top_n` cohort entries closest to the enrolment side, mean_t and std_t over those closest to the test's:
     "adaptive S-norm 1" of Matejka et al., "Analysis of score normalization in multilingual speaker
     recognition", Interspeech 2017. Statistics are computed once per row that occurs in a trial.
     """
-    scores = cosine(enrol, test, i, j).astype(np.float64)
+    scores = cosine(enrol, test, i, j)
     used_e, used_t = np.zeros(len(enrol), bool), np.zeros(len(test), bool)
     used_e[i], used_t[j] = True, True
     if enrol is test:
@@ -131,7 +132,7 @@ def as_norm(
     stats_e = stats_t if enrol is test else _spread(enrol, used_e, cohort, top_n)
     z_e = (scores - stats_e[0][i]) / stats_e[1][i]
     z_t = (scores - stats_t[0][j]) / stats_t[1][j]
-    return ((z_e + z_t) / 2).astype(np.float32)
+    return (z_e + z_t) / 2
 
 
 def _spread(x: np.ndarray, used: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +147,7 @@ def _spread(x: np.ndarray, used: np.ndarray, cohort: np.ndarray, top_n: int) -> 
 
 
 def write_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str], scores: np.ndarray) -> None:
-    """Write `enrol test score` lines; 9 significant digits give float32 back exactly."""
+    """Write `enrol test score` lines; 9 significant digits, enough for any float32."""
     with atomic_file(path) as f:
         f.writelines(f"{e} {t} {s:.9g}\n" for e, t, s in zip(enrol, test, scores.tolist()))
 
