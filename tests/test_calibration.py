@@ -134,7 +134,7 @@ def test_command_from_pseudo_speakers(tmp_path, monkeypatch, capsys, segmented):
         "--embeddings",
         str(tmp_path / "embedding.scp"),
     ]
-    monkeypatch.setattr("sys.argv", [*argv, "--out", str(out), "--num-trials", "500"])
+    monkeypatch.setattr("sys.argv", [*argv, "--model", str(out.parent), "--num-trials", "500"])
     cli.main()
     said = capsys.readouterr().out
     stored = calibration.Calibration.read(out)

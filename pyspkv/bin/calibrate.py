@@ -1,7 +1,6 @@
 """Fit and store the calibration and decision threshold of a model, on dev or pseudo-speaker trials."""
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
@@ -29,13 +28,15 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--num-trials", type=int, default=50000, help="pairs of each kind drawn from --from-data")
     p.add_argument("--seed", type=int, default=0, help="of the drawn pairs")
     p.add_argument("--prior", type=float, default=0.5, help="share of targets the threshold is made for")
-    p.add_argument(
-        "--out", required=True, metavar="FILE", help="MODEL/calibration.json, for `verify` to find"
-    )
+    p.add_argument("--model", metavar="DIR", help="write DIR/calibration.json, where `verify` finds it")
+    p.add_argument("--out", metavar="FILE", help="write this file instead")
     args = p.parse_args()
     dev, pseudo = (args.scores, args.trials), (args.from_data, args.embeddings)
     if not ((all(dev) and not any(pseudo)) or (all(pseudo) and not any(dev))):
         p.error("give --scores and --trials, or --from-data and --embeddings")
+    if bool(args.model) == bool(args.out):
+        p.error("give --model or --out")
+    args.out = args.out or f"{args.model}/calibration.json"
     return args
 
 
@@ -83,7 +84,7 @@ def main() -> None:
         f"{result.source}: {result.num_target} targets, {result.num_nontarget} nontargets, "
         f"EER {100 * curve.eer()[0]:.2f} %, Cllr {curve.cllr():.3f}"
     )
-    print(f"threshold {result.threshold:.4f} at prior {result.prior}; written to {Path(args.out)}")
+    print(f"threshold {result.threshold:.4f} at prior {result.prior}; written to {args.out}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -110,6 +111,7 @@ def main() -> None:
         systems = {args.scores: scores} | ({args.compare: other} if other is not None else {})
         plots.det({name: metrics.Curve(s, target) for name, s in systems.items()}, f"{args.plots}/det.png")
         plots.scores(scores, target, out["threshold"], f"{args.plots}/scores.png")
+    out |= {"scores": str(Path(args.scores).absolute()), "trials": str(Path(args.trials).absolute())}
     print(json.dumps(out, indent=1) if args.json else table(out))
 
 

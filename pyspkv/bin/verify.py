@@ -57,7 +57,7 @@ def main() -> None:
     else:
         print(
             f"no decision: {stored} is not there; make it with python -m pyspkv.bin.calibrate "
-            f"--from-data DIR --embeddings SCP --out {stored}"
+            f"--from-data DIR --embeddings SCP --model {stored.parent}"
         )
 
 

@@ -1,0 +1,187 @@
+"""Figures of a system or an experiment as PNG files; matplotlib is only imported when one is drawn."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.atomic import atomic_file
+from pyspkv.metrics import Curve
+
+# Okabe & Ito's colours, distinguishable with every common colour blindness; lines also differ in their dashes.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
+DASHES = ["-", "--", "-.", ":"]
+STYLE = {
+    "figure.dpi": 120,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def _figure(path: str | Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.4)):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+        try:
+            yield axes[0, 0] if rows == columns == 1 else list(axes.flat)
+            with atomic_file(path, "wb") as f:
+                figure.savefig(f, format="png")
+        finally:
+            plt.close(figure)
+
+
+def _line(k: int) -> dict:
+    return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.8}
+
+
+def _probit(p):
+    """Inverse of the normal distribution function: a DET curve of Gaussian scores is a straight line."""
+    from statistics import NormalDist
+
+    inverse = NormalDist().inv_cdf
+    return np.array([inverse(min(max(float(v), 1e-7), 1 - 1e-7)) for v in np.atleast_1d(p)])
+
+
+def det_points(curve: Curve, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """(FPR, FNR) at thresholds spread so that both tails are as fine as the middle on probit axes."""
+    ranks = np.concatenate([np.geomspace(1, 1e6, points) / 2e6, 1 - np.geomspace(1, 1e6, points) / 2e6])
+    at = [
+        side[np.minimum((ranks * len(side)).astype(int), len(side) - 1)]
+        for side in (curve.target, curve.nontarget)
+    ]
+    thresholds = np.unique(np.concatenate(at))
+    return curve.fpr(thresholds), curve.fnr(thresholds)
+
+
+def det(systems: Mapping[str, Curve], path: str | Path) -> None:
+    """Detection error trade-off (Martin et al. 1997) of one or several systems, with their EER."""
+    ticks = np.array([0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80])
+    with _figure(path, size=(5.6, 5.4)) as ax:
+        seen, lowest = [], []
+        for k, (name, curve) in enumerate(systems.items()):
+            fpr, fnr = det_points(curve)
+            keep = (fpr > 0) & (fnr > 0) & (fpr < 1) & (fnr < 1)
+            rate = curve.eer()[0]
+            x, y = _probit(fpr[keep]), _probit(fnr[keep])
+            ax.plot(x, y, drawstyle="steps-post", label=f"{name}: {100 * rate:.2f} %", **_line(k))
+            ax.plot(*_probit([rate, rate]).reshape(2, 1), "o", color=_line(k)["color"], markersize=5)
+            seen += [fpr[keep], fnr[keep]]
+            lowest += [1 / len(curve.target), 1 / len(curve.nontarget)]
+        values = np.concatenate([*seen, [0.2]])
+        low = max(1e-4, min(values.min() if len(values) else 0.01, 0.05) / 1.5)
+        limits = _probit([low, min(0.9, max(values.max() if len(values) else 0.5, 0.3))])
+        ax.plot(limits, limits, color="#999999", linewidth=0.8, zorder=0)
+        ax.set_xticks(_probit(ticks / 100), [f"{t:g}" for t in ticks])
+        ax.set_yticks(_probit(ticks / 100), [f"{t:g}" for t in ticks])
+        ax.set(xlim=limits, ylim=limits, aspect="equal")
+        ax.set(xlabel="false acceptance rate (%)", ylabel="false rejection rate (%)", title="DET curve")
+        ax.legend(title="EER (dot)", loc="upper right", fontsize=9)
+
+
+def scores(scores: np.ndarray, target: np.ndarray, threshold: float, path: str | Path) -> None:
+    """Densities of target and nontarget scores with the threshold of the EER."""
+    bins = np.linspace(scores.min(), scores.max(), 101) if np.ptp(scores) > 0 else 10
+    with _figure(path) as ax:
+        for k, (name, part) in enumerate((("target", scores[target]), ("nontarget", scores[~target]))):
+            label = f"{name} ({len(part):,} trials)"
+            ax.hist(
+                part, bins, density=True, color=COLOURS[k], alpha=0.45, histtype="stepfilled", label=label
+            )
+            ax.hist(part, bins, density=True, color=COLOURS[k], histtype="step", linestyle=DASHES[k])
+        ax.axvline(threshold, color="black", linewidth=1.2, label=f"threshold at the EER: {threshold:.3f}")
+        ax.set(xlabel="score", ylabel="density", title="Scores of target and nontarget trials")
+        ax.margins(x=0)
+        ax.set_ylim(0, ax.get_ylim()[1] * 1.25)  # the legend stands above the bars
+        ax.legend(loc="upper left", fontsize=9)
+
+
+def eer_by_system(systems: Sequence[tuple[str, float, float | None, float | None]], path: str | Path) -> None:
+    """EER in percent of (name, eer, low, high) in their order, with intervals; one called "supervised" as a line."""
+    with _figure(path) as ax:
+        rest = [s for s in systems if s[0] != "supervised"]
+        for x, (_, eer, low, high) in enumerate(rest):
+            if low is not None:
+                ax.plot([x, x], [low, high], color=COLOURS[0], linewidth=2, alpha=0.5, solid_capstyle="butt")
+            ax.annotate(f"{eer:.2f}", (x, eer), xytext=(8, 0), textcoords="offset points", va="center")
+        ax.plot(range(len(rest)), [s[1] for s in rest], "o-", color=COLOURS[0])
+        for name, eer, low, high in systems:
+            if name == "supervised":
+                ax.axhline(eer, label=f"supervised: {eer:.2f} %", **_line(1))
+                if low is not None:
+                    ax.axhspan(low, high, color=COLOURS[1], alpha=0.12)
+                ax.legend(loc="upper right")
+        ax.set_xticks(range(len(rest)), [s[0] for s in rest])
+        ax.set(
+            xlim=(-0.4, len(rest) - 0.3), ylabel="EER (%)", title="Equal error rate, 95 % bootstrap interval"
+        )
+        ax.set_ylim(bottom=0)
+
+
+def cluster_sizes(rounds: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Utterances of each cluster, largest first, of several rounds."""
+    with _figure(path) as ax:
+        for k, (name, sizes) in enumerate(rounds.items()):
+            sizes = np.sort(sizes)[::-1]
+            ax.plot(np.arange(1, len(sizes) + 1), sizes, label=f"{name}: {len(sizes):,} clusters", **_line(k))
+        largest = max(int(max(sizes)) for sizes in rounds.values())
+        if largest > 200:
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(0, largest * 1.05)
+        ax.set(xlabel="cluster, largest first", ylabel="utterances", title="Cluster sizes")
+        ax.legend()
+
+
+def per_round(series: Mapping[str, Mapping[int, float]], ylabel: str, title: str, path: str | Path) -> None:
+    """Lines over rounds: series name -> {round: value}; shares (all within 0..1) are drawn on 0..1."""
+    from itertools import chain
+
+    with _figure(path) as ax:
+        for k, (name, values) in enumerate(series.items()):
+            ax.plot(list(values), list(values.values()), marker="o", label=name, **_line(k))
+        rounds = sorted(set(chain.from_iterable(series.values())))
+        flat = [v for values in series.values() for v in values.values()]
+        ax.set_xticks(rounds)
+        ax.set(xlabel="round", ylabel=ylabel, title=title, xlim=(rounds[0] - 0.3, rounds[-1] + 0.3))
+        ax.set_ylim((0, 1.02) if min(flat) >= 0 and max(flat) <= 1 else (min(0, *flat), None))
+        if len(series) > 1:
+            ax.legend()
+        else:
+            for x, y in zip(rounds, flat):
+                ax.annotate(f"{y:,.4g}", (x, y), xytext=(0, 7), textcoords="offset points", ha="center")
+            ax.margins(y=0.15)
+
+
+def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
+    """Every number of the end-of-epoch records (train.jsonl, `"kind": "epoch"`) over epochs, one panel each."""
+    epochs = [r for r in records if r.get("kind") == "epoch"]
+    skip = ("kind", "epoch", "step")
+    names = list(dict.fromkeys(k for r in epochs for k, v in r.items() if k not in skip and _number(v)))
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    with _figure(path, rows, columns, size=(3.6 * columns, 2.6 * rows + 0.4)) as axes:
+        for ax, name in zip(axes if isinstance(axes, list) else [axes], names):
+            points = [(r["epoch"], r[name]) for r in epochs if _number(r.get(name))]
+            ax.plot(*zip(*points), marker="." if len(points) < 40 else None, **_line(0))
+            ax.set(xlabel="epoch", title=name)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        for ax in axes[len(names) :] if isinstance(axes, list) else []:
+            ax.set_axis_off()
+        ax.figure.suptitle(title)
+
+
+def _number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
