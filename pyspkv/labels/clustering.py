@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from pyspkv.errors import UserError
+from pyspkv.labels.agglomerative import agglomerate
 from pyspkv.labels.kmeans import kmeans
-from pyspkv.labels.ward import ward
 
 __all__ = ["l2_normalise", "unit_rows", "kmeans", "ward", "ahc", "kmeans_ahc", "cluster"]
 
@@ -27,6 +28,20 @@ def l2_normalise(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def ward(
+    x: np.ndarray, num_clusters: int, weights: np.ndarray | None = None, *, device: str = "cpu"
+) -> np.ndarray:
+    """Exact Ward clustering of x [N, D] into `num_clusters`: int64 labels [N], numbered by first row.
+
+    weights [N]: count each row as that many equal points. Memory O(N x D); the partition is scikit-learn's and
+    scipy's where no heights tie (`pyspkv.labels.agglomerative` says how ties go).
+    """
+    return agglomerate(x, num_clusters=num_clusters, weights=weights, device=device)[0]
+
+
+PAIRS_LIMIT = 20_000  # rows for linkages that need all pairwise distances (1.6 GB of them, in float64)
+
+
 def ahc(
     x: np.ndarray,
     num_clusters: int | None = None,
@@ -34,23 +49,42 @@ def ahc(
     linkage: str = "ward",
     metric: str = "euclidean",
     weights: np.ndarray | None = None,
+    *,
+    device: str = "cpu",
+    progress=None,
 ) -> np.ndarray:
     """Agglomerative clustering of x [N, D], cut by count or by distance: int64 labels [N] from 0.
 
-    linkage ward (Euclidean only; heights as scipy's: sqrt(2 ni nj / (ni + nj)) |ci - cj|), average or complete;
-    metric cosine is 1 - cos, as in scipy. ValueError: both or neither of num_clusters and threshold.
+    Heights are scipy's; metric cosine is 1 - cos. Ward (Euclidean) and average cosine run in O(N x D) memory at
+    any N. Complete linkage and average Euclidean need all pairs: 4 N (N - 1) bytes, at most PAIRS_LIMIT rows, no
+    weights (UserError).
     """
+    if (linkage, metric) in (("ward", "euclidean"), ("average", "cosine")):
+        return agglomerate(
+            x, num_clusters=num_clusters, threshold=threshold, linkage=linkage, weights=weights,
+            device=device, progress=progress,
+        )[0]  # fmt: skip
     from scipy.cluster.hierarchy import fcluster
     from scipy.cluster.hierarchy import linkage as scipy_linkage
 
+    if linkage == "ward":
+        raise UserError("Ward linkage is defined for Euclidean distances", mend="--metric euclidean")
     if (num_clusters is None) == (threshold is None):
         raise ValueError("give num_clusters or threshold")
+    if weights is not None:
+        raise UserError(f"{linkage} linkage with metric {metric} takes no weights")
+    if len(x) > PAIRS_LIMIT:
+        raise UserError(
+            f"{linkage} linkage with metric {metric} needs all pairwise distances, "
+            f"{4 * len(x) * (len(x) - 1) / 2**30:.1f} GiB for {len(x)} rows; at most {PAIRS_LIMIT} rows are taken",
+            mend="--linkage ward, --linkage average --metric cosine, or a smaller --num-kmeans",
+        )
     if len(x) == 1:
         return np.zeros(1, dtype=np.int64)
     tree = scipy_linkage(x, linkage, metric)
-    if num_clusters is not None:
-        return fcluster(tree, num_clusters, "maxclust").astype(np.int64) - 1
-    return fcluster(tree, threshold, "distance").astype(np.int64) - 1
+    if num_clusters is None:
+        return fcluster(tree, threshold, "distance").astype(np.int64) - 1
+    return fcluster(tree, num_clusters, "maxclust").astype(np.int64) - 1
 
 
 def kmeans_ahc(x, num_kmeans, num_clusters, *, linkage="ward", metric="euclidean", seed=0, max_iter=20):

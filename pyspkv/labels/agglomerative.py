@@ -1,0 +1,333 @@
+"""Exact Ward and cosine-average clustering by parallel reciprocal nearest neighbours, in O(N x D) memory.
+
+Both linkages are reducible: d(i + j, k) >= min(d(i, k), d(j, k)) (Bruynooghe 1978). Hence merging *every* pair of
+mutual nearest neighbours at once, in any order, builds the tree that the greedy algorithm builds (Murtagh 1983),
+and a lower bound on the distances of a cluster stays one whatever the others do. Both facts are used here:
+
+- Each cluster keeps a short list of near clusters with exact distances, and `bound`, a number that no cluster
+  outside the list can be closer than, now or later. While the best of the list is within the bound it is the
+  nearest neighbour, without any search. Merging two clusters unites their lists and takes the smaller bound.
+- Only where that certificate fails, all clusters are searched: blocked float32 products of centroids. Their
+  rounding is bounded from above (Higham 2002, section 3.5) and taken off the bound; listed candidates are
+  recomputed in float64 from float64 centroids, which is what merges are decided on.
+- The tree is built in levels: no pair is merged above height tau before all below it are, and a cluster whose
+  lower bound is above tau is not looked at. Cutting at K stops as soon as N - K merges are certain.
+
+Distances need centroids and sizes alone: Ward 2 ni nj / (ni + nj) |ci - cj|^2, the square of scipy's height;
+average linkage of cosine distances 1 - <mi, mj>, mi the mean of the cluster's unit vectors.
+
+Ties: distances that differ by less than 1e-12 relative are ties; among tied mutual neighbours the pair with the
+lowest row goes first. (scipy and scikit-learn break them their own way, so tied data may cut differently.)
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+LIST = 8  # neighbours kept for each cluster
+GROUP = 32  # columns that share one minimum in a search
+TIE = 1e-12
+BIG = 1e30
+
+
+def agglomerate(
+    x: np.ndarray,
+    *,
+    num_clusters: int | None = None,
+    threshold: float | None = None,
+    linkage: str = "ward",
+    weights: np.ndarray | None = None,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster x float [N, D] down to `num_clusters`, or while heights are at most `threshold`.
+
+    linkage "ward" (height as scipy's) or "average" (of cosine distances; x is normalised here). `weights` [N] > 0
+    count each row as that many equal points. Returns int64 labels [N], numbered by first row, and the heights of
+    the merges made, float64, ascending. `progress(done, wanted)` is called after each round of merges.
+    """
+    n = len(x)
+    if (num_clusters is None) == (threshold is None):
+        raise ValueError("give num_clusters or threshold")
+    if num_clusters is not None and not 1 <= num_clusters <= n:
+        raise ValueError(f"num_clusters {num_clusters} is not within 1..{n}")
+    if weights is not None and (np.shape(weights) != (n,) or not np.all(np.asarray(weights) > 0)):
+        raise ValueError(f"weights must be {n} positive numbers")
+    if linkage not in ("ward", "average"):
+        raise ValueError(f"linkage {linkage} needs all pairwise distances")
+    state = _Clusters(x, weights, linkage, device)
+    wanted = n - num_clusters if num_clusters is not None else n - 1
+    ceiling = np.inf if threshold is None else (threshold**2 if linkage == "ward" else float(threshold))
+    state.build(wanted, ceiling, progress)
+    return state.cut(wanted, ceiling)
+
+
+class _Clusters:
+    """All clusters, each in the slot (row) of its first member; a merged-away slot points to its new one."""
+
+    def __init__(self, x, weights, linkage, device):
+        import torch
+
+        self.torch, self.ward, self.device = torch, linkage == "ward", torch.device(device)
+        n = len(x)
+        x = torch.as_tensor(np.asarray(x)).to(self.device, torch.float64)  # a copy for float32 input
+        if self.ward:
+            x = x - x.mean(0)  # smaller numbers, smaller rounding in the searches
+        else:
+            x = x / x.norm(dim=1, keepdim=True)
+        self.cent = x
+        new = dict(device=self.device)
+        self.size = torch.ones(n, dtype=torch.float64, **new)
+        if weights is not None:
+            self.size = torch.as_tensor(np.asarray(weights), dtype=torch.float64).to(self.device).clone()
+        self.alive = torch.ones(n, dtype=torch.bool, **new)
+        self.rep = torch.arange(n, **new)
+        self.list = torch.full((n, min(LIST, max(n - 1, 1))), -1, dtype=torch.int64, **new)
+        self.dist = torch.full(self.list.shape, torch.inf, dtype=torch.float64, **new)
+        self.bound = torch.zeros(n, dtype=torch.float64, **new)
+        self.changed = torch.zeros(
+            n, dtype=torch.int32, **new
+        )  # round in which the slot last got new members
+        self.seen = torch.zeros(n, dtype=torch.int32, **new)  # round in which its list was last computed
+        self.height = torch.zeros(n, dtype=torch.float64, **new)  # of the slot's last merge
+        self.round, self.active, self.merges, self.columns = 0, n, [], None
+        self.searched = 0  # rows searched, for the benchmark
+        # rows of one block of products: 48 MiB on a CPU, 2 GiB on a GPU
+        self.block_bytes = (48 << 20) if self.device.type == "cpu" else (2 << 30)
+
+    # ---- exact distances of listed pairs -----------------------------------------------------------------
+    def exact(self, rows, cols):
+        """float64 distances of clusters rows [R] to cols [R, L]."""
+        torch = self.torch
+        out = torch.empty(cols.shape, dtype=torch.float64, device=self.device)
+        step = max(
+            1, (4 << 20 if self.device.type == "cpu" else 1 << 30) // (8 * cols.shape[1] * self.cent.shape[1])
+        )
+        for first in range(0, len(rows), step):
+            r, c = rows[first : first + step], cols[first : first + step]
+            if self.ward:
+                gap = self.cent[c.reshape(-1)].view(*c.shape, -1)
+                gap -= self.cent[r][:, None]
+                square = torch.linalg.vector_norm(gap, dim=2).square_()
+                a, b = self.size[r][:, None], self.size[c]
+                out[first : first + step] = square * (2 * a * b / (a + b))
+            else:
+                near = self.cent[c.reshape(-1)].view(*c.shape, -1)
+                out[first : first + step] = 1 - (near * self.cent[r][:, None]).sum(2)
+        return out
+
+    def relist(self, rows, cols, bound):
+        """Give `rows` the best of the entries cols [R, L] (any slots, old ones too; -1 = none)."""
+        torch = self.torch
+        cols = torch.where(cols >= 0, self.rep[cols], rows[:, None])
+        cols = cols.sort(dim=1).values
+        bad = cols == rows[:, None]
+        bad[:, 1:] |= cols[:, 1:] == cols[:, :-1]
+        dist = self.exact(rows, cols).masked_fill_(bad, torch.inf)
+        dist, order = dist.sort(dim=1, stable=True)  # ties: the lowest slot first
+        cols, width = cols.gather(1, order), self.list.shape[1]
+        if cols.shape[1] > width:
+            bound = torch.minimum(bound, dist[:, width])
+        cols = torch.where(torch.isinf(dist), -1, cols)
+        self.list[rows], self.dist[rows], self.bound[rows] = cols[:, :width], dist[:, :width], bound
+        self.seen[rows] = self.round
+
+    def refresh(self, rows):
+        """Recompute the lists in which some cluster has changed since."""
+        cols = self.list[rows]
+        latest = self.torch.where(cols >= 0, self.changed[self.rep[cols]], 0).amax(1)
+        rows, cols = rows[latest > self.seen[rows]], cols[latest > self.seen[rows]]
+        if len(rows):
+            self.relist(rows, cols, self.bound[rows])
+
+    # ---- searches over all clusters ----------------------------------------------------------------------
+    def prepare(self, dtype):
+        """Columns of the products, one row a cluster, similar sizes side by side, a multiple of GROUP."""
+        torch = self.torch
+        slots = self.alive.nonzero().view(-1)
+        slots = slots[self.size[slots].argsort(stable=True)]
+        total = -(-len(slots) // GROUP) * GROUP
+        dim = self.cent.shape[1]
+        matrix = torch.zeros(total, dim + 2, dtype=dtype, device=self.device)
+        for first in range(0, len(slots), 8192):  # no float64 copy of everything
+            matrix[first : first + 8192][: len(slots[first : first + 8192])] = self.column(
+                slots[first : first + 8192]
+            ).to(dtype)
+        matrix[len(slots) :, dim + 1] = BIG
+        where = torch.full((total,), -1, dtype=torch.int64, device=self.device)
+        where[: len(slots)] = slots
+        place = torch.full((len(self.size),), -1, dtype=torch.int64, device=self.device)
+        place[slots] = torch.arange(len(slots), device=self.device)
+        return {"matrix": matrix, "slots": where, "place": place, "merged": 0}
+
+    def column(self, slots):
+        """[R, D + 2]: what a cluster is as a column; with `row` the product is the squared distance or 1 - cos."""
+        c, one = self.cent[slots], self.torch.ones_like(self.size[slots])
+        return self.torch.cat([c, one[:, None], (c.square().sum(1) if self.ward else one * 0)[:, None]], 1)
+
+    def row(self, slots):
+        c, one = self.cent[slots], self.torch.ones_like(self.size[slots])
+        return self.torch.cat([c * (-2 if self.ward else -1), (c.square().sum(1) if self.ward else one)[:, None], one[:, None]], 1)  # fmt: skip
+
+    def search(self, rows, exact=False):
+        """Fill the lists of `rows` from all clusters; `exact`: by float64 products, for near-ties."""
+        torch = self.torch
+        dtype = torch.float64 if exact else torch.float32
+        if exact:
+            columns = self.prepare(dtype)
+        else:
+            if self.columns is None or self.columns["merged"] > 0.15 * len(self.columns["slots"]):
+                self.columns = None
+                self.columns = self.prepare(dtype)
+            columns = self.columns
+        matrix, slots, place = columns["matrix"], columns["slots"], columns["place"]
+        total = len(slots)
+        groups, width = total // GROUP, self.list.shape[1]
+        live = slots >= 0
+        size = torch.where(live, self.size[slots], torch.inf)
+        # of |row| |column| accumulated over D + 2 products, twice for safety
+        unit = (self.cent.shape[1] + 8) * torch.finfo(dtype).eps * 2
+        weight = torch.where(live, matrix[:, -1].double(), 0.0) if self.ward else torch.ones_like(size)
+        group_size, group_weight = size.view(groups, GROUP).amin(1), weight.view(groups, GROUP).amax(1)
+        group_live = torch.isfinite(group_size)
+        step = max(1, self.block_bytes // (matrix.element_size() * total))
+        buffer = torch.empty(min(step, len(rows)), total, dtype=dtype, device=self.device)
+        take = min(width, groups)
+        for first in range(0, len(rows), step):
+            part = rows[first : first + step]
+            score = buffer[: len(part)]
+            left = self.row(part)
+            own = left[:, -2:-1] if self.ward else torch.ones_like(left[:, :1])
+            torch.mm(left.to(dtype), matrix.T, out=score)
+            score.scatter_(1, place[part][:, None], BIG)
+            blocks = score.view(len(part), groups, GROUP)
+            low = blocks.amin(2).double()
+            low = self.lower(low, own, group_weight, unit, self.size[part], group_size)
+            low.masked_fill_(~group_live, torch.inf)
+            value, which = low.topk(min(take + 1, groups), dim=1, largest=False)
+            bound = value[:, take] if take < groups else torch.full_like(value[:, 0], torch.inf)
+            which = which[:, :take]
+            near = blocks.gather(1, which[:, :, None].expand(-1, -1, GROUP)).reshape(len(part), -1).double()
+            cols = (which[:, :, None] * GROUP + torch.arange(GROUP, device=self.device)).reshape(
+                len(part), -1
+            )
+            gone = near >= BIG / 2
+            near = self.lower(near, own, weight[cols], unit, self.size[part], size[cols])
+            near.masked_fill_(gone, torch.inf)
+            keep = min(width, near.shape[1])
+            value, best = near.topk(min(keep + 1, near.shape[1]), dim=1, largest=False)
+            if value.shape[1] > keep:
+                bound = torch.minimum(bound, value[:, keep])
+            cols = torch.where(torch.isfinite(value[:, :keep]), slots[cols.gather(1, best[:, :keep])], -1)
+            self.relist(part, cols, bound)
+        self.searched += len(rows)
+        unsure = rows[self.dist[rows, 0] > self.bound[rows]]
+        if len(unsure):
+            if exact:  # what float64 cannot tell apart is a tie
+                self.bound[unsure] = self.dist[unsure, 0]
+            else:
+                self.search(unsure, exact=True)
+
+    def lower(self, score, own, weight, unit, size, other):
+        """Lower bounds of distances from products [R, C]: the rounding off, Ward's factor on. In place."""
+        torch = self.torch
+        score -= unit * (own + weight)
+        if self.ward:
+            size = size[:, None]
+            factor = 2 / (1 / size + 1 / other)  # other = inf (no such cluster) gives 2 size
+            score.clamp_(min=0).mul_(factor)
+        return score
+
+    # ---- the rounds --------------------------------------------------------------------------------------
+    def build(self, wanted: int, ceiling: float, progress=None):
+        torch = self.torch
+        if wanted == 0:
+            return
+        self.search(torch.arange(len(self.size), device=self.device))
+        tau, done = -np.inf, 0
+        while True:
+            low = torch.minimum(self.dist[:, 0], self.bound)
+            rows = (self.alive & (low <= tau)).nonzero().view(-1)
+            if not len(rows):
+                if done >= wanted or self.active == 1 or tau >= ceiling:
+                    return
+                values = low[self.alive]
+                # a quarter of the clusters a level; near the end no more than are needed
+                count = min(len(values), max(64, min(len(values) // 4, wanted - done)))
+                tau = min(float(values.kthvalue(count).values), ceiling)
+                continue
+            self.refresh(rows)
+            rows = rows[torch.minimum(self.dist[rows, 0], self.bound[rows]) <= tau]
+            unsure = rows[self.dist[rows, 0] > self.bound[rows]]
+            if len(unsure):
+                self.search(unsure)
+                rows = rows[self.dist[rows, 0] <= tau]
+            self.merge(rows)
+            done = len(self.size) - self.active
+            if progress:
+                progress(min(done, wanted), wanted)
+
+    def merge(self, rows):
+        """Merge all pairs of mutual nearest neighbours among `rows` (all sure of theirs)."""
+        torch = self.torch
+        near, dist = self.list[rows, 0], self.dist[rows, 0]
+        sure = self.dist[near, 0] <= self.bound[near]
+        mutual = sure & (dist <= self.dist[near, 0] * (1 + TIE) + 1e-300)
+        a, b = torch.minimum(rows, near)[mutual], torch.maximum(rows, near)[mutual]
+        while len(a):
+            first = torch.full_like(self.rep, len(self.rep))
+            first.scatter_reduce_(0, a, b, "amin").scatter_reduce_(0, b, a, "amin")
+            pick = (first[a] == b) & (first[b] == a)
+            pair = torch.unique(torch.stack([a[pick], b[pick]]), dim=1)
+            self.join(pair[0], pair[1])
+            done = torch.zeros_like(self.alive)
+            done[pair] = True
+            rest = ~(done[a] | done[b])
+            a, b = a[rest], b[rest]
+
+    def join(self, a, b):
+        torch = self.torch
+        height = torch.where(self.list[a, 0] == b, self.dist[a, 0], self.dist[b, 0])
+        height = torch.maximum(height, torch.maximum(self.height[a], self.height[b]))
+        self.merges.append((b.cpu(), a.cpu(), height.cpu()))
+        self.height[a] = height
+        na, nb = self.size[a][:, None], self.size[b][:, None]
+        self.cent[a] = (na * self.cent[a] + nb * self.cent[b]) / (na + nb)
+        self.size[a] += self.size[b]
+        self.alive[b] = False
+        self.rep[b] = a
+        self.rep = self.rep[self.rep]
+        self.round += 1  # later than any list seen so far
+        self.changed[a] = self.round
+        self.active -= len(a)
+        if self.columns is not None:
+            at = self.columns["place"]
+            self.columns["matrix"][at[a]] = self.column(a).to(self.columns["matrix"].dtype)
+            gone = at[b]
+            self.columns["matrix"][gone] = 0
+            self.columns["matrix"][gone, -1] = BIG
+            self.columns["slots"][gone] = -1
+            self.columns["merged"] += len(a)
+        bound = torch.minimum(self.bound[a], self.bound[b])
+        self.relist(a, torch.cat([self.list[a], self.list[b]], 1), bound)
+        self.dist[b] = torch.inf
+        self.bound[b] = torch.inf
+
+    def cut(self, wanted: int, ceiling: float):
+        n = len(self.size)
+        if self.merges:
+            gone, into, height = (np.concatenate([m[i].numpy() for m in self.merges]) for i in range(3))
+        else:
+            gone = into = np.zeros(0, dtype=np.int64)
+            height = np.zeros(0)
+        order = np.argsort(height, kind="stable")[:wanted]  # children come before parents of equal height
+        order = order[height[order] <= ceiling]
+        parent = np.arange(n)
+        parent[gone[order]] = into[order]
+        while ((up := parent[parent]) != parent).any():
+            parent = up
+        _, first, codes = np.unique(parent, return_index=True, return_inverse=True)
+        rank = np.empty(len(first), dtype=np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        heights = np.maximum(height[order], 0)
+        return rank[codes.reshape(-1)], np.sqrt(heights) if self.ward else heights
