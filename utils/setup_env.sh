@@ -65,7 +65,7 @@ index=()
 if [ "$kind" = cpu ]; then
   # What pip would take by itself may be a CPU build already (a local wheel); torch's own index is asked only if not.
   torch=$(grep -E '^torch==' "$requirements")
-  report=$("${pip[@]}" install --quiet --dry-run --ignore-installed --no-deps --report - "$torch") ||
+  report=$("${pip[@]}" install -qq --dry-run --ignore-installed --no-deps --report - "$torch") ||
     die "pip finds no $torch: see above"
   if echo "$report" | grep -qE '"(nvidia|cuda|triton)[-a-z0-9_]*'; then
     index=(--extra-index-url https://download.pytorch.org/whl/cpu)
@@ -73,7 +73,7 @@ if [ "$kind" = cpu ]; then
 fi
 say "torch: $kind build (${reason})${index[*]:+, from ${index[1]}}"
 
-"${pip[@]}" install --quiet --compile "${index[@]}" -r "$requirements" || die "the installation failed: see above; run again"
+"${pip[@]}" install -qq --compile "${index[@]}" -r "$requirements" || die "the installation failed: see above; run again"
 
 # --- make sure of it
 "$python" - << 'PY'
