@@ -321,15 +321,18 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         """EER of the declared dev list; every rank computes it alike, so that all stop together."""
+        from pyspkv import scoring
+        from pyspkv.datadir import read_trials
         from pyspkv.metrics import eer
-        from pyspkv.scoring import score_trials
 
         evaluated = self.objective.get_submodule(self.objective.evaluates)
         evaluated.eval()
         found = embed(evaluated, self.dev, self.device, self.precision, allow_pipes=self.config.allow_pipes)
         evaluated.train()
-        scores, target = score_trials(self.dev_trials, found, found)
-        return {"dev_eer": float(eer(scores, target)[0])}
+        enrol, test, target = read_trials(self.dev_trials)
+        i, j = (scoring.rows_of(ids, found.ids, "dev", self.dev_trials) for ids in (enrol, test))
+        x = scoring.directions(found)
+        return {"dev_eer": float(eer(scoring.cosine(x, x, i, j), target))}
 
     def _check_collapse(self, stats: dict) -> None:
         if "spread" in stats:

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# One round: embed with the previous model, cluster, train on the clusters. Everything lands in <exp>/round<r>;
+# what is there already is kept, so a round can be inspected, its data/utt2spk replaced by hand, and gone on with.
+# Usage: steps/round.sh [options] <round> <config.yaml> <data-dir> <exp-dir> [key=value ...]
+#   e.g. steps/round.sh --nj 2 --num-clusters 80 1 conf/round.yaml data/train exp
+set -euo pipefail
+nj=1
+ngpu=0
+init=               # where training starts: empty = the pre-trained model, none = from scratch, or a model folder
+num_clusters=auto
+cluster_opts=       # further options of bin.cluster, e.g. "--linkage average --metric cosine"
+truth=              # true utt2spk, for diagnostics only
+seed=0
+. "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
+. parse_options.sh
+[ $# -ge 4 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 1; }
+round=$1 config=$2 data=$3 exp=$4; shift 4
+
+before=$exp/round$((round - 1)) previous=$exp/round$((round - 1))/data
+if [ "$round" -eq 1 ]; then before=$exp/pretrain previous=; fi
+init=${init:-$exp/pretrain/model}
+[ "$init" != none ] || init=
+here=$exp/round$round
+
+steps/extract.sh --nj "$nj" --ngpu "$ngpu" "$before/model" "$data" "$before/embed/train"
+# shellcheck disable=SC2086  # options are split on purpose
+steps/cluster.sh --num-clusters "$num_clusters" --previous "$previous" --truth "$truth" --seed "$seed" \
+    "$before/embed/train/embedding.scp" "$data" "$here/data" $cluster_opts
+steps/train.sh --ngpu "$ngpu" --init "$init" "$config" "$here/data" "$here/model" seed="$seed" "$@"

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Score one system's trials and print its metrics: <system>/score/<name>.scores and .json.
+# Usage: steps/score.sh [options] <system-dir> <data-dir with trials> <name>
+#   e.g. steps/score.sh --dev data/dev exp/round1 data/test test
+# Needs <system>/embed/<name>; with --dev, also <system>/embed/dev: the threshold and calibration are fitted on its
+# trials and stored with the model. With --cohort-data the scores <name>-asnorm are AS-normed as well.
+set -euo pipefail
+dev=             # data directory of the declared dev list
+cohort_data=     # data directory of pseudo-speakers whose mean embeddings (embed/train) are the cohort
+top_n=300
+. "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
+. parse_options.sh
+[ $# -eq 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
+system=$1 data=$2 name=$3
+
+score() {  # <data> <name> <scores> [options]
+    local data=$1 name=$2 scores=$3 scp=$system/embed/$2/embedding.scp; shift 3
+    [ ! -f "$data/enrol_map" ] || set -- --enrol-map "$data/enrol_map" "$@"
+    "$SPKV_PYTHON" -m pyspkv.bin.score --trials "$data/trials" --enrol "$scp" --test "$scp" --out "$scores" "$@"
+}
+measure() {  # <data> <scores>
+    "$SPKV_PYTHON" -m pyspkv.bin.metrics --scores "$2" --trials "$1/trials" --utt2spk "$1/utt2spk" --json > "$2.tmp"
+    mv "$2.tmp" "${2%.scores}.json"
+}
+mkdir -p "$system/score"
+calibration=()
+if [ -n "$dev" ]; then
+    score "$dev" dev "$system/score/dev.scores"
+    measure "$dev" "$system/score/dev.scores"
+    "$SPKV_PYTHON" -m pyspkv.bin.calibrate --scores "$system/score/dev.scores" --trials "$dev/trials" \
+        --model "$system/model"
+fi
+score "$data" "$name" "$system/score/$name.scores"
+measure "$data" "$system/score/$name.scores"
+if [ -n "$cohort_data" ]; then
+    score "$data" "$name" "$system/score/$name-asnorm.scores" --cohort "$system/embed/train/embedding.scp" \
+        --cohort-utt2spk "$cohort_data/utt2spk" --top-n "$top_n"
+    measure "$data" "$system/score/$name-asnorm.scores"
+fi

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Train one model, or go on with it. Several GPUs (or processes) run under torchrun, one needs nothing.
+# Usage: steps/train.sh [options] <config.yaml> <data-dir> <model-dir> [key=value ...]
+#   e.g. steps/train.sh --ngpu 2 conf/pretrain.yaml data/train exp/pretrain/model optim.lr=0.002
+set -euo pipefail
+ngpu=0          # GPUs of this machine; 0 uses the CPU
+nproc=1         # processes on the CPU (ngpu=0)
+init=           # start from this model's encoder: DIR, DIR@best
+unlabelled=     # second data directory, semi-supervised objectives only
+dev=            # declared dev directory with a trials file: gives @best
+patience=0      # stop after this many epochs without a better dev EER
+. "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
+. parse_options.sh
+[ $# -ge 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
+config=$1 data=$2 model=$3; shift 3
+
+args=(--config "$config" --data "$data" --exp "$model")
+[ -z "$init" ] || args+=(--init "$init")
+[ -z "$unlabelled" ] || args+=(--unlabelled "$unlabelled")
+[ -z "$dev" ] || args+=(--dev "$dev" --dev-trials "$dev/trials" --patience "$patience")
+[ $# -eq 0 ] || args+=(--set "$@")
+
+if [ "$ngpu" -gt 0 ]; then nproc=$ngpu; else export CUDA_VISIBLE_DEVICES=; fi
+if [ "$nproc" -gt 1 ]; then
+    exec "$SPKV_PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$nproc" -m pyspkv.bin.train "${args[@]}"
+fi
+exec "$SPKV_PYTHON" -m pyspkv.bin.train "${args[@]}"

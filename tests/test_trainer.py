@@ -1,0 +1,236 @@
+"""The training loop: exact resume, refusals, several processes equal one, and runs that must stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+import torch
+from safetensors.torch import load_file
+
+from pyspkv import checkpoint
+from pyspkv import config as cfg
+from pyspkv.embed import embed
+from pyspkv.errors import UserError
+from pyspkv.trainer import TrainConfig, Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}
+objective: {name: margin, crop_seconds: 0.5, spec_augment: {time_frames: 5}}
+augment: {rir_bank: 4}
+batch_size: 4
+epochs: 3
+log_steps: 2
+save_steps: 2
+workers: 0
+"""
+CONTRASTIVE = {"objective": {"name": "contrastive", "crop_seconds": 0.4}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return toy.make(tmp_path_factory.mktemp("toy"))
+
+
+def config(tmp_path, **changes) -> TrainConfig:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    return cfg.load(TrainConfig, path, [f"{k}={json.dumps(v)}" for k, v in changes.items()])
+
+
+def final(exp) -> dict:
+    return load_file(checkpoint.latest(exp) / "model.safetensors")
+
+
+def assert_same(a: dict, b: dict, **tolerance):
+    assert a.keys() == b.keys()
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], msg=lambda m, k=k: f"{k}: {m}", equal_nan=True, **(tolerance or {"atol": 0, "rtol": 0}))
+
+
+def epochs(exp) -> list[dict]:
+    records = [json.loads(line) for line in (exp / "train.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records if r["kind"] == "epoch"]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("changes", [{}, CONTRASTIVE, {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}}],
+                         ids=["margin", "contrastive", "lgl"])
+def test_a_run_killed_at_any_step_ends_with_the_same_digits(tmp_path, data, monkeypatch, changes):
+    c = config(tmp_path, **{"augment.rir_bank": 0, **changes})
+    Trainer(c, data, tmp_path / "whole").run()
+    step = Trainer._step
+
+    def fatal(self, model, batch, number):
+        if number in deaths:
+            deaths.remove(number)
+            raise Killed
+        return step(self, model, batch, number)
+
+    monkeypatch.setattr(Trainer, "_step", fatal)
+    for death in (1, 5, 12):  # before any checkpoint, inside an epoch, at an epoch's first step
+        deaths, exp = [death], tmp_path / f"killed{death}"
+        with pytest.raises(Killed):
+            Trainer(c, data, exp).run()
+        Trainer(c, data, exp).run()
+        assert_same(final(exp), final(tmp_path / "whole"))
+        assert epochs(exp) == epochs(tmp_path / "whole")
+
+
+def test_training_learns_the_toy_speakers(tmp_path, data):
+    exp = tmp_path / "exp"
+    easy = {"objective.augment": False, "objective.margin": 0.0, "objective.scale": 10.0, "batch_size": 8}
+    Trainer(config(tmp_path, epochs=12, **{"optim.lr": 5e-3}, **easy), data, exp).run()
+    assert epochs(exp)[-1]["accuracy"] > 0.8 > 0.6 > epochs(exp)[0]["accuracy"]
+    assert len(list(exp.glob("ckpt-*"))) == 2
+    assert (exp / "classes.txt").read_text().split() == ["s00", "s01", "s02", "s03"]
+
+
+def test_workers_and_rerun_change_nothing(tmp_path, data):
+    for name, workers in (("a", 0), ("b", 2)):
+        Trainer(config(tmp_path, workers=workers, epochs=1), data, tmp_path / name).run()
+    assert_same(final(tmp_path / "a"), final(tmp_path / "b"))
+    before = (checkpoint.latest(tmp_path / "a") / "model.safetensors").stat().st_mtime_ns
+    Trainer(config(tmp_path, epochs=1), data, tmp_path / "a").run()
+    assert (checkpoint.latest(tmp_path / "a") / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_resuming_onto_other_labels_or_another_config_is_refused(tmp_path, data):
+    exp = tmp_path / "exp"
+    Trainer(config(tmp_path, epochs=1), data, exp).run()
+    other = data.with_speakers(["x" if s == "s00" else s for s in data.spk])
+    with pytest.raises(UserError, match="other utterances or labels"):
+        Trainer(config(tmp_path, epochs=1), other, exp).run()
+    with pytest.raises(UserError, match="batch_size was 4, now 8"):
+        Trainer(config(tmp_path, epochs=1, batch_size=8), data, exp).run()
+
+
+def test_init_takes_the_body_and_builds_a_new_head(tmp_path, data):
+    Trainer(config(tmp_path, epochs=1, **CONTRASTIVE), data, tmp_path / "pre").run()
+    fine = Trainer(config(tmp_path), data, tmp_path / "fine", init=f"{tmp_path / 'pre'}@last")
+    assert_same(fine.objective.encoder.state_dict(), checkpoint.body(checkpoint.find(tmp_path / "pre")))
+    assert fine.objective.head.weight.shape == (4, 8)
+    with pytest.raises(UserError, match="stem.conv.linear.weight"):
+        Trainer(config(tmp_path, **{"encoder.channels": 24}), data, tmp_path / "x", init=str(tmp_path / "pre"))
+    with pytest.raises(UserError, match="no dev list"):
+        Trainer(config(tmp_path), data, tmp_path / "x", init=f"{tmp_path / 'pre'}@best")
+
+
+def test_two_runs_cannot_write_one_folder(tmp_path, data):
+    first = Trainer(config(tmp_path), data, tmp_path / "exp")
+    with first._lock(), pytest.raises(UserError, match="another run"):
+        Trainer(config(tmp_path), data, tmp_path / "exp").run()
+
+
+def test_a_non_finite_loss_stops_with_the_utterances(tmp_path, data, monkeypatch):
+    trainer = Trainer(config(tmp_path), data, tmp_path / "exp")
+    with torch.no_grad():
+        trainer.objective.encoder.fc.weight.fill_(torch.inf)
+    with pytest.raises(UserError, match=r"the loss is nan at step 0; the batch was s0\d-u0\d"):
+        trainer.run()
+
+
+def test_a_collapsed_run_stops(tmp_path, data):
+    trainer = Trainer(config(tmp_path, epochs=40), data, tmp_path / "exp")
+    with torch.no_grad():
+        trainer.objective.encoder.out_norm.weight.fill_(0.0)
+        trainer.objective.encoder.out_norm.bias.fill_(1.0)
+    trainer.optimisers = {}  # nothing can leave the collapse
+    with pytest.raises(UserError, match="collapsed"):
+        trainer._lr = lambda: 0.0
+        trainer.run()
+
+
+def test_dev_list_gives_best_and_patience_stops(tmp_path, data):
+    dev = toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7)
+    exp = tmp_path / "exp"
+    c = config(tmp_path, epochs=30, **{"optim.lr": 1e-5, "optim.schedule.warmup_epochs": 0})
+    Trainer(c, data, exp, dev=dev, dev_trials=toy.trials(tmp_path / "dev", dev), patience=2).run()
+    eers = [r["dev_eer"] for r in epochs(exp)]
+    best = int(np.argmin(eers))
+    assert len(eers) == best + 3 < 30
+    assert checkpoint.state(checkpoint.find(f"{exp}@best"))["epoch"] == best + 1
+
+
+def test_extraction_runs_the_saved_encoder_in_eval_mode(tmp_path, data):
+    exp = tmp_path / "exp"
+    trainer = Trainer(config(tmp_path, epochs=1), data, exp)
+    trainer.run()
+    found = embed(checkpoint.load_encoder(exp), data, torch.device("cpu"), "fp32")
+    reader = trainer.corpus.readers[0]
+    with torch.no_grad():
+        encoder = trainer.objective.encoder.eval()
+        for row in (0, 7, 23):
+            wave = torch.from_numpy(reader.read(row))[None]
+            want = encoder(wave, torch.tensor([wave.shape[1]]))[0]
+            np.testing.assert_allclose(found.x[row], want.numpy(), atol=1e-5)
+
+
+def train_command(tmp_path, data, exp, *more, nproc=1):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)] if nproc > 1 else []
+    return [sys.executable, *launch, "-m", "pyspkv.bin.train", "--config", str(tmp_path / "config.yaml"),
+            "--data", str(data.path), "--exp", str(exp), *more]
+
+
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+@pytest.mark.parametrize("changes", [{}, CONTRASTIVE], ids=["margin", "contrastive"])
+def test_two_processes_equal_one(tmp_path, data, changes):
+    """Same global batch, gathered negatives, synchronised batch normalisation: the same losses and weights."""
+    same = {"objective.spec_augment.time_frames": 0, "optim.name": "sgd", "optim.lr": 0.1}  # Adam amplifies rounding
+    c = config(tmp_path, epochs=2, **same, **changes)
+    (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
+    Trainer(c, data, tmp_path / "one").run()
+    done = subprocess.run(train_command(tmp_path, data, tmp_path / "two", nproc=2), env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(epochs(tmp_path / "one"), epochs(tmp_path / "two")):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.05)
+    assert_same(final(tmp_path / "one"), final(tmp_path / "two"), atol=2e-4, rtol=1e-2)
+
+
+def test_kill_minus_nine_and_rerun(tmp_path, data):
+    c = config(tmp_path, epochs=6, workers=1)
+    (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
+    subprocess.run(train_command(tmp_path, data, tmp_path / "whole"), env=ENV, check=True, capture_output=True)
+    command = train_command(tmp_path, data, tmp_path / "killed")
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "killed" / "LATEST").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, env=ENV, check=True, capture_output=True)
+    assert_same(final(tmp_path / "killed"), final(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "optim.learn=1"], "unknown config key 'optim.learn'"),
+        (["--set", "batch_size=500"], "lower batch_size"),
+        (["--set", "objective.crop_seconds=0.01"], "shorter than"),
+        (["--init", "nowhere"], "no such model folder"),
+        (["--dev", "nowhere", "--dev-trials", "x"], "no such data directory"),
+        (["--dev", "{data}", "--dev-trials", "{data}/utt2spk"], "share 4 speakers"),
+    ],
+)
+def test_bad_calls_say_what_and_leave_nothing(tmp_path, data, more, words):
+    config(tmp_path)
+    more = [m.replace("{data}", str(data.path)) for m in more]
+    done = subprocess.run(train_command(tmp_path, data, tmp_path / "exp", *more), env=ENV, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert words in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+    assert not (tmp_path / "exp" / "LATEST").exists()
