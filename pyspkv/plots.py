@@ -68,7 +68,7 @@ def det(systems: Mapping[str, Curve], path: str | Path) -> None:
     """Detection error trade-off (Martin et al. 1997) of one or several systems, with their EER."""
     ticks = np.array([0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80])
     with _figure(path, size=(5.6, 5.4)) as ax:
-        seen, lowest = [], []
+        seen = [np.array([0.02])]
         for k, (name, curve) in enumerate(systems.items()):
             fpr, fnr = det_points(curve)
             keep = (fpr > 0) & (fnr > 0) & (fpr < 1) & (fnr < 1)
@@ -77,16 +77,14 @@ def det(systems: Mapping[str, Curve], path: str | Path) -> None:
             ax.plot(x, y, drawstyle="steps-post", label=f"{name}: {100 * rate:.2f} %", **_line(k))
             ax.plot(*_probit([rate, rate]).reshape(2, 1), "o", color=_line(k)["color"], markersize=5)
             seen += [fpr[keep], fnr[keep]]
-            lowest += [1 / len(curve.target), 1 / len(curve.nontarget)]
-        values = np.concatenate([*seen, [0.2]])
-        low = max(1e-4, min(values.min() if len(values) else 0.01, 0.05) / 1.5)
-        limits = _probit([low, min(0.9, max(values.max() if len(values) else 0.5, 0.3))])
+        low = max(1e-4, min(0.02, *(v.min() for v in seen if len(v))) / 1.3)
+        limits = _probit([low, 0.5])
         ax.plot(limits, limits, color="#999999", linewidth=0.8, zorder=0)
         ax.set_xticks(_probit(ticks / 100), [f"{t:g}" for t in ticks])
         ax.set_yticks(_probit(ticks / 100), [f"{t:g}" for t in ticks])
         ax.set(xlim=limits, ylim=limits, aspect="equal")
         ax.set(xlabel="false acceptance rate (%)", ylabel="false rejection rate (%)", title="DET curve")
-        ax.legend(title="EER (dot)", loc="upper right", fontsize=9)
+        ax.legend(title="EER (dot)", loc="upper right", fontsize=9, frameon=True, framealpha=0.9)
 
 
 def scores(scores: np.ndarray, target: np.ndarray, threshold: float, path: str | Path) -> None:
@@ -113,7 +111,7 @@ def eer_by_system(systems: Sequence[tuple[str, float, float | None, float | None
         for x, (_, eer, low, high) in enumerate(rest):
             if low is not None:
                 ax.plot([x, x], [low, high], color=COLOURS[0], linewidth=2, alpha=0.5, solid_capstyle="butt")
-            ax.annotate(f"{eer:.2f}", (x, eer), xytext=(8, 0), textcoords="offset points", va="center")
+            ax.annotate(f"{eer:.2f}", (x, eer), xytext=(6, 7), textcoords="offset points")
         ax.plot(range(len(rest)), [s[1] for s in rest], "o-", color=COLOURS[0])
         for name, eer, low, high in systems:
             if name == "supervised":
@@ -154,13 +152,13 @@ def per_round(series: Mapping[str, Mapping[int, float]], ylabel: str, title: str
         flat = [v for values in series.values() for v in values.values()]
         ax.set_xticks(rounds)
         ax.set(xlabel="round", ylabel=ylabel, title=title, xlim=(rounds[0] - 0.3, rounds[-1] + 0.3))
-        ax.set_ylim((0, 1.02) if min(flat) >= 0 and max(flat) <= 1 else (min(0, *flat), None))
+        shares = min(flat) >= 0 and max(flat) <= 1
+        ax.set_ylim((0, 1.02) if shares else (min(0, *flat), 1.15 * max(flat)))
         if len(series) > 1:
             ax.legend()
         else:
             for x, y in zip(rounds, flat):
                 ax.annotate(f"{y:,.4g}", (x, y), xytext=(0, 7), textcoords="offset points", ha="center")
-            ax.margins(y=0.15)
 
 
 def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:

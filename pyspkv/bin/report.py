@@ -1,0 +1,251 @@
+"""Collect an experiment: results.json, report.md with its tables, and plots."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.atomic import atomic_file
+from pyspkv.errors import UserError, run
+from pyspkv.tables import read_table
+
+KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_ci_high", "eer_ci_over")
+KEYS += ("num_target", "num_nontarget")
+
+
+def parse_args() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.report",
+        description="Write EXP/results.json, EXP/report.md and EXP/plots from the score files of every phase "
+        "(pretrain, round1, round2, ..., finetune, supervised) in EXP.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--exp", required=True, help="experiment folder")
+    p.add_argument("--name", default="test", help="trial list of the headline figures: PHASE/score/NAME.json")
+    p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the training data: adds diagnostics")
+    p.add_argument("--title", help="title of report.md (default: the name of EXP)")
+    return p.parse_args()
+
+
+def read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise UserError(f"is not JSON ({err})", file=path, mend="make it again: run stages 4 and 7") from None
+    if not isinstance(found, dict):
+        raise UserError("is not a JSON object", file=path, mend="make it again: run stages 4 and 7")
+    return found
+
+
+def find_phases(exp: Path) -> dict[str, Path]:
+    """Phase name -> folder, in the order of the pipeline, of every phase that stands in `exp`."""
+    rounds = sorted(int(m[1]) for d in exp.glob("round*") if (m := re.fullmatch(r"round([1-9]\d*)", d.name)))
+    names = ["pretrain", *(f"round{r}" for r in rounds), "finetune", "supervised"]
+    return {name: exp / name for name in names if (exp / name).is_dir()}
+
+
+def read_scores(phases: dict[str, Path]) -> dict[str, dict[str, dict]]:
+    """Phase -> trial list -> metrics that bin.metrics --json wrote. UserError when a key is missing."""
+    out: dict[str, dict[str, dict]] = {}
+    for phase, folder in phases.items():
+        for path in sorted((folder / "score").glob("*.json")):
+            found = read_json(path)
+            if missing := [k for k in ("eer", "min_dcf_0.01", "min_dcf_0.05") if k not in found]:
+                raise UserError(f"has no {missing[0]}", file=path, mend="make it with bin.metrics --json")
+            out.setdefault(phase, {})[path.stem] = found
+    return out
+
+
+def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
+    """What a round's labels were: sizes [K], num_clusters, report.json, and diagnostics where a truth is given."""
+    spk = read_table(folder / "data/utt2spk", "id")
+    _, sizes = np.unique(list(spk.values()), return_counts=True)
+    report = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
+    out = {
+        "sizes": sizes,
+        "num_clusters": len(sizes),
+        "stability": report.get("stability", {}),
+        "diagnostics": None,
+    }
+    if truth is not None:
+        missing = [u for u in spk if u not in truth]
+        if missing:
+            raise UserError(
+                f"{len(missing)} utterances of {folder}/data have no truth: {missing[0]}", file=truth_file
+            )
+        from pyspkv.labels import quality
+
+        out["diagnostics"] = quality.diagnostics(list(spk.values()), [truth[u] for u in spk])
+    return out
+
+
+def results(scores: dict, rounds: dict[int, dict], name: str) -> dict:
+    """The schema of results.json; null or [] where a key does not apply."""
+
+    def entry(phase: str) -> dict | None:
+        found = scores.get(phase, {}).get(name)
+        return found and {k: found.get(k) for k in KEYS}
+
+    listed = []
+    for r, labels in rounds.items():
+        truth = labels["diagnostics"] or {}
+        more = {"num_clusters": labels["num_clusters"], "nmi": truth.get("nmi"), "ami": truth.get("ami")}
+        scored = entry(f"round{r}")
+        if scored:
+            listed.append({"round": r, **scored, **more})
+    final = entry("finetune")
+    if final is None and listed:
+        final = entry(f"round{listed[-1]['round']}")
+    return {
+        "pretrain": entry("pretrain"),
+        "rounds": listed,
+        "final": final,
+        "supervised": entry("supervised"),
+        "trials": name,
+    }
+
+
+def markdown(title: str, scores: dict, rounds: dict[int, dict], plots: list[str], with_truth: bool) -> str:
+    lines = [f"# {title}", "", "| system | trials | EER % | 95 % interval | minDCF 0.01 | minDCF 0.05 |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for phase, lists in scores.items():
+        for name, m in lists.items():
+            low, high = m.get("eer_ci_low"), m.get("eer_ci_high")
+            span = f"{low:.2f} .. {high:.2f}" if low is not None and high is not None else "-"
+            cells = [
+                phase,
+                name,
+                f"{m['eer']:.2f}",
+                span,
+                f"{m['min_dcf_0.01']:.3f}",
+                f"{m['min_dcf_0.05']:.3f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    over = {m["eer_ci_over"] for lists in scores.values() for m in lists.values() if m.get("eer_ci_over")}
+    lines += ["", f"Intervals: bootstrap over {' / '.join(sorted(over)) or 'nothing'}."]
+    lines += ["`final` in results.json is finetune where it was run, else the last round; no score chose it."]
+    if rounds:
+        lines += ["", "## Labels of each round", ""]
+        head = ["round", "clusters", "smallest", "median", "largest", "AMI with the round before"]
+        head += ["NMI (truth)", "AMI (truth)", "ARI (truth)", "purity (truth)"] if with_truth else []
+        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for r, labels in rounds.items():
+            s, ami = labels["sizes"], labels["stability"].get("ami")
+            cells = [
+                r,
+                labels["num_clusters"],
+                s.min(),
+                f"{np.median(s):g}",
+                s.max(),
+                "-" if ami is None else f"{ami:.3f}",
+            ]
+            if with_truth:
+                cells += [f"{labels['diagnostics'][k]:.3f}" for k in ("nmi", "ami", "ari", "purity")]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        if with_truth:
+            lines += [
+                "",
+                "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
+            ]
+    lines += ["", "## Plots", ""] + [f"![{name}](plots/{name})" for name in plots]
+    return "\n".join(lines) + "\n"
+
+
+def draw(
+    folder: Path, phases: dict[str, Path], scores: dict, rounds: dict[int, dict], name: str
+) -> list[str]:
+    """Write every plot that the experiment has data for; returns their file names."""
+    from pyspkv import plots
+
+    drawn = []
+
+    def path(file: str) -> Path:
+        drawn.append(file)
+        return folder / file
+
+    main = {phase: lists[name] for phase, lists in scores.items() if name in lists}
+    systems = [(p, m["eer"], m.get("eer_ci_low"), m.get("eer_ci_high")) for p, m in main.items()]
+    plots.eer_by_system(systems, path("eer.png"))
+    curves, last = read_curves(main)
+    if curves:
+        plots.det(curves, path("det.png"))
+        plots.scores(*last, path("scores.png"))
+    if rounds:
+        plots.cluster_sizes({f"round {r}": v["sizes"] for r, v in rounds.items()}, path("cluster_sizes.png"))
+        count = {"clusters": {r: v["num_clusters"] for r, v in rounds.items()}}
+        plots.per_round(count, "clusters", "Clusters per round", path("clusters.png"))
+        series = {
+            "AMI with the round before": {r: v["stability"].get("ami") for r, v in rounds.items()},
+            "utterances that kept their label": {r: v["stability"].get("kept") for r, v in rounds.items()},
+            "NMI with the truth": {r: (v["diagnostics"] or {}).get("nmi") for r, v in rounds.items()},
+            "AMI with the truth": {r: (v["diagnostics"] or {}).get("ami") for r, v in rounds.items()},
+        }
+        series = {k: {r: x for r, x in v.items() if x is not None} for k, v in series.items()}
+        if any(series.values()):
+            series = {k: v for k, v in series.items() if v}
+            plots.per_round(series, "agreement", "Stability and quality of the labels", path("labels.png"))
+    for phase, place in phases.items():
+        log = place / "model/train.jsonl"
+        if log.exists():
+            records = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+            if any(r.get("kind") == "epoch" for r in records):
+                plots.training(records, path(f"train_{phase}.png"), f"Training: {phase}")
+    return drawn
+
+
+def read_curves(main: dict[str, dict]) -> tuple[dict, tuple | None]:
+    """DET curves of each phase and (scores, target, threshold) of the last unsupervised one, where files remain."""
+    from pyspkv import metrics, scoring
+    from pyspkv.trials import read_trials
+
+    curves, last = {}, None
+    for phase, m in main.items():
+        if not (m.get("trials") and m.get("scores")) or not (
+            Path(m["trials"]).exists() and Path(m["scores"]).exists()
+        ):
+            continue
+        enrol, test, target = read_trials(m["trials"])
+        found = scoring.read_scores(m["scores"], enrol, test)
+        curves[phase] = metrics.Curve(found, target)
+        if phase != "supervised" or last is None:
+            last = found, target, m["threshold"]
+    return curves, last
+
+
+def main() -> None:
+    args = parse_args()
+    exp = Path(args.exp)
+    phases = find_phases(exp)
+    scores = read_scores(phases)
+    if not any(args.name in lists for lists in scores.values()):
+        names = sorted({n for lists in scores.values() for n in lists})
+        have = f"there are scores of: {', '.join(names)}" if names else "there are no scores at all"
+        mend = f"give --name {names[0]}" if names else "run stages 6 and 7 first"
+        raise UserError(f"no phase has score/{args.name}.json; {have}", file=exp, mend=mend)
+    for phase in phases:
+        if args.name not in scores.get(phase, {}):
+            print(f"{phase} has no score/{args.name}.json and is left out of results.json", file=sys.stderr)
+    truth = read_table(args.truth, "id") if args.truth else None
+    rounds = {
+        int(name[5:]): clustering(folder, truth, args.truth)
+        for name, folder in phases.items()
+        if name.startswith("round") and (folder / "data/utt2spk").exists()
+    }
+    drawn = draw(exp / "plots", phases, scores, rounds, args.name)
+    with atomic_file(exp / "report.md") as f:
+        f.write(markdown(args.title or exp.resolve().name, scores, rounds, drawn, truth is not None))
+    out = results(scores, rounds, args.name)
+    with atomic_file(exp / "results.json") as f:
+        json.dump(out, f, indent=1)
+        f.write("\n")
+    for name in ("pretrain", "final", "supervised"):
+        if out[name]:
+            print(f"{name:<11}EER {out[name]['eer']:6.2f} %   minDCF(0.01) {out[name]['min_dcf_0.01']:.3f}")
+    print(f"report: {exp}/report.md, results: {exp}/results.json")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,220 @@
+"""An experiment folder as run.sh leaves it -> results.json, report.md, plots, RESULTS.md."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import normalized_mutual_info_score
+
+from pyspkv import metrics, scoring
+from pyspkv.bin import metrics as metrics_cli
+from pyspkv.bin import report as report_cli
+from pyspkv.bin import results as results_cli
+from pyspkv.errors import UserError
+
+SHIFT = {"pretrain": 1.0, "round1": 1.6, "round2": 2.2, "finetune": 2.4, "supervised": 3.0}
+
+
+def write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder with exp/ and truth, expected metrics of each phase); scores through the real bin.metrics."""
+    root = tmp_path_factory.mktemp("whole")
+    rng = np.random.default_rng(0)
+    spk = np.repeat(np.arange(8), 4)
+    i, j = np.triu_indices(32, 1)
+    enrol, test = [f"u{a:02d}" for a in i], [f"u{b:02d}" for b in j]
+    target = spk[i] == spk[j]
+    write_lines(
+        root / "trials", [f"{e} {t} {'target' if y else 'nontarget'}" for e, t, y in zip(enrol, test, target)]
+    )
+    write_lines(root / "utt2spk", [f"u{k:02d} s{s}" for k, s in enumerate(spk)])
+    want = {}
+    patch = pytest.MonkeyPatch()
+    for phase, shift in SHIFT.items():
+        scores = (rng.standard_normal(len(i)) + shift * target).astype(np.float32)
+        folder = root / "exp" / phase
+        want[phase] = metrics.summary(scores, target)
+        scoring.write_scores(folder / "score/test.scores", enrol, test, scores)
+        argv = ["metrics", "--scores", str(folder / "score/test.scores"), "--trials", str(root / "trials")]
+        patch.setattr("sys.argv", [*argv, "--utt2spk", str(root / "utt2spk"), "--json"])
+        with pytest.MonkeyPatch.context() as inner:
+            printed = []
+            inner.setattr("builtins.print", lambda *a, to=printed: to.append(a[0]))
+            metrics_cli.main()
+        (folder / "score/test.json").write_text(printed[0])
+        epochs = [
+            {
+                "kind": "epoch",
+                "epoch": e,
+                "step": 9 * e,
+                "loss": 3 / e,
+                "audio_seconds": 3600.0 * e,
+                "seconds": 60,
+            }
+            for e in (1, 2, 3)
+        ]
+        write_lines(
+            folder / "model/train.jsonl", [json.dumps(r) for r in epochs] + ['{"kind": "step", "loss": 1}']
+        )
+    patch.undo()
+    truth = {f"t{k:03d}": f"S{k % 10}" for k in range(120)}
+    write_lines(root / "truth", [f"{u} {s}" for u, s in sorted(truth.items())])
+    for r, wrong in ((1, 40), (2, 10)):
+        found = {
+            u: (f"c{int(s[1:])}" if k >= wrong else f"c{k % 12}") for k, (u, s) in enumerate(truth.items())
+        }
+        write_lines(root / f"exp/round{r}/data/utt2spk", [f"{u} {c}" for u, c in sorted(found.items())])
+        stability = {"ami": 0.75, "kept": 0.8} if r == 2 else {}
+        (root / f"exp/round{r}/report.json").write_text(
+            json.dumps({"num_clusters": 12, "stability": stability})
+        )
+        want[f"nmi{r}"] = normalized_mutual_info_score(list(truth.values()), [found[u] for u in truth])
+        want[f"clusters{r}"] = len(set(found.values()))
+    return root, want
+
+
+@pytest.fixture
+def exp(whole, tmp_path):
+    shutil.copytree(whole[0] / "exp", tmp_path / "exp")
+    return tmp_path / "exp"
+
+
+def report(monkeypatch, capsys, *argv):
+    monkeypatch.setattr("sys.argv", ["report", *map(str, argv)])
+    report_cli.main()
+    return capsys.readouterr()
+
+
+def test_everything_with_a_truth_file(whole, exp, monkeypatch, capsys):
+    root, want = whole
+    said = report(monkeypatch, capsys, "--exp", exp, "--truth", root / "truth", "--title", "Toy").out
+    assert said.splitlines()[-1] == f"report: {exp}/report.md, results: {exp}/results.json"
+    out = json.loads((exp / "results.json").read_text())
+    for key, phase in (("pretrain", "pretrain"), ("final", "finetune"), ("supervised", "supervised")):
+        for name in ("eer", "min_dcf_0.01", "min_dcf_0.05"):
+            assert out[key][name] == pytest.approx(want[phase][name])
+    assert [r["round"] for r in out["rounds"]] == [1, 2]
+    for r in out["rounds"]:
+        assert r["eer"] == pytest.approx(want[f"round{r['round']}"]["eer"])
+        assert r["nmi"] == pytest.approx(want[f"nmi{r['round']}"])
+        assert r["num_clusters"] == want[f"clusters{r['round']}"]
+    text = (exp / "report.md").read_text()
+    assert text.startswith("# Toy\n")
+    assert f"| finetune | test | {want['finetune']['eer']:.2f} |" in text
+    assert f"| 2 | {want['clusters2']} |" in text
+    assert f"{want['nmi2']:.3f}" in text
+    drawn = {p.name for p in (exp / "plots").iterdir()}
+    assert drawn == {f"{n}.png" for n in ("eer", "det", "scores", "cluster_sizes", "clusters", "labels")} | {
+        f"train_{phase}.png" for phase in SHIFT
+    }
+    for path in (exp / "plots").iterdir():
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+        assert path.name in text
+
+
+def test_no_truth_no_diagnostics_and_phases_that_do_not_apply(exp, monkeypatch, capsys):
+    for name in ("finetune", "supervised", "pretrain"):
+        shutil.rmtree(exp / name)
+    report(monkeypatch, capsys, "--exp", exp)
+    out = json.loads((exp / "results.json").read_text())
+    assert out["pretrain"] is None
+    assert out["supervised"] is None
+    assert [r["nmi"] for r in out["rounds"]] == [None, None]
+    assert out["final"]["eer"] == out["rounds"][-1]["eer"]
+    text = (exp / "report.md").read_text()
+    assert "truth" not in text
+    for r in ("round1", "round2"):
+        shutil.rmtree(exp / r / "data")
+        shutil.rmtree(exp / r / "model")
+    shutil.rmtree(exp / "round1")
+    (exp / "round2").rename(exp / "pretrain")
+    report(monkeypatch, capsys, "--exp", exp)
+    out = json.loads((exp / "results.json").read_text())
+    assert (out["rounds"], out["final"]) == ([], None)
+
+
+def test_round_ten_comes_after_round_two_and_an_unscored_phase_is_named(exp, monkeypatch, capsys):
+    monkeypatch.setattr(report_cli, "draw", lambda *a: [])  # drawn in the tests above
+    shutil.rmtree(exp / "finetune")
+    shutil.copytree(exp / "round1", exp / "round10")
+    (exp / "round1/score/test.json").unlink()
+    said = report(monkeypatch, capsys, "--exp", exp)
+    assert "round1 has no score/test.json" in said.err
+    out = json.loads((exp / "results.json").read_text())
+    assert [r["round"] for r in out["rounds"]] == [2, 10]
+    assert out["final"]["eer"] == out["rounds"][1]["eer"]
+
+
+def test_bad_input_is_a_short_error_and_nothing_is_written(whole, exp, monkeypatch, capsys):
+    root, _ = whole
+
+    def fails(says, *argv):
+        with pytest.raises(UserError) as err:
+            report(monkeypatch, capsys, "--exp", exp, *argv)
+        assert says in str(err.value)
+        assert len(str(err.value).splitlines()) <= 2
+        assert not (exp / "results.json").exists()
+
+    fails("no phase has score/vox.json; there are scores of: test", "--name", "vox")
+    write_lines(root / "short", (root / "truth").read_text().splitlines()[:-3])
+    fails("3 utterances of", "--truth", root / "short")
+    (exp / "round1/score/test.json").write_text('{"eer": 1')
+    fails("is not JSON")
+    (exp / "round1/score/test.json").write_text('{"eer": 1}')
+    fails("has no min_dcf_0.01")
+    shutil.rmtree(exp)
+    exp.mkdir()
+    fails("there are no scores at all")
+
+
+def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
+    root, want = whole
+    monkeypatch.setattr(report_cli, "draw", lambda *a: [])
+    report(monkeypatch, capsys, "--exp", exp, "--truth", root / "truth")
+    file = exp.parent / "RESULTS.jsonl"
+
+    def append(seed, table="Toy corpus"):
+        argv = [
+            "results",
+            "--file",
+            file,
+            "--exp",
+            exp,
+            "--table",
+            table,
+            "--seed",
+            seed,
+            "--command",
+            "run.sh",
+        ]
+        monkeypatch.setattr("sys.argv", [str(a) for a in argv])
+        results_cli.main()
+
+    append(0)
+    first = json.loads(file.read_text().splitlines()[0])
+    assert set(first) == set(results_cli.FIELDS)
+    assert (first["row"], first["audio_seconds"], first["wall_seconds"]) == ("pretrain", 10800.0, 180)
+    out = json.loads((exp / "results.json").read_text())
+    out["final"]["eer"] += 2.0
+    (exp / "results.json").write_text(json.dumps(out))
+    append(1)
+    append(1)  # the same seed again replaces its rows in the table
+    text = (exp.parent / "RESULTS.md").read_text()
+    line = next(x for x in text.splitlines() if x.startswith("| finetune"))
+    assert line.startswith(f"| finetune | 0, 1 | {want['finetune']['eer'] + 1:.2f} ± 1.41 |")
+    assert "| 3.0 ± 0.0 | 3.0 ± 0.0 |" in line
+    assert "`run.sh`" in text
+    assert text.count("| pretrain") == 1
+    before = file.read_text()
+    file.write_text(before + '{"table": 1}\n')
+    with pytest.raises(UserError, match=r"RESULTS\.jsonl:16: a line must be a JSON object"):
+        append(2)
+    assert file.read_text() == before + '{"table": 1}\n'
