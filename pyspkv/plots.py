@@ -84,7 +84,7 @@ def det(systems: Mapping[str, Curve], path: str | Path) -> None:
         ax.set_yticks(_probit(ticks / 100), [f"{t:g}" for t in ticks])
         ax.set(xlim=limits, ylim=limits, aspect="equal")
         ax.set(xlabel="false acceptance rate (%)", ylabel="false rejection rate (%)", title="DET curve")
-        ax.legend(title="EER (dot)", loc="upper right", fontsize=9, frameon=True, framealpha=0.9)
+        ax.legend(title="EER (dot)", loc="lower left", fontsize=9, frameon=True, framealpha=0.9)
 
 
 def scores(scores: np.ndarray, target: np.ndarray, threshold: float, path: str | Path) -> None:

@@ -115,8 +115,8 @@ def test_everything_with_a_truth_file(whole, exp, monkeypatch, capsys):
         f"train_{phase}.png" for phase in SHIFT
     }
     for path in (exp / "plots").iterdir():
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+        with Image.open(path) as image:
+            assert len(image.convert("RGB").getcolors(1 << 20)) > 20
         assert path.name in text
 
 
