@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""LibriSpeech as published (ROOT/part/speaker/chapter/*.flac) -> data directories and trials.
+
+Speakers held out of the training parts make dev. Long recordings of train and dev are cut into equal pieces of at
+least --segment-seconds by a `segments` file; test keeps its files whole, with the file stems as utterance ids.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.atomic import atomic_file
+from pyspkv.datadir import DataDir
+from pyspkv.errors import UserError, run
+from pyspkv.make_trials import make_trials
+from pyspkv.trials import read_trials
+
+
+def find_audio(root: Path, part: str) -> dict[str, str]:
+    """Utterance id (speaker-chapter-number) -> file of one part."""
+    if not (root / part).is_dir():
+        have = ", ".join(p.name for p in sorted(root.iterdir()) if p.is_dir()) if root.is_dir() else "nothing"
+        raise UserError(
+            f"no part {part} (there is: {have})", file=root, mend="give the folder that holds the parts"
+        )
+    files = sorted((root / part).glob("*/*/*.flac"))
+    if not files:
+        raise UserError("no speaker/chapter/*.flac in this part", file=root / part)
+    wav = {}
+    for f in files:
+        if f.stem.split("-")[:2] != [f.parts[-3], f.parts[-2]]:
+            raise UserError(
+                f"a file of speaker {f.parts[-3]}, chapter {f.parts[-2]} has another name", file=f
+            )
+        wav[f.stem] = str(f)
+    return wav
+
+
+def cut(wav: dict[str, str], seconds: float) -> dict[str, tuple[str, float, float]]:
+    """Segments `recording-SSSSSSS-EEEEEEE` (hundredths of a second) of at least `seconds`, without a rest."""
+    import soundfile
+    from tqdm import tqdm
+
+    segments = {}
+    for reco, path in tqdm(wav.items(), desc="lengths", disable=None, leave=False):
+        info = soundfile.info(path)
+        hundredths = info.frames * 100 // info.samplerate
+        ends = np.linspace(0, hundredths, max(1, int(hundredths // (seconds * 100))) + 1).astype(int).tolist()
+        for a, b in zip(ends, ends[1:]):
+            segments[f"{reco}-{a:07d}-{b:07d}"] = (reco, a / 100, b / 100)
+    return segments
+
+
+def make(folder: Path, wav: dict[str, str], seconds: float) -> DataDir:
+    segments = cut(wav, seconds) if seconds else None
+    utts = sorted(segments or wav)
+    return DataDir(folder, utts, [u.split("-")[0] for u in utts], dict(sorted(wav.items())), segments)
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(
+        prog="local/librispeech_data.sh",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("root", metavar="ROOT", type=Path, help="the folder LibriSpeech")
+    p.add_argument(
+        "dir", metavar="DATADIR", type=Path, help="where train, train_labelled, dev, test, truth go"
+    )
+    p.add_argument("--parts", default="train-clean-100", help="training parts, separated by blanks or commas")
+    p.add_argument("--test-parts", default="test-other", help="test parts")
+    p.add_argument("--num-dev-spk", type=int, default=30, help="training speakers held out as dev")
+    p.add_argument(
+        "--segment-seconds", type=float, default=3.0, help="cut train and dev; 0 = keep recordings whole"
+    )
+    p.add_argument(
+        "--trials", type=Path, help="trials of the test parts; without it they are made of all pairs"
+    )
+    p.add_argument(
+        "--max-trials", type=int, default=200000, help="sample from larger sets; a quarter are targets"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of held-out speakers and sampled trials")
+    args = p.parse_args()
+    if args.segment_seconds < 0 or args.num_dev_spk < 2 or args.max_trials < 4:
+        p.error("--segment-seconds >= 0, --num-dev-spk >= 2, --max-trials >= 4")
+
+    root = args.root.absolute()
+    wav = {u: f for part in args.parts.replace(",", " ").split() for u, f in find_audio(root, part).items()}
+    test_wav = {
+        u: f for part in args.test_parts.replace(",", " ").split() for u, f in find_audio(root, part).items()
+    }
+    speakers = sorted({u.split("-")[0] for u in wav})
+    if both := set(speakers) & {u.split("-")[0] for u in test_wav}:
+        raise UserError(f"speaker {min(both)} is in a training and a test part", file=root)
+    if len(speakers) < args.num_dev_spk + 2:
+        raise UserError(
+            f"{len(speakers)} training speakers, {args.num_dev_spk} are to be held out", file=root
+        )
+    rng = np.random.default_rng(args.seed)
+    held = set(rng.choice(speakers, args.num_dev_spk, replace=False))
+
+    train = make(
+        args.dir / "train",
+        {u: f for u, f in wav.items() if u.split("-")[0] not in held},
+        args.segment_seconds,
+    )
+    dev = make(
+        args.dir / "dev", {u: f for u, f in wav.items() if u.split("-")[0] in held}, args.segment_seconds
+    )
+    test = make(args.dir / "test", test_wav, 0)
+    limits = {"max_targets": args.max_trials // 4, "max_nontargets": args.max_trials - args.max_trials // 4}
+    dev.trials = {"trials": make_trials(dev.utts, dev.spk, seed=args.seed, **limits)}
+    if args.trials:
+        enrol, other, _ = read_trials(args.trials)
+        if unknown := sorted((set(enrol) | set(other)) - set(test.utts)):
+            raise UserError(
+                f"{unknown[0]} is in no test part", file=args.trials, mend="mend --trials or --test-parts"
+            )
+        test.trials = {"trials": args.trials.read_text(encoding="utf-8").splitlines()}
+    else:
+        test.trials = {"trials": make_trials(test.utts, test.spk, seed=args.seed, **limits)}
+
+    train.write(args.dir / "train_labelled")
+    with atomic_file(args.dir / "truth" / "train_utt2spk") as f:
+        f.writelines(f"{u} {s}\n" for u, s in zip(train.utts, train.spk))
+    train.with_speakers(train.utts).write(args.dir / "train")
+    dev.write(args.dir / "dev")
+    test.write(args.dir / "test")
+    for name, data in (("train", train), ("dev", dev), ("test", test)):
+        trials = f", {len(data.trials['trials'])} trials" if data.trials else ""
+        print(
+            f"{name}: {len(set(data.spk))} speakers, {len(data.wav)} recordings, {len(data.utts)} utterances{trials}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

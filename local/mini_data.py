@@ -1,0 +1,424 @@
+#!/usr/bin/env python3
+"""Make the corpus of egs/mini: synthetic speakers in several sessions each, as Kaldi data directories.
+
+A speaker is a voice variant x accent x pitch x intonation x tempo x vocal-tract factor x spectral colour; a session
+adds a room, a microphone, a noise, a level and the day's voice; an utterance varies a little more. Rooms and
+microphones are shared by the sessions of all speakers of a split, so a channel does not give a speaker away.
+Each session is a function of (options, seed, its name): the order and number of jobs do not matter, and a killed
+run, started again, makes what is missing.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: one process per job is enough
+
+import argparse
+import ctypes
+import json
+import multiprocessing
+import signal
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mini_sound import KNOTS, curve, noise, samples, shaped, write_flac
+
+from pyspkv import espeak, rooms
+from pyspkv.atomic import atomic_file
+from pyspkv.audio import SAMPLE_RATE
+from pyspkv.datadir import DataDir
+from pyspkv.errors import UserError, run
+from pyspkv.make_trials import make_trials
+
+ACCENTS = [
+    "en",
+    "en-us",
+    "en-us-nyc",
+    "en-gb-scotland",
+    "en-gb-x-rp",
+    "en-gb-x-gbclan",
+    "en-gb-x-gbcwmd",
+    "en-029",
+]
+SPLITS = {
+    "train": ("trn", 0.5),
+    "dev": ("dev", 0.2),
+    "test": ("tst", 0.3),
+}  # id prefix, share of the variants
+NOISES = ("coloured", "hum", "traffic", "clatter", "babble")
+WORDS = """able about above across after again air almost along always animal answer apple around arrive ask autumn
+away baby back ball bank basket beach bear beautiful become before begin behind believe below bench better between
+big bird black blue boat body book border bottle bottom bread break breakfast bridge bring brother brown build bus
+busy butter button call camp candle carry castle cat catch center chair change cheese chicken child choose church
+circle city clean clear climb clock close cloud coffee cold color come company cook copper corner cotton count country
+course cousin cover cross cup dance danger dark daughter deep desk different dinner doctor dog door dozen dream dress
+drink drive dry during early earth east easy eight either electric empty engine enough evening every example eye face
+family farm fast father feather field fifty finger finish fire fish floor flower fly follow forest forget four free
+fresh friend front fruit full garden gentle gift girl give glass gold good grain grass great green ground group grow
+guess half hammer hand happy harbor harvest hat head heart heavy help high hill history hold holiday home honey horse
+hotel hour house hundred hungry ice idea inside iron island join journey juice jump kettle keep key kind king kitchen
+knee knife ladder lake lamp language large last late laugh lead leaf learn leave left lemon letter library light line
+listen little live long look loud lucky lunch machine make many market matter meadow measure meet metal middle milk
+million minute mirror money month moon morning mother mountain mouth move music narrow near neighbor never new next
+night noise north nothing number ocean office often old only open orange order other outside over page paint paper
+parent park party pencil people pepper picture piece pillow place plane plant play please pocket point poor potato
+pretty price problem pull purple push quarter queen question quick quiet quite rabbit radio rain reach ready reason
+red remember repeat rest rice rich ride right ring river road rock roof room round rule safe salt same sand school
+sea second secret seed sell seven shade shape sharp sheep ship shirt shoe shop short shoulder side silver simple sing
+sister six sleep slow small smile smoke snow soap soft soldier some song sound south space speak spend spoon spring
+square stairs star station stone story strange street strong student sugar summer sun supper sure sweet swim table
+talk tall teach ten thank thick thin think third thirty thousand three through ticket tiger together tomorrow tower
+town train travel tree trouble true turn twelve twenty two uncle under until valley village visit voice wait walk wall
+warm wash watch water weather week west wheat wheel white whole wide wild wind window winter woman wonder wood wool
+word work world worry write yard year yellow yesterday young""".split()  # noqa: SIM905
+
+
+@dataclass(frozen=True)
+class Speaker:
+    id: str
+    variant: str
+    gender: str
+    accent: str
+    pitch: float  # espeak's units around the variant's own (50)
+    intonation: float
+    rate: float  # words per minute
+    tract: float  # factor on pitch and formants, by resampling
+    colour: tuple[float, ...]  # dB at KNOTS
+
+
+def generator(args, *name) -> np.random.Generator:
+    """Randomness of a named thing."""
+    return np.random.default_rng([args.seed, zlib.crc32(" ".join(map(str, name)).encode())])
+
+
+def make_speakers(args, split: str) -> list[Speaker]:
+    """The split's speakers. The first n are the same whatever the number of speakers, but for `tract`."""
+    prefix, _ = SPLITS[split]
+    num = getattr(args, f"num_{split}_spk")
+    rng = generator(args, "speakers", split)
+    own = {}
+    for gender in "fm":
+        # shares of one shuffled list: no variant is in two splits
+        names = [v for v, g in espeak.variants().items() if g == gender]
+        generator(args, "variants", gender).shuffle(names)
+        ends = np.rint(np.cumsum([0, *(share for _, share in SPLITS.values())]) * len(names)).astype(int)
+        at = list(SPLITS).index(split)
+        own[gender] = names[ends[at] : ends[at + 1]]
+    genders = ["f" if i % 5 in (1, 3) else "m" for i in range(num)]
+    # Speakers of one variant get vocal tracts spread over the range, never two alike.
+    tracts = {}
+    for gender in "fm":
+        count = -(-genders.count(gender) // len(own[gender]))
+        for variant in own[gender]:
+            steps = (np.arange(count) + rng.uniform(0.2, 0.8, count)) / count
+            tracts[variant] = list(1 + (2 * rng.permutation(steps) - 1) * 0.16 * args.spread)
+    seen = {"f": 0, "m": 0}
+    speakers = []
+    for i, gender in enumerate(genders):
+        variant = own[gender][seen[gender] % len(own[gender])]
+        seen[gender] += 1
+        speakers.append(
+            Speaker(
+                id=f"{prefix}{i:04d}",
+                variant=variant,
+                gender=gender,
+                accent=ACCENTS[rng.integers(len(ACCENTS))],
+                pitch=50 + rng.uniform(-20, 20) * args.spread,
+                intonation=50 + rng.uniform(-30, 30) * args.spread,
+                rate=165 + rng.uniform(-25, 25) * args.spread,
+                tract=tracts[variant].pop(),
+                colour=tuple(rng.normal(0, 3 * args.spread, len(KNOTS))),
+            )
+        )
+    return speakers
+
+
+def make_microphones(args, split: str) -> list[tuple]:
+    """(dB at KNOTS, low corner Hz, high corner Hz) of the split's microphones."""
+    rng = generator(args, "microphones", split)
+    return [
+        (tuple(rng.normal(0, args.mic_db, len(KNOTS))), rng.uniform(40, 250), rng.uniform(*args.bandwidth))
+        for _ in range(args.num_mics)
+    ]
+
+
+def tempo(args, speaker: Speaker, rate: float) -> int:
+    """espeak's rate such that the words per minute are right after the resampling by `tract`."""
+    return int(np.clip(round(rate / speaker.tract), 80, 450))
+
+
+class Maker:
+    """What the jobs share; forked into them."""
+
+    def __init__(self, args):
+        self.args = args
+        self.speakers = {split: make_speakers(args, split) for split in SPLITS}
+        self.mics = {split: make_microphones(args, split) for split in SPLITS}
+        self.rooms: dict[str, list[np.ndarray]] = {}
+
+    def session_files(self, split: str, speaker: Speaker, session: int) -> list[tuple[str, Path]]:
+        num = self.args.utts_per_session if split == "train" else self.args.eval_utts_per_session
+        ids = [f"{speaker.id}-{session:02d}-{k:02d}" for k in range(num)]
+        return [(u, self.args.dir / "audio" / split / speaker.id / f"{u}.flac") for u in ids]
+
+    def make_session(self, task: tuple[str, int, int]) -> None:
+        """Speak and record one session; files appear whole."""
+        args, (split, row, session) = self.args, task
+        speaker = self.speakers[split][row]
+        rng = generator(args, "session", speaker.id, session)
+        rir = self.rooms[split][rng.integers(args.num_rooms)]
+        knots, low, high = self.mics[split][rng.integers(args.num_mics)]
+        kind = NOISES[rng.integers(len(NOISES))]
+        snr, level = rng.uniform(*args.snr), rng.uniform(-36, -18)
+        colour, fixed = rng.uniform(0, 2), rng.random()
+        j = args.jitter
+        day = rng.normal(0, [5 * j, 0.05 * j, 8 * j])  # pitch, log tempo, intonation
+        said, plans = [], []
+        files = self.session_files(split, speaker, session)
+        for _ in files:
+            seconds = rng.uniform(*args.seconds)
+            pitch, pace, intonation = day + rng.normal(0, [5 * j, 0.05 * j, 8 * j])
+            rate = speaker.rate * np.exp(pace)
+            text = " ".join(rng.choice(WORDS, int(seconds * rate / 60 * 1.3) + 3))
+            said.append(
+                espeak.Utterance(
+                    text,
+                    f"{speaker.accent}+{speaker.variant}",
+                    int(np.clip(round(speaker.pitch + pitch), 0, 99)),
+                    int(np.clip(round(speaker.intonation + intonation), 0, 99)),
+                    tempo(args, speaker, rate),
+                )
+            )
+            plans.append((seconds, speaker.tract * np.exp(rng.normal(0, 0.012 * j)), rng.normal(0, 1.5)))
+        if kind == "babble":  # of this split's voices, so that no test variant is in training
+            talkers = rng.choice(len(self.speakers[split]), 4)
+            for t in (self.speakers[split][i] for i in talkers):
+                text = " ".join(rng.choice(WORDS, 14))
+                said.append(
+                    espeak.Utterance(
+                        text, f"{t.accent}+{t.variant}", int(t.pitch), 50, tempo(args, t, t.rate)
+                    )
+                )
+        waves = espeak.speak(said)
+        babble = [samples(w, 1.0, 5.0) for w in waves[len(files) :]]
+        for (utt, path), pcm, (seconds, tract, drift) in zip(files, waves, plans):
+            own = generator(args, "utterance", utt)
+            dry = samples(pcm, tract, seconds)
+            num = len(dry)
+            wet = shaped(dry, lambda f: curve(f, speaker.colour), rir)
+            wet /= wet.std()
+            if babble:
+                added = sum(np.resize(np.roll(b, own.integers(len(b))), num) for b in babble)
+            else:
+                added = noise(own, kind, num, colour, fixed)
+            x = wet + added / added.std() * 10 ** (-(snr + drift) / 20)
+            x = shaped(x, lambda f: curve(f, knots, low, high))
+            x *= 10 ** (level / 20) / x.std()
+            write_flac(path, x)
+
+
+_maker: Maker | None = None
+
+
+def _start_worker() -> None:
+    """A job ends with its parent, also when that is killed, and leaves Ctrl-C to it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _work(task) -> None:
+    _maker.make_session(task)
+
+
+def synthesise(maker: Maker) -> None:
+    """Make every missing session."""
+    from tqdm import tqdm
+
+    global _maker
+    args = maker.args
+    todo = [
+        (split, row, session)
+        for split in SPLITS
+        for row, speaker in enumerate(maker.speakers[split])
+        for session in range(args.sessions)
+        if not all(path.exists() for _, path in maker.session_files(split, speaker, session))
+    ]
+    for stale in (args.dir / "audio").rglob(".*"):  # a killed run's temporary files
+        stale.unlink()
+    if not todo:
+        return
+    for split in sorted({t[0] for t in todo}):
+        maker.rooms[split] = [
+            rooms.simulate(generator(args, "room", split, i), args.rt60, (0.3, 2.5))
+            for i in range(args.num_rooms)
+        ]
+    _maker = maker
+    with multiprocessing.get_context("fork").Pool(args.nj, _start_worker) as pool:
+        done = pool.imap_unordered(_work, todo)
+        for _ in tqdm(done, total=len(todo), desc="synthesise", unit="session", disable=None, leave=False):
+            pass
+
+
+def write_dirs(maker: Maker) -> None:
+    """The data directories, the truth and the trials; whole folders, after all audio is there."""
+    import soundfile
+
+    args, root = maker.args, maker.args.dir
+    sessions = {}
+    for split in SPLITS:
+        wav, spk, counts = {}, [], {}
+        for speaker in maker.speakers[split]:
+            for session in range(args.sessions):
+                for utt, path in maker.session_files(split, speaker, session):
+                    wav[utt], counts[utt], sessions[utt] = str(path), soundfile.info(path).frames, utt[:-3]
+                    spk.append(speaker.id)
+        utts = list(wav)
+        extra = {
+            "utt2num_samples": {u: str(n) for u, n in counts.items()},
+            "utt2dur": {u: f"{n / SAMPLE_RATE:.6f}" for u, n in counts.items()},
+        }
+        data = DataDir(root / split, utts, spk, wav, extra=extra)
+        if split == "train":
+            data.write(root / "train_labelled")
+            write_table(root / "truth" / "train_utt2spk", zip(utts, spk))
+            data.with_speakers(utts).write(root / "train")
+            continue
+        gender = {s.id: s.gender for s in maker.speakers[split]}
+        trials = make_trials(
+            utts,
+            spk,
+            seed=args.seed,
+            max_targets=args.max_trials // 3,
+            max_nontargets=args.max_trials - args.max_trials // 3,
+            session=sessions,
+            group=gender,
+        )
+        data.trials = {"trials": trials}
+        data.write(root / split)
+        targets = sum(line.endswith(" target") for line in trials)
+        print(
+            f"{split}: {len(gender)} speakers, {len(utts)} utterances, {targets} + {len(trials) - targets} trials"
+        )
+    write_table(root / "truth" / "utt2session", sorted(sessions.items()))
+    rows = [(s.id, s.gender, s.variant.replace(" ", "_"), s.accent, f"{s.pitch:.1f}", f"{s.tract:.3f}")
+            for split in SPLITS for s in maker.speakers[split]]  # fmt: skip
+    write_table(root / "truth" / "speakers", rows)
+
+
+def write_table(path: Path, rows) -> None:
+    with atomic_file(path) as f:
+        f.writelines(" ".join(row) + "\n" for row in rows)
+
+
+def write_noise(args) -> None:
+    """A data directory of noises for augmentation: the same kinds, other realisations than any session's."""
+    wav = {}
+    for i in range(args.num_noises):
+        utt = f"noise-{i:03d}"
+        path = args.dir / "audio" / "noise" / f"{utt}.flac"
+        wav[utt] = str(path)
+        if not path.exists():
+            rng = generator(args, "noise", i)
+            x = noise(rng, NOISES[i % 4], 8 * SAMPLE_RATE, rng.uniform(0, 2), rng.random())
+            write_flac(path, 0.05 * x)
+    DataDir(args.dir / "noise", list(wav), list(wav), wav).write(args.dir / "noise")
+
+
+def pair(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    try:
+        value = float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH") from None
+    if value[0] > value[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} has its higher end first")
+    return value
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="local/mini_data.sh", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument(
+        "dir", metavar="DATADIR", type=Path, help="where train, train_labelled, dev, test, noise, truth go"
+    )
+    p.add_argument("--nj", type=int, default=2, help="processes")
+    p.add_argument("--seed", type=int, default=0, help="of everything")
+    p.add_argument("--num-train-spk", type=int, default=60, help="training speakers")
+    p.add_argument("--num-dev-spk", type=int, default=20, help="development speakers")
+    p.add_argument("--num-test-spk", type=int, default=40, help="test speakers")
+    p.add_argument("--sessions", type=int, default=4, help="sessions per speaker")
+    p.add_argument("--utts-per-session", type=int, default=6, help="utterances per training session")
+    p.add_argument("--eval-utts-per-session", type=int, default=5, help="utterances per dev and test session")
+    p.add_argument(
+        "--max-trials", type=int, default=18000, help="trials of dev, and of test; a third are targets"
+    )
+    p.add_argument("--num-noises", type=int, default=40, help="files of 8 s in DATADIR/noise")
+    hard = p.add_argument_group("difficulty")
+    hard.add_argument(
+        "--spread", type=float, default=1.0, help="how far speakers differ in all but their variant"
+    )
+    hard.add_argument(
+        "--jitter", type=float, default=1.0, help="how far a speaker varies over days and utterances"
+    )
+    hard.add_argument("--snr", type=pair, default=(5.0, 20.0), metavar="LOW,HIGH", help="sessions' SNR, dB")
+    hard.add_argument(
+        "--rt60", type=pair, default=(0.15, 0.6), metavar="LOW,HIGH", help="rooms' reverberation, s"
+    )
+    hard.add_argument(
+        "--mic-db", type=float, default=4.0, help="standard deviation of a microphone's curve, dB"
+    )
+    hard.add_argument(
+        "--bandwidth", type=pair, default=(3400.0, 8000.0), metavar="LOW,HIGH", help="microphones', Hz"
+    )
+    hard.add_argument(
+        "--seconds", type=pair, default=(2.5, 4.0), metavar="LOW,HIGH", help="length of an utterance"
+    )
+    hard.add_argument("--num-rooms", type=int, default=24, help="rooms per split")
+    hard.add_argument("--num-mics", type=int, default=16, help="microphones per split")
+    args = p.parse_args(argv)
+    for name, least in (("nj", 1), ("sessions", 2), ("num_rooms", 1), ("num_mics", 1), ("num_noises", 0)):
+        if getattr(args, name) < least:
+            p.error(f"--{name.replace('_', '-')} must be at least {least}")
+    for split in SPLITS:
+        if not 4 <= getattr(args, f"num_{split}_spk") <= 2000:
+            p.error(f"--num-{split}-spk must be in 4..2000")
+    if min(args.utts_per_session, args.eval_utts_per_session) < 1:
+        p.error("at least one utterance per session is needed")
+    if args.rt60[0] < 0.1 or args.seconds[0] < 0.5:
+        p.error("--rt60 starts at 0.1 s, --seconds at 0.5 s")
+    args.dir = args.dir.absolute()
+    return args
+
+
+def check_options(args) -> None:
+    """Refuse to mix files of two sets of options in one folder."""
+    file = args.dir / "mini.json"
+    options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dir", "nj")}
+    text = json.dumps(options, indent=1) + "\n"
+    if file.exists() and file.read_text() != text:
+        old = json.loads(file.read_text())
+        now = json.loads(text)
+        names = ", ".join(k for k in {**old, **now} if old.get(k) != now.get(k))
+        raise UserError(
+            f"this corpus was made with other options ({names})", file=file, mend=f"rm -r {args.dir}"
+        )
+    with atomic_file(file) as f:
+        f.write(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    check_options(args)
+    maker = Maker(args)
+    synthesise(maker)
+    if args.num_noises:
+        write_noise(args)
+    write_dirs(maker)
+    return 0
+
+
+if __name__ == "__main__":
+    run(lambda: main(sys.argv[1:]))

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Audio files, or folders of them -> one data directory (each file its own speaker) for augmentation lists.
+
+Long recordings are cut by a `segments` file, so that a list of two recordings still gives many draws.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from pyspkv.datadir import DataDir
+from pyspkv.errors import UserError, run
+
+ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(
+        prog="local/noise_data.sh",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("dir", metavar="DATADIR", type=Path, help="data directory to write")
+    p.add_argument(
+        "sources", metavar="FILE_OR_FOLDER", type=Path, nargs="+", help="folders are searched through"
+    )
+    p.add_argument(
+        "--segment-seconds", type=float, default=10.0, help="cut longer files; 0 = keep them whole"
+    )
+    args = p.parse_args()
+    import soundfile
+
+    wav, segments = {}, {}
+    for source in args.sources:
+        if not source.exists():
+            raise UserError("no such file or folder", file=source)
+        files = (
+            [source]
+            if source.is_file()
+            else sorted(f for f in source.rglob("*") if f.suffix.lower() in ENDINGS)
+        )
+        if not files:
+            raise UserError(f"no audio file ({', '.join(ENDINGS)}) in this folder", file=source)
+        for file in files:
+            name = file.name if source.is_file() else str(file.relative_to(source))
+            reco = re.sub(r"[^\w.]+", "-", str(Path(name).with_suffix("")), flags=re.ASCII).strip("-")
+            if reco in wav:
+                raise UserError(
+                    f"two files would be called {reco} ({wav[reco]})", file=file, mend="rename one"
+                )
+            wav[reco] = str(file.absolute())
+            try:
+                info = soundfile.info(str(file))
+            except soundfile.LibsndfileError as err:
+                raise UserError(f"not audio that libsndfile reads ({err.error_string})", file=file) from None
+            if not info.frames:
+                raise UserError("holds no samples", file=file)
+            hundredths = max(1, info.frames * 100 // info.samplerate)
+            step = round(args.segment_seconds * 100) or hundredths
+            # a rest shorter than half a piece goes with the piece before it
+            count = max(1, (hundredths + step // 2) // step)
+            ends = [*range(0, count * step, step), hundredths]
+            for a, b in zip(ends, ends[1:]):
+                segments[f"{reco}-{a:07d}-{b:07d}"] = (reco, a / 100, b / 100)
+    utts = sorted(segments)
+    DataDir(args.dir, utts, utts, dict(sorted(wav.items())), dict(sorted(segments.items()))).write(args.dir)
+    print(f"{args.dir}: {len(wav)} recordings, {len(utts)} pieces")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
