@@ -252,3 +252,15 @@ def test_a_pair_listed_twice_needs_two_scores(call):
     assert out["num_target"] == 3
     with pytest.raises(UserError, match="1 of 7 trials have no score"):
         call(trials=[*TRIALS, TRIALS[0]], scores=SCORES)
+
+
+def test_models_take_their_speaker_from_the_enrolment_map(call, tmp_path):
+    (tmp_path / "map").write_text("a e1 e2\nb e3\n")
+    speakers = ["e1 A", "e2 A", "e3 B", *SPEAKERS[2:]]
+    out = json.loads(call(utt2spk=speakers, args=["--enrol-map", str(tmp_path / "map"), "--json"]))
+    assert (out["eer_ci_over"], out["eer_ci_units"]) == ("speakers", 3)
+    with pytest.raises(UserError, match="2 ids of the trials have no speaker; the first is a"):
+        call(utt2spk=speakers)
+    (tmp_path / "map").write_text("a e1 e3\nb e3\n")
+    with pytest.raises(UserError, match="map:1: model a has utterances of A and of B"):
+        call(utt2spk=speakers, args=["--enrol-map", str(tmp_path / "map")])

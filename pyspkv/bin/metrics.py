@@ -32,6 +32,9 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--compare", metavar="SCORES2", help="another system's scores: paired bootstrap of the EERs"
     )
+    p.add_argument(
+        "--enrol-map", metavar="FILE", help="`model utt1 utt2 ...`: with --utt2spk, whose model each one is"
+    )
     p.add_argument("--llr", action="store_true", help="scores are log-likelihood ratios: add actDCF and Cllr")
     p.add_argument("--json", action="store_true", help="print flat JSON instead of a table")
     p.add_argument("--plots", metavar="DIR", help="write det.png and scores.png there")
@@ -39,18 +42,30 @@ def parse_args() -> argparse.Namespace:
 
 
 def resampling(
-    enrol: list[str], test: list[str], target: np.ndarray, utt2spk: str | None
+    enrol: list[str], test: list[str], target: np.ndarray, utt2spk: str | None, enrol_map: str | None
 ) -> metrics.Resampling:
-    """Speakers of both sides where `utt2spk` tells them, else enrolment ids."""
+    """Speakers of both sides where `utt2spk` tells them (a model's from its utterances), else enrolment ids."""
     if utt2spk is None:
         return metrics.Resampling(enrol, None, "enrolment ids")
     speaker = read_table(utt2spk, "id")
+    models = read_table(enrol_map, "ids") if enrol_map else {}
+    for line, (model, utts) in enumerate(models.items(), 1):
+        found = sorted({speaker[u] for u in utts.split(" ") if u in speaker})
+        if len(found) > 1:
+            raise UserError(
+                f"model {model} has utterances of {found[0]} and of {found[1]}",
+                file=enrol_map,
+                line=line,
+                mend="give each model one speaker's utterances, or leave --utt2spk out",
+            )
+        if found:
+            speaker[model] = found[0]
     missing = list(dict.fromkeys(u for u in (*enrol, *test) if u not in speaker))
     if missing:
         raise UserError(
             f"{len(missing)} ids of the trials have no speaker; the first is {missing[0]}",
             file=utt2spk,
-            mend="add them (an enrolment model is a line `model speaker`), or leave --utt2spk out",
+            mend="add them (enrolment models: give --enrol-map), or leave --utt2spk out",
         )
     first, second = [speaker[e] for e in enrol], [speaker[t] for t in test]
     wrong = [k for k, (a, b) in enumerate(zip(first, second)) if (a == b) != target[k]]
@@ -99,7 +114,7 @@ def main() -> None:
     if target.all() or not target.any():
         kind = "target" if not target.any() else "nontarget"
         raise UserError(f"there is no {kind} trial; error rates need both kinds", file=args.trials)
-    units = resampling(enrol, test, target, args.utt2spk)
+    units = resampling(enrol, test, target, args.utt2spk, args.enrol_map)
     replicates = metrics.REPLICATES if len(target) <= LARGE else metrics.REPLICATES // 10
     out = metrics.summary(scores, target, llr=args.llr)
     out |= metrics.bootstrap(scores, target, units, replicates)
