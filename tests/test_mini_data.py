@@ -18,7 +18,8 @@ from pyspkv.make_trials import make_trials
 
 ROOT = Path(__file__).parents[1]
 SMALL = """--num-train-spk 5 --num-dev-spk 4 --num-test-spk 5 --sessions 2 --utts-per-session 2
-    --eval-utts-per-session 2 --num-rooms 2 --num-mics 2 --num-noises 3 --seconds 0.8,1.2 --rt60 0.1,0.2 --max-trials 90""".split()  # noqa: SIM905
+    --eval-utts-per-session 2 --num-rooms 2 --num-mics 2 --num-noises 3
+    --seconds 0.8,1.2 --rt60 0.1,0.2 --max-trials 90""".split()  # noqa: SIM905
 
 
 def command(folder, *more):
