@@ -168,14 +168,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def bootstrap(
     scores: np.ndarray, target: np.ndarray, units: Resampling, replicates: int = REPLICATES
 ) -> dict[str, float | int | str]:
-    """Bootstrap interval of the EER as flat keys; the bounds are None with fewer than 2 units."""
+    """Bootstrap interval of the EER as flat keys; the bounds are None with fewer than 3 units."""
     out: dict = {
         "eer_ci_low": None,
         "eer_ci_high": None,
         "eer_ci_over": units.over,
         "eer_ci_units": units.num,
     }
-    if units.num >= 2:
+    if units.num >= 3:  # of two, every replicate with both kinds of trial is the same
         out["eer_ci_low"], out["eer_ci_high"] = interval(weighted_eers(scores, target, units, replicates))
     return out | {"eer_ci_replicates": replicates}
 

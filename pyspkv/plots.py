@@ -123,7 +123,7 @@ def eer_by_system(systems: Sequence[tuple[str, float, float | None, float | None
         ax.set(
             xlim=(-0.4, len(rest) - 0.3), ylabel="EER (%)", title="Equal error rate, 95 % bootstrap interval"
         )
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.15 * max(max(s[1], s[3] or 0) for s in systems))
 
 
 def cluster_sizes(rounds: Mapping[str, np.ndarray], path: str | Path) -> None:
@@ -137,6 +137,7 @@ def cluster_sizes(rounds: Mapping[str, np.ndarray], path: str | Path) -> None:
             ax.set_yscale("log")
         else:
             ax.set_ylim(0, largest * 1.05)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="cluster, largest first", ylabel="utterances", title="Cluster sizes")
         ax.legend()
 

@@ -208,7 +208,7 @@ def test_json_keys_any_order_and_speakers(call):
     assert 0 <= out["eer_ci_low"] <= out["eer_ci_high"] <= 100
     assert 0.7 <= out["threshold"] <= 0.8
     out = json.loads(call(args=["--json", "--llr"]))
-    assert (out["eer_ci_over"], out["eer_ci_units"]) == ("enrolment ids", 2)
+    assert (out["eer_ci_over"], out["eer_ci_units"], out["eer_ci_low"]) == ("enrolment ids", 2, None)
     assert {"cllr", "act_dcf_0.01", "act_dcf_0.05"} < set(out)
 
 
@@ -218,7 +218,7 @@ def test_table_and_comparison_for_people(call):
     assert "bootstrap over 3 speakers" in text
     assert "difference    +0.000" in text
     assert "no difference shown" in text
-    assert "over 2 enrolment ids" in call()
+    assert "no interval   (2 enrolment ids are too few" in call()
 
 
 @pytest.mark.parametrize(

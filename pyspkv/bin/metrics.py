@@ -86,7 +86,9 @@ def table(out: dict) -> str:
     over = f"{out['eer_ci_units']} {out['eer_ci_over']}, {out['eer_ci_replicates']} replicates"
     lines = [f"trials          {out['num_target']} target, {out['num_nontarget']} nontarget"]
     lines += [f"EER             {out['eer']:.3f} %   (threshold {out['threshold']:.4f})"]
-    if low is not None:
+    if low is None:
+        lines += [f"  no interval   ({out['eer_ci_units']} {out['eer_ci_over']} are too few to draw from)"]
+    else:
         lines += [f"  95 % interval {low:.3f} .. {high:.3f} %   (bootstrap over {over})"]
     for p in ("0.01", "0.05"):
         lines += [
