@@ -184,6 +184,8 @@ def compare(
     scores: np.ndarray, other: np.ndarray, target: np.ndarray, units: Resampling, replicates: int = REPLICATES
 ) -> dict[str, float | bool]:
     """Paired bootstrap of EER(scores) - EER(other), same trials and same draws, in percent points."""
+    if units.num < 3:
+        raise UserError(f"{units.num} {units.over} are too few to compare two systems; it takes 3")
     difference = weighted_eers(scores, target, units, replicates)
     difference -= weighted_eers(other, target, units, replicates)
     low, high = interval(difference)

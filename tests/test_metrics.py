@@ -247,6 +247,11 @@ def test_bad_input_is_a_short_error(call, change, says):
     assert len(str(err.value).splitlines()) <= 2
 
 
+def test_two_enrolment_ids_are_too_few_to_compare(call):
+    with pytest.raises(UserError, match="2 enrolment ids are too few to compare"):
+        call(other=SCORES)
+
+
 def test_a_pair_listed_twice_needs_two_scores(call):
     out = json.loads(call(trials=[*TRIALS, TRIALS[0]], scores=[SCORES[0], *SCORES], args=["--json"]))
     assert out["num_target"] == 3
