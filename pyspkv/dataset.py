@@ -159,24 +159,22 @@ class Batches(torch.utils.data.Dataset):
     def crops(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         reader, row = self.corpus.reader(row)
         length = reader.num_samples(row)
-        starts, profiles, out = {}, {}, {}
+        taken, profiles, out = {}, {}, {}  # of each view: (start, samples), augmentation, wave
         for name, view in self.views.items():
-            if view.share_crop:
-                start = starts[view.share_crop][0]
-            else:
-                start = place(
-                    length, view.samples, rng, starts.get(view.apart_from), self.partner.get(name, 0)
-                )
-            starts[name] = (start, view.samples)
-            wave = reader.read(row, start, min(view.samples, length - start))
-            if len(wave) < view.samples:
-                wave = np.resize(wave, view.samples)
+            num, profile = view.samples, None
             if view.augment and self.augmenter is not None:
-                profiles[name] = (
-                    profiles[view.share_augment] if view.share_augment else self.augmenter.draw(rng)
-                )
-                wave = self.augmenter.apply(wave, profiles[name])
-            out[name] = wave
+                profile = profiles[view.share_augment] if view.share_augment else self.augmenter.draw(rng)
+                num = self.augmenter.source_length(num, profile)  # another number where the speed changes
+                profiles[name] = profile
+            if view.share_crop:
+                start = min(taken[view.share_crop][0], max(0, length - num))
+            else:
+                start = place(length, num, rng, taken.get(view.apart_from), self.partner.get(name, 0))
+            taken[name] = (start, num)
+            wave = reader.read(row, start, min(num, length - start))
+            if len(wave) < num:
+                wave = np.resize(wave, num)
+            out[name] = wave if profile is None else self.augmenter.apply(wave, profile, view.samples)
         return out
 
 

@@ -19,4 +19,4 @@ args+=(--report "$(dirname "$new")/report.json")
 [ -z "$previous" ] || args+=(--previous "$previous")
 [ -z "$truth" ] || args+=(--truth "$truth")
 "$SPKV_PYTHON" -m pyspkv.bin.cluster "${args[@]}" "$@"
-utils/validate_data_dir.sh --no-text --no-feats --no-spk-sort "$new"
+validate_data_dir.sh --no-text --no-feats --no-spk-sort "$new"

@@ -6,7 +6,7 @@ set -euo pipefail
 nj=1              # parallel jobs
 ngpu=0            # GPUs of this machine; 0 uses the CPU
 precision=fp32    # fp32, bf16
-cmd=utils/run.sh  # job runner
+cmd=run.sh        # job runner
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
 [ $# -eq 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
@@ -22,12 +22,11 @@ utts=$(wc -l < "$data/utt2spk")
 if [ "$nj" -eq 1 ]; then
     exec "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$data" --out "$out" --precision "$precision"
 fi
-split=$out/split
-utils/split_data.sh --per-utt --out "$split" "$data" "$nj"
+split=$data/split${nj}utt
+split_data.sh --per-utt "$data" "$nj"
 # shellcheck disable=SC2086  # cmd may carry options
 OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd JOB=1:"$nj" "$out/log/extract.JOB.log" \
     "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/JOB" --out "$out/JOB" --precision "$precision"
 for job in $(seq "$nj"); do cat "$out/$job/embedding.scp"; done | sort > "$scp.tmp"
 mv "$scp.tmp" "$scp"
-rm -r "$split"
 echo "$0: $utts embeddings in $scp"

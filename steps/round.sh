@@ -22,8 +22,8 @@ init=${init:-$exp/pretrain/model}
 [ "$init" != none ] || init=
 here=$exp/round$round
 
-steps/extract.sh --nj "$nj" --ngpu "$ngpu" "$before/model" "$data" "$before/embed/train"
+"$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$before/model" "$data" "$before/embed/train"
 # shellcheck disable=SC2086  # options are split on purpose
-steps/cluster.sh --num-clusters "$num_clusters" --previous "$previous" --truth "$truth" --seed "$seed" \
+"$ROOT/steps/cluster.sh" --num-clusters "$num_clusters" --previous "$previous" --truth "$truth" --seed "$seed" \
     "$before/embed/train/embedding.scp" "$data" "$here/data" $cluster_opts
-steps/train.sh --ngpu "$ngpu" --init "$init" "$config" "$here/data" "$here/model" seed="$seed" "$@"
+"$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" "$config" "$here/data" "$here/model" seed="$seed" "$@"

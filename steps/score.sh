@@ -23,7 +23,6 @@ measure() {  # <data> <scores>
     mv "$2.tmp" "${2%.scores}.json"
 }
 mkdir -p "$system/score"
-calibration=()
 if [ -n "$dev" ]; then
     score "$dev" dev "$system/score/dev.scores"
     measure "$dev" "$system/score/dev.scores"

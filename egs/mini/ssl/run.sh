@@ -13,42 +13,45 @@ supervised=false    # also train on the true labels, for comparison
 nj=2                # parallel jobs
 ngpu=0              # GPUs; 0 uses the CPU
 seed=0
+conf=$here/conf     # configs
 exp=$here/exp       # results, relative to the caller
 data=$here/data     # the corpus, relative to the caller
 num_train_spk=60
 num_test_spk=40
 num_dev_spk=20
+data_opts=          # further options of local/mini_data.sh
 . "$here/../../../path.sh"
 . parse_options.sh
-exp=$(realpath -m "$exp") data=$(realpath -m "$data")
+exp=$(realpath -m "$exp") data=$(realpath -m "$data") conf=$(realpath -m "$conf")
 cd "$here"
-run() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && log "stage $1: $2"; }
+run() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 ($(date +%T))"; }
 
 if run 1 "synthesise the corpus"; then
+    # shellcheck disable=SC2086  # options are split on purpose
     local/mini_data.sh --nj "$nj" --num-train-spk "$num_train_spk" --num-test-spk "$num_test_spk" \
-        --num-dev-spk "$num_dev_spk" "$data"
+        --num-dev-spk "$num_dev_spk" $data_opts "$data"
 fi
 if run 2 "check the data directories"; then
     for set in train dev test; do
-        utils/validate_data_dir.sh --no-text --no-feats --no-spk-sort "$data/$set"
+        validate_data_dir.sh --no-text --no-feats --no-spk-sort "$data/$set"
     done
 fi
 if run 3 "pre-train without labels"; then
-    steps/train.sh --ngpu "$ngpu" conf/pretrain.yaml "$data/train" "$exp/pretrain/model" \
+    steps/train.sh --ngpu "$ngpu" "$conf/pretrain.yaml" "$data/train" "$exp/pretrain/model" \
         augment.noise="$data/noise" seed="$seed"
 fi
 if run 4 "rounds of clustering and training"; then
     for r in $(seq "$round" "$num_rounds"); do
         steps/round.sh --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
-            "$r" conf/round.yaml "$data/train" "$exp" augment.noise="$data/noise"
+            "$r" "$conf/round.yaml" "$data/train" "$exp" augment.noise="$data/noise"
     done
 fi
 if run 5 "large-margin fine-tuning of the last round"; then
     last=$exp/round$num_rounds
-    steps/train.sh --ngpu "$ngpu" --init "$last/model" conf/finetune.yaml "$last/data" "$exp/finetune/model" \
+    steps/train.sh --ngpu "$ngpu" --init "$last/model" "$conf/finetune.yaml" "$last/data" "$exp/finetune/model" \
         augment.noise="$data/noise" seed="$seed"
     if $supervised; then
-        steps/train.sh --ngpu "$ngpu" --init "$exp/pretrain/model" conf/round.yaml "$data/train_labelled" \
+        steps/train.sh --ngpu "$ngpu" --init "$exp/pretrain/model" "$conf/round.yaml" "$data/train_labelled" \
             "$exp/supervised/model" augment.noise="$data/noise" seed="$seed"
     fi
 fi
