@@ -79,6 +79,8 @@ def test_time_conv_is_conv1d(kernel, dilation):
     weight = ours.linear.weight.view(10, kernel, 6).permute(0, 2, 1)
     want = F.conv1d(x.mT, weight, ours.linear.bias, padding=dilation * (kernel - 1) // 2, dilation=dilation)
     torch.testing.assert_close(ours(x), want.mT)
+    x = torch.randn(2, 9, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ours.double(), x)
 
 
 def test_statistics_leave_padded_frames_out():

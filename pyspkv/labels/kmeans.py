@@ -1,16 +1,303 @@
-"""k-means for pseudo-labels: through faiss."""
+"""k-means for many clusters of many embeddings: Lloyd's iterations with exact or inverted-file (IVF) assignment.
+
+An exact pass over 1,092,009 x 256 embeddings and 50,000 centroids is 28 TFLOP. With IVF the space is cut into
+`cells` by a small k-means; a point is compared with the centroids of its `probes` nearest cells only (the search
+of Jegou et al. 2011, PAMI 33(1), used for the assignment step). Exact assignment is the same code with one cell.
+benchmarks/RESULTS.md has what was measured against it (hierarchical, mini-batch, bounds).
+"""
+
+from pathlib import Path
 
 import numpy as np
 
+BLOCK = 24 << 20  # bytes of one block of products on a CPU
+CELLS_FROM = 2048  # centroids from which `cells=None` uses IVF
 
-def kmeans(x: np.ndarray, k: int, seed: int = 0, max_iter: int = 20, *, spherical: bool = False):
-    """k-means of x float32 [N, D]: (labels int64 [N], centroids float32 [k, D])."""
-    import faiss
+
+class Assigner:
+    """Nearest centroids for x float32 [N, D] (numpy; moved block by block): argmax_j <x, c_j> - bias_j."""
+
+    def __init__(self, x: np.ndarray, cells: int, probes: int, seed: int, device: str = "cpu"):
+        import torch
+
+        self.torch, self.device = torch, torch.device(device)
+        self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        self.block = BLOCK if self.device.type == "cpu" else 1 << 30
+        if self.device.type != "cpu":
+            self.x = self.x.to(self.device)  # 1.1 GB at VoxCeleb2's size
+        self.coarse = None
+        if cells > 1:
+            rng = np.random.default_rng([seed, 1])
+            rows = np.sort(rng.choice(len(x), min(len(x), 128 * cells), replace=False))
+            self.coarse = self.torch.from_numpy(kmeans(x[rows], cells, seed, 10, cells=1, device=device)[1])
+            self.coarse = self.coarse.to(self.device)
+            self.lists = self._lists(min(probes, cells))
+
+    def _lists(self, probes: int):
+        """For each cell, the rows (ascending) that look into it."""
+        torch, n = self.torch, len(self.x)
+        cell = torch.empty(n, probes, dtype=torch.int32)
+        bias = self.coarse.square().sum(1) / 2
+        step = max(1, self.block // (4 * len(self.coarse)))
+        for first in range(0, n, step):
+            score = self.x[first : first + step] @ self.coarse.T - bias
+            cell[first : first + step] = score.topk(probes, dim=1).indices.to("cpu", torch.int32)
+        flat = cell.view(-1)
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=len(self.coarse)).tolist()
+        rows = torch.div(order, probes, rounding_mode="floor").to(torch.int32)
+        return rows.to(self.device).split(counts)
+
+    def __call__(self, centroids: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """centroids float32 [K, D], bias float32 [K] -> (labels int64 [N], the best scores float32 [N])."""
+        torch, n = self.torch, len(self.x)
+        c = torch.from_numpy(np.ascontiguousarray(centroids)).to(self.device)
+        bias = torch.from_numpy(bias.astype(np.float32)).to(self.device)
+        best = torch.full((n,), -torch.inf, device=self.device)
+        label = torch.full((n,), -1, dtype=torch.int32, device=self.device)
+        if self.coarse is not None:
+            cell = (c @ self.coarse.T - self.coarse.square().sum(1) / 2).argmax(1)
+            for j, rows in enumerate(self.lists):
+                inside = (cell == j).nonzero().view(-1)
+                if len(inside) and len(rows):
+                    self._cell(rows, c[inside], bias[inside], inside.int(), best, label)
+        left = (label < 0).nonzero().view(-1)
+        if len(left):  # all points without cells; else those that look into empty cells only
+            every = torch.arange(len(c), dtype=torch.int32, device=self.device)
+            self._cell(None if len(left) == n else left.int(), c, bias, every, best, label)
+        return label.cpu().numpy().astype(np.int64), best.cpu().numpy()
+
+    def _cell(self, rows, c, bias, ids, best, label):
+        torch = self.torch
+        total = len(self.x) if rows is None else len(rows)
+        step = min(total, max(64, self.block // (4 * len(c))))
+        buffer = torch.empty(step, len(c), device=self.device)
+        for first in range(0, total, step):
+            if rows is None:
+                part = slice(first, first + step)
+                points = self.x[part]
+            else:
+                part = rows[first : first + step]
+                points = self.x.index_select(0, part)
+            score = torch.mm(points, c.T, out=buffer[: len(points)])
+            value, at = score.sub_(bias).max(1)
+            old = best[part]
+            better = value > old
+            best[part] = torch.where(better, value, old)
+            label[part] = torch.where(better, ids[at], label[part])
+
+
+def default_cells(k: int) -> int:
+    """Cells for k centroids: 1 (exact) below CELLS_FROM, else about 1.5 sqrt(k)."""
+    return 1 if k < CELLS_FROM else round(1.5 * k**0.5)
+
+
+def sums_of(x: np.ndarray, labels: np.ndarray, k: int, block: int = 16384) -> tuple[np.ndarray, np.ndarray]:
+    """Sums (float64 [k, D]) and counts (int64 [k]) of the rows of x [N, D] by label (< 0: not counted)."""
+    import torch
+
+    out = torch.zeros(k, x.shape[1], dtype=torch.float64)
+    for first in range(0, len(x), block):
+        part = torch.from_numpy(labels[first : first + block])
+        rows = torch.from_numpy(x[first : first + block]).double()
+        if (part < 0).any():
+            rows, part = rows[part >= 0], part[part >= 0]
+        out.index_add_(0, part, rows)
+    return out.numpy(), np.bincount(labels[labels >= 0], minlength=k)
+
+
+def kmeans(
+    x: np.ndarray,
+    k: int,
+    seed: int = 0,
+    max_iter: int = 20,
+    *,
+    spherical: bool = False,
+    cells: int | None = None,
+    probes: int = 8,
+    tol: float = 1e-3,
+    checkpoint: str | Path | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+    stats: dict | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """k-means of x float32 [N, D]: (labels int64 [N], centroids float32 [k, D]).
+
+    Starts from k distinct rows drawn from `seed`; stops after `max_iter` updates or when at most the share `tol`
+    of the points changed cluster; the labels are of the returned centroids. `spherical`: centroids on the unit
+    sphere (x should be too), inner products. `cells`: 1 = exact assignment; None = `default_cells(k)`; `probes` =
+    cells a point looks into. An empty cluster is moved onto a random member of one of the largest clusters
+    (one each) and counted. `checkpoint`: file that every iteration replaces; a rerun with the same arguments
+    goes on from it with the same result. `stats` receives iterations, empty_repaired, moved (last share),
+    objective (mean squared distance; 1 - cosine when spherical).
+
+    On a GPU the order of float64 sums is fixed too (they are made on the CPU), only products differ by rounding.
+    """
+    from tqdm import tqdm
 
     x = np.ascontiguousarray(x, dtype=np.float32)
-    run = faiss.Kmeans(
-        x.shape[1], k, niter=max_iter, seed=seed, spherical=spherical,
-        min_points_per_centroid=1, max_points_per_centroid=len(x),
-    )  # fmt: skip
-    run.train(x)
-    return run.index.search(x, 1)[1].ravel().astype(np.int64), run.centroids
+    n = len(x)
+    if not 1 <= k <= n:
+        raise ValueError(f"k-means: {k} clusters of {n} points")
+    assign = Assigner(x, default_cells(k) if cells is None else min(cells, k), probes, seed, device)
+    centroids = x[np.sort(np.random.default_rng([seed, 0]).choice(n, k, replace=False))]
+    if spherical:
+        centroids = _unit(centroids)
+    labels, start, repaired, moved = None, 0, 0, 1.0
+    key = repr((n, x.shape[1], k, seed, spherical, cells, probes, tol, float(x[:: max(1, n // 997)].sum())))
+    if checkpoint is not None and Path(checkpoint).exists():
+        state = _load(checkpoint, key)
+        if state is not None:
+            centroids, labels, start, repaired, moved = state
+    bar = tqdm(total=max_iter, initial=start, desc="k-means", disable=None if progress else True)
+    for it in range(start, max_iter + 1):
+        if it == max_iter or moved <= tol:
+            break
+        new, _ = assign(centroids, _bias(centroids, spherical))
+        moved = 1.0 if labels is None else float((new != labels).mean())
+        labels = new
+        sums, counts = sums_of(x, labels, k)
+        centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            repaired += len(empty)
+            donors = _donors(labels, counts, len(empty), np.random.default_rng([seed, 2, it]))
+            centroids[empty] = x[donors]
+        if spherical:
+            centroids = _unit(centroids)
+        if checkpoint is not None:
+            _save(checkpoint, key, centroids, labels, it + 1, repaired, moved)
+        bar.update()
+        bar.set_postfix(moved=f"{moved:.4f}", empty=repaired)
+        start = it + 1
+    bar.close()
+    labels, best = assign(centroids, _bias(centroids, spherical))
+    if stats is not None:
+        length = 1.0 if spherical else float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / n
+        mean = float(best.mean(dtype=np.float64))
+        stats.update(
+            iterations=start, empty_repaired=repaired, moved=moved, objective=1 - mean if spherical else length - 2 * mean
+        )
+    return labels, centroids
+
+
+def _bias(centroids: np.ndarray, spherical: bool) -> np.ndarray:
+    return np.zeros(len(centroids), np.float32) if spherical else np.einsum("kd,kd->k", centroids, centroids) / 2
+
+
+def _unit(c: np.ndarray) -> np.ndarray:
+    return c / np.maximum(np.linalg.norm(c, axis=1, keepdims=True), 1e-12)
+
+
+def _donors(labels, counts, num, rng):
+    """`num` distinct rows: random members of the largest clusters, one each, then again from the largest."""
+    order = np.argsort(labels, kind="stable")
+    begin = np.cumsum(counts) - counts
+    rank = np.argsort(-counts, kind="stable")
+    rank = rank[counts[rank] > 1]
+    rows: list[int] = []
+    used: set[int] = set()
+    while len(rows) < num and len(rank):
+        for c in rank[: num - len(rows)]:
+            row = int(order[begin[c] + rng.integers(counts[c])])
+            if row not in used:
+                used.add(row)
+                rows.append(row)
+    return np.array(rows, dtype=np.int64)
+
+
+def _save(path, key, centroids, labels, iteration, repaired, moved):
+    from pyspkv.atomic import atomic_file
+
+    with atomic_file(path, "wb") as f:
+        np.savez(f, key=np.array(key), centroids=centroids, labels=labels.astype(np.int32),
+                 numbers=np.array([iteration, repaired, moved]))  # fmt: skip
+
+
+def _load(path, key):
+    from zipfile import BadZipFile
+
+    from pyspkv.errors import UserError
+
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            if str(f["key"]) != key:
+                raise UserError(
+                    "is the state of a k-means run on other data or with other options", file=path, mend=f"rm {path}"
+                )
+            iteration, repaired, moved = f["numbers"].tolist()
+            return f["centroids"], f["labels"].astype(np.int64), int(iteration), int(repaired), moved
+    except (BadZipFile, ValueError, KeyError) as err:
+        raise UserError(f"is no k-means state ({err})", file=path, mend=f"rm {path}") from None
+
+
+def constrained_kmeans(
+    x: np.ndarray,
+    seeds_index: np.ndarray,
+    seeds_label: np.ndarray,
+    k: int,
+    *,
+    seed: int = 0,
+    max_iter: int = 100,
+    tol: float = 1e-4,
+    spherical: bool = True,
+    cells: int = 1,
+    probes: int = 8,
+    device: str = "cpu",
+    stats: dict | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Constrained-KMeans of Basu et al. 2002: labelled points start the centroids and never change cluster.
+
+    x float32 [N, D], normalised here; rows `seeds_index` [L] belong to clusters `seeds_label` [L] (0..k-1): cluster
+    j is speaker j. A cluster without a labelled point starts from a random unlabelled one. Stops when no centroid
+    coordinate moves by more than `tol`, or after `max_iter`. Returns (labels int64 [N], centroids float32 [k, D]);
+    the labels are the last assignment, so every labelled point has its own.
+
+    spherical=True: unit centroids, cosine. spherical=False with tol=0.05 is the assignment of GLL's code: means that
+    are not normalised, compared by inner product. Deterministic when every cluster has a labelled point.
+    """
+    from pyspkv.labels.clustering import l2_normalise
+
+    x = l2_normalise(x)
+    index, given = np.asarray(seeds_index, dtype=np.int64), np.asarray(seeds_label, dtype=np.int64)
+    n = len(x)
+    if index.shape != given.shape or len(np.unique(index)) != len(index):
+        raise ValueError("seeds_index and seeds_label must pair each labelled row with one label")
+    if len(index) and (given.min() < 0 or given.max() >= k or index.min() < 0 or index.max() >= n):
+        raise ValueError(f"seeds out of range: labels 0..{k - 1}, rows 0..{n - 1}")
+    fixed = np.full(n, -1, dtype=np.int64)
+    fixed[index] = given
+    free = np.flatnonzero(fixed < 0)
+    sums, counts = sums_of(x, fixed, k)
+    centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    orphan = np.flatnonzero(counts == 0)
+    if len(orphan) > len(free):
+        raise ValueError(f"{len(orphan)} clusters without a labelled point, {len(free)} unlabelled points")
+    rng = np.random.default_rng(seed)
+    if len(orphan):
+        centroids[orphan] = x[rng.choice(free, len(orphan), replace=False)]
+    if spherical:
+        centroids = _unit(centroids)
+    labels, repaired, it = fixed.copy(), 0, 0
+    zero = np.zeros(k, dtype=np.float32)
+    assign = Assigner(x, cells, probes, seed, device) if len(free) else None
+    for it in range(1, max_iter + 1):  # noqa: B007
+        if assign is None:
+            break
+        labels, _ = assign(centroids, zero)
+        labels[index] = given
+        sums, counts = sums_of(x, labels, k)
+        new = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            repaired += len(empty)
+            new[empty] = x[rng.choice(free, len(empty), replace=False)]
+        if spherical:
+            new = _unit(new)
+        moved = float(np.abs(new - centroids).max())
+        centroids = new
+        if moved < tol:
+            break
+    if stats is not None:
+        stats.update(iterations=it, empty_repaired=repaired)
+    return labels, centroids

@@ -25,6 +25,35 @@ class ECAPAConfig:
     bottleneck: int = 128  # squeeze-excitation and attention
 
 
+class _Shifts(torch.autograd.Function):
+    """[B, T, C] -> [B, T, kernel * C]: each frame with its dilated neighbours, zeros beyond the ends.
+
+    The backward pass adds the neighbours' gradients in place, which autograd's own for slices of a padded copy does
+    not (a third of an ECAPA step).
+    """
+
+    @staticmethod
+    def forward(ctx, x, kernel, dilation):
+        ctx.kernel, ctx.dilation = kernel, dilation
+        half, size = dilation * (kernel - 1) // 2, x.shape[1]
+        x = F.pad(x, (0, 0, half, half))
+        return torch.cat([x[:, i * dilation : i * dilation + size] for i in range(kernel)], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        kernel, dilation, size = ctx.kernel, ctx.dilation, grad.shape[1]
+        half = dilation * (kernel - 1) // 2
+        parts = grad.chunk(kernel, -1)
+        out = parts[kernel // 2].clone()
+        for i, part in enumerate(parts):
+            shift = i * dilation - half  # out[t + shift] takes part[t]
+            if shift > 0:
+                out[:, shift:] += part[:, : size - shift]
+            elif shift < 0:
+                out[:, :shift] += part[:, -shift:]
+        return out, None, None
+
+
 class TimeConv(nn.Module):
     """Convolution over time of [B, T, C] with 'same' zero padding: weight [out, kernel * in]."""
 
@@ -34,13 +63,7 @@ class TimeConv(nn.Module):
         self.linear = nn.Linear(kernel * inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel > 1:
-            half = self.dilation * (self.kernel - 1) // 2
-            size, x = x.shape[1], F.pad(x, (0, 0, half, half))
-            x = torch.cat(
-                [x[:, i * self.dilation : i * self.dilation + size] for i in range(self.kernel)], -1
-            )
-        return self.linear(x)
+        return self.linear(_Shifts.apply(x, self.kernel, self.dilation) if self.kernel > 1 else x)
 
 
 class ConvReluNorm(nn.Module):

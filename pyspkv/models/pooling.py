@@ -10,12 +10,12 @@ def masked_stats(x: Tensor, mask: Tensor | None, weights: Tensor | None = None) 
     """Weighted mean and standard deviation over time, both [B, C]; weights [B, T, C] sum to one over T."""
     if weights is None:
         if mask is None:
-            mean = x.mean(1)
-            var = (x - mean[:, None]).square().mean(1)
+            var, mean = torch.var_mean(x, 1, correction=0)
             return mean, var.clamp_min(1e-5).sqrt()
         weights = mask[..., None] / mask.sum(1)[:, None, None]
-    mean = (weights * x).sum(1)
-    var = (weights * (x - mean[:, None]).square()).sum(1)
+    weighted = weights * x
+    mean = weighted.sum(1)
+    var = (weighted * x).sum(1) - mean.square()
     return mean, var.clamp_min(1e-5).sqrt()
 
 
