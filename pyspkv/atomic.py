@@ -1,6 +1,8 @@
 """Files and folders that appear whole or not at all, so a killed run leaves nothing half-written."""
 
 import contextlib
+import ctypes
+import errno
 import os
 import shutil
 import tempfile
@@ -33,12 +35,26 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator:
         raise
 
 
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one step (Linux renameat2 with RENAME_EXCHANGE); False where that is not to be had."""
+    at_cwd, rename_exchange = -100, 2
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if call(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), rename_exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(b))
+
+
 @contextlib.contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it takes `path`'s place when the block ends without an error.
 
-    An existing folder at `path` is moved aside first and removed last: at every moment a whole folder, old or
-    new, stands at `path` or at `.<name>.old` (a rerun replaces it).
+    An existing folder is exchanged for the new one in one step. On a file system that cannot, it is moved to
+    `.<name>.old` first, so that at every moment a whole folder stands at one of the two names.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,12 +62,15 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     try:
         yield tmp
         os.chmod(tmp, _mode(0o777))
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
+        if not path.exists():
+            os.rename(tmp, path)
+        elif not _exchange(tmp, path):
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
-        os.rename(tmp, path)
-        shutil.rmtree(old, ignore_errors=True)
+            os.rename(tmp, path)
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)  # after an exchange, the old folder
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise

@@ -19,8 +19,11 @@ score() {  # <data> <name> <scores> [options]
     "$SPKV_PYTHON" -m pyspkv.bin.score --trials "$data/trials" --enrol "$scp" --test "$scp" --out "$scores" "$@"
 }
 measure() {  # <data> <scores>
-    "$SPKV_PYTHON" -m pyspkv.bin.metrics --scores "$2" --trials "$1/trials" --utt2spk "$1/utt2spk" --json > "$2.tmp"
-    mv "$2.tmp" "${2%.scores}.json"
+    local data=$1 scores=$2 map=()
+    [ ! -f "$data/enrol_map" ] || map=(--enrol-map "$data/enrol_map")
+    "$SPKV_PYTHON" -m pyspkv.bin.metrics --scores "$scores" --trials "$data/trials" --utt2spk "$data/utt2spk" \
+        "${map[@]}" --json > "$scores.tmp"
+    mv "$scores.tmp" "${scores%.scores}.json"
 }
 mkdir -p "$system/score"
 if [ -n "$dev" ]; then
@@ -32,6 +35,8 @@ fi
 score "$data" "$name" "$system/score/$name.scores"
 measure "$data" "$system/score/$name.scores"
 if [ -n "$cohort_data" ]; then
+    size=$(wc -l < "$cohort_data/spk2utt")
+    [ "$top_n" -le "$size" ] || { echo "$0: the cohort has $size pseudo-speakers, all are used"; top_n=$size; }
     score "$data" "$name" "$system/score/$name-asnorm.scores" --cohort "$system/embed/train/embedding.scp" \
         --cohort-utt2spk "$cohort_data/utt2spk" --top-n "$top_n"
     measure "$data" "$system/score/$name-asnorm.scores"

@@ -68,7 +68,9 @@ def test_ecapa_of_the_paper_has_the_papers_size():
 
 
 def test_resnet34_has_its_convolutions():
-    convolutions = [m for m in build({"name": "resnet"}).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    convolutions = [
+        m for m in build({"name": "resnet"}).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
     assert len(convolutions) == 1 + 2 * (3 + 4 + 6 + 3)
 
 

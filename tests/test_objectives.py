@@ -17,7 +17,9 @@ ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, 
 
 
 def unit(*shape, seed=0):
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+    return F.normalize(
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1
+    )
 
 
 def test_aam_logits_are_cos_of_theta_plus_m():
@@ -93,7 +95,9 @@ def test_loss_gate_keeps_at_most_the_threshold_and_logs_the_share():
 def margin_objective(**fields):
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
-    return cfg.build("objective", cfg.resolve("objective", {"name": "margin", **fields}), encoder, Info(4, 3, 10, 5))
+    return cfg.build(
+        "objective", cfg.resolve("objective", {"name": "margin", **fields}), encoder, Info(4, 3, 10, 5)
+    )
 
 
 def batch(views, label):

@@ -12,7 +12,9 @@ from pyspkv.sampler import part
 
 
 def make(name, label, batch, seed=0, **fields):
-    return cfg.build("sampler", cfg.resolve("sampler", {"name": name, **fields}), np.asarray(label), batch, seed)
+    return cfg.build(
+        "sampler", cfg.resolve("sampler", {"name": name, **fields}), np.asarray(label), batch, seed
+    )
 
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 5))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 import torch
+import toy
 from safetensors.torch import load_file
 
 from pyspkv import checkpoint
@@ -52,7 +52,13 @@ def final(exp) -> dict:
 def assert_same(a: dict, b: dict, **tolerance):
     assert a.keys() == b.keys()
     for k in a:
-        torch.testing.assert_close(a[k], b[k], msg=lambda m, k=k: f"{k}: {m}", equal_nan=True, **(tolerance or {"atol": 0, "rtol": 0}))
+        torch.testing.assert_close(
+            a[k],
+            b[k],
+            msg=lambda m, k=k: f"{k}: {m}",
+            equal_nan=True,
+            **(tolerance or {"atol": 0, "rtol": 0}),
+        )
 
 
 def epochs(exp) -> list[dict]:
@@ -64,8 +70,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("changes", [{}, CONTRASTIVE, {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}}],
-                         ids=["margin", "contrastive", "lgl"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, CONTRASTIVE, {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}}],
+    ids=["margin", "contrastive", "lgl"],
+)
 def test_a_run_killed_at_any_step_ends_with_the_same_digits(tmp_path, data, monkeypatch, changes):
     c = config(tmp_path, **{"augment.rir_bank": 0, **changes})
     Trainer(c, data, tmp_path / "whole").run()
@@ -121,7 +130,9 @@ def test_init_takes_the_body_and_builds_a_new_head(tmp_path, data):
     assert_same(fine.objective.encoder.state_dict(), checkpoint.body(checkpoint.find(tmp_path / "pre")))
     assert fine.objective.head.weight.shape == (4, 8)
     with pytest.raises(UserError, match="stem.conv.linear.weight"):
-        Trainer(config(tmp_path, **{"encoder.channels": 24}), data, tmp_path / "x", init=str(tmp_path / "pre"))
+        Trainer(
+            config(tmp_path, **{"encoder.channels": 24}), data, tmp_path / "x", init=str(tmp_path / "pre")
+        )
     with pytest.raises(UserError, match="no dev list"):
         Trainer(config(tmp_path), data, tmp_path / "x", init=f"{tmp_path / 'pre'}@best")
 
@@ -177,9 +188,22 @@ def test_extraction_runs_the_saved_encoder_in_eval_mode(tmp_path, data):
 
 
 def train_command(tmp_path, data, exp, *more, nproc=1):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)] if nproc > 1 else []
-    return [sys.executable, *launch, "-m", "pyspkv.bin.train", "--config", str(tmp_path / "config.yaml"),
-            "--data", str(data.path), "--exp", str(exp), *more]
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)] if nproc > 1 else []
+    )
+    return [
+        sys.executable,
+        *launch,
+        "-m",
+        "pyspkv.bin.train",
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--data",
+        str(data.path),
+        "--exp",
+        str(exp),
+        *more,
+    ]
 
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -188,11 +212,17 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
 @pytest.mark.parametrize("changes", [{}, CONTRASTIVE], ids=["margin", "contrastive"])
 def test_two_processes_equal_one(tmp_path, data, changes):
     """Same global batch, gathered negatives, synchronised batch normalisation: the same losses and weights."""
-    same = {"objective.spec_augment.time_frames": 0, "optim.name": "sgd", "optim.lr": 0.003}  # Adam amplifies rounding
+    same = {
+        "objective.spec_augment.time_frames": 0,
+        "optim.name": "sgd",
+        "optim.lr": 0.003,
+    }  # Adam amplifies rounding
     c = config(tmp_path, epochs=2, **same, **changes)
     (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
     Trainer(c, data, tmp_path / "one").run()
-    done = subprocess.run(train_command(tmp_path, data, tmp_path / "two", nproc=2), env=ENV, capture_output=True, text=True)
+    done = subprocess.run(
+        train_command(tmp_path, data, tmp_path / "two", nproc=2), env=ENV, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     for one, two in zip(epochs(tmp_path / "one"), epochs(tmp_path / "two")):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
@@ -203,9 +233,13 @@ def test_two_processes_equal_one(tmp_path, data, changes):
 def test_kill_minus_nine_and_rerun(tmp_path, data):
     c = config(tmp_path, epochs=6, workers=1)
     (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
-    subprocess.run(train_command(tmp_path, data, tmp_path / "whole"), env=ENV, check=True, capture_output=True)
+    subprocess.run(
+        train_command(tmp_path, data, tmp_path / "whole"), env=ENV, check=True, capture_output=True
+    )
     command = train_command(tmp_path, data, tmp_path / "killed")
-    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while not (tmp_path / "killed" / "LATEST").exists():
         assert process.poll() is None
         time.sleep(0.005)
@@ -230,7 +264,9 @@ def test_kill_minus_nine_and_rerun(tmp_path, data):
 def test_bad_calls_say_what_and_leave_nothing(tmp_path, data, more, words):
     config(tmp_path)
     more = [m.replace("{data}", str(data.path)) for m in more]
-    done = subprocess.run(train_command(tmp_path, data, tmp_path / "exp", *more), env=ENV, capture_output=True, text=True)
+    done = subprocess.run(
+        train_command(tmp_path, data, tmp_path / "exp", *more), env=ENV, capture_output=True, text=True
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert words in done.stderr and len(done.stderr.strip().splitlines()) <= 2
     assert not (tmp_path / "exp" / "LATEST").exists()

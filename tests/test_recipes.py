@@ -1,0 +1,152 @@
+"""Recipes end to end, small: what run.sh promises, whatever the corpus; and runs that are killed again and again."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pyspkv import config as cfg
+from pyspkv.datadir import DataDir
+from pyspkv.trainer import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted(p.parent for p in ROOT.glob("egs/*/*/run.sh"))
+MINI = ["--num-train-spk=8", "--num-dev-spk=4", "--num-test-spk=4", "--nj=1", "--num-rounds=2", "--num-clusters=10"]
+    "--num-train-spk",
+    "8",
+    "--num-dev-spk",
+    "4",
+    "--num-test-spk",
+    "4",
+    "--nj",
+    "1",
+    "--num-rounds",
+    "2",
+    "--num-clusters",
+    "10",
+]
+SMALL = ["--data-opts", "--sessions 2 --utts-per-session 3 --eval-utts-per-session 3"]
+
+
+def command(recipe, folder, *options) -> list[str]:
+    return [str(ROOT / "egs" / recipe / "run.sh"), "--conf", str(ROOT / "tests/conf"),
+            "--exp", str(folder / "exp"), "--data", str(folder / "data"), *options]  # fmt: skip
+
+
+def env(**more) -> dict:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def run(*args, **more) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(*args), env=env(**more), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+def figures(folder) -> tuple[dict, dict[str, str]]:
+    """results.json, and the bytes of everything that must not depend on how often a run was killed."""
+    labels = {str(p.relative_to(folder)): p.read_text() for p in folder.glob("exp/round*/data/utt2spk")}
+    scores = {str(p.relative_to(folder)): p.read_text() for p in folder.glob("exp/*/score/*.scores")}
+    return json.loads((folder / "exp/results.json").read_text()), {**labels, **scores}
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory):
+    """The whole of egs/mini/ssl at toy size, without interruption."""
+    folder = tmp_path_factory.mktemp("mini")
+    done = run("mini/ssl", folder, *MINI, *SMALL)
+    return folder, done.stdout
+
+
+def test_mini_ends_with_results(mini):
+    folder, output = mini
+    results, _ = figures(folder)
+    assert [r["round"] for r in results["rounds"]] == [1, 2]
+    for entry in (results["pretrain"], *results["rounds"], results["final"]):
+        assert 0 <= entry["eer"] <= 100 and 0 <= entry["min_dcf_0.01"] <= 1
+    assert all(0 <= r["nmi"] <= 1 and r["num_clusters"] == 10 for r in results["rounds"])
+    assert results["supervised"] is None
+    assert "results.json" in output.splitlines()[-1]
+    assert [f"== stage {i}" for i in range(1, 9)] == [
+        x[:10] for x in output.splitlines() if x.startswith("== stage")
+    ]
+
+
+def test_a_rounds_data_is_a_data_directory_of_clusters(mini):
+    folder, _ = mini
+    train, found = DataDir.read(folder / "data/train"), DataDir.read(folder / "exp/round1/data")
+    assert found.utts == train.utts and len(set(found.spk)) == 10
+    assert train.spk == train.utts, "training data must not carry the truth"
+
+
+def test_rerunning_does_nothing_and_an_edited_round_trains_anew(mini):
+    folder, _ = mini
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("exp/*/model/LATEST")}
+    run("mini/ssl", folder, *MINI, "--stage", "3", "--stop-stage", "5")
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    round2 = DataDir.read(folder / "exp/round2/data")
+    round2.with_speakers(["x" if s == round2.spk[0] else s for s in round2.spk]).write(
+        folder / "exp/round2/data"
+    )
+    stages = ["--stage", "4", "--stop-stage", "4", "--round", "2"]
+    done = subprocess.run(
+        command("mini/ssl", folder, *MINI, *stages), env=env(), capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "other utterances or labels" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--stag", "3"], "unknown option --stag"),
+        (["--supervised", "yes"], "true or false"),
+        (["--nj"], "needs a value"),
+    ],
+)
+def test_wrong_options_stop_at_once(tmp_path, options, words):
+    done = subprocess.run(command("mini/ssl", tmp_path, *options), env=env(), capture_output=True, text=True)
+    assert done.returncode != 0 and words in done.stderr and not (tmp_path / "exp").exists()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_config_of_every_recipe_loads(recipe):
+    configs = sorted(recipe.glob("conf/*.yaml"))
+    assert configs
+    for path in configs:
+        config = cfg.load(TrainConfig, path)
+        assert cfg.dump(config) == yaml.safe_load(cfg.to_yaml(config))
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_at_ten_random_moments(mini, tmp_path):
+    """Ten runs, each killed once, at moments spread over the whole run, and then run to the end."""
+    folder, _ = mini
+    want = figures(folder)
+    start = time.perf_counter()
+    run("mini/ssl", tmp_path / "timed", *MINI, *SMALL)
+    whole = time.perf_counter() - start
+    assert figures(tmp_path / "timed") == want
+    rng = random.Random(1)
+    victim = tmp_path / "killed"
+    for i in range(10):  # one run that dies ten times, each time later than before
+        process = subprocess.Popen(command("mini/ssl", victim, *MINI, *SMALL), env=env(), start_new_session=True,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        time.sleep(whole * rng.uniform(0.03, 0.25))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (victim / "exp/results.json").exists() or i > 3
+    run("mini/ssl", victim, *MINI, *SMALL)
+    assert figures(victim) == want
+
+
+def test_librispeech_recipe_on_real_speech(corpora, tmp_path):
+    """Stages 1 and 2 on LibriSpeech's own layout: counts known from the corpus' README."""
+    run("librispeech/ssl", tmp_path, "--stop-stage", "2", SPKV_CORPORA=str(corpora))
+    train, test = DataDir.read(tmp_path / "data/train"), DataDir.read(tmp_path / "data/test")
+    assert len(train.wav) == 251 - 30 and train.spk == train.utts and len(test.utts) == 100
