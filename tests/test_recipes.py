@@ -17,19 +17,13 @@ from pyspkv.trainer import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(p.parent for p in ROOT.glob("egs/*/*/run.sh"))
-MINI = ["--num-train-spk=8", "--num-dev-spk=4", "--num-test-spk=4", "--nj=1", "--num-rounds=2", "--num-clusters=10"]
-    "--num-train-spk",
-    "8",
-    "--num-dev-spk",
-    "4",
-    "--num-test-spk",
-    "4",
-    "--nj",
-    "1",
-    "--num-rounds",
-    "2",
-    "--num-clusters",
-    "10",
+MINI = [
+    "--num-train-spk=8",
+    "--num-dev-spk=4",
+    "--num-test-spk=4",
+    "--nj=1",
+    "--num-rounds=2",
+    "--num-clusters=10",
 ]
 SMALL = ["--data-opts", "--sessions 2 --utts-per-session 3 --eval-utts-per-session 3"]
 
