@@ -29,7 +29,11 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--method", choices=METHODS, default="kmeans-ahc", help="two steps, or one of them")
     p.add_argument("--num-clusters", default="auto", metavar="K", help="number of clusters, or auto")
     p.add_argument(
-        "--num-kmeans", type=int, default=0, metavar="K1", help="k-means centroids; 0: 50,000 per 1,092,009"
+        "--num-kmeans",
+        type=int,
+        default=0,
+        metavar="K1",
+        help="k-means centroids; 0: N / 22, for small N min(N / 4, 2000)",
     )
     p.add_argument("--iterations", type=int, default=20, metavar="N", help="k-means iterations at most")
     p.add_argument("--linkage", choices=("ward", "average", "complete"), default="ward")
@@ -107,11 +111,15 @@ def main() -> int | None:
     x = _rows(emb, data, args)
     del emb
     n = len(x)
-    k1 = min(args.num_kmeans or max(round(n * 50_000 / 1_092_009), 2), n)
     wanted = args.num_clusters
     if wanted != "auto" and wanted > n:
         raise UserError(f"--num-clusters {wanted} is more than the {n} utterances", file=args.data)
-    print(clustering.memory_estimate(n, x.shape[1], args.method, k1), file=sys.stderr)
+    k1 = min(args.num_kmeans or clustering.default_num_kmeans(n, wanted), n)
+    if wanted != "auto" and args.method == "kmeans-ahc" and k1 < wanted:
+        raise UserError(f"--num-kmeans {k1} is less than --num-clusters {wanted}", mend="raise --num-kmeans")
+    print(
+        clustering.memory_estimate(n, x.shape[1], args.method, k1, args.linkage, args.metric), file=sys.stderr
+    )
     labels, info = clustering.cluster(
         x, args.method, wanted, num_kmeans=k1, linkage=args.linkage, metric=args.metric,
         max_iter=args.iterations, seed=args.seed, device=args.device,

@@ -51,15 +51,18 @@ def agglomerate(
         raise ValueError("give num_clusters or threshold")
     if num_clusters is not None and not 1 <= num_clusters <= n:
         raise ValueError(f"num_clusters {num_clusters} is not within 1..{n}")
-    if weights is not None and (np.shape(weights) != (n,) or not np.all(np.asarray(weights) > 0)):
-        raise ValueError(f"weights must be {n} positive numbers")
-    if linkage not in ("ward", "average"):
-        raise ValueError(f"linkage {linkage} needs all pairwise distances")
     state = _Clusters(x, weights, linkage, device)
     wanted = n - num_clusters if num_clusters is not None else n - 1
     ceiling = np.inf if threshold is None else (threshold**2 if linkage == "ward" else float(threshold))
     state.build(wanted, ceiling, progress)
     return state.cut(wanted, ceiling)
+
+
+def cuts(x, counts, *, linkage: str = "ward", device: str = "cpu", progress=None) -> list[np.ndarray]:
+    """One tree of x [N, D], cut into each of `counts` clusters: a list of int64 labels [N]."""
+    state = _Clusters(x, None, linkage, device)
+    state.build(len(x) - min(counts), np.inf, progress)
+    return [state.cut(len(x) - count, np.inf)[0] for count in counts]
 
 
 class _Clusters:
@@ -68,15 +71,19 @@ class _Clusters:
     def __init__(self, x, weights, linkage, device):
         import torch
 
-        self.torch, self.ward, self.device = torch, linkage == "ward", torch.device(device)
         n = len(x)
+        if weights is not None and (np.shape(weights) != (n,) or not np.all(np.asarray(weights) > 0)):
+            raise ValueError(f"weights must be {n} positive numbers")
+        if linkage not in ("ward", "average"):
+            raise ValueError(f"linkage {linkage} needs all pairwise distances")
+        self.torch, self.ward, self.device = torch, linkage == "ward", torch.device(device)
         x = torch.as_tensor(np.asarray(x)).to(self.device, torch.float64)  # a copy for float32 input
         if self.ward:
             x = x - x.mean(0)  # smaller numbers, smaller rounding in the searches
         else:
             x = x / x.norm(dim=1, keepdim=True)
         self.cent = x
-        new = dict(device=self.device)
+        new = {"device": self.device}
         self.size = torch.ones(n, dtype=torch.float64, **new)
         if weights is not None:
             self.size = torch.as_tensor(np.asarray(weights), dtype=torch.float64).to(self.device).clone()
@@ -167,7 +174,8 @@ class _Clusters:
 
     def row(self, slots):
         c, one = self.cent[slots], self.torch.ones_like(self.size[slots])
-        return self.torch.cat([c * (-2 if self.ward else -1), (c.square().sum(1) if self.ward else one)[:, None], one[:, None]], 1)  # fmt: skip
+        norm = c.square().sum(1) if self.ward else one
+        return self.torch.cat([c * (-2 if self.ward else -1), norm[:, None], one[:, None]], 1)
 
     def search(self, rows, exact=False):
         """Fill the lists of `rows` from all clusters; `exact`: by float64 products, for near-ties."""
@@ -230,7 +238,6 @@ class _Clusters:
 
     def lower(self, score, own, weight, unit, size, other):
         """Lower bounds of distances from products [R, C]: the rounding off, Ward's factor on. In place."""
-        torch = self.torch
         score -= unit * (own + weight)
         if self.ward:
             size = size[:, None]

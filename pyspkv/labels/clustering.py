@@ -4,9 +4,18 @@ import numpy as np
 
 from pyspkv.errors import UserError
 from pyspkv.labels.agglomerative import agglomerate
-from pyspkv.labels.kmeans import kmeans
+from pyspkv.labels.kmeans import constrained_kmeans, kmeans
 
-__all__ = ["l2_normalise", "unit_rows", "kmeans", "ward", "ahc", "kmeans_ahc", "cluster"]
+__all__ = [
+    "l2_normalise",
+    "unit_rows",
+    "kmeans",
+    "constrained_kmeans",
+    "ward",
+    "ahc",
+    "kmeans_ahc",
+    "cluster",
+]
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
@@ -87,10 +96,26 @@ def ahc(
     return fcluster(tree, num_clusters, "maxclust").astype(np.int64) - 1
 
 
-def kmeans_ahc(x, num_kmeans, num_clusters, *, linkage="ward", metric="euclidean", seed=0, max_iter=20):
-    """The two steps of arXiv 2406.02285 on x [N, D]: k-means, AHC on the centroids. int64 labels [N]."""
-    return cluster(l2_normalise(x), "kmeans-ahc", num_clusters, num_kmeans=num_kmeans, linkage=linkage,
-                   metric=metric, seed=seed, max_iter=max_iter)[0]  # fmt: skip
+def kmeans_ahc(
+    x: np.ndarray,
+    num_kmeans: int,
+    num_clusters: int | str,
+    *,
+    linkage: str = "ward",
+    metric: str = "euclidean",
+    seed: int = 0,
+    max_iter: int = 20,
+    device: str = "cpu",
+) -> np.ndarray:
+    """The two steps of arXiv 2406.02285 on x [N, D]: L2-normalise, k-means, AHC on the centroids (unweighted, as in
+    the authors' code). num_clusters may be "auto". int64 labels [N] of all points, numbered from 0."""
+    return cluster(
+        l2_normalise(x), "kmeans-ahc", num_clusters, num_kmeans=num_kmeans, linkage=linkage, metric=metric,
+        seed=seed, max_iter=max_iter, device=device,
+    )[0]  # fmt: skip
+
+
+AUTO_POINTS = 20_000  # "ahc" on more points than this has K chosen from k-means centroids
 
 
 def cluster(
@@ -104,40 +129,72 @@ def cluster(
     max_iter: int = 20,
     seed: int = 0,
     device: str = "cpu",
+    checkpoint=None,
 ) -> tuple[np.ndarray, dict]:
-    """Unit vectors x float32 [N, D] -> (int64 labels [N], what the report says about how).
+    """Unit vectors x float32 [N, D] -> (int64 labels [N] from 0, how it was done, for the report).
 
-    method kmeans-ahc: k-means into num_kmeans, AHC of the centroids; kmeans; ahc. num_clusters "auto": estimated.
+    method "kmeans-ahc": k-means into num_kmeans, AHC of the centroids; "kmeans"; "ahc". num_clusters "auto":
+    `num_clusters.choose_num_clusters`. `checkpoint`: see `kmeans`.
     """
-    info: dict = {}
-    if num_clusters == "auto":
-        num_clusters = estimate_num_clusters(x)
-        info["num_clusters_chosen_by"] = "estimate"
+    n, info = len(x), {}
+    auto = num_clusters == "auto"
+    k1 = min(max(num_kmeans, 2 if auto else num_clusters), n)
+    labels = centroids = None
+    if method == "kmeans-ahc" or (auto and (method == "kmeans" or n > AUTO_POINTS)):
+        info["num_kmeans"], info["kmeans"] = k1, {}
+        labels, centroids = kmeans(
+            x, k1, seed, max_iter, device=device, checkpoint=checkpoint, progress=True, stats=info["kmeans"]
+        )
+    elif auto:
+        labels, centroids = np.arange(n), x
+    if auto:
+        from pyspkv.labels.num_clusters import choose_num_clusters
+
+        tree = "average" if linkage == "average" and metric == "cosine" else "ward"
+        num_clusters, info["auto"] = choose_num_clusters(
+            x, labels, centroids, linkage=tree, seed=seed, device=device
+        )
     if method == "kmeans":
-        labels, _ = kmeans(x, min(num_clusters, len(x)), seed, max_iter)
-    elif method == "ahc":
-        labels = ahc(x, num_clusters, linkage=linkage, metric=metric)
+        stats = info["kmeans"] = {}
+        labels, _ = kmeans(x, num_clusters, seed, max_iter, device=device, progress=True, stats=stats)
     else:
-        k1 = min(max(num_kmeans, num_clusters), len(x))
-        labels, centroids = kmeans(x, k1, seed, max_iter)
-        labels = ahc(centroids, num_clusters, linkage=linkage, metric=metric)[labels]
-        info["num_kmeans"] = k1
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64), info
+        two = method == "kmeans-ahc"
+        rows = centroids if two else x
+        tree = ahc(rows, num_clusters, linkage=linkage, metric=metric, device=device, progress=_bar(linkage))
+        labels = tree[labels] if two else tree
+    return np.unique(labels, return_inverse=True)[1].reshape(-1).astype(np.int64), info
 
 
-def estimate_num_clusters(x: np.ndarray, seed: int = 0) -> int:
-    """Label-free K: the cut of one Ward tree of k-means centroids with the best simplified silhouette."""
-    from pyspkv.labels.quality import similarity
+def _bar(name: str):
+    """A progress callback for `ahc` that draws a bar on a terminal."""
+    from tqdm import tqdm
 
-    k1 = min(len(x), max(2, min(len(x) // 4, 5000)))
-    labels, centroids = kmeans(x, k1, seed, 10)
-    best = (-2.0, 1)
-    for k in np.unique(np.geomspace(2, k1, 24).astype(int)):
-        cut = ahc(centroids, int(k))[labels]
-        best = max(best, (similarity(x, cut, sample=5000, seed=seed)["silhouette"], int(k)))
-    return best[1]
+    bar = tqdm(desc=f"AHC ({name})", disable=None)
+
+    def update(done: int, wanted: int) -> None:
+        bar.total = wanted
+        bar.update(done - bar.n)
+        if done >= wanted:
+            bar.close()
+
+    return update
 
 
-def memory_estimate(n: int, dim: int, method: str, num_kmeans: int) -> str:
-    gib = (4 * n * dim + 16 * n * 2 + 40 * num_kmeans * dim) / 2**30 + 0.4
-    return f"clustering {n} x {dim} by {method}: about {gib:.2f} GiB of memory"
+def default_num_kmeans(n: int, num_clusters: int | str) -> int:
+    """k-means centroids for n utterances: the paper's 50,000 per 1,092,009; more for small sets, at most n."""
+    k1 = max(round(n * 50_000 / 1_092_009), min(n // 4, 2000), 2)
+    return min(n, k1 if num_clusters == "auto" else max(k1, 2 * num_clusters))
+
+
+def memory_estimate(n: int, dim: int, method: str, num_kmeans: int, linkage: str, metric: str) -> str:
+    """A line that says what `cluster` needs at its peak, before it starts (checked in the benchmarks)."""
+    from pyspkv.labels.kmeans import EXACT_BELOW, PROBES
+
+    rows = n if method == "ahc" else num_kmeans
+    tree = rows * (8 * dim + 4 * dim + 200)  # float64 and float32 centroids, lists
+    if (linkage, metric) not in (("ward", "euclidean"), ("average", "cosine")):
+        tree = 8 * rows * rows // 2
+    ivf = n * PROBES * 16 if method != "ahc" and num_kmeans >= EXACT_BELOW else 0
+    sums = 0 if method == "ahc" else num_kmeans * dim * 20
+    total = 4 * n * dim + 400 * n + max(tree, ivf + sums) + (450 << 20)
+    return f"clustering {n} x {dim} by {method}: about {total / 2**30:.1f} GiB of memory at the peak"

@@ -1,9 +1,11 @@
 """k-means for many clusters of many embeddings: Lloyd's iterations with exact or inverted-file (IVF) assignment.
 
-An exact pass over 1,092,009 x 256 embeddings and 50,000 centroids is 28 TFLOP. With IVF the space is cut into
-`cells` by a small k-means; a point is compared with the centroids of its `probes` nearest cells only (the search
-of Jegou et al. 2011, PAMI 33(1), used for the assignment step). Exact assignment is the same code with one cell.
-benchmarks/RESULTS.md has what was measured against it (hierarchical, mini-batch, bounds).
+An exact pass over 1,092,009 x 256 embeddings and 50,000 centroids is 28 TFLOP. With IVF the centroids are grouped
+into `cells`, and a point is compared with the centroids of its `probes` nearest cells only (the search of Jegou
+et al. 2011, PAMI 33(1), used for the assignment step). The usual cells, about sqrt(k) of them found by a k-means of
+points, fail here: each mixes a dozen speakers, so a noisy point says little about which ones are near. Ours are
+Ward clusters of the centroids themselves, k / 8 of them, about one speaker each: 32 probes find the nearest
+centroid of 99.97 % of the points. Exact assignment is the same code with one cell. Figures: benchmarks/RESULTS.md.
 """
 
 from pathlib import Path
@@ -11,41 +13,49 @@ from pathlib import Path
 import numpy as np
 
 BLOCK = 24 << 20  # bytes of one block of products on a CPU
-CELLS_FROM = 2048  # centroids from which `cells=None` uses IVF
+EXACT_BELOW = 2048  # centroids up to which `cells=None` is exact
+PROBES = 32
+RECELL = (0, 3)  # iterations that group the centroids anew: the start, and when they are averages already
+GROUP = 16
 
 
 class Assigner:
-    """Nearest centroids for x float32 [N, D] (numpy; moved block by block): argmax_j <x, c_j> - bias_j."""
+    """Nearest centroids for x float32 [N, D] (numpy; on a GPU it is copied there): argmax_j <x, c_j> - bias_j."""
 
-    def __init__(self, x: np.ndarray, cells: int, probes: int, seed: int, device: str = "cpu"):
+    def __init__(self, x: np.ndarray, device: str = "cpu"):
         import torch
 
         self.torch, self.device = torch, torch.device(device)
-        self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+        self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
         self.block = BLOCK if self.device.type == "cpu" else 1 << 30
-        if self.device.type != "cpu":
-            self.x = self.x.to(self.device)  # 1.1 GB at VoxCeleb2's size
-        self.coarse = None
-        if cells > 1:
-            rng = np.random.default_rng([seed, 1])
-            rows = np.sort(rng.choice(len(x), min(len(x), 128 * cells), replace=False))
-            self.coarse = self.torch.from_numpy(kmeans(x[rows], cells, seed, 10, cells=1, device=device)[1])
-            self.coarse = self.coarse.to(self.device)
-            self.lists = self._lists(min(probes, cells))
+        self.coarse = self.lists = None
+
+    def recell(self, centroids: np.ndarray, cells: int, probes: int) -> None:
+        """From now on look into the nearest `probes` of `cells` Ward clusters of these centroids."""
+        from pyspkv.labels.agglomerative import agglomerate
+
+        labels, _ = agglomerate(centroids, num_clusters=cells, device=str(self.device))
+        sums, counts = sums_of(centroids, labels, cells)
+        self.use_cells((sums / counts[:, None]).astype(np.float32), probes)
+
+    def use_cells(self, coarse: np.ndarray, probes: int) -> None:
+        self.lists = None  # before the new ones are made: they are the largest thing here
+        self.coarse = self.torch.from_numpy(coarse).to(self.device)
+        self.lists = self._lists(min(probes, len(coarse)))
 
     def _lists(self, probes: int):
-        """For each cell, the rows (ascending) that look into it."""
+        """For each cell, the rows (ascending, int32) that look into it."""
         torch, n = self.torch, len(self.x)
         cell = torch.empty(n, probes, dtype=torch.int32)
         bias = self.coarse.square().sum(1) / 2
         step = max(1, self.block // (4 * len(self.coarse)))
         for first in range(0, n, step):
-            score = self.x[first : first + step] @ self.coarse.T - bias
-            cell[first : first + step] = score.topk(probes, dim=1).indices.to("cpu", torch.int32)
+            score = self.x[first : first + step] @ self.coarse.T
+            cell[first : first + step] = _top(torch, score.sub_(bias), probes).to("cpu", torch.int32)
         flat = cell.view(-1)
-        order = flat.argsort(stable=True)
         counts = torch.bincount(flat, minlength=len(self.coarse)).tolist()
-        rows = torch.div(order, probes, rounding_mode="floor").to(torch.int32)
+        order = flat.argsort(stable=True)
+        rows = order.div_(probes, rounding_mode="floor").to(torch.int32)
         return rows.to(self.device).split(counts)
 
     def __call__(self, centroids: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,9 +66,11 @@ class Assigner:
         best = torch.full((n,), -torch.inf, device=self.device)
         label = torch.full((n,), -1, dtype=torch.int32, device=self.device)
         if self.coarse is not None:
-            cell = (c @ self.coarse.T - self.coarse.square().sum(1) / 2).argmax(1)
-            for j, rows in enumerate(self.lists):
-                inside = (cell == j).nonzero().view(-1)
+            coarse_bias = self.coarse.square().sum(1) / 2
+            cell = torch.cat([(part @ self.coarse.T - coarse_bias).argmax(1) for part in c.split(1024)])
+            order = cell.argsort(stable=True)
+            counts = torch.bincount(cell, minlength=len(self.coarse)).tolist()
+            for rows, inside in zip(self.lists, order.split(counts)):
                 if len(inside) and len(rows):
                     self._cell(rows, c[inside], bias[inside], inside.int(), best, label)
         left = (label < 0).nonzero().view(-1)
@@ -70,7 +82,7 @@ class Assigner:
     def _cell(self, rows, c, bias, ids, best, label):
         torch = self.torch
         total = len(self.x) if rows is None else len(rows)
-        step = min(total, max(64, self.block // (4 * len(c))))
+        step = min(total, max(64, self.block // (4 * max(len(c), c.shape[1]))))
         buffer = torch.empty(step, len(c), device=self.device)
         for first in range(0, total, step):
             if rows is None:
@@ -87,9 +99,29 @@ class Assigner:
             label[part] = torch.where(better, ids[at], label[part])
 
 
+def _top(torch, score, num: int):
+    """Columns of the `num` largest of score [R, C], in no order: int64 [R, num]. score is not kept.
+
+    The num largest lie in the num groups with the largest maxima; topk on those is several times faster.
+    """
+    rows, width = score.shape
+    groups = width // GROUP
+    if groups <= 2 * num:
+        return score.topk(min(num, width), dim=1, sorted=False).indices
+    rest = width - groups * GROUP  # the last columns take part as they are
+    blocks = score[:, : groups * GROUP].unflatten(1, (groups, GROUP))
+    which = blocks.amax(2).topk(num, dim=1, sorted=False).indices
+    near = blocks.gather(1, which[:, :, None].expand(-1, -1, GROUP)).reshape(rows, -1)
+    cols = (which[:, :, None] * GROUP + torch.arange(GROUP, device=score.device)).reshape(rows, -1)
+    if rest:
+        tail = torch.arange(groups * GROUP, width, device=score.device).expand(rows, -1)
+        near, cols = torch.cat([near, score[:, groups * GROUP :]], 1), torch.cat([cols, tail], 1)
+    return cols.gather(1, near.topk(num, dim=1, sorted=False).indices)
+
+
 def default_cells(k: int) -> int:
-    """Cells for k centroids: 1 (exact) below CELLS_FROM, else about 1.5 sqrt(k)."""
-    return 1 if k < CELLS_FROM else round(1.5 * k**0.5)
+    """Cells for k centroids: 1 (exact) below EXACT_BELOW, else k / 8."""
+    return 1 if k < EXACT_BELOW else k // 8
 
 
 def sums_of(x: np.ndarray, labels: np.ndarray, k: int, block: int = 16384) -> tuple[np.ndarray, np.ndarray]:
@@ -114,7 +146,7 @@ def kmeans(
     *,
     spherical: bool = False,
     cells: int | None = None,
-    probes: int = 8,
+    probes: int = PROBES,
     tol: float = 1e-3,
     checkpoint: str | Path | None = None,
     device: str = "cpu",
@@ -139,7 +171,8 @@ def kmeans(
     n = len(x)
     if not 1 <= k <= n:
         raise ValueError(f"k-means: {k} clusters of {n} points")
-    assign = Assigner(x, default_cells(k) if cells is None else min(cells, k), probes, seed, device)
+    num_cells = default_cells(k) if cells is None else min(cells, k)
+    assign = Assigner(x, device)
     centroids = x[np.sort(np.random.default_rng([seed, 0]).choice(n, k, replace=False))]
     if spherical:
         centroids = _unit(centroids)
@@ -148,11 +181,15 @@ def kmeans(
     if checkpoint is not None and Path(checkpoint).exists():
         state = _load(checkpoint, key)
         if state is not None:
-            centroids, labels, start, repaired, moved = state
+            centroids, labels, coarse, start, repaired, moved = state
+            if len(coarse):
+                assign.use_cells(coarse, probes)
     bar = tqdm(total=max_iter, initial=start, desc="k-means", disable=None if progress else True)
     for it in range(start, max_iter + 1):
         if it == max_iter or moved <= tol:
             break
+        if num_cells > 1 and it in RECELL:
+            assign.recell(centroids, num_cells, probes)
         new, _ = assign(centroids, _bias(centroids, spherical))
         moved = 1.0 if labels is None else float((new != labels).mean())
         labels = new
@@ -166,7 +203,7 @@ def kmeans(
         if spherical:
             centroids = _unit(centroids)
         if checkpoint is not None:
-            _save(checkpoint, key, centroids, labels, it + 1, repaired, moved)
+            _save(checkpoint, key, centroids, labels, assign.coarse, it + 1, repaired, moved)
         bar.update()
         bar.set_postfix(moved=f"{moved:.4f}", empty=repaired)
         start = it + 1
@@ -175,14 +212,15 @@ def kmeans(
     if stats is not None:
         length = 1.0 if spherical else float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / n
         mean = float(best.mean(dtype=np.float64))
-        stats.update(
-            iterations=start, empty_repaired=repaired, moved=moved, objective=1 - mean if spherical else length - 2 * mean
-        )
+        cost = 1 - mean if spherical else length - 2 * mean
+        stats.update(iterations=start, empty_repaired=repaired, moved=moved, objective=cost)
     return labels, centroids
 
 
 def _bias(centroids: np.ndarray, spherical: bool) -> np.ndarray:
-    return np.zeros(len(centroids), np.float32) if spherical else np.einsum("kd,kd->k", centroids, centroids) / 2
+    return (
+        np.zeros(len(centroids), np.float32) if spherical else np.einsum("kd,kd->k", centroids, centroids) / 2
+    )
 
 
 def _unit(c: np.ndarray) -> np.ndarray:
@@ -206,11 +244,12 @@ def _donors(labels, counts, num, rng):
     return np.array(rows, dtype=np.int64)
 
 
-def _save(path, key, centroids, labels, iteration, repaired, moved):
+def _save(path, key, centroids, labels, coarse, iteration, repaired, moved):
     from pyspkv.atomic import atomic_file
 
     with atomic_file(path, "wb") as f:
         np.savez(f, key=np.array(key), centroids=centroids, labels=labels.astype(np.int32),
+                 coarse=np.zeros((0, 0), np.float32) if coarse is None else coarse.cpu().numpy(),
                  numbers=np.array([iteration, repaired, moved]))  # fmt: skip
 
 
@@ -223,10 +262,13 @@ def _load(path, key):
         with np.load(path, allow_pickle=False) as f:
             if str(f["key"]) != key:
                 raise UserError(
-                    "is the state of a k-means run on other data or with other options", file=path, mend=f"rm {path}"
+                    "is the state of a k-means run on other data or with other options",
+                    file=path,
+                    mend=f"rm {path}",
                 )
             iteration, repaired, moved = f["numbers"].tolist()
-            return f["centroids"], f["labels"].astype(np.int64), int(iteration), int(repaired), moved
+            labels = f["labels"].astype(np.int64)
+            return f["centroids"], labels, f["coarse"], int(iteration), int(repaired), moved
     except (BadZipFile, ValueError, KeyError) as err:
         raise UserError(f"is no k-means state ({err})", file=path, mend=f"rm {path}") from None
 
@@ -242,7 +284,7 @@ def constrained_kmeans(
     tol: float = 1e-4,
     spherical: bool = True,
     cells: int = 1,
-    probes: int = 8,
+    probes: int = PROBES,
     device: str = "cpu",
     stats: dict | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -280,10 +322,12 @@ def constrained_kmeans(
         centroids = _unit(centroids)
     labels, repaired, it = fixed.copy(), 0, 0
     zero = np.zeros(k, dtype=np.float32)
-    assign = Assigner(x, cells, probes, seed, device) if len(free) else None
+    assign = Assigner(x, device) if len(free) else None
     for it in range(1, max_iter + 1):  # noqa: B007
         if assign is None:
             break
+        if cells > 1 and it - 1 in RECELL:
+            assign.recell(centroids, min(cells, k), probes)
         labels, _ = assign(centroids, zero)
         labels[index] = given
         sums, counts = sums_of(x, labels, k)

@@ -1,4 +1,4 @@
-"""How good is a clustering: statistics that need no labels, stability between rounds, and (only with a truth) diagnostics."""
+"""How good is a clustering: statistics without labels, stability between rounds, diagnostics with a truth."""
 
 from collections.abc import Sequence
 
@@ -28,53 +28,61 @@ def sizes(labels: Sequence) -> dict:
     }
 
 
-def similarity(x: np.ndarray, labels: Sequence, *, sample: int = 20_000, seed: int = 0) -> dict:
-    """Mean cosine of utterances to their own centre and to the nearest other centre; simplified silhouette of a sample.
-
-    x: float [N, D], labels [N]. The centres are the normalised means of the unit vectors, an utterance's own one
-    without itself (so that singletons do not look perfect: they count 0). The silhouette is Vendramin et al. 2010's
-    simplified one, (b - a) / max(a, b) with cosine distances a, b to the own and the nearest other centre. `sample`
-    utterances are drawn from `seed`; memory is O(sample block x K), never N x N.
-    """
-    codes = _codes(labels)
-    n, k = len(codes), int(codes.max()) + 1
-    x = np.asarray(x, dtype=np.float32)
-    norms = np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    sums = np.zeros((k, x.shape[1]), dtype=np.float64)
-    counts = np.bincount(codes, minlength=k)
+def centre_sums(x: np.ndarray, codes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the unit vectors of each cluster, float64 [num, D], and its size, int64 [num]."""
+    counts = np.bincount(codes, minlength=num)
     order = np.argsort(codes, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)])
-    for first in range(0, k, 4096):  # blocks: the sorted copy of all of x is never in memory
-        last = min(first + 4096, k)
-        rows = order[starts[first] : starts[last]]
-        sums[first:last] = np.add.reduceat(
-            x[rows] / norms[rows], starts[first:last] - starts[first], axis=0, dtype=np.float64
-        )
-    length = np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-    centres = (sums / length).astype(np.float32)
-    rows = np.sort(np.random.default_rng(seed).choice(n, min(n, sample), replace=False))
-    within, between = np.zeros(len(rows)), np.full(len(rows), -1.0)
-    for first in range(0, len(rows), 1024):
-        part = rows[first : first + 1024]
-        unit = x[part] / norms[part]
-        rest = sums[codes[part]] - unit
-        rest /= np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
-        within[first : first + 1024] = (rest * unit).sum(1)
+    sums = np.zeros((num, x.shape[1]), dtype=np.float64)
+    filled = np.flatnonzero(counts)
+    for first in range(0, len(filled), 1024):  # blocks: never a sorted copy of all of x
+        some = filled[first : first + 1024]
+        rows = order[starts[some[0]] : starts[some[-1] + 1]]
+        sums[some] = np.add.reduceat(_unit(x[rows]), starts[some] - starts[some[0]], axis=0, dtype=np.float64)
+    return sums, counts
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def similarity(x: np.ndarray, labels: Sequence, *, sample: int = 20_000, seed: int = 0) -> dict:
+    """Mean cosine of utterances to their own centre and the nearest other one; silhouette of a sample.
+
+    x: float [N, D], labels [N]. `sample` utterances are drawn from `seed`; memory O(N + K x D + 1024 x K).
+    """
+    codes = _codes(labels)
+    sums, counts = centre_sums(x, codes, int(codes.max()) + 1)
+    rows = np.sort(np.random.default_rng(seed).choice(len(codes), min(len(codes), sample), replace=False))
+    return silhouette(x[rows], codes[rows], sums, counts)
+
+
+def silhouette(x: np.ndarray, codes: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> dict:
+    """Simplified silhouette (Vendramin et al. 2010, Stat. Anal. Data Min. 3(4)) of x [M, D] with codes [M].
+
+    sums [K, D] and counts [K] come from `centre_sums` of the whole. Each vector has cosine distance a to its own
+    centre (the mean direction of the *others* in its cluster: a centre must not look near because it was made
+    of the point) and b to the nearest other one; the silhouette is the mean of (b - a) / max(a, b), 0 for singletons.
+    """
+    k = len(sums)
+    centres = _unit(sums).astype(np.float32)
+    within, between = np.zeros(len(x)), np.full(len(x), np.nan)
+    for first in range(0, len(x), 1024):
+        part = slice(first, first + 1024)
+        unit, own = _unit(x[part]), codes[part]
+        within[part] = (_unit(sums[own] - unit) * unit).sum(1)
         if k > 1:
-            cos = unit @ centres.T
-            cos[np.arange(len(part)), codes[part]] = -np.inf
-            between[first : first + 1024] = cos.max(1)
+            cos = unit.astype(np.float32) @ centres.T
+            cos[np.arange(len(own)), own] = -np.inf
+            between[part] = cos.max(1)
     a, b = 1 - within, 1 - between
-    single = counts[codes[rows]] == 1
-    silhouette = (
-        np.where(single, 0.0, (b - a) / np.maximum(np.maximum(a, b), 1e-12)) if k > 1 else np.zeros(len(rows))
-    )
-    keep = ~single if (~single).any() else single
+    single = counts[codes] == 1
+    value = np.where(single, 0.0, (b - a) / np.maximum(np.maximum(a, b), 1e-12)) if k > 1 else np.zeros(1)
     return {
-        "within_similarity": float(within[keep].mean()),
+        "within_similarity": float(within[~single].mean()) if not single.all() else None,
         "between_similarity": float(between.mean()) if k > 1 else None,
-        "silhouette": float(silhouette.mean()),
-        "sampled_utts": int(len(rows)),
+        "silhouette": float(value.mean()),
+        "sampled_utts": int(len(x)),
     }
 
 
