@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +47,10 @@ def machine() -> str:
     return f"{len(os.sched_getaffinity(0))} x {model}"
 
 
-def commit() -> str:
-    """The checkout's commit, `+` where files differ from it, empty outside git."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
-        cwd=Path(__file__).parent, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.stdout.strip()
+def commit(folder: Path) -> str:
+    """The commit that trained a phase, as its model/run.json has it (`+`: files differed); empty outside git."""
+    record = folder / "model/run.json"
+    return (json.loads(record.read_text()).get("git") or "") if record.exists() else ""
 
 
 def cost(folder: Path) -> tuple[float | None, float | None]:
@@ -80,7 +76,7 @@ def rows_of(exp: Path, table: str, seed: int, command: str) -> list[dict]:
         if entry:
             audio, wall = cost(exp / name)
             values = (table, name, seed, entry["eer"], entry["min_dcf_0.01"], entry.get("nmi"), audio, wall)
-            out.append(dict(zip(FIELDS, (*values, command, commit(), machine()))))
+            out.append(dict(zip(FIELDS, (*values, command, commit(exp / name), machine()))))
     return out
 
 
