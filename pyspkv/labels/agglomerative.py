@@ -120,7 +120,7 @@ class _Clusters:
                 out[first : first + step] = square * (2 * a * b / (a + b))
             else:
                 near = self.cent[c.reshape(-1)].view(*c.shape, -1)
-                out[first : first + step] = 1 - (near * self.cent[r][:, None]).sum(2)
+                out[first : first + step] = (1 - (near * self.cent[r][:, None]).sum(2)).clamp_(min=0)
         return out
 
     def relist(self, rows, cols, bound):
@@ -269,7 +269,12 @@ class _Clusters:
             if len(unsure):
                 self.search(unsure)
                 rows = rows[self.dist[rows, 0] <= tau]
+            before = self.active
             self.merge(rows)
+            if len(rows) and self.active == before:  # rounding broke the symmetry of a tie: the closest pair goes
+                row = rows[self.dist[rows, 0].argmin()]
+                pair = self.torch.stack([row, self.list[row, 0]]).sort().values
+                self.join(pair[:1], pair[1:])
             done = len(self.size) - self.active
             if progress:
                 progress(min(done, wanted), wanted)
@@ -279,7 +284,7 @@ class _Clusters:
         torch = self.torch
         near, dist = self.list[rows, 0], self.dist[rows, 0]
         sure = self.dist[near, 0] <= self.bound[near]
-        mutual = sure & (dist <= self.dist[near, 0] * (1 + TIE) + 1e-300)
+        mutual = sure & (dist <= self.dist[near, 0] * (1 + TIE) + (0 if self.ward else 1e-14))
         a, b = torch.minimum(rows, near)[mutual], torch.maximum(rows, near)[mutual]
         while len(a):
             first = torch.full_like(self.rep, len(self.rep))

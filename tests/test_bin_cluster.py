@@ -1,0 +1,144 @@
+"""python -m pyspkv.bin.cluster: embeddings in, a round's data directory and its report out."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pyspkv.datadir import DataDir
+from pyspkv.embeddings import EmbeddingWriter
+
+NUM = 400
+
+
+def run(*args, ok=True):
+    done = subprocess.run(
+        [sys.executable, "-m", "pyspkv.bin.cluster", *map(str, args)], capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == ok, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cluster")
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 20, NUM)
+    x = rng.normal(size=(20, 24))[truth] + 0.4 * rng.normal(size=(NUM, 24))
+    utts = [f"utt{i:04d}" for i in range(NUM)]
+    data = DataDir(root / "data", utts, utts, {u: f"/x/{u}.wav" for u in utts})
+    data.extra["utt2dur"] = dict.fromkeys(utts, "2.5")
+    data.write(root / "data")
+    with EmbeddingWriter(root / "embed") as w:
+        for u, e in zip(utts[::-1], x[::-1]):  # another order than the data directory
+            w(u, e)
+    with EmbeddingWriter(
+        root / "rows"
+    ) as w:  # three rows an utterance, of other lengths, with the same direction
+        for u, e in zip(utts, x):
+            w(u, np.stack([e, 5 * e, 0.1 * e]))
+    (root / "truth").write_text("".join(f"{u} s{t}\n" for u, t in zip(utts, truth)))
+    (root / "data" / "utt2spk_true").write_text("nonsense that nobody may read\n")
+    return root, utts, truth
+
+
+def test_a_round_its_report_and_the_next_round(made, tmp_path):
+    root, utts, truth = made
+    base = ["--embeddings", root / "embed/embedding.scp", "--data", root / "data", "--num-kmeans", 80]
+    done = run(*base, "--out-data", tmp_path / "round1/data", "--num-clusters", 20, "--truth", root / "truth")
+    assert done.stdout.strip().splitlines()[-1].endswith(str(tmp_path / "round1/data"))
+    assert "GiB" in done.stderr
+    data = DataDir.read(tmp_path / "round1/data")
+    assert (
+        data.utts == utts
+        and data.extra["utt2dur"]["utt0000"] == "2.5"
+        and data.wav["utt0003"] == "/x/utt0003.wav"
+    )
+    assert len(set(data.spk)) == 20 and all(len(s) == 6 and s[0] == "c" for s in data.spk)
+    report = json.loads((tmp_path / "round1/report.json").read_text())
+    assert report["num_clusters"] == 20 and report["sizes"]["num_utts"] == NUM
+    assert report["label_hash"] == data.label_hash()
+    codes = [int(s[1:]) for s in data.spk]
+    pairs = set(zip(codes, truth.tolist()))
+    assert report["diagnostics"]["nmi"] == pytest.approx(1, abs=1e-9) if len(pairs) == 20 else True
+    assert report["diagnostics"]["nmi"] > 0.97 and report["quality"]["silhouette"] > 0.5
+    assert not (tmp_path / "round1/data/utt2spk_true").exists()
+
+    again = tmp_path / "again/data"
+    run(*base, "--out-data", again, "--num-clusters", 20)
+    assert (again / "utt2spk").read_bytes() == (tmp_path / "round1/data/utt2spk").read_bytes()
+    assert "diagnostics" not in json.loads((tmp_path / "again/report.json").read_text())
+
+    run(*base, "--out-data", tmp_path / "round2/data", "--num-clusters", 22, "--seed", 1,
+        "--previous", tmp_path / "round1/data", "--method", "ahc", "--report", tmp_path / "r2.json")  # fmt: skip
+    second, report = DataDir.read(tmp_path / "round2/data"), json.loads((tmp_path / "r2.json").read_text())
+    kept = np.mean([a == b for a, b in zip(data.spk, second.spk)])
+    assert kept == pytest.approx(report["stability"]["kept"]) and kept > 0.85
+    assert {"c00020", "c00021"} <= set(second.spk)
+
+
+def test_rows_are_averaged_after_normalisation(made, tmp_path):
+    root, _, _ = made
+    for name in ("embed", "rows"):
+        run("--embeddings", root / name / "embedding.scp", "--data", root / "data", "--num-clusters", 20,
+            "--out-data", tmp_path / name / "data", "--method", "ahc")  # fmt: skip
+    assert (tmp_path / "embed/data/utt2spk").read_bytes() == (tmp_path / "rows/data/utt2spk").read_bytes()
+
+
+def test_small_clusters_are_dropped_and_auto_reports_its_curve(made, tmp_path):
+    root, _, _ = made
+    base = ["--embeddings", root / "embed/embedding.scp", "--data", root / "data"]
+    run(*base, "--out-data", tmp_path / "a/data", "--num-clusters", 60, "--method", "ahc", "--min-size", 5)
+    report = json.loads((tmp_path / "a/report.json").read_text())
+    data = DataDir.read(tmp_path / "a/data")
+    assert report["dropped_utts"] > 0 and len(data.utts) == NUM - report["dropped_utts"]
+    assert report["sizes"]["size_min"] >= 5 and report["num_clusters"] == 60 - report["dropped_clusters"]
+    run(*base, "--out-data", tmp_path / "b/data")
+    report = json.loads((tmp_path / "b/report.json").read_text())
+    assert 17 <= report["num_clusters"] <= 24 and len(report["auto"]) > 20
+
+
+def test_wrong_input_says_what_and_leaves_nothing(made, tmp_path):
+    root, utts, _ = made
+    scp = root / "embed/embedding.scp"
+    out = tmp_path / "out/data"
+    less = tmp_path / "less.scp"
+    less.write_text("".join(line for line in scp.read_text().splitlines(True) if "utt0007" not in line))
+    zero = tmp_path / "zero"
+    with EmbeddingWriter(zero) as w:
+        for i, u in enumerate(utts):
+            w(u, np.zeros(24) if i == 5 else np.ones(24))
+    truth = tmp_path / "truth"
+    truth.write_text("utt0000 s1\n")
+    for args, words in (
+        (
+            ["--embeddings", less, "--data", root / "data", "--num-clusters", 5],
+            ["less.scp", "utt0007", "bin.extract"],
+        ),
+        (
+            ["--embeddings", zero / "embedding.scp", "--data", root / "data", "--num-clusters", 5],
+            ["utt0005", "zeros"],
+        ),
+        (["--embeddings", scp, "--data", root / "data", "--num-clusters", 401], ["401", "400"]),
+        (
+            ["--embeddings", scp, "--data", root / "data", "--num-clusters", 50, "--num-kmeans", 20],
+            ["--num-kmeans 20"],
+        ),
+        (
+            ["--embeddings", scp, "--data", root / "data", "--num-clusters", 5, "--truth", truth],
+            ["utt0001", "truth"],
+        ),
+        (
+            ["--embeddings", scp, "--data", root / "data", "--num-clusters", 9, "--min-size", 999],
+            ["--min-size"],
+        ),
+        (["--embeddings", scp, "--data", root / "data", "--num-clusters", "many"], ["many"]),
+        (["--embeddings", scp, "--data", root / "data", "--num-clusters", 5, "--metric", "cosine"], ["ward"]),
+        (["--embeddings", tmp_path / "none.scp", "--data", root / "data", "--num-clusters", 5], ["none.scp"]),
+    ):
+        done = run(*args, "--out-data", out, ok=False)
+        assert all(w in done.stderr for w in words), done.stderr
+        assert not out.parent.exists()

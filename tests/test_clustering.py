@@ -1,0 +1,228 @@
+"""k-means (exact, IVF, constrained, resumed), the two steps, and the label-free number of clusters."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+import pyspkv.labels.kmeans as module
+from pyspkv.errors import UserError
+from pyspkv.labels import clustering
+from pyspkv.labels.clustering import cluster, constrained_kmeans, kmeans, kmeans_ahc, l2_normalise
+from pyspkv.labels.num_clusters import choose_num_clusters, first_peak
+
+
+def blobs(n, dim, clusters, noise, seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, clusters, n)
+    x = rng.normal(size=(clusters, dim))[truth] + noise * rng.normal(size=(n, dim))
+    return l2_normalise(x), truth
+
+
+def test_exact_kmeans_is_lloyds():
+    """Same start, same number of updates as scikit-learn's Lloyd: same labels and centroids."""
+    x, _ = blobs(600, 8, 12, 0.5, 0)
+    start = x[np.sort(np.random.default_rng([3, 0]).choice(600, 20, replace=False))]
+    for steps in (1, 4, 60):
+        labels, centroids = kmeans(x, 20, 3, steps, tol=0)
+        ref = KMeans(20, init=start, n_init=1, max_iter=steps, tol=0, algorithm="lloyd").fit(x)
+        assert np.array_equal(labels, ref.labels_)
+        if steps == 60:  # converged; before that scikit-learn returns the centres of the step before
+            np.testing.assert_allclose(centroids, ref.cluster_centers_, atol=1e-5)
+
+
+def test_objective_is_the_mean_squared_distance():
+    x, _ = blobs(500, 6, 8, 0.4, 1)
+    for spherical in (False, True):
+        stats = {}
+        labels, c = kmeans(x, 12, 0, spherical=spherical, stats=stats)
+        want = (1 - (x * c[labels]).sum(1)).mean() if spherical else ((x - c[labels]) ** 2).sum(1).mean()
+        assert stats["objective"] == pytest.approx(want, abs=1e-5)
+        if spherical:
+            np.testing.assert_allclose(np.linalg.norm(c, axis=1), 1, atol=1e-6)
+        score = x @ c.T - (0 if spherical else (c**2).sum(1) / 2)
+        assert (score.max(1) - score[np.arange(500), labels]).max() < 1e-5  # nearest centroids, all of them
+
+
+def test_cells_find_nearly_all_nearest_centroids():
+    x, _ = blobs(20_000, 32, 120, 0.6, 2)
+    labels, c = kmeans(x, 1000, 0, 6, cells=125, probes=16)
+    score = x @ c.T - (c**2).sum(1) / 2
+    assert (score.argmax(1) == labels).mean() > 0.99
+    exact, ivf = {}, {}
+    kmeans(x, 1000, 0, 6, cells=1, stats=exact)
+    kmeans(x, 1000, 0, 6, cells=125, probes=16, stats=ivf)
+    assert ivf["objective"] < exact["objective"] * 1.005
+
+
+def test_top_columns_are_the_largest():
+    import torch
+
+    rng = np.random.default_rng(0)
+    for width, num in ((7, 9), (50, 5), (531, 8), (1600, 32)):
+        score = torch.from_numpy(rng.normal(size=(20, width)))
+        got = np.sort(module._top(torch, score.clone(), num).numpy(), axis=1)
+        assert np.array_equal(got, np.sort(score.argsort(1, descending=True)[:, :num].numpy(), axis=1))
+
+
+def test_empty_clusters_are_repaired_and_counted():
+    x = np.concatenate(
+        [np.repeat(np.eye(4), 30, axis=0), l2_normalise(np.random.default_rng(0).normal(size=(30, 4)))]
+    )
+    stats = {}
+    labels, c = kmeans(
+        x.astype(np.float32), 25, 0, 15, stats=stats
+    )  # copies as starts must leave clusters empty
+    assert stats["empty_repaired"] > 0
+    assert len(np.unique(labels)) > 20 and np.isfinite(c).all()
+
+
+def test_seeded_and_deterministic():
+    x, _ = blobs(3000, 16, 40, 0.5, 3)
+    a = kmeans(x, 100, 5, cells=20, probes=5)
+    b = kmeans(x, 100, 5, cells=20, probes=5)
+    assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], b[1])
+    assert not np.array_equal(a[0], kmeans(x, 100, 6, cells=20, probes=5)[0])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4])
+def test_a_killed_run_goes_on_with_the_same_digits(tmp_path, monkeypatch, stop_after):
+    x, _ = blobs(3000, 16, 40, 0.8, 4)
+    args = {"k": 150, "seed": 1, "max_iter": 7, "cells": 20, "probes": 4, "tol": 0}
+    want = kmeans(x, **args)
+    path, save, calls = tmp_path / "state.npz", module._save, []
+
+    def killed(*a):
+        save(*a)
+        calls.append(1)
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kmeans(x, **args, checkpoint=path)
+    monkeypatch.setattr(module, "_save", save)
+    for _ in range(2):  # the second call starts from the finished state
+        got = kmeans(x, **args, checkpoint=path)
+        assert np.array_equal(got[0], want[0]) and np.array_equal(got[1], want[1])
+    with pytest.raises(UserError, match="other data or with other options"):
+        kmeans(x, **{**args, "seed": 2}, checkpoint=path)
+    path.write_bytes(b"PK nonsense")
+    with pytest.raises(UserError, match="no k-means state"):
+        kmeans(x, **args, checkpoint=path)
+
+
+# ---- constrained ------------------------------------------------------------------------------------------
+def plain_constrained(x, index, label, k, spherical, tol, max_iter=100):
+    """The algorithm of specs/gll.md 2.2 word by word."""
+    free = np.setdiff1d(np.arange(len(x)), index)
+    c = np.stack([x[index[label == j]].mean(0) for j in range(k)])
+    for _ in range(max_iter):
+        if spherical:
+            c = c / np.linalg.norm(c, axis=1, keepdims=True)
+        assigned = np.full(len(x), -1)
+        assigned[index] = label
+        assigned[free] = (x[free] @ c.T).argmax(1)
+        new = np.stack([x[assigned == j].mean(0) for j in range(k)])
+        if spherical:
+            new = new / np.linalg.norm(new, axis=1, keepdims=True)
+        moved = np.abs(new - c).max()
+        c = new
+        if moved < tol:
+            break
+    return assigned, c
+
+
+@pytest.mark.parametrize(("spherical", "tol"), [(True, 1e-4), (False, 0.05)])
+def test_constrained_is_the_plain_algorithm(spherical, tol):
+    x, truth = blobs(800, 12, 15, 0.9, 5)
+    index = np.concatenate([np.flatnonzero(truth == j)[:3] for j in range(15)])
+    labels, c = constrained_kmeans(x, index, truth[index], 15, spherical=spherical, tol=tol)
+    want, centroids = plain_constrained(x.astype(np.float64), index, truth[index], 15, spherical, tol)
+    assert np.array_equal(labels, want)
+    np.testing.assert_allclose(c, centroids, atol=1e-5)
+
+
+def test_labelled_points_never_move_even_when_wrong():
+    x, truth = blobs(600, 12, 6, 0.3, 6)
+    index = np.arange(0, 600, 7)
+    wrong = (truth[index] + 1 * (np.arange(len(index)) % 3 == 0)) % 6
+    labels, _ = constrained_kmeans(x, index, wrong, 6)
+    assert np.array_equal(labels[index], wrong)
+    assert adjusted_rand_score(truth, labels) < 1
+    everything, _ = constrained_kmeans(x, np.arange(600), truth, 6)
+    assert np.array_equal(everything, truth)
+
+
+def test_clusters_without_a_label_start_from_unlabelled_points():
+    x, truth = blobs(900, 16, 6, 0.2, 7)
+    index = np.flatnonzero(truth < 4)[:200]
+    stats = {}
+    labels, _ = constrained_kmeans(x, index, truth[index], 6, seed=1, stats=stats)
+    assert len(np.unique(labels)) == 6 and stats["iterations"] >= 2
+    with pytest.raises(ValueError, match="out of range"):
+        constrained_kmeans(x, index, truth[index] + 5, 6)
+    with pytest.raises(ValueError, match="without a labelled point"):
+        constrained_kmeans(x[:20], np.arange(19), np.zeros(19, int), 6)
+
+
+# ---- together ---------------------------------------------------------------------------------------------
+def test_two_steps_find_the_speakers():
+    x, truth = blobs(4000, 32, 60, 0.6, 8)
+    assert adjusted_rand_score(truth, kmeans_ahc(x, 600, 60)) > 0.95
+    labels, info = cluster(x, "kmeans-ahc", 60, num_kmeans=600, linkage="average", metric="cosine")
+    assert adjusted_rand_score(truth, labels) > 0.95 and info["kmeans"]["iterations"] > 1
+    assert set(labels) == set(range(60))
+
+
+@pytest.mark.parametrize("method", ["kmeans-ahc", "kmeans", "ahc"])
+def test_number_of_clusters_without_labels(method):
+    x, truth = blobs(3000, 32, 40, 0.6, 9)
+    labels, info = cluster(x, method, "auto", num_kmeans=600)
+    assert 34 <= len(set(labels)) <= 46
+    assert len(info["auto"]) > 30
+
+
+def test_sessions_do_not_hide_the_speakers():
+    """Two peaks, 30 speakers with 8 tight sessions each: the coarser one is chosen."""
+    rng = np.random.default_rng(10)
+    centre = rng.normal(size=(30, 64))
+    session = np.repeat(centre, 8, axis=0) + 1.1 * rng.normal(size=(240, 64))
+    x = l2_normalise(np.repeat(session, 10, axis=0) + 1.2 * rng.normal(size=(2400, 64)))
+    labels, c = kmeans(x, 600, 0)
+    k, curve = choose_num_clusters(x, labels, c)
+    best = max(curve, key=lambda p: p["silhouette"])
+    assert best["num_clusters"] > 150  # the highest peak is the sessions'
+    assert 26 <= k <= 34
+
+
+def test_first_peak_rules():
+    assert first_peak(np.array([0.1, 0.3, 0.5, 0.4, 0.52, 0.2])) == 2
+    assert first_peak(np.array([0.1, 0.3, 0.31, 0.309, 0.52, 0.2])) == 4  # neither deep nor high enough
+    assert first_peak(np.array([0.1, 0.3, 0.1, 0.1, 0.52, 0.2])) == 4  # not high enough
+    assert first_peak(np.array([0.5, 0.4, 0.3])) == 0
+    assert first_peak(np.array([0.1, 0.2, 0.3])) == 2
+
+
+def test_zero_rows_and_impossible_counts():
+    with pytest.raises(ValueError, match="row 1"):
+        l2_normalise(np.array([[1.0, 0], [0, 0]]))
+    with pytest.raises(ValueError, match="5 clusters of 3 points"):
+        kmeans(np.eye(3), 5)
+    assert clustering.default_num_kmeans(1_092_009, 7500) == 50_000
+    assert clustering.default_num_kmeans(2000, 60) == 500
+    assert clustering.default_num_kmeans(100, 60) == 100
+
+
+@pytest.mark.slow
+def test_hundred_thousand_points_in_proportion():
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from sklearn.metrics import normalized_mutual_info_score
+    from synthetic_embeddings import generate
+
+    x, truth, _ = generate(100_000)
+    labels, _ = cluster(x, "kmeans-ahc", 687, num_kmeans=4579)
+    assert normalized_mutual_info_score(truth, labels) > 0.95
