@@ -77,11 +77,11 @@ class _Clusters:
         if linkage not in ("ward", "average"):
             raise ValueError(f"linkage {linkage} needs all pairwise distances")
         self.torch, self.ward, self.device = torch, linkage == "ward", torch.device(device)
-        x = torch.as_tensor(np.asarray(x)).to(self.device, torch.float64)  # a copy for float32 input
+        x = torch.tensor(np.asarray(x), dtype=torch.float64, device=self.device)  # a copy
         if self.ward:
-            x = x - x.mean(0)  # smaller numbers, smaller rounding in the searches
+            x -= x.mean(0)  # smaller numbers, smaller rounding in the searches
         else:
-            x = x / x.norm(dim=1, keepdim=True)
+            x /= x.norm(dim=1, keepdim=True)
         self.cent = x
         new = {"device": self.device}
         self.size = torch.ones(n, dtype=torch.float64, **new)
@@ -99,8 +99,8 @@ class _Clusters:
         self.height = torch.zeros(n, dtype=torch.float64, **new)  # of the slot's last merge
         self.round, self.active, self.merges, self.columns = 0, n, [], None
         self.searched = 0  # rows searched, for the benchmark
-        # rows of one block of products: 48 MiB on a CPU, 2 GiB on a GPU
-        self.block_bytes = (48 << 20) if self.device.type == "cpu" else (2 << 30)
+        # rows of one block of products: 32 MiB on a CPU, 2 GiB on a GPU
+        self.block_bytes = (32 << 20) if self.device.type == "cpu" else (2 << 30)
 
     # ---- exact distances of listed pairs -----------------------------------------------------------------
     def exact(self, rows, cols):
@@ -177,8 +177,12 @@ class _Clusters:
         norm = c.square().sum(1) if self.ward else one
         return self.torch.cat([c * (-2 if self.ward else -1), norm[:, None], one[:, None]], 1)
 
-    def search(self, rows, exact=False):
-        """Fill the lists of `rows` from all clusters; `exact`: by float64 products, for near-ties."""
+    def search(self, rows, take=LIST, exact=False):
+        """Fill the lists of `rows` from all clusters, looking into the `take` nearest groups of columns.
+
+        Rows that are still not sure of their nearest go on with more groups (sizes within a group differ too
+        much), then with float64 products (`exact`: near-ties).
+        """
         torch = self.torch
         dtype = torch.float64 if exact else torch.float32
         if exact:
@@ -200,7 +204,7 @@ class _Clusters:
         group_live = torch.isfinite(group_size)
         step = max(1, self.block_bytes // (matrix.element_size() * total))
         buffer = torch.empty(min(step, len(rows)), total, dtype=dtype, device=self.device)
-        take = min(width, groups)
+        take = min(take, groups)
         for first in range(0, len(rows), step):
             part = rows[first : first + step]
             score = buffer[: len(part)]
@@ -233,8 +237,10 @@ class _Clusters:
         if len(unsure):
             if exact:  # what float64 cannot tell apart is a tie
                 self.bound[unsure] = self.dist[unsure, 0]
+            elif take == LIST < groups:
+                self.search(unsure, take=16 * LIST)
             else:
-                self.search(unsure, exact=True)
+                self.search(unsure, take, exact=True)
 
     def lower(self, score, own, weight, unit, size, other):
         """Lower bounds of distances from products [R, C]: the rounding off, Ward's factor on. In place."""
