@@ -162,6 +162,18 @@ def per_round(series: Mapping[str, Mapping[int, float]], ylabel: str, title: str
                 ax.annotate(f"{y:,.4g}", (x, y), xytext=(0, 7), textcoords="offset points", ha="center")
 
 
+def num_clusters(curve: Sequence[Mapping], chosen: int, path: str | Path) -> None:
+    """Silhouette against the number of clusters, the choice of `--num-clusters auto` marked.
+
+    curve: the "auto" list of a round's report.json ({"num_clusters", "silhouette"}).
+    """
+    with _figure(path) as axis:
+        axis.semilogx([p["num_clusters"] for p in curve], [p["silhouette"] for p in curve], marker=".", **_line(0))
+        axis.axvline(chosen, label=f"chosen: {chosen}", **_line(1))
+        axis.set(xlabel="clusters", ylabel="silhouette of a sample", title="Cuts of one tree, no labels used")
+        axis.legend()
+
+
 def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
     """Every number of the end-of-epoch records (train.jsonl, `"kind": "epoch"`) over epochs, one panel each."""
     epochs = [r for r in records if r.get("kind") == "epoch"]

@@ -99,6 +99,7 @@ def test_small_clusters_are_dropped_and_auto_reports_its_curve(made, tmp_path):
     run(*base, "--out-data", tmp_path / "b/data")
     report = json.loads((tmp_path / "b/report.json").read_text())
     assert 17 <= report["num_clusters"] <= 24 and len(report["auto"]) > 20
+    assert (tmp_path / "b/report.num_clusters.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_wrong_input_says_what_and_leaves_nothing(made, tmp_path):

@@ -154,6 +154,7 @@ def cluster(
         num_clusters, info["auto"] = choose_num_clusters(
             x, labels, centroids, linkage=tree, seed=seed, device=device
         )
+        info["num_clusters_chosen"] = num_clusters
     if method == "kmeans":
         stats = info["kmeans"] = {}
         labels, _ = kmeans(x, num_clusters, seed, max_iter, device=device, progress=True, stats=stats)

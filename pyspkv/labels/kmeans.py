@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 BLOCK = 24 << 20  # bytes of one block of products on a CPU
-EXACT_BELOW = 2048  # centroids up to which `cells=None` is exact
+EXACT_BELOW = 4096  # centroids up to which `cells=None` is exact
 PROBES = 32
 RECELL = (0, 3)  # iterations that group the centroids anew: the start, and when they are averages already
 GROUP = 16
