@@ -346,11 +346,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--nj", type=int, default=2, help="processes")
     p.add_argument("--seed", type=int, default=0, help="of everything")
-    p.add_argument("--num-train-spk", type=int, default=60, help="training speakers")
+    p.add_argument("--num-train-spk", type=int, default=100, help="training speakers")
     p.add_argument("--num-dev-spk", type=int, default=20, help="development speakers")
     p.add_argument("--num-test-spk", type=int, default=40, help="test speakers")
     p.add_argument("--sessions", type=int, default=4, help="sessions per speaker")
-    p.add_argument("--utts-per-session", type=int, default=6, help="utterances per training session")
+    p.add_argument("--utts-per-session", type=int, default=4, help="utterances per training session")
     p.add_argument("--eval-utts-per-session", type=int, default=5, help="utterances per dev and test session")
     p.add_argument(
         "--max-trials", type=int, default=18000, help="trials of dev, and of test; a third are targets"
@@ -358,17 +358,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--num-noises", type=int, default=40, help="files of 8 s in DATADIR/noise")
     hard = p.add_argument_group("difficulty")
     hard.add_argument(
-        "--spread", type=float, default=1.0, help="how far speakers differ in all but their variant"
+        "--spread", type=float, default=1.6, help="how far speakers differ in all but their variant"
     )
     hard.add_argument(
-        "--jitter", type=float, default=1.0, help="how far a speaker varies over days and utterances"
+        "--jitter", type=float, default=0.35, help="how far a speaker varies over days and utterances"
     )
-    hard.add_argument("--snr", type=pair, default=(5.0, 20.0), metavar="LOW,HIGH", help="sessions' SNR, dB")
+    hard.add_argument("--snr", type=pair, default=(8.0, 22.0), metavar="LOW,HIGH", help="sessions' SNR, dB")
     hard.add_argument(
         "--rt60", type=pair, default=(0.15, 0.6), metavar="LOW,HIGH", help="rooms' reverberation, s"
     )
     hard.add_argument(
-        "--mic-db", type=float, default=4.0, help="standard deviation of a microphone's curve, dB"
+        "--mic-db", type=float, default=5.0, help="standard deviation of a microphone's curve, dB"
     )
     hard.add_argument(
         "--bandwidth", type=pair, default=(3400.0, 8000.0), metavar="LOW,HIGH", help="microphones', Hz"
@@ -376,8 +376,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     hard.add_argument(
         "--seconds", type=pair, default=(2.5, 4.0), metavar="LOW,HIGH", help="length of an utterance"
     )
-    hard.add_argument("--num-rooms", type=int, default=24, help="rooms per split")
-    hard.add_argument("--num-mics", type=int, default=16, help="microphones per split")
+    hard.add_argument("--num-rooms", type=int, default=100, help="rooms per split")
+    hard.add_argument("--num-mics", type=int, default=300, help="microphones per split")
     args = p.parse_args(argv)
     for name, least in (("nj", 1), ("sessions", 2), ("num_rooms", 1), ("num_mics", 1), ("num_noises", 0)):
         if getattr(args, name) < least:

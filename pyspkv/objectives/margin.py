@@ -26,6 +26,7 @@ class MarginConfig:
         default_factory=lambda: [0.0, 0.0]
     )  # 0 until [0], full from [1]
     sub_centres: int = 1  # centres per class; the nearest counts (Deng et al. 2020)
+    encoder_lr: float = 1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
     gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
 
 
@@ -55,6 +56,12 @@ class Margin(Objective):
         self.config = config
         self.head = AAMHead(encoder.embed_dim, info.num_classes, config.sub_centres)
         self.gate: Gate = cfg.build("gate", config.gate, info.num_rows)
+
+    def optimisers(self) -> dict[str, list[dict]]:
+        groups = super().optimisers()
+        for group in groups["main"][:-1]:  # the head's is the last
+            group["lr_scale"] *= self.config.encoder_lr
+        return groups
 
     def views(self) -> dict[str, View]:
         return {"main": View(self.config.crop_seconds, augment=self.config.augment)}
