@@ -1,0 +1,115 @@
+"""bin.extract: every utterance gets its embedding, or there is a clear error and no file."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import toy
+
+from pyspkv import config as cfg
+from pyspkv import embed as embed_module
+from pyspkv.checkpoint import find, load_encoder
+from pyspkv.embed import choose_precision, embed
+from pyspkv.embeddings import read_embeddings
+from pyspkv.trainer import TrainConfig, Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extract")
+    data = toy.make(folder, speakers=2, utts=4, seconds=0.6)
+    (folder / "config.yaml").write_text(
+        "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}\n"
+        "objective: {name: margin, crop_seconds: 0.5, augment: false}\n"
+        "epochs: 1\nbatch_size: 4\nworkers: 0\n"
+    )
+    Trainer(cfg.load(TrainConfig, folder / "config.yaml"), data, folder / "model").run()
+    return folder, data
+
+
+def extract(model, data, out):
+    command = [sys.executable, "-m", "pyspkv.bin.extract", "--model", model, "--data", data, "--out", out]
+    return subprocess.run(
+        list(map(str, command)), env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+
+def test_command_equals_the_encoder_one_by_one(trained, tmp_path):
+    folder, data = trained
+    done = extract(folder / "model", data.path, tmp_path)
+    assert done.returncode == 0 and "embedding.scp" in done.stdout.splitlines()[-1]
+    found, encoder = read_embeddings(tmp_path / "embedding.scp"), load_encoder(folder / "model")
+    assert found.ids == data.utts
+    for i, utt in enumerate(data.utts):
+        wave = torch.from_numpy(soundfile.read(data.wav[utt], dtype="float32")[0])[None]
+        with torch.no_grad():
+            want = encoder(wave, torch.tensor([wave.shape[1]]))[0].numpy()
+        np.testing.assert_allclose(found.x[i], want, atol=1e-5)
+
+
+def test_long_and_short_utterances_are_treated_as_documented(trained, monkeypatch):
+    folder, data = trained
+    encoder = load_encoder(folder / "model")
+    monkeypatch.setattr(embed_module, "MAX_SECONDS", 0.35)  # 0.6 s becomes two halves
+    got = embed(encoder, data, CPU, "fp32").x[0]
+    wave = torch.from_numpy(soundfile.read(data.wav[data.utts[0]], dtype="float32")[0])
+    with torch.no_grad():
+        halves = [encoder(part[None], torch.tensor([len(part)]))[0] for part in wave.chunk(2)]
+    np.testing.assert_allclose(got, torch.stack(halves).mean(0).numpy(), atol=1e-5)
+
+
+def test_a_click_is_repeated_until_it_is_long_enough(trained, tmp_path):
+    folder, data = trained
+    soundfile.write(tmp_path / "click.wav", np.full(50, 0.1, np.float32), 16000)
+    short = data.subset(data.utts[:1])
+    short.wav[data.utts[0]] = str(tmp_path / "click.wav")
+    assert np.isfinite(embed(load_encoder(folder / "model"), short, CPU, "fp32").x).all()
+
+
+def test_bf16_stays_near_fp32(trained):
+    folder, data = trained
+    encoder = load_encoder(folder / "model")
+    a, b = (embed(encoder, data, CPU, p).x for p in ("fp32", "bf16"))
+    cos = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert (cos > 0.99).all() and (a != b).any()
+
+
+def test_precision_is_what_was_asked():
+    assert choose_precision("bf16", CPU) == "bf16"
+    assert choose_precision("auto", CPU) == ("bf16" if torch.cpu._is_amx_tile_supported() else "fp32")
+
+
+@pytest.mark.parametrize("damage", ["no model", "no checkpoint", "cut weights", "no audio", "pipe", "pickle"])
+def test_bad_input_is_named_and_leaves_nothing(trained, tmp_path, damage):
+    folder, data = trained
+    model, bad = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(folder / "model", model)
+    shutil.copytree(data.path, bad)
+    weights = find(model) / "model.safetensors"
+    words = {"no model": "no such model folder", "no checkpoint": "no checkpoint yet", "cut weights": "safetensors",
+             "no audio": "does not exist", "pipe": "commands are not run", "pickle": "safetensors"}[damage]  # fmt: skip
+    if damage == "no model":
+        shutil.rmtree(model)
+    elif damage == "no checkpoint":
+        (model / "LATEST").unlink()
+    elif damage == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "pickle":
+        torch.save({"encoder.fc.weight": torch.zeros(1)}, weights)
+    else:
+        lines = (bad / "wav.scp").read_text().splitlines()
+        lines[3] = f"{data.utts[3]} " + ("touch evil |" if damage == "pipe" else "/nowhere/x.wav")
+        (bad / "wav.scp").write_text("".join(f"{x}\n" for x in lines))
+    done = extract(model, bad, tmp_path / "out")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert words in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+    assert not list((tmp_path / "out").glob("embedding.*")) and not Path("evil").exists()
