@@ -358,7 +358,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--num-noises", type=int, default=40, help="files of 8 s in DATADIR/noise")
     hard = p.add_argument_group("difficulty")
     hard.add_argument(
-        "--spread", type=float, default=1.6, help="how far speakers differ in all but their variant"
+        "--spread", type=float, default=2.0, help="how far speakers differ in all but their variant"
     )
     hard.add_argument(
         "--jitter", type=float, default=0.35, help="how far a speaker varies over days and utterances"
