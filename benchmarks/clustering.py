@@ -224,11 +224,11 @@ def full(n: int, args) -> dict:
     start = time.time()
     subprocess.run(list(map(str, command)), check=True, env=environment(), cwd=ROOT)
     seconds = time.time() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = used.ru_maxrss / 1024**2
     report = json.loads((folder / "round1/report.json").read_text())
-    print(
-        f"{n} embeddings, {k1} -> {k}: {seconds:.0f} s, peak {peak:.2f} GiB, NMI {report['diagnostics']['nmi']:.4f}"
-    )
+    cpu, nmi = used.ru_utime + used.ru_stime, report["diagnostics"]["nmi"]
+    print(f"{n} embeddings, {k1} -> {k}: {seconds:.0f} s ({cpu:.0f} s CPU), peak {peak:.2f} GiB, NMI {nmi:.4f}")
     return {"seconds": seconds, "peak_gib": peak, "nmi": report["diagnostics"]["nmi"]}
 
 

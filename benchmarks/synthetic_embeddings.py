@@ -26,8 +26,8 @@ def speaker_counts(num_utts: int, num_speakers: int, rng: np.random.Generator) -
     return counts
 
 
-def generate(num_utts: int, *, dim: int = 256, num_speakers: int | None = None, session: float = 1.1,
-             noise: float = 1.3, spread: float = 0.35, seed: int = 0):  # fmt: skip
+def generate(num_utts: int, *, dim: int = 256, num_speakers: int | None = None, session: float = 1.0,
+             noise: float = 1.1, spread: float = 0.35, seed: int = 0):  # fmt: skip
     """Unit float32 [N, dim], speakers int64 [N], sessions int64 [N], in shuffled order."""
     rng = np.random.default_rng(seed)
     if num_speakers is None:
@@ -73,8 +73,8 @@ def main() -> None:
     p.add_argument("--num-utts", type=int, default=FULL_UTTS)
     p.add_argument("--dim", type=int, default=256)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--session", type=float, default=1.1, help="scale of session offsets; speakers have 1")
-    p.add_argument("--noise", type=float, default=1.3, help="scale of utterance noise")
+    p.add_argument("--session", type=float, default=1.0, help="scale of session offsets; speakers have 1")
+    p.add_argument("--noise", type=float, default=1.1, help="scale of utterance noise")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
     x, speaker, _ = generate(a.num_utts, dim=a.dim, session=a.session, noise=a.noise, seed=a.seed)

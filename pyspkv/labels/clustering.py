@@ -195,7 +195,7 @@ def memory_estimate(n: int, dim: int, method: str, num_kmeans: int, linkage: str
     tree = rows * (8 * dim + 4 * dim + 200)  # float64 and float32 centroids, lists
     if (linkage, metric) not in (("ward", "euclidean"), ("average", "cosine")):
         tree = 8 * rows * rows // 2
-    ivf = n * PROBES * 16 if method != "ahc" and num_kmeans >= EXACT_BELOW else 0
+    ivf = n * PROBES * 28 if method != "ahc" and num_kmeans >= EXACT_BELOW else 0
     sums = 0 if method == "ahc" else num_kmeans * dim * 20
-    total = 4 * n * dim + 400 * n + max(tree, ivf + sums) + (450 << 20)
+    total = 4 * n * dim + 900 * n + max(tree, ivf + sums) + (450 << 20)
     return f"clustering {n} x {dim} by {method}: about {total / 2**30:.1f} GiB of memory at the peak"
