@@ -228,7 +228,9 @@ def full(n: int, args) -> dict:
     peak = used.ru_maxrss / 1024**2
     report = json.loads((folder / "round1/report.json").read_text())
     cpu, nmi = used.ru_utime + used.ru_stime, report["diagnostics"]["nmi"]
-    print(f"{n} embeddings, {k1} -> {k}: {seconds:.0f} s ({cpu:.0f} s CPU), peak {peak:.2f} GiB, NMI {nmi:.4f}")
+    print(
+        f"{n} embeddings, {k1} -> {k}: {seconds:.0f} s ({cpu:.0f} s CPU), peak {peak:.2f} GiB, NMI {nmi:.4f}"
+    )
     return {"seconds": seconds, "peak_gib": peak, "nmi": report["diagnostics"]["nmi"]}
 
 

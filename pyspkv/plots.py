@@ -168,7 +168,9 @@ def num_clusters(curve: Sequence[Mapping], chosen: int, path: str | Path) -> Non
     curve: the "auto" list of a round's report.json ({"num_clusters", "silhouette"}).
     """
     with _figure(path) as axis:
-        axis.semilogx([p["num_clusters"] for p in curve], [p["silhouette"] for p in curve], marker=".", **_line(0))
+        axis.semilogx(
+            [p["num_clusters"] for p in curve], [p["silhouette"] for p in curve], marker=".", **_line(0)
+        )
         axis.axvline(chosen, label=f"chosen: {chosen}", **_line(1))
         axis.set(xlabel="clusters", ylabel="silhouette of a sample", title="Cuts of one tree, no labels used")
         axis.legend()

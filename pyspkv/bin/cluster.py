@@ -157,7 +157,9 @@ def main() -> int | None:
     if report.get("auto"):
         from pyspkv import plots
 
-        plots.num_clusters(report["auto"], report["num_clusters_chosen"], path.with_suffix(".num_clusters.png"))
+        plots.num_clusters(
+            report["auto"], report["num_clusters_chosen"], path.with_suffix(".num_clusters.png")
+        )
     s = report["sizes"]
     print(f"{s['num_clusters']} clusters, sizes {s['size_min']} / {s['size_median']:g} / {s['size_max']} "
           f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip

@@ -277,7 +277,9 @@ class _Clusters:
                 rows = rows[self.dist[rows, 0] <= tau]
             before = self.active
             self.merge(rows)
-            if len(rows) and self.active == before:  # rounding broke the symmetry of a tie: the closest pair goes
+            if (
+                len(rows) and self.active == before
+            ):  # rounding broke the symmetry of a tie: the closest pair goes
                 row = rows[self.dist[rows, 0].argmin()]
                 pair = self.torch.stack([row, self.list[row, 0]]).sort().values
                 self.join(pair[:1], pair[1:])

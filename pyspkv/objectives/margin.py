@@ -26,7 +26,9 @@ class MarginConfig:
         default_factory=lambda: [0.0, 0.0]
     )  # 0 until [0], full from [1]
     sub_centres: int = 1  # centres per class; the nearest counts (Deng et al. 2020)
-    encoder_lr: float = 1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
+    encoder_lr: float = (
+        1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
+    )
     gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
 
 
