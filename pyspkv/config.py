@@ -156,6 +156,7 @@ def dump(config: Any) -> dict:
     out = {"name": config.name} if hasattr(config, "name") else {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
+        value = list(value) if isinstance(value, tuple) else value  # as YAML gives it back
         out[f.name] = dump(value) if dataclasses.is_dataclass(value) else value
     return out
 
