@@ -237,7 +237,9 @@ def test_a_signal_ends_all_that_the_jobs_started(tmp_path, sig, code):
         cwd=tmp_path,
         env=ENV,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where tests run in the background
     )
     try:
         deadline = time.monotonic() + 20
