@@ -42,7 +42,9 @@ class AugmentConfig:
     rir_bank: int = 200
     rir_rt60: tuple[float, float] = (0.1, 0.7)  # seconds
     rir_distance: tuple[float, float] = (0.5, 4.0)  # metres
-    speeds: tuple[float, ...] = ()  # one is drawn per profile, e.g. (0.9, 1.0, 1.1); pitch changes with it
+    # One is drawn per utterance, e.g. (0.9, 1.0, 1.1). Pitch and formants move with it, so all views of the utterance
+    # share it, and objectives that classify count each speed of a speaker as a speaker of its own.
+    speeds: tuple[float, ...] = ()
     cache_mb: float = (
         0.0  # memory for each of the noise, babble, music lists, so an epoch is not bound by the disk
     )
@@ -58,6 +60,11 @@ class Profile:
     rows: tuple[int, ...] = ()  # of that kind's list
     offsets: tuple[float, ...] = ()  # where in the file, as a part of it in [0, 1)
     snr: float = 0.0  # dB
+
+
+def source_length(num: int, profile: Profile) -> int:
+    """Samples to read so that `Augmenter.apply(..., num=num)` gives `num` samples without repeating any."""
+    return int(np.ceil(num * profile.speed)) + 1 if profile.speed != 1 else num
 
 
 def open_list(
@@ -154,9 +161,12 @@ class Augmenter:
         self._fft: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     # ---- drawing -----------------------------------------------------------------------------------------
-    def draw(self, rng: np.random.Generator) -> Profile:
+    def draw_speed(self, rng: np.random.Generator) -> int:
+        """Place in `speeds`; 0 where there are none."""
+        return int(rng.integers(len(self.config.speeds))) if self.config.speeds else 0
+
+    def draw(self, rng: np.random.Generator, speed: float = 1.0) -> Profile:
         c = self.config
-        speed = float(c.speeds[rng.integers(len(c.speeds))]) if c.speeds else 1.0
         if not self._modes[-1] or rng.random() >= c.prob:
             return Profile(speed)
         mode = int(np.searchsorted(self._modes, rng.random() * self._modes[-1], side="right"))
@@ -168,10 +178,6 @@ class Augmenter:
         rows = tuple(rng.integers(len(self.lists[kind]), size=num).tolist())
         snr = float(rng.uniform(*getattr(c, f"{kind}_snr")))
         return Profile(speed, rir, kind, rows, tuple(rng.random(num).tolist()), snr)
-
-    def source_length(self, num: int, profile: Profile) -> int:
-        """Samples to read so that `apply(..., num=num)` gives `num` samples without repeating any."""
-        return int(np.ceil(num * profile.speed)) + 1 if profile.speed != 1 else num
 
     # ---- applying ----------------------------------------------------------------------------------------
     def apply(self, wave: np.ndarray, profile: Profile, num: int | None = None) -> np.ndarray:

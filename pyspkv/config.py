@@ -32,6 +32,7 @@ COMPONENTS = {
     "gate": {
         "none": "pyspkv.labels.gates:Gate",
         "lgl": "pyspkv.labels.gates:LossGate",
+        "dlg": "pyspkv.labels.gates:DynamicLossGate",
     },
     "sampler": {
         "plain": "pyspkv.sampler:Plain",

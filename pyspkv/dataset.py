@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 
 from pyspkv.audio import SAMPLE_RATE, AudioReader
-from pyspkv.augment import Augmenter
+from pyspkv.augment import Augmenter, Profile, source_length
 from pyspkv.datadir import DataDir
 from pyspkv.sampler import Sampler, part
 
 LABELLED, UNLABELLED = 0, 1
-COLUMNS = ("index", "source", "label", "group", "device")  # of a batch, one entry per row
+OF_CORPUS = (
+    "source",
+    "label",
+    "group",
+    "device",
+)  # columns of a batch that the corpus holds, one entry per row
+COLUMNS = ("index", *OF_CORPUS, "speed")
 
 
 @dataclass
@@ -54,6 +60,7 @@ class Batch:
     label: Tensor  # int64 [B]
     group: Tensor  # int64 [B], dialogue; -1 without utt2dialogue
     device: Tensor  # int64 [B], the dialogue's device; -1 likewise
+    speed: Tensor  # int64 [B], place in augment.speeds; 0 without them
     views: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
@@ -144,28 +151,37 @@ class Batches(torch.utils.data.Dataset):
     def __getitem__(self, item: tuple[int, int, np.ndarray]) -> Batch:
         epoch, step, rows = item
         waves = {name: np.empty((len(rows), v.samples), np.float32) for name, v in self.views.items()}
+        speed = np.zeros(len(rows), np.int64)
         for i, row in enumerate(rows):
             rng = np.random.default_rng((self.seed, epoch, step, int(row)))
-            for name, wave in self.crops(int(row), rng).items():
+            if self.augmenter is not None:
+                speed[i] = self.augmenter.draw_speed(rng)
+            for name, wave in self.crops(int(row), rng, int(speed[i])).items():
                 waves[name][i] = wave
         rows = torch.as_tensor(rows)
         views = {
             name: (torch.from_numpy(wave), torch.full((len(rows),), wave.shape[1]))
             for name, wave in waves.items()
         }
-        columns = {c: torch.from_numpy(getattr(self.corpus, c))[rows] for c in COLUMNS if c != "index"}
-        return Batch(epoch, step, index=rows, **columns, views=views)
+        columns = {c: torch.from_numpy(getattr(self.corpus, c))[rows] for c in OF_CORPUS}
+        return Batch(epoch, step, index=rows, **columns, speed=torch.from_numpy(speed), views=views)
 
-    def crops(self, row: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, np.ndarray]:
         reader, row = self.corpus.reader(row)
+        speeds = self.augmenter.config.speeds if self.augmenter is not None else ()
+        plain = Profile(speeds[speed]) if speeds else Profile()
         length = reader.num_samples(row)
         taken, profiles, out = {}, {}, {}  # of each view: (start, samples), augmentation, wave
         for name, view in self.views.items():
-            num, profile = view.samples, None
+            profile = plain
             if view.augment and self.augmenter is not None:
-                profile = profiles[view.share_augment] if view.share_augment else self.augmenter.draw(rng)
-                num = self.augmenter.source_length(num, profile)  # another number where the speed changes
+                profile = (
+                    profiles[view.share_augment]
+                    if view.share_augment
+                    else self.augmenter.draw(rng, plain.speed)
+                )
                 profiles[name] = profile
+            num = source_length(view.samples, profile)  # another number where the speed changes
             if view.share_crop:
                 start = min(taken[view.share_crop][0], max(0, length - num))
             else:
@@ -174,7 +190,7 @@ class Batches(torch.utils.data.Dataset):
             wave = reader.read(row, start, min(num, length - start))
             if len(wave) < num:
                 wave = np.resize(wave, num)
-            out[name] = wave if profile is None else self.augmenter.apply(wave, profile, view.samples)
+            out[name] = wave if profile == Profile() else self.augmenter.apply(wave, profile, view.samples)
         return out
 
 

@@ -133,7 +133,14 @@ class Trainer:
         encoder = cfg.build("encoder", config.encoder)
         if init:
             checkpoint.init_encoder(encoder, init)
-        info = Info(len(self.corpus), len(self.corpus.classes), self.sampler.steps, config.epochs)
+        speeds = config.augment.speeds
+        info = Info(
+            len(self.corpus),
+            len(self.corpus.classes),
+            self.sampler.steps,
+            config.epochs,
+            num_speeds=max(1, len(speeds)),
+        )
         self.objective = cfg.build("objective", config.objective, encoder, info).to(self.device)
         self.views = self.objective.views()
         for name, view in self.views.items():
@@ -143,9 +150,8 @@ class Trainer:
                     "the least that the encoder takes",
                     mend="raise crop_seconds",
                 )
-        needs_augmenter = any(v.augment for v in self.views.values())
         self.augmenter = None
-        if needs_augmenter:
+        if speeds or any(v.augment for v in self.views.values()):
             self.augmenter = Augmenter(
                 config.augment,
                 config.seed,

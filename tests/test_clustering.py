@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score
 import pyspkv.labels.kmeans as module
 from pyspkv.errors import UserError
 from pyspkv.labels import clustering
-from pyspkv.labels.clustering import cluster, constrained_kmeans, kmeans, kmeans_ahc, l2_normalise
+from pyspkv.labels.clustering import ahc, cluster, constrained_kmeans, kmeans, kmeans_ahc, l2_normalise
 from pyspkv.labels.num_clusters import choose_num_clusters, first_peak
 
 
@@ -175,6 +175,13 @@ def test_two_steps_find_the_speakers():
     assert set(labels) == set(range(60))
 
 
+def test_no_kmeans_where_there_are_no_fewer_centroids_than_points():
+    x, _ = blobs(300, 16, 12, 0.6, 8)
+    labels, info = cluster(x, "kmeans-ahc", 12, num_kmeans=300)
+    np.testing.assert_array_equal(labels, ahc(x, 12))
+    assert "kmeans" not in info
+
+
 @pytest.mark.parametrize("method", ["kmeans-ahc", "kmeans", "ahc"])
 def test_number_of_clusters_without_labels(method):
     x, truth = blobs(3000, 32, 40, 0.6, 9)
@@ -210,8 +217,9 @@ def test_zero_rows_and_impossible_counts():
     with pytest.raises(ValueError, match="5 clusters of 3 points"):
         kmeans(np.eye(3), 5)
     assert clustering.default_num_kmeans(1_092_009, 7500) == 50_000
-    assert clustering.default_num_kmeans(2000, 60) == 500
-    assert clustering.default_num_kmeans(100, 60) == 100
+    assert clustering.default_num_kmeans(20_000, 60) == 20_000, "AHC of all points is affordable"
+    assert clustering.default_num_kmeans(20_001, 60) == 10_000
+    assert clustering.default_num_kmeans(30_000, 9_000) == 18_000
 
 
 @pytest.mark.slow

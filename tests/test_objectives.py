@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pyspkv import config as cfg
 from pyspkv.dataset import Batch
+from pyspkv.labels.gates import crossing_of, two_gaussians
 from pyspkv.objectives.contrastive import angular_proto, nt_xent
 from pyspkv.objectives.margin import AAMHead
 from pyspkv.objectives.objective import Info, margin_logits, spread
@@ -92,19 +93,106 @@ def test_loss_gate_keeps_at_most_the_threshold_and_logs_the_share():
     assert g.loss.isnan().all()
 
 
-def margin_objective(**fields):
+def test_dynamic_gate_closes_where_the_two_gaussians_cross():
+    """Against a grid search for the sign change, as in the authors' code."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(-2, 1.0, 3000), rng.normal(2.5, 0.6, 1000)])
+    w, mu, var = two_gaussians(x)
+    np.testing.assert_allclose(mu, [-2, 2.5], atol=0.1)
+    np.testing.assert_allclose(w, [0.75, 0.25], atol=0.02)
+    grid = np.linspace(mu[0], mu[1], 100_001)
+    density = [w[k] / np.sqrt(var[k]) * np.exp(-((grid - mu[k]) ** 2) / (2 * var[k])) for k in (0, 1)]
+    change = np.flatnonzero(np.diff(np.sign(density[0] - density[1])))
+    assert len(change) == 1
+    assert crossing_of(w, mu, var) == pytest.approx(grid[change[0]], abs=1e-4)
+
+    g = gate(4000, name="dlg", start_epoch=0.0)
+    everything = torch.arange(4000)
+    loss = torch.from_numpy(np.exp(x))
+    assert g(everything, loss, 0.0).sum() == 4000, "open until an epoch was seen"
+    g.end_epoch(0)
+    assert math.log(g.threshold()) == pytest.approx(crossing_of(w, mu, var), abs=1e-3)
+    kept = g(everything, loss, 1.0)
+    np.testing.assert_array_equal(kept.numpy(), x <= math.log(g.threshold()))
+
+
+def test_crossing_with_equal_variances_and_without_any():
+    half, one = np.array([0.5, 0.5]), np.array([1.0, 1.0])
+    assert crossing_of(half, np.array([-1.0, 3.0]), one) == pytest.approx(1.0)
+    assert crossing_of(np.array([0.999, 0.001]), np.array([0.0, 0.5]), one) is None
+
+
+@pytest.mark.parametrize("loss", [[0.0] * 20, [1.0] * 20, [math.inf] + [1.0] * 19, [0.1, 0.2]])
+def test_dynamic_gate_keeps_its_threshold_when_the_fit_fails(loss):
+    g = gate(20, name="dlg")
+    g.tau.fill_(3.0)
+    g(torch.arange(len(loss)), torch.tensor(loss), 0.0)
+    assert g.end_epoch(0)["gate/tau"] == 3.0
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_label_correction_by_hand(faithful):
+    """Spec wavlm_ssl, section 4: L at the phases of the open gate, the closed one, and with correction."""
+    torch.manual_seed(0)
+    spec = {"name": "dlg", "start_epoch": 1.0, "correct_epoch": 2.0, "confidence": 0.4, "faithful": faithful}
+    o = margin_objective(gate=spec, scale=10.0, margin=0.2).eval()
+    data = batch(["main", "clean"], [0, 2, 1, 0])
+    wave, lengths = data.views["main"]
+    data.views["clean"] = (wave.flip(0), lengths)  # another input, so that the two views cannot be mixed up
+    e, clean = (F.normalize(o.encoder(*data.views[v])).detach() for v in ("main", "clean"))
+    raw = o.encoder(*data.views["clean"]).detach()
+    cos = e @ F.normalize(o.head.weight).T
+    u = 10 * margin_logits(cos, data.label, 0.2)
+    loss = F.cross_entropy(u, data.label, reduction="none")
+    tau = loss.sort().values[1:3].mean()  # two kept, two rejected
+    o.gate.tau.fill_(tau)
+
+    def step(epoch):
+        o.before_step(int(epoch * 10))
+        total, weight = o(data).terms["aam"]
+        return (total / weight).item()
+
+    assert step(0) == pytest.approx(loss.mean().item(), rel=1e-5)
+    keep = loss <= tau
+    assert step(1) == pytest.approx(loss[keep].mean().item(), rel=1e-5)
+    posterior = (
+        raw @ o.head.weight.T / 0.1 if faithful else 10 * clean @ F.normalize(o.head.weight).T
+    ).softmax(1)
+    terms = []
+    for i in range(4):
+        target = posterior[i].argmax()
+        if keep[i]:
+            terms.append(loss[i])
+        elif posterior[i, target] > 0.4:
+            logits = u[i] if faithful else 10 * margin_logits(cos[i : i + 1], target[None], 0.2)[0]
+            terms.append(F.cross_entropy(logits, target))
+    assert len(terms) > 2, "the case must correct something"
+    want = sum(terms) / (4 if faithful else len(terms))
+    assert step(2) == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_every_speed_of_a_speaker_is_a_class():
+    o = margin_objective(num_speeds=3, scale=20.0, margin=0.0).eval()
+    data = batch(["main"], [0, 2, 1, 0], speed=[0, 1, 2, 2])
+    total, weight = o(data).terms["aam"]
+    cos = F.normalize(o.encoder(*data.views["main"])) @ F.normalize(o.head.weight).T
+    assert cos.shape == (4, 9)
+    torch.testing.assert_close(total / weight, F.cross_entropy(20 * cos, torch.tensor([0, 5, 7, 6])))
+
+
+def margin_objective(num_speeds=1, **fields):
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
-    return cfg.build(
-        "objective", cfg.resolve("objective", {"name": "margin", **fields}), encoder, Info(4, 3, 10, 5)
-    )
+    info = Info(4, 3, 10, 12, num_speeds)
+    return cfg.build("objective", cfg.resolve("objective", {"name": "margin", **fields}), encoder, info)
 
 
-def batch(views, label):
+def batch(views, label, speed=None):
     rows, none = torch.arange(len(label)), torch.full((len(label),), -1)
     wave = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (len(label), 8000)).astype(np.float32))
     views = {name: (wave, torch.full((len(label),), 8000)) for name in views}
-    return Batch(0, 0, rows, torch.zeros_like(rows), torch.tensor(label), none, none, views)
+    speed = torch.zeros_like(rows) if speed is None else torch.tensor(speed)
+    return Batch(0, 0, rows, torch.zeros_like(rows), torch.tensor(label), none, none, speed, views)
 
 
 def test_margin_objective_is_cross_entropy_of_scaled_margin_logits():

@@ -34,9 +34,15 @@ def parse(argv=None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="K1",
-        help="k-means centroids; 0: N / 22, for small N min(N / 4, 2000)",
+        help="k-means centroids; 0: N / 22, or none and AHC of all where N is at most 20,000",
     )
     p.add_argument("--iterations", type=int, default=20, metavar="N", help="k-means iterations at most")
+    p.add_argument(
+        "--whiten",
+        type=float,
+        metavar="P",
+        help="centre and whiten first, by this power (0 to 1; 0.5 is half)",
+    )
     p.add_argument("--linkage", choices=("ward", "average", "complete"), default="ward")
     p.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean")
     p.add_argument(
@@ -54,6 +60,8 @@ def parse(argv=None) -> argparse.Namespace:
         if not args.num_clusters.isdigit() or int(args.num_clusters) < 1:
             p.error(f"--num-clusters {args.num_clusters}: a number from 1, or auto")
         args.num_clusters = int(args.num_clusters)
+    if args.whiten is not None and not 0 <= args.whiten <= 1:
+        p.error(f"--whiten {args.whiten}: must be in 0..1")
     for name in ("num_kmeans", "min_size", "iterations"):
         if getattr(args, name) < (0 if name == "num_kmeans" else 1):
             p.error(f"--{name.replace('_', '-')} {getattr(args, name)}: too small")
@@ -123,11 +131,18 @@ def main() -> int | None:
     print(
         clustering.memory_estimate(n, x.shape[1], args.method, k1, args.linkage, args.metric), file=sys.stderr
     )
+    if args.whiten is not None:
+        x = clustering.whiten(x, args.whiten)
     labels, info = clustering.cluster(
         x, args.method, wanted, num_kmeans=k1, linkage=args.linkage, metric=args.metric,
         max_iter=args.iterations, seed=args.seed, device=args.device,
     )  # fmt: skip
-    report = {"num_clusters": 0, "method": args.method, "seed": args.seed, **info}
+    report = {
+        "num_clusters": 0,
+        "method": "ahc" if k1 == n and args.method == "kmeans-ahc" else args.method,
+        "seed": args.seed,
+        **info,
+    }
     if previous is not None:
         labels, report["stability"] = match_previous(labels, data.utts, previous)
     counts = np.bincount(labels)

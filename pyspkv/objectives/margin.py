@@ -49,14 +49,16 @@ class AAMHead(nn.Module):
 
 
 class Margin(Objective):
-    """AAM-softmax over the data directory's speakers, weighted per utterance by the gate."""
+    """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate."""
 
     Config = MarginConfig
 
     def __init__(self, config: MarginConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
         self.config = config
-        self.head = AAMHead(encoder.embed_dim, info.num_classes, config.sub_centres)
+        self.num_classes = info.num_classes
+        # Another speed is another voice: each speed of a speaker is a class of its own.
+        self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centres)
         self.gate: Gate = cfg.build("gate", config.gate, info.num_rows)
 
     def optimisers(self) -> dict[str, list[dict]]:
@@ -66,24 +68,56 @@ class Margin(Objective):
         return groups
 
     def views(self) -> dict[str, View]:
-        return {"main": View(self.config.crop_seconds, augment=self.config.augment)}
+        c = self.config
+        views = {"main": View(c.crop_seconds, augment=c.augment)}
+        if self.gate.corrects(self.info.epochs):
+            views["clean"] = View(c.crop_seconds, share_crop="main")
+        return views
 
     def forward(self, batch: Batch) -> Losses:
         c = self.config
+        label = batch.label + batch.speed * self.num_classes
         unit = F.normalize(self.encode(batch.views["main"], c.spec_augment))
         with torch.autocast(unit.device.type, enabled=False):
             cos = self.head(unit)
             margin = ramp(self.epoch_now, *c.margin_warmup_epochs, 0.0, c.margin)
-            loss = F.cross_entropy(
-                c.scale * margin_logits(cos, batch.label, margin), batch.label, reduction="none"
-            )
-        weight = self.gate(batch.index, loss.detach(), self.epoch_now)
-        right = (cos.detach().argmax(1) == batch.label).float()
-        size = torch.tensor(float(len(right)), device=right.device)
+            logits = c.scale * margin_logits(cos, label, margin)
+            loss = F.cross_entropy(logits, label, reduction="none")
+        kept = self.gate(batch.index, loss.detach(), self.epoch_now)
+        total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
+        rejected = torch.nonzero(kept == 0)[:, 0]
+        if self.gate.corrects(self.epoch_now) and len(rejected):
+            target, sure = self.predict(batch.views["clean"], rejected)
+            rows, target = rejected[sure], target[sure]
+            if not c.gate.faithful:
+                logits = c.scale * margin_logits(cos, label.scatter(0, rows, target), margin)
+            total = total + F.cross_entropy(logits[rows], target, reduction="sum")
+            corrected[rows] = 1
+        size = torch.tensor(float(len(label)), device=label.device)
+        if self.gate.corrects(self.epoch_now) and c.gate.faithful:
+            weight = size
+        else:
+            weight = weight + corrected.sum()
+        right = (cos.detach().argmax(1) == label).float()
+        stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
         return Losses(
-            {"aam": ((weight * loss).sum(), weight.sum())},
-            {"accuracy": (right.sum(), size), "kept": (weight.sum(), size), "spread": spread(unit)},
+            {"aam": (total, weight)}, {**{k: (v, size) for k, v in stats.items()}, "spread": spread(unit)}
         )
+
+    @torch.no_grad()
+    def predict(self, view: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes [R] of the clean crops in `rows`, and whether each is sure enough (bool [R])."""
+        c, was = self.config, self.encoder.training
+        wave, lengths = view
+        self.encoder.eval()
+        z = self.encode((wave[rows], lengths[rows])).float()
+        self.encoder.train(was)
+        if c.gate.faithful:
+            logits = F.linear(z, self.head.weight) / 0.1
+        else:
+            logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
+        confidence, target = logits.softmax(1).max(1)
+        return target, confidence > c.gate.confidence
 
     def sync(self) -> None:
         self.gate.sync()

@@ -22,6 +22,7 @@ class Info:
     num_classes: int
     steps_per_epoch: int
     epochs: int
+    num_speeds: int = 1  # augment.speeds
 
 
 @dataclass
