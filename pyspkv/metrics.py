@@ -99,17 +99,20 @@ def eer(scores: np.ndarray, target: np.ndarray) -> float:
     return 100 * Curve(scores, target).eer()[0]
 
 
-def summary(scores: np.ndarray, target: np.ndarray, *, llr: bool = False) -> dict[str, float | int]:
-    """Flat metrics; `eer` in percent. With `llr` also actDCF and Cllr, which need log-likelihood ratios."""
+def summary(
+    scores: np.ndarray, target: np.ndarray, *, llr: np.ndarray | None = None
+) -> dict[str, float | int]:
+    """Flat metrics of scores [n]; `eer` in percent. With `llr` [n], the scores as log-likelihood ratios, also actDCF
+    and Cllr."""
     curve = Curve(scores, target)
     rate, threshold = curve.eer()
     out: dict[str, float | int] = {"eer": 100 * rate, "threshold": threshold}
     for p in (0.01, 0.05):
         out[f"min_dcf_{p}"], out[f"threshold_min_dcf_{p}"] = curve.min_dcf(p)
-        if llr:
-            out[f"act_dcf_{p}"] = curve.act_dcf(p)
-    if llr:
-        out["cllr"] = curve.cllr()
+    if llr is not None:
+        calibrated = Curve(llr, target)
+        out |= {f"act_dcf_{p}": calibrated.act_dcf(p) for p in (0.01, 0.05)}
+        out["cllr"] = calibrated.cllr()
     return out | {"num_target": len(curve.target), "num_nontarget": len(curve.nontarget)}
 
 

@@ -3,11 +3,13 @@
 # Usage: steps/score.sh [options] <system-dir> <data-dir with trials> <name>
 #   e.g. steps/score.sh --dev data/dev exp/round1 data/test test
 # Needs <system>/embed/<name>; with --dev, also <system>/embed/dev: the threshold and calibration are fitted on its
-# trials and stored with the model. With --cohort-data the scores <name>-asnorm are AS-normed as well.
+# trials and stored with the model. With --cohort-data and <system>/embed/train also <name>-mean, scores less the
+# training embeddings' mean, and <name>-asnorm, AS-normed with its pseudo-speakers.
 set -euo pipefail
 dev=             # data directory of the declared dev list
 cohort_data=     # data directory of pseudo-speakers whose mean embeddings (embed/train) are the cohort
-top_n=300
+top_n=300        # of the cohort; all of a smaller one
+compare=         # another system's folder: paired bootstrap of the EERs' difference
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
 [ $# -eq 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
@@ -18,11 +20,11 @@ score() {  # <data> <name> <scores> [options]
     [ ! -f "$data/enrol_map" ] || set -- --enrol-map "$data/enrol_map" "$@"
     "$SPKV_PYTHON" -m pyspkv.bin.score --trials "$data/trials" --enrol "$scp" --test "$scp" --out "$scores" "$@"
 }
-measure() {  # <data> <scores>
-    local data=$1 scores=$2 map=()
-    [ ! -f "$data/enrol_map" ] || map=(--enrol-map "$data/enrol_map")
+measure() {  # <data> <scores> [options]
+    local data=$1 scores=$2; shift 2
+    [ ! -f "$data/enrol_map" ] || set -- --enrol-map "$data/enrol_map" "$@"
     "$SPKV_PYTHON" -m pyspkv.bin.metrics --scores "$scores" --trials "$data/trials" --utt2spk "$data/utt2spk" \
-        "${map[@]}" --json > "$scores.tmp"
+        --json "$@" > "$scores.tmp"
     mv "$scores.tmp" "${scores%.scores}.json"
 }
 mkdir -p "$system/score"
@@ -32,9 +34,14 @@ if [ -n "$dev" ]; then
     "$SPKV_PYTHON" -m pyspkv.bin.calibrate --scores "$system/score/dev.scores" --trials "$dev/trials" \
         --model "$system/model"
 fi
-score "$data" "$name" "$system/score/$name.scores"
-measure "$data" "$system/score/$name.scores"
-if [ -n "$cohort_data" ]; then
+plain=$system/score/$name.scores options=()
+score "$data" "$name" "$plain"
+[ ! -f "$system/model/calibration.json" ] || options+=(--calibration "$system/model/calibration.json")
+[ -z "$compare" ] || options+=(--compare "$compare/score/$name.scores")
+measure "$data" "$plain" "${options[@]}"
+if [ -n "$cohort_data" ] && [ -f "$system/embed/train/embedding.scp" ]; then
+    score "$data" "$name" "$system/score/$name-mean.scores" --mean "$system/embed/train/embedding.scp"
+    measure "$data" "$system/score/$name-mean.scores"
     size=$(wc -l < "$cohort_data/spk2utt")
     [ "$top_n" -le "$size" ] || { echo "$0: the cohort has $size pseudo-speakers, all are used"; top_n=$size; }
     score "$data" "$name" "$system/score/$name-asnorm.scores" --cohort "$system/embed/train/embedding.scp" \

@@ -17,12 +17,15 @@ po_die() {
   exit 1
 }
 
-po_help() { # FILE: its first comment block, then every `name=default  # comment` before this file is sourced
+po_help() { # FILE...: the first one's comment block, then every `name=default  # comment` before this file is sourced;
+  # further files are named by po_files in a script whose options come from elsewhere too
   awk '
-    NR == 1 && /^#!/ { next }
+    FNR == 1 { body = NR > 1; done = 0 }
+    FNR == 1 && /^#!/ { next }
     !body && /^#/ { sub(/^# ?/, ""); print; next }
     { body = 1 }
-    /parse_options\.sh/ { exit }
+    /^\. .*parse_options\.sh/ || /^po_files=/ { done = 1 }
+    done { next }
     /^[a-z][a-z0-9_]*=/ {
       name = $0; sub(/=.*/, "", name)
       rest = substr($0, length(name) + 2); comment = ""
@@ -30,7 +33,7 @@ po_help() { # FILE: its first comment block, then every `name=default  # comment
       gsub(/_/, "-", name)
       if (!any++) print "\nOptions (with their defaults):"
       printf "  --%-20s %-12s %s\n", name, rest, comment
-    }' "$1"
+    }' "$@"
 }
 
 po_set() { # --name=value: sets the variable
@@ -48,7 +51,7 @@ po_set() { # --name=value: sets the variable
 po_given=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --help | -h) po_help "${BASH_SOURCE[1]}"; exit 0 ;;
+    --help | -h) po_help "${BASH_SOURCE[1]}" ${po_files:+"$po_files"}; exit 0 ;;
     --) shift; break ;;
     --*=*) po_given+=("$1"); shift ;;
     --*)

@@ -36,9 +36,17 @@ def parse_args() -> argparse.Namespace:
         "--enrol-map", metavar="FILE", help="`model utt1 utt2 ...`: with --utt2spk, whose model each one is"
     )
     p.add_argument("--llr", action="store_true", help="scores are log-likelihood ratios: add actDCF and Cllr")
+    p.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="calibration.json: add actDCF and Cllr of the scores it calibrates",
+    )
     p.add_argument("--json", action="store_true", help="print flat JSON instead of a table")
     p.add_argument("--plots", metavar="DIR", help="write det.png and scores.png there")
-    return p.parse_args()
+    args = p.parse_args()
+    if args.llr and args.calibration:
+        p.error("--llr says that the scores are calibrated already")
+    return args
 
 
 def resampling(
@@ -118,7 +126,12 @@ def main() -> None:
         raise UserError(f"there is no {kind} trial; error rates need both kinds", file=args.trials)
     units = resampling(enrol, test, target, args.utt2spk, args.enrol_map)
     replicates = metrics.REPLICATES if len(target) <= LARGE else metrics.REPLICATES // 10
-    out = metrics.summary(scores, target, llr=args.llr)
+    llr = scores if args.llr else None
+    if args.calibration:
+        from pyspkv.calibration import Calibration
+
+        llr = Calibration.read(args.calibration).llr(scores)
+    out = metrics.summary(scores, target, llr=llr)
     out |= metrics.bootstrap(scores, target, units, replicates)
     if other is not None:
         out |= metrics.compare(scores, other, target, units, replicates)

@@ -13,7 +13,9 @@ from pyspkv.errors import UserError, run
 from pyspkv.tables import read_table
 
 KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_ci_high", "eer_ci_over")
-KEYS += ("num_target", "num_nontarget")
+KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
+KEYS += ("eer_difference_ci_low", "eer_difference_ci_high")
+VARIANTS = ("mean", "asnorm")  # of the headline list: less the training mean, AS-normed
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,7 +89,10 @@ def results(scores: dict, rounds: dict[int, dict], name: str) -> dict:
 
     def entry(phase: str) -> dict | None:
         found = scores.get(phase, {}).get(name)
-        return found and {k: found.get(k) for k in KEYS}
+        if not found:
+            return None
+        other = {v: scores[phase].get(f"{name}-{v}") for v in VARIANTS}
+        return {k: found.get(k) for k in KEYS} | {f"eer_{v}": m["eer"] for v, m in other.items() if m}
 
     listed = []
     for r, labels in rounds.items():
@@ -109,8 +114,10 @@ def results(scores: dict, rounds: dict[int, dict], name: str) -> dict:
 
 
 def markdown(title: str, scores: dict, rounds: dict[int, dict], plots: list[str], with_truth: bool) -> str:
-    lines = [f"# {title}", "", "| system | trials | EER % | 95 % interval | minDCF 0.01 | minDCF 0.05 |"]
-    lines += ["|---|---|---|---|---|---|"]
+    compared = any("eer_difference" in m for lists in scores.values() for m in lists.values())
+    head = ["system", "trials", "EER %", "95 % interval", "minDCF 0.01", "minDCF 0.05", "Cllr"]
+    head += ["EER less supervised (paired 95 %)"] * compared
+    lines = [f"# {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for phase, lists in scores.items():
         for name, m in lists.items():
             low, high = m.get("eer_ci_low"), m.get("eer_ci_high")
@@ -122,7 +129,10 @@ def markdown(title: str, scores: dict, rounds: dict[int, dict], plots: list[str]
                 span,
                 f"{m['min_dcf_0.01']:.3f}",
                 f"{m['min_dcf_0.05']:.3f}",
+                f"{m['cllr']:.3f}" if "cllr" in m else "-",
             ]
+            if compared:
+                cells.append(difference(m))
             lines.append("| " + " | ".join(cells) + " |")
     over = {m["eer_ci_over"] for lists in scores.values() for m in lists.values() if m.get("eer_ci_over")}
     lines += ["", f"Intervals: bootstrap over {' / '.join(sorted(over)) or 'nothing'}."]
@@ -152,6 +162,13 @@ def markdown(title: str, scores: dict, rounds: dict[int, dict], plots: list[str]
             ]
     lines += ["", "## Plots", ""] + [f"![{name}](plots/{name})" for name in plots]
     return "\n".join(lines) + "\n"
+
+
+def difference(m: dict) -> str:
+    low, high = m.get("eer_difference_ci_low"), m.get("eer_difference_ci_high")
+    if m.get("eer_difference") is None or low is None:
+        return "-"
+    return f"{m['eer_difference']:+.2f} ({low:+.2f} .. {high:+.2f})"
 
 
 def draw(

@@ -13,8 +13,19 @@ from pyspkv.bin.report import read_json
 from pyspkv.errors import UserError, run
 
 FIELDS = ("table", "row", "seed", "eer", "min_dcf_0.01", "nmi", "audio_seconds", "wall_seconds")
-FIELDS += ("command", "commit", "machine")
-HEAD = "| system | seeds | EER % | minDCF 0.01 | NMI | audio h | wall min |\n|---|---|---|---|---|---|---|"
+FIELDS += ("command", "commit", "machine", "eer_mean", "eer_asnorm", "ami", "cllr")
+# Key of a row, decimals, unit, column.
+COLUMNS = (
+    ("eer", 2, 1, "EER %"),
+    ("min_dcf_0.01", 3, 1, "minDCF 0.01"),
+    ("eer_mean", 2, 1, "EER %, less mean"),
+    ("eer_asnorm", 2, 1, "EER %, AS-norm"),
+    ("cllr", 3, 1, "Cllr"),
+    ("nmi", 3, 1, "NMI"),
+    ("ami", 3, 1, "AMI"),
+    ("audio_seconds", 1, 3600, "audio h"),
+    ("wall_seconds", 1, 60, "wall min"),
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,7 +87,9 @@ def rows_of(exp: Path, table: str, seed: int, command: str) -> list[dict]:
         if entry:
             audio, wall = cost(exp / name)
             values = (table, name, seed, entry["eer"], entry["min_dcf_0.01"], entry.get("nmi"), audio, wall)
-            out.append(dict(zip(FIELDS, (*values, command, commit(exp / name), machine()))))
+            values += (command, commit(exp / name), machine())
+            values += tuple(entry.get(k) for k in FIELDS[len(values) :])
+            out.append(dict(zip(FIELDS, values)))
     return out
 
 
@@ -111,13 +124,14 @@ def render(rows: list[dict]) -> str:
         "Written from RESULTS.jsonl by `python -m pyspkv.bin.results`; do not edit by hand.",
     ]
     for table in dict.fromkeys(r["table"] for r in rows):
-        lines += ["", f"## {table}", "", HEAD]
         part = [r for r in rows if r["table"] == table]
+        columns = [c for c in COLUMNS if any(r.get(c[0]) is not None for r in part)]
+        head = ["system", "seeds", *(c[3] for c in columns)]
+        lines += ["", f"## {table}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for name in dict.fromkeys(r["row"] for r in part):
             same = [r for r in part if r["row"] == name]
             cells = [name, ", ".join(str(s) for s in sorted(r["seed"] for r in same))]
-            cells += [spread(same, "eer", 2), spread(same, "min_dcf_0.01", 3), spread(same, "nmi", 3)]
-            cells += [spread(same, "audio_seconds", 1, 3600), spread(same, "wall_seconds", 1, 60)]
+            cells += [spread(same, key, digits, unit) for key, digits, unit, _ in columns]
             lines.append("| " + " | ".join(cells) + " |")
         for key, label in (("command", "Commands"), ("commit", "Commits"), ("machine", "Machines")):
             values = sorted({r[key] for r in part if r.get(key)})

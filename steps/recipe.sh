@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# What the recipes share, to be sourced at their top: the options that every run.sh takes, and the stages that do not
+# depend on the corpus as functions. The recipe adds its own options, sources parse_options.sh, calls `begin`, and is
+# then a list of stages:
+#
+#   . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+#   num_clusters=auto
+#   . parse_options.sh
+#   begin
+#   if run 3 "pre-train without labels"; then pretrain; fi
+#
+# Folders: <exp>/{pretrain,round1,round2,...,finetune,supervised}/{model,embed,score}, round<r>/data are the labels.
+
+stage=1             # 1 data, 2 check, 3 pre-train, 4 label learning, 5 fine-tune, 6 extract, 7 score, 8 report
+stop_stage=8
+round=1             # start stage 4 at this round
+num_rounds=2
+num_clusters=auto   # pseudo-speakers, or auto: estimated without labels
+cluster_opts="--whiten 0.5"  # further options of bin.cluster
+supervised=false    # also train on the true labels, for comparison
+nj=2                # parallel jobs
+ngpu=0              # GPUs; 0 uses the CPU
+seed=0
+exp=exp             # results; relative to the caller, by default beside run.sh
+data=data           # the corpus' data directories; likewise
+conf=conf           # configs; likewise
+
+# shellcheck disable=SC2034  # read by parse_options.sh
+po_files=${BASH_SOURCE[0]} # --help lists these options too
+recipe=$(cd "$(dirname "$0")" && pwd)
+. "$recipe/../../../path.sh"
+exp=$recipe/$exp data=$recipe/$data conf=$recipe/$conf
+noise_list=() # training options that name the noise list; `use_noise` sets it
+
+begin() { # after the options: absolute paths, work in the recipe's folder
+    exp=$(realpath -m "$exp") data=$(realpath -m "$data") conf=$(realpath -m "$conf")
+    cd "$recipe" || exit 1
+}
+run() { # <stage> <what>: whether it is asked for
+    [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 ($(date +%T))"
+}
+use_noise() { noise_list=(augment.noise="$1"); }
+
+check_data() {
+    local set
+    for set in train dev test; do
+        validate_data_dir.sh --no-text --no-feats --no-spk-sort "$data/$set"
+    done
+}
+train() { # [steps/train.sh options] <config> <data> <model> [key=value ...]
+    "$ROOT/steps/train.sh" --ngpu "$ngpu" "$@" seed="$seed" "${noise_list[@]}"
+}
+pretrain() { train "$conf/pretrain.yaml" "$data/train" "$exp/pretrain/model"; }
+
+rounds() { # embed, cluster, train; again and again
+    local r
+    for r in $(seq "$round" "$num_rounds"); do
+        "$ROOT/steps/round.sh" --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
+            --cluster-opts "$cluster_opts" "$r" "$conf/round.yaml" "$data/train" "$exp" "${noise_list[@]}"
+    done
+}
+finetune() { # large margin, from the last round
+    local last=$exp/round$num_rounds
+    train --init "$last/model" "$conf/finetune.yaml" "$last/data" "$exp/finetune/model"
+    ! $supervised || supervise
+}
+supervise() { # the true labels in a round's place: same start, same steps
+    train --init "$exp/pretrain/model" "$conf/round.yaml" "$data/train_labelled" "$exp/supervised/model"
+}
+extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort
+    local model set
+    for model in "$exp"/*/model; do
+        for set in train dev test; do
+            "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$model" "$data/$set" "${model%/model}/embed/$set"
+        done
+    done
+}
+score_all() { # every model; where one was trained on the true labels, all are compared to it
+    local model cohort=$exp/round$num_rounds/data compare=
+    [ -d "$cohort" ] || cohort=
+    if [ -d "$exp/supervised/model" ]; then
+        score "$exp/supervised"
+        compare=$exp/supervised
+    fi
+    for model in "$exp"/*/model; do
+        [ "${model%/model}" = "$compare" ] || score "${model%/model}"
+    done
+}
+score() { # <system>
+    "$ROOT/steps/score.sh" --dev "$data/dev" --cohort-data "$cohort" --compare "$compare" "$1" "$data/test" test
+}
+report() { "$ROOT/steps/report.sh" --truth "$data/truth/train_utt2spk" "$exp"; }
