@@ -361,7 +361,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--spread", type=float, default=2.0, help="how far speakers differ in all but their variant"
     )
     hard.add_argument(
-        "--jitter", type=float, default=0.35, help="how far a speaker varies over days and utterances"
+        "--jitter", type=float, default=0.15, help="how far a speaker varies over days and utterances"
     )
     hard.add_argument("--snr", type=pair, default=(8.0, 22.0), metavar="LOW,HIGH", help="sessions' SNR, dB")
     hard.add_argument(

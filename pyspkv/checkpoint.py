@@ -104,6 +104,18 @@ def save(
         shutil.rmtree(left, ignore_errors=True)
 
 
+def save_import(exp: Path, encoder: torch.nn.Module, config: Any, record: dict) -> None:
+    """A run folder that was not trained here: one checkpoint with the encoder alone."""
+    with atomic_dir(exp) as tmp:
+        (tmp / "config.yaml").write_text(cfg.to_yaml_section("encoder", config))
+        (tmp / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+        (tmp / "ckpt-0").mkdir()
+        (tmp / "LATEST").write_text("ckpt-0\n")
+        weights = {f"encoder.{k}": v.detach().contiguous() for k, v in encoder.state_dict().items()}
+        save_file(weights, tmp / "ckpt-0" / "model.safetensors")
+        (tmp / "ckpt-0" / "state.json").write_text(json.dumps({"evaluates": "encoder", "step": 0}) + "\n")
+
+
 def tensors(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
     try:
         return load_file(folder / name)
@@ -134,9 +146,7 @@ def body(folder: Path) -> dict[str, torch.Tensor]:
 
 def encoder_config(folder: Path) -> Any:
     """The encoder's config from the run folder's config.yaml (next to its checkpoints)."""
-    from pyspkv.trainer import TrainConfig
-
-    return cfg.load(TrainConfig, folder.parent / "config.yaml").encoder
+    return cfg.read_section(folder.parent / "config.yaml", "encoder")
 
 
 def load_encoder(model: str | Path, which: str = "last") -> torch.nn.Module:
@@ -150,7 +160,26 @@ def load_encoder(model: str | Path, which: str = "last") -> torch.nn.Module:
 def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
     """`--init`: the body of another run; heads stay new. A different architecture is refused with the first key."""
     folder = find(model)
-    theirs, ours = body(folder), encoder.state_dict()
+    load_exactly(encoder, body(folder), folder)
+
+
+def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
+    """`--init --keep-head`: encoder and heads of a run on the very same labels; what gates remember starts anew."""
+    folder = find(model)
+    if state(folder).get("label_hash") != label_hash:
+        raise UserError(
+            "was trained on other utterances or labels, so its head does not fit",
+            file=folder,
+            mend="leave --keep-head out for a new head, or train on that run's data directory",
+        )
+    theirs = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
+    gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
+    load_exactly(objective, {**theirs, **gate}, folder)
+
+
+def load_exactly(module: torch.nn.Module, theirs: dict[str, torch.Tensor], folder: Path) -> None:
+    """Load weights of the same names and shapes; UserError names the first that differs."""
+    ours = module.state_dict()
     for key in [*ours, *theirs]:
         if key not in theirs or key not in ours or ours[key].shape != theirs[key].shape:
             shapes = [tuple(d[key].shape) if key in d else "absent" for d in (theirs, ours)]
@@ -159,4 +188,4 @@ def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
                 file=folder,
                 mend="use the same encoder section as that run's config.yaml",
             )
-    encoder.load_state_dict(theirs)
+    module.load_state_dict(theirs)

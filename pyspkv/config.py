@@ -24,10 +24,12 @@ COMPONENTS = {
     "encoder": {
         "ecapa": "pyspkv.models.ecapa:ECAPA",
         "resnet": "pyspkv.models.resnet:ResNet",
+        "wavlm": "pyspkv.models.wavlm:WavLM",
     },
     "objective": {
         "margin": "pyspkv.objectives.margin:Margin",
         "contrastive": "pyspkv.objectives.contrastive:Contrastive",
+        "dino": "pyspkv.objectives.dino:DINO",
     },
     "gate": {
         "none": "pyspkv.labels.gates:Gate",
@@ -117,21 +119,31 @@ def validate(cls: type, raw: dict, where: str = "") -> Any:
         ) from None
 
 
+def read(path: str | Path) -> dict:
+    """The mapping in a YAML file."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            raw = yaml.load(f, _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        mark = getattr(err, "problem_mark", None)
+        what = getattr(err, "problem", None) or "not UTF-8 YAML"
+        raise UserError(f"cannot be read as YAML: {what}", file=path, line=mark and mark.line + 1) from None
+    if not isinstance(raw, dict):
+        raise UserError("a config must be a mapping `key: value`", file=path)
+    return raw
+
+
+def read_section(path: str | Path, kind: str) -> Any:
+    """One section of a resolved config that picks a class, without the classes of the others."""
+    try:
+        return resolve(kind, read(path).get(kind))
+    except UserError as err:
+        raise UserError(str(err), file=path) from None
+
+
 def load(cls: type, path: str | Path | None, overrides: list[str] = ()) -> Any:
     """Read a YAML file of differences, apply `key.sub=value` overrides (values in YAML), and validate as `cls`."""
-    raw: dict = {}
-    if path is not None:
-        try:
-            with open(path, encoding="utf-8") as f:
-                raw = yaml.load(f, _Loader) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as err:
-            mark = getattr(err, "problem_mark", None)
-            what = getattr(err, "problem", None) or "not UTF-8 YAML"
-            raise UserError(
-                f"cannot be read as YAML: {what}", file=path, line=mark and mark.line + 1
-            ) from None
-        if not isinstance(raw, dict):
-            raise UserError("a config must be a mapping `key: value`", file=path)
+    raw: dict = read(path) if path is not None else {}
     for item in overrides:
         key, eq, value = item.partition("=")
         if not eq or not key:
@@ -164,3 +176,7 @@ def dump(config: Any) -> dict:
 
 def to_yaml(config: Any) -> str:
     return yaml.safe_dump(dump(config), sort_keys=False)
+
+
+def to_yaml_section(kind: str, config: Any) -> str:
+    return yaml.safe_dump({kind: dump(config)}, sort_keys=False)

@@ -99,6 +99,7 @@ class Trainer:
         unlabelled: second data directory of semi-supervised objectives.
         dev, dev_trials: a declared list of other speakers, scored after every epoch; `best` is its lowest EER.
         init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
+        keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
         patience: stop after this many epochs without a better dev EER; 0 never stops early.
     """
 
@@ -112,6 +113,7 @@ class Trainer:
         dev: DataDir | None = None,
         dev_trials: Path | None = None,
         init: str | None = None,
+        keep_head: bool = False,
         patience: int = 0,
     ):
         self.config, self.exp, self.dev, self.dev_trials, self.patience = (
@@ -131,6 +133,7 @@ class Trainer:
         self.sampler = cfg.build("sampler", config.sampler, self.corpus.label, config.batch_size, config.seed)
         torch.manual_seed(config.seed)
         encoder = cfg.build("encoder", config.encoder)
+        encoder.start()
         if init:
             checkpoint.init_encoder(encoder, init)
         speeds = config.augment.speeds
@@ -141,7 +144,10 @@ class Trainer:
             config.epochs,
             num_speeds=max(1, len(speeds)),
         )
-        self.objective = cfg.build("objective", config.objective, encoder, info).to(self.device)
+        self.objective = cfg.build("objective", config.objective, encoder, info)
+        if keep_head:
+            checkpoint.init_objective(self.objective, init, self.corpus.label_hash())
+        self.objective.to(self.device)
         self.views = self.objective.views()
         for name, view in self.views.items():
             if view.samples < encoder.min_samples:

@@ -52,20 +52,24 @@ train() { # [steps/train.sh options] <config> <data> <model> [key=value ...]
 }
 pretrain() { train "$conf/pretrain.yaml" "$data/train" "$exp/pretrain/model"; }
 
+round_config() { # <r>: round<r>.yaml where there is one, else round.yaml
+    local own=$conf/round$1.yaml
+    if [ -f "$own" ]; then echo "$own"; else echo "$conf/round.yaml"; fi
+}
 rounds() { # embed, cluster, train; again and again
     local r
     for r in $(seq "$round" "$num_rounds"); do
         "$ROOT/steps/round.sh" --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
-            --cluster-opts "$cluster_opts" "$r" "$conf/round.yaml" "$data/train" "$exp" "${noise_list[@]}"
+            --cluster-opts "$cluster_opts" "$r" "$(round_config "$r")" "$data/train" "$exp" "${noise_list[@]}"
     done
 }
 finetune() { # large margin, from the last round
     local last=$exp/round$num_rounds
-    train --init "$last/model" "$conf/finetune.yaml" "$last/data" "$exp/finetune/model"
+    train --init "$last/model" --keep-head true "$conf/finetune.yaml" "$last/data" "$exp/finetune/model"
     ! $supervised || supervise
 }
-supervise() { # the true labels in a round's place: same start, same steps
-    train --init "$exp/pretrain/model" "$conf/round.yaml" "$data/train_labelled" "$exp/supervised/model"
+supervise() { # the true labels in the last round's place: same start, same steps
+    train --init "$exp/pretrain/model" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model"
 }
 extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort
     local model set

@@ -27,12 +27,17 @@ def parse() -> argparse.Namespace:
         "--init", metavar="DIR[@best|last]", help="start from this run's encoder, with new heads"
     )
     parser.add_argument(
+        "--keep-head", action="store_true", help="with --init: its heads too; the labels must be the same"
+    )
+    parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config keys"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     args = parser.parse_args()
     if (args.dev is None) != (args.dev_trials is None):
         parser.error("--dev and --dev-trials go together")
+    if args.keep_head and args.init is None:
+        parser.error("--keep-head needs --init")
     if args.patience and args.dev is None:
         parser.error("--patience needs --dev and --dev-trials")
     return args
@@ -67,6 +72,7 @@ def main() -> None:
         dev=dev,
         dev_trials=args.dev_trials,
         init=args.init,
+        keep_head=args.keep_head,
         patience=args.patience,
     ).run()
     if distributed.rank() == 0:

@@ -40,4 +40,11 @@ class Encoder(nn.Module):
         """Optimiser groups; `lr_scale` multiplies the run's learning rate (layer-wise rates). Frozen parts stay out."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
+    def start(self) -> None:
+        """Before a training: load pre-trained parts that the config names. Extraction has no need of them."""
+
+    def pull(self) -> Tensor | None:
+        """Penalty that holds the weights near the pre-trained ones, where the encoder wants one."""
+        return None
+
     mask = staticmethod(frame_mask)

@@ -100,9 +100,10 @@ class Margin(Objective):
             weight = weight + corrected.sum()
         right = (cos.detach().argmax(1) == label).float()
         stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
-        return Losses(
-            {"aam": (total, weight)}, {**{k: (v, size) for k, v in stats.items()}, "spread": spread(unit)}
-        )
+        terms = {"aam": (total, weight)}
+        if (pull := self.encoder.pull()) is not None:
+            terms["pull"] = (pull, torch.ones((), device=pull.device))
+        return Losses(terms, {**{k: (v, size) for k, v in stats.items()}, "spread": spread(unit)})
 
     @torch.no_grad()
     def predict(self, view: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,299 @@
+"""WavLM (Chen et al. 2022) as the trunk, multi-head factorised attentive pooling (MHFA, Peng et al., SLT 2022) on top.
+
+The weights live in transformers' WavLMModel, under its names; the forward pass is ours: one relative position bias a
+batch, scaled-dot-product attention with each layer's gate on it, and padding that changes nothing (the group norm of
+the first convolution leaves padded samples out, which transformers' does not).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from pyspkv.errors import UserError
+from pyspkv.models.encoder import Encoder, frame_mask
+
+CONV_KERNELS, CONV_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # stride 320, receptive field 400
+
+
+@dataclass(kw_only=True)
+class WavLMConfig:
+    """Defaults: WavLM-Base+ with the paper's MHFA (94,381,936 + 2,302,554 parameters)."""
+
+    layers: int = 12
+    dim: int = 768
+    heads: int = 12
+    ffn: int = 3072
+    conv_dim: int = 512
+    pos_conv_kernel: int = 128
+    pos_conv_groups: int = 16
+    pooling: Literal["mhfa", "mean"] = (
+        "mhfa"  # mean: of all layers and frames, embed_dim = dim, nothing to train
+    )
+    embed_dim: int = 256
+    mhfa_heads: int = 64
+    mhfa_dim: int = 128
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    layerdrop: float = 0.05
+    # front: convolutions, projection and position embedding stay as they are (the paper); trunk: the layers too.
+    freeze: Literal["none", "front", "trunk"] = "front"
+    trunk_lr: float = 0.004  # the lowest layer's share of optim.lr (the paper: 2e-5 of 5e-3)
+    layer_growth: float = 1.0  # each layer's rate is this times the one below (the paper: xi)
+    pretrained: str = ""  # run folder (bin.import_checkpoint) whose trunk training starts from
+    pull: float = 0.0  # weight of the squared distance to that trunk's weights, summed (the paper: 0.01)
+    checkpointing: bool = (
+        False  # recompute each layer in the backward pass: a third slower, a fraction of the memory
+    )
+
+
+def hf_config(c: WavLMConfig):
+    from transformers import WavLMConfig as HFConfig
+
+    return HFConfig(
+        hidden_size=c.dim,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        intermediate_size=c.ffn,
+        conv_dim=[c.conv_dim] * len(CONV_KERNELS),
+        conv_kernel=CONV_KERNELS,
+        conv_stride=CONV_STRIDES,
+        num_conv_pos_embeddings=c.pos_conv_kernel,
+        num_conv_pos_embedding_groups=c.pos_conv_groups,
+        num_buckets=320,
+        max_bucket_distance=800,
+        hidden_dropout=c.dropout,
+        attention_dropout=c.attention_dropout,
+        activation_dropout=0.0,
+        feat_proj_dropout=c.dropout,
+        layerdrop=c.layerdrop,
+        apply_spec_augment=False,
+        do_stable_layer_norm=False,
+        feat_extract_norm="group",
+    )
+
+
+def frame_counts(lengths: Tensor) -> Tensor:
+    """Samples -> frames of the convolutions, int64."""
+    for kernel, stride in zip(CONV_KERNELS, CONV_STRIDES):
+        lengths = (lengths - kernel) // stride + 1
+    return lengths
+
+
+class MHFA(nn.Module):
+    """Hidden states H_l [B, T, D], l = 0..L -> [B, E] (spec wavlm_ssl, section 3).
+
+    a = softmax(w^k), b = softmax(w^v); K = (sum_l a_l H_l) Wk + bk, V likewise; weights over time of head h are
+    softmax_t(K w_h); c_h = sum_t weight_th V_t; e = Wo [c_1 .. c_H] + bo. No normalisation.
+    """
+
+    def __init__(self, layers: int, dim: int, heads: int, inner: int, embed_dim: int):
+        super().__init__()
+        self.weights_k = nn.Parameter(torch.ones(layers + 1))
+        self.weights_v = nn.Parameter(torch.ones(layers + 1))
+        self.cmp_linear_k = nn.Linear(dim, inner)
+        self.cmp_linear_v = nn.Linear(dim, inner)
+        self.att_head = nn.Linear(inner, heads)
+        self.pooling_fc = nn.Linear(heads * inner, embed_dim)
+
+    def mix(self) -> Tensor:
+        """[2, L + 1]: the layers' shares in keys and values."""
+        return torch.stack([self.weights_k, self.weights_v]).softmax(1)
+
+    def forward(self, mixed: Tensor, mask: Tensor | None) -> Tensor:
+        """mixed [B, T, 2 D]: the two sums over layers, side by side."""
+        k, v = mixed.chunk(2, -1)
+        score = self.att_head(self.cmp_linear_k(k)).float()  # [B, T, H]
+        if mask is not None:
+            score = score.masked_fill(~mask[..., None], float("-inf"))
+        v = self.cmp_linear_v(v)
+        c = score.softmax(1).to(v.dtype).transpose(1, 2) @ v  # [B, H, inner]
+        return self.pooling_fc(c.flatten(1))
+
+
+class MeanPool(nn.Module):
+    """Mean over layers and frames: first labels straight from the trunk."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.layers = layers
+
+    def mix(self) -> Tensor:
+        return torch.full((1, self.layers + 1), 1 / (self.layers + 1))
+
+    def forward(self, mixed: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return mixed.mean(1)
+        return (mixed * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+class WavLM(Encoder):
+    Config = WavLMConfig
+    min_samples = 720  # two frames
+
+    def __init__(self, config: WavLMConfig):
+        nn.Module.__init__(self)  # no filterbanks
+        from transformers import WavLMModel
+
+        if config.dim % config.heads or config.dim % config.pos_conv_groups:
+            raise UserError(
+                f"encoder.dim {config.dim} is not a multiple of heads {config.heads} and "
+                f"pos_conv_groups {config.pos_conv_groups}"
+            )
+        self.config = c = config
+        self.trunk = WavLMModel(hf_config(c))
+        if c.pooling == "mhfa":
+            self.embed_dim = c.embed_dim
+            self.backend = MHFA(c.layers, c.dim, c.mhfa_heads, c.mhfa_dim, c.embed_dim)
+        else:
+            self.embed_dim = c.dim
+            self.backend = MeanPool(c.layers)
+        self.anchor: list[Tensor] = []  # pre-trained values of `_pulled()`
+        t = self.trunk
+        front = [t.feature_extractor, t.feature_projection, t.encoder.pos_conv_embed, t.encoder.layer_norm]
+        if c.freeze == "trunk":
+            front.append(t)
+        if c.freeze != "none":
+            for module in front:
+                module.requires_grad_(False)
+        t.masked_spec_embed.requires_grad_(False)  # masks of pre-training are not used
+
+    # ---- training
+
+    def start(self) -> None:
+        """Load the pre-trained trunk that `pretrained` names; needed before training only."""
+        from pyspkv import checkpoint as ckpt
+
+        c = self.config
+        if c.pull and not c.pretrained:
+            raise UserError(
+                "encoder.pull needs encoder.pretrained", mend="name the imported trunk, or pull: 0"
+            )
+        if not c.pretrained:
+            return
+        folder = ckpt.find(c.pretrained)
+        theirs = {k[6:]: v for k, v in ckpt.body(folder).items() if k.startswith("trunk.")}
+        ckpt.load_exactly(self.trunk, theirs, folder)
+        if c.pull:
+            self.anchor = [p.detach().clone() for p in self._pulled()]
+
+    def _pulled(self) -> list[nn.Parameter]:
+        return [p for p in self.trunk.parameters() if p.requires_grad]
+
+    def pull(self) -> Tensor | None:
+        if not self.anchor:
+            return None
+        params = self._pulled()
+        self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params)]
+        return self.config.pull * sum((p - a).square().sum() for p, a in zip(params, self.anchor))
+
+    def param_groups(self) -> list[dict]:
+        """Layer-wise rates: layer l of the trunk trunk_lr x layer_growth^l, what is not of a layer as the lowest."""
+        c, groups, in_layers = self.config, [], set()
+        for i, layer in enumerate(self.trunk.encoder.layers):
+            params = [p for p in layer.parameters() if p.requires_grad]
+            in_layers |= {id(p) for p in params}
+            groups.append({"params": params, "lr_scale": c.trunk_lr * c.layer_growth**i})
+        rest = [p for p in self.trunk.parameters() if p.requires_grad and id(p) not in in_layers]
+        groups.append({"params": rest, "lr_scale": c.trunk_lr})
+        groups.append({"params": list(self.backend.parameters()), "lr_scale": 1.0})
+        return [g for g in groups if g["params"]]
+
+    # ---- forward
+
+    def features(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T] -> convolutions' output [B, F, conv_dim], frames [B]; without gradient where they are frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.freeze == "none"):
+            x, first = wave[:, None], True
+            for layer in self.trunk.feature_extractor.conv_layers:
+                x = layer.conv(x)
+                if first:
+                    frames = (lengths - CONV_KERNELS[0]) // CONV_STRIDES[0] + 1
+                    x, first = _group_norm(x, frames, layer.layer_norm), False
+                x = F.gelu(x)
+            return x.transpose(1, 2), frame_counts(lengths)
+
+    def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """-> the backend's sums of the hidden states [B, F, S x dim], mask."""
+        mask = frame_mask(lengths, feats.shape[1])
+        shares = self.backend.mix().to(feats.device)
+        mixed = 0
+        for i, h in enumerate(self.hidden_states(feats, mask)):
+            mixed = mixed + torch.cat([share * h for share in shares[:, i]], -1)
+        return mixed, mask
+
+    def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        return self.backend(frames, mask)
+
+    def hidden_states(self, feats: Tensor, mask: Tensor | None):
+        """Yields H_0 .. H_L, float [B, F, dim], as transformers' output_hidden_states."""
+        t, c = self.trunk, self.config
+        frozen = c.freeze != "none"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            h, _ = t.feature_projection(feats)
+            if mask is not None:
+                h = h * mask[..., None]
+            h = t.encoder.layer_norm(h + t.encoder.pos_conv_embed(h))
+        h = F.dropout(h, c.dropout, self.training)
+        yield h
+        attention = t.encoder.layers[0].attention
+        with torch.set_grad_enabled(torch.is_grad_enabled() and c.freeze != "trunk"):
+            bias = attention.compute_bias(
+                h.shape[1], h.shape[1]
+            )  # [heads, F, F], one for the batch and all layers
+            padded = (
+                None if mask is None else torch.zeros_like(mask, dtype=bias.dtype).masked_fill_(~mask, -1e9)
+            )
+            drop = (
+                torch.rand(c.layers) < c.layerdrop
+                if self.training
+                else torch.zeros(c.layers, dtype=torch.bool)
+            )
+            for layer, dropped in zip(t.encoder.layers, drop.tolist()):
+                if c.checkpointing and torch.is_grad_enabled():
+                    out = checkpoint(self._layer, layer, h, bias, padded, use_reentrant=False)
+                else:
+                    out = self._layer(layer, h, bias, padded)
+                # Dropped layers are still computed: every parameter must take part in every step under DDP.
+                h = h + 0.0 * out if dropped else out
+                yield h
+
+    def _layer(self, layer, h: Tensor, bias: Tensor, padded: Tensor | None) -> Tensor:
+        """Post-LN transformer layer with the gated relative position bias (Chen et al. 2022, eq. 3-6)."""
+        c, attention = self.config, layer.attention
+        size, length, heads = h.shape[0], h.shape[1], c.heads
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(size, length, heads, -1).transpose(1, 2)
+
+        gates = attention.gru_rel_pos_linear(split(h)).view(size, heads, length, 2, 4).sum(-1).sigmoid()
+        update, reset = gates.unbind(-1)
+        gate = update * (reset * attention.gru_rel_pos_const.view(1, heads, 1) - 1) + 2  # [B, heads, F]
+        gated = gate[..., None] * bias
+        if padded is not None:
+            gated = gated + padded[:, None, None]
+        q, k, v = (split(p(h)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+        out = F.scaled_dot_product_attention(
+            q, k, v, gated.to(q.dtype), dropout_p=c.attention_dropout if self.training else 0.0
+        )
+        out = attention.out_proj(out.transpose(1, 2).reshape(size, length, c.dim))
+        h = layer.layer_norm(h + F.dropout(out, c.dropout, self.training))
+        feed = layer.feed_forward
+        out = feed.output_dense(F.gelu(feed.intermediate_dense(h)))
+        return layer.final_layer_norm(h + F.dropout(out, c.dropout, self.training))
+
+
+def _group_norm(x: Tensor, frames: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """One group a channel, over each utterance's own frames: [B, C, F]."""
+    mask = frame_mask(frames, x.shape[2])
+    if mask is None:
+        return norm(x)
+    mask, count = mask[:, None], frames[:, None, None]
+    x32 = x.float()
+    mean = (x32 * mask).sum(2, keepdim=True) / count
+    var = ((x32 - mean) * mask).square().sum(2, keepdim=True) / count
+    y = (x32 - mean) * torch.rsqrt(var + norm.eps)
+    return (y * norm.weight[:, None] + norm.bias[:, None]).to(x.dtype)

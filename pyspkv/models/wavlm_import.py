@@ -1,0 +1,128 @@
+"""Foreign WavLM files -> our encoder's config and weights: key names of unilm and of the paper's speaker checkpoint.
+
+Three layouts are known (spec wavlm_ssl, section 10): Microsoft's `{cfg, model}` (WavLM-Base+.pt), the authors' speaker
+model (259 tensors `__S__.model.*`, `__S__.backend.*`, `__L__.weight`), and a Hugging Face folder. Files are read with
+weights_only: nothing in them is executed.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyspkv.errors import UserError
+from pyspkv.models.wavlm import WavLMConfig
+
+_RENAMES = [  # unilm -> transformers, in this order
+    (r"^mask_emb$", "masked_spec_embed"),
+    (r"^feature_extractor\.conv_layers\.(\d+)\.0\.weight$", r"feature_extractor.conv_layers.\1.conv.weight"),
+    (r"^feature_extractor\.conv_layers\.0\.2\.", "feature_extractor.conv_layers.0.layer_norm."),
+    (r"^layer_norm\.", "feature_projection.layer_norm."),
+    (r"^post_extract_proj\.", "feature_projection.projection."),
+    (r"^encoder\.pos_conv\.0\.bias$", "encoder.pos_conv_embed.conv.bias"),
+    (r"^encoder\.pos_conv\.0\.weight_g$", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+    (r"^encoder\.pos_conv\.0\.weight_v$", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+    (r"\.self_attn\.grep_linear\.", ".attention.gru_rel_pos_linear."),
+    (r"\.self_attn\.grep_a$", ".attention.gru_rel_pos_const"),
+    (r"\.self_attn\.relative_attention_bias\.", ".attention.rel_attn_embed."),
+    (r"\.self_attn_layer_norm\.", ".layer_norm."),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
+    (r"\.fc2\.", ".feed_forward.output_dense."),
+    (
+        r"^encoder\.pos_conv_embed\.conv\.weight_g$",
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original0",
+    ),
+    (
+        r"^encoder\.pos_conv_embed\.conv\.weight_v$",
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+    ),
+]
+
+
+def rename(key: str) -> str:
+    """unilm's (or an older transformers') name of a trunk tensor -> transformers' name."""
+    for pattern, new in _RENAMES:
+        key = re.sub(pattern, new, key)
+    return key
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    """(trunk by transformers' names, MHFA or {}, class centres or None) of a foreign file or folder."""
+    if path.is_dir():
+        return _trunk(_folder(path)), {}, None
+    if not path.is_file():
+        raise UserError(
+            "no such file", file=path, mend="give WavLM-Base+.pt, a speaker checkpoint, or a folder"
+        )
+    found = _load(path)
+    if isinstance(found.get("model"), dict) and all(isinstance(v, Tensor) for v in found["model"].values()):
+        return _trunk(found["model"]), {}, None  # Microsoft's; its cfg says nothing that the shapes do not
+    if not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UserError("holds neither {cfg, model} nor tensors by name", file=path)
+    parts = {"__S__.model.": {}, "__S__.backend.": {}, "__L__.": {}}
+    for key, value in found.items():
+        prefix = next((p for p in parts if key.startswith(p)), None)
+        if prefix is None:
+            raise UserError(f"its tensor {key} belongs to no layout known here", file=path)
+        parts[prefix][key[len(prefix) :]] = value
+    trunk, backend, head = parts.values()
+    return _trunk(trunk), backend, head.get("weight")
+
+
+def _load(path: Path):
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # whatever a broken or hostile file makes torch raise
+        raise UserError(
+            f"is not a checkpoint that can be read without running its code ({err})", file=path
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError("holds no dictionary of tensors", file=path)
+    return found
+
+
+def _folder(path: Path) -> dict[str, Tensor]:
+    files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+    file = next((f for f in files if f.is_file()), None)
+    if file is None or not (path / "config.json").is_file():
+        raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=path)
+    kind = json.loads((path / "config.json").read_text()).get("model_type")
+    if kind != "wavlm":
+        raise UserError(f"model_type is {kind!r}, not 'wavlm'", file=path / "config.json")
+    tensors = _load(file)
+    inner = {k[6:]: v for k, v in tensors.items() if k.startswith("wavlm.")}  # a model with a head around it
+    return inner or tensors
+
+
+def _trunk(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {rename(k): v.float() for k, v in tensors.items()}
+
+
+def config_of(trunk: dict[str, Tensor], backend: dict[str, Tensor], file) -> WavLMConfig:
+    """The sizes, from the shapes."""
+    try:
+        proj = trunk["feature_projection.projection.weight"]
+        heads = trunk["encoder.layers.0.attention.rel_attn_embed.weight"].shape[1]
+        pos = trunk["encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
+        c = WavLMConfig(
+            layers=1 + max(int(k.split(".")[2]) for k in trunk if k.startswith("encoder.layers.")),
+            dim=proj.shape[0],
+            heads=heads,
+            ffn=trunk["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0],
+            conv_dim=proj.shape[1],
+            pos_conv_kernel=pos.shape[2],
+            pos_conv_groups=pos.shape[0] // pos.shape[1],
+        )
+        if backend:
+            c.mhfa_heads, c.mhfa_dim = backend["att_head.weight"].shape
+            c.embed_dim = backend["pooling_fc.weight"].shape[0]
+    except KeyError as err:
+        raise UserError(f"is no WavLM: tensor {err.args[0]} is missing", file=file) from None
+    return c

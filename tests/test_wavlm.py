@@ -1,0 +1,277 @@
+"""WavLM + MHFA against transformers, against a plain forward pass on unilm's names, and its foreign files."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pyspkv import checkpoint
+from pyspkv import config as cfg
+from pyspkv.bin import import_checkpoint
+from pyspkv.errors import UserError
+from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA
+
+SMALL = {"name": "wavlm", "layers": 2, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,
+         "pos_conv_groups": 4, "embed_dim": 12, "mhfa_heads": 3, "mhfa_dim": 8}  # fmt: skip
+
+
+def build(seed=0, noise=0.05, **fields):
+    torch.manual_seed(seed)
+    encoder = cfg.build("encoder", cfg.resolve("encoder", {**SMALL, **fields}))
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(noise * torch.randn_like(p))
+    return encoder
+
+
+def to_unilm(key: str) -> str:
+    """transformers' name -> unilm's, written down from the spec's table and not from the code's patterns."""
+    for new, old in (
+        ("masked_spec_embed", "mask_emb"),
+        (".conv.weight", ".0.weight"),
+        ("feature_extractor.conv_layers.0.layer_norm", "feature_extractor.conv_layers.0.2"),
+        ("feature_projection.layer_norm", "layer_norm"),
+        ("feature_projection.projection", "post_extract_proj"),
+        ("encoder.pos_conv_embed.conv.bias", "encoder.pos_conv.0.bias"),
+        ("encoder.pos_conv_embed.conv.parametrizations.weight.original0", "encoder.pos_conv.0.weight_g"),
+        ("encoder.pos_conv_embed.conv.parametrizations.weight.original1", "encoder.pos_conv.0.weight_v"),
+        ("attention.gru_rel_pos_linear", "self_attn.grep_linear"),
+        ("attention.gru_rel_pos_const", "self_attn.grep_a"),
+        ("attention.rel_attn_embed", "self_attn.relative_attention_bias"),
+        ("attention.", "self_attn."),
+        ("feed_forward.intermediate_dense", "fc1"),
+        ("feed_forward.output_dense", "fc2"),
+    ):
+        key = key.replace(new, old)
+    if key.startswith("encoder.layers.") and ".final_layer_norm" not in key:
+        key = key.replace(".layer_norm", ".self_attn_layer_norm")
+    return key
+
+
+def unilm_states(w: dict, wave: torch.Tensor, layers: int, heads: int, groups: int) -> list[torch.Tensor]:
+    """The model as its paper says it, on unilm's names, one head at a time: H_0 .. H_L of wave [T]."""
+    x = wave[None]
+    for i, stride in enumerate(CONV_STRIDES):
+        x = F.conv1d(
+            x[None] if x.dim() == 2 else x, w[f"feature_extractor.conv_layers.{i}.0.weight"], stride=stride
+        )
+        if i == 0:
+            mean, std = x.mean(2, keepdim=True), (x.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+            name = "feature_extractor.conv_layers.0.2."
+            x = (x - mean) / std * w[name + "weight"][:, None] + w[name + "bias"][:, None]
+        x = F.gelu(x)
+    norm = lambda x, name: F.layer_norm(x, x.shape[-1:], w[name + ".weight"], w[name + ".bias"])  # noqa: E731
+    x = F.linear(
+        norm(x[0].T, "layer_norm"), w["post_extract_proj.weight"], w["post_extract_proj.bias"]
+    )  # [F, D]
+    v = w["encoder.pos_conv.0.weight_v"]
+    kernel = v * w["encoder.pos_conv.0.weight_g"] / v.pow(2).sum((0, 1), keepdim=True).sqrt()
+    conv = F.conv1d(x.T[None], kernel, w["encoder.pos_conv.0.bias"], padding=v.shape[2] // 2, groups=groups)
+    x = norm(x + F.gelu(conv[0, :, : len(x)]).T, "encoder.layer_norm")
+    size, out = len(x), [x]
+    distance = torch.arange(size)[None] - torch.arange(size)[:, None]  # key - query
+    far = 80 + (distance.abs().clamp_min(1) / 80).log() / math.log(800 / 80) * 80
+    bucket = torch.where(distance.abs() < 80, distance.abs(), far.long().clamp_max(159)) + 160 * (
+        distance > 0
+    )
+    for n in range(layers):
+        p = f"encoder.layers.{n}.self_attn."
+        lin = lambda x, name: F.linear(x, w[name + ".weight"], w[name + ".bias"])  # noqa: E731
+        q, k, value = (lin(x, p + f"{name}_proj").chunk(heads, -1) for name in "qkv")
+        heads_out = []
+        for h, part in enumerate(x.chunk(heads, -1)):
+            bias = w["encoder.layers.0.self_attn.relative_attention_bias.weight"][bucket, h]
+            gates = lin(part, p + "grep_linear")
+            update, reset = gates[:, :4].sum(1).sigmoid(), gates[:, 4:].sum(1).sigmoid()
+            scale = update * (reset * w[p + "grep_a"][0, h, 0, 0] - 1) + 2
+            score = q[h] @ k[h].T / math.sqrt(q[h].shape[1]) + scale[:, None] * bias
+            heads_out.append(score.softmax(1) @ value[h])
+        base = f"encoder.layers.{n}."
+        x = norm(x + lin(torch.cat(heads_out, 1), p + "out_proj"), base + "self_attn_layer_norm")
+        x = norm(x + lin(F.gelu(lin(x, base + "fc1")), base + "fc2"), base + "final_layer_norm")
+        out.append(x)
+    return out
+
+
+def test_hidden_states_of_the_true_size_equal_both_references():
+    """Base+: 94,381,936 + 2,302,554 parameters in 248 + 10 tensors; 13 states on random weights to 1e-4."""
+    torch.manual_seed(0)
+    encoder = cfg.build("encoder", cfg.resolve("encoder", {"name": "wavlm"})).eval()
+    assert sum(p.numel() for p in encoder.trunk.parameters()) == 94_381_936
+    assert sum(p.numel() for p in encoder.backend.parameters()) == 2_302_554
+    assert (len(encoder.trunk.state_dict()), len(encoder.backend.state_dict())) == (248, 10)
+    wave = 0.1 * torch.randn(1, 48_240)
+    with torch.no_grad():
+        for p in encoder.trunk.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+        feats, frames = encoder.features(wave, torch.tensor([48_240]))
+        assert frames.item() == feats.shape[1] == 150
+        ours = list(encoder.hidden_states(feats, None))
+        want = encoder.trunk(wave, output_hidden_states=True).hidden_states
+        weights = {to_unilm(k): v for k, v in encoder.trunk.state_dict().items()}
+        plain = unilm_states(weights, wave[0], 12, 12, 16)
+    assert len(ours) == len(want) == len(plain) == 13
+    for a, b, c in zip(ours, want, plain):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+        torch.testing.assert_close(a[0], c, atol=1e-4, rtol=0)
+
+
+def test_padding_changes_nothing():
+    encoder = build().eval()
+    x = 0.1 * torch.randn(2, 9000)
+    both = encoder(torch.stack([F.pad(x[0, :5000], (0, 4000)), x[1]]), torch.tensor([5000, 9000]))
+    torch.testing.assert_close(both[:1], encoder(x[:1, :5000], torch.tensor([5000])), atol=2e-6, rtol=1e-4)
+    mean = build(pooling="mean").eval()
+    both = mean(torch.stack([F.pad(x[0, :5000], (0, 4000)), x[1]]), torch.tensor([5000, 9000]))
+    torch.testing.assert_close(both[:1], mean(x[:1, :5000], torch.tensor([5000])), atol=2e-6, rtol=1e-4)
+    feats, frames = mean.features(x[1:], torch.tensor([9000]))
+    states = torch.stack(list(mean.hidden_states(feats, None)))
+    torch.testing.assert_close(both[1], states.mean((0, 2))[0], atol=2e-6, rtol=1e-4)
+
+
+def test_mhfa_is_its_equation():
+    torch.manual_seed(1)
+    layers, dim, heads, inner, out = 3, 6, 4, 5, 7
+    pool = MHFA(layers, dim, heads, inner, out).double()
+    torch.nn.init.normal_(pool.weights_k), torch.nn.init.normal_(pool.weights_v)
+    states = torch.randn(layers + 1, 2, 9, dim, dtype=torch.float64)  # [L + 1, B, T, D]
+    shares = pool.mix()
+    mixed = torch.cat([torch.einsum("l,lbtd->btd", s, states) for s in shares], -1)
+    a, b = pool.weights_k.softmax(0), pool.weights_v.softmax(0)
+    k = torch.einsum("l,lbtd,kd->btk", a, states, pool.cmp_linear_k.weight) + pool.cmp_linear_k.bias
+    v = torch.einsum("l,lbtd,kd->btk", b, states, pool.cmp_linear_v.weight) + pool.cmp_linear_v.bias
+    alpha = (torch.einsum("btk,hk->bth", k, pool.att_head.weight) + pool.att_head.bias).softmax(1)
+    c = torch.einsum("bth,btk->bhk", alpha, v)
+    want = (
+        torch.einsum("bhk,ehk->be", c, pool.pooling_fc.weight.view(out, heads, inner)) + pool.pooling_fc.bias
+    )
+    torch.testing.assert_close(pool(mixed, None), want, atol=1e-6, rtol=1e-6)
+
+
+def test_front_is_frozen_rates_grow_by_layer_and_checkpointing_is_exact():
+    encoder = build(trunk_lr=0.1, layer_growth=2.0, dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
+    groups = encoder.param_groups()
+    assert [g["lr_scale"] for g in groups] == [0.1, 0.2, 1.0]
+    trained = {id(p) for g in groups for p in g["params"]}
+    names = {n for n, p in encoder.named_parameters() if id(p) in trained}
+    assert all(n.startswith(("trunk.encoder.layers.", "backend.")) for n in names)
+    assert {n for n, p in encoder.named_parameters() if p.requires_grad} == names
+    x, lengths = 0.1 * torch.randn(2, 6000), torch.tensor([6000, 6000])
+
+    def gradients(model):
+        model.train()(x, lengths).square().sum().backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+    again = build(checkpointing=True, trunk_lr=0.1, dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
+    again.load_state_dict(encoder.state_dict())
+    one, two = gradients(encoder), gradients(again)
+    assert all(g is not None for g in one.values())
+    for name in one:
+        torch.testing.assert_close(one[name], two[name])
+
+
+def test_dropped_layers_still_have_gradients():
+    encoder = build(layerdrop=1.0).train()
+    encoder(0.1 * torch.randn(2, 6000), torch.tensor([6000, 6000])).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
+
+
+# ---- foreign files
+
+
+@pytest.fixture
+def imported(monkeypatch, capsys, tmp_path):
+    """bin.import_checkpoint into tmp_path/out; what it printed."""
+
+    def call(source, *options) -> str:
+        args = ["import_checkpoint", "--from", str(source), "--out", str(tmp_path / "out"), *options]
+        monkeypatch.setattr("sys.argv", args)
+        import_checkpoint.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def foreign(tmp_path, layout, encoder):
+    trunk = {to_unilm(k): v for k, v in encoder.trunk.state_dict().items()}
+    if layout == "microsoft":
+        torch.save({"cfg": {"encoder_layers": 2}, "model": trunk}, tmp_path / "WavLM.pt")
+        return tmp_path / "WavLM.pt"
+    if layout == "authors":
+        found = {f"__S__.model.{k}": v for k, v in trunk.items()}
+        found |= {f"__S__.backend.{k}": v for k, v in encoder.backend.state_dict().items()}
+        torch.save({**found, "__L__.weight": torch.randn(7, 12)}, tmp_path / "model000000018.model")
+        return tmp_path / "model000000018.model"
+    encoder.trunk.save_pretrained(tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+@pytest.mark.parametrize("layout", ["microsoft", "authors", "huggingface"])
+def test_import_of_every_layout(tmp_path, layout, imported):
+    encoder = build(seed=3).eval()
+    source = foreign(tmp_path, layout, encoder)
+    assert "2 layers of 32" in imported(source)
+    got = checkpoint.load_encoder(tmp_path / "out")
+    for key, value in encoder.trunk.state_dict().items():
+        torch.testing.assert_close(got.trunk.state_dict()[key], value)
+    if layout == "authors":
+        wave = 0.1 * torch.randn(1, 8000)
+        torch.testing.assert_close(got(wave, torch.tensor([8000])), encoder(wave, torch.tensor([8000])))
+    with pytest.raises(UserError, match="holds a model already"):
+        imported(source)
+
+
+def test_a_file_that_runs_code_is_refused(tmp_path, imported):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "touched"), "w"))
+
+    torch.save({"model": {"x": Evil()}}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match="without running its code"):
+        imported(tmp_path / "evil.pt")
+    assert not (tmp_path / "touched").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"model": {"mask_emb": torch.zeros(3)}}, "is no WavLM"),
+        ({"a": 1}, "neither"),
+        ({"unknown.weight": torch.zeros(3)}, "no layout known"),
+        ([1], "no dictionary"),
+    ],
+)
+def test_other_files_are_named(tmp_path, found, words, imported):
+    torch.save(found, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=words) as err:
+        imported(tmp_path / "x.pt")
+    assert "x.pt" in str(err.value)
+
+
+def test_pull_is_the_squared_distance_to_the_pretrained_trunk(tmp_path):
+    pretrained = build(seed=5)
+    checkpoint.save_import(tmp_path / "p", pretrained, pretrained.config, {})
+    encoder = build(seed=6, pretrained=str(tmp_path / "p"), pull=0.5)
+    encoder.start()
+    torch.testing.assert_close(encoder.trunk.state_dict(), pretrained.trunk.state_dict())
+    assert encoder.pull().item() == 0
+    with torch.no_grad():
+        for p in encoder.parameters():
+            p.add_(1.0)  # the frozen front and the backend are not pulled
+    layers = sum(p.numel() for p in encoder.trunk.encoder.layers.parameters())
+    assert encoder.pull().item() == pytest.approx(0.5 * layers, rel=1e-4)
+    encoder.pull().backward()
+    weight = encoder.trunk.encoder.layers[0].feed_forward.output_dense.weight
+    torch.testing.assert_close(weight.grad, torch.ones_like(weight), rtol=1e-4, atol=0)
+    assert build().pull() is None
+    assert json.loads((tmp_path / "p/ckpt-0/state.json").read_text())["evaluates"] == "encoder"
+
+
+def test_strides_make_320_samples_a_frame():
+    assert math.prod(CONV_STRIDES) == 320
+    field, jump = 1, 1
+    for kernel, stride in zip(CONV_KERNELS, CONV_STRIDES):
+        field, jump = field + (kernel - 1) * jump, jump * stride
+    assert field == 400
