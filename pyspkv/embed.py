@@ -1,4 +1,4 @@
-"""Embeddings of a data directory: batches of similar length, evaluation mode, one vector per utterance.
+"""Embeddings of a data directory: batches of similar length, evaluation mode, one vector per utterance or crop.
 
 An utterance above `MAX_SECONDS` is cut into equal parts below it, and its embedding is the mean of theirs; one
 shorter than the encoder takes is repeated until it is long enough.
@@ -46,17 +46,30 @@ def _plan(lengths: list[int], most: int) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def embed_rows(
-    encoder, data: DataDir, device, precision: str, allow_pipes: bool = False
+    encoder,
+    data: DataDir,
+    device,
+    precision: str,
+    allow_pipes: bool = False,
+    crops: tuple[int, int] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (row, float32 [D]) for every utterance of `data`, shortest first. The encoder must be in eval mode."""
+    """Yield (row, float32 [D]) for every utterance of `data`, shortest first. The encoder must be in eval mode.
+
+    crops (n, samples): (row, [n, D]) of n crops evenly spaced from start to end, which overlap where they must; an
+    utterance shorter than one is repeated.
+    """
     reader = AudioReader(data, allow_pipes)
-    lengths = [reader.num_samples(row) for row in range(len(reader))]
+    lengths = [crops[0] * crops[1] if crops else reader.num_samples(row) for row in range(len(reader))]
     most = MAX_SECONDS * SAMPLE_RATE
 
     def pieces(row: int) -> list[np.ndarray]:
         wave = reader.read(row)
-        if len(wave) < encoder.min_samples:
-            wave = np.resize(wave, encoder.min_samples)
+        least = max(encoder.min_samples, crops[1] if crops else 0)
+        if len(wave) < least:
+            wave = np.resize(wave, least)
+        if crops:
+            starts = np.linspace(0, len(wave) - least, crops[0]).astype(int)
+            return [wave[start : start + least] for start in starts]
         return np.array_split(wave, -(-len(wave) // most))
 
     def batch(rows: list[int]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
@@ -81,7 +94,7 @@ def embed_rows(
                     if len(owners) > len(plan)
                     else vectors[[plan.index(row)]]
                 )
-                vector = own.mean(0)
+                vector = own if crops else own.mean(0)
                 if not np.isfinite(vector).all():
                     raise UserError(
                         f"utterance {data.utts[row]}: its embedding is not finite",

@@ -113,3 +113,19 @@ def test_bad_input_is_named_and_leaves_nothing(trained, tmp_path, damage):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert words in done.stderr and len(done.stderr.strip().splitlines()) <= 2
     assert not list((tmp_path / "out").glob("embedding.*")) and not Path("evil").exists()
+
+
+def test_crops_are_evenly_spaced_and_short_utterances_repeated(trained, tmp_path):
+    folder, data = trained
+    encoder = load_encoder(folder / "model")
+    soundfile.write(tmp_path / "short.wav", soundfile.read(data.wav[data.utts[0]])[0][:3000], 16000)
+    data = data.subset(data.utts[:2])
+    data.wav[data.utts[1]] = str(tmp_path / "short.wav")
+    got = dict(embed_module.embed_rows(encoder, data, CPU, "fp32", crops=(3, 4000)))
+    whole, short = (soundfile.read(data.wav[u], dtype="float32")[0] for u in data.utts)
+    starts = (0, (len(whole) - 4000) // 2, len(whole) - 4000)
+    want = [whole[s : s + 4000] for s in starts], [np.resize(short, 4000)] * 3
+    for row in range(2):
+        with torch.no_grad():
+            each = encoder(torch.from_numpy(np.stack(want[row])), torch.tensor([4000] * 3)).numpy()
+        np.testing.assert_allclose(got[row], each, atol=1e-5)

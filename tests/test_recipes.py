@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -144,3 +145,33 @@ def test_librispeech_recipe_on_real_speech(corpora, tmp_path):
     run("librispeech/ssl", tmp_path, "--stop-stage", "2", SPKV_CORPORA=str(corpora))
     train, test = DataDir.read(tmp_path / "data/train"), DataDir.read(tmp_path / "data/test")
     assert len(train.wav) == 251 - 30 and train.spk == train.utts and len(test.utts) == 100
+
+
+def test_new_recipe_is_a_working_copy_of_the_template(tmp_path, mini):
+    """In a copy of the tree: made, refused a second time, and run on egs/mini's data with a data.sh of two lines."""
+    tree = tmp_path / "tree"
+    (tree / "egs").mkdir(parents=True)
+    for name in ("local", "steps", "pyspkv", "path.sh", "egs/TEMPLATE"):
+        (tree / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "utils", tree / "utils")
+    new = [str(tree / "utils/new_recipe.sh"), "mine"]
+    subprocess.run(new, check=True, capture_output=True)
+    again = subprocess.run(new, capture_output=True, text=True)
+    assert again.returncode == 1 and "is there already" in again.stderr
+    recipe = tree / "egs/mine/ssl"
+    first = subprocess.run([recipe / "run.sh"], env=env(), capture_output=True, text=True)
+    assert first.returncode == 1 and "to be written" in first.stderr
+    folder, _ = mini
+    (recipe / "data.sh").write_text(f'#!/bin/sh\nmkdir -p "$2" && cp -r {folder}/data/* "$2"\n')
+    options = [
+        "--conf",
+        ROOT / "tests/conf",
+        "--stop-stage",
+        "3",
+        "--exp",
+        tmp_path / "exp",
+        "--data",
+        tmp_path / "data",
+    ]
+    subprocess.run([recipe / "run.sh", *options], env=env(), check=True, capture_output=True)
+    assert (tmp_path / "exp/pretrain/model/LATEST").exists()

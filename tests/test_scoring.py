@@ -48,7 +48,7 @@ def call(tmp_path, monkeypatch, capsys):
         (tmp_path / "trials").write_text("".join(f"{e} {t} nontarget\n" for e, t in trials))
         argv = ["score", "--trials", str(tmp_path / "trials"), "--out", str(tmp_path / "out")]
         for key, value in options.items():
-            argv += ["--" + key.replace("_", "-"), str(value)]
+            argv += ["--" + key.replace("_", "-"), *map(str, value if isinstance(value, list) else [value])]
         monkeypatch.setattr("sys.argv", argv)
         cli.main()
         lines = [line.split() for line in (tmp_path / "out").read_text().splitlines()]
@@ -145,6 +145,19 @@ def test_cohort_of_pseudo_speakers(tmp_path, call):
     ]
     np.testing.assert_allclose(got, [plain_as_norm(x[a], x[b], means, 5) for a, b in trials], atol=1e-5)
     assert "cohort: 7 (pseudo-)speakers" in said
+
+
+def test_several_sets_give_the_mean_of_their_scores(tmp_path, call):
+    """The paper's scoring: crops [n, D] and the whole utterance."""
+    rng = np.random.default_rng(3)
+    whole = write(tmp_path / "whole", {u: rng.standard_normal(4) for u in "abc"})
+    crops = write(tmp_path / "crops", {u: rng.standard_normal((5, 4)) for u in "abc"})
+    trials = [("a", "b"), ("c", "a")]
+    each = [call(trials, enrol=scp, test=scp)[0] for scp in (whole, crops)]
+    both, _ = call(trials, enrol=[whole, crops], test=[whole, crops])
+    np.testing.assert_allclose(both, np.mean(each, 0), atol=1e-12)
+    with pytest.raises(SystemExit):
+        call(trials, enrol=[whole, crops], test=whole)
 
 
 def test_as_norm_over_blocks_and_threads(monkeypatch):

@@ -13,11 +13,18 @@ def main() -> None:
     parser.add_argument("--data", required=True, metavar="DIR")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument(
+        "--crops", type=int, default=0, metavar="N", help="embed N evenly spaced crops: entries of [N, D]"
+    )
+    parser.add_argument("--crop-seconds", type=float, default=4.0, metavar="S", help="their length")
     parser.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
     args = parser.parse_args()
+    if args.crops < 0 or args.crop_seconds < 0.1:
+        parser.error("--crops is a number from 0, --crop-seconds at least 0.1")
     import torch
     from tqdm import tqdm
 
+    from pyspkv.audio import SAMPLE_RATE
     from pyspkv.checkpoint import load_encoder
     from pyspkv.datadir import DataDir
     from pyspkv.embed import embed_rows
@@ -26,7 +33,8 @@ def main() -> None:
     data = DataDir.read(args.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = load_encoder(args.model).to(device)
-    rows = embed_rows(encoder, data, device, args.precision, args.allow_pipes)
+    crops = (args.crops, round(args.crop_seconds * SAMPLE_RATE)) if args.crops else None
+    rows = embed_rows(encoder, data, device, args.precision, args.allow_pipes, crops)
     with EmbeddingWriter(args.out) as write:
         for row, vector in tqdm(
             rows, total=len(data.utts), unit="utt", desc="embed", disable=None, leave=False

@@ -18,8 +18,14 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--trials", required=True, help="`enrol test target|nontarget` lines")
-    p.add_argument("--enrol", required=True, metavar="SCP", help="embeddings of the enrolment side")
-    p.add_argument("--test", required=True, metavar="SCP", help="embeddings of the test side")
+    p.add_argument(
+        "--enrol",
+        required=True,
+        nargs="+",
+        metavar="SCP",
+        help="embeddings of the enrolment side; several (whole utterances and their crops): the mean of their scores",
+    )
+    p.add_argument("--test", required=True, nargs="+", metavar="SCP", help="of the test side, as many")
     p.add_argument("--out", required=True, help="score file to write")
     p.add_argument(
         "--enrol-map",
@@ -40,6 +46,8 @@ def parse_args() -> argparse.Namespace:
         help="calibration.json: write log-likelihood ratios instead of scores",
     )
     args = p.parse_args()
+    if len(args.enrol) != len(args.test) or (len(args.test) > 1 and (args.cohort or args.mean)):
+        p.error("--enrol and --test take as many files; several go with neither --cohort nor --mean")
     if args.cohort_utt2spk and not args.cohort:
         p.error("--cohort-utt2spk needs --cohort")
     return args
@@ -83,21 +91,14 @@ def check_dim(embeddings: Embeddings, dim: int, file: str) -> None:
         )
 
 
-def main() -> None:
-    args = parse_args()
-    calibration = None
-    if args.calibration:
-        from pyspkv.calibration import Calibration
-
-        calibration = Calibration.read(args.calibration)
-    enrol, test, _ = read_trials(args.trials)
-    mean = read_mean(args.mean) if args.mean else None
-    embeddings = read_embeddings(args.test)
+def score(args, enrol_scp: str, test_scp: str, mean, enrol: list[str], test: list[str]) -> np.ndarray:
+    """float64 scores of the trials by one pair of embedding sets."""
+    embeddings = read_embeddings(test_scp)
     test_ids, test_x = embeddings.ids, scoring.directions(embeddings, mean)
     enrol_ids, enrol_x = test_ids, test_x
-    if args.enrol != args.test:
-        embeddings = read_embeddings(args.enrol)
-        check_dim(embeddings, test_x.shape[1], args.enrol)
+    if enrol_scp != test_scp:
+        embeddings = read_embeddings(enrol_scp)
+        check_dim(embeddings, test_x.shape[1], enrol_scp)
         enrol_ids, enrol_x = embeddings.ids, scoring.directions(embeddings, mean)
     if args.enrol_map:
         models = {m: utts.split(" ") for m, utts in read_table(args.enrol_map, "ids").items()}
@@ -109,9 +110,20 @@ def main() -> None:
     j = scoring.rows_of(test, test_ids, "test", args.trials)
     if args.cohort:
         cohort = read_cohort(args.cohort, args.cohort_utt2spk, mean, test_x.shape[1])
-        scores = scoring.as_norm(enrol_x, test_x, i, j, cohort, args.top_n)
-    else:
-        scores = scoring.cosine(enrol_x, test_x, i, j)
+        return scoring.as_norm(enrol_x, test_x, i, j, cohort, args.top_n)
+    return scoring.cosine(enrol_x, test_x, i, j)
+
+
+def main() -> None:
+    args = parse_args()
+    calibration = None
+    if args.calibration:
+        from pyspkv.calibration import Calibration
+
+        calibration = Calibration.read(args.calibration)
+    enrol, test, _ = read_trials(args.trials)
+    mean = read_mean(args.mean) if args.mean else None
+    scores = np.mean([score(args, *pair, mean, enrol, test) for pair in zip(args.enrol, args.test)], 0)
     if calibration:
         scores = calibration.llr(scores)
     scoring.write_scores(args.out, enrol, test, scores)
