@@ -1,0 +1,210 @@
+"""Ours beside sslsv (github.com/theolepage/sslsv), given its checkout: training step, extraction, data path.
+
+    git clone https://github.com/theolepage/sslsv /tmp/sslsv
+    OMP_NUM_THREADS=2 python benchmarks/peer.py --sslsv /tmp/sslsv [step extract data] [--profile]
+
+Both sides take turns in one process, and each figure is the median of the turns. `step`: ECAPA-TDNN-512, 80 mel
+bands, 192 dimensions, 3 s crops, batch 32, AAM-softmax over 1,000 classes, one whole optimiser step in fp32 (and bf16
+for ours). `extract`: the same encoders in evaluation mode. `data`: decode, crop 3 s, reverberate, add noise, of the
+same files, no model. sslsv reads its responses and noises from files, as its users do; ours reads the same files.
+"""
+
+import argparse
+import importlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch.nn import functional as F
+
+from pyspkv import config as cfg
+from pyspkv import rooms
+from pyspkv.augment import AugmentConfig, Augmenter
+from pyspkv.datadir import DataDir
+from pyspkv.dataset import Batches, Corpus, View
+from pyspkv.embed import autocast
+from pyspkv.trainer import TrainConfig, Trainer
+
+BATCH, SECONDS, CLASSES, RATE = 32, 3.0, 1000, 16000
+CPU = torch.device("cpu")
+
+
+def take_turns(sides: dict, turns: int = 5, repeats: int = 1) -> dict[str, float]:
+    """Median seconds of each side's call over alternating turns, after one of each that is not counted."""
+    seconds = {name: [] for name in sides}
+    for turn in range(turns + 1):
+        for name, call in sides.items():
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            if turn:
+                seconds[name].append((time.perf_counter() - start) / repeats)
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def report(what: str, seconds: dict[str, float], items: int, unit: str) -> None:
+    print(f"{what}: {items} {unit} a call, {torch.get_num_threads()} threads")
+    for name, s in seconds.items():
+        print(f"  {name:<12} {items / s:8.1f} {unit}/s   {seconds['sslsv'] / s:5.2f} x sslsv")
+
+
+def speech(folder: Path, count: int, seconds: float = 8.0) -> DataDir:
+    """`count` recordings of coloured noise as FLAC, one a speaker: content does not matter for speed."""
+    rng = np.random.default_rng(0)
+    wav = {}
+    (folder / "flac").mkdir(parents=True)
+    for i in range(count):
+        x = np.cumsum(rng.standard_normal(round(seconds * RATE))) * 1e-3
+        path = folder / "flac" / f"u{i:04d}.flac"
+        soundfile.write(path, (x - x.mean()).clip(-0.9, 0.9), RATE)
+        wav[f"u{i:04d}"] = str(path)
+    data = DataDir(folder / "data", list(wav), list(wav), wav)
+    data.write(folder / "data")
+    return DataDir.read(folder / "data")
+
+
+class Theirs:
+    """sslsv's ECAPA-TDNN with its AAM-softmax and Adam."""
+
+    def __init__(self):
+        encoder = importlib.import_module("sslsv.encoders.ECAPATDNN")
+        loss = importlib.import_module("sslsv.methods.Supervised.AAMSoftmaxLoss")
+        self.encoder = encoder.ECAPATDNN(encoder.ECAPATDNNConfig(mel_n_mels=80, encoder_dim=192))
+        self.weight = torch.nn.Parameter(0.1 * torch.randn(CLASSES, 192))
+        self.loss = loss.AAMSoftmaxLoss()
+        self.optimiser = torch.optim.Adam([*self.encoder.parameters(), self.weight], lr=1e-3)
+
+    def step(self, wave: torch.Tensor, label: torch.Tensor) -> None:
+        self.optimiser.zero_grad()
+        cos = F.linear(F.normalize(self.encoder(wave)), F.normalize(self.weight))
+        self.loss(cos, label)[0].backward()
+        self.optimiser.step()
+
+
+def our_trainer(folder: Path, data: DataDir) -> Trainer:
+    raw = {
+        "encoder": {"name": "ecapa"},
+        "objective": {"name": "margin", "crop_seconds": SECONDS, "augment": False},
+    }
+    raw |= {"batch_size": BATCH, "precision": "fp32"}
+    return Trainer(cfg.validate(TrainConfig, raw), data, folder / "exp")
+
+
+def step(args, folder: Path) -> None:
+    trainer = our_trainer(folder, speech(folder, CLASSES, seconds=SECONDS))
+    theirs = Theirs()
+    batch = Batches(trainer.corpus, trainer.views, None, 0)[0, 0, np.arange(BATCH)]
+    wave = batch.views["main"][0]
+    trainer.objective.train()
+
+    def ours(precision: str):
+        trainer.precision = precision
+        trainer._step(trainer.objective, batch, 0)
+
+    sides = {
+        "sslsv": lambda: theirs.step(wave, batch.label),
+        "ours fp32": lambda: ours("fp32"),
+        "ours bf16": lambda: ours("bf16"),
+    }
+    report("training step", take_turns(sides), BATCH, "utterances")
+    if args.profile:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU]) as prof:
+            ours("fp32")
+        print(prof.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+
+
+def extract(args, folder: Path) -> None:
+    torch.manual_seed(0)
+    theirs, ours = (
+        Theirs().encoder.eval(),
+        cfg.build("encoder", cfg.resolve("encoder", {"name": "ecapa"})).eval(),
+    )
+    wave = 0.1 * torch.randn(BATCH, round(SECONDS * RATE))
+    lengths = torch.full((BATCH,), wave.shape[1])
+
+    @torch.inference_mode()
+    def embed(precision: str) -> torch.Tensor:
+        with autocast(CPU, precision):
+            return ours(wave, lengths).float()
+
+    with torch.inference_mode():
+        sides = {
+            "sslsv": lambda: theirs(wave),
+            "ours fp32": lambda: embed("fp32"),
+            "ours bf16": lambda: embed("bf16"),
+        }
+        report("extraction", take_turns(sides), BATCH, "utterances")
+    cos = F.cosine_similarity(embed("fp32"), embed("bf16"))
+    print(f"  cosine of bf16 to fp32: least {cos.min():.5f}")
+
+
+def data_path(args, folder: Path) -> None:
+    augmentation = importlib.import_module("sslsv.datasets.DataAugmentation")
+    dataset = importlib.import_module("sslsv.datasets.Dataset")
+    data = speech(folder, 64)
+    bank = rooms.bank(64, 0, (0.1, 0.7), (0.5, 4.0), folder / "rooms")
+    rng = np.random.default_rng(1)
+    rirs, noises = {}, {}
+    for i, h in enumerate(bank):
+        path = folder / "simulated_rirs" / "a" / "b" / f"r{i}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, h / np.abs(h).max() * 0.9, RATE)
+        rirs[f"r{i:03d}"] = str(path)
+    for kind in ("noise", "speech", "music"):
+        for i in range(16):  # musan_split: pieces of 5 s
+            path = folder / "musan_split" / kind / "a" / f"{i}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, 0.1 * rng.standard_normal(5 * RATE), RATE)
+            noises[f"{kind}-{i:03d}"] = str(path)
+    for name, wav in (("rir", rirs), ("noise", noises)):
+        (folder / f"{name}.scp").write_text("".join(f"{k} {v}\n" for k, v in sorted(wav.items())))
+    strategy = augmentation.DataAugmentationStrategyEnum.BOTH
+    config = dataset.DatasetConfig(
+        augmentation=augmentation.DataAugmentationConfig(strategy=strategy),
+        frame_length=round(SECONDS * RATE),
+        base_path=folder,
+    )
+    theirs = dataset.Dataset(config, [data.wav[u] for u in data.utts])
+    common = {"prob": 1.0, "reverb_weight": 0.0, "additive_weight": 0.0, "both_weight": 1.0}
+    common |= {"noise": str(folder / "noise.scp"), "rir": str(folder / "rir.scp")}
+    rows = np.arange(len(data.utts))
+
+    def ours(cache_mb: float):
+        batches = Batches(
+            Corpus(data, cache_mb=cache_mb), {"main": View(SECONDS, augment=True)},
+            Augmenter(AugmentConfig(**common, cache_mb=cache_mb)), 0,
+        )  # fmt: skip
+        return lambda: batches[0, 0, rows]
+
+    sides = {
+        "sslsv": lambda: torch.stack([theirs[int(i)][1] for i in rows]),
+        "ours": ours(0),
+        "ours cached": ours(1024),
+    }
+    report("data path", take_turns(sides), len(rows), "crops")
+
+
+PARTS = {"step": step, "extract": extract, "data": data_path}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    p.add_argument("--sslsv", required=True, type=Path, help="its checkout")
+    p.add_argument("--profile", action="store_true", help="where our step's time goes")
+    args = p.parse_args()
+    sys.path.insert(0, str(args.sslsv))
+    for part in args.parts or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            PARTS[part](args, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
