@@ -10,7 +10,6 @@ import csv
 import re
 from pathlib import Path
 
-from pyspkv.atomic import atomic_file
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError, run
 from pyspkv.make_trials import make_trials
@@ -108,11 +107,7 @@ def main() -> int:
         data.trials = {
             "trials": given_trials(given, set(data.utts)) if given else own_trials(data, args.seed)
         }
-    train = sets["train"]
-    train.write(args.dir / "train_labelled")
-    with atomic_file(args.dir / "truth" / "train_utt2spk") as f:
-        f.writelines(f"{u} {s}\n" for u, s in zip(train.utts, train.spk))
-    train.with_speakers(train.utts).write(args.dir / "train")
+    sets["train"].write_training_set(args.dir)
     sets["dev"].write(args.dir / "dev")
     sets["test"].write(args.dir / "test")
     return 0

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pyspkv.atomic import atomic_file
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError, run
 from pyspkv.make_trials import make_trials
@@ -121,10 +120,7 @@ def main() -> int:
     else:
         test.trials = {"trials": make_trials(test.utts, test.spk, seed=args.seed, **limits)}
 
-    train.write(args.dir / "train_labelled")
-    with atomic_file(args.dir / "truth" / "train_utt2spk") as f:
-        f.writelines(f"{u} {s}\n" for u, s in zip(train.utts, train.spk))
-    train.with_speakers(train.utts).write(args.dir / "train")
+    train.write_training_set(args.dir)
     dev.write(args.dir / "dev")
     test.write(args.dir / "test")
     for name, data in (("train", train), ("dev", dev), ("test", test)):

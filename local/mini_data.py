@@ -281,9 +281,7 @@ def write_dirs(maker: Maker) -> None:
         }
         data = DataDir(root / split, utts, spk, wav, extra=extra)
         if split == "train":
-            data.write(root / "train_labelled")
-            write_table(root / "truth" / "train_utt2spk", zip(utts, spk))
-            data.with_speakers(utts).write(root / "train")
+            data.write_training_set(root)
             continue
         gender = {s.id: s.gender for s in maker.speakers[split]}
         trials = make_trials(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pyspkv.atomic import atomic_dir
+from pyspkv.atomic import atomic_dir, atomic_file
 from pyspkv.errors import UserError
 from pyspkv.tables import no_gc, parse_segment, read_columns, read_table
 from pyspkv.trials import cut_trials, enrol_side, read_trials
@@ -285,6 +285,14 @@ class DataDir:
         if len(spk) != len(self.utts):
             raise UserError(f"{len(spk)} speakers for {len(self.utts)} utterances", file=self.path)
         return replace(self, spk=list(spk), per_spk={})
+
+    def write_training_set(self, folder: str | Path) -> None:
+        """Into `folder`: train without speakers, train_labelled with them, and truth/train_utt2spk for diagnostics."""
+        folder = Path(folder)
+        self.write(folder / "train_labelled")
+        with atomic_file(folder / "truth" / "train_utt2spk") as f:
+            f.writelines(f"{utt} {spk}\n" for utt, spk in zip(self.utts, self.spk))
+        self.with_speakers(self.utts).write(folder / "train")
 
     def renamed(self, utt: Callable[[str, str], str], spk: Callable[[str], str]) -> "DataDir":
         """New ids from `utt(id, speaker)` and `spk(speaker)`; with segments, recordings keep theirs."""

@@ -6,6 +6,7 @@ set -euo pipefail
 nj=1              # parallel jobs
 ngpu=0            # GPUs of this machine; 0 uses the CPU
 precision=fp32    # fp32, bf16
+crops=0           # embed so many evenly spaced crops of 4 s instead of the whole utterance
 cmd=run.sh        # job runner
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
@@ -20,13 +21,15 @@ utts=$(wc -l < "$data/utt2spk")
 [ "$nj" -le "$utts" ] || nj=$utts
 [ "$ngpu" -gt 0 ] || export CUDA_VISIBLE_DEVICES=
 if [ "$nj" -eq 1 ]; then
-    exec "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$data" --out "$out" --precision "$precision"
+    exec "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$data" --out "$out" \
+        --precision "$precision" --crops "$crops"
 fi
 split=$data/split${nj}utt
 split_data.sh --per-utt "$data" "$nj"
 # shellcheck disable=SC2086  # cmd may carry options
 OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd JOB=1:"$nj" "$out/log/extract.JOB.log" \
-    "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/JOB" --out "$out/JOB" --precision "$precision"
+    "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/JOB" --out "$out/JOB" \
+    --precision "$precision" --crops "$crops"
 for job in $(seq "$nj"); do cat "$out/$job/embedding.scp"; done | sort > "$scp.tmp"
 mv "$scp.tmp" "$scp"
 echo "$0: $utts embeddings in $scp"

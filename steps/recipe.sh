@@ -17,6 +17,9 @@ round=1             # start stage 4 at this round
 num_rounds=2
 num_clusters=auto   # pseudo-speakers, or auto: estimated without labels
 cluster_opts="--whiten 0.5"  # further options of bin.cluster
+labels_from=pretrain # the phase whose embeddings give the first round's labels
+round_init=         # where each round's training starts: empty = the pre-trained model, none = from scratch
+crops=0             # also score by so many crops of 4 s together with the whole utterance
 supervised=false    # also train on the true labels, for comparison
 nj=2                # parallel jobs
 ngpu=0              # GPUs; 0 uses the CPU
@@ -26,10 +29,11 @@ data=data           # the corpus' data directories; likewise
 conf=conf           # configs; likewise
 
 # shellcheck disable=SC2034  # read by parse_options.sh
-po_files=${BASH_SOURCE[0]} # --help lists these options too
+po_files=("${BASH_SOURCE[0]}") # --help lists these options too
 recipe=$(cd "$(dirname "$0")" && pwd)
 . "$recipe/../../../path.sh"
 exp=$recipe/$exp data=$recipe/$data conf=$recipe/$conf
+student_options=() # key=value for every training of stages 4 and 5
 noise_list=() # training options that name the noise list; `use_noise` sets it
 
 begin() { # after the options: absolute paths, work in the recipe's folder
@@ -60,16 +64,21 @@ rounds() { # embed, cluster, train; again and again
     local r
     for r in $(seq "$round" "$num_rounds"); do
         "$ROOT/steps/round.sh" --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
-            --cluster-opts "$cluster_opts" "$r" "$(round_config "$r")" "$data/train" "$exp" "${noise_list[@]}"
+            --labels-from "$labels_from" --init "$round_init" --cluster-opts "$cluster_opts" \
+            "$r" "$(round_config "$r")" "$data/train" "$exp" "${noise_list[@]}" "${student_options[@]}"
     done
 }
 finetune() { # large margin, from the last round
     local last=$exp/round$num_rounds
-    train --init "$last/model" --keep-head true "$conf/finetune.yaml" "$last/data" "$exp/finetune/model"
+    train --init "$last/model" --keep-head true "$conf/finetune.yaml" "$last/data" "$exp/finetune/model" \
+        "${student_options[@]}"
     ! $supervised || supervise
 }
-supervise() { # the true labels in the last round's place: same start, same steps
-    train --init "$exp/pretrain/model" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model"
+supervise() { # the true labels in the last round's place, same start, same steps
+    local init=${round_init:-$exp/pretrain/model}
+    [ "$init" != none ] || init=
+    train --init "$init" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model" \
+        "${student_options[@]}"
 }
 extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort
     local model set
@@ -77,6 +86,8 @@ extract_all() { # of every model: dev, test, and train, whose pseudo-speakers ar
         for set in train dev test; do
             "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$model" "$data/$set" "${model%/model}/embed/$set"
         done
+        [ "$crops" -eq 0 ] || "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" --crops "$crops" \
+            "$model" "$data/test" "${model%/model}/embed/test-crops"
     done
 }
 score_all() { # every model; where one was trained on the true labels, all are compared to it

@@ -6,6 +6,7 @@
 set -euo pipefail
 nj=1
 ngpu=0
+labels_from=pretrain # the phase whose embeddings give the first round's labels
 init=               # where training starts: empty = the pre-trained model, none = from scratch, or a model folder
 num_clusters=auto
 cluster_opts=       # further options of bin.cluster, e.g. "--linkage average --metric cosine"
@@ -17,7 +18,7 @@ seed=0
 round=$1 config=$2 data=$3 exp=$4; shift 4
 
 before=$exp/round$((round - 1)) previous=$exp/round$((round - 1))/data
-if [ "$round" -eq 1 ]; then before=$exp/pretrain previous=; fi
+if [ "$round" -eq 1 ]; then before=$exp/$labels_from previous=; fi
 init=${init:-$exp/pretrain/model}
 [ "$init" != none ] || init=
 here=$exp/round$round

@@ -4,7 +4,8 @@
 #   e.g. steps/score.sh --dev data/dev exp/round1 data/test test
 # Needs <system>/embed/<name>; with --dev, also <system>/embed/dev: the threshold and calibration are fitted on its
 # trials and stored with the model. With --cohort-data and <system>/embed/train also <name>-mean, scores less the
-# training embeddings' mean, and <name>-asnorm, AS-normed with its pseudo-speakers.
+# training embeddings' mean, and <name>-asnorm, AS-normed with its pseudo-speakers. With <system>/embed/<name>-crops
+# also <name>-crops, the mean of the whole utterances' score and of the crops' (arXiv 2406.02285).
 set -euo pipefail
 dev=             # data directory of the declared dev list
 cohort_data=     # data directory of pseudo-speakers whose mean embeddings (embed/train) are the cohort
@@ -15,10 +16,13 @@ compare=         # another system's folder: paired bootstrap of the EERs' differ
 [ $# -eq 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
 system=$1 data=$2 name=$3
 
-score() {  # <data> <name> <scores> [options]
-    local data=$1 name=$2 scores=$3 scp=$system/embed/$2/embedding.scp; shift 3
+score() {  # <data> <sets of embeddings> <scores> [options]
+    local data=$1 scps=() set scores=$3
+    for set in $2; do scps+=("$system/embed/$set/embedding.scp"); done
+    shift 3
     [ ! -f "$data/enrol_map" ] || set -- --enrol-map "$data/enrol_map" "$@"
-    "$SPKV_PYTHON" -m pyspkv.bin.score --trials "$data/trials" --enrol "$scp" --test "$scp" --out "$scores" "$@"
+    "$SPKV_PYTHON" -m pyspkv.bin.score --trials "$data/trials" --enrol "${scps[@]}" --test "${scps[@]}" \
+        --out "$scores" "$@"
 }
 measure() {  # <data> <scores> [options]
     local data=$1 scores=$2; shift 2
@@ -39,6 +43,10 @@ score "$data" "$name" "$plain"
 [ ! -f "$system/model/calibration.json" ] || options+=(--calibration "$system/model/calibration.json")
 [ -z "$compare" ] || options+=(--compare "$compare/score/$name.scores")
 measure "$data" "$plain" "${options[@]}"
+if [ -f "$system/embed/$name-crops/embedding.scp" ]; then
+    score "$data" "$name $name-crops" "$system/score/$name-crops.scores"
+    measure "$data" "$system/score/$name-crops.scores"
+fi
 if [ -n "$cohort_data" ] && [ -f "$system/embed/train/embedding.scp" ]; then
     score "$data" "$name" "$system/score/$name-mean.scores" --mean "$system/embed/train/embedding.scp"
     measure "$data" "$system/score/$name-mean.scores"

@@ -199,3 +199,75 @@ def test_real_arabic_speech_commands(tmp_path):
     )
     assert "train: train.csv lists 7200 files, 3600 are there, of 18 speakers" in out
     assert len(DataDir.read(tmp_path / "dev").trials["trials"]) == 24000
+
+
+@pytest.fixture(scope="module")
+def voxceleb(tmp_path_factory):
+    root = tmp_path_factory.mktemp("VoxCeleb")
+    for s in range(6):
+        for video in ("-aB_c", "xyz"):
+            for k in (1, 2):
+                part = "test" if s < 2 else "dev"
+                sound(root / f"vox1/{part}/wav/id1000{s}/{video}/{k:05d}.wav", 0.2, seed=k)
+    for s in range(3):
+        sound(root / f"vox2/dev/aac/id2000{s}/v{s}/00001.wav", 0.2, seed=s)
+    lines = [
+        "1 id10000/-aB_c/00001.wav id10000/xyz/00001.wav",
+        "0 id10000/xyz/00002.wav id10001/xyz/00001.wav",
+    ]
+    (root / "veri_test2.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_voxceleb(voxceleb, tmp_path):
+    args = ["--trials", voxceleb / "veri_test2.txt", "--num-dev-spk", 3, voxceleb / "vox1", voxceleb / "vox2"]
+    local("voxceleb", *args, tmp_path / "d")
+    train, dev, test = (DataDir.read(tmp_path / "d" / name) for name in ("train", "dev", "test"))
+    assert train.utts == train.spk == [f"id2000{s}-v{s}-00001" for s in range(3)]
+    assert DataDir.read(tmp_path / "d/train_labelled").spk == ["id20000", "id20001", "id20002"]
+    assert test.utts == ["id10000--aB_c-00001", "id10000-xyz-00001", "id10000-xyz-00002", "id10001-xyz-00001"]
+    assert test.trials["trials"] == [
+        "id10000--aB_c-00001 id10000-xyz-00001 target",
+        "id10000-xyz-00002 id10001-xyz-00001 nontarget",
+    ]
+    assert len(set(dev.spk)) == 3 and not set(dev.spk) & set(test.spk)
+    for line in dev.trials["trials"]:
+        a, b, label = line.split()
+        assert label == "nontarget" or a.rsplit("-", 1)[0] != b.rsplit("-", 1)[0], "targets are across videos"
+
+
+def test_voxceleb_errors(voxceleb, tmp_path):
+    (tmp_path / "list").write_text("1 id10000/-aB_c/00001.wav\n")
+    error = local(
+        "voxceleb",
+        "--trials",
+        tmp_path / "list",
+        voxceleb / "vox1",
+        voxceleb / "vox2",
+        tmp_path / "d",
+        ok=False,
+    )
+    assert "list:1" in error and "the rule is" in error
+    (tmp_path / "list").write_text("1 id10000/-aB_c/00001.wav id99999/x/00001.wav\n")
+    error = local(
+        "voxceleb",
+        "--trials",
+        tmp_path / "list",
+        voxceleb / "vox1",
+        voxceleb / "vox2",
+        tmp_path / "d",
+        ok=False,
+    )
+    assert "id99999-x-00001" in error and not (tmp_path / "d").exists()
+    sound(tmp_path / "v2/dev/aac/id1/v/1.flac", 0.1)
+    (tmp_path / "v2/dev/aac/id1/v/1.flac").rename(tmp_path / "v2/dev/aac/id1/v/1.m4a")
+    error = local(
+        "voxceleb",
+        "--trials",
+        tmp_path / "list",
+        voxceleb / "vox1",
+        tmp_path / "v2",
+        tmp_path / "d",
+        ok=False,
+    )
+    assert "ffmpeg" in error

@@ -31,7 +31,10 @@ log_steps: 2
 save_steps: 2
 workers: 0
 """
-CONTRASTIVE = {"objective": {"name": "contrastive", "crop_seconds": 0.4}}
+CONTRASTIVE = {"objective": {"name": "contrastive", "crop_seconds": 0.4}, "augment.speeds": [0.9, 1.0, 1.1]}
+DINO = {"objective": {"name": "dino", "global_seconds": 0.5, "local_seconds": 0.3, "local_crops": 2, "hidden": 16,
+                      "bottleneck": 8, "head_size": 32}}  # fmt: skip
+DLG = {"objective.gate": {"name": "dlg", "start_epoch": 1, "correct_epoch": 1}, "augment.speeds": [0.9, 1.1]}
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +75,8 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}}],
-    ids=["margin", "contrastive", "lgl"],
+    [{}, CONTRASTIVE, {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}}, DLG, DINO],
+    ids=["margin", "contrastive", "lgl", "dlg", "dino"],
 )
 def test_a_run_killed_at_any_step_ends_with_the_same_digits(tmp_path, data, monkeypatch, changes):
     c = config(tmp_path, **{"augment.rir_bank": 0, **changes})
@@ -135,6 +138,19 @@ def test_init_takes_the_body_and_builds_a_new_head(tmp_path, data):
         )
     with pytest.raises(UserError, match="no dev list"):
         Trainer(config(tmp_path), data, tmp_path / "x", init=f"{tmp_path / 'pre'}@best")
+
+
+def test_keep_head_takes_all_and_only_for_the_same_labels(tmp_path, data):
+    c = config(tmp_path, epochs=1, **{"augment.rir_bank": 0, **DLG})
+    Trainer(c, data, tmp_path / "first").run()
+    second = Trainer(c, data, tmp_path / "second", init=str(tmp_path / "first"), keep_head=True)
+    theirs = {k: v for k, v in final(tmp_path / "first").items() if not k.startswith("gate.")}
+    ours = second.objective.state_dict()
+    assert_same({k: ours[k] for k in theirs}, theirs)
+    assert ours["gate.loss"].isnan().all() and ours["gate.tau"].isinf()
+    other = data.with_speakers(["x" if s == data.spk[0] else s for s in data.spk])
+    with pytest.raises(UserError, match="other utterances or labels"):
+        Trainer(c, other, tmp_path / "third", init=str(tmp_path / "first"), keep_head=True)
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path, data):
@@ -209,7 +225,7 @@ def train_command(tmp_path, data, exp, *more, nproc=1):
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-@pytest.mark.parametrize("changes", [{}, CONTRASTIVE], ids=["margin", "contrastive"])
+@pytest.mark.parametrize("changes", [{}, CONTRASTIVE, DLG, DINO], ids=["margin", "contrastive", "dlg", "dino"])
 def test_two_processes_equal_one(tmp_path, data, changes):
     """Same global batch, gathered negatives, synchronised batch normalisation: the same losses and weights."""
     same = {
@@ -226,7 +242,8 @@ def test_two_processes_equal_one(tmp_path, data, changes):
     assert done.returncode == 0, done.stderr
     for one, two in zip(epochs(tmp_path / "one"), epochs(tmp_path / "two")):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-        assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.05)
+        for name in ("accuracy", "kept", "entropy"):
+            assert two.get(name, 0) == pytest.approx(one.get(name, 0), abs=0.05)
     assert_same(final(tmp_path / "one"), final(tmp_path / "two"), atol=2e-4, rtol=1e-2)
 
 

@@ -24,7 +24,7 @@ po_help() { # FILE...: the first one's comment block, then every `name=default  
     FNR == 1 && /^#!/ { next }
     !body && /^#/ { sub(/^# ?/, ""); print; next }
     { body = 1 }
-    /^\. .*parse_options\.sh/ || /^po_files=/ { done = 1 }
+    /^\. .*parse_options\.sh/ || /^po_files[+]?=/ { done = 1 }
     done { next }
     /^[a-z][a-z0-9_]*=/ {
       name = $0; sub(/=.*/, "", name)
@@ -49,9 +49,10 @@ po_set() { # --name=value: sets the variable
 }
 
 po_given=()
+# shellcheck disable=SC2154  # po_files is the caller's, if it is at all
 while [ $# -gt 0 ]; do
   case $1 in
-    --help | -h) po_help "${BASH_SOURCE[1]}" ${po_files:+"$po_files"}; exit 0 ;;
+    --help | -h) po_help "${BASH_SOURCE[1]}" ${po_files[@]+"${po_files[@]}"}; exit 0 ;;
     --) shift; break ;;
     --*=*) po_given+=("$1"); shift ;;
     --*)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# WavLM-MHFA with iterative pseudo-labels (arXiv 2406.02285) at full size: RDINO on VoxCeleb2 without its labels, k-means
+# into 50,000, Ward into 7,500, WavLM-Base+ with MHFA, AAM-softmax, dynamic loss gate and label correction, two more
+# rounds, large-margin fine-tuning; tested on VoxCeleb1. Sizes and memory stand in conf/*.yaml.
+#   egs/voxceleb/wavlm_ssl/run.sh --ngpu 2 --vox1 DIR --vox2 DIR --trials veri_test2.txt --musan DIR --rirs DIR \
+#       --wavlm WavLM-Base+.pt
+set -euo pipefail
+# shellcheck source=steps/recipe.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+# shellcheck source=steps/wavlm.sh
+. "$ROOT/steps/wavlm.sh"
+vox1=               # folder of VoxCeleb1: dev/wav, test/wav
+vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav
+trials=             # veri_test2.txt (O, cleaned), list_test_all2.txt (E) or list_test_hard2.txt (H)
+musan=              # folder of MUSAN: noise, speech, music
+rirs=               # folder of simulated room impulse responses
+num_rounds=3
+num_clusters=7500
+. parse_options.sh
+begin
+use_student
+noise_list=(augment.noise="$data/musan_noise" augment.babble="$data/musan_speech" augment.music="$data/musan_music"
+    augment.rir="$data/rirs")
+
+if run 1 "data directories and noise lists"; then
+    for name in vox1 vox2 trials musan rirs wavlm; do
+        [ -n "${!name}" ] || { echo "$0: give --$name" >&2; exit 1; }
+    done
+    local/voxceleb_data.sh --trials "$trials" "$vox1" "$vox2" "$data"
+    for kind in noise speech music; do local/noise_data.sh "$data/musan_$kind" "$musan/$kind"; done
+    local/noise_data.sh --segment-seconds 0 "$data/rirs" "$rirs"
+fi
+if run 2 "check the data directories"; then check_data; fi
+if run 3 "DINO"; then import_trunk; pretrain; fi
+if run 4 "rounds of clustering and training"; then rounds; fi
+if run 5 "large-margin fine-tuning of the last round"; then finetune; fi
+if run 6 "extract embeddings"; then extract_all; fi
+if run 7 "score"; then score_all; fi
+if run 8 "report"; then report; fi
