@@ -110,6 +110,7 @@ def test_everything_with_a_truth_file(whole, exp, monkeypatch, capsys):
     assert f"| finetune | test | {want['finetune']['eer']:.2f} |" in text
     assert f"| 2 | {want['clusters2']} |" in text
     assert f"{want['nmi2']:.3f}" in text
+    assert "| round1 | 3 | 3.00, 1.50, 1.00 | - | 3.0 |" in text
     drawn = {p.name for p in (exp / "plots").iterdir()}
     assert drawn == {f"{n}.png" for n in ("eer", "det", "scores", "cluster_sizes", "clusters", "labels")} | {
         f"train_{phase}.png" for phase in SHIFT

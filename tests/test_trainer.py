@@ -225,7 +225,9 @@ def train_command(tmp_path, data, exp, *more, nproc=1):
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-@pytest.mark.parametrize("changes", [{}, CONTRASTIVE, DLG, DINO], ids=["margin", "contrastive", "dlg", "dino"])
+@pytest.mark.parametrize(
+    "changes", [{}, CONTRASTIVE, DLG, DINO], ids=["margin", "contrastive", "dlg", "dino"]
+)
 def test_two_processes_equal_one(tmp_path, data, changes):
     """Same global batch, gathered negatives, synchronised batch normalisation: the same losses and weights."""
     same = {

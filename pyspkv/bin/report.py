@@ -113,7 +113,30 @@ def results(scores: dict, rounds: dict[int, dict], name: str) -> dict:
     }
 
 
-def markdown(title: str, scores: dict, rounds: dict[int, dict], plots: list[str], with_truth: bool) -> str:
+def epochs_of(folder: Path) -> list[dict]:
+    """End-of-epoch records of a phase's training."""
+    log = folder / "model/train.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    return [r for r in records if r.get("kind") == "epoch"]
+
+
+def training_table(phases: dict[str, Path]) -> list[str]:
+    """Loss and accuracy in the first, the middle and the last epoch of every phase."""
+    lines = ["| phase | epochs | loss: first, middle, last | accuracy % | minutes |", "|---|---|---|---|---|"]
+    for phase, folder in phases.items():
+        if records := epochs_of(folder):
+            three = [records[0], records[(len(records) - 1) // 2], records[-1]]
+            loss = ", ".join(f"{r['loss']:.2f}" for r in three)
+            accuracy = ", ".join(f"{100 * r['accuracy']:.0f}" for r in three if "accuracy" in r) or "-"
+            minutes = sum(r.get("seconds", 0) for r in records) / 60
+            lines.append(f"| {phase} | {len(records)} | {loss} | {accuracy} | {minutes:.1f} |")
+    return lines
+
+
+def markdown(
+    title: str, scores: dict, rounds: dict, training: list[str], plots: list[str], with_truth: bool
+) -> str:
     compared = any("eer_difference" in m for lists in scores.values() for m in lists.values())
     head = ["system", "trials", "EER %", "95 % interval", "minDCF 0.01", "minDCF 0.05", "Cllr"]
     head += ["EER less supervised (paired 95 %)"] * compared
@@ -160,6 +183,7 @@ def markdown(title: str, scores: dict, rounds: dict[int, dict], plots: list[str]
                 "",
                 "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
             ]
+    lines += ["", "## Training", "", *training]
     lines += ["", "## Plots", ""] + [f"![{name}](plots/{name})" for name in plots]
     return "\n".join(lines) + "\n"
 
@@ -205,11 +229,8 @@ def draw(
             series = {k: v for k, v in series.items() if v}
             plots.per_round(series, "agreement", "Stability and quality of the labels", path("labels.png"))
     for phase, place in phases.items():
-        log = place / "model/train.jsonl"
-        if log.exists():
-            records = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-            if any(r.get("kind") == "epoch" for r in records):
-                plots.training(records, path(f"train_{phase}.png"), f"Training: {phase}")
+        if records := epochs_of(place):
+            plots.training(records, path(f"train_{phase}.png"), f"Training: {phase}")
     return drawn
 
 
@@ -253,7 +274,8 @@ def main() -> None:
     }
     drawn = draw(exp / "plots", phases, scores, rounds, args.name)
     with atomic_file(exp / "report.md") as f:
-        f.write(markdown(args.title or exp.resolve().name, scores, rounds, drawn, truth is not None))
+        title = args.title or exp.resolve().name
+        f.write(markdown(title, scores, rounds, training_table(phases), drawn, truth is not None))
     out = results(scores, rounds, args.name)
     with atomic_file(exp / "results.json") as f:
         json.dump(out, f, indent=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pyspkv.atomic import atomic_file
-from pyspkv.bin.report import read_json
+from pyspkv.bin.report import epochs_of, read_json
 from pyspkv.errors import UserError, run
 
 FIELDS = ("table", "row", "seed", "eer", "min_dcf_0.01", "nmi", "audio_seconds", "wall_seconds")
@@ -65,12 +65,8 @@ def commit(folder: Path) -> str:
 
 
 def cost(folder: Path) -> tuple[float | None, float | None]:
-    """(audio seconds, wall seconds) of a phase's training, from the end-of-epoch records of model/train.jsonl."""
-    log = folder / "model/train.jsonl"
-    if not log.exists():
-        return None, None
-    records = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    epochs = [r for r in records if r.get("kind") == "epoch" and "audio_seconds" in r and "seconds" in r]
+    """(audio seconds, wall seconds) of a phase's training, from its end-of-epoch records."""
+    epochs = [r for r in epochs_of(folder) if "audio_seconds" in r and "seconds" in r]
     return (epochs[-1]["audio_seconds"], sum(r["seconds"] for r in epochs)) if epochs else (None, None)
 
 
