@@ -208,6 +208,7 @@ def test_first_peak_rules():
     assert first_peak(np.array([0.1, 0.3, 0.31, 0.309, 0.52, 0.2])) == 4  # neither deep nor high enough
     assert first_peak(np.array([0.1, 0.3, 0.1, 0.1, 0.52, 0.2])) == 4  # not high enough
     assert first_peak(np.array([0.5, 0.4, 0.3])) == 0
+    assert first_peak(np.array([0.33, 0.25, 0.255, 0.11, 0.15, 0.2, 0.12])) == 5, "women and men are no peak"
     assert first_peak(np.array([0.1, 0.2, 0.3])) == 2
 
 

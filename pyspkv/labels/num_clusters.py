@@ -2,7 +2,8 @@
 
 benchmarks/num_clusters.py compares four criteria on synthetic embeddings; the sampled silhouette came nearest to
 the truth. Its curve often has two peaks, speakers and, far above, the sessions of each speaker; the coarser one is
-wanted, so the first peak counts if it is nearly as high as the highest.
+wanted, so the first peak counts if it is nearly as high as the highest. It may also start high, with two clusters of
+women and men, and fall: that end of the curve is no peak, so heights are told from the lowest point before.
 """
 
 import numpy as np
@@ -10,12 +11,17 @@ import numpy as np
 SAMPLE = 5_000
 NEARLY = 0.8  # a peak counts from this share of the highest silhouette
 DROP = 0.02  # and only where the curve falls by this share of it before it rises above it
+RISE = 0.1  # the highest peak stands this share of the curve's height above the lowest point before it
 
 
 def first_peak(curve: np.ndarray) -> int:
     """Index of the first clear peak of curve [G] (rules above); the highest point where there is none."""
-    top = int(np.argmax(curve))
-    for i in range(1, top):
+    rise = curve - np.minimum.accumulate(curve)
+    top = int(np.argmax(rise))
+    if rise[top] < RISE * abs(curve).max():
+        return int(np.argmax(curve))
+    start = int(np.argmin(curve[: top + 1]))
+    for i in range(start + 1, top):
         higher = i + 1 + int(np.argmax(curve[i + 1 :] > curve[i]))
         valley = curve[i:higher].min()
         if curve[i] >= NEARLY * curve[top] and curve[i] - valley >= DROP * curve[i]:
