@@ -175,3 +175,95 @@ def test_new_recipe_is_a_working_copy_of_the_template(tmp_path, mini):
     ]
     subprocess.run([recipe / "run.sh", *options], env=env(), check=True, capture_output=True)
     assert (tmp_path / "exp/pretrain/model/LATEST").exists()
+
+
+def wavlm_run(folder, data, *options, stop=8) -> subprocess.CompletedProcess:
+    given = [
+        "--conf",
+        ROOT / "tests/conf/wavlm",
+        "--exp",
+        folder / "exp",
+        "--data",
+        data,
+        "--nj",
+        1,
+        "--num-rounds",
+        1,
+    ]
+    given += ["--num-clusters", 10, "--stage", 3, "--stop-stage", stop, *options]
+    recipe = ROOT / "egs/mini/wavlm_ssl/run.sh"
+    return subprocess.run([recipe, *map(str, given)], env=env(), capture_output=True, text=True)
+
+
+def test_wavlm_recipe_trains_a_small_wavlm_on_dinos_labels(mini, tmp_path):
+    folder, _ = mini
+    done = wavlm_run(tmp_path, folder / "data", "--student", "small-wavlm", stop=4)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert cfg.read_section(tmp_path / "exp/pretrain/model/config.yaml", "encoder").name == "ecapa"
+    assert cfg.read_section(tmp_path / "exp/round1/model/config.yaml", "encoder").name == "wavlm"
+    assert len(set(DataDir.read(tmp_path / "exp/round1/data").spk)) == 10
+
+
+@pytest.mark.slow
+def test_wavlm_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
+    """Labels from the trunk's pooled embeddings, a student that starts from it, crops in scoring."""
+    import torch
+
+    from pyspkv.models.wavlm import WavLM, WavLMConfig
+
+    folder, _ = mini
+    small = {
+        "layers": 2,
+        "dim": 32,
+        "heads": 4,
+        "ffn": 48,
+        "conv_dim": 16,
+        "pos_conv_kernel": 8,
+        "pos_conv_groups": 4,
+    }
+    torch.manual_seed(0)
+    WavLM(WavLMConfig(**small)).trunk.save_pretrained(tmp_path / "hf")
+    conf = tmp_path / "conf"
+    shutil.copytree(ROOT / "tests/conf/wavlm", conf)
+    student = "encoder: {name: wavlm, " + ", ".join(f"{k}: {v}" for k, v in small.items()) + ", pull: 0.01}"
+    for name in ("round", "finetune"):
+        lines = (conf / f"{name}.yaml").read_text().splitlines()
+        (conf / f"{name}.yaml").write_text("\n".join([student, *lines[1:]]) + "\n")
+    options = ["--labels-from", "wavlm", "--wavlm", tmp_path / "hf", "--conf", conf, "--supervised", "true"]
+    done = wavlm_run(tmp_path, folder / "data", *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {p.parent.parent.name for p in tmp_path.glob("exp/*/score/test-crops.json")} == {
+        "pretrain", "trunk", "round1", "finetune", "supervised",
+    }  # fmt: skip
+    assert "pull" in (tmp_path / "exp/finetune/model/train.jsonl").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "round", "finetune"])
+def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
+    """egs/voxceleb/wavlm_ssl at its true model size; only the batch and the noise lists are small."""
+    import numpy as np
+    import soundfile
+    import torch
+
+    from pyspkv import checkpoint
+    from pyspkv.trainer import Trainer
+
+    rng = np.random.default_rng(0)
+    wav = {}
+    for i in range(4):
+        wav[f"u{i}"] = str(tmp_path / f"u{i}.wav")
+        soundfile.write(wav[f"u{i}"], 0.1 * rng.standard_normal(6 * 16000), 16000)
+    data = DataDir(tmp_path / "data", list(wav), [f"s{i}" for i in range(4)], wav)
+    small = ["batch_size=4", "epochs=1", "workers=0", "augment.rir_bank=2", "log_steps=1"]
+    if stage != "pretrain":
+        torch.manual_seed(0)
+        encoder = cfg.build("encoder", cfg.resolve("encoder", {"name": "wavlm"}))
+        checkpoint.save_import(tmp_path / "trunk", encoder, encoder.config, {})
+        small.append(f"encoder.pretrained={tmp_path / 'trunk'}")
+    config = cfg.load(TrainConfig, ROOT / f"egs/voxceleb/wavlm_ssl/conf/{stage}.yaml", small)
+    Trainer(config, data, tmp_path / "exp").run()
+    records = [json.loads(line) for line in (tmp_path / "exp/train.jsonl").read_text().splitlines()]
+    last = records[-1]
+    assert last["kind"] == "epoch" and np.isfinite(last["loss"])
+    assert ("pull" in last) is (stage != "pretrain")
