@@ -4,7 +4,7 @@ An utterance above `MAX_SECONDS` is cut into equal parts below it, and its embed
 shorter than the encoder takes is repeated until it is long enough.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -52,11 +52,12 @@ def embed_rows(
     precision: str,
     allow_pipes: bool = False,
     crops: tuple[int, int] | None = None,
+    change: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (row, float32 [D]) for every utterance of `data`, shortest first. The encoder must be in eval mode.
 
     crops (n, samples): (row, [n, D]) of n crops evenly spaced from start to end, which overlap where they must; an
-    utterance shorter than one is repeated.
+    utterance shorter than one is repeated. change(row, wave) -> wave that is embedded in its place, no longer than it.
     """
     reader = AudioReader(data, allow_pipes)
     lengths = [crops[0] * crops[1] if crops else reader.num_samples(row) for row in range(len(reader))]
@@ -64,6 +65,8 @@ def embed_rows(
 
     def pieces(row: int) -> list[np.ndarray]:
         wave = reader.read(row)
+        if change is not None:
+            wave = change(row, wave)
         least = max(encoder.min_samples, crops[1] if crops else 0)
         if len(wave) < least:
             wave = np.resize(wave, least)

@@ -1,0 +1,129 @@
+"""How a model bears short, noisy and reverberant speech: EER of one trial list under each condition.
+
+    python -m pyspkv.bin.stress --model exp/finetune/model --data data/test --noise data/noise_test --out exp/stress
+
+Every utterance of both sides is changed: cut to a random stretch of N seconds, noise added at an SNR, reverberated by
+simulated rooms of one reverberation time. Drawn from (seed, condition, row), so two models hear the same.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.errors import UserError, run
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.stress",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--model", required=True, metavar="DIR[@best|last]")
+    p.add_argument("--data", required=True, metavar="DIR", help="data directory with trials; of any corpus")
+    p.add_argument(
+        "--out", required=True, metavar="DIR", help="where stress.json, stress.md and stress.png go"
+    )
+    p.add_argument(
+        "--noise", default="", metavar="DIR", help="noises not used in training; without them no noise rows"
+    )
+    p.add_argument(
+        "--durations", type=float, nargs="*", default=[1, 2, 3, 5], metavar="S", help="seconds (1 2 3 5)"
+    )
+    p.add_argument("--snr", type=float, nargs="*", default=[20, 10, 5, 0], metavar="DB", help="(20 10 5 0)")
+    p.add_argument(
+        "--rt60", type=float, nargs="*", default=[0.3, 0.6, 0.9], metavar="S", help="(0.3 0.6 0.9)"
+    )
+    p.add_argument("--seed", type=int, default=0)
+    args = p.parse_args()
+    if min([1.0, *args.durations, *args.rt60]) < 0.1 or max([0.1, *args.rt60]) > 1.5:
+        p.error("--durations from 0.1 s, --rt60 within 0.1 and 1.5 s")
+    return args
+
+
+def conditions(args, cache: Path) -> dict[str, Callable]:
+    """Name -> change(row, wave)."""
+    from pyspkv.audio import SAMPLE_RATE
+    from pyspkv.augment import AugmentConfig, Augmenter
+
+    def random(name: str, row: int) -> np.random.Generator:
+        return np.random.default_rng([args.seed, *name.encode(), row])
+
+    def cut(name: str, seconds: float) -> Callable:
+        def change(row: int, wave: np.ndarray) -> np.ndarray:
+            num = round(seconds * SAMPLE_RATE)
+            start = int(random(name, row).integers(max(0, len(wave) - num) + 1))
+            return wave[start : start + num]
+
+        return change
+
+    def augment(name: str, **config) -> Callable:
+        augmenter = Augmenter(AugmentConfig(prob=1.0, both_weight=0.0, **config), args.seed, cache_dir=cache)
+
+        def change(row: int, wave: np.ndarray) -> np.ndarray:
+            return augmenter.apply(wave, augmenter.draw(random(name, row)))
+
+        return change
+
+    out: dict[str, Callable] = {"unchanged": lambda row, wave: wave}
+    for s in args.durations:
+        out[f"{s:g} s"] = cut(f"{s:g} s", s)
+    for db in args.snr if args.noise else ():
+        name = f"noise {db:g} dB"
+        out[name] = augment(name, reverb_weight=0.0, rir_bank=0, noise=args.noise, noise_snr=(db, db))
+    for s in args.rt60:
+        name = f"reverberation {s:g} s"
+        out[name] = augment(name, additive_weight=0.0, rir_bank=30, rir_rt60=(s, s))
+    return out
+
+
+def main() -> None:
+    args = parse()
+    import torch
+
+    from pyspkv import metrics, plots, scoring
+    from pyspkv.atomic import atomic_file
+    from pyspkv.checkpoint import load_encoder
+    from pyspkv.datadir import DataDir
+    from pyspkv.embed import embed_rows
+    from pyspkv.embeddings import normalise
+    from pyspkv.trials import read_trials
+
+    data, out = DataDir.read(args.data), Path(args.out)
+    file = Path(args.data) / "trials"
+    if not file.is_file():
+        raise UserError("has no trials", file=args.data, mend="give a data directory with a trials file")
+    enrol, test, target = read_trials(file)
+    i, j = (scoring.rows_of(ids, data.utts, "data", file) for ids in (enrol, test))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_encoder(args.model).to(device)
+    units = metrics.Resampling(
+        *([dict(zip(data.utts, data.spk))[u] for u in side] for side in (enrol, test)), "speakers"
+    )
+    rows = []
+    for name, change in conditions(args, out / "rooms").items():
+        found = dict(embed_rows(encoder, data, device, "fp32", change=change))
+        x = normalise(np.stack([found[row] for row in range(len(data.utts))]))
+        scores = scoring.cosine(x, x, i, j)
+        summary = metrics.summary(scores, target)
+        row = {"condition": name, "eer": summary["eer"], "min_dcf_0.01": summary["min_dcf_0.01"]}
+        interval = metrics.bootstrap(scores, target, units, metrics.REPLICATES // 10)
+        rows.append(row | {k: interval[k] for k in ("eer_ci_low", "eer_ci_high")})
+        print(f"{name:<20} EER {row['eer']:6.2f} %   minDCF(0.01) {row['min_dcf_0.01']:.3f}", flush=True)
+    with atomic_file(out / "stress.json") as f:
+        json.dump({"model": args.model, "data": args.data, "seed": args.seed, "rows": rows}, f, indent=1)
+        f.write("\n")
+    with atomic_file(out / "stress.md") as f:
+        f.write("| condition | EER % | minDCF 0.01 |\n|---|---|---|\n")
+        f.writelines(f"| {r['condition']} | {r['eer']:.2f} | {r['min_dcf_0.01']:.3f} |\n" for r in rows)
+    plots.eer_by_system(
+        [(r["condition"], r["eer"], r["eer_ci_low"], r["eer_ci_high"]) for r in rows], out / "stress.png"
+    )
+    print(f"stress: {out}/stress.md, stress.json, stress.png")
+
+
+if __name__ == "__main__":
+    run(main)
