@@ -47,10 +47,10 @@ def take_turns(sides: dict, turns: int = 5, repeats: int = 1) -> dict[str, float
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
-def report(what: str, seconds: dict[str, float], items: int, unit: str) -> None:
+def report(what: str, seconds: dict[str, float], items: int, unit: str, base: str = "sslsv") -> None:
     print(f"{what}: {items} {unit} a call, {torch.get_num_threads()} threads")
     for name, s in seconds.items():
-        print(f"  {name:<12} {items / s:8.1f} {unit}/s   {seconds['sslsv'] / s:5.2f} x sslsv")
+        print(f"  {name:<18} {items / s:8.1f} {unit}/s   {seconds[base] / s:5.2f} x {base}", flush=True)
 
 
 def speech(folder: Path, count: int, seconds: float = 8.0) -> DataDir:
