@@ -56,9 +56,9 @@ train() { # [steps/train.sh options] <config> <data> <model> [key=value ...]
 }
 pretrain() { train "$conf/pretrain.yaml" "$data/train" "$exp/pretrain/model"; }
 
-round_config() { # <r>: round<r>.yaml where there is one, else round.yaml
-    local own=$conf/round$1.yaml
-    if [ -f "$own" ]; then echo "$own"; else echo "$conf/round.yaml"; fi
+round_config() { # <r>: round.yaml, or early_round.yaml, where there is one, before the last
+    local early=$conf/early_round.yaml
+    if [ "$1" -lt "$num_rounds" ] && [ -f "$early" ]; then echo "$early"; else echo "$conf/round.yaml"; fi
 }
 rounds() { # embed, cluster, train; again and again
     local r

@@ -6,6 +6,7 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+num_rounds=3
 num_clusters=30     # more than there may be; the estimate (auto) finds speakers x commands instead
 corpora=${SPKV_CORPORA:-}
 corpus=${corpora:+$corpora/arabic_speech_commands}  # folder that holds dataset/ and the three .csv
