@@ -30,6 +30,7 @@ COMPONENTS = {
         "margin": "pyspkv.objectives.margin:Margin",
         "contrastive": "pyspkv.objectives.contrastive:Contrastive",
         "dino": "pyspkv.objectives.dino:DINO",
+        "reflective": "pyspkv.objectives.reflective:Reflective",
     },
     "gate": {
         "none": "pyspkv.labels.gates:Gate",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -100,6 +101,7 @@ class Trainer:
         dev, dev_trials: a declared list of other speakers, scored after every epoch; `best` is its lowest EER.
         init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
         keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
+        labels_out: where the data directory with an objective's final labels goes, if it moves them.
         patience: stop after this many epochs without a better dev EER; 0 never stops early.
     """
 
@@ -114,6 +116,7 @@ class Trainer:
         dev_trials: Path | None = None,
         init: str | None = None,
         keep_head: bool = False,
+        labels_out: Path | None = None,
         patience: int = 0,
     ):
         self.config, self.exp, self.dev, self.dev_trials, self.patience = (
@@ -181,6 +184,7 @@ class Trainer:
             "evaluates": self.objective.evaluates,
         }
         self.init = init
+        self.labels_out = labels_out
 
     def _optimiser(self, groups: list[dict]) -> torch.optim.Optimizer:
         c, split = self.config.optim, []
@@ -204,11 +208,13 @@ class Trainer:
             self._start_or_resume()
             if self.state["done"]:
                 self._say(f"already trained: {self.exp}")
-                return
-            model = self.objective
-            if distributed.world() > 1:
-                model = DistributedDataParallel(self.objective, broadcast_buffers=False)
-            self._loop(model.train())
+            else:
+                model = self.objective
+                if distributed.world() > 1:
+                    model = DistributedDataParallel(self.objective, broadcast_buffers=False)
+                self._loop(model.train())
+            if self.labels_out and self.main:
+                self._write_labels()
 
     def _loop(self, model) -> None:
         from tqdm import tqdm
@@ -346,6 +352,27 @@ class Trainer:
         x = scoring.directions(found)
         return {"dev_eer": float(eer(scoring.cosine(x, x, i, j), target))}
 
+    def _begin(self) -> None:
+        """What an objective wants to know of the training data before the first step."""
+        encoder = self.objective.encoder.eval()
+        parts = [
+            embed(encoder, part, self.device, self.precision, allow_pipes=self.config.allow_pipes).x
+            for part in self.corpus.parts
+        ]
+        label = torch.from_numpy(self.corpus.label)
+        self.objective.begin(torch.from_numpy(np.concatenate(parts)).to(self.device), label.to(self.device))
+
+    def _write_labels(self) -> None:
+        labels = self.objective.labels()
+        if labels is None:
+            raise UserError(
+                f"objective {self.config.objective.name} moves no labels", mend="leave --labels-out out"
+            )
+        data = self.corpus.parts[0]
+        names = [self.corpus.classes[k] for k in labels[: len(data.utts)].tolist()]
+        data.with_speakers(names).write(self.labels_out)
+        self._say(f"labels: {self.labels_out}")
+
     def _check_collapse(self, stats: dict) -> None:
         if "spread" in stats:
             total, weight = stats["spread"]
@@ -401,6 +428,8 @@ class Trainer:
                 f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
                 f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
             )
+            if self.objective.wants_embeddings:
+                self._begin()
             return
         before = cfg.dump(cfg.load(TrainConfig, self.exp / "config.yaml"))
         differ = [k for k in resolved if resolved[k] != before[k] and k not in HOW]

@@ -7,6 +7,7 @@ ngpu=0          # GPUs of this machine; 0 uses the CPU
 nproc=1         # processes on the CPU (ngpu=0)
 init=           # start from this model's encoder: DIR, DIR@best
 keep_head=false # with --init: its classes too (same labels)
+labels_out=     # data directory with the final labels, of objectives that move them
 unlabelled=     # second data directory, semi-supervised objectives only
 dev=            # declared dev directory with a trials file: gives @best
 patience=0      # stop after this many epochs without a better dev EER
@@ -18,6 +19,7 @@ config=$1 data=$2 model=$3; shift 3
 args=(--config "$config" --data "$data" --exp "$model")
 [ -z "$init" ] || args+=(--init "$init")
 ! $keep_head || args+=(--keep-head)
+[ -z "$labels_out" ] || args+=(--labels-out "$labels_out")
 [ -z "$unlabelled" ] || args+=(--unlabelled "$unlabelled")
 [ -z "$dev" ] || args+=(--dev "$dev" --dev-trials "$dev/trials" --patience "$patience")
 [ $# -eq 0 ] || args+=(--set "$@")

@@ -30,6 +30,11 @@ def parse() -> argparse.Namespace:
         "--keep-head", action="store_true", help="with --init: its heads too; the labels must be the same"
     )
     parser.add_argument(
+        "--labels-out",
+        metavar="DIR",
+        help="data directory with the final labels, of objectives that move them",
+    )
+    parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config keys"
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
@@ -73,6 +78,7 @@ def main() -> None:
         dev_trials=args.dev_trials,
         init=args.init,
         keep_head=args.keep_head,
+        labels_out=args.labels_out and Path(args.labels_out),
         patience=args.patience,
     ).run()
     if distributed.rank() == 0:

@@ -40,6 +40,7 @@ class Objective(nn.Module):
     """Holds the encoder, heads and teachers; `forward(batch) -> Losses`."""
 
     evaluates = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
+    wants_embeddings = False  # `begin` is called before a new run's first step
 
     def __init__(self, encoder: Encoder, info: Info):
         super().__init__()
@@ -67,6 +68,13 @@ class Objective(nn.Module):
     def before_step(self, step: int) -> None:
         """Global step about to be taken; sets the real-valued epoch that schedules read."""
         self.epoch_now = step / self.info.steps_per_epoch
+
+    def begin(self, embeddings: Tensor, label: Tensor) -> None:
+        """Embeddings [N, D] of all rows by the encoder that the run starts from, and their labels [N]."""
+
+    def labels(self) -> Tensor | None:
+        """Where the objective moves labels: those it has come to, int64 [N]."""
+        return None
 
     def after_step(self) -> None:
         """After the optimisers' step (EMA teachers)."""

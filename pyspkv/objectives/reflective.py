@@ -1,0 +1,284 @@
+"""SSRL, self-supervised reflective learning (Cai et al., arXiv 2401.01473): labels move while a student learns them.
+
+The student learns each utterance's pseudo-label on short augmented crops; the teacher, its moving average, labels a
+long clean crop with its classifier over the classes that are alive. A queue of the last votes gives the label by its
+mode, a mixture of two Gaussians on the teacher's log loss the weight. Written from the equations (spec ssrl); where
+the released code differs for no good reason, `faithful` follows it.
+"""
+
+import logging
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyspkv.dataset import Batch, View
+from pyspkv.distributed import all_sum, broadcast, rank
+from pyspkv.features import SpecAugmentConfig
+from pyspkv.labels.gates import merge_rows, two_gaussians
+from pyspkv.models.encoder import Encoder
+from pyspkv.objectives.objective import Info, Losses, Objective, margin_logits, spread
+
+CHUNK = 1 << 16  # rows at once in the bookkeeping
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ReflectiveConfig:
+    student_seconds: float = 2.0
+    teacher_seconds: float = 6.0
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    head: Literal["aam", "linear"] = "aam"
+    scale: float = 32.0  # aam
+    margin: float = 0.2  # aam, of the student alone
+    dropout: float = 0.5  # linear
+    fixed_epochs: int = 5  # labels stay as they are
+    queue: int = 5
+    # The teacher forgets over so many epochs, from the start of the run to its end; a = 1 - 1 / (c x steps per epoch).
+    ema_epochs: list[float] = field(default_factory=lambda: [0.44, 4.4])
+    noise_model: bool = True  # weights from the mixture; else all 1
+    sinkhorn: int = 0  # iterations that even out a batch's votes; 0 = plain argmax
+    merge_cosine: float = 1.0  # classes whose prototypes are nearer become one; 1 = never
+    min_size: int = 0  # smaller classes go to the nearest prototype
+    # The released code: the margin on the current label in the teacher's vote and loss, EMA 0.999 to 0.9999 a step.
+    faithful: bool = False
+
+
+class Classifier(nn.Module):
+    """[B, D] -> logits [B, K]; cosine times scale (aam), or linear with bias after dropout."""
+
+    def __init__(self, dim: int, classes: int, c: ReflectiveConfig):
+        super().__init__()
+        self.config = c
+        self.weight = nn.Parameter(torch.empty(classes, dim))
+        nn.init.xavier_normal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(classes)) if c.head == "linear" else None
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """With `label` [B], its margin is subtracted (aam)."""
+        c = self.config
+        if c.head == "linear":
+            return F.linear(F.dropout(z, c.dropout, self.training), self.weight, self.bias)
+        cos = F.linear(F.normalize(z), F.normalize(self.weight))
+        return c.scale * (cos if label is None else margin_logits(cos, label, c.margin))
+
+
+def mode(queue: Tensor) -> Tensor:
+    """Most frequent entry of each row of int [N, L], the oldest of tied ones; -1 is empty, and where all are: -1."""
+    out = []
+    for q in queue.split(CHUNK):
+        counts = (q[:, :, None] == q[:, None]).sum(2)
+        counts = counts.masked_fill(q < 0, 0)
+        out.append(q.gather(1, counts.argmax(1, keepdim=True))[:, 0])
+    return torch.cat(out)
+
+
+def sinkhorn(p: Tensor, iterations: int, eps: float = 0.05) -> Tensor:
+    """Even assignment of probabilities [B, K]: rows to 1 / B, columns to 1 / K, `iterations` times."""
+    q = (p / eps).exp()
+    for _ in range(iterations):
+        q = q / q.sum(0, keepdim=True).clamp_min(1e-12) / q.shape[1]
+        q = q / q.sum(1, keepdim=True).clamp_min(1e-12) / q.shape[0]
+    return q
+
+
+class Reflective(Objective):
+    """Student, teacher, and per utterance: label, queue, vote (int32), loss, weight (float32): 16 + 4 L bytes."""
+
+    Config = ReflectiveConfig
+    evaluates = "teacher"
+    wants_embeddings = True
+
+    def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: Info):
+        super().__init__(encoder, info)
+        self.config = c = config
+        self.classifier = Classifier(encoder.embed_dim, info.num_classes, c)
+        self.teacher, self.teacher_classifier = deepcopy(encoder), deepcopy(self.classifier)
+        for p in (*self.teacher.parameters(), *self.teacher_classifier.parameters()):
+            p.requires_grad_(False)
+        n = info.num_rows
+        self.register_buffer("label", torch.full((n,), -1, dtype=torch.int32))
+        self.register_buffer("queue", torch.full((n, c.queue), -1, dtype=torch.int32))
+        self.register_buffer("vote", torch.full((n,), -1, dtype=torch.int32))
+        self.register_buffer("loss", torch.full((n,), torch.nan))
+        self.register_buffer("weight", torch.ones(n))
+        self.register_buffer("dead", torch.zeros(info.num_classes, dtype=torch.bool))
+
+    def begin(self, embeddings: Tensor, label: Tensor) -> None:
+        """Labels [N] of the data directory; prototypes = mean embeddings [N, D] of the start encoder, by label.
+
+        The queue is seeded with floor(L / 2) copies of the label.
+        """
+        c = self.config
+        unit = F.normalize(embeddings)
+        sums = unit.new_zeros(self.info.num_classes, unit.shape[1]).index_add_(0, label, unit)
+        with torch.no_grad():
+            for classifier in (self.classifier, self.teacher_classifier):
+                classifier.weight.copy_(F.normalize(sums))
+        self.label.copy_(label)
+        self.queue[:, c.queue - c.queue // 2 :] = label[:, None].int()
+        self.dead.copy_(torch.bincount(label, minlength=self.info.num_classes) == 0)
+
+    def labels(self) -> Tensor:
+        return self.label.long()
+
+    def train(self, training: bool = True) -> "Reflective":
+        super().train(training)
+        self.teacher.eval()
+        self.teacher_classifier.eval()
+        return self
+
+    def views(self) -> dict[str, View]:
+        c = self.config
+        return {"student": View(c.student_seconds, augment=True), "teacher": View(c.teacher_seconds)}
+
+    @property
+    def votes(self) -> bool:
+        """The teacher votes from so many epochs before the first update that the queue is full by then."""
+        return self.epoch_now >= self.config.fixed_epochs - (self.config.queue // 2 + 1)
+
+    @property
+    def updates(self) -> bool:
+        """This epoch ends with new labels."""
+        return int(self.epoch_now) + 1 >= self.config.fixed_epochs
+
+    def forward(self, batch: Batch) -> Losses:
+        c = self.config
+        label, weight = self.label[batch.index].long(), self.weight[batch.index]
+        embedding = self.encode(batch.views["student"], c.spec_augment)
+        with torch.autocast(embedding.device.type, enabled=False):
+            logits = self.classifier(embedding.float(), label).masked_fill(self.dead, -1e4)
+            loss = F.cross_entropy(logits, label, reduction="none")
+        if self.training and self.votes:
+            self.reflect(batch, label)
+        size = torch.tensor(float(len(label)), device=loss.device)
+        right = (logits.detach().argmax(1) == label).float()
+        return Losses(
+            {"reflective": ((weight * loss).sum(), weight.sum())},
+            {"accuracy": (right.sum(), size), "spread": spread(F.normalize(embedding))},
+        )
+
+    @torch.no_grad()
+    def reflect(self, batch: Batch, label: Tensor) -> None:
+        """The teacher's vote k_i and loss l_i = CE(teacher, label that the vote would give)."""
+        c = self.config
+        z = self.teacher(*batch.views["teacher"]).float()
+        logits = self.teacher_classifier(z, label if c.faithful else None).masked_fill(self.dead, -1e4)
+        scores = sinkhorn(logits.softmax(1), c.sinkhorn) if c.sinkhorn else logits
+        vote = scores.argmax(1)
+        target = vote
+        if self.updates:
+            queue = torch.cat([self.queue[batch.index, 1:], vote[:, None].int()], 1)
+            target = mode(self.alive(queue)).long()
+        self.vote[batch.index] = vote.int()
+        self.loss[batch.index] = F.cross_entropy(logits, target, reduction="none")
+
+    def alive(self, queue: Tensor) -> Tensor:
+        """Votes for dead classes count as empty places."""
+        return torch.where((queue >= 0) & ~self.dead[queue.clamp_min(0).long()], queue, -1)
+
+    def after_step(self) -> None:
+        c, steps, done = self.config, self.info.steps_per_epoch, min(1.0, self.epoch_now / self.info.epochs)
+        if c.faithful:
+            a = 0.9999 - (0.9999 - 0.999) * (1 - done)
+        else:
+            low, high = c.ema_epochs
+            a = 1 - 1 / max(1.0, steps * (low + (high - low) * done))
+        with torch.no_grad():
+            pairs = ((self.teacher, self.encoder), (self.teacher_classifier, self.classifier))
+            for mine, theirs in pairs:
+                torch._foreach_lerp_(
+                    list(mine.parameters()), [p.detach() for p in theirs.parameters()], 1 - a
+                )
+                for old, new in zip(mine.buffers(), theirs.buffers()):
+                    old.lerp_(new, 1 - a) if old.is_floating_point() else old.copy_(new)
+
+    def sync(self) -> None:
+        self.loss.copy_(merge_rows(self.loss))
+        seen = self.vote >= 0  # the ranks that know a row's vote agree on it
+        total, count = all_sum(torch.where(seen, self.vote, 0).long()), all_sum(seen.long())
+        self.vote.copy_(torch.where(count > 0, total // count.clamp_min(1), -1))
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        c = self.config
+        self.sync()
+        voted = self.vote >= 0
+        self.queue[voted] = torch.cat([self.queue[voted, 1:], self.vote[voted, None]], 1)
+        flips = 0.0
+        if epoch + 1 >= c.fixed_epochs:
+            before = self.label.clone()
+            found = mode(self.alive(self.queue))
+            self.label.copy_(torch.where(found >= 0, found, before))
+            self.unite()
+            flips = (self.label != before).float().mean().item()
+        if voted.any() and c.noise_model:
+            self.weight.copy_(self.weights())
+        self.vote.fill_(-1)
+        self.loss.fill_(torch.nan)
+        size = torch.bincount(self.label.long(), minlength=self.info.num_classes)
+        self.dead.copy_(size == 0)
+        share = size[size > 0] / size.sum()
+        return {
+            "labels/live": float((size > 0).sum()),
+            "labels/effective": (-(share * share.log()).sum()).exp().item(),
+            "labels/flipped": flips,
+            "labels/weight": self.weight.mean().item(),
+        }
+
+    def unite(self) -> None:
+        """Near prototypes become one class, the larger; classes below `min_size` go to the nearest prototype."""
+        c, classes = self.config, self.info.num_classes
+        if c.merge_cosine >= 1 and not c.min_size:
+            return
+        size = torch.bincount(self.label.long(), minlength=classes)
+        live = torch.nonzero(size)[:, 0]
+        unit = F.normalize(self.teacher_classifier.weight[live])
+        goes = torch.arange(len(live), device=live.device)
+        small = size[live] < c.min_size
+        if small.all():
+            return
+        for rows in torch.arange(len(live), device=live.device).split(1024):  # never K x K at once
+            cos = unit[rows] @ unit.T
+            bigger = (size[live] > size[live[rows], None]) | (
+                (size[live] == size[live[rows], None])
+                & (torch.arange(len(live), device=live.device) < rows[:, None])
+            )
+            near = cos.masked_fill(~bigger, -1.0)
+            best, at = near.max(1)
+            goes[rows] = torch.where(best > c.merge_cosine, at, rows)
+            cos[torch.arange(len(rows)), rows] = -1.0
+            nearest = cos.masked_fill(small, -1.0).argmax(1)
+            goes[rows] = torch.where(small[rows], nearest, goes[rows])
+        for _ in range(
+            len(live)
+        ):  # chains end at a class that stays: each link leads to a larger or earlier one
+            following = goes[goes]
+            if torch.equal(following, goes):
+                break
+            goes = following
+        to = torch.arange(classes, device=live.device)
+        to[live] = live[goes]
+        self.label.copy_(to[self.label.long()])
+        self.queue.copy_(torch.where(self.queue >= 0, to[self.queue.clamp_min(0).long()].int(), -1))
+
+    def weights(self) -> Tensor:
+        """p(clean) [N] by the mixture on log losses within their 0.1 and 99.9 percentiles; 1 where the fit fails, its
+        means are nearer than a deviation, or the utterance was not seen."""
+        out = torch.ones_like(self.weight)
+        if rank() == 0:
+            seen = self.loss.isfinite()
+            u = np.log(self.loss[seen].double().cpu().numpy() + 1e-12)
+            low, high = max(np.percentile(u, 0.1), -20.0), np.percentile(u, 99.9)
+            fit = two_gaussians(u[(u >= low) & (u <= high)])
+            if fit and fit[1][1] - fit[1][0] >= np.sqrt(fit[0] @ fit[2]):
+                w, mu, var = (v[:, None] for v in fit)
+                log_density = np.log(w) - 0.5 * np.log(var) - (np.clip(u, low, high) - mu) ** 2 / (2 * var)
+                posterior = 1 / (1 + np.exp(np.clip(log_density[1] - log_density[0], -500, 500)))
+                out[seen] = torch.from_numpy(posterior).to(out)
+            else:
+                log.warning("no two kinds of losses were told apart; every utterance weighs the same")
+        return broadcast(out)

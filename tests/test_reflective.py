@@ -1,0 +1,241 @@
+"""SSRL's mechanics (spec ssrl, B10): the schedule of votes and updates, modes, dead classes, the teacher, weights."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from pyspkv import config as cfg
+from pyspkv.datadir import DataDir
+from pyspkv.dataset import Batch
+from pyspkv.errors import UserError
+from pyspkv.objectives.objective import Info, margin_logits
+from pyspkv.objectives.reflective import mode, sinkhorn
+from pyspkv.trainer import TrainConfig, Trainer
+
+ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
+ROWS, CLASSES, STEPS = 12, 4, 3
+
+
+def objective(rows=ROWS, **fields):
+    torch.manual_seed(0)
+    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
+    spec = {"name": "reflective", "student_seconds": 0.3, "teacher_seconds": 0.5, **fields}
+    o = cfg.build("objective", cfg.resolve("objective", spec), encoder, Info(rows, CLASSES, STEPS, 20))
+    g = torch.Generator().manual_seed(1)
+    o.begin(torch.randn(rows, 8, generator=g), torch.arange(rows) % CLASSES)
+    return o.train()
+
+
+def batch(o, rows):
+    rows = torch.as_tensor(rows)
+    none, g = torch.full((len(rows),), -1), torch.Generator().manual_seed(int(rows[0]))
+    views = {
+        n: (0.1 * torch.randn(len(rows), v.samples, generator=g), torch.full((len(rows),), v.samples))
+        for n, v in o.views().items()
+    }
+    return Batch(0, 0, rows, 0 * rows, 0 * rows, none, none, 0 * rows, views)
+
+
+def epoch(o, e, votes=None):
+    """One epoch of three batches; `votes` [N] stand in for the teacher's."""
+    for step, rows in enumerate(torch.arange(len(o.label)).view(STEPS, -1)):
+        o.before_step(e * STEPS + step)
+        o(batch(o, rows))
+    if votes is not None and (o.vote >= 0).any():
+        o.vote.copy_(votes)
+    return o.end_epoch(e)
+
+
+def test_first_update_has_two_votes_of_the_start_and_three_of_the_teacher():
+    o = objective()
+    start = o.label.clone()
+    for e in range(5):
+        votes = (start + 1 + (e == 2)) % CLASSES
+        epoch(o, e, votes.int())
+        assert (o.vote == -1).all() and o.loss.isnan().all()
+        if e < 2:
+            assert (o.queue[:, :3] == -1).all() and (o.queue[:, 3:] == start[:, None]).all()
+        if e < 4:
+            assert torch.equal(o.label, start), "labels are fixed"
+    want = torch.stack([start, start, (start + 2) % 4, (start + 1) % 4, (start + 1) % 4], 1)
+    assert torch.equal(o.queue, want.int())
+    assert torch.equal(o.label, start), "the oldest of two tied labels wins"
+    epoch(o, 5, ((start + 1) % 4).int())
+    assert torch.equal(o.label, (start + 1) % 4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(-1, 3), min_size=5, max_size=5), min_size=1, max_size=20))
+def test_mode_is_pythons_mode_without_the_empty_places(rows):
+    got = mode(torch.tensor(rows, dtype=torch.int32)).tolist()
+    want = [statistics.mode(filled) if (filled := [v for v in row if v >= 0]) else -1 for row in rows]
+    assert got == want  # statistics.mode: the first of tied values
+
+
+def test_dead_classes_get_no_gradient_no_vote_and_no_say_in_the_queue():
+    o = objective()
+    o.dead[2] = True
+    o.label[o.label == 2] = 3
+    with torch.no_grad():
+        o.teacher_classifier.weight[2] = 100 * o.teacher(*batch(o, range(4)).views["teacher"])[0]
+    o.before_step(5 * STEPS)
+    total, _ = o(batch(o, range(4))).terms["reflective"]
+    total.backward()
+    assert (o.classifier.weight.grad[2] == 0).all() and (o.classifier.weight.grad[3] != 0).any()
+    assert (o.vote[:4] != 2).all() and o.loss[:4].isfinite().all()
+    o.queue[5] = torch.tensor([2, 2, 2, 1, 0])
+    assert mode(o.alive(o.queue))[5] == 1
+
+
+def test_loss_is_the_weighted_mean_and_the_mean_where_all_weigh_the_same():
+    o = objective(noise_model=False).eval()
+    data = batch(o, range(6))
+    cos = F.normalize(o.encoder(*data.views["student"])) @ F.normalize(o.classifier.weight).T
+    loss = F.cross_entropy(
+        32 * margin_logits(cos, o.label[:6].long(), 0.2), o.label[:6].long(), reduction="none"
+    )
+    total, weight = o(data).terms["reflective"]
+    torch.testing.assert_close(total / weight, loss.mean())
+    o.weight[:6] = torch.tensor([1.0, 0.5, 0.0, 0.25, 1.0, 0.1])
+    total, weight = o(data).terms["reflective"]
+    torch.testing.assert_close(total / weight, (o.weight[:6] * loss).sum() / o.weight[:6].sum())
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_teacher_votes_without_margin_unless_faithful(faithful):
+    o = objective(faithful=faithful)
+    data = batch(o, range(6))
+    with torch.no_grad():
+        z = F.normalize(o.teacher(*data.views["teacher"]))
+        cos = z @ F.normalize(o.teacher_classifier.weight).T
+    label = o.label[:6].long()
+    want = 32 * (margin_logits(cos, label, 0.2) if faithful else cos)
+    o.before_step(2 * STEPS)  # votes, but no update at this epoch's end
+    o(data)
+    assert torch.equal(o.vote[:6].long(), want.argmax(1))
+    torch.testing.assert_close(o.loss[:6], F.cross_entropy(want, want.argmax(1), reduction="none"))
+
+
+@pytest.mark.parametrize(
+    ("faithful", "ends"), [(True, (0.999, 0.9999)), (False, (1 - 1 / 3.0, 1 - 1 / 30.0))]
+)
+def test_teacher_forgets_by_the_schedule(faithful, ends):
+    o = objective(faithful=faithful, ema_epochs=[1.0, 10.0])
+    for step, a in ((0, ends[0]), (20 * STEPS, ends[1])):
+        o.before_step(step)
+        before = [p.clone() for p in o.teacher.parameters()]
+        with torch.no_grad():
+            for p in o.encoder.parameters():
+                p.add_(1.0)
+            for b in o.encoder.buffers():
+                if b.is_floating_point():
+                    b.add_(2.0)
+        mean = o.teacher.out_norm.running_mean.clone()
+        o.after_step()
+        for old, new, student in zip(before, o.teacher.parameters(), o.encoder.parameters()):
+            torch.testing.assert_close(new, a * old + (1 - a) * student)
+        torch.testing.assert_close(
+            o.teacher.out_norm.running_mean, a * mean + (1 - a) * o.encoder.out_norm.running_mean
+        )
+    assert not o.teacher.training and o.encoder.training
+
+
+def test_weights_are_the_posterior_of_the_lower_mean():
+    o = objective(rows=3000)
+    rng = np.random.default_rng(0)
+    clean = rng.random(3000) < 0.7
+    u = np.where(clean, rng.normal(-4, 0.8, 3000), rng.normal(1, 0.6, 3000))
+    o.loss.copy_(torch.from_numpy(np.exp(u)))
+    o.loss[:10] = torch.nan
+    w = o.weights().numpy()
+    assert (w[:10] == 1).all() and w[10:][clean[10:]].mean() > 0.97 and w[10:][~clean[10:]].mean() < 0.05
+    o.loss.copy_(torch.from_numpy(np.exp(rng.normal(0, 1, 3000))))
+    assert (o.weights() == 1).all(), "one kind of losses"
+
+
+def test_near_prototypes_unite_in_the_larger_and_small_classes_go_to_the_nearest():
+    o = objective(merge_cosine=0.9, min_size=2)
+    with torch.no_grad():
+        o.teacher_classifier.weight.copy_(torch.eye(8)[:4])
+        o.teacher_classifier.weight[1] = torch.eye(8)[0] + 0.1 * torch.eye(8)[1]  # near class 0
+        o.teacher_classifier.weight[3] = torch.eye(8)[2] + torch.eye(8)[3]  # nearest to class 2, but not near
+    o.label.copy_(torch.tensor([0] * 5 + [1] * 3 + [2] * 3 + [3]))
+    o.queue[0] = torch.tensor([-1, 1, 3, 2, 0])
+    o.unite()
+    assert o.label.tolist() == [0] * 8 + [2] * 4
+    assert o.queue[0].tolist() == [-1, 0, 2, 2, 0]
+
+
+def test_sinkhorn_evens_out_the_classes():
+    p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    q = sinkhorn(p, 50)
+    torch.testing.assert_close(q.sum(0), torch.full((2,), 0.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(q.sum(1), torch.full((4,), 0.25), atol=1e-3, rtol=0)
+    assert q.argmax(1).tolist() == [0, 0, 1, 1]
+
+
+def test_bookkeeping_stays_below_64_bytes_an_utterance():
+    o = objective()
+    per_row = (o.label, o.queue, o.vote, o.loss, o.weight)
+    assert sum(b.element_size() * b[0].numel() for b in per_row) == 36
+
+
+def test_a_run_moves_labels_writes_them_and_resumes(tmp_path):
+    data = toy.make(tmp_path / "toy")
+    wrong = [data.spk[0] if k % 6 == 5 else s for k, s in enumerate(data.spk)]  # a sixth of the labels
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"encoder: {ENCODER}\n".replace("'", "")
+        + "objective: {name: reflective, student_seconds: 0.5, teacher_seconds: 0.8, fixed_epochs: 2, queue: 3}\n"
+        "augment: {rir_bank: 0}\nbatch_size: 8\nepochs: 6\nsave_steps: 2\nworkers: 0\n"
+    )
+    c = cfg.load(TrainConfig, config)
+    given = data.with_speakers(wrong)
+    Trainer(c, given, tmp_path / "whole", labels_out=tmp_path / "out").run()
+    found = DataDir.read(tmp_path / "out")
+    assert found.utts == data.utts and set(found.spk) <= set(wrong)
+
+    class Killed(Exception):
+        pass
+
+    def fatal(self, model, b, number, step=Trainer._step, deaths=[5, 11]):  # noqa: B006
+        if deaths and number == deaths[0]:
+            deaths.pop(0)
+            raise Killed
+        return step(self, model, b, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", fatal)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                Trainer(c, given, tmp_path / "killed").run()
+    Trainer(c, given, tmp_path / "killed", labels_out=tmp_path / "out2").run()
+    assert DataDir.read(tmp_path / "out2").spk == found.spk
+    a, b = (t.objective.state_dict() for t in (resumed(c, given, tmp_path / n) for n in ("whole", "killed")))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=0, rtol=0, equal_nan=True)
+    assert all(math.isfinite(v) for v in a["weight"].tolist())
+
+
+def resumed(c, data, exp):
+    t = Trainer(c, data, exp)
+    t._start_or_resume()
+    return t
+
+
+def test_labels_out_needs_an_objective_that_moves_them(tmp_path):
+    data = toy.make(tmp_path / "toy", speakers=2, utts=4)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"encoder: {ENCODER}\n".replace("'", "")
+        + "objective: {name: margin, crop_seconds: 0.5, augment: false}\nbatch_size: 8\nepochs: 1\nworkers: 0\n"
+    )
+    with pytest.raises(UserError, match="moves no labels"):
+        Trainer(cfg.load(TrainConfig, config), data, tmp_path / "exp", labels_out=tmp_path / "out").run()
