@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialise
 
 from pyspkv import config as cfg
 from pyspkv.atomic import atomic_dir, atomic_file
@@ -102,6 +103,11 @@ def save(
             shutil.rmtree(path)
     for left in exp.glob(".*ckpt-*"):  # of a killed save
         shutil.rmtree(left, ignore_errors=True)
+
+
+def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
+    with atomic_file(file, "wb") as f:
+        f.write(serialise({k: v.detach().cpu().contiguous() for k, v in rows.items()}))
 
 
 def save_import(exp: Path, encoder: torch.nn.Module, config: Any, record: dict) -> None:

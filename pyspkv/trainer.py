@@ -308,6 +308,8 @@ class Trainer:
     def _end_epoch(self, log: "Log | None", epoch: int, means: Means, seconds: float) -> None:
         c, state = self.config, self.state
         extra = self.objective.end_epoch(epoch)
+        if self.main and (rows := self.objective.rows()):
+            checkpoint.save_rows(self.exp / "rows" / f"epoch-{epoch + 1:04d}.safetensors", rows)
         values = Means.values(means.over_ranks())
         improved, dev = False, {}
         if self.dev is not None:

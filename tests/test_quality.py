@@ -117,3 +117,8 @@ def test_diagnostics_by_counting(pair):
     if both:
         (_, fp), (fn, tp) = pair_confusion_matrix(truth, labels)
         assert got["pair_f"] == pytest.approx(2 * tp / (2 * tp + fp + fn))
+
+
+def test_right_is_the_clusters_majority():
+    truth = ["a", "a", "b", "b", "b", "c"]
+    assert quality.right([7, 7, 7, 2, 2, 2], truth).tolist() == [True, True, False, True, True, False]

@@ -219,3 +219,41 @@ def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"RESULTS\.jsonl:16: a line must be a JSON object"):
         append(2)
     assert file.read_text() == before + '{"table": 1}\n'
+
+
+def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
+    """The per-epoch table of a phase whose objective moved labels: sizes, flips, and weights by the truth."""
+    from safetensors.numpy import save_file
+
+    root, _ = whole
+    truth = [line.split()[1] for line in (root / "truth").read_text().splitlines()]
+    true = np.unique(truth, return_inverse=True)[1].astype(np.int32)
+    folder = exp / "round1/model/rows"
+    folder.mkdir()
+    start = true.copy()
+    start[:12] = (start[:12] + 1) % 10
+    weight = np.where(start == true, 0.75, 0.25).astype(np.float32)
+    save_file({"label": start, "weight": weight}, folder / "epoch-0001.safetensors")
+    save_file({"label": true, "weight": weight}, folder / "epoch-0002.safetensors")
+    report(monkeypatch, capsys, "--exp", exp, "--truth", root / "truth")
+    lines = (exp / "report.md").read_text().splitlines()
+    at = lines.index("## Labels while training: round1")
+    assert lines[at + 2].split("|")[1:-1] == [
+        f" {k} "
+        for k in (
+            "epoch",
+            "live",
+            "effective",
+            "flipped",
+            "nmi",
+            "ami",
+            "purity",
+            "weight_right",
+            "weight_wrong",
+        )
+    ]
+    first, second = (line.split(" | ") for line in lines[at + 4 : at + 6])
+    assert first[0] == "| 1" and first[1] == "10" and first[3] == "0.000" and first[6] == "0.900"
+    assert first[7:] == ["0.750", "0.250 |"]
+    assert second[3] == "0.100" and second[4] == second[5] == second[6] == "1.000"
+    assert (exp / "plots/labels_round1.png").exists()

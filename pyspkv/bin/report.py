@@ -121,6 +121,39 @@ def epochs_of(folder: Path) -> list[dict]:
     return [r for r in records if r.get("kind") == "epoch"]
 
 
+def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
+    """Per epoch, what a phase's objective had made of the labels: sizes, and diagnostics where a truth is given."""
+    from safetensors.numpy import load_file
+
+    from pyspkv.labels import quality
+
+    files = sorted((folder / "model/rows").glob("epoch-*.safetensors"))
+    spk = read_table(folder / "data/utt2spk", "id") if files and (folder / "data/utt2spk").exists() else {}
+    out, before = [], None
+    for file in files:
+        rows = load_file(file)
+        if "label" not in rows or len(rows["label"]) != len(spk):
+            continue
+        label = rows["label"]
+        found = {"epoch": int(file.stem.split("-")[1])}
+        sizes = quality.sizes(label)
+        found |= {"live": sizes["num_clusters"], "effective": sizes["effective_clusters"]}
+        found["flipped"] = float(np.mean(label != before)) if before is not None else 0.0
+        before = label
+        if truth is not None:
+            true = [truth[u] for u in spk]
+            found |= {
+                k: v for k, v in quality.diagnostics(label, true).items() if k in ("nmi", "ami", "purity")
+            }
+            right = quality.right(label, true)
+            for name, part in (("weight_right", right), ("weight_wrong", ~right)):
+                found[name] = (
+                    float(rows["weight"][part].mean()) if "weight" in rows and part.any() else float("nan")
+                )
+        out.append(found)
+    return out
+
+
 def training_table(phases: dict[str, Path]) -> list[str]:
     """Loss and accuracy in the first, the middle and the last epoch of every phase."""
     lines = ["| phase | epochs | loss: first, middle, last | accuracy % | minutes |", "|---|---|---|---|---|"]
@@ -134,8 +167,29 @@ def training_table(phases: dict[str, Path]) -> list[str]:
     return lines
 
 
+def moving_table(phase: str, epochs: list[dict]) -> list[str]:
+    keys = list(epochs[0])
+    lines = [
+        "",
+        f"## Labels while training: {phase}",
+        "",
+        "| " + " | ".join(keys) + " |",
+        "|" + "---|" * len(keys),
+    ]
+    for e in epochs:
+        cells = [f"{e[k]:.3f}" if isinstance(e[k], float) else str(e[k]) for k in keys]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def markdown(
-    title: str, scores: dict, rounds: dict, training: list[str], plots: list[str], with_truth: bool
+    title: str,
+    scores: dict,
+    rounds: dict,
+    training: list[str],
+    moving: dict[str, list[dict]],
+    plots: list[str],
+    with_truth: bool,
 ) -> str:
     compared = any("eer_difference" in m for lists in scores.values() for m in lists.values())
     head = ["system", "trials", "EER %", "95 % interval", "minDCF 0.01", "minDCF 0.05", "Cllr"]
@@ -184,6 +238,8 @@ def markdown(
                 "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
             ]
     lines += ["", "## Training", "", *training]
+    for phase, epochs in moving.items():
+        lines += moving_table(phase, epochs)
     lines += ["", "## Plots", ""] + [f"![{name}](plots/{name})" for name in plots]
     return "\n".join(lines) + "\n"
 
@@ -273,9 +329,16 @@ def main() -> None:
         if name.startswith("round") and (folder / "data/utt2spk").exists()
     }
     drawn = draw(exp / "plots", phases, scores, rounds, args.name)
+    moving = {name: found for name, folder in phases.items() if (found := moving_labels(folder, truth))}
+    for name, epochs in moving.items():
+        from pyspkv import plots
+
+        drawn.append(f"labels_{name}.png")
+        plots.training([{"kind": "epoch", **e} for e in epochs], exp / "plots" / drawn[-1], f"Labels: {name}")
     with atomic_file(exp / "report.md") as f:
         title = args.title or exp.resolve().name
-        f.write(markdown(title, scores, rounds, training_table(phases), drawn, truth is not None))
+        training = training_table(phases)
+        f.write(markdown(title, scores, rounds, training, moving, drawn, truth is not None))
     out = results(scores, rounds, args.name)
     with atomic_file(exp / "results.json") as f:
         json.dump(out, f, indent=1)

@@ -222,3 +222,10 @@ def diagnostics(labels: Sequence, truth: Sequence) -> dict:
         "pair_f": float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0,
         "num_speakers": int(b.max()) + 1,
     }
+
+
+def right(labels: Sequence, truth: Sequence) -> np.ndarray:
+    """Which utterances are of their cluster's most frequent true speaker: bool [N]."""
+    codes, speakers = _codes(labels), _codes(truth)
+    table = contingency(codes, speakers)
+    return speakers == np.asarray(table.argmax(1)).reshape(-1)[codes]

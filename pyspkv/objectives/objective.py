@@ -76,6 +76,10 @@ class Objective(nn.Module):
         """Where the objective moves labels: those it has come to, int64 [N]."""
         return None
 
+    def rows(self) -> dict[str, Tensor]:
+        """Per-utterance arrays [N] worth keeping after every epoch, for diagnostics against a truth file."""
+        return {}
+
     def after_step(self) -> None:
         """After the optimisers' step (EMA teachers)."""
 

@@ -126,6 +126,9 @@ class Reflective(Objective):
     def labels(self) -> Tensor:
         return self.label.long()
 
+    def rows(self) -> dict[str, Tensor]:
+        return {"label": self.label, "weight": self.weight}
+
     def train(self, training: bool = True) -> "Reflective":
         super().train(training)
         self.teacher.eval()
