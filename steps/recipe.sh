@@ -33,6 +33,7 @@ po_files=("${BASH_SOURCE[0]}") # --help lists these options too
 recipe=$(cd "$(dirname "$0")" && pwd)
 . "$recipe/../../../path.sh"
 exp=$recipe/$exp data=$recipe/$data conf=$recipe/$conf
+data_out=false      # objectives that move labels write them to round<r>/data_out
 student_options=() # key=value for every training of stages 4 and 5
 noise_list=() # training options that name the noise list; `use_noise` sets it
 
@@ -64,7 +65,7 @@ rounds() { # embed, cluster, train; again and again
     local r
     for r in $(seq "$round" "$num_rounds"); do
         "$ROOT/steps/round.sh" --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
-            --labels-from "$labels_from" --init "$round_init" --cluster-opts "$cluster_opts" \
+            --data-out "$data_out" --labels-from "$labels_from" --init "$round_init" --cluster-opts "$cluster_opts" \
             "$r" "$(round_config "$r")" "$data/train" "$exp" "${noise_list[@]}" "${student_options[@]}"
     done
 }

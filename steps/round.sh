@@ -10,6 +10,7 @@ labels_from=pretrain # the phase whose embeddings give the first round's labels
 init=               # where training starts: empty = the pre-trained model, none = from scratch, or a model folder
 num_clusters=auto
 cluster_opts=       # further options of bin.cluster, e.g. "--linkage average --metric cosine"
+data_out=false      # the objective moves labels: write those it comes to into <exp>/round<r>/data_out
 truth=              # true utt2spk, for diagnostics only
 seed=0
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
@@ -27,4 +28,7 @@ here=$exp/round$round
 # shellcheck disable=SC2086  # options are split on purpose
 "$ROOT/steps/cluster.sh" --num-clusters "$num_clusters" --previous "$previous" --truth "$truth" --seed "$seed" \
     "$before/embed/train/embedding.scp" "$data" "$here/data" $cluster_opts
-"$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" "$config" "$here/data" "$here/model" seed="$seed" "$@"
+labels_out=
+! $data_out || labels_out=$here/data_out
+"$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --labels-out "$labels_out" "$config" "$here/data" "$here/model" \
+    seed="$seed" "$@"

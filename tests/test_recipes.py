@@ -267,3 +267,38 @@ def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
     last = records[-1]
     assert last["kind"] == "epoch" and np.isfinite(last["loss"])
     assert ("pull" in last) is (stage != "pretrain")
+
+
+def test_ssrl_recipe_moves_labels_and_trains_the_other_arm(mini, tmp_path):
+    folder, _ = mini
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    shutil.copy(ROOT / "tests/conf/pretrain.yaml", conf)
+    small = (ROOT / "tests/conf/round.yaml").read_text().splitlines()
+    (conf / "offline.yaml").write_text("\n".join(small) + "\n")
+    small[1] = (
+        "objective: {name: reflective, student_seconds: 1.0, teacher_seconds: 1.5, fixed_epochs: 1, queue: 3}"
+    )
+    (conf / "round.yaml").write_text("\n".join(small) + "\n")
+    given = [
+        "--conf",
+        conf,
+        "--exp",
+        tmp_path / "exp",
+        "--data",
+        folder / "data",
+        "--nj",
+        1,
+        "--num-clusters",
+        10,
+    ]
+    given += ["--stage", 3, "--stop-stage", 4, "--offline-rounds", 1]
+    done = subprocess.run(
+        [ROOT / "egs/mini/ssrl/run.sh", *map(str, given)], env=env(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    start, found = (DataDir.read(tmp_path / "exp/round1" / name) for name in ("data", "data_out"))
+    assert found.utts == start.utts and set(found.spk) <= set(start.spk)
+    same = (tmp_path / "exp/offline/pretrain/model/LATEST").resolve()
+    assert same == (tmp_path / "exp/pretrain/model/LATEST").resolve()
+    assert cfg.read_section(tmp_path / "exp/offline/round1/model/config.yaml", "objective").name == "margin"
