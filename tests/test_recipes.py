@@ -119,8 +119,9 @@ def test_every_config_of_every_recipe_loads(recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_kill_minus_nine_at_ten_random_moments(mini, tmp_path):
-    """Ten runs, each killed once, at moments spread over the whole run, and then run to the end."""
+    """One run that dies ten times, each time later than before, and is then run to its end."""
     folder, _ = mini
     want = figures(folder)
     start = time.perf_counter()
@@ -129,7 +130,7 @@ def test_kill_minus_nine_at_ten_random_moments(mini, tmp_path):
     assert figures(tmp_path / "timed") == want
     rng = random.Random(1)
     victim = tmp_path / "killed"
-    for i in range(10):  # one run that dies ten times, each time later than before
+    for i in range(10):
         process = subprocess.Popen(command("mini/ssl", victim, *MINI, *SMALL), env=env(), start_new_session=True,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         time.sleep(whole * rng.uniform(0.03, 0.25))
@@ -205,6 +206,7 @@ def test_wavlm_recipe_trains_a_small_wavlm_on_dinos_labels(mini, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_wavlm_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
     """Labels from the trunk's pooled embeddings, a student that starts from it, crops in scoring."""
     import torch
@@ -239,6 +241,7 @@ def test_wavlm_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", ["pretrain", "round", "finetune"])
 def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
     """egs/voxceleb/wavlm_ssl at its true model size; only the batch and the noise lists are small."""
