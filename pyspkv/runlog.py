@@ -1,0 +1,82 @@
+"""What a run leaves for people to read: train.jsonl and tensorboard, running means, the commit that trained."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+
+from pyspkv import distributed
+from pyspkv.atomic import atomic_file
+
+
+class Means:
+    """Running weighted means of the logged quantities, over steps and ranks."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None):
+        self.sums = {k: list(v) for k, v in (sums or {}).items()}
+
+    def add(self, name: str, total: float, weight: float) -> None:
+        entry = self.sums.setdefault(name, [0.0, 0.0])
+        entry[0] += total
+        entry[1] += weight
+
+    def over_ranks(self) -> dict[str, list[float]]:
+        if distributed.world() == 1:
+            return self.sums
+        flat = torch.tensor([self.sums[k] for k in sorted(self.sums)], dtype=torch.float64)
+        if torch.cuda.is_available():
+            flat = flat.cuda()
+        return dict(zip(sorted(self.sums), distributed.all_sum(flat).tolist()))
+
+    @staticmethod
+    def values(sums: dict[str, list[float]]) -> dict[str, float]:
+        return {k: total / weight if weight else float("nan") for k, (total, weight) in sums.items()}
+
+
+class Log:
+    """train.jsonl and tensorboard of one run; records after `step` (of a killed run) are dropped."""
+
+    def __init__(self, exp: Path, step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = exp / "train.jsonl"
+        if path.exists():
+            lines = []
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        lines.append(line + "\n")
+                except json.JSONDecodeError:  # cut by a kill
+                    break
+            with atomic_file(path) as f:
+                f.writelines(lines)
+        self.file = open(path, "a")
+        self.board = SummaryWriter(exp / "tb", purge_step=step + 1)
+
+    def write(self, kind: str, state: dict, epoch: int, values: dict) -> None:
+        record = {"kind": kind, "epoch": epoch + 1, "step": state["step"], **values}
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, state["step"])
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def git_id() -> str | None:
+    """Commit of the working tree, with `+` when it is not clean; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", root, *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (subprocess.CalledProcessError, OSError):
+        return os.environ.get("SPKV_COMMIT")
