@@ -305,3 +305,13 @@ def test_ssrl_recipe_moves_labels_and_trains_the_other_arm(mini, tmp_path):
     same = (tmp_path / "exp/offline/pretrain/model/LATEST").resolve()
     assert same == (tmp_path / "exp/pretrain/model/LATEST").resolve()
     assert cfg.read_section(tmp_path / "exp/offline/round1/model/config.yaml", "objective").name == "margin"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_help_lists_the_common_options_once(recipe):
+    text = subprocess.run(
+        [recipe / "run.sh", "--help"], env=env(), capture_output=True, text=True, check=True
+    ).stdout
+    for option in ("stage", "stop-stage", "nj", "ngpu", "seed", "exp", "supervised"):
+        assert text.count(f"--{option} ") >= 1, option
+    assert "po-files" not in text and "noise-list" not in text

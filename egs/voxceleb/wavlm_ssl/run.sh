@@ -16,6 +16,7 @@ musan=              # folder of MUSAN: noise, speech, music
 rirs=               # folder of simulated room impulse responses
 num_rounds=3
 num_clusters=7500
+cluster_opts=       # as the paper: no whitening
 . parse_options.sh
 begin
 use_student
