@@ -114,6 +114,9 @@ def test_dynamic_gate_closes_where_the_two_gaussians_cross():
     assert math.log(g.threshold()) == pytest.approx(crossing_of(w, mu, var), abs=1e-3)
     kept = g(everything, loss, 1.0)
     np.testing.assert_array_equal(kept.numpy(), x <= math.log(g.threshold()))
+    assert g.rows()["weight"].sum() == 4000, "the gate was open in the epoch that ended"
+    g.end_epoch(1)
+    np.testing.assert_array_equal(g.rows()["weight"], kept)
 
 
 def test_crossing_with_equal_variances_and_without_any():

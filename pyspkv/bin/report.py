@@ -129,12 +129,13 @@ def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
 
     files = sorted((folder / "model/rows").glob("epoch-*.safetensors"))
     spk = read_table(folder / "data/utt2spk", "id") if files and (folder / "data/utt2spk").exists() else {}
+    given = np.unique(list(spk.values()), return_inverse=True)[1]
     out, before = [], None
     for file in files:
         rows = load_file(file)
-        if "label" not in rows or len(rows["label"]) != len(spk):
+        label = rows.get("label", given)
+        if len(label) != len(spk):
             continue
-        label = rows["label"]
         found = {"epoch": int(file.stem.split("-")[1])}
         sizes = quality.sizes(label)
         found |= {"live": sizes["num_clusters"], "effective": sizes["effective_clusters"]}
@@ -148,7 +149,9 @@ def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
             right = quality.right(label, true)
             for name, part in (("weight_right", right), ("weight_wrong", ~right)):
                 found[name] = (
-                    float(rows["weight"][part].mean()) if "weight" in rows and part.any() else float("nan")
+                    float(np.nanmean(rows["weight"][part]))
+                    if "weight" in rows and part.any()
+                    else float("nan")
                 )
         out.append(found)
     return out

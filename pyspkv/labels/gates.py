@@ -44,6 +44,10 @@ class Gate(nn.Module):
         """Called once all of epoch `epoch` was seen; returns what to log."""
         return {}
 
+    def rows(self) -> dict[str, Tensor]:
+        """After `end_epoch`: its arrays [N] worth keeping for diagnostics."""
+        return {}
+
 
 def merge_rows(values: Tensor) -> Tensor:
     """Join what the ranks observed: [N] with NaN where a rank saw nothing -> the mean of those that did."""
@@ -66,6 +70,7 @@ class LossGate(Gate):
     def __init__(self, config, num_rows: int):
         super().__init__(config, num_rows)
         self.register_buffer("loss", torch.full((num_rows,), torch.nan))
+        self.last = self.loss.clone(), math.inf  # losses of the epoch that ended, and the threshold they met
 
     def threshold(self) -> float:
         return self.config.threshold
@@ -81,9 +86,20 @@ class LossGate(Gate):
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         self.sync()
+        self.last = self.loss.clone(), self.threshold() if epoch >= self.config.start_epoch else math.inf
+        moved = self.follow(epoch)
         kept = (self.loss[~self.loss.isnan()] <= self.threshold()).float().mean().item()
         self.loss.fill_(torch.nan)
-        return {"gate/below_threshold": kept}
+        return {**moved, "gate/below_threshold": kept}
+
+    def follow(self, epoch: int) -> dict[str, float]:
+        """Move the threshold by the losses of the epoch that ended; what to log of it."""
+        return {}
+
+    def rows(self) -> dict[str, Tensor]:
+        """Whether the gate let each utterance through (NaN: not seen)."""
+        loss, threshold = self.last
+        return {"weight": torch.where(loss.isnan(), loss, (loss <= threshold).float())}
 
 
 class DynamicLossGate(LossGate):
@@ -116,8 +132,7 @@ class DynamicLossGate(LossGate):
     def corrects(self, epoch: float) -> bool:
         return self.config.correct_epoch is not None and epoch >= self.config.correct_epoch
 
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        self.sync()
+    def follow(self, epoch: int) -> dict[str, float]:
         if rank() == 0:
             seen = self.loss[~self.loss.isnan()].double().cpu().numpy()
             crossing = None
@@ -128,7 +143,7 @@ class DynamicLossGate(LossGate):
             else:
                 log.warning("gate: no crossing of two Gaussians in epoch %d; the threshold stays", epoch + 1)
         broadcast(self.tau)
-        return {"gate/tau": self.threshold(), **super().end_epoch(epoch)}
+        return {"gate/tau": self.threshold()}
 
 
 def two_gaussians(x: np.ndarray) -> tuple[np.ndarray, ...]:

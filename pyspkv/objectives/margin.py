@@ -120,6 +120,9 @@ class Margin(Objective):
         confidence, target = logits.softmax(1).max(1)
         return target, confidence > c.gate.confidence
 
+    def rows(self) -> dict[str, Tensor]:
+        return self.gate.rows()
+
     def sync(self) -> None:
         self.gate.sync()
 
