@@ -34,6 +34,8 @@ workers: 0
 CONTRASTIVE = {"objective": {"name": "contrastive", "crop_seconds": 0.4}, "augment.speeds": [0.9, 1.0, 1.1]}
 DINO = {"objective": {"name": "dino", "global_seconds": 0.5, "local_seconds": 0.3, "local_crops": 2, "hidden": 16,
                       "bottleneck": 8, "head_size": 32}}  # fmt: skip
+REFLECTIVE = {"objective": {"name": "reflective", "student_seconds": 0.5, "teacher_seconds": 0.6, "fixed_epochs": 1,
+                            "queue": 3}}  # fmt: skip
 DLG = {"objective.gate": {"name": "dlg", "start_epoch": 1, "correct_epoch": 1}, "augment.speeds": [0.9, 1.1]}
 
 
@@ -226,7 +228,9 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, CONTRASTIVE, DLG, DINO], ids=["margin", "contrastive", "dlg", "dino"]
+    "changes",
+    [{}, CONTRASTIVE, DLG, DINO, REFLECTIVE],
+    ids=["margin", "contrastive", "dlg", "dino", "reflective"],
 )
 def test_two_processes_equal_one(tmp_path, data, changes):
     """Same global batch, gathered negatives, synchronised batch normalisation: the same losses and weights."""
