@@ -37,11 +37,17 @@ BASE_PLUS = {  # the cfg of WavLM-Base+.pt, as far as the authors' class has no 
 
 
 class Transformers(WavLM):
-    """The same weights under transformers' own forward pass."""
+    """The same weights under transformers' own forward pass, convolutions frozen its way."""
 
-    def hidden_states(self, feats, mask):
-        h, _ = self.trunk.feature_projection(feats)
-        return self.trunk.encoder(h, output_hidden_states=True).hidden_states
+    def __init__(self, config):
+        super().__init__(config)
+        self.trunk.freeze_feature_encoder()
+
+    def features(self, wave, lengths):
+        return wave, lengths
+
+    def hidden_states(self, wave, mask):
+        return self.trunk(wave, output_hidden_states=True).hidden_states
 
 
 def authors_model(checkout: Path, folder: Path) -> torch.nn.Module:
