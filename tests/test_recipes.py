@@ -231,11 +231,11 @@ def test_wavlm_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
     for name in ("round", "finetune"):
         lines = (conf / f"{name}.yaml").read_text().splitlines()
         (conf / f"{name}.yaml").write_text("\n".join([student, *lines[1:]]) + "\n")
-    options = ["--labels-from", "wavlm", "--wavlm", tmp_path / "hf", "--conf", conf, "--supervised", "true"]
+    options = ["--labels-from", "wavlm", "--wavlm", tmp_path / "hf", "--conf", conf]
     done = wavlm_run(tmp_path, folder / "data", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {p.parent.parent.name for p in tmp_path.glob("exp/*/score/test-crops.json")} == {
-        "pretrain", "trunk", "round1", "finetune", "supervised",
+        "pretrain", "trunk", "round1", "finetune",
     }  # fmt: skip
     assert "pull" in (tmp_path / "exp/finetune/model/train.jsonl").read_text()
 
