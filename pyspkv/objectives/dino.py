@@ -16,7 +16,7 @@ from pyspkv.distributed import BatchNorm, all_sum, gather
 from pyspkv.errors import UserError
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.objective import Info, Losses, Objective, spread
+from pyspkv.objectives.objective import Info, Losses, Objective, ema, spread
 from pyspkv.schedules import cosine_ramp, ramp
 
 FLAT = 0.999  # share of ln(head size) above which the loss says nothing
@@ -108,7 +108,7 @@ class DINO(Objective):
         views, local = batch.views, [f"local{i}" for i in range(c.local_crops)]
         pair = _cat(views, ["global0", "global1"])
         with torch.no_grad():
-            taught, taught_wide = self.teacher_head(self.encode_teacher(pair))
+            taught, taught_wide = self.teacher_head(self.teacher(*pair))
         embedding = self.encode(pair, c.spec_augment)
         seen, wide = self.head(embedding, frozen)
         if local:
@@ -133,9 +133,6 @@ class DINO(Objective):
         if self.training:
             self.remember(taught.float(), loss.detach())
         return Losses(terms, {"entropy": (entropy.sum(), count), "spread": spread(F.normalize(embedding))})
-
-    def encode_teacher(self, view: tuple[Tensor, Tensor]) -> Tensor:
-        return self.teacher(*view)
 
     def regularise(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """RDINO's terms on the regularised layer, averaged over the two global views, over all ranks: the mean of
@@ -165,10 +162,8 @@ class DINO(Objective):
     def after_step(self) -> None:
         epochs = self.info.epochs
         momentum = cosine_ramp(self.epoch_now, epochs, *self.config.ema)
-        with torch.no_grad():
-            for mine, theirs in ((self.teacher, self.encoder), (self.teacher_head, self.head)):
-                old = list(mine.parameters())
-                torch._foreach_lerp_(old, [p.detach() for p in theirs.parameters()], 1 - momentum)
+        ema(self.teacher, self.encoder, momentum)
+        ema(self.teacher_head, self.head, momentum)
 
 
 def _cat(views: dict, names: list[str]) -> tuple[Tensor, Tensor]:

@@ -104,6 +104,12 @@ def spread(unit: Tensor) -> tuple[Tensor, Tensor]:
     return (1 - unit.detach().mean(0).square().sum()) * size, size
 
 
+@torch.no_grad()
+def ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """The teacher's parameters become momentum x theirs + (1 - momentum) x the student's."""
+    torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
+
+
 def margin_logits(cos: Tensor, target: Tensor, margin: float | Tensor) -> Tensor:
     """AAM / ArcFace (Deng et al. 2019): cos [B, K] with cos(theta + m) in the target's column.
 

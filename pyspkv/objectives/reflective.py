@@ -21,7 +21,7 @@ from pyspkv.distributed import all_sum, broadcast, rank
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.labels.gates import merge_rows, two_gaussians
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.objective import Info, Losses, Objective, margin_logits, spread
+from pyspkv.objectives.objective import Info, Losses, Objective, ema, margin_logits, spread
 
 CHUNK = 1 << 16  # rows at once in the bookkeeping
 log = logging.getLogger(__name__)
@@ -191,12 +191,10 @@ class Reflective(Objective):
         else:
             low, high = c.ema_epochs
             a = 1 - 1 / max(1.0, steps * (low + (high - low) * done))
+        pairs = ((self.teacher, self.encoder), (self.teacher_classifier, self.classifier))
         with torch.no_grad():
-            pairs = ((self.teacher, self.encoder), (self.teacher_classifier, self.classifier))
             for mine, theirs in pairs:
-                torch._foreach_lerp_(
-                    list(mine.parameters()), [p.detach() for p in theirs.parameters()], 1 - a
-                )
+                ema(mine, theirs, a)
                 for old, new in zip(mine.buffers(), theirs.buffers()):
                     old.lerp_(new, 1 - a) if old.is_floating_point() else old.copy_(new)
 
