@@ -22,8 +22,14 @@ _RENAMES = [  # unilm -> transformers, in this order
     (r"^layer_norm\.", "feature_projection.layer_norm."),
     (r"^post_extract_proj\.", "feature_projection.projection."),
     (r"^encoder\.pos_conv\.0\.bias$", "encoder.pos_conv_embed.conv.bias"),
-    (r"^encoder\.pos_conv\.0\.weight_g$", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
-    (r"^encoder\.pos_conv\.0\.weight_v$", "encoder.pos_conv_embed.conv.parametrizations.weight.original1"),
+    (
+        r"^encoder\.pos_conv(\.0|_embed\.conv)\.weight_g$",
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original0",
+    ),
+    (
+        r"^encoder\.pos_conv(\.0|_embed\.conv)\.weight_v$",
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
+    ),
     (r"\.self_attn\.grep_linear\.", ".attention.gru_rel_pos_linear."),
     (r"\.self_attn\.grep_a$", ".attention.gru_rel_pos_const"),
     (r"\.self_attn\.relative_attention_bias\.", ".attention.rel_attn_embed."),
@@ -31,14 +37,6 @@ _RENAMES = [  # unilm -> transformers, in this order
     (r"\.self_attn\.", ".attention."),
     (r"\.fc1\.", ".feed_forward.intermediate_dense."),
     (r"\.fc2\.", ".feed_forward.output_dense."),
-    (
-        r"^encoder\.pos_conv_embed\.conv\.weight_g$",
-        "encoder.pos_conv_embed.conv.parametrizations.weight.original0",
-    ),
-    (
-        r"^encoder\.pos_conv_embed\.conv\.weight_v$",
-        "encoder.pos_conv_embed.conv.parametrizations.weight.original1",
-    ),
 ]
 
 
