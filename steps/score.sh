@@ -36,7 +36,7 @@ if [ -n "$dev" ]; then
     score "$dev" dev "$system/score/dev.scores"
     measure "$dev" "$system/score/dev.scores"
     "$SPKV_PYTHON" -m pyspkv.bin.calibrate --scores "$system/score/dev.scores" --trials "$dev/trials" \
-        --model "$system/model"
+        --model "$system/model" || { echo "$0: $system is scored without calibration" >&2; rm -f "$system/model/calibration.json"; }
 fi
 plain=$system/score/$name.scores options=()
 score "$data" "$name" "$plain"

@@ -8,6 +8,9 @@ round_init=none     # rounds start from the pre-trained trunk, or from scratch; 
 crops=15
 labels_from=dino    # the first round's labels: dino, or wavlm: clusters of the imported trunk's pooled embeddings
 
+ablation=false      # stage 5 also trains the other rows of the paper's ablation table
+label_noise=        # shares as "0.2 0.4": stage 5 also trains each gate on round 1's labels with so many made wrong
+
 po_files+=("${BASH_SOURCE[0]}")
 small_wavlm="{name: wavlm, layers: 3, dim: 96, heads: 4, ffn: 192, conv_dim: 64, pos_conv_kernel: 32, pos_conv_groups: 4, \
 embed_dim: 128, mhfa_heads: 8, mhfa_dim: 32, freeze: none, trunk_lr: 1.0, layerdrop: 0.0}"
@@ -32,5 +35,38 @@ import_trunk() { # for the student, and with mean pooling as a phase of its own 
     for out in wavlm:mhfa trunk/model:mean; do
         [ -f "$exp/${out%:*}/LATEST" ] || "$SPKV_PYTHON" -m pyspkv.bin.import_checkpoint --from "$wavlm" \
             --out "$exp/${out%:*}" --pooling "${out#*:}"
+    done
+}
+
+arm() { # <name> <data> <init> [key=value ...]: a system beside the chain, trained as round 1 is
+    train --init "$3" "$(round_config 1)" "$2" "$exp/$1/model" "${student_options[@]}" "${@:4}"
+}
+open_gate=objective.gate="{name: none}"
+no_correction=objective.gate.correct_epoch=null
+
+ablate() { # the rows of the paper's table that the chain lacks
+    $ablation || return 0
+    arm no_gate "$exp/round1/data" "" "$open_gate"
+    arm no_correction "$exp/round1/data" "" "$no_correction"
+    [ -n "$student" ] || grep -q "name: wavlm" "$conf/round.yaml" ||
+        arm supervised_from_dino "$data/train_labelled" "$exp/pretrain/model"
+    [ -d "$exp/trunk" ] && [ "$labels_from" != trunk ] || return 0
+    "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$exp/trunk/model" "$data/train" "$exp/trunk/embed/train"
+    # shellcheck disable=SC2086  # options are split on purpose
+    "$ROOT/steps/cluster.sh" --num-clusters "$num_clusters" --seed "$seed" \
+        "$exp/trunk/embed/train/embedding.scp" "$data/train" "$exp/trunk_labels/data" $cluster_opts
+    arm trunk_labels "$exp/trunk_labels/data" ""
+}
+spoil_labels() { # what each gate makes of wrong labels that are known to be so
+    local share gate name options
+    for share in $label_noise; do
+        for gate in no_gate no_correction both; do
+            name=noise${share#*.}_$gate options=()
+            [ $gate != no_gate ] || options=("$open_gate")
+            [ $gate != no_correction ] || options=("$no_correction")
+            [ -d "$exp/$name/data" ] || "$SPKV_PYTHON" -m pyspkv.bin.datadir corrupt --share "$share" --seed "$seed" \
+                --list "$exp/$name/corrupted" "$exp/round1/data" "$exp/$name/data"
+            arm "$name" "$exp/$name/data" "" "${options[@]}"
+        done
     done
 }

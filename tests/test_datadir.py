@@ -557,3 +557,18 @@ def test_combine_refuses_its_own_source(tmp_path):
     shutil.copytree(path, tmp_path / "e")
     with pytest.raises(UserError, match="same folder"):
         run("copy", path, path)
+
+
+def test_corrupt_moves_a_random_share_to_other_speakers(tmp_path, capsys):
+    utts = [f"u{i:02d}" for i in range(20)]
+    DataDir(tmp_path, utts, [f"s{i % 4}" for i in range(20)], {u: "x.wav" for u in utts}).write(
+        tmp_path / "d"
+    )
+    args = ["corrupt", "--share", "0.4", "--seed", "1", "--list", tmp_path / "list", tmp_path / "d"]
+    run(*args, tmp_path / "e")
+    old, new = (DataDir.read(tmp_path / name) for name in ("d", "e"))
+    changed = [u for u, a, b in zip(old.utts, old.spk, new.spk) if a != b]
+    assert changed == (tmp_path / "list").read_text().split() and len(changed) == 8
+    assert set(new.spk) <= set(old.spk) and new.wav == old.wav
+    run(*args, tmp_path / "f")
+    assert (tmp_path / "f/utt2spk").read_bytes() == (tmp_path / "e/utt2spk").read_bytes()

@@ -137,8 +137,8 @@ def test_dynamic_gate_keeps_its_threshold_when_the_fit_fails(loss):
 def test_label_correction_by_hand(faithful):
     """Spec wavlm_ssl, section 4: L at the phases of the open gate, the closed one, and with correction."""
     torch.manual_seed(0)
-    spec = {"name": "dlg", "start_epoch": 1.0, "correct_epoch": 2.0, "confidence": 0.4, "faithful": faithful}
-    o = margin_objective(gate=spec, scale=10.0, margin=0.2).eval()
+    spec = {"name": "dlg", "start_epoch": 1.0, "correct_epoch": 2.0, "confidence": 0.4}
+    o = margin_objective(gate=spec, scale=10.0, margin=0.2, faithful=faithful).eval()
     data = batch(["main", "clean"], [0, 2, 1, 0])
     wave, lengths = data.views["main"]
     data.views["clean"] = (wave.flip(0), lengths)  # another input, so that the two views cannot be mixed up
@@ -152,7 +152,11 @@ def test_label_correction_by_hand(faithful):
 
     def step(epoch):
         o.before_step(int(epoch * 10))
-        total, weight = o(data).terms["aam"]
+        out = o(data)
+        total, weight = out.terms["aam"]
+        if faithful:  # L / sg(L): the gradient is that of ln L
+            assert (total / weight).item() == pytest.approx(1.0)
+            total, weight = out.stats["cross_entropy"]
         return (total / weight).item()
 
     assert step(0) == pytest.approx(loss.mean().item(), rel=1e-5)

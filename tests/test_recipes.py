@@ -232,11 +232,14 @@ def test_wavlm_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
         lines = (conf / f"{name}.yaml").read_text().splitlines()
         (conf / f"{name}.yaml").write_text("\n".join([student, *lines[1:]]) + "\n")
     options = ["--labels-from", "wavlm", "--wavlm", tmp_path / "hf", "--conf", conf]
+    options += ["--ablation", "true", "--label-noise", "0.25"]
     done = wavlm_run(tmp_path, folder / "data", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {p.parent.parent.name for p in tmp_path.glob("exp/*/score/test-crops.json")} == {
-        "pretrain", "trunk", "round1", "finetune",
+        "pretrain", "trunk", "round1", "finetune", "no_gate", "no_correction",
+        "noise25_no_gate", "noise25_no_correction", "noise25_both",
     }  # fmt: skip
+    assert "noise_recall" in (tmp_path / "exp/report.md").read_text()
     assert "pull" in (tmp_path / "exp/finetune/model/train.jsonl").read_text()
 
 

@@ -257,3 +257,31 @@ def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
     assert first[7:] == ["0.750", "0.250 |"]
     assert second[3] == "0.100" and second[4] == second[5] == second[6] == "1.000"
     assert (exp / "plots/labels_round1.png").exists()
+
+
+def test_other_systems_are_reported_between_the_last_phase_and_supervised(whole, tmp_path, monkeypatch):
+    root, want = whole
+    shutil.copytree(root / "exp", tmp_path / "exp")
+    shutil.copytree(root / "exp/round1/score", tmp_path / "exp/no_gate/score")
+    (tmp_path / "exp/plain_folder").mkdir()
+    monkeypatch.setattr("sys.argv", ["report", "--exp", str(tmp_path / "exp")])
+    report_cli.main()
+    out = json.loads((tmp_path / "exp/results.json").read_text())
+    assert list(out["others"]) == ["no_gate"]
+    assert out["others"]["no_gate"]["eer"] == pytest.approx(want["round1"]["eer"])
+    names = [row["row"] for row in results_cli.rows_of(tmp_path / "exp", "t", 0, "")]
+    assert names == ["pretrain", "round1", "round2", "finetune", "no_gate", "supervised"]
+
+
+def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
+    """Four utterances, two spoilt; the gate keeps out one of them and half of a good one."""
+    from safetensors.numpy import save_file
+
+    write_lines(tmp_path / "data/utt2spk", ["a s0", "b s0", "c s1", "d s1"])
+    write_lines(tmp_path / "corrupted", ["b", "d"])
+    (tmp_path / "model/rows").mkdir(parents=True)
+    weight = np.array([0.5, 1.0, 1.0, 0.0], np.float32)
+    save_file({"weight": weight}, tmp_path / "model/rows/epoch-3.safetensors")
+    [found] = report_cli.moving_labels(tmp_path, None)
+    assert found["noise_recall"] == pytest.approx(1 / 2)
+    assert found["noise_precision"] == pytest.approx(1 / 1.5)

@@ -134,6 +134,26 @@ def combine_dirs(args: argparse.Namespace) -> None:
     print(f"{args.dst}: {_summary(data)}")
 
 
+def corrupt(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from pyspkv.atomic import atomic_file
+
+    data = DataDir.read(args.src, need_wav=False)
+    names = sorted(set(data.spk))
+    if len(names) < 2:
+        rule = "has one speaker; a wrong label needs another"
+        raise UserError(rule, file=f"{args.src}/utt2spk", mend="take labels of two speakers or more")
+    rng = np.random.default_rng(args.seed)
+    rows = np.sort(rng.choice(len(data.utts), round(args.share * len(data.utts)), replace=False))
+    spk, code = list(data.spk), {name: i for i, name in enumerate(names)}
+    for row, step in zip(rows, rng.integers(1, len(names), len(rows))):
+        spk[row] = names[(code[spk[row]] + step) % len(names)]
+    with atomic_file(args.list) as f:
+        f.writelines(f"{data.utts[row]}\n" for row in rows)
+    _write(data.with_speakers(spk), args.src, args.dst)
+
+
 def split(args: argparse.Namespace) -> None:
     folder = DataDir.read(args.dir, need_wav=False).write_split(args.n, per_utt=args.per_utt)
     print(f"{folder}: {args.n} parts")
@@ -192,6 +212,12 @@ def _join_values(argv: list[str]) -> list[str]:
     elif at is not None:
         out[at] = "--spk-prefix"
     return out
+
+
+def _share(text: str) -> float:
+    if not 0 <= (share := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"a share lies from 0 to 1, not {text}")
+    return share
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -255,6 +281,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--skip-fix", default="false", help="Kaldi's option; the result needs no fixing")
     sub.add_argument("dst")
     sub.add_argument("src", nargs="+")
+
+    about = (
+        "SRC DST: a random share of the utterances gets another speaker's label, to test what copes with that"
+    )
+    sub = command("corrupt", corrupt, about)
+    sub.add_argument("--share", type=_share, required=True, help="of the utterances, from 0 to 1")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--list", required=True, metavar="FILE", help="where the ids of those utterances go")
+    sub.add_argument("src")
+    sub.add_argument("dst")
 
     sub = command("split", split, "cut into DIR/split<N>/<1..N> by whole speakers")
     sub.add_argument("--per-utt", action="store_true", help="by utterances, into DIR/split<N>utt")

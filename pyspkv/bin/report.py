@@ -15,6 +15,7 @@ from pyspkv.tables import read_table
 KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_ci_high", "eer_ci_over")
 KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
 KEYS += ("eer_difference_ci_low", "eer_difference_ci_high")
+PIPELINE = re.compile(r"pretrain|round[1-9]\d*|finetune|supervised")
 VARIANTS = ("mean", "asnorm")  # of the headline list: less the training mean, AS-normed
 
 
@@ -22,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.report",
         description="Write EXP/results.json, EXP/report.md and EXP/plots from the score files of every phase "
-        "(pretrain, round1, round2, ..., finetune, supervised) in EXP.",
+        "(pretrain, round1, round2, ..., finetune, supervised, and any other folder with scores) in EXP.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--exp", required=True, help="experiment folder")
@@ -46,7 +47,8 @@ def find_phases(exp: Path) -> dict[str, Path]:
     """Phase name -> folder, in the order of the pipeline, of every phase that stands in `exp`."""
     rounds = sorted(int(m[1]) for d in exp.glob("round*") if (m := re.fullmatch(r"round([1-9]\d*)", d.name)))
     names = ["pretrain", *(f"round{r}" for r in rounds), "finetune", "supervised"]
-    return {name: exp / name for name in names if (exp / name).is_dir()}
+    others = sorted(d.parent.name for d in exp.glob("*/score") if d.parent.name not in names)
+    return {name: exp / name for name in names[:-1] + others + names[-1:] if (exp / name).is_dir()}
 
 
 def read_scores(phases: dict[str, Path]) -> dict[str, dict[str, dict]]:
@@ -109,6 +111,7 @@ def results(scores: dict, rounds: dict[int, dict], name: str) -> dict:
         "rounds": listed,
         "final": final,
         "supervised": entry("supervised"),
+        "others": {p: found for p in scores if not PIPELINE.fullmatch(p) and (found := entry(p))},
         "trials": name,
     }
 
@@ -122,7 +125,11 @@ def epochs_of(folder: Path) -> list[dict]:
 
 
 def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
-    """Per epoch, what a phase's objective had made of the labels: sizes, and diagnostics where a truth is given."""
+    """Per epoch, what a phase's objective had made of the labels: sizes, and diagnostics where a truth is given.
+
+    Where PHASE/corrupted lists utterances whose labels were made wrong on purpose (`bin.datadir corrupt`): recall,
+    the share of them that the gate keeps out, and precision, their share among all that it keeps out.
+    """
     from safetensors.numpy import load_file
 
     from pyspkv.labels import quality
@@ -131,6 +138,8 @@ def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
     spk = read_table(folder / "data/utt2spk", "id") if files and (folder / "data/utt2spk").exists() else {}
     given = np.unique(list(spk.values()), return_inverse=True)[1]
     out, before = [], None
+    spoilt = set((folder / "corrupted").read_text().split()) if (folder / "corrupted").exists() else set()
+    spoilt = np.array([u in spoilt for u in spk]) if spoilt else None
     for file in files:
         rows = load_file(file)
         label = rows.get("label", given)
@@ -153,6 +162,10 @@ def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
                     if "weight" in rows and part.any()
                     else float("nan")
                 )
+        if spoilt is not None and "weight" in rows:
+            out_of = 1 - np.nan_to_num(rows["weight"])
+            found["noise_recall"] = float(out_of[spoilt].mean())
+            found["noise_precision"] = float(out_of[spoilt].sum() / max(out_of.sum(), 1e-12))
         out.append(found)
     return out
 

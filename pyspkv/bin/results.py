@@ -77,6 +77,7 @@ def rows_of(exp: Path, table: str, seed: int, command: str) -> list[dict]:
     phases |= {f"round{r['round']}": r for r in found.get("rounds", [])}
     if (exp / "finetune").is_dir():
         phases["finetune"] = found.get("final")
+    phases |= found.get("others", {})
     phases["supervised"] = found.get("supervised")
     out = []
     for name, entry in phases.items():

@@ -118,9 +118,6 @@ class DynamicLossGate(LossGate):
         correct_epoch: float | None = 8.0  # null = never
         confidence: float = 0.5
         temperature: float = 1.0  # of the posterior softmax(scale x cos / temperature)
-        # What the authors' code does: softmax(W z / 0.1) without normalisation as posterior, the margin left on
-        # the old label, division by the batch size.
-        faithful: bool = False
 
     def __init__(self, config, num_rows: int):
         super().__init__(config, num_rows)

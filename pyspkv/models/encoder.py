@@ -43,8 +43,9 @@ class Encoder(nn.Module):
     def start(self) -> None:
         """Before a training: load pre-trained parts that the config names. Extraction has no need of them."""
 
-    def pull(self) -> Tensor | None:
-        """Penalty that holds the weights near the pre-trained ones, where the encoder wants one."""
+    def pull(self, faithful: bool = False) -> Tensor | None:
+        """Penalty that holds the weights near the pre-trained ones, where the encoder wants one; `faithful`: in the form
+        that the encoder's authors released."""
         return None
 
     mask = staticmethod(frame_mask)

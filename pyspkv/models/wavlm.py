@@ -183,12 +183,17 @@ class WavLM(Encoder):
     def _pulled(self) -> list[nn.Parameter]:
         return [p for p in self.trunk.parameters() if p.requires_grad]
 
-    def pull(self) -> Tensor | None:
+    def pull(self, faithful: bool = False) -> Tensor | None:
+        """weight x sum of squared distances; `faithful`: weight x R / (its value + 1e-5), R the sum of the norms."""
         if not self.anchor:
             return None
         params = self._pulled()
         self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params)]
-        return self.config.pull * sum((p - a).square().sum() for p, a in zip(params, self.anchor))
+        gaps = [p - a for p, a in zip(params, self.anchor)]
+        if not faithful:
+            return self.config.pull * sum(gap.square().sum() for gap in gaps)
+        norms = sum(torch.linalg.vector_norm(gap) for gap in gaps)
+        return self.config.pull * norms / (norms.detach() + 1e-5)
 
     def param_groups(self) -> list[dict]:
         """Layer-wise rates: layer l of the trunk trunk_lr x layer_growth^l, what is not of a layer as the lowest."""

@@ -29,6 +29,10 @@ class MarginConfig:
     encoder_lr: float = (
         1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
     )
+    # What the authors of arXiv 2406.02285 released, for comparison (spec wavlm_ssl, sections 3 and 4): the loss and the
+    # pull to the pre-trained weights (then norms, not squares) are each divided by their own value; labels are corrected
+    # by softmax(W z / 0.1) in training mode without normalisation, the margin left on the old label, divided by B.
+    faithful: bool = False
     gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
 
 
@@ -89,31 +93,36 @@ class Margin(Objective):
         if self.gate.corrects(self.epoch_now) and len(rejected):
             target, sure = self.predict(batch.views["clean"], rejected)
             rows, target = rejected[sure], target[sure]
-            if not c.gate.faithful:
+            if not c.faithful:
                 logits = c.scale * margin_logits(cos, label.scatter(0, rows, target), margin)
             total = total + F.cross_entropy(logits[rows], target, reduction="sum")
             corrected[rows] = 1
         size = torch.tensor(float(len(label)), device=label.device)
-        if self.gate.corrects(self.epoch_now) and c.gate.faithful:
+        if self.gate.corrects(self.epoch_now) and c.faithful:
             weight = size
         else:
             weight = weight + corrected.sum()
         right = (cos.detach().argmax(1) == label).float()
         stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
+        stats = {k: (v, size) for k, v in stats.items()}
+        if c.faithful:
+            stats["cross_entropy"] = total.detach(), weight
+            value = (total / weight.clamp_min(1)).detach()
+            total = total / torch.where(value > 0, value, 1.0)
         terms = {"aam": (total, weight)}
-        if (pull := self.encoder.pull()) is not None:
+        if (pull := self.encoder.pull(c.faithful)) is not None:
             terms["pull"] = (pull, torch.ones((), device=pull.device))
-        return Losses(terms, {**{k: (v, size) for k, v in stats.items()}, "spread": spread(unit)})
+        return Losses(terms, {**stats, "spread": spread(unit)})
 
     @torch.no_grad()
     def predict(self, view: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
         """Classes [R] of the clean crops in `rows`, and whether each is sure enough (bool [R])."""
         c, was = self.config, self.encoder.training
         wave, lengths = view
-        self.encoder.eval()
+        self.encoder.train(was and c.faithful)
         z = self.encode((wave[rows], lengths[rows])).float()
         self.encoder.train(was)
-        if c.gate.faithful:
+        if c.faithful:
             logits = F.linear(z, self.head.weight) / 0.1
         else:
             logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature

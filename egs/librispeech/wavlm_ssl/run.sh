@@ -30,7 +30,7 @@ fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "DINO"; then import_trunk; pretrain; fi
 if run 4 "rounds of clustering and training"; then rounds; fi
-if run 5 "large-margin fine-tuning of the last round"; then finetune; fi
+if run 5 "large-margin fine-tuning of the last round"; then finetune; ablate; spoil_labels; fi
 if run 6 "extract embeddings"; then extract_all; fi
 if run 7 "score"; then score_all; fi
 if run 8 "report"; then report; fi
