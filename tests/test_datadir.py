@@ -561,7 +561,7 @@ def test_combine_refuses_its_own_source(tmp_path):
 
 def test_corrupt_moves_a_random_share_to_other_speakers(tmp_path, capsys):
     utts = [f"u{i:02d}" for i in range(20)]
-    DataDir(tmp_path, utts, [f"s{i % 4}" for i in range(20)], {u: "x.wav" for u in utts}).write(
+    DataDir(tmp_path, utts, [f"s{i % 4}" for i in range(20)], dict.fromkeys(utts, "x.wav")).write(
         tmp_path / "d"
     )
     args = ["corrupt", "--share", "0.4", "--seed", "1", "--list", tmp_path / "list", tmp_path / "d"]

@@ -29,9 +29,9 @@ class MarginConfig:
     encoder_lr: float = (
         1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
     )
-    # What the authors of arXiv 2406.02285 released, for comparison (spec wavlm_ssl, sections 3 and 4): the loss and the
-    # pull to the pre-trained weights (then norms, not squares) are each divided by their own value; labels are corrected
-    # by softmax(W z / 0.1) in training mode without normalisation, the margin left on the old label, divided by B.
+    # What the authors of arXiv 2406.02285 released, to compare (spec wavlm_ssl, sections 3 and 4): the loss and the
+    # pull to the pre-trained weights (norms, not squares) are each divided by their own value; labels are corrected
+    # by softmax(W z / 0.1) in training mode, the margin stays on the old label, the sum is divided by B.
     faithful: bool = False
     gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
 
