@@ -3,6 +3,7 @@
     python benchmarks/clustering.py ward --num 20000            # ours and scikit-learn, same partition?
     python benchmarks/clustering.py ward --num 50000 --only ours
     python benchmarks/clustering.py pipeline --num 100000       # k-means + Ward: ours, ours exact, faiss + scikit-learn
+    python benchmarks/clustering.py kmeans                      # ways to k-means, 100,000 points, same Ward after each
     python benchmarks/clustering.py constrained                 # 1,092,009 points, 5,994 speakers, 6 % labelled
     python benchmarks/clustering.py full                        # ark/scp -> data directory by bin.cluster
     python benchmarks/clustering.py growth                      # 10 k, 100 k, 1 M, with a plot
@@ -94,6 +95,45 @@ def _pipeline_reference(x, n, args):
     return go
 
 
+def _kmeans_sklearn(x, n, args, minibatch=False, **options):
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    from pyspkv.labels.clustering import ward
+
+    k1, k = ratio(n)
+    cls = MiniBatchKMeans if minibatch else KMeans
+    run = cls(k1, init="random", n_init=1, max_iter=args.iterations, random_state=args.seed, **options)
+
+    def go():
+        labels = run.fit_predict(x)
+        return ward(run.cluster_centers_.astype(np.float32), k)[labels]
+
+    return go
+
+
+def _kmeans_hierarchical(x, n, args):
+    """k-means into sqrt(k) cells, then k-means within each, centroids in proportion to its points."""
+    from pyspkv.labels.clustering import kmeans, ward
+
+    k1, k = ratio(n)
+
+    def go():
+        coarse, _ = kmeans(x, round(k1**0.5), args.seed, args.iterations)
+        share = np.bincount(coarse) * (k1 / n)
+        labels, centroids, done, used = np.empty(n, np.int64), [], 0.0, 0
+        for cell, part in enumerate(share):
+            done += part
+            rows = np.flatnonzero(coarse == cell)
+            here = min(len(rows), max(1, round(done) - used))
+            inside, c = kmeans(x[rows], here, args.seed, args.iterations)
+            labels[rows] = inside + used
+            centroids.append(c)
+            used += here
+        return ward(np.concatenate(centroids), k)[labels]
+
+    return go
+
+
 def _constrained(x, n, args, **options):
     from pyspkv.labels.clustering import constrained_kmeans
 
@@ -121,6 +161,12 @@ CASES = {
     "pipeline ours": _pipeline_ours,
     "pipeline exact": _pipeline_exact,
     "pipeline faiss+scikit-learn": _pipeline_reference,
+    "kmeans ours: Ward cells, 32 probes": _pipeline_ours,
+    "kmeans exact (one cell)": _pipeline_exact,
+    "kmeans hierarchical": _kmeans_hierarchical,
+    "kmeans scikit-learn Lloyd": _kmeans_sklearn,
+    "kmeans scikit-learn Elkan's bounds": lambda x, n, a: _kmeans_sklearn(x, n, a, algorithm="elkan"),
+    "kmeans scikit-learn mini-batch 16,384": lambda x, n, a: _kmeans_sklearn(x, n, a, True, batch_size=16384),
     "constrained spherical": _constrained,
     "constrained ip-unnormalised tol 0.05": lambda x, n, a: _constrained(x, n, a, spherical=False, tol=0.05),
 }
@@ -166,7 +212,7 @@ def same(a, b) -> bool:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=("ward", "pipeline", "constrained", "full", "growth", "child"))
+    p.add_argument("what", choices=("ward", "pipeline", "kmeans", "constrained", "full", "growth", "child"))
     p.add_argument("--num", type=int, default=0, help="points (default: the issue's)")
     p.add_argument("--only", default="", help="run the methods whose names hold this")
     p.add_argument("--work", type=Path, default=Path("/tmp/pyspkv_bench"))
@@ -187,10 +233,10 @@ def main() -> None:
     if args.what == "full":
         full(args.num or FULL, args)
         return
-    n = args.num or {"ward": 20_000, "pipeline": 100_000, "constrained": FULL}[args.what]
+    n = args.num or {"ward": 20_000, "pipeline": 100_000, "kmeans": 100_000, "constrained": FULL}[args.what]
     names = [c for c in CASES if c.startswith(args.what) and args.only in c]
     got = {name: case(name, n, args) for name in names}
-    if args.what == "pipeline":
+    if args.what in ("pipeline", "kmeans"):
         truth(n, got, args)
     ours, theirs = got.get("ward ours"), got.get("ward scikit-learn")
     if ours and theirs:

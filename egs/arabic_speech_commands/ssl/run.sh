@@ -6,27 +6,15 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+# shellcheck source=local/arabic_speech_commands.sh
+. "$ROOT/local/arabic_speech_commands.sh"
 num_rounds=3
 num_clusters=30     # more than there may be; the estimate (auto) finds speakers x commands instead
-corpora=${SPKV_CORPORA:-}
-corpus=${corpora:+$corpora/arabic_speech_commands}  # folder that holds dataset/ and the three .csv
-trials=${corpora:+$corpora/trials}                  # folder of the given lists; empty = made by the same rule
-noise=${corpora:+$corpora/noise/boiler.wav}         # audio files of training noise, or none
 . parse_options.sh
 begin
-[ -z "$noise" ] || use_noise "$data/noise"
+noise_lists
 
-if run 1 "data directories from the corpus"; then
-    [ -n "$corpus" ] || { echo "$0: give --corpus, the folder that holds dataset/ and the .csv" >&2; exit 1; }
-    lists=()
-    for set in dev:val test:test; do
-        list=$trials/arabic_speech_commands_${set#*:}.trials
-        [ -z "$trials" ] || lists+=("--${set%:*}-trials" "$list")
-    done
-    local/arabic_speech_commands_data.sh "${lists[@]}" "$corpus" "$data"
-    # shellcheck disable=SC2086  # several files
-    [ -z "$noise" ] || local/noise_data.sh "$data/noise" $noise
-fi
+if run 1 "data directories from the corpus"; then make_data; fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "pre-train without labels"; then pretrain; fi
 if run 4 "rounds of clustering and training"; then rounds; fi

@@ -6,27 +6,17 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+# shellcheck source=local/librispeech.sh
+. "$ROOT/local/librispeech.sh"
 # shellcheck source=steps/wavlm.sh
 . "$ROOT/steps/wavlm.sh"
 num_rounds=3
-corpora=${SPKV_CORPORA:-}
-librispeech=${corpora:+$corpora/librispeech_subset/LibriSpeech}   # folder that holds train-clean-100, test-other ...
-parts=train-clean-100
-test_parts=test-other
-trials=${corpora:+$corpora/trials/librispeech_test_other.trials}  # of the test parts; empty = all pairs
-noise=${corpora:+$corpora/noise/boiler.wav}                       # audio files of training noise, or none
 . parse_options.sh
 begin
-[ -z "$noise" ] || use_noise "$data/noise"
+noise_lists
 use_student
 
-if run 1 "data directories from the corpus"; then
-    [ -n "$librispeech" ] || { echo "$0: give --librispeech, the folder that holds $parts" >&2; exit 1; }
-    local/librispeech_data.sh --parts "$parts" --test-parts "$test_parts" ${trials:+--trials "$trials"} \
-        "$librispeech" "$data"
-    # shellcheck disable=SC2086  # several files
-    [ -z "$noise" ] || local/noise_data.sh "$data/noise" $noise
-fi
+if run 1 "data directories from the corpus"; then make_data; fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "DINO"; then import_trunk; pretrain; fi
 if run 4 "rounds of clustering and training"; then rounds; fi

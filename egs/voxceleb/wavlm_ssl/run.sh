@@ -7,30 +7,19 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+# shellcheck source=local/voxceleb.sh
+. "$ROOT/local/voxceleb.sh"
 # shellcheck source=steps/wavlm.sh
 . "$ROOT/steps/wavlm.sh"
-vox1=               # folder of VoxCeleb1: dev/wav, test/wav
-vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav
-trials=             # veri_test2.txt (O, cleaned), list_test_all2.txt (E) or list_test_hard2.txt (H)
-musan=              # folder of MUSAN: noise, speech, music
-rirs=               # folder of simulated room impulse responses
 num_rounds=3
 num_clusters=7500
 cluster_opts=       # as the paper: no whitening
 . parse_options.sh
 begin
 use_student
-noise_list=(augment.noise="$data/musan_noise" augment.babble="$data/musan_speech" augment.music="$data/musan_music"
-    augment.rir="$data/rirs")
+noise_lists
 
-if run 1 "data directories and noise lists"; then
-    for name in vox1 vox2 trials musan rirs wavlm; do
-        [ -n "${!name}" ] || { echo "$0: give --$name" >&2; exit 1; }
-    done
-    local/voxceleb_data.sh --trials "$trials" "$vox1" "$vox2" "$data"
-    for kind in noise speech music; do local/noise_data.sh "$data/musan_$kind" "$musan/$kind"; done
-    local/noise_data.sh --segment-seconds 0 "$data/rirs" "$rirs"
-fi
+if run 1 "data directories and noise lists"; then make_data; fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "DINO"; then import_trunk; pretrain; fi
 if run 4 "rounds of clustering and training"; then rounds; fi
