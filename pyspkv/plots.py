@@ -126,6 +126,16 @@ def eer_by_system(systems: Sequence[tuple[str, float, float | None, float | None
         ax.set_ylim(0, 1.15 * max(max(s[1], s[3] or 0) for s in systems))
 
 
+def eer_by_cost(arms: Mapping[str, Sequence[tuple[float, float]]], path: str | Path) -> None:
+    """Dev EER in percent against hours of audio processed, a line per arm: name -> [(hours, eer)]."""
+    with _figure(path) as ax:
+        for k, (name, points) in enumerate(arms.items()):
+            ax.plot(*zip(*points), marker="." if len(points) > 10 else "o", label=name, **_line(k))
+        ax.set(xlabel="hours of audio processed in training", ylabel="dev EER (%)")
+        ax.set(xlim=(0, None), ylim=(0, None), title="EER against cost")
+        ax.legend()
+
+
 def cluster_sizes(rounds: Mapping[str, np.ndarray], path: str | Path) -> None:
     """Utterances of each cluster, largest first, of several rounds."""
     with _figure(path) as ax:

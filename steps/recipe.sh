@@ -20,6 +20,7 @@ cluster_opts="--whiten 0.5"  # further options of bin.cluster
 labels_from=pretrain # the phase whose embeddings give the first round's labels
 round_init=         # where each round's training starts: empty = the pre-trained model, none = from scratch
 crops=0             # also score by so many crops of 4 s together with the whole utterance
+dev_curve=false     # the declared dev list's EER after every epoch of stage 4, for the plots only
 supervised=false    # also train on the true labels, for comparison
 nj=2                # parallel jobs
 ngpu=0              # GPUs; 0 uses the CPU
@@ -33,6 +34,8 @@ po_files=("${BASH_SOURCE[0]}") # --help lists these options too
 recipe=$(cd "$(dirname "$0")" && pwd)
 . "$recipe/../../../path.sh"
 exp=$recipe/$exp data=$recipe/$data conf=$recipe/$conf
+round_yaml=round.yaml
+beside=             # another experiment that the report sets beside this one
 data_out=false      # objectives that move labels write them to round<r>/data_out
 student_options=() # key=value for every training of stages 4 and 5
 noise_list=() # training options that name the noise list; `use_noise` sets it
@@ -58,14 +61,16 @@ train() { # [steps/train.sh options] <config> <data> <model> [key=value ...]
 pretrain() { train "$conf/pretrain.yaml" "$data/train" "$exp/pretrain/model"; }
 
 round_config() { # <r>: round.yaml, or early_round.yaml, where there is one, before the last
-    local early=$conf/early_round.yaml
-    if [ "$1" -lt "$num_rounds" ] && [ -f "$early" ]; then echo "$early"; else echo "$conf/round.yaml"; fi
+    local early=$conf/early_$round_yaml
+    if [ "$1" -lt "$num_rounds" ] && [ -f "$early" ]; then echo "$early"; else echo "$conf/$round_yaml"; fi
 }
 rounds() { # embed, cluster, train; again and again
-    local r
+    local r dev=
+    ! $dev_curve || dev=$data/dev
     for r in $(seq "$round" "$num_rounds"); do
         "$ROOT/steps/round.sh" --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
             --data-out "$data_out" --labels-from "$labels_from" --init "$round_init" --cluster-opts "$cluster_opts" \
+            --dev "$dev" \
             "$r" "$(round_config "$r")" "$data/train" "$exp" "${noise_list[@]}" "${student_options[@]}"
     done
 }
@@ -105,4 +110,4 @@ score_all() { # every model; where one was trained on the true labels, all are c
 score() { # <system>
     "$ROOT/steps/score.sh" --dev "$data/dev" --cohort-data "$cohort" --compare "$compare" "$1" "$data/test" test
 }
-report() { "$ROOT/steps/report.sh" --truth "$data/truth/train_utt2spk" "$exp"; }
+report() { "$ROOT/steps/report.sh" --truth "$data/truth/train_utt2spk" --beside "$beside" "$exp"; }

@@ -10,6 +10,7 @@ labels_from=pretrain # the phase whose embeddings give the first round's labels
 init=               # where training starts: empty = the pre-trained model, none = from scratch, or a model folder
 num_clusters=auto
 cluster_opts=       # further options of bin.cluster, e.g. "--linkage average --metric cosine"
+dev=                # declared dev directory with trials: its EER after every epoch
 data_out=false      # the objective moves labels: write those it comes to into <exp>/round<r>/data_out
 truth=              # true utt2spk, for diagnostics only
 seed=0
@@ -30,5 +31,5 @@ here=$exp/round$round
     "$before/embed/train/embedding.scp" "$data" "$here/data" $cluster_opts
 labels_out=
 ! $data_out || labels_out=$here/data_out
-"$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --labels-out "$labels_out" "$config" "$here/data" "$here/model" \
+"$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --labels-out "$labels_out" --dev "$dev" "$config" "$here/data" "$here/model" \
     seed="$seed" "$@"

@@ -29,6 +29,11 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--exp", required=True, help="experiment folder")
     p.add_argument("--name", default="test", help="trial list of the headline figures: PHASE/score/NAME.json")
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the training data: adds diagnostics")
+    p.add_argument(
+        "--beside",
+        metavar="EXP2",
+        help="another experiment from the same pre-training: plots dev EER against the cost of both",
+    )
     p.add_argument("--title", help="title of report.md (default: the name of EXP)")
     return p.parse_args()
 
@@ -122,6 +127,20 @@ def epochs_of(folder: Path) -> list[dict]:
     lines = log.read_text().splitlines() if log.exists() else []
     records = [json.loads(line) for line in lines if line.startswith("{")]
     return [r for r in records if r.get("kind") == "epoch"]
+
+
+def cost_curve(phases: dict[str, Path]) -> list[tuple[float, float]]:
+    """(hours of audio trained on since pre-training, dev EER) of the rounds' epochs with one, and of their ends."""
+    out, before = [], 0.0
+    for name, folder in phases.items():
+        if not name.startswith("round") or not (records := epochs_of(folder)):
+            continue
+        out += [((before + r["audio_seconds"]) / 3600, r["dev_eer"]) for r in records if "dev_eer" in r]
+        before += records[-1]["audio_seconds"]
+        dev = folder / "score/dev.json"
+        if dev.exists() and "dev_eer" not in records[-1]:
+            out.append((before / 3600, read_json(dev)["eer"]))
+    return out
 
 
 def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
@@ -351,6 +370,13 @@ def main() -> None:
 
         drawn.append(f"labels_{name}.png")
         plots.training([{"kind": "epoch", **e} for e in epochs], exp / "plots" / drawn[-1], f"Labels: {name}")
+    if args.beside:
+        from pyspkv import plots
+
+        arms = {p.resolve().name: cost_curve(find_phases(p)) for p in (exp, Path(args.beside))}
+        if all(arms.values()):
+            drawn.append("cost.png")
+            plots.eer_by_cost(arms, exp / "plots/cost.png")
     with atomic_file(exp / "report.md") as f:
         title = args.title or exp.resolve().name
         training = training_table(phases)

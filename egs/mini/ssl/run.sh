@@ -5,19 +5,13 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
-num_train_spk=100
-num_test_spk=40
-num_dev_spk=20
-data_opts=          # further options of local/mini_data.sh
+# shellcheck source=local/mini.sh
+. "$ROOT/local/mini.sh"
 . parse_options.sh
 begin
-use_noise "$data/noise"
+noise_lists
 
-if run 1 "synthesise the corpus"; then
-    # shellcheck disable=SC2086  # options are split on purpose
-    local/mini_data.sh --nj "$nj" --num-train-spk "$num_train_spk" --num-test-spk "$num_test_spk" \
-        --num-dev-spk "$num_dev_spk" $data_opts "$data"
-fi
+if run 1 "synthesise the corpus"; then make_data; fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "pre-train without labels"; then pretrain; fi
 if run 4 "rounds of clustering and training"; then rounds; fi

@@ -6,15 +6,17 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+# shellcheck source=local/mini.sh
+. "$ROOT/local/mini.sh"
 # shellcheck source=steps/wavlm.sh
 . "$ROOT/steps/wavlm.sh"
 num_rounds=3
 . parse_options.sh
 begin
-use_noise "$data/noise"
+noise_lists
 use_student
 
-if run 1 "synthesise the corpus"; then local/mini_data.sh --nj "$nj" "$data"; fi
+if run 1 "synthesise the corpus"; then make_data; fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "DINO"; then import_trunk; pretrain; fi
 if run 4 "rounds of clustering and training"; then rounds; fi
