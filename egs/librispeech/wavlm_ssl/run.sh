@@ -11,6 +11,7 @@ set -euo pipefail
 # shellcheck source=steps/wavlm.sh
 . "$ROOT/steps/wavlm.sh"
 num_rounds=3
+cluster_opts="--whiten 0.75"  # DINO spends its first axes on channels
 . parse_options.sh
 begin
 noise_lists
