@@ -1,12 +1,13 @@
 """Ours beside sslsv (github.com/theolepage/sslsv), given its checkout: training step, extraction, data path.
 
     git clone https://github.com/theolepage/sslsv /tmp/sslsv
-    OMP_NUM_THREADS=2 python benchmarks/peer.py --sslsv /tmp/sslsv [step extract data] [--profile]
+    OMP_NUM_THREADS=2 python benchmarks/peer.py --sslsv /tmp/sslsv [score step extract data] [--profile]
 
 Both sides take turns in one process, and each figure is the median of the turns. `step`: ECAPA-TDNN-512, 80 mel
 bands, 192 dimensions, 3 s crops, batch 32, AAM-softmax over 1,000 classes, one whole optimiser step in fp32 (and bf16
 for ours). `extract`: the same encoders in evaluation mode. `data`: decode, crop 3 s, reverberate, add noise, of the
-same files, no model. sslsv reads its responses and noises from files, as its users do; ours reads the same files.
+same files, no model. `score`: AS-norm of trials drawn as in VoxCeleb1-H.
+sslsv reads its responses and noises from files, as its users do; ours reads the same files.
 """
 
 import argparse
@@ -191,7 +192,60 @@ def data_path(args, folder: Path) -> None:
     report("data path", take_turns(sides), len(rows), "crops")
 
 
-PARTS = {"step": step, "extract": extract, "data": data_path}
+def scoring_loop(args, folder: Path) -> None:
+    """AS-norm over 118,000 utterances and a cohort of 6,000, top 300: statistics, then the trials; ours in one call."""
+    from types import SimpleNamespace
+    from unittest.mock import MagicMock
+
+    from scoring import data
+
+    from pyspkv import scoring
+
+    for name in ("pandas", "wandb"):  # what their other modules import
+        sys.modules.setdefault(name, MagicMock())
+    theirs = importlib.import_module("sslsv.evaluations.CosineSVEvaluation")
+    x, i, j, _, cohort = data(118_000, 552_536, 6_000)
+    keys = [f"u{k:06d}" for k in range(len(x))]
+    few = 20_000  # of the trials for their loop
+    peer = object.__new__(theirs.CosineSVEvaluation)
+    peer.verbose = False
+    peer.task_config = SimpleNamespace(score_norm=theirs.ScoreNormEnum.ASNORM, score_norm_cohort_size=300)
+    tensors = dict(zip(keys, torch.from_numpy(x)[:, None]))
+    peer.enrol_embeddings = peer.test_embeddings = tensors
+    peer.train_embeddings = dict(enumerate(torch.from_numpy(cohort)[:, None]))
+    start = time.perf_counter()
+    mean, std = peer._compute_norm_stats(tensors)
+    statistics_s = time.perf_counter() - start
+    peer.enrol_mean = peer.test_mean = mean
+    peer.enrol_std = peer.test_std = std
+    pairs = [(keys[a], keys[b]) for a, b in zip(i[:few], j[:few])]
+    start = time.perf_counter()
+    scores = np.array([peer._get_sv_score(a, b) for a, b in pairs])
+    loop = (time.perf_counter() - start) / few
+    peer.task_config.score_norm = theirs.ScoreNormEnum.NONE
+    start = time.perf_counter()
+    [peer._get_sv_score(a, b) for a, b in pairs]
+    plain = (time.perf_counter() - start) / few
+    start = time.perf_counter()
+    scoring.cosine(x, x, i, j)
+    ours_plain = (time.perf_counter() - start) / len(i)
+    start = time.perf_counter()
+    ours = scoring.as_norm(x, x, i, j, cohort, 300)
+    seconds = time.perf_counter() - start
+    # their deviation divides by n - 1
+    off = np.abs(scores * np.sqrt(300 / 299) - ours[:few]).max()
+    total = statistics_s + loop * len(i)
+    print(f"scoring: {len(i)} trials, largest difference {off:.1e}")
+    print(
+        f"  cosine of a trial   sslsv {1e6 * plain:.1f} us, ours {1e6 * ours_plain:.2f} us: {plain / ours_plain:.0f} x"
+    )
+    print(
+        f"  AS-norm of a trial  sslsv {1e6 * loop:6.1f} us, its statistics {statistics_s:.1f} s, in all {total:.1f} s"
+    )
+    print(f"  AS-norm in all      ours {seconds:.1f} s: {total / seconds:.1f} x")
+
+
+PARTS = {"score": scoring_loop, "step": step, "extract": extract, "data": data_path}
 
 
 def main() -> None:
