@@ -1,9 +1,14 @@
-"""Which label-free criterion finds the number of speakers? Synthetic embeddings, one Ward tree of k-means centroids.
+"""Which label-free criterion finds the number of speakers? One Ward tree of k-means centroids, cut by each.
 
-    python benchmarks/num_clusters.py
+    python benchmarks/num_clusters.py                  # the synthetic sets on which the rule's constants were set
+    python benchmarks/num_clusters.py --held-out       # other sizes, sessions, noises, seeds
+    python benchmarks/num_clusters.py --real exp/pretrain/embed/train/embedding.scp data/truth/train_utt2spk
 
-Each row: the true number and what every criterion chose, as a ratio to the truth.
+Each row: the true number and what every criterion chose, as a ratio to the truth. Real embeddings are half-whitened, as
+the recipes do.
 """
+
+import argparse
 
 import numpy as np
 from synthetic_embeddings import generate
@@ -62,22 +67,51 @@ def choose(x: np.ndarray, k1: int, seed: int = 0) -> dict[str, int]:
     }
 
 
-def main() -> None:
-    print(
-        f"{'utts':>7} {'speakers':>8} {'noise':>12}  first peak  silhouette   stability  height gap    eigengap"
-    )
-    errors: dict[str, list[float]] = {}
-    for n, speakers in ((1500, 20), (3000, 60), (6000, 33), (10_000, 55), (10_000, 500), (30_000, 165)):
-        for session, noise in ((0.75, 0.85), (1.1, 1.3), (1.2, 1.5)):
+SEEN = ((1500, 20), (3000, 60), (6000, 33), (10_000, 55), (10_000, 500), (30_000, 165))
+SEEN_NOISE = ((0.75, 0.85), (1.1, 1.3), (1.2, 1.5))
+HELD_OUT = ((2000, 40), (4000, 25), (5000, 150), (12_000, 80), (12_000, 300), (20_000, 220))
+HELD_OUT_NOISE = ((0.6, 1.1), (0.9, 1.0), (1.0, 1.4))
+
+
+def synthetic(sizes, noises):
+    """Yields (name, x [N, D], truth [N], k-means centroids)."""
+    for n, speakers in sizes:
+        for session, noise in noises:
             x, truth, _ = generate(n, num_speakers=speakers, session=session, noise=noise, seed=n)
             k1 = min(n // 4, max(n * 50_000 // 1_092_009, 4 * speakers)) if speakers > 100 else n // 4
-            got = choose(x, k1)
-            true = len(np.unique(truth))
-            ratios = "  ".join(f"{v / true:>10.2f}" for v in got.values())
-            print(f"{n:>7} {true:>8} {session:>6} {noise:>5}  {ratios}", flush=True)
-            for name, v in got.items():
-                if v:
-                    errors.setdefault(name, []).append(abs(np.log(v / true)))
+            yield f"session {session} noise {noise}", x, truth, k1
+
+
+def real(pairs):
+    from pyspkv.embeddings import read_embeddings
+    from pyspkv.labels.clustering import l2_normalise, whiten
+    from pyspkv.tables import read_table
+
+    for scp, utt2spk in pairs:
+        found, spk = read_embeddings(scp), read_table(utt2spk, "id")
+        yield (
+            scp,
+            whiten(l2_normalise(found.x), 0.5),
+            np.array([spk[u] for u in found.ids]),
+            len(found.ids) // 2,
+        )
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--held-out", action="store_true")
+    p.add_argument("--real", nargs=2, action="append", metavar=("SCP", "UTT2SPK"))
+    args = p.parse_args()
+    sets = synthetic(HELD_OUT, HELD_OUT_NOISE) if args.held_out else synthetic(SEEN, SEEN_NOISE)
+    print(f"{'utts':>7} {'speakers':>8}  first peak  silhouette   stability  height gap    eigengap")
+    errors: dict[str, list[float]] = {}
+    for name, x, truth, k1 in real(args.real) if args.real else sets:
+        got, true = choose(x, k1), len(np.unique(truth))
+        ratios = "  ".join(f"{v / true:>10.2f}" for v in got.values())
+        print(f"{len(x):>7} {true:>8}  {ratios}  {name}", flush=True)
+        for criterion, v in got.items():
+            if v:
+                errors.setdefault(criterion, []).append(abs(np.log(v / true)))
     print("mean |ln(chosen / true)|: " + ", ".join(f"{k} {np.mean(v):.3f}" for k, v in errors.items()))
 
 

@@ -8,8 +8,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
 from pyspkv.errors import UserError
+from pyspkv.labels import clustering, pairwise
 from pyspkv.labels.agglomerative import agglomerate, cuts
-from pyspkv.labels.clustering import PAIRS_LIMIT, ahc, ward
+from pyspkv.labels.clustering import ahc, ward
 
 
 def same(a, b) -> bool:
@@ -121,13 +122,42 @@ def test_more_rows_than_one_block(monkeypatch):
     assert np.array_equal(ward(x, 60), want)
 
 
+PAIRWISE = st.sampled_from(["complete", "average"]), st.sampled_from(["euclidean", "cosine"])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 120), st.integers(2, 12), st.integers(0, 10_000), *PAIRWISE, st.data())
+def test_linkages_by_pairs_are_scipys(n, dim, seed, link, metric, data):
+    x = points(n, dim, 7, seed)
+    k = data.draw(st.integers(1, n))
+    tree = linkage(pdist(x, metric), link)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairwise, "BLOCK", 8 * n * data.draw(st.integers(1, n)))  # several blocks
+        labels, heights = pairwise.agglomerate_pairs(x, num_clusters=k, linkage=link, metric=metric)
+    assert same(labels, fcluster(tree, k, "maxclust"))
+    np.testing.assert_allclose(heights, tree[: n - k, 2], rtol=1e-6, atol=1e-6)
+    t = data.draw(st.floats(0.01, float(tree[-1, 2]) * 1.1))
+    if np.abs(tree[:, 2] - t).min() > 1e-5:
+        got = pairwise.agglomerate_pairs(x, threshold=t, linkage=link, metric=metric)[0]
+        assert same(got, fcluster(tree, t, "distance"))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(3, 40), st.integers(0, 10_000), *PAIRWISE)
+def test_weighted_linkages_by_pairs_are_those_of_repeated_points(n, seed, link, metric):
+    x, weights = points(n, 6, 5, seed), np.random.default_rng(seed).integers(1, 6, n)
+    k = max(1, n // 3)
+    want = fcluster(linkage(pdist(np.repeat(x, weights, axis=0), metric), link), k, "maxclust")
+    assert same(np.repeat(ahc(x, k, linkage=link, metric=metric, weights=weights), weights), want)
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_complete_linkage_is_scipys_and_refuses_too_many(metric):
+def test_complete_linkage_is_the_same_on_both_sides_of_the_limit(metric, monkeypatch):
     x = points(80, 5, 6, 4)
     want = fcluster(linkage(pdist(x, metric), "complete"), 9, "maxclust")
     assert same(ahc(x, 9, linkage="complete", metric=metric), want)
-    with pytest.raises(UserError, match="all pairwise distances, .* GiB"):
-        ahc(np.zeros((PAIRS_LIMIT + 1, 2)), 9, linkage="complete", metric=metric)
+    monkeypatch.setattr(clustering, "PAIRS_LIMIT", 79)
+    assert same(ahc(x, 9, linkage="complete", metric=metric), want)
 
 
 def test_wrong_arguments():

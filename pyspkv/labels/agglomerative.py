@@ -334,20 +334,27 @@ class _Clusters:
         self.bound[b] = torch.inf
 
     def cut(self, wanted: int, ceiling: float):
-        n = len(self.size)
-        if self.merges:
-            gone, into, height = (np.concatenate([m[i].numpy() for m in self.merges]) for i in range(3))
-        else:
-            gone = into = np.zeros(0, dtype=np.int64)
-            height = np.zeros(0)
-        order = np.argsort(height, kind="stable")[:wanted]  # children come before parents of equal height
-        order = order[height[order] <= ceiling]
-        parent = np.arange(n)
-        parent[gone[order]] = into[order]
-        while ((up := parent[parent]) != parent).any():
-            parent = up
-        _, first, codes = np.unique(parent, return_index=True, return_inverse=True)
-        rank = np.empty(len(first), dtype=np.int64)
-        rank[np.argsort(first)] = np.arange(len(first))
-        heights = np.maximum(height[order], 0)
-        return rank[codes.reshape(-1)], np.sqrt(heights) if self.ward else heights
+        labels, heights = cut_tree(
+            len(self.size), [[part.numpy() for part in m] for m in self.merges], wanted, ceiling
+        )
+        return labels, np.sqrt(heights) if self.ward else heights
+
+
+def cut_tree(n: int, merges: list, wanted: int, ceiling: float) -> tuple[np.ndarray, np.ndarray]:
+    """The `wanted` lowest of the merges (gone, into, height) of n rows, none above `ceiling`: int64 labels [n] numbered
+    by first row, and the heights, ascending. A merge's height is at least those of its parts."""
+    if merges:
+        gone, into, height = (np.concatenate([m[i] for m in merges]) for i in range(3))
+    else:
+        gone = into = np.zeros(0, dtype=np.int64)
+        height = np.zeros(0)
+    order = np.argsort(height, kind="stable")[:wanted]  # children come before parents of equal height
+    order = order[height[order] <= ceiling]
+    parent = np.arange(n)
+    parent[gone[order]] = into[order]
+    while ((up := parent[parent]) != parent).any():
+        parent = up
+    _, first, codes = np.unique(parent, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[codes.reshape(-1)], np.maximum(height[order], 0)

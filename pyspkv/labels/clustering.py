@@ -68,7 +68,7 @@ def ward(
     return agglomerate(x, num_clusters=num_clusters, weights=weights, device=device)[0]
 
 
-PAIRS_LIMIT = 20_000  # rows for linkages that need all pairwise distances (1.6 GB of them, in float64)
+PAIRS_LIMIT = 20_000  # rows up to which scipy may hold all pairwise distances (1.6 GB of them, in float64)
 
 
 def ahc(
@@ -84,30 +84,26 @@ def ahc(
 ) -> np.ndarray:
     """Agglomerative clustering of x [N, D], cut by count or by distance: int64 labels [N] from 0.
 
-    Heights are scipy's; metric cosine is 1 - cos. Ward (Euclidean) and average cosine run in O(N x D) memory at
-    any N. Complete linkage and average Euclidean need all pairs: 4 N (N - 1) bytes, at most PAIRS_LIMIT rows, no
-    weights (UserError).
+    Heights are scipy's; metric cosine is 1 - cos. O(N x D) memory at any N; Ward (Euclidean) and average cosine are
+    fast too. Complete linkage and average Euclidean have no centroids to go by: to PAIRS_LIMIT rows they are scipy's,
+    with all pairwise distances in memory; beyond it, or with weights, `agglomerate_pairs` takes many times as long.
     """
+    if linkage == "ward" and metric != "euclidean":
+        raise UserError("Ward linkage is defined for Euclidean distances", mend="--metric euclidean")
+    cut = {"num_clusters": num_clusters, "threshold": threshold}
     if (linkage, metric) in (("ward", "euclidean"), ("average", "cosine")):
-        return agglomerate(
-            x, num_clusters=num_clusters, threshold=threshold, linkage=linkage, weights=weights,
-            device=device, progress=progress,
-        )[0]  # fmt: skip
+        return agglomerate(x, linkage=linkage, weights=weights, device=device, progress=progress, **cut)[0]
+    if len(x) > PAIRS_LIMIT or weights is not None:
+        from pyspkv.labels.pairwise import agglomerate_pairs
+
+        return agglomerate_pairs(
+            x, linkage=linkage, metric=metric, weights=weights, progress=progress, **cut
+        )[0]
     from scipy.cluster.hierarchy import fcluster
     from scipy.cluster.hierarchy import linkage as scipy_linkage
 
-    if linkage == "ward":
-        raise UserError("Ward linkage is defined for Euclidean distances", mend="--metric euclidean")
     if (num_clusters is None) == (threshold is None):
         raise ValueError("give num_clusters or threshold")
-    if weights is not None:
-        raise UserError(f"{linkage} linkage with metric {metric} takes no weights")
-    if len(x) > PAIRS_LIMIT:
-        raise UserError(
-            f"{linkage} linkage with metric {metric} needs all pairwise distances, "
-            f"{4 * len(x) * (len(x) - 1) / 2**30:.1f} GiB for {len(x)} rows; at most {PAIRS_LIMIT} rows are taken",
-            mend="--linkage ward, --linkage average --metric cosine, or a smaller --num-kmeans",
-        )
     if len(x) == 1:
         return np.zeros(1, dtype=np.int64)
     tree = scipy_linkage(x, linkage, metric)
@@ -220,7 +216,7 @@ def memory_estimate(n: int, dim: int, method: str, num_kmeans: int, linkage: str
     rows = n if method == "ahc" else num_kmeans
     tree = rows * (8 * dim + 4 * dim + 200)  # float64 and float32 centroids, lists
     if (linkage, metric) not in (("ward", "euclidean"), ("average", "cosine")):
-        tree = 8 * rows * rows // 2
+        tree = 4 * rows * rows if rows <= PAIRS_LIMIT else rows * 24 * dim + (256 << 20)
     ivf = n * PROBES * 28 if method != "ahc" and num_kmeans >= EXACT_BELOW else 0
     sums = 0 if method == "ahc" else num_kmeans * dim * 20
     total = 4 * n * dim + 900 * n + max(tree, ivf + sums) + (450 << 20)
