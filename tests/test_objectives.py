@@ -125,6 +125,16 @@ def test_crossing_with_equal_variances_and_without_any():
     assert crossing_of(np.array([0.999, 0.001]), np.array([0.0, 0.5]), one) is None
 
 
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_dynamic_gate_stays_open_where_it_would_keep_a_minority(least):
+    rng = np.random.default_rng(0)
+    loss = np.exp(np.concatenate([rng.normal(-2, 1.0, 500), rng.normal(2.5, 0.3, 1500)]))
+    g = gate(2000, name="dlg", start_epoch=0.0, least=least)
+    g(torch.arange(2000), torch.from_numpy(loss), 0.0)
+    g.end_epoch(0)
+    assert (g.threshold() == math.inf) is (least == 0.3)
+
+
 @pytest.mark.parametrize("loss", [[0.0] * 20, [1.0] * 20, [math.inf] + [1.0] * 19, [0.1, 0.2]])
 def test_dynamic_gate_keeps_its_threshold_when_the_fit_fails(loss):
     g = gate(20, name="dlg")

@@ -107,7 +107,9 @@ class DynamicLossGate(LossGate):
     corrected.
 
     After each epoch two Gaussians are fitted to its log losses; the threshold is where their weighted densities
-    cross between the means. A fit that fails, or has no crossing, leaves the threshold as it was. From
+    cross between the means. A fit that fails, or has no crossing, leaves the threshold as it was, and so does one that
+    would keep a share below `least`: then the losses fall apart into what is learnt and what is not yet, rather than
+    into right and wrong labels (short runs, early epochs). From
     `correct_epoch` on, a rejected utterance counts with the class that the classifier gives its clean crop, if
     that is surer than `confidence`.
     """
@@ -116,6 +118,7 @@ class DynamicLossGate(LossGate):
     class Config:
         start_epoch: float = 4.0
         correct_epoch: float | None = 8.0  # null = never
+        least: float = 0.3  # share of the utterances that must pass (the paper: 0)
         confidence: float = 0.5
         temperature: float = 1.0  # of the posterior softmax(scale x cos / temperature)
 
@@ -135,10 +138,15 @@ class DynamicLossGate(LossGate):
             crossing = None
             if len(mixture := two_gaussians(np.log(np.maximum(seen, 1e-8)))):
                 crossing = crossing_of(*mixture)
-            if crossing is not None:
-                self.tau.fill_(math.exp(crossing))
-            else:
+            if crossing is None:
                 log.warning("gate: no crossing of two Gaussians in epoch %d; the threshold stays", epoch + 1)
+            elif (kept := np.mean(np.log(np.maximum(seen, 1e-8)) <= crossing)) < self.config.least:
+                log.warning(
+                    "gate: in epoch %d the crossing would keep %.0f %% of the labels; the threshold stays",
+                    epoch + 1, 100 * kept,
+                )  # fmt: skip
+            else:
+                self.tau.fill_(math.exp(crossing))
         broadcast(self.tau)
         return {"gate/tau": self.threshold()}
 
