@@ -82,13 +82,15 @@ supervise() { # the true labels in the last round's place, same start, same step
         "${student_options[@]}"
 }
 extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort
-    local model set
+    local model set at
     for model in "$exp"/*/model; do
+        at=$model
+        [ ! -f "$model/best" ] || at=$model@best # trained with a declared dev list
         for set in train dev test; do
-            "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$model" "$data/$set" "${model%/model}/embed/$set"
+            "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$at" "$data/$set" "${model%/model}/embed/$set"
         done
         [ "$crops" -eq 0 ] || "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" --crops "$crops" \
-            "$model" "$data/test" "${model%/model}/embed/test-crops"
+            "$at" "$data/test" "${model%/model}/embed/test-crops"
     done
 }
 score_all() { # every model; where one was trained on the true labels, all are compared to it

@@ -307,6 +307,48 @@ def test_ssrl_recipe_moves_labels_and_trains_the_other_arm(mini, tmp_path):
     assert cfg.read_section(tmp_path / "exp/offline/round1/model/config.yaml", "objective").name == "margin"
 
 
+def dialogue_run(folder, *options, code=0) -> subprocess.CompletedProcess:
+    """egs/mini/dialogue on the corpus in folder/data, with four labelled speakers."""
+    corpus = "--num-train-spk 8 --num-dev-spk 4 --num-test-spk 4 --num-rooms 3 --num-noises 4 " + SMALL[1]
+    given = [
+        "--conf",
+        ROOT / "tests/conf/dialogue",
+        "--exp",
+        folder / "exp",
+        "--data",
+        folder / "data",
+        "--nj",
+        1,
+    ]
+    given += ["--data-opts", corpus, "--labelled", 4, *options]
+    recipe = ROOT / "egs/mini/dialogue/run.sh"
+    done = subprocess.run([recipe, *map(str, given)], env=env(), capture_output=True, text=True)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+def test_dialogue_recipe_from_the_corpus_to_its_results(tmp_path):
+    options = ["--mode", "household", "--rate", 50, "--supervised", "true"]
+    done = dialogue_run(tmp_path, *options)
+    assert "of 4 devices: the most dialogues" in done.stdout and "AUC of the mean cosine" in done.stdout
+    train, exp = tmp_path / "data/household-50/train", tmp_path / "exp/household-50"
+    data = DataDir.read(train)
+    assert data.spk == data.utts and data.dialogue2mixed is None and len(data.dialogue2device) == 16
+    ranked = [line.split() for line in (exp / "pretrain/dialogues").read_text().splitlines()]
+    assert {row[0] for row in ranked} == set(data.dialogue2device)
+    results = json.loads((exp / "results.json").read_text())
+    assert all(0 <= results[k]["eer"] <= 100 for k in ("pretrain", "final", "supervised"))
+    scores = {p: p.read_text() for p in exp.glob("*/score/test.scores")}
+    assert len(scores) == 3
+    before = {p: p.stat().st_mtime_ns for p in exp.glob("*/model/LATEST")}
+    shutil.rmtree(exp / "finetune/embed")
+    dialogue_run(tmp_path, *options)  # goes on from what is there, to the same digits
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert {p: p.read_text() for p in scores} == scores
+    words = dialogue_run(tmp_path, "--mode", "family", code=1).stderr
+    assert "--mode is random or household" in words
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_help_lists_the_common_options_once(recipe):
     text = subprocess.run(
