@@ -86,11 +86,15 @@ def dialogues_of(data: DataDir) -> tuple[list[tuple], list[tuple]]:
     """
     dialogue = data.extra.get("utt2dialogue")
     if dialogue is None:
-        own = [("speaker", spk) for spk in data.spk]
+        name = {spk: ("speaker", spk) for spk in data.spk}  # one object each, not one an utterance
+        own = [name[spk] for spk in data.spk]
         return own, own
-    groups = [("dialogue", dialogue[utt]) for utt in data.utts]
-    devices = data.dialogue2device
-    return groups, groups if devices is None else [("device", devices[name]) for _, name in groups]
+    name = {d: ("dialogue", d) for d in dialogue.values()}
+    groups = [name[dialogue[utt]] for utt in data.utts]
+    if data.dialogue2device is None:
+        return groups, groups
+    name = {d: ("device", device) for d, device in data.dialogue2device.items()}
+    return groups, [name[dialogue[utt]] for utt in data.utts]
 
 
 class Corpus:

@@ -142,7 +142,7 @@ def test_fine_tuning_waits_for_its_start_and_knows_the_step_zero(grid, monkeypat
     folder = data / "fold0"
     if not (folder / "random-10").exists():
         (folder / "random-10").symlink_to(folder / "random-50")
-    only = ["--tables", "C", "--only", "^c-(apc|none)-4$", "--folds", "0", "--set", *small]
+    only = ["--tables", "C", "--only", "^c-(apc|cola|none)-4$", "--folds", "0", "--set", *small]
     with monkeypatch.context() as patch:
         patch.setattr(
             grid.Grid,
@@ -150,7 +150,13 @@ def test_fine_tuning_waits_for_its_start_and_knows_the_step_zero(grid, monkeypat
             lambda self, encoder, r, reject: {"eer": float(len(r.name)), "min_dcf_0.01": 1},
         )
         call(grid, monkeypatch, data, tmp_path, *only)
-    assert {p.parent.name for p in tmp_path.rglob("result.json")} == {"c-apc", "c-apc-4", "c-none-4"}
+    assert {p.parent.name for p in tmp_path.rglob("result.json")} == {
+        "c-apc",
+        "c-apc-4",
+        "c-cola",
+        "c-cola-4",
+        "c-none-4",
+    }
     record = json.loads((tmp_path / "fold0-seed0/c-apc-4/model/run.json").read_text())
     assert record["init"].endswith("c-apc/model") and record["dev"].endswith("fold0/dev")
     call(grid, monkeypatch, data, tmp_path, "--report", "--folds", "0")

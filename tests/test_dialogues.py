@@ -277,6 +277,14 @@ def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labell
     assert list(DataDir.read(tmp_path / "broken").dialogue2device) == ["s1-r0-0"]
 
 
+def test_validate_warns_of_dialogues_without_devices(tmp_path, labelled):
+    data = dialogues.simulate(labelled, session(labelled), sizes=(2, 2))
+    data.dialogue2device = None
+    data.write(tmp_path / "all")
+    done = tool("pyspkv.bin.datadir", "validate", tmp_path / "all")
+    assert "warning: no dialogue2device: each dialogue counts as a device" in done.stdout
+
+
 def test_subset_by_device_needs_devices(tmp_path, labelled):
     labelled.write(tmp_path / "plain")
     done = tool("pyspkv.bin.datadir", "subset", "--devices", tmp_path / "plain", 3, tmp_path / "x", code=1)
