@@ -11,6 +11,7 @@ by the dev list of fine-tuning; no other training sees it, and nothing is chosen
 
 import argparse
 import fcntl
+import gc
 import json
 import re
 import sys
@@ -194,6 +195,7 @@ class Grid:
         encoder = checkpoint.load_encoder(f"{model}@best" if r.dev else model)
         reject = getattr(config.objective, "reject", None)
         self.write(folder, self.evaluate(encoder, r, reject))
+        gc.collect()  # the run's audio, 150 MB, before the next one's
 
     def evaluate(self, encoder, r: Run, reject) -> dict:
         """EER on the test speakers; of dialogues also the AUC, with and without one synthetic channel a dialogue."""
