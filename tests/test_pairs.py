@@ -266,6 +266,13 @@ def test_sigmoid_standardises_by_running_moments_that_are_remembered():
     assert "running" in o.state_dict()
 
 
+def test_unnormalised_weights_may_reject_a_whole_batch(monkeypatch):
+    o = objective(reject={"kind": "power", "normalise": False, "warmup_epochs": [0.0, 0.0]})
+    monkeypatch.setattr("pyspkv.objectives.pairs.compactness", lambda e, kind: torch.full((len(e),), -0.5))
+    losses = o(batch([0, 0, 1, 1, 2, 2]))
+    assert losses.terms["ava"][0] == 0 and o.effective.tolist() == [0, 1]
+
+
 def test_alarm_when_few_dialogues_carry_the_loss(capsys):
     o = objective()
     o.effective.copy_(torch.tensor([0.5, 2.0]))

@@ -201,7 +201,8 @@ class Pairs(Objective):
         found = self.losses(c.loss, e, device, **more)
         size = torch.tensor(float(n), device=e.device)
         losses.terms[c.loss] = ((own * found).sum(), size)
-        share = w.sum().square() / w.square().sum() / len(w)  # effective sample size, as a share
+        # Effective sample size, as a share of the dialogues.
+        share = w.sum().square() / (w.square().sum() * len(w)).clamp_min(1e-12)
         if self.training:
             self.effective += torch.stack([share, torch.ones_like(share)])
         losses.stats |= {
