@@ -25,12 +25,16 @@ COMPONENTS = {
         "ecapa": "pyspkv.models.ecapa:ECAPA",
         "resnet": "pyspkv.models.resnet:ResNet",
         "wavlm": "pyspkv.models.wavlm:WavLM",
+        "dvector": "pyspkv.models.dvector:DVector",
     },
     "objective": {
         "margin": "pyspkv.objectives.margin:Margin",
         "contrastive": "pyspkv.objectives.contrastive:Contrastive",
         "dino": "pyspkv.objectives.dino:DINO",
         "reflective": "pyspkv.objectives.reflective:Reflective",
+        "pairs": "pyspkv.objectives.pairs:Pairs",
+        "cola": "pyspkv.objectives.cola:COLA",
+        "apc": "pyspkv.objectives.apc:APC",
     },
     "gate": {
         "none": "pyspkv.labels.gates:Gate",
@@ -40,6 +44,7 @@ COMPONENTS = {
     "sampler": {
         "plain": "pyspkv.sampler:Plain",
         "one_per_label": "pyspkv.sampler:OnePerLabel",
+        "dialogues": "pyspkv.sampler:Dialogues",
     },
 }
 

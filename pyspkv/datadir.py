@@ -33,6 +33,7 @@ _KINDS = {
     "utt2dialogue": ("utt", "id"),
     "utt2time": ("utt", "time"),
     "utt2source": ("utt", "source"),
+    "utt2device": ("utt", "id"),
     "reco2dur": ("reco", "seconds"),
     "reco2file_and_channel": ("reco", "channel"),
     "cmvn.scp": ("spk", "rest"),
@@ -287,12 +288,18 @@ class DataDir:
         return replace(self, spk=list(spk), per_spk={})
 
     def write_training_set(self, folder: str | Path) -> None:
-        """Into `folder`: train without speakers, train_labelled with them, and truth/train_utt2spk for diagnostics."""
+        """Into `folder`: train without speakers, train_labelled with them, and truth/train_utt2spk for diagnostics.
+
+        Which dialogues are mixed is truth too: dialogue2mixed goes to train_labelled and truth/ alone.
+        """
         folder = Path(folder)
         self.write(folder / "train_labelled")
         with atomic_file(folder / "truth" / "train_utt2spk") as f:
             f.writelines(f"{utt} {spk}\n" for utt, spk in zip(self.utts, self.spk))
-        self.with_speakers(self.utts).write(folder / "train")
+        if self.dialogue2mixed is not None:
+            with atomic_file(folder / "truth" / "dialogue2mixed") as f:
+                f.writelines(f"{name} {mixed}\n" for name, mixed in sorted(self.dialogue2mixed.items()))
+        replace(self.with_speakers(self.utts), dialogue2mixed=None).write(folder / "train")
 
     def renamed(self, utt: Callable[[str, str], str], spk: Callable[[str], str]) -> "DataDir":
         """New ids from `utt(id, speaker)` and `spk(speaker)`; with segments, recordings keep theirs."""

@@ -4,6 +4,7 @@ Everything random about a batch is a function of (seed, epoch, step, row), whate
 workers, so a run that was killed goes on with the same samples.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -58,8 +59,8 @@ class Batch:
     index: Tensor  # int64 [B], row of the corpus
     source: Tensor  # int64 [B], LABELLED or UNLABELLED
     label: Tensor  # int64 [B]
-    group: Tensor  # int64 [B], dialogue; -1 without utt2dialogue
-    device: Tensor  # int64 [B], the dialogue's device; -1 likewise
+    group: Tensor  # int64 [B], dialogue; without utt2dialogue the speaker
+    device: Tensor  # int64 [B], the dialogue's device; without dialogue2device the dialogue
     speed: Tensor  # int64 [B], place in augment.speeds; 0 without them
     views: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -72,18 +73,36 @@ class Batch:
         return replace(self, **columns, views=views)
 
 
-def _numbers(names: list[str | None]) -> np.ndarray:
-    """Names -> their places in C order, None -> -1."""
-    number = {name: i for i, name in enumerate(sorted({n for n in names if n is not None}))}
-    return np.array([number.get(name, -1) for name in names], np.int64)
+def _numbers(names: list) -> np.ndarray:
+    """Names -> their places in order, int64 [N]."""
+    number = {name: i for i, name in enumerate(sorted(set(names)))}
+    return np.fromiter((number[name] for name in names), np.int64, len(names))
+
+
+def dialogues_of(data: DataDir) -> tuple[list[tuple], list[tuple]]:
+    """(dialogue, device) of each utterance, as names told apart from one another by what they name.
+
+    Without utt2dialogue a speaker is one dialogue with a device of its own, without dialogue2device a dialogue is.
+    """
+    dialogue = data.extra.get("utt2dialogue")
+    if dialogue is None:
+        name = {spk: ("speaker", spk) for spk in data.spk}  # one object each, not one an utterance
+        own = [name[spk] for spk in data.spk]
+        return own, own
+    name = {d: ("dialogue", d) for d in dialogue.values()}
+    groups = [name[dialogue[utt]] for utt in data.utts]
+    if data.dialogue2device is None:
+        return groups, groups
+    name = {d: ("device", device) for d, device in data.dialogue2device.items()}
+    return groups, [name[dialogue[utt]] for utt in data.utts]
 
 
 class Corpus:
     """The rows that a run trains on: a data directory and, for semi-supervised runs, an unlabelled one behind it.
 
     Attributes: utts list [N]; label int64 [N] into `classes` (the first directory's speakers, C order);
-    source, group (dialogue), device int64 [N]. An unlabelled row whose "speaker" is none of the classes has
-    label -1; group and device are -1 where the directories have no utt2dialogue.
+    source, group (dialogue), device int64 [N], see `dialogues_of`. An unlabelled row whose "speaker" is none of the
+    classes has label -1.
     """
 
     def __init__(
@@ -95,12 +114,10 @@ class Corpus:
         self.utts = [utt for d in self.parts for utt in d.utts]
         self.label = np.array([number.get(spk, -1) for d in self.parts for spk in d.spk], np.int64)
         self.source = np.repeat([LABELLED, UNLABELLED][: len(self.parts)], [len(d.utts) for d in self.parts])
-        dialogues = [d.extra.get("utt2dialogue", {}).get(utt) for d in self.parts for utt in d.utts]
-        devices = {k: v for d in self.parts for k, v in (d.dialogue2device or {}).items()}
-        self.group = _numbers(dialogues)
-        self.device = _numbers(
-            [devices.get(name, name) for name in dialogues]
-        )  # none named: one per dialogue
+        groups, devices = zip(*map(dialogues_of, self.parts))
+        self.group, self.device = (
+            _numbers([name for part in side for name in part]) for side in (groups, devices)
+        )
         share = cache_mb / len(self.parts)
         self.readers = [AudioReader(d, allow_pipes, share) for d in self.parts]
         for reader in self.readers:
@@ -114,7 +131,11 @@ class Corpus:
         return (self.readers[0], row) if row < first else (self.readers[1], row - first)
 
     def label_hash(self) -> str:
-        return "+".join(d.label_hash() for d in self.parts)
+        named = any("utt2dialogue" in d.extra for d in self.parts)
+        return "+".join(
+            [d.label_hash() for d in self.parts]
+            + ([hashlib.sha256(np.stack([self.group, self.device])).hexdigest()] if named else [])
+        )
 
 
 def place(

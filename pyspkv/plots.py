@@ -136,6 +136,19 @@ def eer_by_cost(arms: Mapping[str, Sequence[tuple[float, float]]], path: str | P
         ax.legend()
 
 
+def gaps(gaps: np.ndarray, chosen: float, path: str | Path) -> None:
+    """Histogram of the pauses between a device's turns (seconds, log scale), and the threshold."""
+    with _figure(path) as ax:
+        seconds = np.clip(gaps, 1, None)
+        ax.hist(
+            seconds, np.geomspace(1, max(10.0, float(seconds.max()) * 1.01), 61), color=COLOURS[0], alpha=0.6
+        )
+        ax.axvline(chosen, label=f"--max-gap {chosen:g} s", **_line(1))
+        ax.set(xscale="log", xlabel="seconds to the next turn (shorter than 1: at 1)", ylabel="pauses")
+        ax.set_title(f"{len(gaps):,} pauses between a device's turns")
+        ax.legend()
+
+
 def cluster_sizes(rounds: Mapping[str, np.ndarray], path: str | Path) -> None:
     """Utterances of each cluster, largest first, of several rounds."""
     with _figure(path) as ax:

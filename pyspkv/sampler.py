@@ -18,14 +18,18 @@ def part(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
 
 
 class Sampler:
-    """Base: keeps what every sampler needs. `label` int64 [N] by row; `batch` is the global batch size."""
+    """Base: keeps what every sampler needs. `label` int64 [N] by row; `batch` is the global batch size; `columns` are
+    the corpus's others (source, group, device), int64 [N] each, for the samplers that ask."""
 
     @dataclass(kw_only=True)
     class Config:
         pass
 
-    def __init__(self, config, label: np.ndarray, batch: int, seed: int):
+    def __init__(
+        self, config, label: np.ndarray, batch: int, seed: int, columns: dict[str, np.ndarray] | None = None
+    ):
         self.config, self.label, self.batch, self.seed = config, label, batch, seed
+        self.columns = columns or {}
         self.steps = len(self.epoch(0))
         if self.steps == 0:
             raise UserError(
@@ -59,21 +63,107 @@ class OnePerLabel(Sampler):
         per_label: int = 500
 
     def epoch(self, epoch: int) -> np.ndarray:
+        return one_each(self.label, self.config.per_label, self.batch, self.rng(epoch))
+
+
+def one_each(label: np.ndarray, most: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows int64 [batches, size], no label int64 [N] twice in a batch, each row once, at most `most` of a label."""
+    order = rng.permutation(len(label))
+    order = order[np.argsort(label[order], kind="stable")]  # by label, random inside
+    first = np.searchsorted(label[order], label[order])
+    turn = np.arange(len(order)) - first  # the how-manieth of its label
+    keep = turn < most
+    order, turn = order[keep], turn[keep]
+    shuffled = rng.permutation(len(order))
+    order, turn = order[shuffled], turn[shuffled]
+    by_turn = np.argsort(turn, kind="stable")
+    order, turn = order[by_turn], turn[by_turn]
+    ends = np.flatnonzero(np.diff(turn, append=-1)) + 1
+    batches = [np.empty((0, size), np.int64)]
+    for start, end in zip(np.concatenate([[0], ends[:-1]]), ends):
+        full = (end - start) // size * size
+        batches.append(order[start : start + full].reshape(-1, size))
+    rows = np.concatenate(batches)
+    return rows[rng.permutation(len(rows))]
+
+
+class Dialogues(Sampler):
+    """N dialogues of N devices x M utterances in a batch (N M = batch_size), the utterances of a dialogue side by side.
+
+    Each epoch cuts every dialogue, in random order, into draws of M utterances (what is left over waits), and no device
+    has two draws in a batch: the j-th draws of all devices form a pool, as in `OnePerLabel`. With a second, unlabelled
+    data directory, `labelled` of the N are of the first one, in even distances, and an epoch is over when one of the
+    two is used up; `labelled` must then be a multiple of the number of processes.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        per_dialogue: int = 2  # M
+        labelled: int = (
+            0  # dialogues (speakers) of the labelled directory in a batch, beside an unlabelled one
+        )
+        passes: int = 1  # through the data in an epoch, for sets of a few minutes
+
+    def __init__(self, config, label, batch, seed, columns):
+        m = config.per_dialogue
+        if m < 2 or config.passes < 1:
+            raise UserError(
+                "sampler.per_dialogue is at least 2 (one utterance has no positive), passes at least 1"
+            )
+        if batch % m:
+            raise UserError(f"batch_size {batch} is not a multiple of sampler.per_dialogue {m}")
+        num, source = batch // m, columns["source"]
+        both = bool(source.any())
+        if both != bool(config.labelled) or not 0 <= config.labelled < num:
+            raise UserError(
+                f"sampler.labelled is {config.labelled}, with {'two directories' if both else 'one directory'} and "
+                f"{num} dialogues in a batch",
+                mend=f"set it to 1 .. {num - 1} with --unlabelled, and to 0 without",
+            )
+        parts = (
+            [(source == 0, config.labelled), (source > 0, num - config.labelled)]
+            if both
+            else [(source == 0, num)]
+        )
+        self.streams = [Stream(columns["group"], columns["device"], part, m, share) for part, share in parts]
+        at = np.concatenate([(np.arange(s.num) + 0.5) / s.num for s in self.streams])
+        self.order = np.argsort(at, kind="stable")
+        super().__init__(config, label, batch, seed, columns)
+
+    def epoch(self, epoch: int) -> np.ndarray:
         rng = self.rng(epoch)
-        order = rng.permutation(len(self.label))
-        order = order[np.argsort(self.label[order], kind="stable")]  # by label, random inside
-        first = np.searchsorted(self.label[order], self.label[order])
-        turn = np.arange(len(order)) - first  # the how-manieth of its label
-        keep = turn < self.config.per_label
-        order, turn = order[keep], turn[keep]
-        shuffled = rng.permutation(len(order))
-        order, turn = order[shuffled], turn[shuffled]
-        by_turn = np.argsort(turn, kind="stable")
-        order, turn = order[by_turn], turn[by_turn]
-        ends = np.flatnonzero(np.diff(turn, append=-1)) + 1
-        batches = []
-        for start, end in zip(np.concatenate([[0], ends[:-1]]), ends):
-            full = (end - start) // self.batch * self.batch
-            batches.append(order[start : start + full].reshape(-1, self.batch))
-        rows = np.concatenate(batches) if batches else np.empty((0, self.batch), np.int64)
-        return rows[rng.permutation(len(rows))]
+        passes = []
+        for _ in range(self.config.passes):
+            drawn = [stream.draw(rng) for stream in self.streams]  # [steps, dialogues, M] each
+            steps = min(map(len, drawn))
+            passes.append(np.concatenate([d[:steps] for d in drawn], 1)[:, self.order])
+        return np.concatenate(passes).reshape(-1, self.batch)
+
+
+class Stream:
+    """The dialogues of the rows in `part` (bool [N]) that have `per` utterances or more; draws `num` at a time."""
+
+    def __init__(self, group: np.ndarray, device: np.ndarray, part: np.ndarray, per: int, num: int):
+        self.per, self.num = per, num
+        rows = np.flatnonzero(part)
+        rows = rows[np.argsort(group[rows], kind="stable")]
+        _, count = np.unique(group[rows], return_counts=True)
+        self.rows, self.owner = rows, np.repeat(np.arange(len(count)), count)  # by dialogue
+        draws = count // per
+        first = np.cumsum(count) - count
+        turn = np.arange(draws.sum()) - np.repeat(np.cumsum(draws) - draws, draws)
+        self.first = np.repeat(first, draws) + per * turn  # of each draw, its place in `rows`
+        self.device = device[rows[self.first]]
+        devices = len(np.unique(self.device))
+        if devices < num:
+            raise UserError(
+                f"a batch wants {num} dialogues of {num} devices, but only {devices} devices have a dialogue of "
+                f"{per} utterances or more",
+                mend=f"lower batch_size to {devices * per} or less; without utt2dialogue a speaker is a dialogue",
+            )
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Rows int64 [steps, num, per] of one pass."""
+        batches = one_each(self.device, len(self.device), self.num, rng)
+        shuffled = self.rows[np.lexsort((rng.random(len(self.rows)), self.owner))]  # inside each dialogue
+        return shuffled[self.first[batches][..., None] + np.arange(self.per)]

@@ -23,7 +23,7 @@ from pyspkv import config as cfg
 from pyspkv.atomic import atomic_file
 from pyspkv.augment import AugmentConfig, Augmenter
 from pyspkv.datadir import DataDir
-from pyspkv.dataset import Batch, Batches, Corpus, loader
+from pyspkv.dataset import OF_CORPUS, Batch, Batches, Corpus, loader
 from pyspkv.embed import autocast, choose_precision, embed
 from pyspkv.errors import UserError
 from pyspkv.objectives.objective import Info, Losses
@@ -108,7 +108,10 @@ class Trainer:
             raise UserError(f"batch_size {config.batch_size} is not a multiple of {world} processes")
         self.precision = choose_precision(config.precision, self.device)
         self.corpus = Corpus(data, unlabelled, config.allow_pipes, config.cache_mb)
-        self.sampler = cfg.build("sampler", config.sampler, self.corpus.label, config.batch_size, config.seed)
+        columns = {c: getattr(self.corpus, c) for c in OF_CORPUS}
+        self.sampler = cfg.build(
+            "sampler", config.sampler, self.corpus.label, config.batch_size, config.seed, columns
+        )
         torch.manual_seed(config.seed)
         encoder = cfg.build("encoder", config.encoder)
         encoder.start()

@@ -35,6 +35,7 @@ recipe=$(cd "$(dirname "$0")" && pwd)
 . "$recipe/../../../path.sh"
 exp=$recipe/$exp data=$recipe/$data conf=$recipe/$conf
 round_yaml=round.yaml
+use_best=false      # models trained with a declared dev list count at their best epoch
 beside=             # another experiment that the report sets beside this one
 data_out=false      # objectives that move labels write them to round<r>/data_out
 student_options=() # key=value for every training of stages 4 and 5
@@ -87,13 +88,15 @@ supervise() { # the true labels in the last round's place, same start, same step
         "${student_options[@]}"
 }
 extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort
-    local model set
+    local model set at
     for model in "$exp"/*/model; do
+        at=$model
+        if $use_best && [ -f "$model/best" ]; then at=$model@best; fi
         for set in train dev test; do
-            "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$model" "$data/$set" "${model%/model}/embed/$set"
+            "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$at" "$data/$set" "${model%/model}/embed/$set"
         done
         [ "$crops" -eq 0 ] || "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" --crops "$crops" \
-            "$model" "$data/test" "${model%/model}/embed/test-crops"
+            "$at" "$data/test" "${model%/model}/embed/test-crops"
     done
 }
 score_all() { # every model; where one was trained on the true labels, all are compared to it

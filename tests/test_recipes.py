@@ -310,6 +310,58 @@ def test_ssrl_recipe_moves_labels_and_trains_the_other_arm(mini, tmp_path):
     assert cfg.read_section(tmp_path / "exp/offline/round1/model/config.yaml", "objective").name == "margin"
 
 
+def dialogue_run(folder, *options, code=0) -> subprocess.CompletedProcess:
+    """egs/mini/dialogue on the corpus in folder/data, with four labelled speakers."""
+    corpus = "--num-train-spk 8 --num-dev-spk 4 --num-test-spk 4 --num-rooms 3 --num-noises 4 " + SMALL[1]
+    given = [
+        "--conf",
+        ROOT / "tests/conf/dialogue",
+        "--exp",
+        folder / "exp",
+        "--data",
+        folder / "data",
+        "--nj",
+        1,
+    ]
+    given += ["--data-opts", corpus, "--labelled", 4, *options]
+    recipe = ROOT / "egs/mini/dialogue/run.sh"
+    done = subprocess.run([recipe, *map(str, given)], env=env(), capture_output=True, text=True)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+HOUSEHOLDS = ["--mode", "household", "--rate", 50]
+
+
+def test_dialogue_recipe_makes_dialogues_without_their_truth(tmp_path):
+    done = dialogue_run(tmp_path, *HOUSEHOLDS, "--stop-stage", 2)
+    assert "of 4 devices: the most dialogues" in done.stdout
+    data = DataDir.read(tmp_path / "data/household-50/train")
+    assert data.spk == data.utts and data.dialogue2mixed is None and len(data.dialogue2device) == 16
+    assert len(set(DataDir.read(tmp_path / "data/labelled-4").spk)) == 4
+    words = dialogue_run(tmp_path, "--mode", "family", code=1).stderr
+    assert "--mode is random or household" in words
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_dialogue_recipe_to_its_results_and_again(tmp_path):
+    done = dialogue_run(tmp_path, *HOUSEHOLDS, "--supervised", "true")
+    assert "AUC of the mean cosine" in done.stdout
+    exp = tmp_path / "exp/household-50"
+    ranked = [line.split()[0] for line in (exp / "pretrain/dialogues").read_text().splitlines()]
+    assert set(ranked) == set(DataDir.read(tmp_path / "data/household-50/train").dialogue2device)
+    results = json.loads((exp / "results.json").read_text())
+    assert all(0 <= results[k]["eer"] <= 100 for k in ("pretrain", "final", "supervised"))
+    scores = {p: p.read_text() for p in exp.glob("*/score/test.scores")}
+    assert len(scores) == 3
+    before = {p: p.stat().st_mtime_ns for p in exp.glob("*/model/LATEST")}
+    shutil.rmtree(exp / "finetune/embed")
+    dialogue_run(tmp_path, *HOUSEHOLDS, "--supervised", "true")  # from what is there, to the same digits
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert {p: p.read_text() for p in scores} == scores
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_help_lists_the_common_options_once(recipe):
     text = subprocess.run(

@@ -9,6 +9,7 @@ from pyspkv.datadir import DataDir, combine, spk2utt_lines
 from pyspkv.datafix import fix
 from pyspkv.errors import UserError, run
 
+_WHOLE = {"spk": "speakers", "dialogue": "dialogues", "device": "devices"}  # what a subset leaves whole
 _PREFIXES = ("--utt-prefix", "--utt-suffix", "--spk-prefix", "--spk-suffix", "--validate-opts")
 
 
@@ -25,7 +26,14 @@ def _summary(data: DataDir) -> str:
 
 def validate(args: argparse.Namespace) -> None:
     data = DataDir.read(args.dir, need_wav=not args.no_wav)
+    from pyspkv.dialogues import check_disjoint, dialogue_lines
+
+    for other in args.disjoint or ():
+        check_disjoint(data, DataDir.read(other, need_wav=False))
     print(f"Successfully validated data-directory {args.dir}: {_summary(data)}")
+    if "utt2dialogue" in data.extra:
+        for line in dialogue_lines(data):
+            print(f"{args.dir}: {line}")
 
 
 def fix_dir(args: argparse.Namespace) -> None:
@@ -75,7 +83,8 @@ def _durations(data: DataDir) -> dict[str, float]:
 
 def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
     total = len(data.utts)
-    if n < 1 or (n > total and not (args.speakers or args.per_spk)):
+    unit = next((u for u in ("spk", "dialogue", "device") if getattr(args, _WHOLE[u])), None)
+    if n < 1 or (n > total and not (unit or args.per_spk)):
         raise UserError(
             f"cannot take {n} of {total} utterances", file=data.path, mend=f"ask for 1 to {total}"
         )
@@ -86,34 +95,53 @@ def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
     if args.shortest:
         length = _durations(data)
         return sorted(data.utts, key=length.__getitem__)[:n]
-    if not (args.speakers or args.per_spk):
+    if not (unit or args.per_spk):
         return [data.utts[i * total // n] for i in range(n)]  # evenly over the list, as Kaldi's subset_scp
     by_spk: dict[str, list[str]] = {}
-    for u, s in zip(data.utts, data.spk):
+    for u, s in zip(data.utts, _column(data, unit or "spk")):
         by_spk.setdefault(s, []).append(u)
     if args.per_spk:
         return [us[i * len(us) // min(n, len(us))] for us in by_spk.values() for i in range(min(n, len(us)))]
-    speakers, out = sorted(by_spk), []
-    random.Random(args.seed).shuffle(speakers)
-    for s in speakers:
+    units, out = sorted(by_spk), []
+    random.Random(args.seed).shuffle(units)
+    for name in units:
         if len(out) >= n:
             break
-        out += by_spk[s]
+        out += by_spk[name]
     return out
 
 
+def _column(data: DataDir, unit: str) -> list[str]:
+    """Speaker, dialogue or device of each utterance."""
+    if unit in ("utt", "spk"):
+        return data.utts if unit == "utt" else data.spk
+    mend = "utils/sessionize.sh makes it from a log"
+    if "utt2dialogue" not in data.extra:
+        raise UserError("no such file", file=data.path / "utt2dialogue", mend=mend)
+    dialogues = [data.extra["utt2dialogue"][u] for u in data.utts]
+    if unit == "dialogue":
+        return dialogues
+    if data.dialogue2device is None:
+        raise UserError("no such file", file=data.path / "dialogue2device", mend=mend)
+    return [data.dialogue2device[d] for d in dialogues]
+
+
 def subset(args: argparse.Namespace) -> None:
-    by_list = args.utt_list or args.spk_list
+    unit = next((u for u in ("utt", *_WHOLE) if getattr(args, f"{u}_list")), None)
+    by_list = unit and getattr(args, f"{unit}_list")
     if len(args.rest) != (2 if by_list else 3):
         args.parser.error("expected SRC DST" if by_list else "expected SRC N DST")
     src, dst = args.rest[0], args.rest[-1]
     data = DataDir.read(src, need_wav=False)
     if by_list:
-        have = {*data.utts} if args.utt_list else {*data.spk}
-        wanted = have.intersection(_ids(by_list))
+        names = _column(data, unit)
+        wanted = {*names}.intersection(_ids(by_list))
         if not wanted:
-            raise UserError(f"none of these ids is in {src}/utt2spk", file=by_list)
-        utts = [u for u, s in zip(data.utts, data.spk) if (u if args.utt_list else s) in wanted]
+            where = (
+                "dialogue2device" if unit == "device" else f"utt2{unit}" if unit == "dialogue" else "utt2spk"
+            )
+            raise UserError(f"none of these ids is in {src}/{where}", file=by_list)
+        utts = [u for u, name in zip(data.utts, names) if name in wanted]
     else:
         if not args.rest[1].isdecimal():
             args.parser.error(f"the number of utterances is not a number: {args.rest[1]}")
@@ -238,6 +266,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("validate", validate, "check a data directory: every file, every line")
     sub.add_argument("dir")
     sub.add_argument("--no-wav", action="store_true", help="wav.scp may be missing")
+    sub.add_argument(
+        "--disjoint",
+        nargs="+",
+        metavar="DIR2",
+        help="after DIR: directories that must share no utterance, speaker, dialogue or device with it",
+    )
     for name in ("--no-text", "--no-feats", "--no-spk-sort", "--non-print"):
         sub.add_argument(name, action="store_true", help="Kaldi's option; here always so")
 
@@ -271,9 +305,13 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--speakers", action="store_true", help="random whole speakers until N utterances are reached"
     )
+    how.add_argument("--dialogues", action="store_true", help="likewise whole dialogues (utt2dialogue)")
+    how.add_argument("--devices", action="store_true", help="likewise all dialogues of whole devices")
     how.add_argument("--utt-list", metavar="FILE", help="SRC DST: the utterances in FILE")
     how.add_argument("--spk-list", metavar="FILE", help="SRC DST: the speakers in FILE")
-    sub.add_argument("--seed", type=int, default=0, help="for --speakers")
+    how.add_argument("--dialogue-list", metavar="FILE", help="SRC DST: the dialogues in FILE")
+    how.add_argument("--device-list", metavar="FILE", help="SRC DST: the dialogues of the devices in FILE")
+    sub.add_argument("--seed", type=int, default=0, help="for --speakers, --dialogues, --devices")
     sub.add_argument("rest", nargs="+", metavar="SRC N DST")
 
     sub = command("combine", combine_dirs, "several data directories into one; files that all have are kept")

@@ -91,12 +91,16 @@ def rows_of(exp: Path, table: str, seed: int, command: str) -> list[dict]:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Rows of RESULTS.jsonl; of rows with the same table, row and seed the last one counts."""
+    """Rows of RESULTS.jsonl; of rows of the same table, row, seed (and fold) the last one counts."""
     rows: dict[tuple, dict] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            rows[row["table"], row["row"], row["seed"]] = {"nmi": None, **row, "eer": float(row["eer"])}
+            rows[row["table"], row["row"], row["seed"], row.get("fold")] = {
+                "nmi": None,
+                **row,
+                "eer": float(row["eer"]),
+            }
         except (ValueError, KeyError, TypeError):
             rule = "a line must be a JSON object with table, row, seed and eer"
             raise UserError(

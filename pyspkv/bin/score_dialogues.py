@@ -1,0 +1,84 @@
+"""Rank a directory's dialogues by compactness, the most doubtful first, for a person to listen to."""
+
+import argparse
+from pathlib import Path
+
+from pyspkv.errors import UserError, run
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.score_dialogues",
+        description="Writes OUT: `dialogue utterances mean-cosine lowest-cosine weight`, the lowest mean first. The "
+        "mean over all pairs tells a dialogue of two voices, the lowest pair a single foreign utterance.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--model", required=True, metavar="DIR[@best|last]", help="run folder of bin.train")
+    p.add_argument("--data", required=True, metavar="DIR", help="data directory with utt2dialogue")
+    p.add_argument("--out", required=True, metavar="FILE")
+    p.add_argument("--max-utts", type=int, default=20, help="of a longer dialogue the first ones count")
+    p.add_argument(
+        "--shared-channel",
+        action="store_true",
+        help="hear each dialogue over one synthetic channel (see --mixed)",
+    )
+    p.add_argument(
+        "--mixed",
+        metavar="FILE",
+        help="the truth, `dialogue 0|1`: adds the AUC of compactness, for diagnosis only",
+    )
+    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    p.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
+    args = p.parse_args()
+    if args.max_utts < 2:
+        p.error("--max-utts is at least 2")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    import torch
+
+    from pyspkv import config as cfg
+    from pyspkv.atomic import atomic_file
+    from pyspkv.checkpoint import find, load_encoder
+    from pyspkv.datadir import DataDir
+    from pyspkv.dialogues import score
+    from pyspkv.objectives.pairs import PairsConfig
+    from pyspkv.tables import read_table
+
+    data = DataDir.read(args.data)
+    if "utt2dialogue" not in data.extra:
+        raise UserError(
+            "no such file", file=data.path / "utt2dialogue", mend="utils/sessionize.sh makes it from a log"
+        )
+    mixed = read_table(args.mixed, "flag") if args.mixed else None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    raw = cfg.read(find(args.model).parent / "config.yaml").get("objective", {})
+    reject = cfg.resolve("objective", raw).reject if raw.get("name") == "pairs" else PairsConfig().reject
+    table, found = score(
+        load_encoder(args.model).to(device),
+        data,
+        device,
+        reject=reject,
+        most=args.max_utts,
+        channel=args.shared_channel,
+        mixed=mixed,
+        precision=args.precision,
+        allow_pipes=args.allow_pipes,
+    )
+    with atomic_file(Path(args.out)) as f:
+        f.writelines(f"{name} {n} {mean:.4f} {low:.4f} {w:.4f}\n" for name, n, mean, low, w in table)
+    print(
+        f"{args.out}: {len(table)} dialogues, the least compact first: {' '.join(row[0] for row in table[:3])}"
+    )
+    if found:
+        print(
+            f"by the truth: AUC of the mean cosine {found['auc']:.4f}, of the lowest {found['auc_low']:.4f}; "
+            f"mean weight of mixed dialogues / of clean ones {found['weight_ratio']:.3f} "
+            f"({found['mixed']} mixed of {len(table)})"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,136 @@
+"""Dialogues from a voice-assistant log: a data directory with utt2dialogue and dialogue2device."""
+
+import argparse
+from pathlib import Path
+
+from pyspkv.errors import run
+
+EDGES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="utils/sessionize.sh",
+        description="One device's turns become a new dialogue where the pause between them or the whole grows too "
+        "long. Prints a histogram of the pauses; --max-gap belongs into its valley. Without OUT nothing else is done.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument(
+        "log",
+        metavar="LOG",
+        type=Path,
+        help="a data directory with utt2time and utt2device (utt2source), a .jsonl or a .csv file",
+    )
+    p.add_argument("out", metavar="OUT", type=Path, nargs="?", help="new data directory")
+    p.add_argument(
+        "--from", dest="kind", choices=["kaldi", "jsonl", "csv"], help="default: by the name of LOG"
+    )
+    for name, about in (
+        ("utt", "utterance id"),
+        ("audio", "audio file, relative to the log's folder"),
+        ("device", "device or account"),
+        ("time", "start in seconds, or ISO 8601"),
+        ("source", "who speaks; the log may lack it"),
+        ("duration", "in seconds; the log may lack it"),
+    ):
+        p.add_argument(f"--{name}-field", default=name, metavar="NAME", help=f"{about} (jsonl, csv)")
+    p.add_argument(
+        "--drop-source", default="device", help="turns of this source go: they are no customer's voice"
+    )
+    p.add_argument("--max-gap", type=float, default=60, help="s from one end to the next start")
+    p.add_argument("--max-span", type=float, default=600, help="s from a dialogue's start to its end")
+    p.add_argument("--min-utts", type=int, default=2, help="fewer make no dialogue")
+    p.add_argument("--max-utts", type=int, default=20, help="more begin another one")
+    p.add_argument("--min-dur", type=float, default=0.5, help="s; shorter turns (wake words) are passed over")
+    p.add_argument("--plot", metavar="PNG", help="the histogram as a figure")
+    args = p.parse_args()
+    if min(args.max_gap, args.max_span) <= 0 or not 2 <= args.min_utts <= args.max_utts:
+        p.error("--max-gap and --max-span are above 0, --min-utts is at least 2 and at most --max-utts")
+    if args.kind is None:
+        args.kind = {".jsonl": "jsonl", ".csv": "csv"}.get(args.log.suffix, "kaldi")
+    return args
+
+
+def histogram(gaps, max_gap: float) -> list[str]:
+    """One line a class of pauses, the threshold between the lines."""
+    import numpy as np
+
+    count = np.histogram(gaps, [-np.inf, *EDGES, np.inf])[0]
+    widest = max(1, int(count.max()))
+    names = [f"< {EDGES[0]} s", *(f"{a}-{b} s" for a, b in zip(EDGES, EDGES[1:])), f"> {EDGES[-1]} s"]
+    lines = []
+    for name, n, start in zip(names, count.tolist(), [0, *EDGES]):
+        mark = (
+            " <- --max-gap"
+            if start <= max_gap < dict(zip([0, *EDGES], [*EDGES, float("inf")]))[start]
+            else ""
+        )
+        lines.append(f"{name:>13} {n:>9} {'#' * round(50 * n / widest)}{mark}")
+    return lines
+
+
+def main() -> None:
+    args = parse()
+    from dataclasses import replace
+
+    from pyspkv import turns
+    from pyspkv.dialogues import dialogue_lines
+    from pyspkv.errors import UserError
+
+    if args.kind == "kaldi":
+        found = turns.from_kaldi(args.log, args.drop_source)
+    else:
+        names = ("utt", "audio", "device", "time", "source", "duration")
+        fields = turns.Fields(**{n: getattr(args, f"{n}_field") for n in names})
+        found = turns.from_log(args.log, args.kind, fields, args.drop_source)
+    data, seconds = found.data, found.seconds()
+    print(
+        f"{args.log}: {len(data.utts)} turns of {len(set(found.device))} devices; {found.dropped} dropped by source"
+    )
+    gaps = turns.gaps(found.device, found.time, seconds)
+    print("pauses between the turns of a device:")
+    print("\n".join(histogram(gaps, args.max_gap)))
+    if args.plot and len(gaps):
+        from pyspkv import plots
+
+        plots.gaps(gaps, args.max_gap, args.plot)
+    if args.out is None:
+        return
+    dialogue = turns.sessionize(
+        found.device,
+        found.time,
+        seconds,
+        max_gap=args.max_gap,
+        max_span=args.max_span,
+        max_utts=args.max_utts,
+        min_utts=args.min_utts,
+        min_dur=args.min_dur,
+    )
+    rows = [row for row, name in enumerate(dialogue) if name is not None]
+    if not rows:
+        raise UserError(
+            "no dialogue was found", file=args.log, mend="raise --max-gap, lower --min-utts or --min-dur"
+        )
+    kept = data.subset([data.utts[row] for row in rows], trials=False)
+    extra = {
+        "utt2dialogue": {data.utts[row]: dialogue[row] for row in rows},
+        "utt2time": {data.utts[row]: repr(float(found.time[row])) for row in rows},
+        "utt2dur": {data.utts[row]: f"{seconds[row]:.6f}" for row in rows},
+    }
+    kept = replace(
+        kept,
+        extra={**kept.extra, **extra},
+        dialogue2device={dialogue[row]: found.device[row] for row in rows},
+    )
+    kept.write(args.out)
+    hours = sum(float(seconds[row]) for row in rows) / 3600
+    print(
+        f"{args.out}: {len(rows)} of {len(data.utts)} turns in {len(kept.dialogue2device)} dialogues, "
+        f"{hours:.2f} hours; the rest is short or alone"
+    )
+    for line in dialogue_lines(kept):
+        print(f"{args.out}: {line}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,76 @@
+"""Dialogues from labelled speech, clean or contaminated: DIR/train, DIR/train_labelled and DIR/truth."""
+
+import argparse
+from pathlib import Path
+
+from pyspkv.errors import UserError, run
+
+
+def span(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW:HIGH") from None
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.simulate_dialogues",
+        description="Cut each speaker's sessions into dialogues (unless DATA has utt2dialogue) and put a second "
+        "speaker into a share of them. The truth (speakers, dialogue2mixed) goes to OUT/train_labelled and OUT/truth.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("data", metavar="DATA", help="data directory with true speakers")
+    p.add_argument("out", metavar="OUT", type=Path, help="where train, train_labelled and truth go")
+    p.add_argument("--session", metavar="FILE", help="`utt session` lines; default: a speaker is one session")
+    p.add_argument("--sizes", type=span, default=(4, 8), metavar="LOW:HIGH", help="utterances in a dialogue")
+    p.add_argument("--households", action="store_true", help="two speakers share a device")
+    p.add_argument("--rate", type=float, default=0.0, help="share of the dialogues with a second speaker")
+    p.add_argument(
+        "--share", type=span, default=(0.33, 0.5), metavar="LOW:HIGH", help="share of his utterances in them"
+    )
+    p.add_argument(
+        "--alike",
+        metavar="FILE",
+        help="`utt key` lines: the second speaker says what has the same key (word, round)",
+    )
+    p.add_argument("--seed", type=int, default=0)
+    args = p.parse_args()
+    if not 0 <= args.rate <= 1 or not 0 < args.share[0] <= args.share[1] < 1:
+        p.error("--rate is a share of 0 to 1, --share LOW:HIGH lies between them")
+    if not 2 <= args.sizes[0] <= args.sizes[1]:
+        p.error("--sizes LOW:HIGH starts at 2")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    from dataclasses import replace
+
+    from pyspkv.datadir import DataDir
+    from pyspkv.dialogues import contaminate, dialogue_lines, simulate
+    from pyspkv.tables import read_table
+
+    data = replace(DataDir.read(args.data), trials={}, enrol_map=None)
+    if len(set(data.spk)) == len(data.utts):
+        raise UserError("every utterance is a speaker of its own", file=args.data, mend="give true speakers")
+    if "utt2dialogue" not in data.extra:
+        session = read_table(args.session, "id") if args.session else dict.fromkeys(data.utts, "0")
+        sizes = (int(args.sizes[0]), int(args.sizes[1]))
+        data = simulate(data, session, sizes=sizes, households=args.households, seed=args.seed)
+    elif data.dialogue2device is None:
+        raise UserError(
+            "no such file", file=data.path / "dialogue2device", mend="write `dialogue device` lines"
+        )
+    alike = read_table(args.alike, "id") if args.alike else None
+    data = contaminate(data, args.rate, share=args.share, alike=alike, seed=args.seed)
+    data.write_training_set(args.out)
+    mixed = sum(v == "1" for v in data.dialogue2mixed.values())
+    print(f"{args.out}/train: {len(data.dialogue2device)} dialogues, {mixed} with a second speaker")
+    for line in dialogue_lines(data):
+        print(f"{args.out}/train: {line}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,38 @@
+"""LSTM d-vector encoder (Wan et al. 2018, arXiv 1710.10467): the last frame's output is the utterance's."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pyspkv.models.encoder import Encoder
+
+
+@dataclass(kw_only=True)
+class DVectorConfig:
+    hidden: int = 256
+    layers: int = 3
+    embed_dim: int = 256
+    n_mels: int = 40
+
+
+class DVector(Encoder):
+    """Causal: a frame's output depends on the frames up to it, so APC can pre-train it."""
+
+    Config = DVectorConfig
+    causal = True
+
+    def __init__(self, config: DVectorConfig):
+        super().__init__(config.n_mels)
+        self.embed_dim, self.frame_dim = config.embed_dim, config.hidden
+        self.lstm = nn.LSTM(config.n_mels, config.hidden, config.layers, batch_first=True)
+        self.fc = nn.Linear(config.hidden, config.embed_dim)
+
+    def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.lstm(feats)[0], self.mask(lengths, feats.shape[1])
+
+    def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return self.fc(frames[:, -1])
+        rows = torch.arange(len(frames), device=frames.device)
+        return self.fc(frames[rows, mask.sum(1) - 1])

@@ -1,0 +1,45 @@
+"""APC pre-training (Chung, Hsu, Tang, Glass 2019, arXiv 1904.03240): predict the frame n ahead from those before."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pyspkv.dataset import Batch, View
+from pyspkv.errors import UserError
+from pyspkv.models.encoder import Encoder
+from pyspkv.objectives.objective import Info, Losses, Objective
+
+
+@dataclass(kw_only=True)
+class APCConfig:
+    crop_seconds: float = 1.0
+    ahead: int = 1  # n, in frames of 10 ms
+
+
+class APC(Objective):
+    """L1 between the features at t + n and a linear prediction from the encoder's frame t; the predictor goes."""
+
+    Config = APCConfig
+
+    def __init__(self, config: APCConfig, encoder: Encoder, info: Info):
+        super().__init__(encoder, info)
+        if not encoder.causal:
+            raise UserError(
+                "objective apc needs an encoder that does not see the future: this one would copy its input",
+                mend="encoder: {name: dvector}",
+            )
+        self.config = config
+        encoder.fc.requires_grad_(False)  # behind the frames: this loss does not reach it
+        self.predictor = nn.Linear(encoder.frame_dim, encoder.fbank.mel.shape[1])
+
+    def views(self) -> dict[str, View]:
+        return {"main": View(self.config.crop_seconds)}
+
+    def forward(self, batch: Batch) -> Losses:
+        n = self.config.ahead
+        feats, lengths = self.encoder.features(*batch.views["main"])
+        frames, _ = self.encoder.frames(feats, lengths)  # crops: all of one length
+        with torch.autocast(feats.device.type, enabled=False):
+            loss = (self.predictor(frames[:, :-n].float()) - feats[:, n:]).abs().mean((1, 2))
+        return Losses({"apc": (loss.sum(), torch.tensor(float(len(loss)), device=loss.device))})

@@ -1,0 +1,51 @@
+"""COLA pre-training (Saeed, Grangier, Zeghidour 2021, arXiv 2010.10915): two crops of a recording belong together."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pyspkv.dataset import Batch, View
+from pyspkv.distributed import gather, rank
+from pyspkv.models.encoder import Encoder
+from pyspkv.objectives.objective import Info, Losses, Objective, spread
+
+
+@dataclass(kw_only=True)
+class COLAConfig:
+    crop_seconds: float = 1.0
+    noise: float = 0.001  # deviation of the Gaussian noise on the positive
+    head_dim: int = 512
+
+
+class COLA(Objective):
+    """Cross-entropy in one direction over bilinear similarities g(x)^T W g(x'); head and W go with the run."""
+
+    Config = COLAConfig
+
+    def __init__(self, config: COLAConfig, encoder: Encoder, info: Info):
+        super().__init__(encoder, info)
+        self.config = config
+        self.head = nn.Sequential(
+            nn.Linear(encoder.embed_dim, config.head_dim), nn.LayerNorm(config.head_dim), nn.Tanh()
+        )
+        self.similarity = nn.Linear(config.head_dim, config.head_dim, bias=False)
+
+    def views(self) -> dict[str, View]:
+        crop = self.config.crop_seconds
+        return {"a": View(crop), "b": View(crop, apart_from="a")}
+
+    def forward(self, batch: Batch) -> Losses:
+        (wave_a, len_a), (wave_b, len_b) = batch.views["a"], batch.views["b"]
+        if self.training:
+            wave_b = wave_b + self.config.noise * torch.randn_like(wave_b)
+        z = self.encode((torch.cat([wave_a, wave_b]), torch.cat([len_a, len_b])))
+        with torch.autocast(z.device.type, enabled=False):
+            a, b = self.head(z).chunk(2)
+            logits = self.similarity(a) @ gather(b.contiguous()).T  # [B, N]
+            own = rank() * len(a) + torch.arange(len(a), device=a.device)
+            loss = F.cross_entropy(logits, own, reduction="sum")
+        size = torch.tensor(float(len(a)), device=a.device)
+        right = (logits.detach().argmax(1) == own).float().sum()
+        return Losses({"cola": (loss, size)}, {"accuracy": (right, size), "spread": spread(F.normalize(z))})
