@@ -38,6 +38,7 @@ round_yaml=round.yaml
 use_best=false      # models trained with a declared dev list count at their best epoch
 beside=             # another experiment that the report sets beside this one
 data_out=false      # objectives that move labels write them to round<r>/data_out
+supervised_options=() # key=value for training on the true labels, which needs no gate
 student_options=() # key=value for every training of stages 4 and 5
 noise_list=() # training options that name the noise list; `use_noise` sets it
 
@@ -85,7 +86,7 @@ supervise() { # the true labels in the last round's place, same start, same step
     local init=${round_init:-$exp/pretrain/model}
     [ "$init" != none ] || init=
     train --init "$init" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model" \
-        "${student_options[@]}"
+        "${student_options[@]}" "${supervised_options[@]}"
 }
 extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort
     local model set at

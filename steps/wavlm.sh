@@ -46,13 +46,14 @@ arm() { # <name> <data> <init> [key=value ...]: a system beside the chain, train
 }
 open_gate=objective.gate="{name: none}"
 no_correction=objective.gate.correct_epoch=null
+supervised_options=("$open_gate")
 
 ablate() { # the rows of the paper's table that the chain lacks
     $ablation || return 0
     arm no_gate "$exp/round1/data" "" "$open_gate"
     arm no_correction "$exp/round1/data" "" "$no_correction"
     [ -n "$student" ] || grep -q "name: wavlm" "$conf/round.yaml" ||
-        arm supervised_from_dino "$data/train_labelled" "$exp/pretrain/model"
+        arm supervised_from_dino "$data/train_labelled" "$exp/pretrain/model" "$open_gate"
     [ -d "$exp/trunk" ] && [ "$labels_from" != trunk ] || return 0
     "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$exp/trunk/model" "$data/train" "$exp/trunk/embed/train"
     # shellcheck disable=SC2086  # options are split on purpose
