@@ -134,9 +134,9 @@ def rejection(c: Tensor, config: RejectConfig, mean: Tensor, std: Tensor) -> Ten
 
 
 def normalised(u: Tensor) -> Tensor:
-    """u [N] >= 0 with mean 1; all ones where all are 0."""
+    """u [N] >= 0 with mean 1; all ones where all are 0, or as good as."""
     total = u.sum()
-    return torch.where(total > 0, len(u) * u / total.clamp_min(1e-30), torch.ones_like(u))
+    return torch.where(total > 1e-30, len(u) * u / total.clamp_min(1e-30), torch.ones_like(u))
 
 
 class Pairs(Objective):
