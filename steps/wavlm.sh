@@ -65,7 +65,7 @@ spoil_labels() { # what each gate makes of wrong labels that are known to be so
     local share gate name options
     for share in $label_noise; do
         for gate in no_gate no_correction both; do
-            name=noise${share#*.}_$gate options=()
+            name=noise${share}_$gate options=()
             [ $gate != no_gate ] || options=("$open_gate")
             [ $gate != no_correction ] || options=("$no_correction")
             [ -d "$exp/$name/data" ] || "$SPKV_PYTHON" -m pyspkv.bin.datadir corrupt --share "$share" --seed "$seed" \

@@ -237,7 +237,7 @@ def test_wavlm_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert {p.parent.parent.name for p in tmp_path.glob("exp/*/score/test-crops.json")} == {
         "pretrain", "trunk", "round1", "finetune", "no_gate", "no_correction",
-        "noise25_no_gate", "noise25_no_correction", "noise25_both",
+        "noise0.25_no_gate", "noise0.25_no_correction", "noise0.25_both",
     }  # fmt: skip
     assert "noise_recall" in (tmp_path / "exp/report.md").read_text()
     assert "pull" in (tmp_path / "exp/finetune/model/train.jsonl").read_text()
