@@ -31,15 +31,31 @@ COMPONENTS = {
         "contrastive": "pyspkv.objectives.contrastive:Contrastive",
         "dino": "pyspkv.objectives.dino:DINO",
         "reflective": "pyspkv.objectives.reflective:Reflective",
+        "supervised": "pyspkv.objectives.semi:Semi",
+        "gll": "pyspkv.objectives.semi:GatedLabels",
+        "pseudo_label": "pyspkv.objectives.semi_baselines:PseudoLabel",
+        "mean_teacher": "pyspkv.objectives.semi_baselines:MeanTeacher",
+        "distil": "pyspkv.objectives.semi_baselines:Distil",
+        "cdvat": "pyspkv.objectives.semi_baselines:CDVAT",
+        "gcl": "pyspkv.objectives.semi_baselines:GCL",
     },
     "gate": {
         "none": "pyspkv.labels.gates:Gate",
         "lgl": "pyspkv.labels.gates:LossGate",
         "dlg": "pyspkv.labels.gates:DynamicLossGate",
     },
+    "confidence_gate": {
+        "all": "pyspkv.labels.confidence:Everything",
+        "verification": "pyspkv.labels.confidence:Verification",
+        "flexible": "pyspkv.labels.confidence:Flexible",
+        "fixed": "pyspkv.labels.confidence:Fixed",
+        "flexmatch": "pyspkv.labels.confidence:FlexMatch",
+    },
     "sampler": {
         "plain": "pyspkv.sampler:Plain",
         "one_per_label": "pyspkv.sampler:OnePerLabel",
+        "repeat": "pyspkv.sampler:Repeat",
+        "two_stream": "pyspkv.sampler:TwoStream",
     },
 }
 

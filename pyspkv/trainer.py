@@ -108,7 +108,9 @@ class Trainer:
             raise UserError(f"batch_size {config.batch_size} is not a multiple of {world} processes")
         self.precision = choose_precision(config.precision, self.device)
         self.corpus = Corpus(data, unlabelled, config.allow_pipes, config.cache_mb)
-        self.sampler = cfg.build("sampler", config.sampler, self.corpus.label, config.batch_size, config.seed)
+        self.sampler = cfg.build(
+            "sampler", config.sampler, self.corpus.label, config.batch_size, config.seed, self.corpus.source
+        )
         torch.manual_seed(config.seed)
         encoder = cfg.build("encoder", config.encoder)
         encoder.start()
@@ -121,6 +123,7 @@ class Trainer:
             self.sampler.steps,
             config.epochs,
             num_speeds=max(1, len(speeds)),
+            num_labelled=len(data.utts),
         )
         self.objective = cfg.build("objective", config.objective, encoder, info)
         if keep_head:

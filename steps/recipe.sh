@@ -81,14 +81,17 @@ supervise() { # the true labels in the last round's place, same start, same step
     train --init "$init" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model" \
         "${student_options[@]}"
 }
+chosen() { # <model>: its best epoch, where a dev list chose one
+    if [ -f "$1/best" ]; then echo "$1@best"; else echo "$1"; fi
+}
 extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort
     local model set
     for model in "$exp"/*/model; do
         for set in train dev test; do
-            "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$model" "$data/$set" "${model%/model}/embed/$set"
+            "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$(chosen "$model")" "$data/$set" "${model%/model}/embed/$set"
         done
         [ "$crops" -eq 0 ] || "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" --crops "$crops" \
-            "$model" "$data/test" "${model%/model}/embed/test-crops"
+            "$(chosen "$model")" "$data/test" "${model%/model}/embed/test-crops"
     done
 }
 score_all() { # every model; where one was trained on the true labels, all are compared to it
