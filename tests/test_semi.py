@@ -701,6 +701,8 @@ def test_propagation_is_the_closed_form_of_label_spreading(tmp_path, split):
     np.testing.assert_array_equal(found[6:], want[6:])
     wrong = (truth[seeds] + 1) % 3
     np.testing.assert_array_equal(propagate(x, seeds, wrong, 3)[seeds], wrong)
-    seeded(split, embeddings(tmp_path / "embed", split), tmp_path, "--method", "propagation")
+    seeded(
+        split, embeddings(tmp_path / "embed", split), tmp_path, "--method", "propagation", "--neighbours", 5
+    )
     spk = DataDir.read(tmp_path / "round1/data").spk
     assert np.mean([split.truth[u] == s for u, s in zip(split.plain.utts, spk)]) > 0.9

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -207,26 +208,36 @@ def provenance(rows: list[dict]) -> list[str]:
     return lines
 
 
+@contextmanager
+def locked(folder: Path):
+    """Alone in `folder`: several grid cells may write at a time."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def main() -> None:
     args = parse_args()
-    path = Path(args.file)
-    lock = os.open(path.absolute().parent, os.O_RDONLY)  # several may write at a time
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    if args.exp or args.system:
-        text = ""
-        if path.exists():
-            read_rows(path)  # nothing is added to a broken file
-            text = path.read_text(encoding="utf-8")
-        if args.exp:
-            rows = rows_of(Path(args.exp), args.table, args.seed, args.command)
-        else:
-            rows = [row_of_system(args)]
-        with atomic_file(path) as f:
-            f.write(text + "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    rows = read_rows(path)
-    with atomic_file(path.with_suffix(".md")) as f:
-        f.write(render(rows))
-    print(f"{len(rows)} rows in {path}, tables in {path.with_suffix('.md')}")
+    path = Path(args.file).absolute()
+    with locked(path.parent):
+        if args.exp or args.system:
+            text = ""
+            if path.exists():
+                read_rows(path)  # nothing is added to a broken file
+                text = path.read_text(encoding="utf-8")
+            if args.exp:
+                rows = rows_of(Path(args.exp), args.table, args.seed, args.command)
+            else:
+                rows = [row_of_system(args)]
+            with atomic_file(path) as f:
+                f.write(text + "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        rows = read_rows(path)
+        with atomic_file(path.with_suffix(".md")) as f:
+            f.write(render(rows))
+    print(f"{len(rows)} rows in {args.file}, tables in {Path(args.file).with_suffix('.md')}")
 
 
 if __name__ == "__main__":
