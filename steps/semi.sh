@@ -116,11 +116,17 @@ supervise_fully() { # the true labels, for comparison
     use_cell
     learn
 }
+report_system() {
+    gate_curves
+    report
+    ln -sfn "n$labels/$name/results.json" "$base/results.json"
+}
 gate_curves() { # what the gates let through; the truth is for this alone
-    local run runs=() data_of=()
-    for run in "$exp"/round*/[TVLF]; do
-        [ -d "$run/rows" ] || continue
-        runs+=("$run") data_of+=("${run%/*}/data")
+    local r run runs=() data_of=()
+    for r in $(seq "$num_rounds"); do
+        for run in "$exp/round$r"/{T,V,L,F}; do
+            [ ! -d "$run/rows" ] || { runs+=("$run"); data_of+=("$exp/round$r/data"); }
+        done
     done
     if [ -d "$exp/finetune/model/rows" ]; then
         runs+=("$exp/finetune/model") data_of+=("$split/unlabelled")

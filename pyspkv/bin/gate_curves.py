@@ -65,13 +65,11 @@ def curves(run_folder: Path, utts: list[str], truth: dict | None, flipped: set |
     number = {spk: k for k, spk in enumerate(classes)}
     true = None if truth is None else np.array([number.get(truth[u], -1) for u in utts])
     wrong = None if flipped is None else np.array([u in flipped for u in utts])
-    out = []
+    out, name = [], f"{run_folder.parent.name}/{run_folder.name}"
     for file in sorted((run_folder / "rows").glob("epoch-*.safetensors")):
         rows = load_file(file)
         kept, target = rows["kept"][-len(utts) :], rows["target"][-len(utts) :]
-        out.append(
-            {"run": run_folder.name, "epoch": int(file.stem[6:]), **selection(kept, target, true, wrong)}
-        )
+        out.append({"run": name, "epoch": int(file.stem[6:]), **selection(kept, target, true, wrong)})
     return out
 
 

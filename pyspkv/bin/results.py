@@ -13,6 +13,7 @@ import numpy as np
 from pyspkv.atomic import atomic_file
 from pyspkv.bin.report import epochs_of, read_json
 from pyspkv.errors import UserError, run
+from pyspkv.tables import read_table
 
 FIELDS = ("table", "row", "seed", "eer", "min_dcf_0.01", "nmi", "audio_seconds", "wall_seconds")
 FIELDS += ("command", "commit", "machine", "eer_mean", "eer_asnorm", "ami", "cllr")
@@ -52,7 +53,8 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--cost", nargs="*", default=[], help="with --system: run folders whose cost counts; default model"
     )
-    p.add_argument("--labels", help="with --system: report.json of its pseudo-labels, for their accuracy")
+    p.add_argument("--labels", help="with --system and --truth: data directory of its pseudo-labels")
+    p.add_argument("--truth", help="true utt2spk, for the share of right pseudo-labels, a diagnostic")
     p.add_argument(
         "--table", help="title of the table the rows belong to, as `LibriSpeech subset, ECAPA-256`"
     )
@@ -65,6 +67,8 @@ def parse_args() -> argparse.Namespace:
         p.error("--exp and --system need --table and --seed")
     if args.system and args.row is None:
         p.error("--system needs --row")
+    if (args.labels is None) != (args.truth is None):
+        p.error("--labels and --truth go together")
     return args
 
 
@@ -116,7 +120,11 @@ def row_of_system(args: argparse.Namespace) -> dict:
     runs = [Path(c) for c in args.cost] or [folder / "model"]
     records = [[r for r in epochs_of(run.parent, run.name) if "seconds" in r] for run in runs]
     chosen = [r["dev_eer"] for r in epochs_of(folder) if "dev_eer" in r]
-    labels = read_json(Path(args.labels)).get("diagnostics", {}) if args.labels else {}
+    accuracy = None
+    if args.labels:
+        truth = read_table(args.truth, "id")
+        pseudo = read_table(Path(args.labels) / "utt2spk", "id")
+        accuracy = float(np.mean([truth.get(utt) == spk for utt, spk in pseudo.items()]))
     return {
         "table": args.table,
         "row": args.row,
@@ -125,7 +133,7 @@ def row_of_system(args: argparse.Namespace) -> dict:
         "eer": scored["eer"],
         "min_dcf_0.01": scored["min_dcf_0.01"],
         "dev_eer": min(chosen, default=None),
-        "label_accuracy": labels.get("label_accuracy"),
+        "label_accuracy": accuracy,
         "audio_seconds": sum(epochs[-1]["audio_seconds"] for epochs in records if epochs),
         "wall_seconds": sum(r["seconds"] for epochs in records for r in epochs),
         "command": args.command,

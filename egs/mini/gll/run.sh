@@ -30,4 +30,4 @@ if run 4 "$system from $labels labels a speaker"; then split_labels; learn; fi
 if run 5 "all true labels, for comparison"; then ! $supervised || supervise_fully; fi
 if run 6 "extract embeddings"; then extract_all; fi
 if run 7 "score"; then score_all; fi
-if run 8 "report"; then gate_curves; report; fi
+if run 8 "report"; then report_system; fi
