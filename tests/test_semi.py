@@ -3,6 +3,7 @@ against independent computations, the truth that must not matter, runs that are 
 
 import json
 import math
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_trainer import ENV, epochs, train_command
 from torch.nn import functional as F
 
 from pyspkv import checkpoint
@@ -530,6 +532,28 @@ def test_a_killed_run_ends_with_the_same_digits(tmp_path, split, monkeypatch, ch
     assert_same(final(tmp_path / "killed"), final(tmp_path / "whole"))
     for file in sorted((tmp_path / "whole/rows").glob("*")):
         assert_same(load_file(file), load_file(tmp_path / "killed/rows" / file.name))
+
+
+@pytest.mark.parametrize("changes", [FLEXIBLE, FLEXMATCH], ids=["flexible", "flexmatch"])
+def test_two_processes_equal_one(tmp_path, split, changes):
+    """Thresholds follow all ranks' confidences, FlexMatch counts all ranks' predictions."""
+    sgd = {"optim.name": "sgd", "optim.lr": 0.0005, "epochs": 2}  # Adam amplifies rounding
+    c = config(tmp_path, **sgd, **changes)
+    (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
+    Trainer(c, split.labelled, tmp_path / "one", unlabelled=split.given).run()
+    command = train_command(
+        tmp_path, split.labelled, tmp_path / "two", "--unlabelled", str(split.given.path), nproc=2
+    )
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(epochs(tmp_path / "one"), epochs(tmp_path / "two")):
+        for key in ("loss", "kept", "confidence", "gate/threshold"):
+            assert two[key] == pytest.approx(one[key], rel=1e-3), key
+    one, two = final(tmp_path / "one"), final(tmp_path / "two")
+    for k in one:
+        torch.testing.assert_close(
+            one[k], two[k], atol=2e-4, rtol=1e-2, equal_nan=True, msg=lambda m, k=k: f"{k}: {m}"
+        )
 
 
 def test_permuting_the_truth_changes_nothing_but_the_logged_quality(tmp_path, split):
