@@ -36,6 +36,10 @@ cluster() { # <model> <new data> [options]: labels from its embeddings
     "$SPKV_PYTHON" -m pyspkv.bin.seeded_cluster --embeddings "${model%/model*}/embed/train/embedding.scp" \
         --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$new" "$@"
 }
+share_rooms() { # <run>: Stage I's simulated rooms, which would be the same
+    mkdir -p "$1"
+    [ ! -d "$pretrained/rooms" ] || ln -sfn "$(realpath "$pretrained/rooms")" "$1/rooms"
+}
 trained() { [ -f "$1/LATEST" ] && grep -q '"done": true' "$1/$(cat "$1/LATEST")/state.json"; }
 
 read -ra most <<< "$epochs"
@@ -51,6 +55,7 @@ for r in $(seq "$iterations"); do
     for stage in $stages; do
         limit=()
         [ -z "${most[i]:-}" ] || limit=(epochs="${most[i]}")
+        [ -d "$here/$stage" ] || share_rooms "$here/$stage"
         trained "$here/$stage" || "$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --keep-head "$keep_head" \
             --unlabelled "$here/data" --dev "$dev" --patience "$patience" "$config" "$split/labelled" "$here/$stage" \
             "$@" "${limit[@]}" objective.gate="$(gate "$stage")"

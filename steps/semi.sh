@@ -21,6 +21,8 @@ batch=128           # utterances in a batch
 labelled_batch=32   # of which labelled
 low_threshold=      # empty: 0.9 x the highest mean confidence of fixmatch at --calibrate-labels
 calibrate_labels=10
+epochs=             # of a baseline; empty = as conf/semi.yaml
+overrides=          # key=value for every training of stage 4, as "optim.lr=0.001 objective.encoder_lr=0.5"
 flip=0              # an experiment: so many of GLL's first pseudo-labels are changed
 po_files+=("${BASH_SOURCE[0]}")
 
@@ -28,6 +30,7 @@ use_system() { # after `begin`: the folders
     [ -n "$name" ] || { name=$system; [ "$init" = stage1 ] || name+=-$init; }
     base=$exp split=$exp/n$labels/split
     stage1=$exp/pretrain/model
+    read -ra more <<< "$overrides"
     two_stream=(batch_size="$batch" sampler="{name: two_stream, labelled: $labelled_batch}")
     case $init in
         stage1) start=$stage1 ;;
@@ -42,9 +45,14 @@ use_cell() { # after Stage I: `exp` is the system's folder, with links to what i
     ln -sfn ../../pretrain "$exp/pretrain"
     ! $supervised || ln -sfn ../../nall/full/finetune "$exp/supervised"
 }
-split_labels() {
-    [ -f "$split/labelled/utt2spk" ] ||
-        "$ROOT/utils/split_labels.sh" --seed "$seed" "$data/train_labelled" "$labels" "$split"
+split_labels() { # once, though several systems may start together
+    [ "$labels" != all ] || return 0
+    mkdir -p "$split"
+    (
+        flock 9
+        [ -f "$split/labelled/utt2spk" ] ||
+            "$ROOT/utils/split_labels.sh" --seed "$seed" "$data/train_labelled" "$labels" "$split"
+    ) 9> "$split/.lock"
 }
 low() { # the calibrated threshold
     [ -n "$low_threshold" ] || low_threshold=$("$SPKV_PYTHON" -m pyspkv.bin.runs peak --factor 0.9 confidence \
@@ -82,23 +90,27 @@ gll() { # <stages> [steps/gll.sh options]: with GLL's own C and T where they are
     [ "$system" = wo-gll ] || [ "$flip" != 0 ] || [ ! -d "$base/n$labels/wo-gll/round1/T" ] || first=$base/n$labels/wo-gll
     "$ROOT/steps/gll.sh" --nj "$nj" --ngpu "$ngpu" --iterations "$num_rounds" --stages "$stages" --epochs "$stage_epochs" \
         --patience "$patience" --first "$first" --flip "$flip" "$@" "$conf/semi.yaml" "$data/train" "$split" "$data/dev" \
-        "$stage1" "$exp" "${two_stream[@]}" seed="$seed" "${noise_list[@]}"
+        "$stage1" "$exp" "${two_stream[@]}" seed="$seed" "${noise_list[@]}" "${more[@]}"
 }
 baseline() { # <labelled data> <unlabelled data, or empty> [key=value ...]
     local labelled=$1 unlabelled=$2; shift 2
+    if [ -d "$stage1/rooms" ] && [ ! -d "$exp/finetune/model" ]; then # simulated once
+        mkdir -p "$exp/finetune/model"
+        ln -s "$stage1/rooms" "$exp/finetune/model/rooms"
+    fi
     train --init "$start" --unlabelled "$unlabelled" --dev "$data/dev" --patience "$patience" \
-        "${config:-$conf/semi.yaml}" "$labelled" "$exp/finetune/model" "$@"
+        "${config:-$conf/semi.yaml}" "$labelled" "$exp/finetune/model" "$@" ${epochs:+epochs="$epochs"} "${more[@]}"
 }
 semi() { # [key=value ...]: a baseline on both streams
     baseline "$split/labelled" "$split/unlabelled" "${two_stream[@]}" "$@"
 }
 own() { semi objective.target=own objective.gate="$1"; }
-labelled_only() { # as many steps as the others, on the labelled rows of a batch
-    local few many
+labelled_only() { # as many steps as the others, of as many rows as far as there are
+    local few many each
     few=$(wc -l < "$split/labelled/utt2spk") many=$(wc -l < "$split/unlabelled/utt2spk")
-    [ "$few" -le "$labelled_batch" ] || few=$labelled_batch
-    baseline "$split/labelled" "" objective.name=supervised batch_size="$few" \
-        sampler="{name: repeat, steps: $((many / (batch - few)))}"
+    each=$((batch - (few < labelled_batch ? few : labelled_batch)))
+    baseline "$split/labelled" "" objective.name=supervised batch_size=$((few < each ? few : each)) \
+        sampler="{name: repeat, steps: $((many / each))}"
 }
 propagated() { # label spreading on Stage I's embeddings, then training on all of it
     local embed=$base/pretrain/embed/train

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -166,10 +167,14 @@ def spread(rows: list[dict], key: str, digits: int, unit: float = 1) -> str:
     return mean if len(values) == 1 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 
 
+def _numbers(text: str) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+\.?\d*", text)]
+
+
 def matrices(rows: list[dict]) -> list[str]:
     """Rows with a `column`: a table of rows and columns for each figure they have, mean ± deviation over seeds."""
     lines = []
-    columns = list(dict.fromkeys(r["column"] for r in rows))
+    columns = sorted({r["column"] for r in rows}, key=lambda c: (_numbers(c) or [np.inf], c))
     for key, digits, title in MATRIX:
         if not any(r.get(key) is not None for r in rows):
             continue

@@ -9,6 +9,7 @@ set -euo pipefail
 # shellcheck source=steps/semi.sh
 . "$ROOT/steps/semi.sh"
 labels=2
+stage_epochs="8 4 4"
 num_train_spk=100
 num_dev_spk=20
 num_test_spk=40
