@@ -143,7 +143,7 @@ class Trainer:
                 config.augment,
                 config.seed,
                 cache_dir=exp / "rooms",
-                train=self.corpus.readers[0],
+                train=self.corpus.readers[-1],  # the unlabelled part, where there is one: it is the larger
                 allow_pipes=config.allow_pipes,
             )
         self.optimisers = {
