@@ -216,3 +216,15 @@ def gates(epochs: Sequence[Mapping], path: str | Path) -> None:
         ax.set(xlabel="epoch", ylabel="share", ylim=(-0.02, 1.1), xlim=(0.5, len(epochs) + 0.5))
         ax.set_title("What the gate let through")
         ax.legend(loc="lower right", fontsize=9, frameon=True)
+
+
+def gate_comparison(systems: Mapping[str, Sequence[Mapping]], path: str | Path) -> None:
+    """Quantity and quality of several systems' gates over their epochs (bin.gate_curves), one panel each."""
+    with _figure(path, 1, 2, size=(10, 4.2)) as axes:
+        for ax, key in zip(axes, ("quantity", "quality")):
+            for k, (name, epochs) in enumerate(systems.items()):
+                at, values = range(1, len(epochs) + 1), [e.get(key, np.nan) for e in epochs]
+                ax.plot(at, values, marker="o", markersize=3, label=name, **_line(k))
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(xlabel="epoch", ylabel="share", ylim=(-0.02, 1.05), title=key)
+        axes[0].legend(fontsize=9, frameon=True)
