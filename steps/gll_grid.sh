@@ -65,4 +65,13 @@ for s in $seeds; do echo "$s $first stage1 stage1 1"; done | wave "Stage I"
     ! has fixmatch-low || for factor in $sweep; do echo "$first $calibrate_labels fixmatch-low stage1 1 $factor"; done
     ! $corruption || echo "$first $long_labels flip stage1 1"
 } | wave "the rest"
+for n in $labels; do # the paper's figures 3 and 4
+    found=()
+    for system in gll wo-gll fixmatch-low flexmatch-low; do
+        curves=$exp/seed$first/n$n/$system/plots/gates.json
+        [ ! -f "$curves" ] || found+=("$system=$curves")
+    done
+    [ ${#found[@]} -eq 0 ] ||
+        "$SPKV_PYTHON" -m pyspkv.bin.gate_curves --compare "${found[@]}" --out "$exp/seed$first/n$n/gates.png"
+done
 echo "tables: ${results%.jsonl}.md; curves: $exp/seed*/n*/*/plots/gates.png"

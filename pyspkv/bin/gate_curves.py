@@ -13,19 +13,27 @@ def parse_args() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--runs", nargs="+", required=True, type=Path, metavar="DIR",
+    p.add_argument("--compare", nargs="+", metavar="NAME=JSON",
+                   help="draw these curves together; nothing else is done")  # fmt: skip
+    p.add_argument("--runs", nargs="+", type=Path, metavar="DIR",
                    help="run folders, one after another (GLL's T, V, L)")  # fmt: skip
-    p.add_argument("--unlabelled", required=True, nargs="+", metavar="DIR",
+    p.add_argument("--unlabelled", nargs="+", metavar="DIR",
                    help="what they had as --unlabelled; one, or one for each run")  # fmt: skip
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the unlabelled utterances")
     p.add_argument(
         "--flipped", metavar="FILE", help="utterances whose label bin.seeded_cluster --flip changed"
     )
     p.add_argument(
-        "--out", required=True, type=Path, metavar="JSON", help="curves; a .png is written beside it"
+        "--out",
+        required=True,
+        type=Path,
+        metavar="JSON",
+        help="curves; a .png is written beside it, or alone",
     )
     args = p.parse_args()
-    if len(args.unlabelled) not in (1, len(args.runs)):
+    if bool(args.compare) == bool(args.runs) or (args.runs and not args.unlabelled):
+        p.error("give --runs with --unlabelled, or --compare")
+    if args.runs and len(args.unlabelled) not in (1, len(args.runs)):
         p.error("--unlabelled: one folder, or as many as --runs")
     return args
 
@@ -79,6 +87,12 @@ def main() -> None:
     from pyspkv.atomic import atomic_file
     from pyspkv.datadir import DataDir, read_table
 
+    if args.compare:
+        pairs = [pair.partition("=")[::2] for pair in args.compare]
+        plots.gate_comparison(
+            {n: json.loads(Path(f).read_text()) for n, f in pairs}, args.out.with_suffix(".png")
+        )
+        return
     truth = read_table(args.truth, "id") if args.truth else None
     flipped = set(Path(args.flipped).read_text().split()) if args.flipped else None
     folders = args.unlabelled * (len(args.runs) if len(args.unlabelled) == 1 else 1)
