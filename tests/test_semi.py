@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pyspkv import checkpoint
 from pyspkv import config as cfg
 from pyspkv.augment import Profile
-from pyspkv.bin import seeded_cluster
+from pyspkv.bin import gate_curves, seeded_cluster, train
 from pyspkv.bin.gate_curves import curves, selection
 from pyspkv.datadir import DataDir
 from pyspkv.dataset import Batch, Batches, Corpus, View
@@ -638,6 +638,25 @@ def test_speeds_are_refused_where_classes_are_speakers(tmp_path, split):
         )
 
 
+def test_dev_utterances_among_the_unlabelled_are_refused(tmp_path, split, monkeypatch):
+    config(tmp_path)
+    dev = split.plain.with_speakers(["x"] * len(split.plain.utts))
+    dev.write(tmp_path / "dev")
+    pairs = toy.trials(tmp_path, dev)
+    args = [
+        "--config",
+        tmp_path / "config.yaml",
+        "--data",
+        split.labelled.path,
+        "--unlabelled",
+        split.plain.path,
+    ]
+    args += ["--dev", tmp_path / "dev", "--dev-trials", pairs, "--exp", tmp_path / "exp"]
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, args)])
+    with pytest.raises(UserError, match="share 28 utterances"):
+        train.main()
+
+
 # ---- diagnostics -------------------------------------------------------------------------------------------
 def test_quality_and_quantity_by_hand():
     nan = np.nan
@@ -730,3 +749,33 @@ def test_propagation_is_the_closed_form_of_label_spreading(tmp_path, split):
     )
     spk = DataDir.read(tmp_path / "round1/data").spk
     assert np.mean([split.truth[u] == s for u, s in zip(split.plain.utts, spk)]) > 0.9
+
+
+def test_curves_of_runs_in_a_row_and_of_systems_together(tmp_path, split, monkeypatch):
+    """The corruption test in small: T lets all of the flipped through, V judges them; the truth is read here alone."""
+    report = seeded(split, embeddings(tmp_path / "embed", split), tmp_path, "--flip", 0.3)
+    assert report["num_clusters"] == 4
+    given = DataDir.read(tmp_path / "round1/data")
+    for name, changes in (("T", {}), ("V", {"objective.gate": {"name": "verification"}})):
+        c = config(tmp_path, epochs=1, **changes)
+        Trainer(c, split.labelled, tmp_path / "round1" / name, unlabelled=given).run()
+    truth = tmp_path / "truth"
+    truth.write_text("".join(f"{u} {split.truth[u]}\n" for u in split.plain.utts))
+    out = tmp_path / "gates.json"
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["gate_curves", *map(str, args)])
+        gate_curves.main()
+
+    runs = [tmp_path / "round1/T", tmp_path / "round1/V"]
+    call("--runs", *runs, "--unlabelled", given.path, "--truth", truth, "--flipped", tmp_path / "round1/flipped",
+         "--out", out)  # fmt: skip
+    t, v = json.loads(out.read_text())
+    assert (t["run"], t["quantity"], t["flipped_passed"], t["others_passed"]) == ("round1/T", 1, 1, 1)
+    assert v["run"] == "round1/V" and v["quantity"] < 1
+    logged = [json.loads(line) for line in (runs[1] / "train.jsonl").read_text().splitlines()]
+    assert v["quantity"] == pytest.approx(next(r["kept"] for r in logged if r["kind"] == "epoch"), abs=0.05)
+    call("--compare", f"a={out}", f"b={out}", "--out", tmp_path / "both.png")
+    assert (tmp_path / "both.png").stat().st_size > 5000 and out.with_suffix(".png").exists()
+    with pytest.raises(SystemExit):
+        call("--runs", *runs, "--out", out)
