@@ -14,6 +14,7 @@ epochs=           # at most so many in each of the stages ("4 3 3"); empty = the
 patience=3        # a stage ends after so many epochs without a lower dev EER
 threshold=        # of stage F
 first=            # another system's folder: its round1/data and round1/T are this one's too
+cluster_opts=     # further options of bin.seeded_cluster: --faithful, "--whiten 0.5"
 flip=0            # an experiment: so many pseudo-labels are changed
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
@@ -33,7 +34,8 @@ cluster() { # <model> <new data> [options]: labels from its embeddings
     local model=$1 new=$2; shift 2
     [ ! -f "$new/utt2spk" ] || return 0
     "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$model" "$data" "${model%/model*}/embed/train"
-    "$SPKV_PYTHON" -m pyspkv.bin.seeded_cluster --embeddings "${model%/model*}/embed/train/embedding.scp" \
+    # shellcheck disable=SC2086  # options are split on purpose
+    "$SPKV_PYTHON" -m pyspkv.bin.seeded_cluster $cluster_opts --embeddings "${model%/model*}/embed/train/embedding.scp" \
         --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$new" "$@"
 }
 share_rooms() { # <run>: Stage I's simulated rooms, which would be the same

@@ -15,6 +15,7 @@ labels=10           # labelled utterances of each speaker
 init=stage1         # stage1, or scratch (not for GLL and its variants)
 name=               # of the result's folder; default the system, with -scratch
 num_rounds=3        # GLL's iterations
+cluster_opts=       # further options of bin.seeded_cluster: --faithful, "--whiten 0.5"
 stage_epochs=       # at most so many in GLL's stages, "4 3 3"; empty = as conf/semi.yaml
 patience=3          # epochs without a lower dev EER that end a stage or a run; the best epoch counts
 batch=128           # utterances in a batch
@@ -89,8 +90,9 @@ gll() { # <stages> [steps/gll.sh options]: with GLL's own C and T where they are
     [ "$init" = stage1 ] || { echo "$0: $system starts from Stage I" >&2; exit 1; }
     [ "$system" = wo-gll ] || [ "$flip" != 0 ] || [ ! -d "$base/n$labels/wo-gll/round1/T" ] || first=$base/n$labels/wo-gll
     "$ROOT/steps/gll.sh" --nj "$nj" --ngpu "$ngpu" --iterations "$num_rounds" --stages "$stages" --epochs "$stage_epochs" \
-        --patience "$patience" --first "$first" --flip "$flip" "$@" "$conf/semi.yaml" "$data/train" "$split" "$data/dev" \
-        "$stage1" "$exp" "${two_stream[@]}" seed="$seed" "${noise_list[@]}" "${more[@]}"
+        --patience "$patience" --first "$first" --flip "$flip" --cluster-opts "$cluster_opts" "$@" \
+        "$conf/semi.yaml" "$data/train" "$split" "$data/dev" "$stage1" "$exp" "${two_stream[@]}" seed="$seed" \
+        "${noise_list[@]}" "${more[@]}"
 }
 baseline() { # <labelled data> <unlabelled data, or empty> [key=value ...]
     local labelled=$1 unlabelled=$2; shift 2
@@ -116,7 +118,8 @@ propagated() { # label spreading on Stage I's embeddings, then training on all o
     local embed=$base/pretrain/embed/train
     if [ ! -f "$exp/round1/data/utt2spk" ]; then
         "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$stage1" "$data/train" "$embed"
-        "$SPKV_PYTHON" -m pyspkv.bin.seeded_cluster --method propagation --embeddings "$embed/embedding.scp" \
+        # shellcheck disable=SC2086  # options are split on purpose
+        "$SPKV_PYTHON" -m pyspkv.bin.seeded_cluster $cluster_opts --method propagation --embeddings "$embed/embedding.scp" \
             --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$exp/round1/data"
     fi
     baseline "$split/labelled" "$exp/round1/data" "${two_stream[@]}"

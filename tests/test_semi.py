@@ -722,6 +722,9 @@ def test_seeded_cluster_keeps_labelled_speakers_and_flips_what_it_is_told(tmp_pa
         u for u, a, b in zip(found.utts, found.spk, DataDir.read(tmp_path / "flip/round1/data").spk) if a != b
     }
     assert flipped == changed and len(changed) == round(0.3 * len(found.utts))
+    assert seeded(split, scp, tmp_path / "white", "--whiten", 0.5)["whiten"] == 0.5
+    white = DataDir.read(tmp_path / "white/round1/data").spk
+    assert np.mean([split.truth[u] == s for u, s in zip(found.utts, white)]) > 0.8
     with pytest.raises(UserError, match="also in --labelled"):
         seeded(SimpleNamespace(labelled=split.labelled, plain=split.labelled), scp, tmp_path / "x")
 

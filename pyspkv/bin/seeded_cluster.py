@@ -37,6 +37,9 @@ def parse(argv=None) -> argparse.Namespace:
         action="store_true",
         help="k-means of GLL's early code: means as they are, tolerance 0.05",
     )
+    p.add_argument(
+        "--whiten", type=float, metavar="P", help="centre and whiten first, by this power (0 to 1)"
+    )
     p.add_argument("--neighbours", type=int, default=15, metavar="N", help="of the propagation's graph")
     p.add_argument("--flip", type=float, default=0.0, metavar="SHARE",
                    help="an experiment: give so many another label; --out-data/../flipped lists them")  # fmt: skip
@@ -44,6 +47,8 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=0, help="of --flip")
     p.add_argument("--report", metavar="FILE", help="report.json; default beside --out-data")
     args = p.parse_args(argv)
+    if args.whiten is not None and not 0 <= args.whiten <= 1:
+        p.error(f"--whiten {args.whiten}: must be in 0..1")
     if not 0 <= args.flip < 1:
         p.error(f"--flip {args.flip}: must be in 0..1")
     return args
@@ -83,10 +88,17 @@ def main() -> None:
         raise UserError(f"{len(missing)} utterances have no truth, the first {missing[0]}", file=args.truth)
     emb = read_embeddings(args.embeddings)
     x = np.concatenate([rows_of(emb, data, args.embeddings) for data in (labelled, unlabelled)])
+    if args.whiten is not None:
+        x = clustering.whiten(x, args.whiten)
     speakers = sorted(set(labelled.spk))
     given = np.searchsorted(speakers, labelled.spk)
     seeds, first = np.arange(len(given)), len(given)
-    report = {"method": args.method, "num_labelled": first, "num_clusters": len(speakers)}
+    report = {
+        "method": args.method,
+        "whiten": args.whiten,
+        "num_labelled": first,
+        "num_clusters": len(speakers),
+    }
     if args.method == "constrained":
         how = {"spherical": False, "tol": 0.05} if args.faithful else {}
         labels, _ = clustering.constrained_kmeans(x, seeds, given, len(speakers), stats=report, **how)
