@@ -21,12 +21,14 @@ flip=0            # an experiment: so many pseudo-labels are changed
 [ $# -ge 6 ] || { sed -n '2,7s/^# //p' "$0" >&2; exit 1; }
 config=$1 data=$2 split=$3 dev=$4 pretrained=$5 exp=$6; shift 6
 
+if [[ $stages == *F* && -z $threshold ]]; then echo "$0: stage F needs --threshold" >&2; exit 1; fi
+
 gate() { # <stage>
     case $1 in
         T) echo "{name: all}" ;;
         V) echo "{name: verification}" ;;
         L) echo "{name: flexible}" ;;
-        F) echo "{name: fixed, threshold: ${threshold:?steps/gll.sh: stage F needs --threshold}}" ;;
+        F) echo "{name: fixed, threshold: $threshold}" ;;
         *) echo "$0: no stage is called '$1'" >&2; exit 1 ;;
     esac
 }

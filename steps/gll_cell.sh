@@ -6,6 +6,7 @@ set -euo pipefail
 title=            # of the tables, before "Table 1"
 results=          # RESULTS.jsonl
 data=             # the recipe's data directories
+calibrate_labels=10
 rounds_counted=3  # iterations that tables 1 and 2 choose from, by dev EER; table 3 has all
 run_opts=         # further options of the recipe's run.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
@@ -20,7 +21,7 @@ cell=$exp/n$labels/$name
 train() { # [run.sh options]
     # shellcheck disable=SC2086  # options are split on purpose
     "$recipe/run.sh" --exp "$exp" --data "$data" --seed "$seed" --nj 1 --labels "$labels" --system "$system" \
-        --init "$init" --name "$name" --num-rounds "$rounds" $run_opts "$@"
+        --init "$init" --name "$name" --num-rounds "$rounds" --calibrate-labels "$calibrate_labels" $run_opts "$@"
 }
 evaluate() { # <folder with model>: the chosen epoch on the test list
     local which=
@@ -83,7 +84,7 @@ marker=$cell/.recorded
 [ ! -f "$marker" ] || exit 0
 mkdir -p "$grid/log"
 log=$grid/log/seed$seed-n$labels-$name.log started=$SECONDS
-trap 'echo "$0: failed, see $log" >&3' ERR
+trap '[ $? -eq 0 ] || echo "$0: failed, see $log" >&3' EXIT
 exec 3>&1 >> "$log" 2>&1
 case $system in
     stage1)

@@ -34,7 +34,7 @@ first=${seeds%% *}
 wave() { # <what>: run the cells on standard input, `seed labels system init rounds [factor]` each
     echo "== $1 ($(date +%T))"
     xargs -r -P "$jobs" -L 1 "$ROOT/steps/gll_cell.sh" --title "$title" --results "$results" \
-        --data "$data" --rounds-counted "$rounds" --run-opts "$run_opts" "$recipe" "$exp"
+        --data "$data" --calibrate-labels "$calibrate_labels" --rounds-counted "$rounds" --run-opts "$run_opts" "$recipe" "$exp"
 }
 has() { [[ " $systems " == *" $1 "* ]]; }
 rounds_of() { # <seed> <labels>

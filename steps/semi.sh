@@ -57,7 +57,7 @@ split_labels() { # once, though several systems may start together
 }
 low() { # the calibrated threshold
     [ -n "$low_threshold" ] || low_threshold=$("$SPKV_PYTHON" -m pyspkv.bin.runs peak --factor 0.9 confidence \
-        "$base/n$calibrate_labels/fixmatch/finetune/model")
+        "$base/n$calibrate_labels/fixmatch/finetune/model") || return 1
     echo "$low_threshold"
 }
 learn() { # train the system
