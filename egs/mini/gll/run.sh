@@ -9,11 +9,11 @@ set -euo pipefail
 # shellcheck source=steps/semi.sh
 . "$ROOT/steps/semi.sh"
 labels=2
-stage_epochs="8 4 4"
-num_train_spk=100
+stage_epochs="6 3 3"
+num_train_spk=64    # with 32 utterances each: what is unlabelled must fill an epoch
 num_dev_spk=20
 num_test_spk=40
-data_opts=          # further options of local/mini_data.sh
+data_opts="--utts-per-session 8"  # further options of local/mini_data.sh
 . parse_options.sh
 begin
 use_system
