@@ -35,16 +35,32 @@ COMPONENTS = {
         "pairs": "pyspkv.objectives.pairs:Pairs",
         "cola": "pyspkv.objectives.cola:COLA",
         "apc": "pyspkv.objectives.apc:APC",
+        "supervised": "pyspkv.objectives.semi:Semi",
+        "gll": "pyspkv.objectives.semi:GatedLabels",
+        "pseudo_label": "pyspkv.objectives.semi_baselines:PseudoLabel",
+        "mean_teacher": "pyspkv.objectives.semi_baselines:MeanTeacher",
+        "distil": "pyspkv.objectives.semi_baselines:Distil",
+        "cdvat": "pyspkv.objectives.semi_baselines:CDVAT",
+        "gcl": "pyspkv.objectives.semi_baselines:GCL",
     },
     "gate": {
         "none": "pyspkv.labels.gates:Gate",
         "lgl": "pyspkv.labels.gates:LossGate",
         "dlg": "pyspkv.labels.gates:DynamicLossGate",
     },
+    "confidence_gate": {
+        "all": "pyspkv.labels.confidence:Everything",
+        "verification": "pyspkv.labels.confidence:Verification",
+        "flexible": "pyspkv.labels.confidence:Flexible",
+        "fixed": "pyspkv.labels.confidence:Fixed",
+        "flexmatch": "pyspkv.labels.confidence:FlexMatch",
+    },
     "sampler": {
         "plain": "pyspkv.sampler:Plain",
         "one_per_label": "pyspkv.sampler:OnePerLabel",
         "dialogues": "pyspkv.sampler:Dialogues",
+        "repeat": "pyspkv.sampler:Repeat",
+        "two_stream": "pyspkv.sampler:TwoStream",
     },
 }
 

@@ -301,6 +301,32 @@ class DataDir:
                 f.writelines(f"{name} {mixed}\n" for name, mixed in sorted(self.dialogue2mixed.items()))
         replace(self.with_speakers(self.utts), dialogue2mixed=None).write(folder / "train")
 
+    def write_label_split(self, folder: str | Path, per_speaker: int, seed: int) -> tuple[int, int]:
+        """A few labels: into `folder`/labelled `per_speaker` random utterances of each speaker (all where there are
+        fewer), into `folder`/unlabelled the others without speakers, into `folder`/truth/unlabelled_utt2spk these, for
+        diagnostics. Returns the numbers of utterances. The same seed draws nested parts.
+        """
+        import numpy as np
+
+        folder, rng = Path(folder), np.random.default_rng(seed)
+        of: dict[str, list[str]] = {}
+        for utt, spk in zip(self.utts, self.spk):
+            of.setdefault(spk, []).append(utt)
+        drawn = {u for s in sorted(of) for u in rng.permutation(of[s])[:per_speaker].tolist()}
+        rest = [(utt, spk) for utt, spk in zip(self.utts, self.spk) if utt not in drawn]
+        if per_speaker < 1 or not rest:
+            raise UserError(
+                f"{per_speaker} labelled utterances a speaker leave no unlabelled one, or are none",
+                file=self.path,
+                mend="ask for at least one, and for fewer than the speakers have",
+            )
+        with atomic_file(folder / "truth" / "unlabelled_utt2spk") as f:
+            f.writelines(f"{utt} {spk}\n" for utt, spk in rest)
+        unlabelled = self.subset([utt for utt, _ in rest], trials=False)
+        unlabelled.with_speakers(unlabelled.utts).write(folder / "unlabelled")
+        self.subset(drawn, trials=False).write(folder / "labelled")  # the last: where it stands, all do
+        return len(drawn), len(rest)
+
     def renamed(self, utt: Callable[[str, str], str], spk: Callable[[str], str]) -> "DataDir":
         """New ids from `utt(id, speaker)` and `spk(speaker)`; with segments, recordings keep theirs."""
         new_utt = {u: utt(u, s) for u, s in zip(self.utts, self.spk)}

@@ -5,6 +5,7 @@ each rank's loss by `world() / (weight over all ranks)`, so that n processes equ
 """
 
 import os
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -87,6 +88,19 @@ def gather(x: Tensor) -> Tensor:
     return sum_with_grad(full).flatten(0, 1)
 
 
+def gather_rows(x: Tensor) -> Tensor:
+    """[B, ...] on each rank, B may differ -> all ranks' rows, no gradient."""
+    if world() == 1:
+        return x
+    sizes = torch.zeros(world(), dtype=torch.long, device=x.device)
+    sizes[rank()] = len(x)
+    sizes = all_sum(sizes).tolist()
+    full = x.new_zeros(sum(sizes), *x.shape[1:])
+    first = sum(sizes[: rank()])
+    full[first : first + len(x)] = x
+    return all_sum(full)
+
+
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation over the last axis of [..., C], with statistics of all ranks' rows.
 
@@ -110,3 +124,17 @@ class BatchNorm(nn.BatchNorm1d):
         if self.affine:
             y = y * self.weight + self.bias
         return y.to(x.dtype).view(x.shape)
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module):
+    """Passes inside normalise by their own batch, and leave the running statistics as they are."""
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    try:
+        for m in norms:
+            m.momentum = 0.0
+        yield
+    finally:
+        for m, momentum in zip(norms, momenta):
+            m.momentum = momentum

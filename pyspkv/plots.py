@@ -221,3 +221,33 @@ def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
 
 def _number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+def gates(epochs: Sequence[Mapping], path: str | Path) -> None:
+    """Shares over the epochs of one or several runs in a row (bin.gate_curves); a line where the next run begins."""
+    names = [k for k in epochs[0] if k not in ("run", "epoch")]
+    at = list(range(1, len(epochs) + 1))
+    with _figure(path, size=(7.2, 4.4)) as ax:
+        for k, name in enumerate(names):
+            ax.plot(at, [e[name] for e in epochs], marker="o", markersize=3, label=name, **_line(k))
+        for x, (before, now) in enumerate(zip(epochs, epochs[1:]), 2):
+            if before["run"] != now["run"] or now["epoch"] <= before["epoch"]:
+                ax.axvline(x - 0.5, color="#999999", linewidth=0.8)
+                ax.annotate(now["run"], (x - 0.4, 1.03), fontsize=8)
+        ax.annotate(epochs[0]["run"], (0.6, 1.03), fontsize=8)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set(xlabel="epoch", ylabel="share", ylim=(-0.02, 1.1), xlim=(0.5, len(epochs) + 0.5))
+        ax.set_title("What the gate let through")
+        ax.legend(loc="lower right", fontsize=9, frameon=True)
+
+
+def gate_comparison(systems: Mapping[str, Sequence[Mapping]], path: str | Path) -> None:
+    """Quantity and quality of several systems' gates over their epochs (bin.gate_curves), one panel each."""
+    with _figure(path, 1, 2, size=(10, 4.2)) as axes:
+        for ax, key in zip(axes, ("quantity", "quality")):
+            for k, (name, epochs) in enumerate(systems.items()):
+                at, values = range(1, len(epochs) + 1), [e.get(key, np.nan) for e in epochs]
+                ax.plot(at, values, marker="o", markersize=3, label=name, **_line(k))
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(xlabel="epoch", ylabel="share", ylim=(-0.02, 1.05), title=key)
+        axes[0].legend(fontsize=9, frameon=True)

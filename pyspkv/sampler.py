@@ -29,7 +29,7 @@ class Sampler:
         self, config, label: np.ndarray, batch: int, seed: int, columns: dict[str, np.ndarray] | None = None
     ):
         self.config, self.label, self.batch, self.seed = config, label, batch, seed
-        self.columns = columns or {}
+        self.columns = {"source": np.zeros(len(label), np.int64)} | (columns or {})
         self.steps = len(self.epoch(0))
         if self.steps == 0:
             raise UserError(
@@ -167,3 +167,57 @@ class Stream:
         batches = one_each(self.device, len(self.device), self.num, rng)
         shuffled = self.rows[np.lexsort((rng.random(len(self.rows)), self.owner))]  # inside each dialogue
         return shuffled[self.first[batches][..., None] + np.arange(self.per)]
+
+
+def passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: int) -> np.ndarray:
+    """int64 [steps, batch]: pass after pass over `rows` [N], each in a new random order and cut into whole batches."""
+    each = len(rows) // batch
+    if each == 0:
+        return np.empty((0, batch), np.int64)
+    cut = [
+        rng.permutation(rows)[: each * batch].reshape(each, batch) for _ in range(max(1, -(-steps // each)))
+    ]
+    return np.concatenate(cut)[:steps]
+
+
+class Repeat(Sampler):
+    """An epoch is `steps` batches, however few the utterances (training on the labelled part alone)."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        steps: int = 100
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        return passes(self.rng(epoch), np.arange(len(self.label)), self.batch, self.config.steps)
+
+
+class TwoStream(Sampler):
+    """An epoch is one pass over the unlabelled utterances; the labelled ones are gone through again and again.
+
+    Both are spread evenly over the batch, so that each process gets its share of both.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        labelled: int = (
+            100  # labelled utterances of a batch, or all where there are fewer; the rest is unlabelled
+        )
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        labelled, unlabelled = (np.flatnonzero(self.columns["source"] == s) for s in (0, 1))
+        if not len(unlabelled):
+            raise UserError(
+                "sampler two_stream needs unlabelled data", mend="pass bin.train --unlabelled DIR"
+            )
+        few = min(self.config.labelled, len(labelled))
+        many = self.batch - few
+        if few < 1 or many < 1:
+            raise UserError(
+                f"batch_size {self.batch} with sampler.labelled {self.config.labelled} leaves no row for one part",
+                mend="0 < sampler.labelled < batch_size",
+            )
+        rng = self.rng(epoch)
+        second = passes(rng, unlabelled, many, len(unlabelled) // many)
+        first = passes(rng, labelled, few, len(second))
+        at = np.concatenate([(np.arange(n) + 0.5) / n for n in (few, many)])
+        return np.concatenate([first, second], 1)[:, np.argsort(at, kind="stable")]

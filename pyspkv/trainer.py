@@ -124,6 +124,7 @@ class Trainer:
             self.sampler.steps,
             config.epochs,
             num_speeds=max(1, len(speeds)),
+            num_labelled=len(data.utts),
         )
         self.objective = cfg.build("objective", config.objective, encoder, info)
         if keep_head:
@@ -143,7 +144,7 @@ class Trainer:
                 config.augment,
                 config.seed,
                 cache_dir=exp / "rooms",
-                train=self.corpus.readers[0],
+                train=self.corpus.readers[-1],  # the unlabelled part, where there is one: it is the larger
                 allow_pipes=config.allow_pipes,
             )
         self.optimisers = {

@@ -362,6 +362,81 @@ def test_dialogue_recipe_to_its_results_and_again(tmp_path):
     assert {p: p.read_text() for p in scores} == scores
 
 
+GLL = ["--labels", 1, "--batch", 16, "--labelled-batch", 6, "--nj", 1]
+
+
+def gll_command(folder, data, *options) -> list[str]:
+    given = ["--conf", ROOT / "tests/conf/gll", "--exp", folder / "exp", "--data", data, *GLL, *options]
+    return [str(ROOT / "egs/mini/gll/run.sh"), *map(str, given)]
+
+
+def gll_run(folder, data, *options) -> None:
+    done = subprocess.run(gll_command(folder, data, *options), env=env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_gll_recipe_to_its_end_and_a_variant_and_a_baseline(mini, tmp_path):
+    """Stage I, two iterations of C, T, V, L; flipped labels; the fixed threshold from FixMatch's confidence."""
+    folder, _ = mini
+    data, cell = folder / "data", tmp_path / "exp/n1"
+    gll_run(tmp_path, data, "--stage", 3, "--num-rounds", 2)
+    results = json.loads((tmp_path / "exp/results.json").read_text())
+    assert [r["round"] for r in results["rounds"]] == [1, 2]
+    labelled, unlabelled = (DataDir.read(cell / "split" / n) for n in ("labelled", "unlabelled"))
+    for r in (1, 2):
+        found = DataDir.read(cell / f"gll/round{r}/data")
+        assert found.utts == unlabelled.utts and set(found.spk) <= set(labelled.spk)
+        assert (cell / f"gll/round{r}/model").resolve().name in "TVL"
+    out = DataDir.read(cell / "gll/round2/data_out")
+    assert out.utts == sorted(labelled.utts + unlabelled.utts)
+    assert dict(zip(labelled.utts, labelled.spk)).items() <= dict(zip(out.utts, out.spk)).items()
+    epochs = json.loads((cell / "gll/plots/gates.json").read_text())
+    assert [e["run"] for e in epochs][::2] == [f"round{r}/{s}" for r in (1, 2) for s in "TVL"]
+    assert all(e["quantity"] == 1 for e in epochs if e["run"].endswith("T"))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("exp/n1/gll/round*/*/LATEST")}
+    gll_run(tmp_path, data, "--stage", 3, "--stop-stage", 4, "--num-rounds", 2)
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "a rerun does nothing"
+    gll_run(tmp_path, data, "--stage", 4, "--stop-stage", 4, "--system", "fixmatch")
+    gll_run(tmp_path, data, "--stage", 4, "--stop-stage", 4, "--system", "fixed", "--num-rounds", 1,
+            "--calibrate-labels", 1)  # fmt: skip
+    config = cfg.load(TrainConfig, cell / "fixed/round1/F/config.yaml")
+    assert 0.9 / 8 < config.objective.gate.threshold < 0.9
+    gll_run(tmp_path, data, "--stage", 4, "--num-rounds", 1, "--flip", 0.3, "--name", "flip")
+    flip = json.loads((cell / "flip/plots/gates.json").read_text())
+    assert flip[0]["flipped_passed"] == flip[0]["others_passed"] == 1, "T rejects nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_gll_killed_again_and_again_ends_the_same(mini, tmp_path):
+    folder, _ = mini
+    options = ["--stage", 3, "--stop-stage", 4, "--num-rounds", 2, "--stage-epochs", "1 1 1"]
+    start = time.perf_counter()
+    gll_run(tmp_path / "whole", folder / "data", *options)
+    whole = time.perf_counter() - start
+    rng = random.Random(2)
+    for _ in range(6):
+        command = gll_command(tmp_path / "killed", folder / "data", *options)
+        process = subprocess.Popen(command, env=env(), start_new_session=True, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)  # fmt: skip
+        time.sleep(whole * rng.uniform(0.1, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    gll_run(tmp_path / "killed", folder / "data", *options)
+
+    def found(folder):
+        files = [p for pattern in ("data*/utt2spk", "*/best", "report*.json") for p in
+                 folder.glob(f"exp/n1/gll/round*/{pattern}")]  # fmt: skip
+        weights = {
+            p.parent / "model.safetensors" for p in folder.glob("exp/n1/gll/round*/[TVL]/ckpt-*/state.json")
+        }
+        return {str(p.relative_to(folder)): p.read_bytes() for p in [*files, *weights]}
+
+    assert found(tmp_path / "killed") == found(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_help_lists_the_common_options_once(recipe):
     text = subprocess.run(

@@ -221,6 +221,76 @@ def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
     assert file.read_text() == before + '{"table": 1}\n'
 
 
+def test_results_matrix_of_rows_and_columns(tmp_path, monkeypatch):
+    """One system's folder a row: dev EER of the best epoch, costs of several runs, share of right pseudo-labels."""
+    system = tmp_path / "round2"
+    (system / "score").mkdir(parents=True)
+    (system / "model").mkdir()
+    (system / "data").mkdir()
+    (system / "data/utt2spk").write_text("a x\nb x\nc y\nd y\n")
+    (tmp_path / "truth").write_text("a x\nb y\nc y\nd y\n")
+    (system / "score/test.json").write_text('{"eer": 10.0, "min_dcf_0.01": 0.5, "min_dcf_0.05": 0.4}')
+    epochs = [
+        {"kind": "epoch", "dev_eer": e, "seconds": 30, "audio_seconds": 60 * k}
+        for k, e in ((1, 9.0), (2, 7.0))
+    ]
+    (system / "model/train.jsonl").write_text("".join(json.dumps(e) + "\n" for e in epochs))
+    file = tmp_path / "RESULTS.jsonl"
+
+    def append(row, column, seed, *more):
+        argv = [
+            "results",
+            "--file",
+            file,
+            "--system",
+            system,
+            "--table",
+            "T",
+            "--row",
+            row,
+            "--column",
+            column,
+        ]
+        monkeypatch.setattr("sys.argv", [str(a) for a in [*argv, "--seed", seed, *more]])
+        results_cli.main()
+
+    append("GLL", 4, 0, "--cost", system / "model", system / "model", "--labels", system / "data",
+           "--truth", tmp_path / "truth")  # fmt: skip
+    found = json.loads(file.read_text())
+    assert (found["eer"], found["dev_eer"], found["label_accuracy"]) == (10.0, 7.0, 0.75)
+    assert (found["audio_seconds"], found["wall_seconds"]) == (240, 120)
+    (system / "score/test.json").write_text('{"eer": 12.0, "min_dcf_0.01": 0.5, "min_dcf_0.05": 0.4}')
+    append("GLL", 4, 1)
+    append("FixMatch", 10, 0)
+    append("FixMatch", 10, 0)  # counts once
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| system | 4 | 10 |" in text
+    assert "| GLL | 11.00 ± 1.41 | - |" in text and "| FixMatch | - | 12.00 |" in text
+    assert "| GLL | 0.750 | - |" in text
+
+
+def test_questions_to_runs(tmp_path, monkeypatch, capsys):
+    from pyspkv.bin import runs
+
+    for name, best, confidence in (("T", 9.5, [0.1, 0.3, 0.2]), ("V", 8.0, [0.2]), ("L", 8.0, [0.2])):
+        folder = tmp_path / name
+        (folder / "ckpt-3").mkdir(parents=True)
+        (folder / "LATEST").write_text("ckpt-3\n")
+        (folder / "ckpt-3/state.json").write_text(json.dumps({"best_eer": best}))
+        lines = [json.dumps({"kind": "epoch", "confidence": c}) for c in confidence]
+        (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+    def ask(*args):
+        monkeypatch.setattr("sys.argv", ["runs", *map(str, args)])
+        runs.main()
+        return capsys.readouterr().out.strip()
+
+    assert ask("best", *(tmp_path / n for n in "TVL")) == str(tmp_path / "V"), "of equal ones the first"
+    assert float(ask("peak", "--factor", 0.9, "confidence", tmp_path / "T")) == pytest.approx(0.27)
+    with pytest.raises(UserError, match="no epoch has 'quality'"):
+        ask("peak", "quality", tmp_path / "T")
+
+
 def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
     """The per-epoch table of a phase whose objective moved labels: sizes, flips, and weights by the truth."""
     from safetensors.numpy import save_file

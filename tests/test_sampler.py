@@ -11,9 +11,10 @@ from pyspkv.errors import UserError
 from pyspkv.sampler import part
 
 
-def make(name, label, batch, seed=0, **fields):
+def make(name, label, batch, seed=0, source=None, **fields):
+    config = cfg.resolve("sampler", {"name": name, **fields})
     return cfg.build(
-        "sampler", cfg.resolve("sampler", {"name": name, **fields}), np.asarray(label), batch, seed
+        "sampler", config, np.asarray(label), batch, seed, None if source is None else {"source": source}
     )
 
 
@@ -74,3 +75,44 @@ def test_paired_crops_reach_everywhere():
         a = place(7, 3, rng, None, pair=3)
         pairs.add((a, place(7, 3, rng, (a, 3))))
     assert pairs == {(0, 3), (0, 4), (1, 4), (3, 0), (4, 0), (4, 1)}
+
+
+@given(st.integers(1, 30), st.integers(1, 100), st.integers(2, 24), st.integers(1, 12), st.integers(0, 3))
+def test_two_stream_passes_once_over_the_unlabelled_and_goes_on_with_the_labelled(
+    few, many, batch, asked, epoch
+):
+    source = np.repeat([0, 1], [few, many])
+    each = min(asked, few)
+    if batch <= each or many < batch - each:
+        with pytest.raises(UserError):
+            make("two_stream", source, batch, source=source, labelled=asked)
+        return
+    rows = make("two_stream", source, batch, source=source, labelled=asked).epoch(epoch)
+    assert rows.shape == (many // (batch - each), batch)
+    assert (np.sum(source[rows] == 0, axis=1) == each).all()
+    unlabelled = rows[source[rows] == 1]
+    assert len(np.unique(unlabelled)) == len(unlabelled)
+    for row in rows:
+        assert len(set(row)) == batch
+    counts = np.bincount(rows[source[rows] == 0], minlength=few)[:few]
+    assert counts.max() - counts.min() <= 1 or few % each, (
+        "every pass sees each once, but for what fills no batch"
+    )
+    for ranks in (2, 4):
+        if each % ranks == 0 and batch % ranks == 0:
+            shares = [np.sum(source[part(rows[0], r, ranks)] == 0) for r in range(ranks)]
+            assert shares == [each // ranks] * ranks
+
+
+def test_two_stream_shuffles_the_labelled_anew_each_pass():
+    source = np.repeat([0, 1], [8, 100])
+    rows = make("two_stream", source, 12, source=source, labelled=4).epoch(0)
+    labelled = rows[source[rows] == 0].reshape(-1, 8)
+    assert len({tuple(p) for p in labelled}) > 1
+    with pytest.raises(UserError, match="--unlabelled"):
+        make("two_stream", source, 12)
+
+
+def test_repeat_fills_its_steps_from_few_utterances():
+    rows = make("repeat", np.zeros(5), 5, steps=7).epoch(0)
+    assert rows.shape == (7, 5) and (np.bincount(rows.ravel()) == 7).all()

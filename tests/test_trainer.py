@@ -36,6 +36,7 @@ DINO = {"objective": {"name": "dino", "global_seconds": 0.5, "local_seconds": 0.
                       "bottleneck": 8, "head_size": 32}}  # fmt: skip
 REFLECTIVE = {"objective": {"name": "reflective", "student_seconds": 0.5, "teacher_seconds": 0.6, "fixed_epochs": 1,
                             "queue": 3}}  # fmt: skip
+AAT = {"objective": {**CONTRASTIVE["objective"], "adversarial": 3.0}, "augment.speeds": [0.9, 1.0, 1.1]}
 DLG = {"objective.gate": {"name": "dlg", "start_epoch": 1, "correct_epoch": 1}, "augment.speeds": [0.9, 1.1]}
 
 
@@ -229,8 +230,8 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, DLG, DINO, REFLECTIVE],
-    ids=["margin", "contrastive", "dlg", "dino", "reflective"],
+    [{}, CONTRASTIVE, AAT, DLG, DINO, REFLECTIVE],
+    ids=["margin", "contrastive", "aat", "dlg", "dino", "reflective"],
 )
 def test_two_processes_equal_one(tmp_path, data, changes):
     """Same global batch, gathered negatives, synchronised batch normalisation: the same losses and weights."""

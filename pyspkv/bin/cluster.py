@@ -119,7 +119,7 @@ def main() -> int | None:
 
     from pyspkv.labels import clustering, quality
 
-    x = _rows(emb, data, args)
+    x = rows_of(emb, data, args.embeddings)
     del emb
     n = len(x)
     wanted = args.num_clusters
@@ -182,7 +182,7 @@ def main() -> int | None:
     return 0
 
 
-def _rows(emb, data, args):
+def rows_of(emb, data, scp):
     """float32 [N, D] unit vectors in the order of data.utts. UserError names utterances without an embedding."""
     import numpy as np
 
@@ -194,7 +194,7 @@ def _rows(emb, data, args):
         some = " ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
         raise UserError(
             f"{len(missing)} of {len(data.utts)} utterances have no embedding: {some}",
-            file=args.embeddings,
+            file=scp,
             mend=f"python -m pyspkv.bin.extract --data {data.path}, or utils/subset_data_dir.sh",
         )
     x = emb.vectors()
@@ -203,7 +203,7 @@ def _rows(emb, data, args):
         x = x[order]
     bad = unit_rows(x)
     if len(bad):
-        raise UserError(f"embedding of utterance {data.utts[bad[0]]} is all zeros", file=args.embeddings)
+        raise UserError(f"embedding of utterance {data.utts[bad[0]]} is all zeros", file=scp)
     return x
 
 

@@ -187,6 +187,11 @@ def split(args: argparse.Namespace) -> None:
     print(f"{folder}: {args.n} parts")
 
 
+def split_labels(args: argparse.Namespace) -> None:
+    few, many = DataDir.read(args.dir).write_label_split(args.out, args.n, args.seed)
+    print(f"{args.out}: {few} labelled and {many} unlabelled utterances")
+
+
 def filter_scp(args: argparse.Namespace) -> None:
     """Bytes in, bytes out: a filter must not mind what else is in a line."""
     keep = set()
@@ -334,6 +339,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--per-utt", action="store_true", help="by utterances, into DIR/split<N>utt")
     sub.add_argument("dir")
     sub.add_argument("n", type=int)
+
+    sub = command(
+        "split-labels",
+        split_labels,
+        "into OUT/labelled N random utterances of each speaker, into OUT/unlabelled the others without speakers, into "
+        "OUT/truth their speakers, for diagnostics",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="of the draw; for one seed a smaller N draws a part")
+    sub.add_argument("dir")
+    sub.add_argument("n", type=int)
+    sub.add_argument("out")
 
     sub = command("filter", filter_scp, "print the lines whose column is an id in IDLIST (its first column)")
     sub.add_argument("--exclude", action="store_true", help="the other lines")

@@ -121,9 +121,9 @@ def results(scores: dict, rounds: dict[int, dict], name: str) -> dict:
     }
 
 
-def epochs_of(folder: Path) -> list[dict]:
+def epochs_of(folder: Path, model: str = "model") -> list[dict]:
     """End-of-epoch records of a phase's training."""
-    log = folder / "model/train.jsonl"
+    log = folder / model / "train.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
     records = [json.loads(line) for line in lines if line.startswith("{")]
     return [r for r in records if r.get("kind") == "epoch"]
@@ -161,6 +161,8 @@ def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
     spoilt = np.array([u in spoilt for u in spk]) if spoilt else None
     for file in files:
         rows = load_file(file)
+        if not {"label", "weight"} & rows.keys():
+            continue  # a confidence gate's: bin.gate_curves
         label = rows.get("label", given)
         if len(label) != len(spk):
             continue

@@ -68,6 +68,12 @@ def main() -> None:
             file=args.dev,
             mend="hold other speakers out as dev",
         )
+    if dev is not None and unlabelled is not None and (shared := set(dev.utts) & set(unlabelled.utts)):
+        raise UserError(
+            f"dev and --unlabelled share {len(shared)} utterances ({min(shared)}, ...)",
+            file=args.dev,
+            mend="hold other speakers out as dev",
+        )
     exp = Path(args.exp)
     Trainer(
         config,

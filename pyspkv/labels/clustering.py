@@ -15,6 +15,7 @@ __all__ = [
     "ahc",
     "kmeans_ahc",
     "cluster",
+    "propagate",
 ]
 
 
@@ -221,3 +222,47 @@ def memory_estimate(n: int, dim: int, method: str, num_kmeans: int, linkage: str
     sums = 0 if method == "ahc" else num_kmeans * dim * 20
     total = 4 * n * dim + 900 * n + max(tree, ivf + sums) + (450 << 20)
     return f"clustering {n} x {dim} by {method}: about {total / 2**30:.1f} GiB of memory at the peak"
+
+
+def propagate(
+    x: np.ndarray,
+    seeds_index: np.ndarray,
+    seeds_label: np.ndarray,
+    k: int,
+    *,
+    neighbours: int = 15,
+    alpha: float = 0.95,
+    iterations: int = 50,
+) -> np.ndarray:
+    """Label spreading (Zhou et al., NIPS 2003) over the graph of nearest neighbours: int64 labels [N].
+
+    x [N, D], normalised here; rows `seeds_index` [L] have labels `seeds_label` [L] (0..k-1) and keep them. Edges weigh
+    max(cos, 0), both ways where either end names the other; F <- alpha D^-1/2 W D^-1/2 F + (1 - alpha) Y. Points that
+    nothing reaches go to the nearest seed mean. Memory O(N (neighbours + k)).
+    """
+    from scipy.sparse import coo_matrix, diags
+    from sklearn.neighbors import NearestNeighbors
+
+    x = l2_normalise(x)
+    n, neighbours = len(x), min(neighbours, len(x) - 1)
+    _, near = NearestNeighbors(n_neighbors=neighbours).fit(x).kneighbors()  # oneself is left out
+    rows = np.repeat(np.arange(n), neighbours)
+    weight = np.maximum(np.einsum("nd,nd->n", x[rows], x[near.ravel()]), 0)
+    w = coo_matrix((weight, (rows, near.ravel())), shape=(n, n)).tocsr()
+    w = w.maximum(w.T)
+    degree = np.asarray(w.sum(1)).ravel()
+    root = diags(1 / np.sqrt(np.maximum(degree, 1e-12)))
+    s = root @ w @ root
+    y = np.zeros((n, k), dtype=np.float32)
+    y[seeds_index, seeds_label] = 1
+    f = y
+    for _ in range(iterations):
+        f = alpha * (s @ f) + (1 - alpha) * y
+    labels = f.argmax(1).astype(np.int64)
+    unreached = np.flatnonzero(f.max(1) <= 0)
+    if len(unreached):
+        means = np.zeros((k, x.shape[1]), dtype=np.float32)
+        np.add.at(means, seeds_label, x[seeds_index])
+        labels[unreached] = (x[unreached] @ means.T).argmax(1)
+    labels[seeds_index] = seeds_label
+    return labels

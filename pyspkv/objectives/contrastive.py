@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.dataset import Batch, View
-from pyspkv.distributed import gather, rank
+from pyspkv.distributed import BatchNorm, gather, rank
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.objective import Info, Losses, Objective, spread
@@ -23,6 +23,9 @@ class ContrastiveConfig:
     temperature: float = 0.07  # start value where it is learnt
     learn_temperature: bool = False
     margin: float = 0.0  # taken off the positive pair's cosine (additive margin)
+    # Augmentation adversarial training (Huh et al. 2020): weight of the reversed gradient (there 3), 0 = none.
+    adversarial: float = 0.0
+    discriminator_lr: float = 1e-3  # constant
 
 
 def nt_xent(
@@ -52,8 +55,43 @@ def angular_proto(a: Tensor, all_b: Tensor, first: int, scale: Tensor, margin: f
     return F.cross_entropy(logits, first + rows, reduction="none")
 
 
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.weight * grad, None
+
+
+def reverse_gradient(x: Tensor, weight: float) -> Tensor:
+    """x itself; its gradient is -weight times that of the result."""
+    return _Reverse.apply(x, weight)
+
+
+class Discriminator(nn.Module):
+    """Two embeddings [B, 2 D] -> logits [B, 2]: 1 = of crops with the same augmentation (spec gll, 1.3)."""
+
+    def __init__(self, dim: int, hidden: int = 512):
+        super().__init__()
+        self.layers = nn.Sequential(
+            BatchNorm(2 * dim), nn.ReLU(), nn.Linear(2 * dim, hidden),
+            BatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, 2),
+        )  # fmt: skip
+
+    def forward(self, pair: Tensor) -> Tensor:
+        return self.layers(pair)
+
+
 class Contrastive(Objective):
-    """NT-Xent or angular prototypical loss over two crops, kept apart where the utterance is long enough."""
+    """NT-Xent or angular prototypical loss over two crops, kept apart where the utterance is long enough.
+
+    With `adversarial`, a third view is the second crop with the first one's augmentation. A discriminator, which has an
+    optimiser of its own, tells that pair from the pair of different augmentations; the encoder gets its gradient
+    reversed.
+    """
 
     Config = ContrastiveConfig
 
@@ -63,18 +101,33 @@ class Contrastive(Objective):
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
         )
+        self.discriminator = Discriminator(encoder.embed_dim) if config.adversarial else None
+
+    def optimisers(self) -> dict[str, list[dict]]:
+        groups = super().optimisers()
+        if self.discriminator is not None:
+            own = list(self.discriminator.parameters())
+            rest = groups["main"].pop()  # of all that is not the encoder
+            kept = [p for p in rest["params"] if all(p is not q for q in own)]
+            groups["main"] += [{**rest, "params": kept}] if kept else []
+            lr = self.config.discriminator_lr
+            groups["discriminator"] = [{"params": own, "lr": lr, "fixed_lr": True, "weight_decay": 0.0}]
+        return groups
 
     def views(self) -> dict[str, View]:
         crop = self.config.crop_seconds
-        return {"a": View(crop, augment=True), "b": View(crop, augment=True, apart_from="a")}
+        views = {"a": View(crop, augment=True), "b": View(crop, augment=True, apart_from="a")}
+        if self.discriminator is not None:
+            views["b_like_a"] = View(crop, augment=True, share_augment="a", share_crop="b")
+        return views
 
     def forward(self, batch: Batch) -> Losses:
         c = self.config
-        # One pass over both views: batch normalisation must not tell them apart.
-        both = tuple(torch.cat([x, y]) for x, y in zip(batch.views["a"], batch.views["b"]))
-        unit = F.normalize(self.encode(both, c.spec_augment))
-        a, b = unit.chunk(2)
-        with torch.autocast(unit.device.type, enabled=False):
+        # One pass over all views: batch normalisation must not tell them apart.
+        joined = tuple(torch.cat(parts) for parts in zip(*(batch.views[name] for name in self.views())))
+        embedding = self.encode(joined, c.spec_augment)
+        a, b = F.normalize(embedding).split(len(batch.index))[:2]
+        with torch.autocast(a.device.type, enabled=False):
             all_a, all_b = gather(a.contiguous()), gather(b.contiguous())
             first, scale = rank() * len(a), self.log_scale.exp().clamp_max(100.0)
             if c.loss == "nt_xent":
@@ -85,11 +138,22 @@ class Contrastive(Objective):
             nearest = (a @ all_b.T).argmax(1) == first + torch.arange(len(a), device=a.device)
             size = torch.tensor(float(len(a)), device=a.device)
         count = torch.tensor(float(len(loss)), device=a.device)
-        return Losses(
-            {c.loss: (loss.sum(), count)},
-            {
-                "accuracy": (nearest.float().sum(), size),
-                "spread": spread(a),
-                "scale": (scale.detach() * size, size),
-            },
-        )
+        terms = {c.loss: (loss.sum(), count)}
+        stats = {
+            "accuracy": (nearest.float().sum(), size),
+            "spread": spread(a),
+            "scale": (scale.detach() * size, size),
+        }
+        if self.discriminator is not None:
+            confusion, right = self.tell_apart(embedding)
+            terms["adversarial"] = confusion.sum(), 2 * size
+            stats["discriminator"] = right.float().sum(), 2 * size
+        return Losses(terms, stats)
+
+    def tell_apart(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of a, b, b_like_a, [3 B, D] -> the discriminator's cross-entropy [2 B], whether it is right."""
+        a, b, like = reverse_gradient(embedding, self.config.adversarial).chunk(3)
+        with torch.autocast(a.device.type, enabled=False):
+            logits = self.discriminator(torch.cat([torch.cat([a, like], 1), torch.cat([a, b], 1)]).float())
+            same = torch.arange(2, device=a.device).flip(0).repeat_interleave(len(a))  # 1 ... 1, 0 ... 0
+            return F.cross_entropy(logits, same, reduction="none"), logits.detach().argmax(1) == same

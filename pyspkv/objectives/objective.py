@@ -23,6 +23,7 @@ class Info:
     steps_per_epoch: int
     epochs: int
     num_speeds: int = 1  # augment.speeds
+    num_labelled: int = 0  # rows of the first data directory; the unlabelled one's come behind
 
 
 @dataclass

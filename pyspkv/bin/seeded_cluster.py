@@ -1,0 +1,130 @@
+"""Pseudo-labels of unlabelled utterances from a few labelled ones: constrained seed k-means, or label propagation.
+
+    python -m pyspkv.bin.seeded_cluster --embeddings embed/embedding.scp --labelled split/labelled \\
+        --unlabelled split/unlabelled --out-data round1/data
+
+--out-data holds the unlabelled utterances, each with one of the labelled speakers; labelled utterances keep theirs.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from pyspkv.errors import UserError, run
+
+METHODS = ("constrained", "propagation")
+
+
+def parse(argv=None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.seeded_cluster",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--embeddings", required=True, metavar="SCP", help="embedding.scp with all utterances")
+    p.add_argument("--labelled", required=True, metavar="DIR", help="data directory with true speakers")
+    p.add_argument(
+        "--unlabelled", required=True, metavar="DIR", help="data directory; its speakers are not used"
+    )
+    p.add_argument("--out-data", required=True, metavar="DIR", help="the unlabelled one with pseudo-labels")
+    p.add_argument("--with-labelled", action="store_true", help="--out-data has the labelled utterances too")
+    p.add_argument(
+        "--method", choices=METHODS, default="constrained", help="k-means (GLL), or label spreading"
+    )
+    p.add_argument(
+        "--faithful",
+        action="store_true",
+        help="k-means of GLL's early code: means as they are, tolerance 0.05",
+    )
+    p.add_argument(
+        "--whiten", type=float, metavar="P", help="centre and whiten first, by this power (0 to 1)"
+    )
+    p.add_argument("--neighbours", type=int, default=15, metavar="N", help="of the propagation's graph")
+    p.add_argument("--flip", type=float, default=0.0, metavar="SHARE",
+                   help="an experiment: give so many another label; --out-data/../flipped lists them")  # fmt: skip
+    p.add_argument("--truth", metavar="UTT2SPK", help="true speakers, only for the report's diagnostics")
+    p.add_argument("--seed", type=int, default=0, help="of --flip")
+    p.add_argument("--report", metavar="FILE", help="report.json; default beside --out-data")
+    args = p.parse_args(argv)
+    if args.whiten is not None and not 0 <= args.whiten <= 1:
+        p.error(f"--whiten {args.whiten}: must be in 0..1")
+    if not 0 <= args.flip < 1:
+        p.error(f"--flip {args.flip}: must be in 0..1")
+    return args
+
+
+def flip(labels, share: float, num_classes: int, seed: int):
+    """Another class for round(share N) of labels [N]: (labels int64 [N], which were flipped, bool [N])."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    flipped = np.zeros(len(labels), bool)
+    flipped[rng.permutation(len(labels))[: round(share * len(labels))]] = True
+    shift = rng.integers(1, num_classes, len(labels))
+    return np.where(flipped, (labels + shift) % num_classes, labels), flipped
+
+
+def main() -> None:
+    args = parse()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before OpenMP is loaded, see bin.cluster
+    import numpy as np
+
+    from pyspkv.atomic import atomic_file
+    from pyspkv.bin.cluster import rows_of
+    from pyspkv.datadir import DataDir, combine, read_table
+    from pyspkv.embeddings import read_embeddings
+    from pyspkv.labels import clustering, quality
+
+    labelled, unlabelled = (DataDir.read(d) for d in (args.labelled, args.unlabelled))
+    if both := set(labelled.utts) & set(unlabelled.utts):
+        raise UserError(
+            f"{len(both)} utterances are also in --labelled, the first {min(both)}",
+            file=args.unlabelled,
+            mend="utils/split_labels.sh",
+        )
+    truth = read_table(args.truth, "id") if args.truth else None
+    if truth is not None and (missing := [u for u in unlabelled.utts if u not in truth]):
+        raise UserError(f"{len(missing)} utterances have no truth, the first {missing[0]}", file=args.truth)
+    emb = read_embeddings(args.embeddings)
+    x = np.concatenate([rows_of(emb, data, args.embeddings) for data in (labelled, unlabelled)])
+    if args.whiten is not None:
+        x = clustering.whiten(x, args.whiten)
+    speakers = sorted(set(labelled.spk))
+    given = np.searchsorted(speakers, labelled.spk)
+    seeds, first = np.arange(len(given)), len(given)
+    report = {
+        "method": args.method,
+        "whiten": args.whiten,
+        "num_labelled": first,
+        "num_clusters": len(speakers),
+    }
+    if args.method == "constrained":
+        how = {"spherical": False, "tol": 0.05} if args.faithful else {}
+        labels, _ = clustering.constrained_kmeans(x, seeds, given, len(speakers), stats=report, **how)
+    else:
+        labels = clustering.propagate(x, seeds, given, len(speakers), neighbours=args.neighbours)
+    found, flipped = flip(labels[first:], args.flip, len(speakers), args.seed)
+    out = unlabelled.with_speakers([speakers[k] for k in found])
+    report["sizes"] = quality.sizes(found)
+    if truth is not None:
+        true = np.array([truth[u] for u in unlabelled.utts])
+        report["diagnostics"] = quality.diagnostics(found, true)
+        report["diagnostics"]["label_accuracy"] = float(np.mean(np.array(out.spk) == true))
+    folder = Path(args.out_data).parent
+    with atomic_file(Path(args.report) if args.report else folder / "report.json") as f:
+        json.dump({**report, "label_hash": out.label_hash()}, f, indent=1)
+        f.write("\n")
+    if args.flip:
+        with atomic_file(folder / "flipped") as f:
+            f.writelines(f"{utt}\n" for utt, was in zip(out.utts, flipped) if was)
+    if args.with_labelled:
+        out, _ = combine(args.out_data, [labelled, out], [])
+    out.write(args.out_data)  # the last: where it stands, its report does
+    s = report["sizes"]
+    each = f"{s['size_min']} to {s['size_max']} each"
+    print(f"{len(found)} unlabelled utterances of {s['num_clusters']} speakers, {each}: {args.out_data}")
+
+
+if __name__ == "__main__":
+    run(main)
