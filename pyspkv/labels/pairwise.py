@@ -49,7 +49,7 @@ def agglomerate_pairs(
         order = np.argsort(slot, kind="stable")
         alive, starts = np.unique(slot[order], return_index=True)
         ends = np.append(starts[1:], n)
-        reduce, scale = np.maximum.reduceat, 1.0
+        reduce = np.maximum.reduceat
         if linkage == "average":
             reduce, total = np.add.reduceat, np.add.reduceat(weight[order], starts)
         columns = x[order]
@@ -70,7 +70,9 @@ def agglomerate_pairs(
                 block *= weight[order[rows]][:, None] * weight[order]
                 scale = total[mine][:, None] * total
             if len(starts) < n:
-                block = reduce(reduce(block, first, 0), starts, 1) / scale
+                block = reduce(reduce(block, first, 0), starts, 1)
+            if linkage == "average":
+                block /= scale
             block[np.arange(len(mine)), mine] = np.inf
             best = block.argmin(1)
             near[stale[part]], dist[stale[part]] = alive[best], block[np.arange(len(mine)), best]
