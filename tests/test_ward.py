@@ -165,8 +165,9 @@ def test_wrong_arguments():
     for bad in ({"num_clusters": 11}, {"num_clusters": 0}, {}, {"num_clusters": 2, "threshold": 1.0}):
         with pytest.raises(ValueError):
             ahc(x, **bad)
-    with pytest.raises(ValueError, match="weights"):
-        ward(x, 2, weights=np.zeros(10))
+    for link in ("ward", "complete"):
+        with pytest.raises(ValueError, match="weights"):
+            ahc(x, 2, linkage=link, weights=np.zeros(10))
     with pytest.raises(UserError, match="Euclidean"):
         ahc(x, 2, linkage="ward", metric="cosine")
     assert ward(x[:1], 1).tolist() == [0]

@@ -32,6 +32,8 @@ def agglomerate_pairs(
     if (num_clusters is None) == (threshold is None):
         raise ValueError("give num_clusters or threshold")
     n = len(x)
+    if weights is not None and (np.shape(weights) != (n,) or not np.all(np.asarray(weights) > 0)):
+        raise ValueError(f"weights must be {n} positive numbers")
     wanted, ceiling = (n - 1, float(threshold)) if num_clusters is None else (n - num_clusters, np.inf)
     x = np.array(x, np.float64)  # a copy
     if metric == "cosine":
