@@ -188,6 +188,17 @@ def test_label_correction_by_hand(faithful):
     assert step(2) == pytest.approx(want.item(), rel=1e-5)
 
 
+def test_gate_may_see_the_loss_without_the_margin():
+    o = margin_objective(
+        gate={"name": "lgl", "start_epoch": 0.0}, scale=10.0, margin=0.3, gate_margin=False
+    ).eval()
+    data = batch(["main"], [0, 2, 1, 0])
+    cos = F.normalize(o.encoder(*data.views["main"])) @ F.normalize(o.head.weight).T
+    o(data)
+    want = F.cross_entropy(10 * cos, data.label, reduction="none")
+    torch.testing.assert_close(o.gate.loss[data.index], want.detach())
+
+
 def test_every_speed_of_a_speaker_is_a_class():
     o = margin_objective(num_speeds=3, scale=20.0, margin=0.0).eval()
     data = batch(["main"], [0, 2, 1, 0], speed=[0, 1, 2, 2])

@@ -33,6 +33,9 @@ class MarginConfig:
     # pull to the pre-trained weights (norms, not squares) are each divided by their own value; labels are corrected
     # by softmax(W z / 0.1) in training mode, the margin stays on the old label, the sum is divided by B.
     faithful: bool = False
+    # The gate sees the loss with the margin, as in the papers. In short runs that stays high for many right labels too;
+    # without the margin they part from the wrong ones sooner.
+    gate_margin: bool = True
     gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
 
 
@@ -87,7 +90,12 @@ class Margin(Objective):
             margin = ramp(self.epoch_now, *c.margin_warmup_epochs, 0.0, c.margin)
             logits = c.scale * margin_logits(cos, label, margin)
             loss = F.cross_entropy(logits, label, reduction="none")
-        kept = self.gate(batch.index, loss.detach(), self.epoch_now)
+            seen = (
+                loss.detach()
+                if c.gate_margin
+                else F.cross_entropy(c.scale * cos.detach(), label, reduction="none")
+            )
+        kept = self.gate(batch.index, seen, self.epoch_now)
         total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
         rejected = torch.nonzero(kept == 0)[:, 0]
         if self.gate.corrects(self.epoch_now) and len(rejected):
