@@ -355,3 +355,5 @@ def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
     [found] = report_cli.moving_labels(tmp_path, None)
     assert found["noise_recall"] == pytest.approx(1 / 2)
     assert found["noise_precision"] == pytest.approx(1 / 1.5)
+    shutil.rmtree(tmp_path / "data")  # a system trained on another's labels
+    assert report_cli.moving_labels(tmp_path, None) == []

@@ -155,6 +155,8 @@ def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
 
     files = sorted((folder / "model/rows").glob("epoch-*.safetensors"))
     spk = read_table(folder / "data/utt2spk", "id") if files and (folder / "data/utt2spk").exists() else {}
+    if not spk:
+        return []
     given = np.unique(list(spk.values()), return_inverse=True)[1]
     out, before = [], None
     spoilt = set((folder / "corrupted").read_text().split()) if (folder / "corrupted").exists() else set()
