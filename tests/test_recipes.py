@@ -393,7 +393,7 @@ def test_gll_recipe_to_its_end_and_a_variant_and_a_baseline(mini, tmp_path):
     assert out.utts == sorted(labelled.utts + unlabelled.utts)
     assert dict(zip(labelled.utts, labelled.spk)).items() <= dict(zip(out.utts, out.spk)).items()
     epochs = json.loads((cell / "gll/plots/gates.json").read_text())
-    assert [e["run"] for e in epochs][::2] == [f"round{r}/{s}" for r in (1, 2) for s in "TVL"]
+    assert list(dict.fromkeys(e["run"] for e in epochs)) == [f"round{r}/{s}" for r in (1, 2) for s in "TVL"]
     assert all(e["quantity"] == 1 for e in epochs if e["run"].endswith("T"))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("exp/n1/gll/round*/*/LATEST")}
     gll_run(tmp_path, data, "--stage", 3, "--stop-stage", 4, "--num-rounds", 2)
