@@ -25,6 +25,10 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from pyspkv.labels.kmeans import PROBES  # noqa: E402
+
 FULL = 1_092_009
 
 
@@ -66,7 +70,14 @@ def _pipeline_ours(x, n, args, cells=None):
 
     def go():
         labels, centroids = kmeans(
-            x, k1, args.seed, args.iterations, cells=cells, device=args.device, progress=True
+            x,
+            k1,
+            args.seed,
+            args.iterations,
+            cells=cells,
+            probes=args.probes,
+            device=args.device,
+            progress=True,
         )
         return ward(centroids, k, device=args.device)[labels]
 
@@ -193,7 +204,7 @@ def case(name: str, n: int, args) -> dict:
     labels = args.work / "labels.npy"
     command = [sys.executable, __file__, "child", "--case", name, "--num", str(n), "--labels", str(labels),
                "--work", str(args.work), "--seed", str(args.seed), "--iterations", str(args.iterations),
-               "--device", args.device]  # fmt: skip
+               "--device", args.device, "--probes", str(args.probes)]  # fmt: skip
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment())
     got = json.loads(out.stdout.strip().splitlines()[-1])
     got["labels"] = np.load(labels)
@@ -218,6 +229,7 @@ def main() -> None:
     p.add_argument("--work", type=Path, default=Path("/tmp/pyspkv_bench"))
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--iterations", type=int, default=10)
+    p.add_argument("--probes", type=int, default=PROBES, help="cells that a point looks into")
     p.add_argument("--device", default="cpu")
     p.add_argument("--case", help=argparse.SUPPRESS)
     p.add_argument("--labels", help=argparse.SUPPRESS)
@@ -302,5 +314,4 @@ def growth(args) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     main()
