@@ -172,7 +172,7 @@ CASES = {
     "pipeline ours": _pipeline_ours,
     "pipeline exact": _pipeline_exact,
     "pipeline faiss+scikit-learn": _pipeline_reference,
-    "kmeans ours: Ward cells, 32 probes": _pipeline_ours,
+    "kmeans ours: Ward cells": _pipeline_ours,
     "kmeans exact (one cell)": _pipeline_exact,
     "kmeans hierarchical": _kmeans_hierarchical,
     "kmeans scikit-learn Lloyd": _kmeans_sklearn,
