@@ -143,6 +143,18 @@ def test_constrained_is_the_plain_algorithm(spherical, tol):
     np.testing.assert_allclose(c, centroids, atol=1e-5)
 
 
+def test_bounds_leave_out_only_points_that_keep_their_centroid():
+    x, _ = blobs(3000, 24, 40, 0.5, 9)
+    rng = np.random.default_rng(0)
+    c, find = x[rng.choice(3000, 40, replace=False)].copy(), module.Bounded(x)
+    for step in range(12):
+        np.testing.assert_array_equal(find(c), (x @ c.T).argmax(1))
+        c = c + 0.1 * 0.4**step * rng.normal(size=c.shape).astype(np.float32)
+        if step == 7:
+            c[3] = x[11]  # an empty cluster's new start
+    assert 3000 * 2 < find.looked_at < 3000 * 8
+
+
 def test_labelled_points_never_move_even_when_wrong():
     x, truth = blobs(600, 12, 6, 0.3, 6)
     index = np.arange(0, 600, 7)
