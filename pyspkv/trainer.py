@@ -319,19 +319,25 @@ class Trainer:
         )
 
     def _evaluate(self) -> dict[str, float]:
-        """EER of the declared dev list; every rank computes it alike, so that all stop together."""
+        """EER of the declared dev list, a teacher's and its student's; every rank computes it alike, so that all stop
+        together."""
         from pyspkv import scoring
         from pyspkv.datadir import read_trials
         from pyspkv.metrics import eer
 
-        evaluated = self.objective.get_submodule(self.objective.evaluates)
-        evaluated.eval()
-        found = embed(evaluated, self.dev, self.device, self.precision, allow_pipes=self.config.allow_pipes)
-        evaluated.train()
         enrol, test, target = read_trials(self.dev_trials)
-        i, j = (scoring.rows_of(ids, found.ids, "dev", self.dev_trials) for ids in (enrol, test))
-        x = scoring.directions(found)
-        return {"dev_eer": float(eer(scoring.cosine(x, x, i, j), target))}
+        out = {}
+        self.objective.eval()
+        for key, module in (("dev_eer", self.objective.evaluates), ("dev_eer_student", "encoder")):
+            if key != "dev_eer" and module == self.objective.evaluates:
+                continue
+            model = self.objective.get_submodule(module)
+            found = embed(model, self.dev, self.device, self.precision, allow_pipes=self.config.allow_pipes)
+            i, j = (scoring.rows_of(ids, found.ids, "dev", self.dev_trials) for ids in (enrol, test))
+            x = scoring.directions(found)
+            out[key] = float(eer(scoring.cosine(x, x, i, j), target))
+        self.objective.train()  # not the module alone: a teacher stays in eval mode
+        return out
 
     def _begin(self) -> None:
         """What an objective wants to know of the training data before the first step."""

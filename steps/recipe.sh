@@ -102,6 +102,7 @@ extract_all() { # of every model: dev, test, and train, whose pseudo-speakers ar
 }
 score_all() { # every model; where one was trained on the true labels, all are compared to it
     local model cohort=$exp/round$num_rounds/data compare=
+    [ ! -d "${cohort}_out" ] || cohort=${cohort}_out # where labels moved
     [ -d "$cohort" ] || cohort=
     if [ -d "$exp/supervised/model" ]; then
         score "$exp/supervised"

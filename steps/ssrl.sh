@@ -34,7 +34,7 @@ arm() { # <name> <key=value ...>: the same start and labels, another objective
 }
 finetune_moved() { # large margin on the labels it came to
     train --init "$exp/round1/model" "$conf/finetune.yaml" "$exp/round1/data_out" "$exp/finetune/model"
-    ! $supervised || supervise
+    ! $supervised || round_yaml=offline.yaml supervise # true labels stay
 }
 report_arms() {
     offline report

@@ -1,5 +1,6 @@
 """SSRL's mechanics (spec ssrl, B10): the schedule of votes and updates, modes, dead classes, the teacher, weights."""
 
+import json
 import math
 import statistics
 
@@ -202,30 +203,27 @@ def test_a_run_moves_labels_writes_them_and_resumes(tmp_path):
     found = DataDir.read(tmp_path / "out")
     assert found.utts == data.utts and set(found.spk) <= set(wrong)
 
-    class Killed(Exception):
-        pass
-
-    def fatal(self, model, b, number, step=Trainer._step, deaths=[5, 11]):  # noqa: B006
-        if deaths and number == deaths[0]:
-            deaths.pop(0)
-            raise Killed
-        return step(self, model, b, number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", fatal)
-        for _ in range(2):
-            with pytest.raises(Killed):
-                Trainer(c, given, tmp_path / "killed").run()
-    Trainer(c, given, tmp_path / "killed", labels_out=tmp_path / "out2").run()
+    toy.killed_at([5, 11], lambda: Trainer(c, given, tmp_path / "killed", labels_out=tmp_path / "out2").run())
     assert DataDir.read(tmp_path / "out2").spk == found.spk
-    a, b = (t.objective.state_dict() for t in (resumed(c, given, tmp_path / n) for n in ("whole", "killed")))
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=0, rtol=0, equal_nan=True)
-    assert all(math.isfinite(v) for v in a["weight"].tolist())
+    # a dev list is looked at, teacher and student, and changes nothing
+    dev = toy.make(tmp_path / "dev", speakers=3, utts=3, seed=5)
+    trials = toy.trials(tmp_path / "dev", dev)
+    Trainer(c, given, tmp_path / "watched", dev=dev, dev_trials=trials).run()
+    last = json.loads((tmp_path / "watched/train.jsonl").read_text().splitlines()[-1])
+    assert 0 <= last["dev_eer"] <= 100 and 0 <= last["dev_eer_student"] <= 100
+    whole, *others = (
+        resumed(c, given, tmp_path / "whole").objective.state_dict(),
+        resumed(c, given, tmp_path / "killed").objective.state_dict(),
+        resumed(c, given, tmp_path / "watched", dev=dev, dev_trials=trials).objective.state_dict(),
+    )
+    for other in others:
+        for name in whole:
+            torch.testing.assert_close(whole[name], other[name], atol=0, rtol=0, equal_nan=True)
+    assert all(math.isfinite(v) for v in whole["weight"].tolist())
 
 
-def resumed(c, data, exp):
-    t = Trainer(c, data, exp)
+def resumed(c, data, exp, **options):
+    t = Trainer(c, data, exp, **options)
     t._start_or_resume()
     return t
 

@@ -1,9 +1,33 @@
 """A few seconds of toy speech for tests: harmonic voices that differ in pitch and timbre."""
 
 import numpy as np
+import pytest
 import soundfile
 
 from pyspkv.datadir import DataDir
+from pyspkv.trainer import Trainer
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(steps, run):
+    """Calls `run`, which trains, until it has died before each of these global steps once, then to its end."""
+    deaths, step = set(steps), Trainer._step
+
+    def fatal(self, model, batch, number):
+        if number in deaths:
+            deaths.remove(number)
+            raise Killed
+        return step(self, model, batch, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", fatal)
+        for _ in steps:
+            with pytest.raises(Killed):
+                run()
+    run()
 
 
 def make(folder, speakers=4, utts=6, seconds=1.0, seed=0, labelled=True) -> DataDir:

@@ -159,6 +159,7 @@ def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
         return []
     given = np.unique(list(spk.values()), return_inverse=True)[1]
     out, before = [], None
+    dev = {r["epoch"]: {k: r[k] for k in ("dev_eer", "dev_eer_student") if k in r} for r in epochs_of(folder)}
     spoilt = set((folder / "corrupted").read_text().split()) if (folder / "corrupted").exists() else set()
     spoilt = np.array([u in spoilt for u in spk]) if spoilt else None
     for file in files:
@@ -189,7 +190,7 @@ def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
             out_of = 1 - np.nan_to_num(rows["weight"])
             found["noise_recall"] = float(out_of[spoilt].mean())
             found["noise_precision"] = float(out_of[spoilt].sum() / max(out_of.sum(), 1e-12))
-        out.append(found)
+        out.append(found | dev.get(found["epoch"], {}))
     return out
 
 
