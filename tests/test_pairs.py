@@ -434,22 +434,7 @@ def test_a_run_logs_rejection_and_resumes_to_the_same_weights(tmp_path, data):
     assert last["weight"] == pytest.approx(1, abs=1e-5) and 0.2 <= last["effective"] < 1
     assert {"compactness", "compactness_std", "rejected", "scale", "spread"} <= set(last)
     assert log[0]["effective"] == pytest.approx(1), "the warm-up weighs all alike"
-
-    class Killed(Exception):
-        pass
-
-    def fatal(self, model, b, number, step=Trainer._step, deaths=[3, 6]):  # noqa: B006
-        if deaths and number == deaths[0]:
-            deaths.pop(0)
-            raise Killed
-        return step(self, model, b, number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_step", fatal)
-        for _ in range(2):
-            with pytest.raises(Killed):
-                Trainer(c, data, tmp_path / "killed").run()
-    Trainer(c, data, tmp_path / "killed").run()
+    toy.killed_at([3, 6], lambda: Trainer(c, data, tmp_path / "killed").run())
     same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 

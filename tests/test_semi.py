@@ -492,10 +492,6 @@ def assert_same(a: dict, b: dict):
         torch.testing.assert_close(a[k], b[k], atol=0, rtol=0, equal_nan=True, msg=lambda m, k=k: f"{k}: {m}")
 
 
-class Killed(Exception):
-    pass
-
-
 FLEXIBLE = {"objective.gate": {"name": "flexible"}}
 FLEXMATCH = {"objective.gate": {"name": "flexmatch", "threshold": 0.3}, "objective.target": "own"}
 MEAN_TEACHER = {"objective.name": "mean_teacher"}
@@ -508,27 +504,15 @@ AAT = {
 @pytest.mark.parametrize(
     "changes", [FLEXIBLE, FLEXMATCH, MEAN_TEACHER, AAT], ids=["flexible", "flexmatch", "mean_teacher", "aat"]
 )
-def test_a_killed_run_ends_with_the_same_digits(tmp_path, split, monkeypatch, changes):
+def test_a_killed_run_ends_with_the_same_digits(tmp_path, split, changes):
     c = config(tmp_path, **changes)
     more = (
         {} if changes is AAT else {"unlabelled": split.plain if "objective.name" in changes else split.given}
     )
     data = split.given if changes is AAT else split.labelled
     Trainer(c, data, tmp_path / "whole", **more).run()
-    step = Trainer._step
-
-    def fatal(self, model, b, number):
-        if number in deaths:
-            deaths.remove(number)
-            raise Killed
-        return step(self, model, b, number)
-
-    monkeypatch.setattr(Trainer, "_step", fatal)
-    deaths = [1, 4]  # before any checkpoint, inside an epoch
-    for _ in range(2):
-        with pytest.raises(Killed):
-            Trainer(c, data, tmp_path / "killed", **more).run()
-    Trainer(c, data, tmp_path / "killed", **more).run()
+    # before any checkpoint, inside an epoch
+    toy.killed_at([1, 4], lambda: Trainer(c, data, tmp_path / "killed", **more).run())
     assert_same(final(tmp_path / "killed"), final(tmp_path / "whole"))
     for file in sorted((tmp_path / "whole/rows").glob("*")):
         assert_same(load_file(file), load_file(tmp_path / "killed/rows" / file.name))

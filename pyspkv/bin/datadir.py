@@ -166,20 +166,17 @@ def corrupt(args: argparse.Namespace) -> None:
     import numpy as np
 
     from pyspkv.atomic import atomic_file
+    from pyspkv.labels.quality import spoil
 
     data = DataDir.read(args.src, need_wav=False)
     names = sorted(set(data.spk))
     if len(names) < 2:
         rule = "has one speaker; a wrong label needs another"
         raise UserError(rule, file=f"{args.src}/utt2spk", mend="take labels of two speakers or more")
-    rng = np.random.default_rng(args.seed)
-    rows = np.sort(rng.choice(len(data.utts), round(args.share * len(data.utts)), replace=False))
-    spk, code = list(data.spk), {name: i for i, name in enumerate(names)}
-    for row, step in zip(rows, rng.integers(1, len(names), len(rows))):
-        spk[row] = names[(code[spk[row]] + step) % len(names)]
+    found, rows = spoil(np.searchsorted(names, data.spk), args.share, len(names), args.seed)
     with atomic_file(args.list) as f:
         f.writelines(f"{data.utts[row]}\n" for row in rows)
-    _write(data.with_speakers(spk), args.src, args.dst)
+    _write(data.with_speakers([names[k] for k in found]), args.src, args.dst)
 
 
 def split(args: argparse.Namespace) -> None:

@@ -54,17 +54,6 @@ def parse(argv=None) -> argparse.Namespace:
     return args
 
 
-def flip(labels, share: float, num_classes: int, seed: int):
-    """Another class for round(share N) of labels [N]: (labels int64 [N], which were flipped, bool [N])."""
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    flipped = np.zeros(len(labels), bool)
-    flipped[rng.permutation(len(labels))[: round(share * len(labels))]] = True
-    shift = rng.integers(1, num_classes, len(labels))
-    return np.where(flipped, (labels + shift) % num_classes, labels), flipped
-
-
 def main() -> None:
     args = parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before OpenMP is loaded, see bin.cluster
@@ -101,10 +90,12 @@ def main() -> None:
     }
     if args.method == "constrained":
         how = {"spherical": False, "tol": 0.05} if args.faithful else {}
-        labels, _ = clustering.constrained_kmeans(x, seeds, given, len(speakers), stats=report, **how)
+        labels, _ = clustering.constrained_kmeans(
+            x, seeds, given, len(speakers), stats=report, progress=True, **how
+        )
     else:
         labels = clustering.propagate(x, seeds, given, len(speakers), neighbours=args.neighbours)
-    found, flipped = flip(labels[first:], args.flip, len(speakers), args.seed)
+    found, flipped = quality.spoil(labels[first:], args.flip, len(speakers), args.seed)
     out = unlabelled.with_speakers([speakers[k] for k in found])
     report["sizes"] = quality.sizes(found)
     if truth is not None:
@@ -117,7 +108,7 @@ def main() -> None:
         f.write("\n")
     if args.flip:
         with atomic_file(folder / "flipped") as f:
-            f.writelines(f"{utt}\n" for utt, was in zip(out.utts, flipped) if was)
+            f.writelines(f"{out.utts[row]}\n" for row in flipped)
     if args.with_labelled:
         out, _ = combine(args.out_data, [labelled, out], [])
     out.write(args.out_data)  # the last: where it stands, its report does

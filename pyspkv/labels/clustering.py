@@ -4,7 +4,7 @@ import numpy as np
 
 from pyspkv.errors import UserError
 from pyspkv.labels.agglomerative import agglomerate
-from pyspkv.labels.kmeans import constrained_kmeans, kmeans
+from pyspkv.labels.kmeans import constrained_kmeans, kmeans, sums_of
 
 __all__ = [
     "l2_normalise",
@@ -261,8 +261,7 @@ def propagate(
     labels = f.argmax(1).astype(np.int64)
     unreached = np.flatnonzero(f.max(1) <= 0)
     if len(unreached):
-        means = np.zeros((k, x.shape[1]), dtype=np.float32)
-        np.add.at(means, seeds_label, x[seeds_index])
+        means = l2_normalise(sums_of(x[seeds_index], seeds_label, k)[0])
         labels[unreached] = (x[unreached] @ means.T).argmax(1)
     labels[seeds_index] = seeds_label
     return labels

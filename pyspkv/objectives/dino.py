@@ -84,8 +84,8 @@ class DINO(Objective):
         self.config = c = config
         self.head = Head(encoder.embed_dim, c)
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
-        for p in (*self.teacher.parameters(), *self.teacher_head.parameters()):
-            p.requires_grad_(False)
+        self.teacher.requires_grad_(False)
+        self.teacher_head.requires_grad_(False)
         self.register_buffer("centre", torch.zeros(c.head_size))
         self.register_buffer("flat_steps", torch.zeros((), dtype=torch.long))
 

@@ -11,7 +11,7 @@ from pyspkv.dataset import Batch, View
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.labels.gates import Gate
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.objective import Info, Losses, Objective, margin_logits, spread
+from pyspkv.objectives.objective import HasGate, Info, Losses, Objective, margin_logits, spread
 from pyspkv.schedules import ramp
 
 
@@ -55,7 +55,7 @@ class AAMHead(nn.Module):
         return cos
 
 
-class Margin(Objective):
+class Margin(HasGate, Objective):
     """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate."""
 
     Config = MarginConfig
@@ -69,10 +69,7 @@ class Margin(Objective):
         self.gate: Gate = cfg.build("gate", config.gate, info.num_rows)
 
     def optimisers(self) -> dict[str, list[dict]]:
-        groups = super().optimisers()
-        for group in groups["main"][:-1]:  # the head's is the last
-            group["lr_scale"] *= self.config.encoder_lr
-        return groups
+        return super().optimisers(self.config.encoder_lr)
 
     def views(self) -> dict[str, View]:
         c = self.config
@@ -136,12 +133,3 @@ class Margin(Objective):
             logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
         confidence, target = logits.softmax(1).max(1)
         return target, confidence > c.gate.confidence
-
-    def rows(self) -> dict[str, Tensor]:
-        return self.gate.rows()
-
-    def sync(self) -> None:
-        self.gate.sync()
-
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        return self.gate.end_epoch(epoch)

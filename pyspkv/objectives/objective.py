@@ -54,17 +54,19 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         raise NotImplementedError
 
-    def optimisers(self) -> dict[str, list[dict]]:
+    def optimisers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
         """Name -> parameter groups, all stepped after one backward pass.
 
-        A group has `lr_scale`, or its own `lr` with `fixed_lr` to stay off the schedule.
+        A group has `lr_scale` (the encoder's times `encoder_lr`), or its own `lr` with `fixed_lr` to stay off the
+        schedule.
         """
+        body = self.encoder.param_groups()
+        for group in body:
+            group["lr_scale"] *= encoder_lr
         rest = [
             p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("encoder.")
         ]
-        return {
-            "main": [*self.encoder.param_groups(), *([{"params": rest, "lr_scale": 1.0}] if rest else [])]
-        }
+        return {"main": [*body, *([{"params": rest, "lr_scale": 1.0}] if rest else [])]}
 
     def before_step(self, step: int) -> None:
         """Global step about to be taken; sets the real-valued epoch that schedules read."""
@@ -97,6 +99,19 @@ class Objective(nn.Module):
         if self.training and spec is not None:
             feats = spec_augment(feats, spec)
         return self.encoder.embed(feats, lengths)
+
+
+class HasGate:
+    """Mixin for an objective whose `gate` remembers the utterances and is refitted after each epoch."""
+
+    def rows(self) -> dict[str, Tensor]:
+        return self.gate.rows()
+
+    def sync(self) -> None:
+        self.gate.sync()
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        return self.gate.end_epoch(epoch)
 
 
 def spread(unit: Tensor) -> tuple[Tensor, Tensor]:

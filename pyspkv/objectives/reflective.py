@@ -98,8 +98,8 @@ class Reflective(Objective):
         self.config = c = config
         self.classifier = Classifier(encoder.embed_dim, info.num_classes, c)
         self.teacher, self.teacher_classifier = deepcopy(encoder), deepcopy(self.classifier)
-        for p in (*self.teacher.parameters(), *self.teacher_classifier.parameters()):
-            p.requires_grad_(False)
+        self.teacher.requires_grad_(False)
+        self.teacher_classifier.requires_grad_(False)
         n = info.num_rows
         self.register_buffer("label", torch.full((n,), -1, dtype=torch.int32))
         self.register_buffer("queue", torch.full((n, c.queue), -1, dtype=torch.int32))

@@ -18,7 +18,7 @@ from pyspkv.errors import UserError
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.margin import AAMHead
-from pyspkv.objectives.objective import Info, Losses, Objective, margin_logits, spread
+from pyspkv.objectives.objective import HasGate, Info, Losses, Objective, margin_logits, spread
 
 Stats = dict[str, Tensor]
 
@@ -54,10 +54,7 @@ class Semi(Objective):
         self.head = AAMHead(encoder.embed_dim, info.num_classes)
 
     def optimisers(self) -> dict[str, list[dict]]:
-        groups = super().optimisers()
-        for group in groups["main"][:-1]:  # the head's is the last
-            group["lr_scale"] *= self.config.encoder_lr
-        return groups
+        return super().optimisers(self.config.encoder_lr)
 
     def views(self) -> dict[str, View]:
         crop = self.config.crop_seconds
@@ -111,22 +108,13 @@ class GatedConfig(SemiConfig):
     confidence_scale: float = 1.0  # s_conf: q = softmax(s_conf cos); 1 is GLL's and never sure
 
 
-class Gated(Semi):
+class Gated(HasGate, Semi):
     """What objectives with a gate share."""
 
     def __init__(self, config: GatedConfig, encoder: Encoder, info: Info):
         super().__init__(config, encoder, info)
         args = info.num_classes, info.num_rows, info.num_labelled
         self.gate = cfg.build("confidence_gate", config.gate, *args)
-
-    def rows(self) -> dict[str, Tensor]:
-        return self.gate.rows()
-
-    def sync(self) -> None:
-        self.gate.sync()
-
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        return self.gate.end_epoch(epoch)
 
 
 @dataclass(kw_only=True)

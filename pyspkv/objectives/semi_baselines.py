@@ -44,13 +44,34 @@ class PseudoLabel(Gated):
         return rise * kept * self.aam(cos, label), {"kept": kept, "confidence": confidence}
 
 
+class Taught(Semi):
+    """What objectives share whose teacher, a frozen encoder and head, reads the weak view."""
+
+    teacher: Encoder
+    teacher_head: nn.Module
+
+    def freeze(self) -> None:
+        self.teacher.requires_grad_(False)
+        self.teacher_head.requires_grad_(False)
+
+    def train(self, training: bool = True) -> "Taught":
+        super().train(training)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def taught(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        """The teacher's cosines [B, K]."""
+        return self.teacher_head(F.normalize(self.teacher(*view)))
+
+
 @dataclass(kw_only=True)
 class MeanTeacherConfig(SemiConfig):
     unlabelled_weight: float = 50.0
     ema: float = 0.999  # of the teacher; 1 - 1 / (step + 1) while that is less
 
 
-class MeanTeacher(Semi):
+class MeanTeacher(Taught):
     """Mean Teacher (Tarvainen & Valpola 2017): the student's softmax on the strong view is to equal the teacher's on
     the weak one, in mean square over the classes. The probabilities are softmax(scale cos)."""
 
@@ -60,19 +81,11 @@ class MeanTeacher(Semi):
     def __init__(self, config: MeanTeacherConfig, encoder: Encoder, info: Info):
         super().__init__(config, encoder, info)
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
-        for p in (*self.teacher.parameters(), *self.teacher_head.parameters()):
-            p.requires_grad_(False)
-
-    def train(self, training: bool = True) -> "MeanTeacher":
-        super().train(training)
-        self.teacher.eval()
-        return self
+        self.freeze()
 
     def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
-        with torch.no_grad():
-            taught = self.teacher_head(F.normalize(self.teacher(*pick(batch.views["weak"], rows))))
-            p = (c.scale * taught).softmax(1)
+        p = (c.scale * self.taught(pick(batch.views["weak"], rows))).softmax(1)
         with frozen_statistics(self.encoder):
             _, cos = self.cosines(*pick(batch.views["strong"], rows), c.spec_augment)
         rise = ramp(self.epoch_now / self.info.epochs, 0.0, RAMP, 0.0, 1.0)
@@ -95,7 +108,7 @@ class DistilConfig(SemiConfig):
     temperature: float = 1.0  # of softmax(scale cos / temperature), teacher and student
 
 
-class Distil(Semi):
+class Distil(Taught):
     """SimCLRv2's last step (Chen et al. 2020, eq. 4): a fine-tuned teacher labels the unlabelled rows softly."""
 
     Config = DistilConfig
@@ -109,19 +122,11 @@ class Distil(Semi):
         folder = checkpoint.find(config.teacher)
         head = {k[5:]: v for k, v in checkpoint.tensors(folder).items() if k.startswith("head.")}
         checkpoint.load_exactly(self.teacher_head, head, folder)
-        for p in (*self.teacher.parameters(), *self.teacher_head.parameters()):
-            p.requires_grad_(False)
-
-    def train(self, training: bool = True) -> "Distil":
-        super().train(training)
-        self.teacher.eval()
-        return self
+        self.freeze()
 
     def unlabelled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         c = self.config
-        with torch.no_grad():
-            taught = self.teacher_head(F.normalize(self.teacher(*pick(batch.views["weak"], rows))))
-            p = (c.scale * taught / c.temperature).softmax(1)
+        p = (c.scale * self.taught(pick(batch.views["weak"], rows)) / c.temperature).softmax(1)
         loss = -(p * (c.scale * cos / c.temperature).log_softmax(1)).sum(1)
         return loss, {"teacher_confidence": p.amax(1)}
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# SSRL, self-supervised reflective learning (arXiv 2401.01473), on one-second commands (Arabic Speech Commands): contrastive pre-training, one
-# clustering, one run in which labels move while the student learns; options as in egs/mini/ssrl, corpus as in
-# egs/arabic_speech_commands/ssl.
+# SSRL, self-supervised reflective learning (arXiv 2401.01473), on one-second commands (Arabic Speech Commands):
+# contrastive pre-training, one clustering, one run in which labels move while the student learns; options as in
+# egs/mini/ssrl, corpus as in egs/arabic_speech_commands/ssl.
 #   egs/arabic_speech_commands/ssrl/run.sh [--offline-rounds 5] [--ablation true] ...
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
