@@ -8,7 +8,7 @@
     python benchmarks/clustering.py full                        # ark/scp -> data directory by bin.cluster
     python benchmarks/clustering.py growth                      # 10 k, 100 k, 1 M, with a plot
 
-Peak memory is the whole process's (ru_maxrss), Python and libraries included. Inputs are made by
+Peak memory is the whole process's (VmHWM), Python and libraries included. Inputs are made by
 synthetic_embeddings.py and kept in --work. Seconds are of the method, without imports and reading; `full` is the
 whole command.
 """
@@ -194,7 +194,10 @@ def child(args) -> None:
     labels = go()
     seconds = time.time() - start
     np.save(args.labels, labels)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    # not ru_maxrss, which a process inherits from the one that started it
+    peak = next(
+        int(line.split()[1]) / 1024**2 for line in open("/proc/self/status") if line.startswith("VmHWM")
+    )
     print(json.dumps({"seconds": round(seconds, 2), "peak_gib": round(peak, 3)}))
 
 

@@ -22,12 +22,14 @@ def main() -> None:
     encoder = cfg.build(
         "encoder", cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "embed_dim": 256})
     )
-    spec = {"name": "reflective", "merge_cosine": 0.6, "min_size": 8}
+    spec = {"name": "reflective", "merge": 0.85, "min_size": 8}
     o = cfg.build(
         "objective", cfg.resolve("objective", spec), encoder, Info(args.rows, args.classes, 2275, 105)
     )
     label = torch.randint(args.classes, (args.rows,))
     o.label.copy_(label)
+    o.seen.copy_(torch.bincount(label, minlength=args.classes))
+    o.sums.copy_(o.seen[:, None] * 0.8 * torch.nn.functional.normalize(torch.randn(args.classes, 256)))
     o.queue[:] = label[:, None]
     moved = torch.rand(args.rows) < 0.1
     o.vote.copy_(torch.where(moved, torch.randint(args.classes, (args.rows,)), label))

@@ -161,17 +161,30 @@ def test_weights_are_the_posterior_of_the_lower_mean():
     assert (o.weights() == 1).all(), "one kind of losses"
 
 
-def test_near_prototypes_unite_in_the_larger_and_small_classes_go_to_the_nearest():
-    o = objective(merge_cosine=0.9, min_size=2)
-    with torch.no_grad():
-        o.teacher_classifier.weight.copy_(torch.eye(8)[:4])
-        o.teacher_classifier.weight[1] = torch.eye(8)[0] + 0.1 * torch.eye(8)[1]  # near class 0
-        o.teacher_classifier.weight[3] = torch.eye(8)[2] + torch.eye(8)[3]  # nearest to class 2, but not near
-    o.label.copy_(torch.tensor([0] * 5 + [1] * 3 + [2] * 3 + [3]))
-    o.queue[0] = torch.tensor([-1, 1, 3, 2, 0])
-    o.unite()
-    assert o.label.tolist() == [0] * 8 + [2] * 4
-    assert o.queue[0].tolist() == [-1, 0, 2, 2, 0]
+def test_classes_as_alike_across_as_within_unite_and_small_ones_go_to_the_nearest():
+    label = torch.tensor([0] * 5 + [1] * 3 + [2] * 3 + [3])
+    centre = torch.eye(8)[:4].clone()
+    centre[1] = torch.eye(8)[0] + 0.3 * torch.eye(8)[1]  # near class 0
+    centre[3] = torch.eye(8)[2] + torch.eye(8)[3]  # nearest to class 2, but alone
+    unit = F.normalize(centre[label] + 0.2 * torch.randn(12, 8, generator=torch.Generator().manual_seed(0)))
+    cos = unit @ unit.T
+    a, b = cos[:5, :5], cos[5:8, 5:8]
+    within = (a.sum() - 5) / 20, (b.sum() - 3) / 6
+    ratio = float(cos[:5, 5:8].mean() / (sum(within) / 2))
+
+    def united(merge, min_size=2):
+        o = objective(merge=merge, min_size=min_size)
+        o.label.copy_(label)
+        o.queue[0] = torch.tensor([-1, 1, 3, 2, 0])
+        o.sums.index_add_(0, label, unit)
+        o.seen.index_add_(0, label, torch.ones(12))
+        o.unite()
+        return o.label.tolist(), o.queue[0].tolist()
+
+    assert united(ratio - 1e-3) == ([0] * 8 + [2] * 4, [-1, 0, 2, 2, 0])
+    assert united(ratio + 1e-3) == ([0] * 5 + [1] * 3 + [2] * 4, [-1, 1, 2, 2, 0])
+    assert united(0.0) == united(2.0)
+    assert united(ratio - 1e-3, min_size=0)[0] == [0] * 8 + [2] * 3 + [3]
 
 
 def test_sinkhorn_evens_out_the_classes():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.dataset import Batch, View
-from pyspkv.distributed import all_sum, broadcast, rank
+from pyspkv.distributed import all_sum, broadcast, gather, rank
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.labels.gates import merge_rows, two_gaussians
 from pyspkv.models.encoder import Encoder
@@ -42,8 +42,9 @@ class ReflectiveConfig:
     ema_epochs: list[float] = field(default_factory=lambda: [0.44, 4.4])
     noise_model: bool = True  # weights from the mixture; else all 1
     sinkhorn: int = 0  # iterations that even out a batch's votes; 0 = plain argmax
-    merge_cosine: float = 1.0  # classes whose prototypes are nearer become one; 1 = never
-    min_size: int = 0  # smaller classes go to the nearest prototype
+    # Classes become one when their members are this alike across, as a share of how alike they are within; 0 = never.
+    merge: float = 0.0
+    min_size: int = 0  # smaller classes go to the nearest
     # The released code: the margin on the current label in the teacher's vote and loss, EMA 0.999 to 0.9999 a step.
     faithful: bool = False
 
@@ -107,6 +108,9 @@ class Reflective(Objective):
         self.register_buffer("loss", torch.full((n,), torch.nan))
         self.register_buffer("weight", torch.ones(n))
         self.register_buffer("dead", torch.zeros(info.num_classes, dtype=torch.bool))
+        # of this epoch's unit embeddings by the teacher, by class: their sum and their number
+        self.register_buffer("sums", torch.zeros(info.num_classes, encoder.embed_dim))
+        self.register_buffer("seen", torch.zeros(info.num_classes))
 
     def begin(self, embeddings: Tensor, label: Tensor) -> None:
         """Labels [N] of the data directory; prototypes = mean embeddings [N, D] of the start encoder, by label.
@@ -179,6 +183,10 @@ class Reflective(Objective):
             target = mode(self.alive(queue)).long()
         self.vote[batch.index] = vote.int()
         self.loss[batch.index] = F.cross_entropy(logits, target, reduction="none")
+        if c.merge or c.min_size:
+            label = gather(label)
+            self.sums.index_add_(0, label, gather(F.normalize(z)))
+            self.seen.index_add_(0, label, torch.ones_like(label, dtype=self.seen.dtype))
 
     def alive(self, queue: Tensor) -> Tensor:
         """Votes for dead classes count as empty places."""
@@ -220,6 +228,8 @@ class Reflective(Objective):
             self.weight.copy_(self.weights())
         self.vote.fill_(-1)
         self.loss.fill_(torch.nan)
+        self.sums.zero_()
+        self.seen.zero_()
         size = torch.bincount(self.label.long(), minlength=self.info.num_classes)
         self.dead.copy_(size == 0)
         share = size[size > 0] / size.sum()
@@ -231,36 +241,31 @@ class Reflective(Objective):
         }
 
     def unite(self) -> None:
-        """Near prototypes become one class, the larger; classes below `min_size` go to the nearest prototype."""
+        """Classes whose members are as alike across as within become the larger of the two; classes below `min_size` go
+        to the nearest. Needs no label and no scale:
+
+        mean cosine of pairs across / average of the two mean cosines of pairs within > merge. Only classes that are
+        each other's best partner, so that an epoch builds no chains; from the epoch's sums of unit embeddings [K, D].
+        """
         c, classes = self.config, self.info.num_classes
-        if c.merge_cosine >= 1 and not c.min_size:
-            return
         size = torch.bincount(self.label.long(), minlength=classes)
-        live = torch.nonzero(size)[:, 0]
-        unit = F.normalize(self.teacher_classifier.weight[live])
-        goes = torch.arange(len(live), device=live.device)
+        live = torch.nonzero((size > 0) & (self.seen > 0))[:, 0]
         small = size[live] < c.min_size
-        if small.all():
+        if small.all() or not (c.merge or c.min_size):
             return
-        for rows in torch.arange(len(live), device=live.device).split(1024):  # never K x K at once
-            cos = unit[rows] @ unit.T
-            bigger = (size[live] > size[live[rows], None]) | (
-                (size[live] == size[live[rows], None])
-                & (torch.arange(len(live), device=live.device) < rows[:, None])
-            )
-            near = cos.masked_fill(~bigger, -1.0)
-            best, at = near.max(1)
-            goes[rows] = torch.where(best > c.merge_cosine, at, rows)
-            cos[torch.arange(len(rows)), rows] = -1.0
-            nearest = cos.masked_fill(small, -1.0).argmax(1)
-            goes[rows] = torch.where(small[rows], nearest, goes[rows])
-        for _ in range(
-            len(live)
-        ):  # chains end at a class that stays: each link leads to a larger or earlier one
-            following = goes[goes]
-            if torch.equal(following, goes):
-                break
-            goes = following
+        s, n, here = self.sums[live], self.seen[live, None], torch.arange(len(live), device=live.device)
+        within = (s.square().sum(1, keepdim=True) - n) / (n * (n - 1)).clamp_min(1)
+        alike, partner, nearest = torch.empty_like(within[:, 0]), here.clone(), here.clone()
+        for rows in here.split(1024):  # never K x K at once
+            across = s[rows] @ s.T / (n[rows] * n.T)
+            across[torch.arange(len(rows)), rows] = -1.0
+            nearest[rows] = (F.normalize(s[rows]) @ F.normalize(s).T).masked_fill_(small, -2.0).argmax(1)
+            ratio = across / ((within[rows] + within.T) / 2).clamp_min(1e-3)
+            alike[rows], partner[rows] = ratio.masked_fill_(small | (n[:, 0] < 2), -1.0).max(1)
+        united = (partner[partner] == here) & (alike > c.merge) & (n[:, 0] > 1) & ~small & (c.merge > 0)
+        loses = (size[live] < size[live][partner]) | ((size[live] == size[live][partner]) & (partner < here))
+        goes = torch.where(united & loses, partner, here)
+        goes = torch.where(small, goes[nearest], goes)
         to = torch.arange(classes, device=live.device)
         to[live] = live[goes]
         self.label.copy_(to[self.label.long()])
