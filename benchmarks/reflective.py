@@ -22,7 +22,7 @@ def main() -> None:
     encoder = cfg.build(
         "encoder", cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "embed_dim": 256})
     )
-    spec = {"name": "reflective", "merge": 0.85, "min_size": 8}
+    spec = {"name": "reflective", "merge": 0.7, "min_size": 8}
     o = cfg.build(
         "objective", cfg.resolve("objective", spec), encoder, Info(args.rows, args.classes, 2275, 105)
     )

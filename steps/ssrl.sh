@@ -8,7 +8,7 @@ num_rounds=1
 po_files+=("${BASH_SOURCE[0]}")
 
 offline() { # <function>: the same in the other arm's folder, with its config and rounds
-    local base=$exp num_rounds=$offline_rounds round_yaml=offline.yaml
+    local base=$exp num_rounds=$offline_rounds round_yaml=offline.yaml dev_curve=false # its rounds' ends are enough
     local exp=$base/offline
     [ "$offline_rounds" -gt 0 ] || return 0
     mkdir -p "$exp"
@@ -27,9 +27,7 @@ reflect() { # one run in which labels move; beside it the other arm and the abla
     arm no_updates objective.fixed_epochs=1000 objective.noise_model=false
 }
 arm() { # <name> <key=value ...>: the same start and labels, another objective
-    local dev=
-    ! $dev_curve || dev=$data/dev
-    train --init "$exp/pretrain/model" --dev "$dev" "$(round_config 1)" "$exp/round1/data" "$exp/$1/model" "${@:2}"
+    train --init "$exp/pretrain/model" "$(round_config 1)" "$exp/round1/data" "$exp/$1/model" "${@:2}"
     [ -d "$exp/$1/data" ] || cp -r "$exp/round1/data" "$exp/$1/data"
 }
 finetune_moved() { # large margin on the labels it came to

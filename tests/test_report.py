@@ -327,6 +327,9 @@ def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
     assert first[7:] == ["0.750", "0.250 |"]
     assert second[3] == "0.100" and second[4] == second[5] == second[6] == "1.000"
     assert (exp / "plots/labels_round1.png").exists()
+    rows = {r["row"]: r for r in results_cli.rows_of(exp, "t", 0, "")}
+    assert (rows["round1"]["live_end"], rows["round1"]["purity_end"]) == (10, 1.0)
+    assert rows["round2"]["live_end"] is None
 
 
 def test_other_systems_are_reported_between_the_last_phase_and_supervised(whole, tmp_path, monkeypatch):

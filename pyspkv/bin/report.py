@@ -91,15 +91,19 @@ def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
     return out
 
 
-def results(scores: dict, rounds: dict[int, dict], name: str) -> dict:
-    """The schema of results.json; null or [] where a key does not apply."""
+def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, list[dict]]) -> dict:
+    """The schema of results.json; null or [] where a key does not apply. `..._end`: of labels that moved."""
 
     def entry(phase: str) -> dict | None:
         found = scores.get(phase, {}).get(name)
         if not found:
             return None
         other = {v: scores[phase].get(f"{name}-{v}") for v in VARIANTS}
-        return {k: found.get(k) for k in KEYS} | {f"eer_{v}": m["eer"] for v, m in other.items() if m}
+        out = {k: found.get(k) for k in KEYS} | {f"eer_{v}": m["eer"] for v, m in other.items() if m}
+        if any(e["flipped"] for e in moving.get(phase, [])):
+            last = moving[phase][-1]
+            out |= {f"{k}_end": last[k] for k in ("live", "nmi", "ami", "purity") if k in last}
+        return out
 
     listed = []
     for r, labels in rounds.items():
@@ -386,7 +390,7 @@ def main() -> None:
         title = args.title or exp.resolve().name
         training = training_table(phases)
         f.write(markdown(title, scores, rounds, training, moving, drawn, truth is not None))
-    out = results(scores, rounds, args.name)
+    out = results(scores, rounds, args.name, moving)
     with atomic_file(exp / "results.json") as f:
         json.dump(out, f, indent=1)
         f.write("\n")

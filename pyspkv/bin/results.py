@@ -18,6 +18,7 @@ from pyspkv.tables import read_table
 
 FIELDS = ("table", "row", "seed", "eer", "min_dcf_0.01", "nmi", "audio_seconds", "wall_seconds")
 FIELDS += ("command", "commit", "machine", "eer_mean", "eer_asnorm", "ami", "cllr")
+FIELDS += ("live_end", "nmi_end", "ami_end", "purity_end")  # of labels that moved
 MATRIX = (
     ("eer", 2, "EER %"),
     ("dev_eer", 2, "dev EER %"),
@@ -32,6 +33,10 @@ COLUMNS = (
     ("cllr", 3, 1, "Cllr"),
     ("nmi", 3, 1, "NMI"),
     ("ami", 3, 1, "AMI"),
+    ("live_end", 0, 1, "classes at the end"),
+    ("nmi_end", 3, 1, "NMI at the end"),
+    ("ami_end", 3, 1, "AMI at the end"),
+    ("purity_end", 3, 1, "purity at the end"),
     ("audio_seconds", 1, 3600, "audio h"),
     ("wall_seconds", 1, 60, "wall min"),
 )

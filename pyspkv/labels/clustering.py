@@ -50,12 +50,17 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
     for first in range(0, len(x), 8192):
         part = x[first : first + 8192] - mean
         covariance += part.T @ part
-    values, axes = np.linalg.eigh(covariance / len(x))
-    axes = (axes * np.maximum(values, 1e-3 * values[-1]) ** (-power / 2)).astype(np.float32)
+    axes = whitening(covariance / len(x), power)
     for first in range(0, len(x), 8192):
         x[first : first + 8192] = (x[first : first + 8192] - mean.astype(np.float32)) @ axes
     unit_rows(x)
     return x
+
+
+def whitening(covariance: np.ndarray, power: float) -> np.ndarray:
+    """Principal axes, the columns, over eigenvalue^(power / 2): covariance [D, D] -> float32 [D, D]."""
+    values, axes = np.linalg.eigh(covariance)
+    return (axes * np.maximum(values, 1e-3 * values[-1]) ** (-power / 2)).astype(np.float32)
 
 
 def ward(

@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from pyspkv.dataset import Batch, View
 from pyspkv.distributed import all_sum, broadcast, gather, rank
 from pyspkv.features import SpecAugmentConfig
+from pyspkv.labels.clustering import whitening
 from pyspkv.labels.gates import merge_rows, two_gaussians
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.objective import Info, Losses, Objective, ema, margin_logits, spread
 
 CHUNK = 1 << 16  # rows at once in the bookkeeping
+WHITEN = 0.5  # power: channels take the first axes of embeddings, where speakers should part
 log = logging.getLogger(__name__)
 
 
@@ -108,9 +110,14 @@ class Reflective(Objective):
         self.register_buffer("loss", torch.full((n,), torch.nan))
         self.register_buffer("weight", torch.ones(n))
         self.register_buffer("dead", torch.zeros(info.num_classes, dtype=torch.bool))
-        # of this epoch's unit embeddings by the teacher, by class: their sum and their number
-        self.register_buffer("sums", torch.zeros(info.num_classes, encoder.embed_dim))
+        # The teacher's embeddings of this epoch: sums of (1, z) (1, z)^T, and by class, whitened, their sum and number.
+        d = encoder.embed_dim
+        self.register_buffer("moments", torch.zeros(d + 1, d + 1))
+        self.register_buffer("sums", torch.zeros(info.num_classes, d))
         self.register_buffer("seen", torch.zeros(info.num_classes))
+        # x -> (x - mean) axes, of the epoch before
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("axes", torch.eye(d))
 
     def begin(self, embeddings: Tensor, label: Tensor) -> None:
         """Labels [N] of the data directory; prototypes = mean embeddings [N, D] of the start encoder, by label.
@@ -123,6 +130,9 @@ class Reflective(Objective):
         with torch.no_grad():
             for classifier in (self.classifier, self.teacher_classifier):
                 classifier.weight.copy_(F.normalize(sums))
+        for part in unit.split(CHUNK):
+            self.add_moments(part)
+        self.rewhiten()
         self.label.copy_(label)
         self.queue[:, c.queue - c.queue // 2 :] = label[:, None].int()
         self.dead.copy_(torch.bincount(label, minlength=self.info.num_classes) == 0)
@@ -184,9 +194,22 @@ class Reflective(Objective):
         self.vote[batch.index] = vote.int()
         self.loss[batch.index] = F.cross_entropy(logits, target, reduction="none")
         if c.merge or c.min_size:
-            label = gather(label)
-            self.sums.index_add_(0, label, gather(F.normalize(z)))
+            label, unit = gather(label), gather(F.normalize(z))
+            self.add_moments(unit)
+            self.sums.index_add_(0, label, F.normalize((unit - self.mean) @ self.axes))
             self.seen.index_add_(0, label, torch.ones_like(label, dtype=self.seen.dtype))
+
+    def add_moments(self, unit: Tensor) -> None:
+        one_unit = torch.cat([torch.ones_like(unit[:, :1]), unit], 1)
+        self.moments += one_unit.T @ one_unit
+
+    def rewhiten(self) -> None:
+        """Mean and axes from the moments, half-power whitened as the clusters of the start."""
+        if self.moments[0, 0] > 0:
+            m = (self.moments / self.moments[0, 0]).double().cpu().numpy()
+            self.mean.copy_(torch.from_numpy(m[0, 1:]))
+            self.axes.copy_(torch.from_numpy(whitening(m[1:, 1:] - np.outer(m[0, 1:], m[0, 1:]), WHITEN)))
+            self.moments.zero_()
 
     def alive(self, queue: Tensor) -> Tensor:
         """Votes for dead classes count as empty places."""
@@ -230,6 +253,7 @@ class Reflective(Objective):
         self.loss.fill_(torch.nan)
         self.sums.zero_()
         self.seen.zero_()
+        self.rewhiten()
         size = torch.bincount(self.label.long(), minlength=self.info.num_classes)
         self.dead.copy_(size == 0)
         share = size[size > 0] / size.sum()
@@ -245,7 +269,7 @@ class Reflective(Objective):
         to the nearest. Needs no label and no scale:
 
         mean cosine of pairs across / average of the two mean cosines of pairs within > merge. Only classes that are
-        each other's best partner, so that an epoch builds no chains; from the epoch's sums of unit embeddings [K, D].
+        each other's best partner, so that an epoch builds no chains; from the epoch's sums of whitened embeddings.
         """
         c, classes = self.config, self.info.num_classes
         size = torch.bincount(self.label.long(), minlength=classes)
