@@ -1,23 +1,25 @@
-"""SSRL's bookkeeping at VoxCeleb2 size: seconds and memory of one epoch's end, on synthetic losses and votes.
+"""SSRL's costs: one epoch's end at VoxCeleb2 size on synthetic losses and votes, and a step in which labels move beside
+a plain one of the same student crops (encoder and crops of egs/mini/ssrl, forward, backward, optimiser, teacher).
 
-OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/reflective.py [--rows 1092009] [--classes 8000]
+OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/reflective.py [end|step] [--rows 1092009] [--classes 8000]
 """
 
 import argparse
 import resource
+import statistics
 import time
+from pathlib import Path
 
 import torch
 
 from pyspkv import config as cfg
+from pyspkv.dataset import Batch
 from pyspkv.objectives.objective import Info
 
+CONF = Path(__file__).resolve().parents[1] / "egs/mini/ssrl/conf"
 
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rows", type=int, default=1_092_009)
-    p.add_argument("--classes", type=int, default=8000)
-    args = p.parse_args()
+
+def end_of_epoch(args) -> None:
     torch.manual_seed(0)
     encoder = cfg.build(
         "encoder", cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "embed_dim": 256})
@@ -42,6 +44,55 @@ def main() -> None:
     print(
         f"{args.rows} utterances, {args.classes} classes: {seconds:.1f} s, {peak:.2f} GiB at the peak; {found}"
     )
+
+
+def build(file: str):
+    """(objective, optimiser, batch) of a config of the recipe; its labels have begun to move."""
+    from pyspkv.trainer import TrainConfig
+
+    torch.manual_seed(0)
+    c = cfg.load(TrainConfig, CONF / file)
+    o = cfg.build("objective", c.objective, cfg.build("encoder", c.encoder), Info(2000, 133, 15, c.epochs))
+    rows = torch.arange(c.batch_size)
+    o.begin(torch.randn(2000, o.encoder.embed_dim), torch.arange(2000) % 133)
+    views = {
+        n: (0.1 * torch.randn(len(rows), v.samples), torch.full((len(rows),), v.samples))
+        for n, v in o.views().items()
+    }
+    none = torch.full_like(rows, -1)
+    batch = Batch(20, 0, rows, 0 * rows, rows % 133, none, none, 0 * rows, views)
+    o.train().before_step(20 * 15)
+    return o, torch.optim.Adam(o.optimisers()["main"], lr=1e-4), batch
+
+
+def step(o, optimiser, batch: Batch) -> float:
+    start = time.perf_counter()
+    losses = o(batch)
+    optimiser.zero_grad(set_to_none=True)
+    sum(total / weight for total, weight in losses.terms.values()).backward()
+    optimiser.step()
+    o.after_step()
+    return time.perf_counter() - start
+
+
+def steps(args) -> None:
+    systems = {"plain": build("offline.yaml"), "labels move": build("round.yaml")}
+    seconds = {name: [] for name in systems}
+    for _ in range(args.turns + 1):
+        for name, system in systems.items():
+            seconds[name].append(step(*system))
+    plain, moving = (statistics.median(s[1:]) for s in seconds.values())
+    print(f"a step of 128: plain {plain:.2f} s, labels move {moving:.2f} s: {moving / plain:.2f} x")
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", nargs="?", default="end", choices=("end", "step"))
+    p.add_argument("--rows", type=int, default=1_092_009)
+    p.add_argument("--classes", type=int, default=8000)
+    p.add_argument("--turns", type=int, default=9)
+    args = p.parse_args()
+    {"end": end_of_epoch, "step": steps}[args.what](args)
 
 
 if __name__ == "__main__":
