@@ -178,6 +178,18 @@ def test_clusters_without_a_label_start_from_unlabelled_points():
         constrained_kmeans(x[:20], np.arange(19), np.zeros(19, int), 6)
 
 
+def test_whitening_is_a_power_of_the_covariance():
+    a = np.random.default_rng(0).normal(size=(50, 6))
+    covariance = a.T @ a / 50
+    half, whole = (clustering.whitening(covariance, p).astype(np.float64) for p in (0.5, 1))
+    np.testing.assert_allclose(whole @ covariance @ whole, np.eye(6), atol=1e-5)
+    np.testing.assert_allclose(half @ half, whole, atol=1e-5)
+    np.testing.assert_allclose(clustering.whitening(covariance, 0), np.eye(6), atol=1e-6)
+    x = l2_normalise(a)
+    want = (x - x.mean(0)) @ clustering.whitening(np.cov(x.T, bias=True), 0.5)
+    np.testing.assert_allclose(clustering.whiten(x, 0.5), l2_normalise(want), atol=1e-5)
+
+
 # ---- together ---------------------------------------------------------------------------------------------
 def test_two_steps_find_the_speakers():
     x, truth = blobs(4000, 32, 60, 0.6, 8)

@@ -39,7 +39,7 @@ def l2_normalise(x: np.ndarray) -> np.ndarray:
 
 
 def whiten(x: np.ndarray, power: float) -> np.ndarray:
-    """Unit vectors x float32 [N, D]: centred, principal axes scaled by eigenvalue^(-power / 2), normalised again.
+    """Unit vectors x float32 [N, D]: centred, times covariance^(-power / 2), normalised again.
 
     power 1 is whitening with length normalisation (Garcia-Romero & Espy-Wilson, Interspeech 2011), 0 centring alone.
     Embeddings trained without labels spend their first axes on channels too; half the power evens them out without
@@ -58,9 +58,12 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
 
 
 def whitening(covariance: np.ndarray, power: float) -> np.ndarray:
-    """Principal axes, the columns, over eigenvalue^(power / 2): covariance [D, D] -> float32 [D, D]."""
+    """covariance [D, D]^(-power / 2), float32; eigenvalues count at least 1e-3 of the largest.
+
+    The symmetric root: unlike principal axes it has no sign of its own.
+    """
     values, axes = np.linalg.eigh(covariance)
-    return (axes * np.maximum(values, 1e-3 * values[-1]) ** (-power / 2)).astype(np.float32)
+    return (axes * np.maximum(values, 1e-3 * values[-1]) ** (-power / 2) @ axes.T).astype(np.float32)
 
 
 def ward(
