@@ -17,6 +17,7 @@ round=1             # start stage 4 at this round
 num_rounds=2
 num_clusters=auto   # pseudo-speakers, or auto: estimated without labels
 cluster_opts="--whiten 0.5"  # further options of bin.cluster
+ensemble=false      # cluster the embeddings of all phases so far, side by side
 labels_from=pretrain # the phase whose embeddings give the first round's labels
 round_init=         # where each round's training starts: empty = the pre-trained model, none = from scratch
 crops=0             # also score by so many crops of 4 s together with the whole utterance
@@ -72,7 +73,7 @@ rounds() { # embed, cluster, train; again and again
     for r in $(seq "$round" "$num_rounds"); do
         "$ROOT/steps/round.sh" --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
             --data-out "$data_out" --labels-from "$labels_from" --init "$round_init" --cluster-opts "$cluster_opts" \
-            --dev "$dev" \
+            --ensemble "$ensemble" --dev "$dev" \
             "$r" "$(round_config "$r")" "$data/train" "$exp" "${noise_list[@]}" "${student_options[@]}"
     done
 }

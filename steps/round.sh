@@ -13,6 +13,7 @@ cluster_opts=       # further options of bin.cluster, e.g. "--linkage average --
 dev=                # declared dev directory with trials: its EER after every epoch
 data_out=false      # the objective moves labels: write those it comes to into <exp>/round<r>/data_out
 truth=              # true utt2spk, for diagnostics only
+ensemble=false      # cluster the embeddings of all phases so far, side by side, not those of the last alone
 seed=0
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
@@ -25,10 +26,19 @@ init=${init:-$exp/pretrain/model}
 [ "$init" != none ] || init=
 here=$exp/round$round
 
-"$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$before/model" "$data" "$before/embed/train"
+others=()
+phases=("$before")
+if $ensemble && [ "$round" -gt 1 ]; then
+    phases+=("$exp/$labels_from")
+    for r in $(seq "$((round - 2))"); do phases+=("$exp/round$r"); done
+fi
+for phase in "${phases[@]}"; do
+    "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$phase/model" "$data" "$phase/embed/train"
+    [ "$phase" = "$before" ] || others+=(--embeddings "$phase/embed/train/embedding.scp")
+done
 # shellcheck disable=SC2086  # options are split on purpose
 "$ROOT/steps/cluster.sh" --num-clusters "$num_clusters" --previous "$previous" --truth "$truth" --seed "$seed" \
-    "$before/embed/train/embedding.scp" "$data" "$here/data" $cluster_opts
+    "$before/embed/train/embedding.scp" "$data" "$here/data" "${others[@]}" $cluster_opts
 labels_out=
 ! $data_out || labels_out=$here/data_out
 "$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --labels-out "$labels_out" --dev "$dev" "$config" "$here/data" "$here/model" \

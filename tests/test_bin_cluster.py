@@ -9,6 +9,7 @@ import pytest
 
 from pyspkv.datadir import DataDir
 from pyspkv.embeddings import EmbeddingWriter
+from pyspkv.labels import quality
 
 NUM = 400
 
@@ -86,6 +87,29 @@ def test_rows_are_averaged_after_normalisation(made, tmp_path):
         run("--embeddings", root / name / "embedding.scp", "--data", root / "data", "--num-clusters", 20,
             "--out-data", tmp_path / name / "data", "--method", "ahc")  # fmt: skip
     assert (tmp_path / "embed/data/utt2spk").read_bytes() == (tmp_path / "rows/data/utt2spk").read_bytes()
+
+
+def test_models_side_by_side_count_alike(made, tmp_path):
+    """Two halves of the axes, of other lengths: as one set of embeddings whose halves are normalised each."""
+    from pyspkv.embeddings import read_embeddings
+
+    root, utts, truth = made
+    x = read_embeddings(root / "embed/embedding.scp")
+    halves = [x.x[:, :8], 5 * x.x[:, 8:]]
+    both = np.concatenate([h / np.linalg.norm(h, axis=1, keepdims=True) for h in halves], 1)
+    for name, part in (("a", halves[0]), ("b", halves[1]), ("both", both)):
+        with EmbeddingWriter(tmp_path / name) as w:
+            for u, e in zip(x.ids, part):
+                w(u, e)
+    found = {}
+    for names in (["a"], ["a", "b"], ["both"]):
+        scps = [v for n in names for v in ("--embeddings", tmp_path / n / "embedding.scp")]
+        out = tmp_path / "-".join(names) / "data"
+        run(*scps, "--data", root / "data", "--num-clusters", 20, "--out-data", out)
+        found["-".join(names)] = DataDir.read(out, need_wav=False).spk
+    assert found["a-b"] == found["both"]
+    ami = {n: quality.diagnostics(spk, [str(t) for t in truth])["ami"] for n, spk in found.items()}
+    assert ami["a-b"] > ami["a"] + 0.03
 
 
 def test_small_clusters_are_dropped_and_auto_reports_its_curve(made, tmp_path):

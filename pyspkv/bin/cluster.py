@@ -22,7 +22,13 @@ def parse(argv=None) -> argparse.Namespace:
         description="Cluster embeddings; write a data directory whose utt2spk holds the clusters.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--embeddings", required=True, metavar="SCP", help="embedding.scp of bin.extract")
+    p.add_argument(
+        "--embeddings",
+        required=True,
+        action="append",
+        metavar="SCP",
+        help="embedding.scp of bin.extract; given again, other models' of the same utterances, to be set side by side",
+    )
     p.add_argument("--data", required=True, metavar="DIR", help="data directory; its speakers are not used")
     p.add_argument(
         "--out-data", required=True, metavar="DIR", help="new data directory, all of --data relabelled"
@@ -105,7 +111,6 @@ def main() -> int | None:
     start = time.time()
     from pyspkv.atomic import atomic_file
     from pyspkv.datadir import DataDir, read_table
-    from pyspkv.embeddings import read_embeddings
 
     data = DataDir.read(args.data)
     previous = DataDir.read(args.previous, need_wav=False) if args.previous else None
@@ -114,13 +119,11 @@ def main() -> int | None:
         raise UserError(
             f"{len(missing)} utterances of --data are missing, the first {missing[0]}", file=args.truth
         )
-    emb = read_embeddings(args.embeddings)
     import numpy as np
 
     from pyspkv.labels import clustering, quality
 
-    x = rows_of(emb, data, args.embeddings)
-    del emb
+    x = side_by_side(args.embeddings, data, args.whiten)
     n = len(x)
     wanted = args.num_clusters
     if wanted != "auto" and wanted > n:
@@ -131,8 +134,6 @@ def main() -> int | None:
     print(
         clustering.memory_estimate(n, x.shape[1], args.method, k1, args.linkage, args.metric), file=sys.stderr
     )
-    if args.whiten is not None:
-        x = clustering.whiten(x, args.whiten)
     labels, info = clustering.cluster(
         x, args.method, wanted, num_kmeans=k1, linkage=args.linkage, metric=args.metric,
         max_iter=args.iterations, seed=args.seed, device=args.device,
@@ -180,6 +181,20 @@ def main() -> int | None:
           f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip
     print(f"data directory: {args.out_data}")
     return 0
+
+
+def side_by_side(scps: list[str], data, power: float | None):
+    """float32 [N, D] unit vectors in the order of data.utts: each model's, whitened by `power`, side by side."""
+    import numpy as np
+
+    from pyspkv.embeddings import read_embeddings
+    from pyspkv.labels import clustering
+
+    parts = []
+    for scp in scps:
+        x = rows_of(read_embeddings(scp), data, scp)
+        parts.append(x if power is None else clustering.whiten(x, power))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, 1) / np.float32(len(parts) ** 0.5)
 
 
 def rows_of(emb, data, scp):

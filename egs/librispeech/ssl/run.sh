@@ -8,6 +8,9 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
 # shellcheck source=local/librispeech.sh
 . "$ROOT/local/librispeech.sh"
+num_rounds=3
+ensemble=true       # of the phases so far; together with average linkage chosen by AMI on the dev speakers
+cluster_opts="--whiten 0.75 --linkage average --metric cosine"
 . parse_options.sh
 begin
 noise_lists
