@@ -138,7 +138,7 @@ class Bounded(Assigner):
             self.own[part], at = score.max(1)
             self.label[part] = at
             self.other[part] = score.scatter_(1, at[:, None], -torch.inf).amax(1)
-        return self.label.cpu().numpy()
+        return self.label.cpu().numpy().copy()
 
     def _doubtful(self, rows):
         return rows[self.own[rows] <= self.other[rows] + self.SLACK]
