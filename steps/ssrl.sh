@@ -30,9 +30,8 @@ arm() { # <name> <key=value ...>: the same start and labels, another objective
     train --init "$exp/pretrain/model" "$(round_config 1)" "$exp/round1/data" "$exp/$1/model" "${@:2}"
     [ -d "$exp/$1/data" ] || cp -r "$exp/round1/data" "$exp/$1/data"
 }
-finetune_moved() { # large margin on the labels it came to
-    train --init "$exp/round1/model" "$conf/finetune.yaml" "$exp/round1/data_out" "$exp/finetune/model"
-    ! $supervised || round_yaml=offline.yaml supervise # true labels stay
+compare() { # the true labels, which stay
+    ! $supervised || round_yaml=offline.yaml supervise
 }
 report_arms() {
     offline report

@@ -20,7 +20,7 @@ if run 1 "data directories and noise lists"; then make_data; fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "DINO"; then pretrain; fi
 if run 4 "reflective learning"; then reflect; fi
-if run 5 "large-margin fine-tuning on the labels it came to"; then finetune_moved; fi
+if run 5 "train on the true labels, for comparison"; then compare; fi
 if run 6 "extract embeddings"; then extract_all; offline extract_all; fi
 if run 7 "score"; then score_all; offline score_all; fi
 if run 8 "report"; then report_arms; fi
