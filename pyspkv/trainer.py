@@ -326,11 +326,11 @@ class Trainer:
         from pyspkv.metrics import eer
 
         enrol, test, target = read_trials(self.dev_trials)
-        out = {}
+        out, modules = {}, {"dev_eer": self.objective.evaluates}
+        if self.objective.evaluates != "encoder":
+            modules["dev_eer_student"] = "encoder"
         self.objective.eval()
-        for key, module in (("dev_eer", self.objective.evaluates), ("dev_eer_student", "encoder")):
-            if key != "dev_eer" and module == self.objective.evaluates:
-                continue
+        for key, module in modules.items():
             model = self.objective.get_submodule(module)
             found = embed(model, self.dev, self.device, self.precision, allow_pipes=self.config.allow_pipes)
             i, j = (scoring.rows_of(ids, found.ids, "dev", self.dev_trials) for ids in (enrol, test))

@@ -1,4 +1,4 @@
-"""A few seconds of toy speech for tests: harmonic voices that differ in pitch and timbre."""
+"""A few seconds of toy speech for tests, harmonic voices that differ in pitch and timbre, and runs that are killed."""
 
 import numpy as np
 import pytest

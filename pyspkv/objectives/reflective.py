@@ -130,9 +130,10 @@ class Reflective(Objective):
         with torch.no_grad():
             for classifier in (self.classifier, self.teacher_classifier):
                 classifier.weight.copy_(F.normalize(sums))
-        for part in unit.split(CHUNK):
-            self.add_moments(part)
-        self.rewhiten()
+        if self.unites:
+            for part in unit.split(CHUNK):
+                self.add_moments(part)
+            self.rewhiten()
         self.label.copy_(label)
         self.queue[:, c.queue - c.queue // 2 :] = label[:, None].int()
         self.dead.copy_(torch.bincount(label, minlength=self.info.num_classes) == 0)
@@ -157,6 +158,11 @@ class Reflective(Objective):
     def votes(self) -> bool:
         """The teacher votes from so many epochs before the first update that the queue is full by then."""
         return self.epoch_now >= self.config.fixed_epochs - (self.config.queue // 2 + 1)
+
+    @property
+    def unites(self) -> bool:
+        """Classes merge, or go where they are small."""
+        return bool(self.config.merge or self.config.min_size)
 
     @property
     def updates(self) -> bool:
@@ -193,7 +199,7 @@ class Reflective(Objective):
             target = mode(self.alive(queue)).long()
         self.vote[batch.index] = vote.int()
         self.loss[batch.index] = F.cross_entropy(logits, target, reduction="none")
-        if c.merge or c.min_size:
+        if self.unites:
             label, unit = gather(label), gather(F.normalize(z))
             self.add_moments(unit)
             self.sums.index_add_(0, label, F.normalize((unit - self.mean) @ self.axes))
@@ -275,18 +281,19 @@ class Reflective(Objective):
         size = torch.bincount(self.label.long(), minlength=classes)
         live = torch.nonzero((size > 0) & (self.seen > 0))[:, 0]
         small = size[live] < c.min_size
-        if small.all() or not (c.merge or c.min_size):
+        if small.all() or not self.unites:
             return
         s, n, here = self.sums[live], self.seen[live, None], torch.arange(len(live), device=live.device)
+        direction, apart = F.normalize(s), small | (n[:, 0] < 2)  # no pairs within
         within = (s.square().sum(1, keepdim=True) - n) / (n * (n - 1)).clamp_min(1)
         alike, partner, nearest = torch.empty_like(within[:, 0]), here.clone(), here.clone()
         for rows in here.split(1024):  # never K x K at once
             across = s[rows] @ s.T / (n[rows] * n.T)
             across[torch.arange(len(rows)), rows] = -1.0
-            nearest[rows] = (F.normalize(s[rows]) @ F.normalize(s).T).masked_fill_(small, -2.0).argmax(1)
+            nearest[rows] = (direction[rows] @ direction.T).masked_fill_(small, -2.0).argmax(1)
             ratio = across / ((within[rows] + within.T) / 2).clamp_min(1e-3)
-            alike[rows], partner[rows] = ratio.masked_fill_(small | (n[:, 0] < 2), -1.0).max(1)
-        united = (partner[partner] == here) & (alike > c.merge) & (n[:, 0] > 1) & ~small & (c.merge > 0)
+            alike[rows], partner[rows] = ratio.masked_fill_(apart, -1.0).max(1)
+        united = (partner[partner] == here) & (alike > c.merge) & ~apart & (c.merge > 0)
         loses = (size[live] < size[live][partner]) | ((size[live] == size[live][partner]) & (partner < here))
         goes = torch.where(united & loses, partner, here)
         goes = torch.where(small, goes[nearest], goes)
