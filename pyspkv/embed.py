@@ -57,47 +57,57 @@ def embed_rows(
     """Yield (row, float32 [D]) for every utterance of `data`, shortest first. The encoder must be in eval mode.
 
     crops (n, samples): (row, [n, D]) of n crops evenly spaced from start to end, which overlap where they must; an
-    utterance shorter than one is repeated. change(row, wave) -> wave that is embedded in its place, no longer than it.
+    utterance shorter than one is repeated, and equal crops are embedded once. change(row, wave) -> wave that is
+    embedded in its place, no longer than it.
     """
     reader = AudioReader(data, allow_pipes)
-    lengths = [crops[0] * crops[1] if crops else reader.num_samples(row) for row in range(len(reader))]
     most = MAX_SECONDS * SAMPLE_RATE
+    least = max(encoder.min_samples, crops[1] if crops else 0)
 
-    def pieces(row: int) -> list[np.ndarray]:
+    def starts(samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """Different starts of crops, and how many crops each stands for: all, where the utterance is no longer."""
+        spaced = np.linspace(0, max(samples - least, 0), crops[0]).astype(int)
+        return np.unique(spaced, return_counts=True)
+
+    def pieces(row: int) -> tuple[list[np.ndarray], np.ndarray]:
         wave = reader.read(row)
         if change is not None:
             wave = change(row, wave)
-        least = max(encoder.min_samples, crops[1] if crops else 0)
-        if len(wave) < least:
+        given = len(wave)
+        if given < least:
             wave = np.resize(wave, least)
         if crops:
-            starts = np.linspace(0, len(wave) - least, crops[0]).astype(int)
-            return [wave[start : start + least] for start in starts]
-        return np.array_split(wave, -(-len(wave) // most))
+            first, counts = starts(given)
+            return [wave[start : start + least] for start in first], counts
+        return (parts := np.array_split(wave, -(-len(wave) // most))), np.ones(len(parts), int)
 
-    def batch(rows: list[int]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-        parts = [(row, piece) for row in rows for piece in pieces(row)]
+    def batch(rows: list[int]) -> tuple[list[int], np.ndarray, torch.Tensor, torch.Tensor]:
+        found = [(row, *pieces(row)) for row in rows]
+        parts = [(row, piece) for row, own, _ in found for piece in own]
         sizes = [len(piece) for _, piece in parts]
         wave = np.zeros((len(parts), max(sizes)), np.float32)
         for out, (_, piece) in zip(wave, parts):
             out[: len(piece)] = piece
-        return [row for row, _ in parts], torch.from_numpy(wave), torch.tensor(sizes)
+        counts = np.concatenate([own for _, _, own in found])
+        return [row for row, _ in parts], counts, torch.from_numpy(wave), torch.tensor(sizes)
 
+    lengths = [reader.num_samples(row) for row in range(len(reader))]
+    if crops:
+        lengths = [len(starts(length)[0]) * least for length in lengths]
     plans = list(_plan(lengths, BATCH_SECONDS[device.type] * SAMPLE_RATE))
     with ThreadPoolExecutor(1) as pool:  # reads the next batch while this one is embedded
         ahead = pool.submit(batch, plans[0]) if plans else None
         for i, plan in enumerate(plans):
-            owners, wave, sizes = ahead.result()
+            owners, counts, wave, sizes = ahead.result()
             ahead = pool.submit(batch, plans[i + 1]) if i + 1 < len(plans) else None
             with autocast(device, precision):
                 vectors = encoder(wave.to(device), sizes.to(device)).float().cpu().numpy()
+            owners = np.array(owners)
             for row in plan:
-                own = (
-                    vectors[[o == row for o in owners]]
-                    if len(owners) > len(plan)
-                    else vectors[[plan.index(row)]]
-                )
-                vector = own if crops else own.mean(0)
+                own = owners == row
+                vector = np.repeat(vectors[own], counts[own], axis=0)
+                if not crops:
+                    vector = vector.mean(0)
                 if not np.isfinite(vector).all():
                     raise UserError(
                         f"utterance {data.utts[row]}: its embedding is not finite",
