@@ -358,5 +358,8 @@ def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
     [found] = report_cli.moving_labels(tmp_path, None)
     assert found["noise_recall"] == pytest.approx(1 / 2)
     assert found["noise_precision"] == pytest.approx(1 / 1.5)
+    scored = {"spoilt": {"test": {"eer": 9.0}, "test-crops": {"eer": 8.0}}}
+    other = report_cli.results(scored, {}, "test", {"spoilt": [found]})["others"]["spoilt"]
+    assert (other["noise_recall"], other["eer_crops"]) == (found["noise_recall"], 8.0)
     shutil.rmtree(tmp_path / "data")  # a system trained on another's labels
     assert report_cli.moving_labels(tmp_path, None) == []

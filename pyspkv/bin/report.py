@@ -16,7 +16,7 @@ KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_c
 KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
 KEYS += ("eer_difference_ci_low", "eer_difference_ci_high")
 PIPELINE = re.compile(r"pretrain|round[1-9]\d*|finetune|supervised")
-VARIANTS = ("mean", "asnorm")  # of the headline list: less the training mean, AS-normed
+VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the training mean, AS-normed, with crops
 
 
 def parse_args() -> argparse.Namespace:
@@ -92,7 +92,10 @@ def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
 
 
 def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, list[dict]]) -> dict:
-    """The schema of results.json; null or [] where a key does not apply. `..._end`: of labels that moved."""
+    """The schema of results.json; null or [] where a key does not apply.
+
+    `..._end`: of labels that moved. `noise_...`: what the gate of the last epoch made of labels made wrong on purpose.
+    """
 
     def entry(phase: str) -> dict | None:
         found = scores.get(phase, {}).get(name)
@@ -100,8 +103,9 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
             return None
         other = {v: scores[phase].get(f"{name}-{v}") for v in VARIANTS}
         out = {k: found.get(k) for k in KEYS} | {f"eer_{v}": m["eer"] for v, m in other.items() if m}
+        last = moving[phase][-1] if moving.get(phase) else {}
+        out |= {k: v for k, v in last.items() if k.startswith("noise_")}
         if any(e["flipped"] for e in moving.get(phase, [])):
-            last = moving[phase][-1]
             out |= {f"{k}_end": last[k] for k in ("live", "nmi", "ami", "purity") if k in last}
         return out
 

@@ -19,6 +19,7 @@ from pyspkv.tables import read_table
 FIELDS = ("table", "row", "seed", "eer", "min_dcf_0.01", "nmi", "audio_seconds", "wall_seconds")
 FIELDS += ("command", "commit", "machine", "eer_mean", "eer_asnorm", "ami", "cllr")
 FIELDS += ("live_end", "nmi_end", "ami_end", "purity_end")  # of labels that moved
+FIELDS += ("eer_crops", "noise_recall", "noise_precision")
 MATRIX = (
     ("eer", 2, "EER %"),
     ("dev_eer", 2, "dev EER %"),
@@ -30,6 +31,7 @@ COLUMNS = (
     ("min_dcf_0.01", 3, 1, "minDCF 0.01"),
     ("eer_mean", 2, 1, "EER %, less mean"),
     ("eer_asnorm", 2, 1, "EER %, AS-norm"),
+    ("eer_crops", 2, 1, "EER %, with crops"),
     ("cllr", 3, 1, "Cllr"),
     ("nmi", 3, 1, "NMI"),
     ("ami", 3, 1, "AMI"),
@@ -37,6 +39,8 @@ COLUMNS = (
     ("nmi_end", 3, 1, "NMI at the end"),
     ("ami_end", 3, 1, "AMI at the end"),
     ("purity_end", 3, 1, "purity at the end"),
+    ("noise_recall", 2, 1, "of the false labels, kept out"),
+    ("noise_precision", 2, 1, "of what is kept out, false"),
     ("audio_seconds", 1, 3600, "audio h"),
     ("wall_seconds", 1, 60, "wall min"),
 )
