@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -445,3 +446,34 @@ def test_help_lists_the_common_options_once(recipe):
     for option in ("stage", "stop-stage", "nj", "ngpu", "seed", "exp", "supervised"):
         assert text.count(f"--{option} ") >= 1, option
     assert "po-files" not in text and "noise-list" not in text
+
+
+def test_sweep_over_numbers_of_clusters(tmp_path):
+    """One pre-training, a run of the recipe for each number, a table; here of a recipe that only takes notes."""
+    recipe = tmp_path / "my recipe"
+    recipe.mkdir()
+    (recipe / "run.sh").write_text(
+        '#!/usr/bin/env bash\nset -eu\necho "$*" >> "$(dirname "$0")/calls"\n'
+        "while [ $# -gt 1 ]; do case $1 in --exp) exp=$2 ;; --num-clusters) k=$2 ;; esac; shift 2; done\n"
+        '[ -n "${k:-}" ] || { mkdir -p "$exp/pretrain/model"; touch "$exp/pretrain/model/LATEST"; exit; }\n'
+        '[ -d "$exp/pretrain/model" ] && mkdir -p "$exp/round2/score" "$exp/round10/score"\n'
+        'echo "{\\"eer\\": ${k}.5, \\"min_dcf_0.01\\": 0.5}" > "$exp/round10/score/test.json"\n'
+    )
+    (recipe / "run.sh").chmod(0o755)
+    command = [
+        ROOT / "steps/sweep_clusters.sh",
+        "--clusters",
+        "5 10",
+        "--seed",
+        "3",
+        recipe,
+        tmp_path / "exp",
+    ]
+    env = {**os.environ, "SPKV_PYTHON": sys.executable}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    calls = (recipe / "calls").read_text().splitlines()
+    assert ["--stop-stage 3" in c for c in calls] == [True, False, False]
+    assert all("--seed 3" in c for c in calls)
+    assert "| system | 5 | 10 |" in (table := (recipe / "RESULTS.md").read_text())
+    assert "| round10 | 5.50 | 10.50 |" in table
