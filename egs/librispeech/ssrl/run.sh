@@ -11,6 +11,7 @@ set -euo pipefail
 # shellcheck source=steps/ssrl.sh
 . "$ROOT/steps/ssrl.sh"
 num_clusters=auto       # estimated without labels; better too many than too few
+cluster_opts="--method kmeans"  # alone, as the authors
 . parse_options.sh
 begin
 noise_lists

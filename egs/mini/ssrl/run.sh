@@ -12,6 +12,7 @@ set -euo pipefail
 . "$ROOT/steps/ssrl.sh"
 data_opts="--sessions 5"  # of 4 utterances
 num_clusters=133    # 1.33 times the speakers; SSRL brings the number down
+cluster_opts="--method kmeans"  # alone, as the authors
 . parse_options.sh
 begin
 noise_lists
