@@ -10,7 +10,7 @@ set -euo pipefail
 . "$ROOT/local/arabic_speech_commands.sh"
 # shellcheck source=steps/ssrl.sh
 . "$ROOT/steps/ssrl.sh"
-num_clusters=30         # more than there may be
+num_clusters=30         # more than there may be: SSRL brings the number down
 cluster_opts="--method kmeans"  # alone, as the authors
 . parse_options.sh
 begin

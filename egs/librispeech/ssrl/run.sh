@@ -10,7 +10,7 @@ set -euo pipefail
 . "$ROOT/local/librispeech.sh"
 # shellcheck source=steps/ssrl.sh
 . "$ROOT/steps/ssrl.sh"
-num_clusters=auto       # estimated without labels; better too many than too few
+num_clusters=300        # more than there may be: SSRL brings the number down
 cluster_opts="--method kmeans"  # alone, as the authors
 . parse_options.sh
 begin
