@@ -79,17 +79,19 @@ def embed_rows(
         if crops:
             first, counts = starts(given)
             return [wave[start : start + least] for start in first], counts
-        return (parts := np.array_split(wave, -(-len(wave) // most))), np.ones(len(parts), int)
+        parts = np.array_split(wave, -(-len(wave) // most))
+        return parts, np.ones(len(parts), int)
 
-    def batch(rows: list[int]) -> tuple[list[int], np.ndarray, torch.Tensor, torch.Tensor]:
-        found = [(row, *pieces(row)) for row in rows]
-        parts = [(row, piece) for row, own, _ in found for piece in own]
-        sizes = [len(piece) for _, piece in parts]
+    def batch(rows: list[int]) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
+        found = [pieces(row) for row in rows]
+        parts = [piece for own, _ in found for piece in own]
+        sizes = [len(piece) for piece in parts]
         wave = np.zeros((len(parts), max(sizes)), np.float32)
-        for out, (_, piece) in zip(wave, parts):
+        for out, piece in zip(wave, parts):
             out[: len(piece)] = piece
-        counts = np.concatenate([own for _, _, own in found])
-        return [row for row, _ in parts], counts, torch.from_numpy(wave), torch.tensor(sizes)
+        owners = np.repeat(rows, [len(own) for own, _ in found])
+        counts = np.concatenate([times for _, times in found])
+        return owners, counts, torch.from_numpy(wave), torch.tensor(sizes)
 
     lengths = [reader.num_samples(row) for row in range(len(reader))]
     if crops:
@@ -102,7 +104,6 @@ def embed_rows(
             ahead = pool.submit(batch, plans[i + 1]) if i + 1 < len(plans) else None
             with autocast(device, precision):
                 vectors = encoder(wave.to(device), sizes.to(device)).float().cpu().numpy()
-            owners = np.array(owners)
             for row in plan:
                 own = owners == row
                 vector = np.repeat(vectors[own], counts[own], axis=0)

@@ -17,8 +17,7 @@ recipe=$(realpath "$1") exp=$(realpath -m "$2")
 data=$(realpath -m "${data:-$recipe/data}") results=$(realpath -m "${results:-$recipe/RESULTS.jsonl}")
 
 # shellcheck disable=SC2086  # options are split on purpose
-[ -f "$exp/pretrain/model/LATEST" ] ||
-    "$recipe/run.sh" --stop-stage 3 --exp "$exp" --data "$data" --seed "$seed" $run_opts
+"$recipe/run.sh" --stop-stage 3 --exp "$exp" --data "$data" --seed "$seed" $run_opts
 for k in $clusters; do
     mkdir -p "$exp/k$k"
     ln -sfn ../pretrain "$exp/k$k/pretrain"

@@ -469,8 +469,9 @@ def test_sweep_over_numbers_of_clusters(tmp_path):
         recipe,
         tmp_path / "exp",
     ]
-    env = {**os.environ, "SPKV_PYTHON": sys.executable}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=env(SPKV_PYTHON=sys.executable), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     calls = (recipe / "calls").read_text().splitlines()
     assert ["--stop-stage 3" in c for c in calls] == [True, False, False]
