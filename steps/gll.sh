@@ -11,6 +11,7 @@ ngpu=0
 iterations=3
 stages="T V L"
 epochs=           # at most so many in each of the stages ("4 3 3"); empty = the config's
+rates=            # learning rates of the stages ("2e-3 5e-4 5e-4"); empty = the config's, in each from the start
 patience=3        # a stage ends after so many epochs without a lower dev EER
 threshold=        # of stage F
 first=            # another system's folder: its round1/data and round1/T are this one's too
@@ -47,6 +48,7 @@ share_rooms() { # <run>: Stage I's simulated rooms, which would be the same
 trained() { [ -f "$1/LATEST" ] && grep -q '"done": true' "$1/$(cat "$1/LATEST")/state.json"; }
 
 read -ra most <<< "$epochs"
+read -ra rate <<< "$rates"
 before=$pretrained
 for r in $(seq "$iterations"); do
     here=$exp/round$r
@@ -59,6 +61,7 @@ for r in $(seq "$iterations"); do
     for stage in $stages; do
         limit=()
         [ -z "${most[i]:-}" ] || limit=(epochs="${most[i]}")
+        [ -z "${rate[i]:-}" ] || limit+=(optim.lr="${rate[i]}")
         [ -d "$here/$stage" ] || share_rooms "$here/$stage"
         trained "$here/$stage" || "$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --keep-head "$keep_head" \
             --unlabelled "$here/data" --dev "$dev" --patience "$patience" "$config" "$split/labelled" "$here/$stage" \

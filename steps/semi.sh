@@ -17,6 +17,7 @@ name=               # of the result's folder; default the system, with -scratch
 num_rounds=3        # GLL's iterations
 cluster_opts=       # further options of bin.seeded_cluster: --faithful, "--whiten 0.5"
 stage_epochs=       # at most so many in GLL's stages, "4 3 3"; empty = as conf/semi.yaml
+stage_rates=        # learning rates of GLL's stages, "2e-3 5e-4 5e-4"; empty = as conf/semi.yaml
 patience=3          # epochs without a lower dev EER that end a stage or a run; the best epoch counts
 batch=128           # utterances in a batch
 labelled_batch=32   # of which labelled
@@ -90,10 +91,10 @@ gll() { # <stages> [steps/gll.sh options]: with GLL's own C and T where they are
     local stages=$1 first=; shift
     [ "$init" = stage1 ] || { echo "$0: $system starts from Stage I" >&2; exit 1; }
     [ "$system" = wo-gll ] || [ "$flip" != 0 ] || [ ! -d "$base/n$labels/wo-gll/round1/T" ] || first=$base/n$labels/wo-gll
-    "$ROOT/steps/gll.sh" --nj "$nj" --ngpu "$ngpu" --iterations "$num_rounds" --stages "$stages" --epochs "$stage_epochs" \
-        --patience "$patience" --first "$first" --flip "$flip" --cluster-opts "$cluster_opts" "$@" \
-        "$conf/semi.yaml" "$data/train" "$split" "$data/dev" "$stage1" "$exp" "${two_stream[@]}" seed="$seed" \
-        "${noise_list[@]}" "${more[@]}"
+    "$ROOT/steps/gll.sh" --nj "$nj" --ngpu "$ngpu" --iterations "$num_rounds" --stages "$stages" \
+        --epochs "$stage_epochs" --rates "$stage_rates" --patience "$patience" --first "$first" --flip "$flip" \
+        --cluster-opts "$cluster_opts" "$@" "$conf/semi.yaml" "$data/train" "$split" "$data/dev" "$stage1" "$exp" \
+        "${two_stream[@]}" seed="$seed" "${noise_list[@]}" "${more[@]}"
 }
 baseline() { # <labelled data> <unlabelled data, or empty> [key=value ...]
     local labelled=$1 unlabelled=$2; shift 2
