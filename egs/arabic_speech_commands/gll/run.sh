@@ -11,6 +11,8 @@ set -euo pipefail
 # shellcheck source=steps/semi.sh
 . "$ROOT/steps/semi.sh"
 stage_epochs="4 2 2"
+stage_rates="1e-3 2e-4 2e-4"  # a full rate again would learn wrong labels by heart
+cluster_opts="--whiten 0.5"
 labelled_batch=16
 . parse_options.sh
 begin
