@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environment of every script, to be sourced: ROOT, PYTHONPATH, PATH, LC_ALL, glibc's malloc and the Python interpreter.
+# The environment of every script, to be sourced: ROOT, PYTHONPATH, PATH, LC_ALL and the Python interpreter.
 # SPKV_PYTHON names an existing interpreter; without it, .venv is made on first use (utils/setup_env.sh).
 
 ROOT=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
@@ -28,7 +28,3 @@ fi
 case :$PATH: in ":$ROOT/utils:$_bin:"*) ;; *) export PATH="$ROOT/utils:$_bin:$PATH" ;; esac
 case :${PYTHONPATH:-}: in ":$ROOT:"*) ;; *) export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" ;; esac
 unset _bin
-
-# What a training step frees is kept for the next one: glibc by itself maps and clears every tensor over 32 MiB anew
-# (benchmarks/RESULTS.md, GLL).
-export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"

@@ -1,5 +1,6 @@
 """Cost of gated label learning beside supervised training on as many strong rows: milliseconds of a step.
 
+export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296   # as steps/train.sh
 OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/gll.py [--labelled 100] [--unlabelled 100] [--channels 128]
 """
 

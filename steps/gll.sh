@@ -59,13 +59,13 @@ for r in $(seq "$iterations"); do
     cluster "$before" "$here/data" --flip "$flip"
     init=$pretrained keep_head=false runs=() i=0
     for stage in $stages; do
-        limit=()
-        [ -z "${most[i]:-}" ] || limit=(epochs="${most[i]}")
-        [ -z "${rate[i]:-}" ] || limit+=(optim.lr="${rate[i]}")
+        own=()
+        [ -z "${most[i]:-}" ] || own+=(epochs="${most[i]}")
+        [ -z "${rate[i]:-}" ] || own+=(optim.lr="${rate[i]}")
         [ -d "$here/$stage" ] || share_rooms "$here/$stage"
         trained "$here/$stage" || "$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --keep-head "$keep_head" \
             --unlabelled "$here/data" --dev "$dev" --patience "$patience" "$config" "$split/labelled" "$here/$stage" \
-            "$@" "${limit[@]}" objective.gate="$(gate "$stage")"
+            "$@" "${own[@]}" objective.gate="$(gate "$stage")"
         init=$here/$stage@best keep_head=true runs+=("$here/$stage") i=$((i + 1))
     done
     best=$("$SPKV_PYTHON" -m pyspkv.bin.runs best "${runs[@]}")

@@ -24,6 +24,9 @@ args=(--config "$config" --data "$data" --exp "$model")
 [ -z "$dev" ] || args+=(--dev "$dev" --dev-trials "$dev/trials" --patience "$patience")
 [ $# -eq 0 ] || args+=(--set "$@")
 
+# What a step frees is kept for the next one: glibc by itself maps and clears every tensor over 32 MiB anew.
+export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
+
 if [ "$ngpu" -gt 0 ]; then nproc=$ngpu; else export CUDA_VISIBLE_DEVICES=; fi
 if [ "$nproc" -gt 1 ]; then
     exec "$SPKV_PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$nproc" -m pyspkv.bin.train "${args[@]}"
