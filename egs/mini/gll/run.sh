@@ -11,7 +11,7 @@ set -euo pipefail
 # shellcheck source=steps/semi.sh
 . "$ROOT/steps/semi.sh"
 labels=2
-stage_epochs="6 3 3"
+stage_epochs="14 3 3"
 stage_rates="1e-3 2e-4 2e-4"  # a full rate again would learn wrong labels by heart
 num_train_spk=64    # with 32 utterances each: what is unlabelled must fill an epoch
 data_opts="--utts-per-session 8"
