@@ -26,6 +26,7 @@ COMPONENTS = {
         "resnet": "pyspkv.models.resnet:ResNet",
         "wavlm": "pyspkv.models.wavlm:WavLM",
         "dvector": "pyspkv.models.dvector:DVector",
+        "xvector": "pyspkv.models.xvector:XVector",
     },
     "objective": {
         "margin": "pyspkv.objectives.margin:Margin",

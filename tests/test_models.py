@@ -16,6 +16,7 @@ ENCODERS = [
     {"name": "ecapa", "channels": 32, "mfa_channels": 48, "embed_dim": 16, "bottleneck": 8},
     {"name": "resnet", "channels": 4, "blocks": [1, 1, 1, 1], "embed_dim": 16},
     {"name": "resnet", "channels": 4, "blocks": [1, 1, 1, 1], "embed_dim": 16, "attentive": True},
+    {"name": "xvector", "channels": 12, "pool_channels": 20, "embed_dim": 16},
 ]
 
 
@@ -65,6 +66,21 @@ def test_ecapa_of_the_paper_has_the_papers_size():
     for channels, millions in ((512, 6.2), (1024, 14.7)):
         size = sum(p.numel() for p in build({"name": "ecapa", "channels": channels}).parameters())
         assert abs(size / 1e6 - millions) < 0.2
+
+
+def test_xvector_is_the_papers_table_1():
+    encoder = build({"name": "xvector", "n_mels": 24}).eval()
+    weights = [tuple(layer.conv.linear.weight.T.shape) for layer in encoder.layers]
+    assert weights == [(120, 512), (1536, 512), (1536, 512), (512, 512), (512, 1500)]
+    assert encoder.fc.weight.T.shape == (3000, 512)
+    x = torch.randn(1, 41, 24)
+    moved = x.clone()
+    moved[0, 20] += 1
+    with torch.no_grad():
+        frames = [encoder.frames(v, torch.tensor([41]))[0][0] for v in (x, moved)]
+    changed = (frames[0] != frames[1]).any(1).nonzero()[:, 0].tolist()
+    context = {a + b + c for a in range(-2, 3) for b in (-2, 0, 2) for c in (-3, 0, 3)}  # layers 1 to 3
+    assert changed == sorted(20 + t for t in context) and (changed[0], changed[-1]) == (13, 27)
 
 
 def test_resnet34_has_its_convolutions():

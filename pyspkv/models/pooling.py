@@ -10,7 +10,10 @@ def masked_stats(x: Tensor, mask: Tensor | None, weights: Tensor | None = None) 
     """Weighted mean and standard deviation over time, both [B, C]; weights [B, T, C] sum to one over T."""
     if weights is None:
         if mask is None:
-            var, mean = torch.var_mean(x, 1, correction=0)
+            mean = x.mean(1)
+            var = (
+                (x - mean[:, None]).square().mean(1)
+            )  # torch.var_mean takes four times as long over this axis
             return mean, var.clamp_min(1e-5).sqrt()
         weights = mask[..., None] / mask.sum(1)[:, None, None]
     weighted = weights * x
