@@ -63,9 +63,9 @@ class Row:
     base: str | None
 
 
-def dialogues(mode: str, rate: int, loss: str = "ava", reject: str = "none", num: int | None = None) -> Run:
+def dialogues(mode: str, rate: int, loss: str = "ava", reject: str = "none", num: int = 12) -> Run:
     """Pre-training on simulated dialogues; the oracle trains on the same ones with their true speakers."""
-    name, num = f"{mode}-{rate}", num or (24 if mode == "random" else 12)
+    name = f"{mode}-{rate}"
     part = "train_labelled" if reject == "oracle" else "train"
     changes = [f"objective.loss={loss}", f"objective.reject.kind={reject}", f"batch_size={2 * num}"]
     return Run(f"{name}-{loss}-{reject}-n{num}", "pretrain", f"{name}/{part}", changes, auc=name)
@@ -128,9 +128,7 @@ def grid(encoder_c: str) -> tuple[dict[str, Run], list[Row]]:
         for title, r in pre.items():
             tuned = Run(f"{r.name}-{num}", "finetune", data, own + size, init=r.name, dev=True)
             add(tuned, "C", f"{column}, {title}", base)
-        # An epoch ends with the labelled set: as many passes as make about 100 steps, as in pre-training.
-        passes = [f"sampler.passes={max(1, round(100 / (10 * (num // 4))))}"]
-        joint = Run(f"c-joint-{num}", "joint", data, own + passes, unlabelled=f"{NATURAL}/train", dev=True)
+        joint = Run(f"c-joint-{num}", "joint", data, own, unlabelled=f"{NATURAL}/train", dev=True)
         add(joint, "C", f"{column}, labelled and dialogues together", base)
     return runs, rows
 

@@ -92,7 +92,7 @@ class Dialogues(Sampler):
 
     Each epoch cuts every dialogue, in random order, into draws of M utterances (what is left over waits), and no device
     has two draws in a batch: the j-th draws of all devices form a pool, as in `OnePerLabel`. With a second, unlabelled
-    data directory, `labelled` of the N are of the first one, in even distances, and an epoch is over when one of the
+    data directory, `labelled` of the N are of the first one, in even distances, and a pass is over when one of the
     two is used up; `labelled` must then be a multiple of the number of processes.
     """
 
@@ -102,13 +102,13 @@ class Dialogues(Sampler):
         labelled: int = (
             0  # dialogues (speakers) of the labelled directory in a batch, beside an unlabelled one
         )
-        passes: int = 1  # through the data in an epoch, for sets of a few minutes
+        steps: int = 0  # batches in an epoch, in pass after pass through the data; 0: one pass
 
     def __init__(self, config, label, batch, seed, columns):
         m = config.per_dialogue
-        if m < 2 or config.passes < 1:
+        if m < 2 or config.steps < 0:
             raise UserError(
-                "sampler.per_dialogue is at least 2 (one utterance has no positive), passes at least 1"
+                "sampler.per_dialogue is at least 2 (one utterance has no positive), steps at least 0"
             )
         if batch % m:
             raise UserError(f"batch_size {batch} is not a multiple of sampler.per_dialogue {m}")
@@ -131,13 +131,15 @@ class Dialogues(Sampler):
         super().__init__(config, label, batch, seed, columns)
 
     def epoch(self, epoch: int) -> np.ndarray:
-        rng = self.rng(epoch)
-        passes = []
-        for _ in range(self.config.passes):
+        rng, wanted = self.rng(epoch), self.config.steps
+        found, steps = [], 0
+        while True:
             drawn = [stream.draw(rng) for stream in self.streams]  # [steps, dialogues, M] each
-            steps = min(map(len, drawn))
-            passes.append(np.concatenate([d[:steps] for d in drawn], 1)[:, self.order])
-        return np.concatenate(passes).reshape(-1, self.batch)
+            each = min(map(len, drawn))
+            found.append(np.concatenate([d[:each] for d in drawn], 1)[:, self.order])
+            steps += each
+            if not each or steps >= wanted:
+                return np.concatenate(found).reshape(-1, self.batch)[: wanted or None]
 
 
 class Stream:

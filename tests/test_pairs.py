@@ -368,16 +368,20 @@ def test_two_streams_are_spread_evenly_and_so_over_ranks():
         sampler(group, group, 8, labelled=2)
 
 
-def test_passes_lengthen_an_epoch_and_all_utterances_of_a_speaker_take_part():
+def test_an_epoch_has_the_steps_asked_for_in_pass_after_pass():
     group = np.repeat(np.arange(4), 20)
     rows = sampler(group, group, 4, 4).epoch(0)
     assert sorted(rows.ravel()) == list(range(80)) and rows.shape == (5, 16)
-    spec = cfg.resolve("sampler", {"name": "dialogues", "per_dialogue": 4, "passes": 3})
+    spec = {"name": "dialogues", "per_dialogue": 4}
     columns = {"group": group, "device": group, "source": 0 * group}
-    rows = cfg.build("sampler", spec, group, 16, 0, columns).epoch(0)
-    assert (
-        rows.shape == (15, 16) and (np.bincount(rows.ravel()) == 3).all() and (rows[:5] != rows[5:10]).any()
-    )
+    for steps in (3, 12):
+        found = cfg.build(
+            "sampler", cfg.resolve("sampler", spec | {"steps": steps}), group, 16, 0, columns
+        ).epoch(0)
+        assert found.shape == (steps, 16)
+        assert (found[:5] == rows[:steps]).all(), "the first pass is the same"
+        assert len(set(found[:5].ravel())) == 16 * min(steps, 5), "no utterance twice in a pass"
+    assert sorted(found[5:10].ravel()) == list(range(80)) and (found[:5] != found[5:10]).any()
 
 
 def test_one_utterance_per_dialogue_is_refused():

@@ -14,8 +14,6 @@ corpus=${corpora:+$corpora/arabic_speech_commands}  # folder that holds dataset/
 . parse_options.sh
 data=$data/fold$fold exp=$exp/fold$fold
 begin_dialogues
-options=()
-[ "$mode" = random ] || options=(batch_size=24) # 12 households
 
 if run 1 "speaker folds and dialogues from the corpus"; then
     [ -n "$corpus" ] || { echo "$0: give --corpus, the folder that holds dataset/ and the .csv" >&2; exit 1; }
@@ -23,9 +21,7 @@ if run 1 "speaker folds and dialogues from the corpus"; then
     simulate "$speech/speech" --session "$speech/truth/utt2session" --alike "$speech/truth/utt2content"
 fi
 if run 2 "check the data directories"; then check_dialogues; fi
-if run 3 "pre-train on dialogues"; then
-    train "$conf/pretrain.yaml" "$data/train" "$exp/pretrain/model" "${options[@]}"
-fi
+if run 3 "pre-train on dialogues"; then pretrain; fi
 if run 4 "rank the dialogues by compactness"; then rank; fi
 if run 5 "fine-tune on $labelled labelled speakers"; then finetune_few "$speech/labelled-$labelled"; fi
 if run 6 "extract embeddings"; then extract_all; fi
