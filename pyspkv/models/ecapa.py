@@ -76,7 +76,7 @@ class ConvReluNorm(nn.Module):
         return self.norm(F.relu(self.conv(x), inplace=True))
 
 
-def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask[..., None]
 
 
@@ -96,10 +96,10 @@ class SERes2Block(nn.Module):
         outs, y = [first], None
         for part, conv in zip(parts, self.res2):
             # padded frames must look like the zeros beyond an utterance's end
-            y = conv(_masked(part if y is None else part + y, mask))
+            y = conv(masked(part if y is None else part + y, mask))
             outs.append(y)
         h = self.outer(torch.cat(outs, -1))
-        mean = h.mean(1) if mask is None else _masked(h, mask).sum(1) / mask.sum(1, keepdim=True)
+        mean = h.mean(1) if mask is None else masked(h, mask).sum(1) / mask.sum(1, keepdim=True)
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(mean))))
         return torch.addcmul(x, h, gate[:, None])
 

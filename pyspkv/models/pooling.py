@@ -10,10 +10,8 @@ def masked_stats(x: Tensor, mask: Tensor | None, weights: Tensor | None = None) 
     """Weighted mean and standard deviation over time, both [B, C]; weights [B, T, C] sum to one over T."""
     if weights is None:
         if mask is None:
-            mean = x.mean(1)
-            var = (
-                (x - mean[:, None]).square().mean(1)
-            )  # torch.var_mean takes four times as long over this axis
+            mean = x.mean(1)  # torch.var_mean takes four times as long over this axis
+            var = (x - mean[:, None]).square().mean(1)
             return mean, var.clamp_min(1e-5).sqrt()
         weights = mask[..., None] / mask.sum(1)[:, None, None]
     weighted = weights * x

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pyspkv.models.ecapa import ConvReluNorm
+from pyspkv.models.ecapa import ConvReluNorm, masked
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.pooling import StatsPool
 
@@ -46,9 +46,7 @@ class XVector(Encoder):
         mask = self.mask(lengths, feats.shape[1])
         x = feats
         for layer in self.layers:
-            x = layer(x)
-            if mask is not None:  # padded frames must look like the zeros beyond an utterance's end
-                x = x * mask[..., None]
+            x = masked(layer(x), mask)  # padded frames must look like the zeros beyond an utterance's end
         return x, mask
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
