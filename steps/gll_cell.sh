@@ -9,6 +9,7 @@ data=             # the recipe's data directories
 calibrate_labels=10
 rounds_counted=3  # iterations that tables 1 and 2 choose from, by dev EER; table 3 has all
 run_opts=         # further options of the recipe's run.sh
+command=          # to record with the rows
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
 [ $# -ge 7 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
@@ -32,7 +33,7 @@ evaluate() { # <folder with model>: the chosen epoch on the test list
 record() { # <table> <row> <column> <folder> [bin.results options]
     local table="$title. $1" row=$2 column=$3 folder=$4; shift 4
     "$SPKV_PYTHON" -m pyspkv.bin.results --file "$results" --table "$table" --row "$row" --column "$column" \
-        --system "$folder" --seed "$seed" --command "steps/gll_grid.sh ${recipe#"$ROOT/"}" "$@"
+        --system "$folder" --seed "$seed" --command "$command" "$@"
 }
 row() { # the paper's name of the system
     local text

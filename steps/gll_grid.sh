@@ -31,10 +31,21 @@ exp=$(realpath -m "${exp:-$recipe/exp/grid}") data=$(realpath -m "${data:-$recip
 results=$(realpath -m "${results:-$recipe/RESULTS.jsonl}")
 first=${seeds%% *}
 
+command=steps/gll_grid.sh # as RESULTS.md shows it: the options given, less places and the number of jobs
+# shellcheck disable=SC2154  # po_given is parse_options.sh's
+for option in ${po_given[@]+"${po_given[@]}"}; do
+    case $option in
+        --jobs=* | --exp=* | --data=* | --results=*) ;;
+        *) command+=" ${option%%=*} \"${option#*=}\"" ;;
+    esac
+done
+command+=" ${recipe#"$ROOT/"}"
+
 wave() { # <what>: run the cells on standard input, `seed labels system init rounds [factor]` each
     echo "== $1 ($(date +%T))"
     xargs -r -P "$jobs" -L 1 "$ROOT/steps/gll_cell.sh" --title "$title" --results "$results" \
-        --data "$data" --calibrate-labels "$calibrate_labels" --rounds-counted "$rounds" --run-opts "$run_opts" "$recipe" "$exp"
+        --data "$data" --calibrate-labels "$calibrate_labels" --rounds-counted "$rounds" --run-opts "$run_opts" \
+        --command "$command" "$recipe" "$exp"
 }
 has() { [[ " $systems " == *" $1 "* ]]; }
 rounds_of() { # <seed> <labels>

@@ -513,7 +513,7 @@ def test_utterances_without_dialogues_are_refused_with_the_way_out(tmp_path, dat
 # ---- what dialogues are compared to ---------------------------------------------------------------------------------
 def test_the_lstm_encoder_is_causal_and_ignores_padding():
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
+    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER)).eval()
     feats = torch.randn(2, 30, 40)
     lengths = torch.tensor([30, 30])
     changed = feats.clone()

@@ -9,7 +9,8 @@
 #
 # `--some-name value` and `--some-name=value` set the existing variable some_name; where the default is true or false
 # only those are taken. --config FILE is sourced first, so that the command line wins. The first word that is no
-# option, or `--`, ends the options and stays in "$@". --help prints the comment block and the defaults above.
+# option, or `--`, ends the options and stays in "$@"; po_given holds the options as --name=value. --help prints the
+# comment block and the defaults above.
 
 po_die() {
   echo "$0: $*" >&2
@@ -74,4 +75,4 @@ for po_option in "${po_given[@]}"; do
   [[ $po_option == --config=* ]] || po_set "$po_option"
 done
 if [ -n "${cmd+set}" ] && [ -z "$cmd" ]; then po_die "--cmd is empty"; fi
-unset po_given po_option
+unset po_option

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pyspkv.distributed import BatchNorm
 from pyspkv.models.encoder import Encoder
 
 
@@ -27,12 +28,13 @@ class DVector(Encoder):
         self.embed_dim, self.frame_dim = config.embed_dim, config.hidden
         self.lstm = nn.LSTM(config.n_mels, config.hidden, config.layers, batch_first=True)
         self.fc = nn.Linear(config.hidden, config.embed_dim)
+        self.out_norm = BatchNorm(config.embed_dim)  # without it GE2E drew all speakers onto one point
 
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.lstm(feats)[0], self.mask(lengths, feats.shape[1])
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
-            return self.fc(frames[:, -1])
+            return self.out_norm(self.fc(frames[:, -1]))
         rows = torch.arange(len(frames), device=frames.device)
-        return self.fc(frames[rows, mask.sum(1) - 1])
+        return self.out_norm(self.fc(frames[rows, mask.sum(1) - 1]))
