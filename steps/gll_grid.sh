@@ -8,7 +8,7 @@
 set -euo pipefail
 title=              # of the tables
 labels="1 4 10"     # labelled utterances of each speaker
-seeds="0 1 2"       # of the headline rows (Stage I, supervised, SimCLRv2, w/o GLL, GLL); the first one of the others
+seeds="0 1 2"       # of the headline rows (Stage I, supervised, all labels, SimCLRv2, w/o GLL, GLL); the first of the others
 rounds=3            # iterations of GLL
 long_labels=4       # at which GLL and w/o GLL have --long-rounds iterations, with the first seed
 long_rounds=5
@@ -64,7 +64,8 @@ for s in $seeds; do echo "$s $first stage1 stage1 1"; done | wave "Stage I"
 {
     cells "$seeds" "$labels" stage1 wo-gll supervised
     cells "$first" "$labels" stage1 fixmatch
-    cells "$first" all stage1 full
+    cells "$seeds" all stage1 full
+    ! has supervised || cells "$seeds" all scratch full
 } | wave "w/o GLL, and what others need"
 {
     cells "$seeds" "$labels" stage1 gll
