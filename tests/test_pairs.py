@@ -526,6 +526,20 @@ def test_the_lstm_encoder_is_causal_and_ignores_padding():
     torch.testing.assert_close(padded[:1], short)
 
 
+def test_frozen_statistics_stay_while_weights_learn(tmp_path, data):
+    Trainer(config(tmp_path, "epochs=1"), data, tmp_path / "before").run()
+    changes = ["epochs=1", "objective.freeze_norm=true"]
+    init = str(tmp_path / "before")
+    Trainer(config(tmp_path, *changes), data, tmp_path / "frozen", init=init).run()
+    Trainer(config(tmp_path, *changes[:1]), data, tmp_path / "free", init=init).run()
+    before, frozen, free = (weights(tmp_path / name) for name in ("before", "frozen", "free"))
+    changed = {n for n in before if n.startswith("encoder.") and not torch.equal(before[n], frozen[n])}
+    statistics = {n for n in before if "running_" in n and n.startswith("encoder.")}
+    assert statistics and not statistics & changed, "the speakers at hand do not move them"
+    assert {"encoder.out_norm.weight", "encoder.fc.weight"} <= changed, "all weights learn"
+    assert all(not torch.equal(before[n], free[n]) for n in statistics)
+
+
 def test_cola_is_the_cross_entropy_of_bilinear_similarities():
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))

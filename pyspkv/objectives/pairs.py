@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.dataset import LABELLED, Batch, View
-from pyspkv.distributed import gather, rank
+from pyspkv.distributed import BatchNorm, gather, rank
 from pyspkv.errors import UserError
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.models.encoder import Encoder
@@ -53,6 +53,7 @@ class PairsConfig:
     reject: RejectConfig = field(default_factory=RejectConfig)
     labelled_loss: Literal["ava", "aproto", "ge2e"] = "ge2e"  # of the labelled part, beside an unlabelled one
     labelled_weight: float = 1.0
+    freeze_norm: bool = False  # batch statistics stay as the encoder came: a few speakers have others
 
 
 # In the losses e [n, M, D] are unit vectors of this rank's n dialogues, e_all [N, M, D] those of all ranks; negative
@@ -160,6 +161,14 @@ class Pairs(Objective):
         self.register_buffer("running", torch.tensor([0.0, 1.0, 0.0]))
         # Sum over this epoch's steps of the effective share, and their number.
         self.register_buffer("effective", torch.zeros(2, dtype=torch.float64))
+
+    def train(self, training: bool = True) -> "Pairs":
+        super().train(training)
+        if self.config.freeze_norm:
+            for module in self.encoder.modules():
+                if isinstance(module, BatchNorm):
+                    module.eval()
+        return self
 
     def views(self) -> dict[str, View]:
         return {"main": View(self.config.crop_seconds, augment=self.config.augment)}
