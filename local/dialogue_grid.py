@@ -24,7 +24,7 @@ import numpy as np
 
 from pyspkv.atomic import atomic_file
 from pyspkv.bin.report import read_json
-from pyspkv.bin.results import commit, cost, machine, read_rows
+from pyspkv.bin.results import commit, cost, machine, provenance, read_rows
 from pyspkv.errors import UserError, run
 
 NATURAL = "random-10"  # the dialogues of tables A and C: most have one speaker, some have two
@@ -167,6 +167,7 @@ class Grid:
         from pyspkv import checkpoint
         from pyspkv import config as cfg
         from pyspkv.datadir import DataDir
+        from pyspkv.runlog import git_id
         from pyspkv.trainer import TrainConfig, Trainer
 
         config = cfg.load(
@@ -189,7 +190,7 @@ class Grid:
         elif not (model / "LATEST").exists():
             torch.manual_seed(self.seed)
             encoder = cfg.build("encoder", config.encoder)
-            checkpoint.save_import(model, encoder, config.encoder, {"untrained": True, "seed": self.seed})
+            checkpoint.save_import(model, encoder, config.encoder, {"git": git_id(), "seed": self.seed})
         encoder = checkpoint.load_encoder(f"{model}@best" if r.dev else model)
         reject = getattr(config.objective, "reject", None)
         self.write(folder, self.evaluate(encoder, r, reject))
@@ -244,11 +245,10 @@ def collect(args, rows: list[Row]) -> list[dict]:
             for row in rows:
                 file = args.exp / f"fold{fold}-seed{seed}" / row.run / "result.json"
                 if file.exists():
-                    command = (
-                        f"egs/arabic_speech_commands/dialogue/grid.sh --tables {row.table} --seeds {seed}"
-                    )
+                    table = row.table if row.table in TITLES else "B"
+                    command = f"egs/arabic_speech_commands/dialogue/grid.sh --tables {table} --seeds {seed}"
                     fixed = {
-                        "table": TITLES[row.table],
+                        "table": TITLES.get(row.table, row.table),
                         "row": row.name,
                         "seed": seed,
                         "fold": fold,
@@ -338,10 +338,7 @@ def render(found: list[dict], rows: list[Row]) -> str:
             lines += ["", f"## {title}", "", *table_lines(part, [r for r in rows if r.table == table])]
             if table == "B":
                 lines += ["", *untrained_lines(found)]
-    for key, label in (("commit", "Commits"), ("machine", "Machines")):
-        values = sorted({x[key] for x in found if x.get(key)})
-        lines += ["", f"{label}: " + "; ".join(f"`{v}`" for v in values)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + provenance(found)) + "\n"
 
 
 def untrained_lines(found: list[dict]) -> list[str]:
@@ -353,7 +350,6 @@ def untrained_lines(found: list[dict]) -> list[str]:
 
 def report(args, runs: dict[str, Run], rows: list[Row]) -> None:
     extra = [Row("untrained", n, n, None) for n in runs if n.startswith("untrained-")]
-    TITLES["untrained"] = "untrained"
     new = collect(args, rows + extra)
     path = args.results
     kept = read_rows(path) if path.exists() else []
@@ -363,7 +359,6 @@ def report(args, runs: dict[str, Run], rows: list[Row]) -> None:
         raise UserError("no finished run yet", file=args.exp)
     with atomic_file(path) as f:
         f.writelines(json.dumps(x, ensure_ascii=False) + "\n" for x in found)
-    del TITLES["untrained"]
     with atomic_file(path.with_suffix(".md")) as f:
         f.write(render(found, rows))
     print(f"{len(found)} rows in {path}, tables in {path.with_suffix('.md')}")

@@ -119,6 +119,9 @@ def test_options_take_both_forms(script):
     assert sh("./script.sh --some-name= -- --nj", script).stdout.endswith("rest=--nj\nn=1\n")
     assert sh("./script.sh", script).stdout == "nj=4\nsome_name=\nsupervised=false\nrest=\nn=0\n"
     assert "some_name=a=b\n" in sh("./script.sh --some-name a=b", script).stdout
+    shown = SCRIPT + """printf '<%s>' "${po_given[@]}"\n"""
+    (script / "script.sh").write_text(shown)
+    assert sh("./script.sh --nj 7 --some-name='a b' c", script).stdout.endswith("<--nj=7><--some-name=a b>")
 
 
 def test_options_refuse_with_the_scripts_name(script):

@@ -35,6 +35,7 @@ class DVector(Encoder):
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None:
-            return self.out_norm(self.fc(frames[:, -1]))
-        rows = torch.arange(len(frames), device=frames.device)
-        return self.out_norm(self.fc(frames[rows, mask.sum(1) - 1]))
+            last = frames[:, -1]
+        else:
+            last = frames[torch.arange(len(frames), device=frames.device), mask.sum(1) - 1]
+        return self.out_norm(self.fc(last))
