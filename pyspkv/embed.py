@@ -20,12 +20,15 @@ BATCH_SECONDS = {"cpu": 120, "cuda": 1200}  # audio per batch, padding included
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """`auto` -> bf16 where the hardware multiplies it fast (GPUs since Ampere, CPUs with AMX), else fp32."""
+    """`auto` -> bf16 where the hardware multiplies it fast, else fp32: GPUs since Ampere, CPUs with AMX, and AMD's with
+    AVX-512 BF16, whose units take two bf16 products a cycle for one fp32 (Intel's do not gain: benchmarks/RESULTS.md)."""
     if asked != "auto":
         return asked
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    has = torch.cpu.get_capabilities()
+    amd = str(has.get("cpu_name", "")).startswith("AMD")
+    return "bf16" if has.get("amx_bf16") or (amd and has.get("avx512_bf16")) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -83,9 +83,20 @@ def test_bf16_stays_near_fp32(trained):
     assert (cos > 0.99).all() and (a != b).any()
 
 
-def test_precision_is_what_was_asked():
-    assert choose_precision("bf16", CPU) == "bf16"
-    assert choose_precision("auto", CPU) == ("bf16" if torch.cpu._is_amx_tile_supported() else "fp32")
+@pytest.mark.parametrize(
+    "capabilities, precision",
+    [
+        ({"cpu_name": "Intel(R) Xeon(R)", "amx_bf16": True, "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "Intel(R) Xeon(R)", "amx_bf16": False, "avx512_bf16": True}, "fp32"),
+        ({"cpu_name": "AMD EPYC", "amx_bf16": False, "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_precision_follows_the_hardware_unless_asked(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("auto", CPU) == precision
+    assert choose_precision("bf16", CPU) == "bf16" and choose_precision("fp32", CPU) == "fp32"
 
 
 @pytest.mark.parametrize("damage", ["no model", "no checkpoint", "cut weights", "no audio", "pipe", "pickle"])
