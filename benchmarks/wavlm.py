@@ -71,7 +71,8 @@ class Step:
         self.encoder, self.call = encoder.train(), call
         self.weight = torch.nn.Parameter(0.02 * torch.randn(CLASSES, 256))
         params = [p for p in encoder.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW([*params, self.weight], lr=1e-5)
+        fused = True if type(encoder) is WavLM else None  # as our trainer has it
+        self.optimiser = torch.optim.AdamW([*params, self.weight], lr=1e-5, fused=fused)
 
     def __call__(self, wave, label, precision: str) -> None:
         self.optimiser.zero_grad()

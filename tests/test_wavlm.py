@@ -11,7 +11,7 @@ from pyspkv import checkpoint
 from pyspkv import config as cfg
 from pyspkv.bin import import_checkpoint
 from pyspkv.errors import UserError
-from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA
+from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA, _normed_convolution
 
 SMALL = {"name": "wavlm", "layers": 2, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,
          "pos_conv_groups": 4, "embed_dim": 12, "mhfa_heads": 3, "mhfa_dim": 8}  # fmt: skip
@@ -116,6 +116,50 @@ def test_hidden_states_of_the_true_size_equal_both_references():
     for a, b, c in zip(ours, want, plain):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
         torch.testing.assert_close(a[0], c, atol=1e-4, rtol=0)
+
+
+def test_gradients_of_the_whole_trunk_equal_the_reference():
+    """Trained from scratch, convolutions included; 1-norm of the difference relative to the gradient's."""
+    encoder = build(freeze="none", dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
+    wave, lengths = 0.1 * torch.randn(2, 9000), torch.tensor([9000, 9000])
+
+    def gradients(states):
+        encoder.zero_grad()
+        sum(h.square().mean() * (i + 1) + (h * h.roll(1, 1)).mean() for i, h in enumerate(states)).backward()
+        return {n: p.grad for n, p in encoder.trunk.named_parameters() if p.grad is not None}
+
+    ours = gradients(encoder.hidden_states(*encoder.features(wave, lengths)[:1], None))
+    want = gradients(encoder.trunk(wave, output_hidden_states=True).hidden_states)
+    assert ours.keys() == want.keys() and len(ours) > 50
+    for name, g in want.items():
+        assert (ours[name] - g).abs().sum() <= 1e-4 * g.abs().sum() + 1e-6, name
+
+
+def test_first_convolution_where_its_kernels_hear_little():
+    """A loud low tone and kernels that sum to zero: the norm's variance is a small difference of large numbers."""
+    torch.manual_seed(3)
+    wave = torch.sin(torch.arange(8000) / 200)[None] + 1e-3 * torch.randn(1, 8000)
+    weight, norm = torch.randn(6, 10), torch.nn.GroupNorm(6, 6)
+    weight -= weight.mean(1, keepdim=True)
+    want = F.conv1d(wave.double()[:, None], weight.double()[:, None], stride=5)
+    want = (want - want.mean(2, keepdim=True)) / (want.var(2, correction=0, keepdim=True) + norm.eps).sqrt()
+    got = _normed_convolution(wave, torch.tensor([8000]), weight, norm)
+    torch.testing.assert_close(got.mT.double(), want, atol=2e-4, rtol=0)
+
+
+def test_dropout_keeps_its_share_and_follows_the_seed():
+    encoder = build().train()
+    x = torch.rand(3, 50, 333) + 0.5
+    torch.manual_seed(5)
+    y = encoder.drop(x, 0.1)
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x[kept] / 0.9)
+    assert abs(kept.float().mean() - 0.9) < 4 * (0.9 * 0.1 / x.numel()) ** 0.5
+    rows = kept.flatten().float()[: 4 * (x.numel() // 4)].view(-1, 4)  # four of one random number
+    assert abs(torch.corrcoef(rows.T) - torch.eye(4)).max() < 0.04
+    torch.manual_seed(5)
+    assert torch.equal(encoder.drop(x, 0.1), y) and not torch.equal(encoder.drop(x, 0.1), y)
+    assert encoder.drop(x, 0.0) is x and encoder.eval().drop(x, 0.1) is x
 
 
 def test_padding_changes_nothing():
