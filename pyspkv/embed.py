@@ -21,7 +21,7 @@ BATCH_SECONDS = {"cpu": 120, "cuda": 1200}  # audio per batch, padding included
 
 def choose_precision(asked: str, device: torch.device) -> str:
     """`auto` -> bf16 where the hardware multiplies it fast, else fp32: GPUs since Ampere, CPUs with AMX, and AMD's with
-    AVX-512 BF16, whose units take two bf16 products a cycle for one fp32 (Intel's do not gain: benchmarks/RESULTS.md)."""
+    AVX-512 BF16, which multiply it twice as fast as fp32 (Intel's do not: benchmarks/RESULTS.md)."""
     if asked != "auto":
         return asked
     if device.type == "cuda":
