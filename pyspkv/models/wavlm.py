@@ -241,7 +241,9 @@ class WavLM(Encoder):
             h, _ = t.feature_projection(feats)
             if mask is not None:
                 h = h * mask[..., None]
-            h = t.encoder.layer_norm(h + t.encoder.pos_conv_embed(h))
+            conv = t.encoder.pos_conv_embed.conv
+            place = _convolution(h, conv, padding=(0, c.pos_conv_kernel // 2), groups=c.pos_conv_groups)
+            h = t.encoder.layer_norm(h + F.gelu(place[:, : h.shape[1]]))
         h = self.drop(h, c.dropout)
         yield h
         attention = t.encoder.layers[0].attention
@@ -304,6 +306,13 @@ class WavLM(Encoder):
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
         sixteen = bits.view(torch.int16)[: x.numel()].view(x.shape)
         return x * (sixteen >= round(p * 65536) - 32768) * (1 / (1 - p))
+
+
+def _convolution(x: Tensor, conv: nn.Conv1d, **options) -> Tensor:
+    """[B, F, C] -> [B, F', C'], as a convolution of images of one row, channels last: on a CPU in bf16 1.5 to 2 times
+    as fast as Conv1d."""
+    x = x.transpose(1, 2)[:, :, None]
+    return F.conv2d(x, conv.weight[:, :, None], conv.bias, **options)[:, :, 0].transpose(1, 2)
 
 
 def _normed_convolution(wave: Tensor, lengths: Tensor, weight: Tensor, norm: nn.GroupNorm) -> Tensor:
