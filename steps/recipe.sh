@@ -18,6 +18,7 @@ num_rounds=2
 num_clusters=auto   # pseudo-speakers, or auto: estimated without labels
 cluster_opts="--whiten 0.5"  # further options of bin.cluster
 ensemble=false      # cluster the embeddings of all phases so far, side by side
+num_pretrain=1      # independent pre-trainings, in pretrain, pretrain2, ...: side by side they give the first labels
 labels_from=pretrain # the phase whose embeddings give the first round's labels
 round_init=         # where each round's training starts: empty = the pre-trained model, none = from scratch
 crops=0             # also score by so many crops of 4 s together with the whole utterance
@@ -61,7 +62,13 @@ check_data() {
 train() { # [steps/train.sh options] <config> <data> <model> [key=value ...]
     "$ROOT/steps/train.sh" --ngpu "$ngpu" "$@" seed="$seed" "${noise_list[@]}"
 }
-pretrain() { train "$conf/pretrain.yaml" "$data/train" "$exp/pretrain/model"; }
+pretrain() {
+    local phase base=$seed
+    for phase in pretrain $(more_pretrained); do
+        seed=$((base + 1000 * (${phase#pretrain} + 0))) train "$conf/pretrain.yaml" "$data/train" "$exp/$phase/model"
+    done
+}
+more_pretrained() { [ "$num_pretrain" -lt 2 ] || seq -f pretrain%g 2 "$num_pretrain"; }
 
 round_config() { # <r>: round.yaml, or early_round.yaml, where there is one, before the last
     local early=$conf/early_$round_yaml
@@ -70,6 +77,7 @@ round_config() { # <r>: round.yaml, or early_round.yaml, where there is one, bef
 rounds() { # embed, cluster, train; again and again
     local r dev=
     ! $dev_curve || dev=$data/dev
+    [ "$labels_from" != pretrain ] || labels_from="pretrain $(more_pretrained | paste -sd ' ')"
     for r in $(seq "$round" "$num_rounds"); do
         "$ROOT/steps/round.sh" --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
             --data-out "$data_out" --labels-from "$labels_from" --init "$round_init" --cluster-opts "$cluster_opts" \

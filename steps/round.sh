@@ -6,7 +6,7 @@
 set -euo pipefail
 nj=1
 ngpu=0
-labels_from=pretrain # the phase whose embeddings give the first round's labels
+labels_from=pretrain # the phases whose embeddings, side by side, give the first round's labels
 init=               # where training starts: empty = the pre-trained model, none = from scratch, or a model folder
 num_clusters=auto
 cluster_opts=       # further options of bin.cluster, e.g. "--linkage average --metric cosine"
@@ -20,25 +20,28 @@ seed=0
 [ $# -ge 4 ] || { sed -n '2,5s/^# //p' "$0" >&2; exit 1; }
 round=$1 config=$2 data=$3 exp=$4; shift 4
 
-before=$exp/round$((round - 1)) previous=$exp/round$((round - 1))/data
-if [ "$round" -eq 1 ]; then before=$exp/$labels_from previous=; fi
+read -ra first <<< "$labels_from"
+if [ "$round" -eq 1 ]; then
+    phases=("${first[@]}") previous=
+else
+    phases=("round$((round - 1))") previous=$exp/round$((round - 1))/data
+    if $ensemble; then
+        phases+=("${first[@]}")
+        for r in $(seq "$((round - 2))"); do phases+=("round$r"); done
+    fi
+fi
 init=${init:-$exp/pretrain/model}
 [ "$init" != none ] || init=
 here=$exp/round$round
 
 others=()
-phases=("$before")
-if $ensemble && [ "$round" -gt 1 ]; then
-    phases+=("$exp/$labels_from")
-    for r in $(seq "$((round - 2))"); do phases+=("$exp/round$r"); done
-fi
 for phase in "${phases[@]}"; do
-    "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$phase/model" "$data" "$phase/embed/train"
-    [ "$phase" = "$before" ] || others+=(--embeddings "$phase/embed/train/embedding.scp")
+    "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$exp/$phase/model" "$data" "$exp/$phase/embed/train"
+    others+=(--embeddings "$exp/$phase/embed/train/embedding.scp")
 done
 # shellcheck disable=SC2086  # options are split on purpose
 "$ROOT/steps/cluster.sh" --num-clusters "$num_clusters" --previous "$previous" --truth "$truth" --seed "$seed" \
-    "$before/embed/train/embedding.scp" "$data" "$here/data" "${others[@]}" $cluster_opts
+    "$exp/${phases[0]}/embed/train/embedding.scp" "$data" "$here/data" "${others[@]:2}" $cluster_opts
 labels_out=
 ! $data_out || labels_out=$here/data_out
 "$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --labels-out "$labels_out" --dev "$dev" "$config" "$here/data" "$here/model" \
