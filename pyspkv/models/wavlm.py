@@ -224,11 +224,11 @@ class WavLM(Encoder):
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the backend's sums of the hidden states [B, F, S x dim], mask."""
         mask = frame_mask(lengths, feats.shape[1])
-        shares = self.backend.mix().to(feats.device)
-        mixed = 0
+        shares, sums = self.backend.mix().to(feats.device), None
         for i, h in enumerate(self.hidden_states(feats, mask)):
-            mixed = mixed + torch.cat([share * h for share in shares[:, i]], -1)
-        return mixed, mask
+            sums = [torch.zeros_like(h)] * len(shares) if sums is None else sums
+            sums = [torch.addcmul(s, h, share) for s, share in zip(sums, shares[:, i])]
+        return torch.cat(sums, -1), mask
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         return self.backend(frames, mask)
@@ -334,4 +334,5 @@ def _normed_convolution(wave: Tensor, lengths: Tensor, weight: Tensor, norm: nn.
         var = torch.einsum("ci,bij,cj->bc", w, s, w).clamp_min(0)
         scale = norm.weight * torch.rsqrt(var + norm.eps)
         shift = norm.bias - scale * (m @ w.T)
-    return torch.baddbmm(shift[:, None].to(weight), windows, (scale[..., None] * w).mT.to(weight))
+        kernels = torch.cat([scale[..., None] * w, shift[..., None]], -1).mT.to(weight)  # [B, 11, C]
+    return F.pad(windows, (0, 1), value=1.0) @ kernels
