@@ -17,8 +17,8 @@ make_data() {
         list=$trials/arabic_speech_commands_${set#*:}.trials
         [ -z "$trials" ] || lists+=("--${set%:*}-trials" "$list")
     done
-    local/arabic_speech_commands_data.sh "${lists[@]}" "$corpus" "$data"
+    "$ROOT/local/arabic_speech_commands_data.sh" "${lists[@]}" "$corpus" "$data"
     # shellcheck disable=SC2086  # several files
-    [ -z "$noise" ] || local/noise_data.sh "$data/noise" $noise
+    [ -z "$noise" ] || "$ROOT/local/noise_data.sh" "$data/noise" $noise
 }
 noise_lists() { [ -z "$noise" ] || use_noise "$data/noise"; }

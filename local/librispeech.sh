@@ -14,9 +14,9 @@ po_files+=("${BASH_SOURCE[0]}")
 
 make_data() {
     [ -n "$librispeech" ] || { echo "$0: give --librispeech, the folder that holds $parts" >&2; exit 1; }
-    local/librispeech_data.sh --parts "$parts" --test-parts "$test_parts" ${trials:+--trials "$trials"} \
+    "$ROOT/local/librispeech_data.sh" --parts "$parts" --test-parts "$test_parts" ${trials:+--trials "$trials"} \
         "$librispeech" "$data"
     # shellcheck disable=SC2086  # several files
-    [ -z "$noise" ] || local/noise_data.sh "$data/noise" $noise
+    [ -z "$noise" ] || "$ROOT/local/noise_data.sh" "$data/noise" $noise
 }
 noise_lists() { [ -z "$noise" ] || use_noise "$data/noise"; }

@@ -11,7 +11,7 @@ po_files+=("${BASH_SOURCE[0]}")
 
 make_data() {
     # shellcheck disable=SC2086  # options are split on purpose
-    local/mini_data.sh --nj "$nj" --num-train-spk "$num_train_spk" --num-test-spk "$num_test_spk" \
+    "$ROOT/local/mini_data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-test-spk "$num_test_spk" \
         --num-dev-spk "$num_dev_spk" $data_opts "$data"
 }
 noise_lists() { use_noise "$data/noise"; }

@@ -16,9 +16,9 @@ make_data() {
     for name in vox1 vox2 trials musan rirs; do
         [ -n "${!name}" ] || { echo "$0: give --$name" >&2; exit 1; }
     done
-    local/voxceleb_data.sh --trials "$trials" "$vox1" "$vox2" "$data"
-    for kind in noise speech music; do local/noise_data.sh "$data/musan_$kind" "$musan/$kind"; done
-    local/noise_data.sh --segment-seconds 0 "$data/rirs" "$rirs"
+    "$ROOT/local/voxceleb_data.sh" --trials "$trials" "$vox1" "$vox2" "$data"
+    for kind in noise speech music; do "$ROOT/local/noise_data.sh" "$data/musan_$kind" "$musan/$kind"; done
+    "$ROOT/local/noise_data.sh" --segment-seconds 0 "$data/rirs" "$rirs"
 }
 noise_lists() {
     noise_list=(augment.noise="$data/musan_noise" augment.babble="$data/musan_speech"

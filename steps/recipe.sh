@@ -44,9 +44,8 @@ supervised_options=() # key=value for training on the true labels, which needs n
 student_options=() # key=value for every training of stages 4 and 5
 noise_list=() # training options that name the noise list; `use_noise` sets it
 
-begin() { # after the options: absolute paths, work in the recipe's folder
+begin() { # after the options: absolute paths
     exp=$(realpath -m "$exp") data=$(realpath -m "$data") conf=$(realpath -m "$conf")
-    cd "$recipe" || exit 1
 }
 run() { # <stage> <what>: whether it is asked for
     [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 ($(date +%T))"

@@ -143,8 +143,8 @@ def test_kill_minus_nine_at_ten_random_moments(mini, tmp_path):
 
 
 def test_librispeech_recipe_on_real_speech(corpora, tmp_path):
-    """Stages 1 and 2 on LibriSpeech's own layout: counts known from the corpus' README."""
-    run("librispeech/ssl", tmp_path, "--stop-stage", "2", SPKV_CORPORA=str(corpora))
+    """Stages 1 and 2 on LibriSpeech's own layout, its path relative to the caller: counts from the corpus' README."""
+    run("librispeech/ssl", tmp_path, "--stop-stage", "2", SPKV_CORPORA=os.path.relpath(corpora))
     train, test = DataDir.read(tmp_path / "data/train"), DataDir.read(tmp_path / "data/test")
     assert len(train.wav) == 251 - 30 and train.spk == train.utts and len(test.utts) == 100
 

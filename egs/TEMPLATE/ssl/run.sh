@@ -9,7 +9,7 @@ corpus=             # where its files are
 begin
 [ ! -d "$data/noise" ] || use_noise "$data/noise"
 
-if run 1 "data directories from the corpus"; then ./data.sh "$corpus" "$data"; fi
+if run 1 "data directories from the corpus"; then "$recipe/data.sh" "$corpus" "$data"; fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "pre-train without labels"; then pretrain; fi
 if run 4 "rounds of clustering and training"; then rounds; fi

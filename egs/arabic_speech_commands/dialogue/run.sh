@@ -17,7 +17,7 @@ begin_dialogues
 
 if run 1 "speaker folds and dialogues from the corpus"; then
     [ -n "$corpus" ] || { echo "$0: give --corpus, the folder that holds dataset/ and the .csv" >&2; exit 1; }
-    [ -f "$speech/truth/utt2content" ] || local/arabic_speech_commands_folds.sh --fold "$fold" "$corpus" "$speech"
+    [ -f "$speech/truth/utt2content" ] || "$ROOT/local/arabic_speech_commands_folds.sh" --fold "$fold" "$corpus" "$speech"
     simulate "$speech/speech" --session "$speech/truth/utt2session" --alike "$speech/truth/utt2content"
 fi
 if run 2 "check the data directories"; then check_dialogues; fi
