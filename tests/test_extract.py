@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
     (folder / "config.yaml").write_text(
         "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}\n"
         "objective: {name: margin, crop_seconds: 0.5, augment: false}\n"
-        "epochs: 1\nbatch_size: 4\nworkers: 0\n"
+        "epochs: 1\nbatch_size: 4\nprecision: fp32\nworkers: 0\n"
     )
     Trainer(cfg.load(TrainConfig, folder / "config.yaml"), data, folder / "model").run()
     return folder, data

@@ -397,6 +397,7 @@ sampler: {name: dialogues}
 augment: {rir_bank: 4}
 optim: {lr: 0.01}
 batch_size: 8
+precision: fp32
 epochs: 4
 log_steps: 2
 save_steps: 2

@@ -208,7 +208,7 @@ def test_a_run_moves_labels_writes_them_and_resumes(tmp_path):
     config.write_text(
         f"encoder: {ENCODER}\n".replace("'", "")
         + "objective: {name: reflective, student_seconds: 0.5, teacher_seconds: 0.8, fixed_epochs: 2, queue: 3}\n"
-        "augment: {rir_bank: 0}\nbatch_size: 8\nepochs: 6\nsave_steps: 2\nworkers: 0\n"
+        "augment: {rir_bank: 0}\nbatch_size: 8\nprecision: fp32\nepochs: 6\nsave_steps: 2\nworkers: 0\n"
     )
     c = cfg.load(TrainConfig, config)
     given = data.with_speakers(wrong)

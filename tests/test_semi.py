@@ -426,6 +426,7 @@ objective: {name: gll, crop_seconds: 0.4}
 sampler: {name: two_stream, labelled: 4}
 augment: {rir_bank: 0, babble: self, prob: 1.0}
 batch_size: 12
+precision: fp32
 epochs: 3
 log_steps: 2
 save_steps: 2

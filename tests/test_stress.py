@@ -22,6 +22,7 @@ encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck:
 objective: {name: margin, crop_seconds: 0.5, augment: false}
 epochs: 2
 batch_size: 4
+precision: fp32
 workers: 0
 """
 

@@ -26,6 +26,7 @@ encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck:
 objective: {name: margin, crop_seconds: 0.5, spec_augment: {time_frames: 5}}
 augment: {rir_bank: 4}
 batch_size: 4
+precision: fp32
 epochs: 3
 log_steps: 2
 save_steps: 2
