@@ -214,12 +214,9 @@ class WavLM(Encoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.freeze == "none"):
             first, *others = self.trunk.feature_extractor.conv_layers
             x = F.gelu(_normed_convolution(wave, lengths, first.conv.weight[:, 0], first.layer_norm))
-            x = x.transpose(1, 2)[
-                :, :, None
-            ]  # [B, C, 1, F], channels last: on a CPU in bf16 1.5 times as fast
             for layer, stride in zip(others, CONV_STRIDES[1:]):
-                x = F.gelu(F.conv2d(x, layer.conv.weight[:, :, None], stride=(1, stride)))
-            return x[:, :, 0].transpose(1, 2), frame_counts(lengths)
+                x = F.gelu(_convolution(x, layer.conv, stride=(1, stride)))
+            return x, frame_counts(lengths)
 
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the backend's sums of the hidden states [B, F, S x dim], mask."""
@@ -283,9 +280,8 @@ class WavLM(Encoder):
         gated = gate[..., None].to(q.dtype) * bias.to(q.dtype)
         if padded is not None:
             gated = gated + padded[:, None, None].to(q.dtype)
-        if (
-            h.device.type == "cpu"
-        ):  # twice as fast as its fused attention, which has no dropout, at these lengths
+        if h.device.type == "cpu":
+            # Twice as fast as the fused attention at these lengths, which has no dropout here.
             with torch.autocast("cpu", enabled=False):
                 q, k, v, gated = (x.flatten(0, 1) for x in (q, k, v, gated))
                 score = torch.baddbmm(gated, q, k.mT, alpha=q.shape[-1] ** -0.5)
