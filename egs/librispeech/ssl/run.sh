@@ -8,7 +8,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
 # shellcheck source=local/librispeech.sh
 . "$ROOT/local/librispeech.sh"
-num_rounds=3
+num_rounds=2
 num_pretrain=3      # of one, speakers with 3.7 pieces each make poorer clusters (README)
 ensemble=true       # of the phases so far; together with average linkage chosen by AMI on the dev speakers
 cluster_opts="--whiten 0.75 --linkage average --metric cosine"
