@@ -97,6 +97,27 @@ def test_rerunning_does_nothing_and_an_edited_round_trains_anew(mini):
     assert done.returncode == 1 and "other utterances or labels" in done.stderr
 
 
+def test_several_pre_trainings_give_labels_side_by_side(mini, tmp_path):
+    """The first round's clusters are those of both pre-trainings' embeddings, the second's of round 1's besides."""
+    (tmp_path / "exp").mkdir()
+    for name in ("data", "exp/pretrain"):
+        (tmp_path / name).symlink_to(mini[0] / name)
+    run("mini/ssl", tmp_path, *MINI, "--num-pretrain=2", "--ensemble=true", "--stage=3", "--stop-stage=4")
+    exp = tmp_path / "exp"
+    seeds = [
+        yaml.safe_load((exp / p / "model/config.yaml").read_text())["seed"] for p in ("pretrain", "pretrain2")
+    ]
+    assert seeds == [0, 2000]
+    for number, phases in ((1, ["pretrain", "pretrain2"]), (2, ["round1", "pretrain", "pretrain2"])):
+        out = tmp_path / f"by_hand{number}"
+        scps = [x for p in phases for x in ("--embeddings", str(exp / p / "embed/train/embedding.scp"))]
+        more = ["--previous", str(exp / "round1/data")] if number == 2 else []
+        call = [sys.executable, "-m", "pyspkv.bin.cluster", *scps, "--data", str(tmp_path / "data/train")]
+        call += ["--out-data", str(out), "--num-clusters=10", "--seed=0", "--whiten=0.5", *more]
+        subprocess.run(call, check=True, env=env(), capture_output=True)
+        assert (out / "utt2spk").read_text() == (exp / f"round{number}/data/utt2spk").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
