@@ -13,7 +13,7 @@ label_noise=        # shares as "0.2 0.4": stage 5 also trains each gate on roun
 
 po_files+=("${BASH_SOURCE[0]}")
 small_wavlm="{name: wavlm, layers: 3, dim: 96, heads: 4, ffn: 192, conv_dim: 64, pos_conv_kernel: 32, pos_conv_groups: 4, \
-embed_dim: 128, mhfa_heads: 8, mhfa_dim: 32, freeze: none, trunk_lr: 1.0, layerdrop: 0.0}"
+embed_dim: 128, mhfa_heads: 8, mhfa_dim: 32, freeze: none, trunk_lr: 1.0, layerdrop: 0.0, normalise: true}"
 
 use_student() {
     case $student in

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pyspkv.distributed import BatchNorm
 from pyspkv.errors import UserError
 from pyspkv.models.encoder import Encoder, frame_mask
 
@@ -36,6 +37,8 @@ class WavLMConfig:
     embed_dim: int = 256
     mhfa_heads: int = 64
     mhfa_dim: int = 128
+    # The embedding normalised by the batch: of a trunk from scratch all embeddings point one way, and stay so.
+    normalise: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.1
     layerdrop: float = 0.05
@@ -151,6 +154,7 @@ class WavLM(Encoder):
         else:
             self.embed_dim = c.dim
             self.backend = MeanPool(c.layers)
+        self.norm = BatchNorm(self.embed_dim) if c.normalise else nn.Identity()
         self.anchor: list[Tensor] = []  # pre-trained values of `_pulled()`
         t = self.trunk
         front = [t.feature_extractor, t.feature_projection, t.encoder.pos_conv_embed, t.encoder.layer_norm]
@@ -204,7 +208,7 @@ class WavLM(Encoder):
             groups.append({"params": params, "lr_scale": c.trunk_lr * c.layer_growth**i})
         rest = [p for p in self.trunk.parameters() if p.requires_grad and id(p) not in in_layers]
         groups.append({"params": rest, "lr_scale": c.trunk_lr})
-        groups.append({"params": list(self.backend.parameters()), "lr_scale": 1.0})
+        groups.append({"params": [*self.backend.parameters(), *self.norm.parameters()], "lr_scale": 1.0})
         return [g for g in groups if g["params"]]
 
     # ---- forward
@@ -228,7 +232,7 @@ class WavLM(Encoder):
         return torch.cat(sums, -1), mask
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
-        return self.backend(frames, mask)
+        return self.norm(self.backend(frames, mask))
 
     def hidden_states(self, feats: Tensor, mask: Tensor | None):
         """Yields H_0 .. H_L, float [B, F, dim], as transformers' output_hidden_states."""
