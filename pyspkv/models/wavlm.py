@@ -216,11 +216,17 @@ class WavLM(Encoder):
     def features(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T] -> convolutions' output [B, F, conv_dim], frames [B]; without gradient where they are frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.freeze == "none"):
-            first, *others = self.trunk.feature_extractor.conv_layers
-            x = F.gelu(_normed_convolution(wave, lengths, first.conv.weight[:, 0], first.layer_norm))
-            for layer, stride in zip(others, CONV_STRIDES[1:]):
-                x = F.gelu(_convolution(x, layer.conv, stride=(1, stride)))
-            return x, frame_counts(lengths)
+            # On a CPU one utterance after the other, while nothing is kept: they stay in its cache.
+            alone = wave.device.type == "cpu" and not torch.is_grad_enabled()
+            parts = zip(*(x.split(1 if alone else len(x)) for x in (wave, lengths)))
+            return torch.cat([self._convolutions(*part) for part in parts]), frame_counts(lengths)
+
+    def _convolutions(self, wave: Tensor, lengths: Tensor) -> Tensor:
+        first, *others = self.trunk.feature_extractor.conv_layers
+        x = F.gelu(_normed_convolution(wave, lengths, first.conv.weight[:, 0], first.layer_norm))
+        for layer, stride in zip(others, CONV_STRIDES[1:]):
+            x = F.gelu(_convolution(x, layer.conv, stride=(1, stride)))
+        return x
 
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the backend's sums of the hidden states [B, F, S x dim], mask."""
