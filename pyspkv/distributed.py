@@ -4,6 +4,7 @@ Gradients follow torch DDP's convention: DDP averages the parameter gradients ov
 each rank's loss by `world() / (weight over all ranks)`, so that n processes equal one at the same global batch.
 """
 
+import gc
 import os
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ def init() -> torch.device:
 
 def close() -> None:
     if dist.is_initialized():
+        gc.collect()  # a DDP wrapper left in a cycle keeps the group's threads beyond the interpreter's end: an abort
         dist.destroy_process_group()
 
 

@@ -224,8 +224,8 @@ def test_two_processes_equal_one(tmp_path, data, changes):
     same = {
         "objective.spec_augment.time_frames": 0,
         "optim.name": "sgd",
-        "optim.lr": 0.003,
-    }  # Adam amplifies rounding
+        "optim.lr": 0.001,
+    }  # Adam amplifies rounding, and larger steps do
     c = config(tmp_path, epochs=2, **same, **changes)
     (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
     Trainer(c, data, tmp_path / "one").run()
