@@ -27,7 +27,8 @@ def init() -> torch.device:
 
 def close() -> None:
     if dist.is_initialized():
-        gc.collect()  # a DDP wrapper left in a cycle keeps the group's threads beyond the interpreter's end: an abort
+        # A process was seen to abort at its end; a DDP wrapper left in a cycle would keep the group's threads.
+        gc.collect()
         dist.destroy_process_group()
 
 

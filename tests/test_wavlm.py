@@ -216,6 +216,23 @@ def test_front_is_frozen_rates_grow_by_layer_and_checkpointing_is_exact():
         torch.testing.assert_close(one[name], two[name])
 
 
+def test_normalised_embeddings_are_the_backends_less_their_mean_over_the_batch():
+    still = {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
+    plain, normed = build(**still), build(**still, normalise=True)
+    assert set(normed.state_dict()) - set(plain.state_dict()) == {
+        f"norm.{k}" for k in normed.norm.state_dict()
+    }
+    normed.load_state_dict(plain.state_dict(), strict=False)
+    torch.nn.init.ones_(normed.norm.weight)
+    torch.nn.init.zeros_(normed.norm.bias)
+    x, lengths = 0.1 * torch.randn(6, 6000), torch.full((6,), 6000)
+    z, y = plain.train()(x, lengths), normed.train()(x, lengths)
+    want = (z - z.mean(0)) / (z.var(0, correction=0) + normed.norm.eps).sqrt()
+    torch.testing.assert_close(y, want, atol=1e-4, rtol=1e-3)
+    trained = {id(p) for g in normed.param_groups() for p in g["params"]}
+    assert {id(normed.norm.weight), id(normed.norm.bias)} <= trained
+
+
 def test_dropped_layers_still_have_gradients():
     encoder = build(layerdrop=1.0).train()
     encoder(0.1 * torch.randn(2, 6000), torch.tensor([6000, 6000])).sum().backward()
