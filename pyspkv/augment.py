@@ -19,6 +19,7 @@ from pyspkv.errors import UserError
 
 _KINDS = ("noise", "babble", "music")
 _FFT_CACHE = 64 * 2**20  # bytes of transformed impulse responses that a process keeps
+_FFT_ROWS = 8  # crops transformed at once: scipy takes a third of the time for four rows side by side
 log = logging.getLogger(__name__)
 
 
@@ -186,32 +187,53 @@ class Augmenter:
         `num` defaults to T. Where speed leaves fewer samples the crop is repeated from its start; see
         `source_length`. The SNR holds over the crop: mean power of the (reverberant) speech over the noise's.
         """
-        if profile.speed != 1:
+        waves = np.array(self.change_speed(wave, profile.speed, num))[None]
+        self.apply_to_batch(waves, [profile])
+        return waves[0]
+
+    def change_speed(self, wave: np.ndarray, speed: float, num: int | None = None) -> np.ndarray:
+        """The first part of `apply`: float32 [T] -> [num]."""
+        if speed != 1:
             import soxr
 
             num = num or len(wave)
-            wave = soxr.resample(wave, SAMPLE_RATE * profile.speed, SAMPLE_RATE)
+            wave = soxr.resample(wave, SAMPLE_RATE * speed, SAMPLE_RATE)
         if num is not None and num != len(wave):
             wave = wave[:num] if len(wave) > num else np.resize(wave, num)
-        if profile.rir >= 0:
-            wave = self._reverberate(wave, profile.rir)
-        if profile.kind:
-            added = self._added(profile, len(wave))
-            power, noise_power = np.dot(wave, wave), np.dot(added, added)
-            if noise_power > 1e-10 * len(added):  # digital silence in a list adds nothing
-                gain = np.sqrt(power / noise_power) * 10 ** (-profile.snr / 20)
-                wave = wave + added * np.float32(gain)
         return wave
+
+    def apply_to_batch(self, waves: np.ndarray, profiles: list[Profile]) -> None:
+        """The rest of `apply` on each of `waves` float32 [B, T], in place."""
+        reverberant = [i for i, profile in enumerate(profiles) if profile.rir >= 0]
+        for first in range(0, len(reverberant), _FFT_ROWS):
+            rows = reverberant[first : first + _FFT_ROWS]
+            waves[rows] = self._reverberate(waves[rows], [profiles[i].rir for i in rows])
+        for wave, profile in zip(waves, profiles):
+            if profile.kind:
+                added = self._added(profile, len(wave))
+                power, noise_power = np.dot(wave, wave), np.dot(added, added)
+                if noise_power > 1e-10 * len(added):  # digital silence in a list adds nothing
+                    gain = np.sqrt(power / noise_power) * 10 ** (-profile.snr / 20)
+                    wave += added * np.float32(gain)
 
     def rir(self, row: int) -> np.ndarray:
         """Impulse response float32 [n]: starts at its strongest sample, energy 1."""
         return rooms.align(self._rir_reader.read(row)) if self._rir_reader else self._rirs[row]
 
-    def _reverberate(self, wave: np.ndarray, row: int) -> np.ndarray:
+    def _reverberate(self, waves: np.ndarray, rirs: list[int]) -> np.ndarray:
         from scipy import fft
 
         # One length for all responses, so that the circular part always falls behind the crop.
-        length = fft.next_fast_len(len(wave) + rooms.MAX_LENGTH, real=True)
+        length = fft.next_fast_len(waves.shape[1] + rooms.MAX_LENGTH, real=True)
+        spectra = fft.rfft(waves, length)
+        for spectrum, rir in zip(spectra, rirs):
+            spectrum *= self._response(rir, length)
+        return fft.irfft(spectra, length, overwrite_x=True)[:, : waves.shape[1]]
+
+    def _response(self, row: int, length: int) -> np.ndarray:
+        """Spectrum of an impulse response, complex64 [length // 2 + 1]; those used last are kept."""
+        from scipy import fft
+
         response = self._fft.get((row, length))
         if response is None:
             response = fft.rfft(self.rir(row), length)
@@ -220,9 +242,7 @@ class Augmenter:
             self._fft[row, length] = response
         else:
             self._fft.move_to_end((row, length))
-        spectrum = fft.rfft(wave, length)
-        spectrum *= response
-        return fft.irfft(spectrum, length, overwrite_x=True)[: len(wave)]
+        return response
 
     def _added(self, profile: Profile, num: int) -> np.ndarray:
         reader = self.lists[profile.kind]

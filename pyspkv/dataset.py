@@ -172,13 +172,18 @@ class Batches(torch.utils.data.Dataset):
     def __getitem__(self, item: tuple[int, int, np.ndarray]) -> Batch:
         epoch, step, rows = item
         waves = {name: np.empty((len(rows), v.samples), np.float32) for name, v in self.views.items()}
+        profiles = {name: [] for name in self.views}
         speed = np.zeros(len(rows), np.int64)
         for i, row in enumerate(rows):
             rng = np.random.default_rng((self.seed, epoch, step, int(row)))
             if self.augmenter is not None:
                 speed[i] = self.augmenter.draw_speed(rng)
-            for name, wave in self.crops(int(row), rng, int(speed[i])).items():
+            for name, (wave, profile) in self.crops(int(row), rng, int(speed[i])).items():
                 waves[name][i] = wave
+                profiles[name].append(profile)
+        if self.augmenter is not None:
+            for name, wave in waves.items():
+                self.augmenter.apply_to_batch(wave, profiles[name])
         rows = torch.as_tensor(rows)
         views = {
             name: (torch.from_numpy(wave), torch.full((len(rows),), wave.shape[1]))
@@ -187,7 +192,8 @@ class Batches(torch.utils.data.Dataset):
         columns = {c: torch.from_numpy(getattr(self.corpus, c))[rows] for c in OF_CORPUS}
         return Batch(epoch, step, index=rows, **columns, speed=torch.from_numpy(speed), views=views)
 
-    def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, np.ndarray]:
+    def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, tuple[np.ndarray, Profile]]:
+        """Each view's crop float32 [T] with its speed changed, and what else is drawn for it."""
         reader, row = self.corpus.reader(row)
         speeds = self.augmenter.config.speeds if self.augmenter is not None else ()
         plain = Profile(speeds[speed]) if speeds else Profile()
@@ -211,7 +217,9 @@ class Batches(torch.utils.data.Dataset):
             wave = reader.read(row, start, min(num, length - start))
             if len(wave) < num:
                 wave = np.resize(wave, num)
-            out[name] = wave if profile == Profile() else self.augmenter.apply(wave, profile, view.samples)
+            if profile.speed != 1:
+                wave = self.augmenter.change_speed(wave, profile.speed, view.samples)
+            out[name] = wave, profile
         return out
 
 

@@ -10,6 +10,7 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyspkv import audio
 from pyspkv.audio import SAMPLE_RATE, AudioReader, load_file
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError
@@ -90,12 +91,43 @@ def test_any_crop_of_any_rate(tmp_path, rate, samples, data):
 def test_crop_decodes_only_the_crop(files, monkeypatch):
     folder, _ = files
     decoded = []
-    read = soundfile.SoundFile.read
-    monkeypatch.setattr(soundfile.SoundFile, "read", lambda f, n, **k: decoded.append(n) or read(f, n, **k))
-    AudioReader(data_dir(folder, {"u": str(folder / "plain.flac")})).read(0, 8000, 1600)
-    AudioReader(data_dir(folder, {"u": str(folder / "44k.flac")})).read(0, 8000, 1600)
+    for kind in (soundfile.SoundFile, audio._Flac):
+        read = kind.read
+        monkeypatch.setattr(kind, "read", lambda f, n, read=read, **k: decoded.append(n) or read(f, n, **k))
+    for name in ("plain.flac", "44k.flac", "8k.wav"):
+        AudioReader(data_dir(folder, {"u": str(folder / name)})).read(0, 8000, 1600)
     assert decoded[0] == 1600
     assert 4410 <= decoded[1] <= 4410 + 2 * 1000 + 441
+    assert 800 <= decoded[2] <= 800 + 2 * 256 + 1
+
+
+@pytest.mark.parametrize(
+    ("subtype", "channels"), [("PCM_16", 1), ("PCM_24", 1), ("PCM_16", 2), ("PCM_S8", 1)]
+)
+def test_flac_is_libsndfiles_to_the_bit(tmp_path, subtype, channels, monkeypatch):
+    file = tmp_path / "a.FLAC"
+    soundfile.write(file, signal(25000, channels), 16000, format="FLAC", subtype=subtype)
+    monkeypatch.setattr(soundfile, "SoundFile", None)  # is not asked
+    reader = AudioReader(data_dir(tmp_path, {"a": str(file)}))
+    found = [reader.read(0), reader.read(0, 33333, 5000), reader.read(0, 49990, 100)]
+    monkeypatch.undo()
+    x, _ = soundfile.read(file, dtype="float32", always_2d=True)
+    x = x.mean(1, dtype=np.float32)
+    for part, expected in zip(found, (x, x[33333:38333], x[49990:])):
+        np.testing.assert_array_equal(part, expected)
+
+
+def test_flac_by_name_alone_and_damaged_flac(tmp_path):
+    x = signal(25000, 1)
+    soundfile.write(tmp_path / "wav.flac", x, 16000, format="WAV")
+    read = AudioReader(data_dir(tmp_path, {"a": str(tmp_path / "wav.flac")})).read(0)
+    np.testing.assert_allclose(read, x[:, 0], atol=1 / 32767)
+    soundfile.write(tmp_path / "bad.flac", x, 16000)
+    data = bytearray((tmp_path / "bad.flac").read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    (tmp_path / "bad.flac").write_bytes(data)
+    with pytest.raises(UserError, match="cut short or damaged"):
+        AudioReader(data_dir(tmp_path, {"a": str(tmp_path / "bad.flac")})).read(0)
 
 
 def test_kaldi_ark(tmp_path):

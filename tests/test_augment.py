@@ -1,5 +1,7 @@
 """pyspkv.augment and pyspkv.rooms: measured SNRs, direct convolution, shared profiles, the simulated bank."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -102,6 +104,14 @@ def test_a_profile_is_an_augmentation(lists):
     first = [one.apply(speech(), p) for p in drawn]
     for p, x in reversed(list(zip(drawn, first))):
         np.testing.assert_array_equal(two.apply(speech(), p), x)
+    # nor do its neighbours in a batch matter, to the bit: runs on one and on two processes see the same crops
+    drawn = [replace(p, speed=1.0) for p in drawn]
+    alone = np.stack([one.apply(speech(), p) for p in drawn])
+    for size in (3, 5, 8, 30):
+        waves = np.tile(speech(), (30, 1))
+        for k in range(0, 30, size):
+            two.apply_to_batch(waves[k : k + size], drawn[k : k + size])
+        np.testing.assert_array_equal(waves, alone)
     # two crops of one profile get the same noise: the difference of outputs is that of the inputs
     p = Profile(kind="noise", rows=(0,), offsets=(0.3,), snr=5.0)
     a, b = speech(seed=1), speech(seed=2)
