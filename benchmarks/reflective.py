@@ -24,14 +24,18 @@ def end_of_epoch(args) -> None:
     encoder = cfg.build(
         "encoder", cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "embed_dim": 256})
     )
-    spec = {"name": "reflective", "merge": 0.7, "min_size": 8}
+    spec = {"name": "reflective", "merge": 0.7, "split": 0.65, "min_size": 8}
     o = cfg.build(
         "objective", cfg.resolve("objective", spec), encoder, Info(args.rows, args.classes, 2275, 105)
     )
-    label = torch.randint(args.classes, (args.rows,))
+    label = torch.randint(args.classes * 9 // 10, (args.rows,))  # the others are dead
     o.label.copy_(label)
-    o.seen.copy_(torch.bincount(label, minlength=args.classes))
-    o.sums.copy_(o.seen[:, None] * 0.8 * torch.nn.functional.normalize(torch.randn(args.classes, 256)))
+    o.side.copy_(torch.randint(2, (args.rows,)))
+    o.seen.copy_(torch.bincount(2 * label + o.side, minlength=2 * args.classes).view(-1, 2))
+    direction = torch.nn.functional.normalize(torch.randn(args.classes, 1, 256), dim=-1)
+    for sums in (o.sums, o.whitened_sums):
+        sums.copy_(0.8 * o.seen[..., None] * direction)
+    o.whitened_sums[::50, 1] = 0.0  # halves that are apart
     o.queue[:] = label[:, None]
     moved = torch.rand(args.rows) < 0.1
     o.vote.copy_(torch.where(moved, torch.randint(args.classes, (args.rows,)), label))

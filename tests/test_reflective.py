@@ -176,9 +176,9 @@ def test_classes_as_alike_across_as_within_unite_and_small_ones_go_to_the_neares
         o = objective(merge=merge, min_size=min_size)
         o.label.copy_(label)
         o.queue[0] = torch.tensor([-1, 1, 3, 2, 0])
-        o.sums.index_add_(0, label, unit)
-        o.seen.index_add_(0, label, torch.ones(12))
-        o.unite()
+        o.whitened_sums[:, 0].index_add_(0, label, unit)
+        o.seen[:, 0].index_add_(0, label, torch.ones(12))
+        o.unite_and_divide(o.label.clone())
         return o.label.tolist(), o.queue[0].tolist()
 
     assert united(ratio - 1e-3) == ([0] * 8 + [2] * 4, [-1, 0, 2, 2, 0])
@@ -197,8 +197,8 @@ def test_sinkhorn_evens_out_the_classes():
 
 def test_bookkeeping_stays_below_64_bytes_an_utterance():
     o = objective()
-    per_row = (o.label, o.queue, o.vote, o.loss, o.weight)
-    assert sum(b.element_size() * b[0].numel() for b in per_row) == 36
+    per_row = (o.label, o.queue, o.vote, o.side, o.loss, o.weight)
+    assert sum(b.element_size() * b[0].numel() for b in per_row) == 40
 
 
 def test_a_run_moves_labels_writes_them_and_resumes(tmp_path):
@@ -250,3 +250,36 @@ def test_labels_out_needs_an_objective_that_moves_them(tmp_path):
     )
     with pytest.raises(UserError, match="moves no labels"):
         Trainer(cfg.load(TrainConfig, config), data, tmp_path / "exp", labels_out=tmp_path / "out").run()
+
+
+def test_a_class_of_two_speakers_divides_and_one_of_one_does_not():
+    o = objective(rows=24, split=0.5, min_size=2, fixed_epochs=4, queue=3)
+    g = torch.Generator().manual_seed(3)
+    centre = torch.eye(8)[[0, 1, 2]]
+    speaker = torch.tensor([0, 1] * 6 + [2] * 12)
+    unit = F.normalize(centre[speaker] + 0.15 * torch.randn(24, 8, generator=g))
+    label = torch.tensor([0] * 12 + [1] * 12)  # 2 and 3 are free
+    o.begin(unit, label)
+    o.teacher.forward = lambda wave, lengths: unit[lengths]
+    o.teacher_classifier.forward = lambda z, label=None: (
+        10.0 * F.one_hot(o.label[rows].long(), CLASSES).float()
+    )
+    logged = []
+    for e in range(5):
+        for step, rows in enumerate(torch.arange(24).view(STEPS, -1)):
+            o.before_step(e * STEPS + step)
+            b = batch(o, rows)
+            b.views["teacher"] = (b.views["teacher"][0], rows)
+            o(b)
+        before = [c.weight.detach().norm(dim=1) for c in (o.classifier, o.teacher_classifier)]
+        logged.append(o.end_epoch(e))
+    assert [line["labels/divided"] for line in logged] == [0, 0, 0, 1, 0]
+    assert logged[3]["labels/live"] == 3 and logged[3]["labels/flipped"] == pytest.approx(6 / 24)
+    found = o.label[:12].view(6, 2)
+    assert (found == found[0]).all() and set(found[0].tolist()) == {0, 2} and (o.label[12:] == 1).all()
+    assert ((o.queue < 0) | (o.queue == o.label[:, None])).all()
+    for c, norm in zip((o.classifier, o.teacher_classifier), before):
+        mean = unit[:12].view(6, 2, 8).mean(0)
+        rows = found[0].long()
+        torch.testing.assert_close(F.normalize(c.weight[rows].detach()), F.normalize(mean), atol=1e-5, rtol=0)
+        torch.testing.assert_close(c.weight[rows].detach().norm(dim=1), norm[[0, 0]])

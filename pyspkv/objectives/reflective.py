@@ -25,6 +25,7 @@ from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.objective import Info, Losses, Objective, ema, margin_logits, spread
 
 CHUNK = 1 << 16  # rows at once in the bookkeeping
+START_STEPS = 10  # of 2-means in every class, before the first epoch
 WHITEN = 0.5  # power: channels take the first axes of embeddings, where speakers should part
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ class ReflectiveConfig:
     sinkhorn: int = 0  # iterations that even out a batch's votes; 0 = plain argmax
     # Classes become one when their members are this alike across, as a share of how alike they are within; 0 = never.
     merge: float = 0.0
+    # A class becomes two when its halves are less alike across than this share of how alike they are within; 0 = never.
+    split: float = 0.0
     min_size: int = 0  # smaller classes go to the nearest
     # The released code: the margin on the current label in the teacher's vote and loss, EMA 0.999 to 0.9999 a step.
     faithful: bool = False
@@ -89,8 +92,13 @@ def sinkhorn(p: Tensor, iterations: int, eps: float = 0.05) -> Tensor:
     return q
 
 
+def inner(s: Tensor, n: Tensor) -> Tensor:
+    """Mean cosine of two different ones of n unit vectors with sum s: [..., D], [...] -> [...]."""
+    return (s.square().sum(-1) - n) / (n * (n - 1)).clamp_min(1)
+
+
 class Reflective(Objective):
-    """Student, teacher, and per utterance: label, queue, vote (int32), loss, weight (float32): 16 + 4 L bytes."""
+    """Student, teacher, and per utterance: label, queue, vote, side (int32), loss, weight (float32): 20 + 4 L bytes."""
 
     Config = ReflectiveConfig
     evaluates = "teacher"
@@ -107,14 +115,18 @@ class Reflective(Objective):
         self.register_buffer("label", torch.full((n,), -1, dtype=torch.int32))
         self.register_buffer("queue", torch.full((n, c.queue), -1, dtype=torch.int32))
         self.register_buffer("vote", torch.full((n,), -1, dtype=torch.int32))
+        self.register_buffer("side", torch.full((n,), -1, dtype=torch.int32))  # half of its class, this epoch
         self.register_buffer("loss", torch.full((n,), torch.nan))
         self.register_buffer("weight", torch.ones(n))
         self.register_buffer("dead", torch.zeros(info.num_classes, dtype=torch.bool))
-        # The teacher's embeddings of this epoch: sums of (1, z) (1, z)^T, and by class, whitened, their sum and number.
-        d = encoder.embed_dim
+        # The teacher's embeddings of this epoch: sums of (1, z) (1, z)^T, and by class and half their number and their
+        # sums, as they are and whitened; the halves' centres of the epoch before.
+        k, d = info.num_classes, encoder.embed_dim
         self.register_buffer("moments", torch.zeros(d + 1, d + 1))
-        self.register_buffer("sums", torch.zeros(info.num_classes, d))
-        self.register_buffer("seen", torch.zeros(info.num_classes))
+        self.register_buffer("seen", torch.zeros(k, 2))
+        self.register_buffer("sums", torch.zeros(k, 2, d))
+        self.register_buffer("whitened_sums", torch.zeros(k, 2, d))
+        self.register_buffer("centres", torch.zeros(k, 2, d))
         # x -> (x - mean) axes, of the epoch before
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("axes", torch.eye(d))
@@ -134,6 +146,13 @@ class Reflective(Objective):
             for part in unit.split(CHUNK):
                 self.add_moments(part)
             self.rewhiten()
+            size = torch.bincount(label, minlength=len(sums))[:, None]
+            self.reseed(torch.arange(len(sums), device=sums.device), sums / size.clamp_min(1))
+            for _ in range(START_STEPS):
+                for rows in torch.arange(len(unit), device=unit.device).split(CHUNK):
+                    self.tally(label[rows], unit[rows])
+                self.recentre()
+                self.clear()
         self.label.copy_(label)
         self.queue[:, c.queue - c.queue // 2 :] = label[:, None].int()
         self.dead.copy_(torch.bincount(label, minlength=self.info.num_classes) == 0)
@@ -161,8 +180,8 @@ class Reflective(Objective):
 
     @property
     def unites(self) -> bool:
-        """Classes merge, or go where they are small."""
-        return bool(self.config.merge or self.config.min_size)
+        """Classes merge, divide, or go where they are small."""
+        return bool(self.config.merge or self.config.split or self.config.min_size)
 
     @property
     def updates(self) -> bool:
@@ -200,14 +219,45 @@ class Reflective(Objective):
         self.vote[batch.index] = vote.int()
         self.loss[batch.index] = F.cross_entropy(logits, target, reduction="none")
         if self.unites:
-            label, unit = gather(label), gather(F.normalize(z))
-            self.add_moments(unit)
-            self.sums.index_add_(0, label, F.normalize((unit - self.mean) @ self.axes))
-            self.seen.index_add_(0, label, torch.ones_like(label, dtype=self.seen.dtype))
+            unit, own = gather(F.normalize(z)), slice(rank() * len(z), (rank() + 1) * len(z))
+            with torch.autocast(z.device.type, enabled=False):
+                self.add_moments(unit)
+                self.side[batch.index] = self.tally(gather(label), unit)[own]
 
     def add_moments(self, unit: Tensor) -> None:
         one_unit = torch.cat([torch.ones_like(unit[:, :1]), unit], 1)
         self.moments += one_unit.T @ one_unit
+
+    def tally(self, label: Tensor, unit: Tensor) -> Tensor:
+        """Add unit vectors [B, D] to the sums of the nearer half of their class; which half, int32 [B]."""
+        white = self.whiten(unit)
+        side = (self.whiten(self.centres[label]) @ white[:, :, None])[..., 0].argmax(1)
+        place = 2 * label + side
+        self.seen.view(-1).index_add_(0, place, torch.ones_like(place, dtype=self.seen.dtype))
+        self.sums.flatten(0, 1).index_add_(0, place, unit)
+        self.whitened_sums.flatten(0, 1).index_add_(0, place, white)
+        return side.int()
+
+    def clear(self) -> None:
+        for sums in (self.seen, self.sums, self.whitened_sums):
+            sums.zero_()
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return F.normalize((x - self.mean) @ self.axes, dim=-1)
+
+    def reseed(self, classes: Tensor, mean: Tensor) -> None:
+        """Halves of `classes` begin on both sides of their means [n, D], in a direction that the coming epochs turn."""
+        generator = torch.Generator().manual_seed(0)
+        step = 0.1 * F.normalize(torch.randn(mean.shape[1], generator=generator), dim=0).to(mean)
+        self.centres[classes] = torch.stack([mean + step, mean - step], 1)
+
+    def recentre(self) -> None:
+        """The next epoch's halves lie where the members of this epoch's do (a step of 2-means in every class)."""
+        there = torch.nonzero(self.seen.sum(1) > 0)[:, 0]
+        n, sums = self.seen[there], self.sums[there]
+        self.centres[there] = sums / n[..., None].clamp_min(1)
+        empty = (n == 0).any(1)
+        self.reseed(there[empty], (sums.sum(1) / n.sum(1, keepdim=True))[empty])
 
     def rewhiten(self) -> None:
         """Mean and axes from the moments, half-power whitened as the clusters of the start."""
@@ -237,28 +287,31 @@ class Reflective(Objective):
 
     def sync(self) -> None:
         self.loss.copy_(merge_rows(self.loss))
-        seen = self.vote >= 0  # the ranks that know a row's vote agree on it
-        total, count = all_sum(torch.where(seen, self.vote, 0).long()), all_sum(seen.long())
-        self.vote.copy_(torch.where(count > 0, total // count.clamp_min(1), -1))
+        for rows in (self.vote, self.side):
+            seen = rows >= 0  # the ranks that know a row's vote agree on it
+            total, count = all_sum(torch.where(seen, rows, 0).long()), all_sum(seen.long())
+            rows.copy_(torch.where(count > 0, total // count.clamp_min(1), -1))
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         c = self.config
         self.sync()
         voted = self.vote >= 0
         self.queue[voted] = torch.cat([self.queue[voted, 1:], self.vote[voted, None]], 1)
-        flips = 0.0
+        if self.unites:
+            self.recentre()
+        flips, divided = 0.0, 0
         if epoch + 1 >= c.fixed_epochs:
             before = self.label.clone()
             found = mode(self.alive(self.queue))
             self.label.copy_(torch.where(found >= 0, found, before))
-            self.unite()
+            divided = self.unite_and_divide(before)
             flips = (self.label != before).float().mean().item()
         if voted.any() and c.noise_model:
             self.weight.copy_(self.weights())
         self.vote.fill_(-1)
+        self.side.fill_(-1)
         self.loss.fill_(torch.nan)
-        self.sums.zero_()
-        self.seen.zero_()
+        self.clear()
         self.rewhiten()
         size = torch.bincount(self.label.long(), minlength=self.info.num_classes)
         self.dead.copy_(size == 0)
@@ -267,31 +320,36 @@ class Reflective(Objective):
             "labels/live": float((size > 0).sum()),
             "labels/effective": (-(share * share.log()).sum()).exp().item(),
             "labels/flipped": flips,
+            "labels/divided": float(divided),
             "labels/weight": self.weight.mean().item(),
         }
 
-    def unite(self) -> None:
+    def unite_and_divide(self, before: Tensor) -> int:
         """Classes whose members are as alike across as within become the larger of the two; classes below `min_size` go
-        to the nearest. Needs no label and no scale:
+        to the nearest; a class whose halves are not alike becomes two. Returns how many did so. `before` int [N]: the
+        epoch's labels, which its sums of whitened embeddings are of. Needs no true label and no scale:
 
-        mean cosine of pairs across / average of the two mean cosines of pairs within > merge. Only classes that are
-        each other's best partner, so that an epoch builds no chains; from the epoch's sums of whitened embeddings.
+        mean cosine of pairs across / average of the two mean cosines of pairs within > merge, or < split. Only classes
+        that are each other's best partner unite, so that an epoch builds no chains.
         """
         c, classes = self.config, self.info.num_classes
         size = torch.bincount(self.label.long(), minlength=classes)
-        live = torch.nonzero((size > 0) & (self.seen > 0))[:, 0]
+        live = torch.nonzero((size > 0) & (self.seen.sum(1) > 0))[:, 0]
         small = size[live] < c.min_size
         if small.all() or not self.unites:
-            return
-        s, n, here = self.sums[live], self.seen[live, None], torch.arange(len(live), device=live.device)
-        direction, apart = F.normalize(s), small | (n[:, 0] < 2)  # no pairs within
-        within = (s.square().sum(1, keepdim=True) - n) / (n * (n - 1)).clamp_min(1)
-        alike, partner, nearest = torch.empty_like(within[:, 0]), here.clone(), here.clone()
+            return 0
+        s, n, here = (
+            self.whitened_sums[live].sum(1),
+            self.seen[live].sum(1),
+            torch.arange(len(live), device=size.device),
+        )
+        direction, apart, within = F.normalize(s), small | (n < 2), inner(s, n)
+        alike, partner, nearest = torch.empty_like(n), here.clone(), here.clone()
         for rows in here.split(1024):  # never K x K at once
-            across = s[rows] @ s.T / (n[rows] * n.T)
+            across = s[rows] @ s.T / (n[rows, None] * n)
             across[torch.arange(len(rows)), rows] = -1.0
             nearest[rows] = (direction[rows] @ direction.T).masked_fill_(small, -2.0).argmax(1)
-            ratio = across / ((within[rows] + within.T) / 2).clamp_min(1e-3)
+            ratio = across / ((within[rows, None] + within) / 2).clamp_min(1e-3)
             alike[rows], partner[rows] = ratio.masked_fill_(apart, -1.0).max(1)
         united = (partner[partner] == here) & (alike > c.merge) & ~apart & (c.merge > 0)
         loses = (size[live] < size[live][partner]) | ((size[live] == size[live][partner]) & (partner < here))
@@ -301,6 +359,43 @@ class Reflective(Objective):
         to[live] = live[goes]
         self.label.copy_(to[self.label.long()])
         self.queue.copy_(torch.where(self.queue >= 0, to[self.queue.clamp_min(0).long()].int(), -1))
+        lost = united & loses  # the halves of what it joins are from now on the two that have joined
+        whole = self.sums.sum(1) / self.seen.sum(1, keepdim=True).clamp_min(1)
+        self.centres[live[partner[lost]]] = torch.stack([whole[live[partner[lost]]], whole[live[lost]]], 1)
+        unchanged = live[(goes == here) & ~small & ~(united & ~loses)]
+        return self.divide(unchanged, before) if c.split else 0
+
+    def divide(self, classes: Tensor, before: Tensor) -> int:
+        """Halves of `classes` [n] that are apart become classes: those least alike first, as far as there are dead
+        classes to take."""
+        s, n = self.whitened_sums[classes], self.seen[classes]
+        across = (s[:, 0] * s[:, 1]).sum(1) / n.prod(1).clamp_min(1)
+        alike = across / inner(s, n).mean(1).clamp_min(1e-3)
+        alike[(n < max(2, self.config.min_size)).any(1)] = torch.inf
+        free = torch.nonzero(torch.bincount(self.label.long(), minlength=len(self.seen)) == 0)[:, 0]
+        alike, order = alike.sort()
+        old = classes[order[alike < self.config.split]][: len(free)]
+        new = free[: len(old)]
+        to = torch.arange(len(self.seen), device=new.device)
+        to[old] = new
+        moves = (self.side == 1) & (self.label == before)
+        self.queue[moves] = torch.where(
+            self.queue[moves] == before[moves, None],
+            to[before[moves].long()][:, None].int(),
+            self.queue[moves],
+        )
+        self.label[moves] = to[self.label[moves].long()].int()
+        mean = self.sums[old] / self.seen[old][..., None]
+        with torch.no_grad():
+            for classifier in (self.classifier, self.teacher_classifier):
+                norm = classifier.weight[old].norm(dim=1, keepdim=True)
+                for half, rows in enumerate((old, new)):
+                    classifier.weight[rows] = norm * F.normalize(mean[:, half])
+                if classifier.bias is not None:
+                    classifier.bias[new] = classifier.bias[old]
+        for half, rows in enumerate((old, new)):
+            self.reseed(rows, mean[:, half])
+        return len(old)
 
     def weights(self) -> Tensor:
         """p(clean) [N] by the mixture on log losses within their 0.1 and 99.9 percentiles; 1 where the fit fails, its
