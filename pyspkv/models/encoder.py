@@ -1,8 +1,11 @@
 """What an encoder is: wave -> features -> frames -> embedding."""
 
+import torch
 from torch import Tensor, nn
 
 from pyspkv.features import Fbank, frame_mask
+
+CPU_SAMPLES = 24 * 16000  # embedded at once without gradient: activations that stay in a CPU's cache
 
 
 class Encoder(nn.Module):
@@ -35,7 +38,11 @@ class Encoder(nn.Module):
         return self.pool(*self.frames(feats, lengths)).float()
 
     def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        return self.embed(*self.features(wave, lengths))
+        rows = len(wave)
+        if wave.device.type == "cpu" and not (self.training or torch.is_grad_enabled()):
+            rows = max(1, CPU_SAMPLES // wave.shape[1])
+        parts = zip(wave.split(rows), lengths.split(rows))
+        return torch.cat([self.embed(*self.features(*part)) for part in parts])
 
     def param_groups(self) -> list[dict]:
         """Optimiser groups; `lr_scale` multiplies the run's learning rate (layer-wise rates). Frozen parts stay out."""
