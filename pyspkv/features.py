@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pyspkv.errors import UserError
 
 WINDOW, HOP, FFT = 400, 160, 512  # samples at 16 kHz: 25 ms windows every 10 ms
+CPU_FRAMES = 2000  # transformed at once: they stay in a CPU's cache
 
 
 def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
@@ -41,9 +42,9 @@ class Fbank(nn.Module):
                 mend="drop utterances under 0.1 s",
             )
         with torch.autocast(wave.device.type, enabled=False):
-            rows = (
-                len(wave) if wave.is_cuda else max(1, 2000 * HOP // wave.shape[1])
-            )  # that stay in a CPU's cache
+            rows = len(wave)
+            if not wave.is_cuda:
+                rows = max(1, CPU_FRAMES * HOP // wave.shape[1])
             x = torch.cat([self.log_mel(part) for part in wave.float().split(rows)])
             frame_lengths = 1 + (lengths - WINDOW) // HOP
             mask = frame_mask(frame_lengths, x.shape[1])

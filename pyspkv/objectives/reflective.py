@@ -146,6 +146,7 @@ class Reflective(Objective):
             for part in unit.split(CHUNK):
                 self.add_moments(part)
             self.rewhiten()
+        if c.split:
             size = torch.bincount(label, minlength=len(sums))[:, None]
             self.reseed(torch.arange(len(sums), device=sums.device), sums / size.clamp_min(1))
             for _ in range(START_STEPS):
@@ -297,7 +298,7 @@ class Reflective(Objective):
         self.sync()
         voted = self.vote >= 0
         self.queue[voted] = torch.cat([self.queue[voted, 1:], self.vote[voted, None]], 1)
-        if self.unites:
+        if c.split:
             self.recentre()
         flips, divided = 0.0, 0
         if epoch + 1 >= c.fixed_epochs:
