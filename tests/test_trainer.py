@@ -36,7 +36,7 @@ CONTRASTIVE = {"objective": {"name": "contrastive", "crop_seconds": 0.4}, "augme
 DINO = {"objective": {"name": "dino", "global_seconds": 0.5, "local_seconds": 0.3, "local_crops": 2, "hidden": 16,
                       "bottleneck": 8, "head_size": 32}}  # fmt: skip
 REFLECTIVE = {"objective": {"name": "reflective", "student_seconds": 0.5, "teacher_seconds": 0.6, "fixed_epochs": 1,
-                            "queue": 3, "merge": 0.5, "min_size": 2}}  # fmt: skip
+                            "queue": 3, "merge": 0.5, "split": 0.4, "min_size": 2}}  # fmt: skip
 AAT = {"objective": {**CONTRASTIVE["objective"], "adversarial": 3.0}, "augment.speeds": [0.9, 1.0, 1.1]}
 DLG = {"objective.gate": {"name": "dlg", "start_epoch": 1, "correct_epoch": 1}, "augment.speeds": [0.9, 1.1]}
 
