@@ -68,6 +68,18 @@ def source_length(num: int, profile: Profile) -> int:
     return int(np.ceil(num * profile.speed)) + 1 if profile.speed != 1 else num
 
 
+def change_speed(wave: np.ndarray, speed: float, num: int | None = None) -> np.ndarray:
+    """The first part of `Augmenter.apply`: float32 [T] -> [num]."""
+    if speed != 1:
+        import soxr
+
+        num = num or len(wave)
+        wave = soxr.resample(wave, SAMPLE_RATE * speed, SAMPLE_RATE)
+    if num is not None and num != len(wave):
+        wave = wave[:num] if len(wave) > num else np.resize(wave, num)
+    return wave
+
+
 def open_list(
     path: str, what: str, allow_pipes: bool = False, cache_mb: float = 0, channel: int | None = None
 ):
@@ -187,20 +199,9 @@ class Augmenter:
         `num` defaults to T. Where speed leaves fewer samples the crop is repeated from its start; see
         `source_length`. The SNR holds over the crop: mean power of the (reverberant) speech over the noise's.
         """
-        waves = np.array(self.change_speed(wave, profile.speed, num))[None]
+        waves = np.array(change_speed(wave, profile.speed, num))[None]
         self.apply_to_batch(waves, [profile])
         return waves[0]
-
-    def change_speed(self, wave: np.ndarray, speed: float, num: int | None = None) -> np.ndarray:
-        """The first part of `apply`: float32 [T] -> [num]."""
-        if speed != 1:
-            import soxr
-
-            num = num or len(wave)
-            wave = soxr.resample(wave, SAMPLE_RATE * speed, SAMPLE_RATE)
-        if num is not None and num != len(wave):
-            wave = wave[:num] if len(wave) > num else np.resize(wave, num)
-        return wave
 
     def apply_to_batch(self, waves: np.ndarray, profiles: list[Profile]) -> None:
         """The rest of `apply` on each of `waves` float32 [B, T], in place."""

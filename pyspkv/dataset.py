@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyspkv.audio import SAMPLE_RATE, AudioReader
-from pyspkv.augment import Augmenter, Profile, source_length
+from pyspkv.augment import Augmenter, Profile, change_speed, source_length
 from pyspkv.datadir import DataDir
 from pyspkv.sampler import Sampler, part
 
@@ -217,9 +217,7 @@ class Batches(torch.utils.data.Dataset):
             wave = reader.read(row, start, min(num, length - start))
             if len(wave) < num:
                 wave = np.resize(wave, num)
-            if profile.speed != 1:
-                wave = self.augmenter.change_speed(wave, profile.speed, view.samples)
-            out[name] = wave, profile
+            out[name] = change_speed(wave, profile.speed, view.samples), profile
         return out
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pyspkv.errors import UserError
 
 WINDOW, HOP, FFT = 400, 160, 512  # samples at 16 kHz: 25 ms windows every 10 ms
-CPU_FRAMES = 2000  # transformed at once: they stay in a CPU's cache
+CPU_SAMPLES = 24 * 16000  # taken at once there: what is made of them stays in a CPU's cache
 
 
 def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
@@ -16,6 +16,11 @@ def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
     if bool((lengths == size).all()):
         return None
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def rows_at_once(wave: Tensor) -> int:
+    """How many of [B, T] to take at a time where no gradient is kept."""
+    return len(wave) if wave.device.type != "cpu" else max(1, CPU_SAMPLES // wave.shape[1])
 
 
 class Fbank(nn.Module):
@@ -42,10 +47,7 @@ class Fbank(nn.Module):
                 mend="drop utterances under 0.1 s",
             )
         with torch.autocast(wave.device.type, enabled=False):
-            rows = len(wave)
-            if not wave.is_cuda:
-                rows = max(1, CPU_FRAMES * HOP // wave.shape[1])
-            x = torch.cat([self.log_mel(part) for part in wave.float().split(rows)])
+            x = torch.cat([self.log_mel(part) for part in wave.float().split(rows_at_once(wave))])
             frame_lengths = 1 + (lengths - WINDOW) // HOP
             mask = frame_mask(frame_lengths, x.shape[1])
             if mask is None:

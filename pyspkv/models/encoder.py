@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pyspkv.features import Fbank, frame_mask
-
-CPU_SAMPLES = 24 * 16000  # embedded at once without gradient: activations that stay in a CPU's cache
+from pyspkv.features import Fbank, frame_mask, rows_at_once
 
 
 class Encoder(nn.Module):
@@ -38,9 +36,7 @@ class Encoder(nn.Module):
         return self.pool(*self.frames(feats, lengths)).float()
 
     def forward(self, wave: Tensor, lengths: Tensor) -> Tensor:
-        rows = len(wave)
-        if wave.device.type == "cpu" and not (self.training or torch.is_grad_enabled()):
-            rows = max(1, CPU_SAMPLES // wave.shape[1])
+        rows = len(wave) if self.training or torch.is_grad_enabled() else rows_at_once(wave)
         parts = zip(wave.split(rows), lengths.split(rows))
         return torch.cat([self.embed(*self.features(*part)) for part in parts])
 

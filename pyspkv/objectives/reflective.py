@@ -339,11 +339,8 @@ class Reflective(Objective):
         small = size[live] < c.min_size
         if small.all() or not self.unites:
             return 0
-        s, n, here = (
-            self.whitened_sums[live].sum(1),
-            self.seen[live].sum(1),
-            torch.arange(len(live), device=size.device),
-        )
+        s, n = self.whitened_sums[live].sum(1), self.seen[live].sum(1)
+        here = torch.arange(len(live), device=size.device)
         direction, apart, within = F.normalize(s), small | (n < 2), inner(s, n)
         alike, partner, nearest = torch.empty_like(n), here.clone(), here.clone()
         for rows in here.split(1024):  # never K x K at once
@@ -360,11 +357,13 @@ class Reflective(Objective):
         to[live] = live[goes]
         self.label.copy_(to[self.label.long()])
         self.queue.copy_(torch.where(self.queue >= 0, to[self.queue.clamp_min(0).long()].int(), -1))
+        if not c.split:
+            return 0
         lost = united & loses  # the halves of what it joins are from now on the two that have joined
         whole = self.sums.sum(1) / self.seen.sum(1, keepdim=True).clamp_min(1)
         self.centres[live[partner[lost]]] = torch.stack([whole[live[partner[lost]]], whole[live[lost]]], 1)
         unchanged = live[(goes == here) & ~small & ~(united & ~loses)]
-        return self.divide(unchanged, before) if c.split else 0
+        return self.divide(unchanged, before)
 
     def divide(self, classes: Tensor, before: Tensor) -> int:
         """Halves of `classes` [n] that are apart become classes: those least alike first, as far as there are dead
