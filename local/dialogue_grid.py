@@ -100,14 +100,15 @@ def grid(encoder_c: str) -> tuple[dict[str, Run], list[Row]]:
 
     for mode in ("random", "household"):
         for rate in RATES:
-            kinds = ("none", "power", "oracle") if rate else ("none", "power")
+            kinds = ("none", "power", "adaptive", "oracle") if rate else ("none", "power", "adaptive")
             against("B", f"{mode} {rate} %, AvA", kinds, mode=mode, rate=rate)
     for loss in ("aproto", "ge2e"):
-        against("B", f"random 50 %, {LOSSES[loss]}", ("none", "power"), mode="random", rate=50, loss=loss)
+        name, kinds = f"random 50 %, {LOSSES[loss]}", ("none", "power", "adaptive", "oracle")
+        against("B", name, kinds, mode="random", rate=50, loss=loss)
     for num in (6, 12, 24):
         name = f"random 50 %, AvA, {num} dialogues"
         first = "random 50 %, AvA, 6 dialogues, none"
-        against("N", name, ("none", "power"), first, mode="random", rate=50, num=num)
+        against("N", name, ("none", "adaptive"), first, mode="random", rate=50, num=num)
 
     own = [f"encoder={encoder_c}"]
     pre = {

@@ -152,7 +152,7 @@ def test_compactness_equals_its_definitions(m, seed):
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=20),
-    st.sampled_from(["none", "power", "sigmoid", "softmax"]),
+    st.sampled_from(["none", "power", "adaptive", "sigmoid", "softmax"]),
     st.integers(0, 3),
 )
 def test_weights_have_mean_one_grow_with_compactness_and_ignore_order(c, kind, gamma):
@@ -174,6 +174,7 @@ def test_weight_forms():
 
     assert raw(kind="power") == pytest.approx([0.81, 0.09, 0])
     assert raw(kind="power", gamma=1.0) == pytest.approx([0.9, 0.3, 0])
+    assert raw(kind="adaptive", slope=5.0) == pytest.approx([0.81, 0.09, 0])
     assert raw(kind="sigmoid")[0] == pytest.approx(1 / (1 + math.exp(-(0.7 / 0.1 + 1))))
     e = [math.exp(x / 0.2) for x in c.tolist()]
     assert raw(kind="softmax") == pytest.approx([3 * x / sum(e) for x in e])

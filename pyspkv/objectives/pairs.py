@@ -26,11 +26,12 @@ ALARM = 0.3  # effective share of the dialogues below which an epoch is reported
 
 @dataclass(kw_only=True)
 class RejectConfig:
-    kind: Literal["none", "power", "sigmoid", "softmax", "oracle"] = (
+    kind: Literal["none", "power", "adaptive", "sigmoid", "softmax", "oracle"] = (
         "none"  # oracle: weight 0 by the true labels
     )
     compactness: Literal["pairwise", "centroid", "length"] = "pairwise"
     gamma: float = 2.0  # power
+    slope: float = 13.0  # adaptive: exponent by the deviation of compactness, 2 where that is 0.15
     tau: float = 0.25  # sigmoid; 0.25 and beta 1 are sharp, 0.5 and 0.5 mild
     beta: float = 1.0
     temperature: float = 0.2  # softmax
@@ -118,13 +119,16 @@ def compactness(e: Tensor, kind: str = "pairwise") -> Tensor:
 
 
 def rejection(c: Tensor, config: RejectConfig, mean: Tensor, std: Tensor) -> Tensor:
-    """Weights w_j [N] of all dialogues of a batch with compactness c [N]; mean, std: running ones, for the sigmoid.
+    """Weights w_j [N] of all dialogues of a batch with compactness c [N]; mean, std: running ones.
 
-    power: u = max(c, 0)^gamma; sigmoid: u = sigmoid((c - mean) / (tau std) + beta); softmax: u = N softmax(c / T).
-    Normalised: w = N u / sum u. Where all are rejected, none is.
+    power: u = max(c, 0)^gamma; adaptive: u = max(c, 0)^(slope std), so mild where dialogues are as alike as clean ones
+    and the sharper the farther they come apart; sigmoid: u = sigmoid((c - mean) / (tau std) + beta);
+    softmax: u = N softmax(c / T). Normalised: w = N u / sum u. Where all are rejected, none is.
     """
     if config.kind == "power":
         u = c.clamp_min(0).pow(config.gamma)
+    elif config.kind == "adaptive":
+        u = c.clamp_min(0).pow(config.slope * std)
     elif config.kind == "sigmoid":
         u = torch.sigmoid((c - mean) / (config.tau * std.clamp_min(1e-6)) + config.beta)
     elif config.kind == "softmax":
@@ -157,7 +161,7 @@ class Pairs(Objective):
                 mend="give it the simulated corpus with labels (train_labelled), or another objective.reject.kind",
             )
         self.log_w = nn.Parameter(torch.tensor(config.scale).log())
-        # Running mean and deviation of compactness over batches (sigmoid), and whether they have begun.
+        # Running mean and deviation of compactness over batches, and whether they have begun.
         self.register_buffer("running", torch.tensor([0.0, 1.0, 0.0]))
         # Sum over this epoch's steps of the effective share, and their number.
         self.register_buffer("effective", torch.zeros(2, dtype=torch.float64))
