@@ -108,7 +108,7 @@ def grid(encoder_c: str) -> tuple[dict[str, Run], list[Row]]:
     for num in (6, 12, 24):
         name = f"random 50 %, AvA, {num} dialogues"
         first = "random 50 %, AvA, 6 dialogues, none"
-        against("N", name, ("none", "adaptive"), first, mode="random", rate=50, num=num)
+        against("N", name, ("none", "power"), first, mode="random", rate=50, num=num)
 
     own = [f"encoder={encoder_c}"]
     pre = {

@@ -86,7 +86,7 @@ def test_runs_resumes_skips_what_others_hold_and_reports(grid, monkeypatch, data
     small = [f"encoder={ENCODER}", "epochs=1", "objective.crop_seconds=0.4", "log_steps=1"]
     only = ["--tables", "N", "--only", "n6$", "--folds", "0", "1", "--set", *small]
     call(grid, monkeypatch, data, tmp_path, *only, "--seeds", "3")
-    runs = [f"fold{f}-seed3/random-50-ava-{kind}-n6" for f in (0, 1) for kind in ("none", "adaptive")]
+    runs = [f"fold{f}-seed3/random-50-ava-{kind}-n6" for f in (0, 1) for kind in ("none", "power")]
     found = {r: json.loads((tmp_path / r / "result.json").read_text()) for r in runs}
     assert {(tmp_path / r).is_dir() for r in runs} == {True}
     for result in found.values():
@@ -101,7 +101,7 @@ def test_runs_resumes_skips_what_others_hold_and_reports(grid, monkeypatch, data
     g = grid.Grid(args, 0, 3, grid.grid(ENCODER)[0])
     with open(tmp_path / runs[1] / ".claim", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert not g.step("random-50-ava-adaptive-n6") and g.step("random-50-ava-none-n6")
+        assert not g.step("random-50-ava-power-n6") and g.step("random-50-ava-none-n6")
     call(grid, monkeypatch, data, tmp_path, *only, "--seeds", "3")
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps, (
         "the model was there: only its evaluation was done"
@@ -131,7 +131,7 @@ def test_runs_resumes_skips_what_others_hold_and_reports(grid, monkeypatch, data
     assert len(rows) == 4 and {r["fold"] for r in rows} == {0, 1} and all(r["seed"] == 3 for r in rows)
     text = (tmp_path / "RESULTS.md").read_text()
     assert (
-        "random 50 %, AvA, 6 dialogues, adaptive | 2 |" in text and "## B. Soft rejection by batch size" in text
+        "random 50 %, AvA, 6 dialogues, power | 2 |" in text and "## B. Soft rejection by batch size" in text
     )
     call(grid, monkeypatch, data, tmp_path, "--report", "--seeds", "3", "--folds", "0")
     assert len((tmp_path / "RESULTS.jsonl").read_text().splitlines()) == 4, "rows that are not here stay"
