@@ -90,10 +90,11 @@ finetune() { # large margin, from the last round
         "${student_options[@]}"
     ! $supervised || supervise
 }
+round_start() { # the model that rounds start from, if any
+    [ "$round_init" = none ] || echo "${round_init:-$exp/pretrain/model}"
+}
 supervise() { # the true labels in the last round's place, same start, same steps
-    local init=${round_init:-$exp/pretrain/model}
-    [ "$init" != none ] || init=
-    train --init "$init" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model" \
+    train --init "$(round_start)" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model" \
         "${student_options[@]}" "${supervised_options[@]}"
 }
 extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort

@@ -15,6 +15,7 @@ po_files+=("${BASH_SOURCE[0]}")
 small_wavlm="{name: wavlm, layers: 3, dim: 96, heads: 4, ffn: 192, conv_dim: 64, pos_conv_kernel: 32, pos_conv_groups: 4, \
 embed_dim: 128, mhfa_heads: 8, mhfa_dim: 32, freeze: none, trunk_lr: 1.0, layerdrop: 0.0, normalise: true}"
 
+is_ecapa() { [ -z "$student" ] && ! grep -q "name: wavlm" "$conf/round.yaml"; }
 use_student() {
     case $student in
         "") if [ -z "$wavlm" ] && grep -q "^  *pull:" "$conf/round.yaml"; then
@@ -24,6 +25,7 @@ use_student() {
         small-wavlm) student_options=(encoder="$small_wavlm") ;;
         *) echo "$0: --student is empty or small-wavlm, not '$student'" >&2; exit 1 ;;
     esac
+    [ -n "$round_init" ] || is_ecapa || round_init=none # DINO's encoder is one
     case $labels_from in
         dino) labels_from=pretrain ;;
         wavlm)
@@ -50,16 +52,21 @@ supervised_options=("$open_gate")
 
 ablate() { # the rows of the paper's table that the chain lacks
     $ablation || return 0
-    arm no_gate "$exp/round1/data" "" "$open_gate"
-    arm no_correction "$exp/round1/data" "" "$no_correction"
-    [ -n "$student" ] || grep -q "name: wavlm" "$conf/round.yaml" ||
+    local start
+    start=$(round_start)
+    arm no_gate "$exp/round1/data" "$start" "$open_gate"
+    arm no_correction "$exp/round1/data" "$start" "$no_correction"
+    if [ -n "$start" ]; then # the other start
+        arm supervised_from_scratch "$data/train_labelled" "" "$open_gate"
+    elif is_ecapa; then
         arm supervised_from_dino "$data/train_labelled" "$exp/pretrain/model" "$open_gate"
+    fi
     [ -d "$exp/trunk" ] && [ "$labels_from" != trunk ] || return 0
     "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$exp/trunk/model" "$data/train" "$exp/trunk/embed/train"
     # shellcheck disable=SC2086  # options are split on purpose
     "$ROOT/steps/cluster.sh" --num-clusters "$num_clusters" --seed "$seed" \
         "$exp/trunk/embed/train/embedding.scp" "$data/train" "$exp/trunk_labels/data" $cluster_opts
-    arm trunk_labels "$exp/trunk_labels/data" ""
+    arm trunk_labels "$exp/trunk_labels/data" "$start"
 }
 spoil_labels() { # what each gate makes of wrong labels that are known to be so
     local share gate name options
@@ -70,7 +77,7 @@ spoil_labels() { # what each gate makes of wrong labels that are known to be so
             [ $gate != no_correction ] || options=("$no_correction")
             [ -d "$exp/$name/data" ] || "$SPKV_PYTHON" -m pyspkv.bin.datadir corrupt --share "$share" --seed "$seed" \
                 --list "$exp/$name/corrupted" "$exp/round1/data" "$exp/$name/data"
-            arm "$name" "$exp/$name/data" "" "${options[@]}"
+            arm "$name" "$exp/$name/data" "$(round_start)" "${options[@]}"
         done
     done
 }

@@ -11,7 +11,8 @@ set -euo pipefail
 # shellcheck source=steps/wavlm.sh
 . "$ROOT/steps/wavlm.sh"
 num_rounds=3
-cluster_opts="--whiten 0.75"  # DINO spends its first axes on channels
+round_init=         # from DINO's encoder: 819 utterances are too few to begin anew (README)
+cluster_opts="--whiten 0.75 --linkage average --metric cosine"  # as in ../ssl
 . parse_options.sh
 begin
 noise_lists
