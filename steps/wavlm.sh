@@ -21,7 +21,7 @@ use_student() {
         "") if [ -z "$wavlm" ] && grep -q "^  *pull:" "$conf/round.yaml"; then
                 echo "$0: $conf/round.yaml pulls the student to pre-trained weights: give --wavlm" >&2; exit 1
             fi
-            [ -z "$wavlm" ] || ! grep -q "name: wavlm" "$conf/round.yaml" || student_options=(encoder.pretrained="$exp/wavlm") ;;
+            [ -z "$wavlm" ] || is_ecapa || student_options=(encoder.pretrained="$exp/wavlm") ;;
         small-wavlm) student_options=(encoder="$small_wavlm") ;;
         *) echo "$0: --student is empty or small-wavlm, not '$student'" >&2; exit 1 ;;
     esac
