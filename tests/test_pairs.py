@@ -70,9 +70,11 @@ def naive(name, e, device, w, b):
     return torch.tensor(out, dtype=torch.float64)
 
 
-def loss_of(name, e, device, w=10.0, **more):
-    device = torch.as_tensor(device)
-    return LOSSES[name](e, e, device[:, None] != device, torch.tensor(w).double(), **more)
+def loss_of(name, e, device, w=10.0, weight=1.0):
+    """weight: of dialogue k as a negative, [N]."""
+    device, log_weight = torch.as_tensor(device), torch.as_tensor(weight).to(e).log()
+    against = torch.where(device[:, None] != device, log_weight, -torch.inf)
+    return LOSSES[name](e, e, against, torch.tensor(w).to(e))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -123,17 +125,14 @@ def test_all_versus_all_of_pairs_is_nt_xent():
     torch.testing.assert_close(loss_of("ava", e, range(5), 7.0), (both[:5] + both[5:]) / 2)
 
 
-def test_ge2e_column_weights_scale_the_negatives():
-    e, u = unit(), torch.tensor([1.0, 0.5, 2.0, 0.25]).double()
-    got = loss_of("ge2e", e, range(4), 3.0, log_weight=u.log())
-    centroid = F.normalize(e.mean(1), dim=-1)
-    for j in range(4):
-        for_i = []
-        for i in range(3):
-            own = cosine(e[j, i], e[j].sum(0) - e[j, i])
-            others = sum(u[k] * math.exp(3 * float(e[j, i] @ centroid[k])) for k in range(4) if k != j)
-            for_i.append(-3 * own + math.log(math.exp(3 * own) + others))
-        assert float(got[j]) == pytest.approx(sum(for_i) / 3)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_negative_of_weight_three_counts_as_three(name):
+    """Weights of columns against copies: dialogue 2 thrice among the negatives, and none of dialogue 3."""
+    e = unit(n=5)
+    got = loss_of(name, e, range(5), 3.0, weight=[1.0, 1.0, 3.0, 0.0, 1.0])
+    copies, device = e[[0, 1, 2, 2, 2, 4]], [0, 1, 2, 2, 2, 4]
+    want = loss_of(name, copies, device, 3.0)
+    torch.testing.assert_close(got[[0, 1, 2, 4]], want[[0, 1, 2, 5]])
 
 
 # ---- compactness and weights --------------------------------------------------------------------------------------
@@ -208,16 +207,15 @@ def embedded(o, data, m):
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_is_the_weighted_mean_and_without_rejection_the_plain_one(name):
     data = batch([0, 0, 1, 1, 2, 2, 3, 3])
-    device = torch.arange(4)
-    for kind in ("none", "power"):
-        o = objective(loss=name, reject={"kind": kind, "warmup_epochs": [0.0, 0.0]})
-        e = embedded(o, data, 2)
-        plain = LOSSES[name](e, e, device[:, None] != device, torch.tensor(10.0))
-        c = compactness(e)
-        u = c.clamp_min(0) ** 2 if kind == "power" else torch.ones(4)
+    for kind, columns in (("none", False), ("power", False), ("power", True)):
+        o = objective(loss=name, reject={"kind": kind, "columns": columns, "warmup_epochs": [0.0, 0.0]})
+        e = embedded(o, data, 2).detach()
+        u = compactness(e).clamp_min(0) ** 2 if kind == "power" else torch.ones(4)
+        w = 4 * u / u.sum()
         total, weight = o(data).terms[name]
         assert weight == 4
-        torch.testing.assert_close(total, (4 * u / u.sum() * plain).sum())
+        want = loss_of(name, e, range(4), weight=w.clamp_min(1e-4) if columns else 1.0)
+        torch.testing.assert_close(total, (w * want).sum())
 
 
 def test_warm_up_then_ramp():
@@ -239,7 +237,7 @@ def test_no_gradient_flows_through_the_weights():
     o.zero_grad()
     e = embedded(o, data, 2)
     w = torch.tensor(normalised(compactness(e).clamp_min(0) ** 2).tolist())
-    (w * LOSSES["ava"](e, e, ~torch.eye(3, dtype=torch.bool), torch.tensor(10.0))).sum().backward()
+    (w * loss_of("ava", e, range(3))).sum().backward()
     for a, p in zip(got, o.encoder.parameters()):
         torch.testing.assert_close(a, p.grad, atol=1e-6, rtol=1e-4)
     assert not o.weights(torch.tensor([0.5, 0.1], requires_grad=True), torch.ones(2)).requires_grad
@@ -249,7 +247,7 @@ def test_the_oracle_gives_no_weight_to_draws_of_two_speakers_and_wants_the_truth
     data = batch([0, 0, 1, 1, 2, 2], label=[0, 0, 1, 3, 2, 2])
     o = objective(reject={"kind": "oracle", "warmup_epochs": [0.0, 0.0]})
     e = embedded(o, data, 2)
-    plain = LOSSES["ava"](e, e, ~torch.eye(3, dtype=torch.bool), torch.tensor(10.0))
+    plain = loss_of("ava", e, range(3))
     torch.testing.assert_close(o(data).terms["ava"][0], 1.5 * (plain[0] + plain[2]))
     with pytest.raises(UserError, match="true speakers"):
         objective(rows=12, classes=12, reject={"kind": "oracle"})
@@ -292,13 +290,8 @@ def test_labelled_speakers_beside_dialogues_have_a_loss_of_their_own():
     o = objective(labelled_weight=0.5)
     e = embedded(o, data, 2)
     losses = o(data)
-    w = torch.tensor(10.0)
-    torch.testing.assert_close(
-        losses.terms["labelled"][0], 0.5 * LOSSES["ge2e"](e[:2], e[:2], ~torch.eye(2).bool(), w).sum()
-    )
-    torch.testing.assert_close(
-        losses.terms["ava"][0], LOSSES["ava"](e[2:], e[2:], ~torch.eye(3).bool(), w).sum()
-    )
+    torch.testing.assert_close(losses.terms["labelled"][0], 0.5 * loss_of("ge2e", e[:2], range(2)).sum())
+    torch.testing.assert_close(losses.terms["ava"][0], loss_of("ava", e[2:], range(3)).sum())
     assert losses.terms["labelled"][1] == 2 and losses.terms["ava"][1] == 3
 
 

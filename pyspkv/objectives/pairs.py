@@ -39,7 +39,7 @@ class RejectConfig:
         default_factory=lambda: [5.0, 10.0]
     )  # weight 1 until [0], full from [1]
     normalise: bool = True  # mean weight 1, so that the step is that of a run without rejection
-    columns: bool = False  # GE2E: rejected dialogues' centroids count less as negatives, too
+    columns: bool = False  # rejected dialogues count less as negatives, too
 
 
 @dataclass(kw_only=True)
@@ -57,47 +57,44 @@ class PairsConfig:
     freeze_norm: bool = False  # batch statistics stay as the encoder came: a few speakers have others
 
 
-# In the losses e [n, M, D] are unit vectors of this rank's n dialogues, e_all [N, M, D] those of all ranks; negative
-# bool [n, N] says which dialogues k repel dialogue j (not itself, none of its device). Each returns l_j, [n].
+# In the losses e [n, M, D] are unit vectors of this rank's n dialogues, e_all [N, M, D] those of all ranks; against
+# [n, N] is the logarithm of how much dialogue k repels dialogue j: -inf for itself and all of its device, else 0, or
+# what rejection leaves of k. Each returns l_j, [n].
 
 
-def ge2e(e: Tensor, e_all: Tensor, negative: Tensor, w: Tensor, log_weight: Tensor | None = None) -> Tensor:
+def ge2e(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
     """GE2E, softmax form (Wan et al. 2018, eqs. 5, 6, 8, 9): every utterance against all centroids, its own without it.
 
     S_jik = w cos(e_ji, c_k), S_jij = w cos(e_ji, c_j(-i)); l_ji = -S_jij + log sum_k exp S_jik; l_j = mean_i l_ji.
-    log_weight [N] is added to the negative columns.
     """
     centroid = F.normalize(e_all.mean(1), dim=-1)
     without = F.normalize(e.sum(1, keepdim=True) - e, dim=-1)  # c_j(-i), [n, M, D]
     own = w * (e * without).sum(-1)
-    other = w * (e @ centroid.T)  # [n, M, N]
-    if log_weight is not None:
-        other = other + log_weight
-    other = other.masked_fill(~negative[:, None], -torch.inf)
+    other = w * (e @ centroid.T) + against[:, None]  # [n, M, N]
     return (torch.logaddexp(own, other.logsumexp(-1)) - own).mean(1)
 
 
-def angular_proto(e: Tensor, e_all: Tensor, negative: Tensor, w: Tensor) -> Tensor:
+def angular_proto(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
     """Angular prototypical (Chung et al. 2020): the first utterance against the mean of each dialogue's others.
 
     S_jk = w cos(q_j, p_k); l_j = -S_jj + log sum_k exp S_jk. The sampler draws in random order: any one may be first.
     """
     query = e[:, 0]
     own = w * (query * F.normalize(e[:, 1:].mean(1), dim=-1)).sum(-1)
-    other = w * (query @ F.normalize(e_all[:, 1:].mean(1), dim=-1).T)
-    return torch.logaddexp(own, other.masked_fill(~negative, -torch.inf).logsumexp(-1)) - own
+    other = w * (query @ F.normalize(e_all[:, 1:].mean(1), dim=-1).T) + against
+    return torch.logaddexp(own, other.logsumexp(-1)) - own
 
 
-def all_versus_all(e: Tensor, e_all: Tensor, negative: Tensor, w: Tensor) -> Tensor:
+def all_versus_all(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
     """AvA: every pair of a dialogue against all utterances of the others, no centroid (spec dialogues, candidate A).
 
     G = w e e^T; l_a = mean over the positives p of -G_ap + log(exp G_ap + sum over negatives n of exp G_an).
     """
     n, m, _ = e.shape
-    other = w * torch.einsum("jid,kld->jikl", e, e_all)  # [n, M, N, M]
-    against = other.masked_fill(~negative[:, None, :, None], -torch.inf).flatten(2).logsumexp(-1)  # [n, M]
+    other = w * torch.einsum("jid,kld->jikl", e, e_all) + against[:, None, :, None]  # [n, M, N, M]
+    negatives = other.flatten(2).logsumexp(-1)  # [n, M]
     own = w * (e @ e.mT)  # [n, M, M]
-    pair = torch.logaddexp(own, against[..., None]) - own
+    pair = torch.logaddexp(own, negatives[..., None]) - own
     return pair.masked_fill(torch.eye(m, dtype=torch.bool, device=e.device), 0).sum((1, 2)) / (m * (m - 1))
 
 
@@ -153,8 +150,6 @@ class Pairs(Objective):
         super().__init__(encoder, info)
         self.config = config
         reject = config.reject
-        if reject.columns and config.loss != "ge2e":
-            raise UserError("objective.reject.columns is for loss ge2e alone", mend="leave it out")
         if reject.kind == "oracle" and info.num_classes == info.num_rows:
             raise UserError(
                 "the oracle needs true speakers, but here every utterance is a speaker of its own",
@@ -195,14 +190,16 @@ class Pairs(Objective):
             self.unlabelled(e, device, truth, losses)
         return losses
 
-    def losses(self, name: str, e: Tensor, device: Tensor, **more) -> Tensor:
-        """l_j [n] of this rank's dialogues against those of all ranks."""
+    def losses(self, name: str, e: Tensor, device: Tensor, repel: Tensor | None = None) -> Tensor:
+        """l_j [n] of this rank's dialogues against those of all ranks, which repel by their weights repel [N], or 1."""
         negative = device[:, None] != gather(device)
         if not negative.any(1).all():
             raise UserError(
                 "a batch has dialogues of one device only: no negatives", mend="use sampler: dialogues"
             )
-        return LOSSES[name](e, gather(e.contiguous()), negative, self.log_w.exp().clamp_max(100.0), **more)
+        log_weight = e.new_zeros(()) if repel is None else repel.clamp_min(1e-4).log()
+        against = torch.where(negative, log_weight, -torch.inf)
+        return LOSSES[name](e, gather(e.contiguous()), against, self.log_w.exp().clamp_max(100.0))
 
     def unlabelled(self, e: Tensor, device: Tensor, truth: Tensor, losses: Losses) -> None:
         """The dialogues' weighted loss and what is logged of it."""
@@ -210,8 +207,7 @@ class Pairs(Objective):
         compact = gather(compactness(e, c.reject.compactness))
         w = self.weights(compact, gather(truth.float()))
         own = w[rank() * n :][:n]
-        more = {"log_weight": w.clamp_min(1e-4).log()} if c.reject.columns else {}
-        found = self.losses(c.loss, e, device, **more)
+        found = self.losses(c.loss, e, device, w if c.reject.columns else None)
         size = torch.tensor(float(n), device=e.device)
         losses.terms[c.loss] = ((own * found).sum(), size)
         # Effective sample size, as a share of the dialogues.
