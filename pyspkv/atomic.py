@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pyspkv.errors import UserError
+
 
 def _mode(default: int) -> int:
     mask = os.umask(0)
@@ -18,8 +20,15 @@ def _mode(default: int) -> int:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator:
-    """Open a temporary file beside `path`; it replaces `path` when the block ends without an error."""
-    path = Path(path)
+    """Open a temporary file beside `path`; it replaces `path` when the block ends without an error.
+
+    A link stays and what it points to is replaced; a device or pipe (/dev/stdout) is written to as it is.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, mode) as f:
+            yield f
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -46,6 +55,9 @@ def _exchange(a: Path, b: Path) -> bool:
     code = ctypes.get_errno()
     if code in (errno.ENOSYS, errno.EINVAL):
         return False
+    if code in (errno.EBUSY, errno.EXDEV):
+        why = "is a mount point or the current folder, and cannot be exchanged for a new one"
+        raise UserError(why, file=b, mend="give a folder below it")
     raise OSError(code, os.strerror(code), str(b))
 
 
@@ -56,7 +68,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     An existing folder is exchanged for the new one in one step. On a file system that cannot, it is moved to
     `.<name>.old` first, so that at every moment a whole folder stands at one of the two names.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

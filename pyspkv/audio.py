@@ -27,15 +27,15 @@ from pyspkv.errors import UserError
 SAMPLE_RATE = 16000
 MAX_OVERSHOOT = 0.5  # seconds a segment may end past its recording (extract-segments --max-overshoot)
 _MARGIN = 256  # input samples at up to 16 kHz, in proportion above
-_ARK = re.compile(r"(.+):(\d+)(\[.*\])?")
+_ARK = re.compile(r"(.+):(\d{1,18})(\[.*\])?")
 
 
 class AudioError(Exception):
     """Why an entry cannot be read; the callers add whose entry it is."""
 
-    def __init__(self, message: str, mend: str | None = None):
+    def __init__(self, message: str, mend: str | None = None, of_segment: bool = False):
         super().__init__(message)
-        self.mend = mend
+        self.mend, self.of_segment = mend, of_segment
 
 
 class _Flac:
@@ -80,7 +80,7 @@ def _open(entry: str, allow_pipes: bool):
         if not allow_pipes:
             raise AudioError(
                 f"is a command ({entry[:60]}), and commands are not run by default",
-                "allow it (`allow_pipes: true`, `--allow-pipes true`), or write the audio to files first",
+                "allow it (`allow_pipes: true` in a config, else `--allow-pipes`), or write the audio to files first",
             )
         # The user's own line, run as Kaldi would run it; nothing is put into it.
         done = subprocess.run(["bash", "-c", entry[:-1]], stdin=subprocess.DEVNULL, capture_output=True)
@@ -119,7 +119,11 @@ def _open(entry: str, allow_pipes: bool):
             except OSError:
                 pass  # libsndfile says what it is
     try:
-        return soundfile.SoundFile(source)
+        f = soundfile.SoundFile(source)
+        if f.frames > 1 << 60:  # libsndfile's "unknown": an encoder wrote into a pipe
+            mend = "encode it anew from a file to a file, as by `ffmpeg -i OLD.flac NEW.flac`"
+            raise AudioError(f"{entry[:200]} does not tell its length", mend)
+        return f
     except (soundfile.LibsndfileError, TypeError, OSError) as err:  # TypeError: headerless .raw wants a rate
         if isinstance(source, str) and os.path.isdir(source):
             raise AudioError(f"{source} is a folder") from None
@@ -173,18 +177,6 @@ def _decode(f, start: int, stop: int, channel: int | None) -> np.ndarray:
     return x if exact else np.clip(x, -1.0, 1.0)
 
 
-def load_file(path: str | Path, channel: int | None = None) -> np.ndarray:
-    """One whole audio file as float32 [T] at 16 kHz, mono. Raises UserError where it is no readable audio."""
-    try:
-        with _open(os.fspath(path), allow_pipes=False) as f:
-            if not f.frames:
-                raise AudioError("holds no samples")
-            return _decode(f, 0, _length16(f.frames, f.samplerate), channel)
-    except AudioError as err:
-        text = str(err)
-        raise UserError(text if str(path) in text else f"{path} {text}", mend=err.mend) from None
-
-
 def _line_of(file: Path, key: str) -> int | None:
     """Line of `file` whose first field is `key`; looked up only when an error is about to be raised."""
     try:
@@ -217,11 +209,14 @@ class AudioReader:
 
     def _fail(self, row: int, err: AudioError):
         utt = self.data.utts[row]
+        path = self.data.path and Path(self.data.path)
+        if not path or path.is_file():  # no directory, but a log or files by name
+            raise UserError(f"utterance {utt}: {err}", file=path, mend=err.mend) from None
         segments = self.data.segments
-        recording = segments[utt][0] if segments else utt
-        name = "segments" if segments and "segment" in str(err) else "wav.scp"
-        file = Path(self.data.path or ".") / name
-        key = utt if name == "segments" else recording
+        key, name = (
+            (utt, "segments") if err.of_segment else (segments[utt][0] if segments else utt, "wav.scp")
+        )
+        file = path / name
         raise UserError(
             f"utterance {utt}: {err}", file=file, line=_line_of(file, key), mend=err.mend
         ) from None
@@ -253,10 +248,11 @@ class AudioReader:
             raise AudioError(
                 f"segment {start:g}-{end:g} s lies beyond its recording's end at {total / SAMPLE_RATE:.3f} s",
                 "correct or remove this line of segments (utils/fix_data_dir.sh removes it)",
+                of_segment=True,
             )
         last = min(last, total)
         if first >= last:
-            raise AudioError(f"segment {start:g}-{end:g} s holds no samples")
+            raise AudioError(f"segment {start:g}-{end:g} s holds no samples", of_segment=True)
         return first, last
 
     def _from_tables(self, row: int) -> int | None:
@@ -289,49 +285,53 @@ class AudioReader:
     def num_samples(self, row: int) -> int:
         """Samples of the row's utterance at 16 kHz, without decoding it.
 
-        Files seen before answer exactly. Else segments, utt2num_samples and utt2dur answer, as exact as
-        they are (`read` gives what is there), else the audio's header, read once (a `command |` is run).
+        segments, utt2num_samples and utt2dur answer, as exact as they are (`read` gives what is there), else the
+        audio's header, read once (a `command |` is run). What was read before changes no answer: crops drawn
+        by it must not depend on what this process happens to have seen.
         """
+        known = self._from_tables(row)
+        if known is not None:
+            return known
         if row < len(self._cache_start) - 1:
             return int(self._cache_start[row + 1] - self._cache_start[row])
-        if self._frames[row] < 0:
-            known = self._from_tables(row)
-            if known is not None:
-                return known
-            self._probe(row)
+        self._probe(row)
         try:
             first, last = self._span(row)
         except AudioError as err:
             self._fail(row, err)
         return last - first
 
-    def read(self, row: int, start: int = 0, num: int | None = None) -> np.ndarray:
+    def read(self, row: int, start: int = 0, num: int | None = None, back: bool = False) -> np.ndarray:
         """Samples [start, start + num) of an utterance, float32 [n] in [-1, 1], mono, 16 kHz.
 
-        `num=None` reads to the end. n < num only where the utterance ends earlier.
+        `num=None` reads to the end. n < num only where the utterance ends earlier; with `back` a stretch that
+        passes the end moves back to it (tables may promise more than the audio holds).
         Raises UserError naming utterance, file and line where there is nothing to read.
         """
         if row < len(self._cache_start) - 1:
             first, last = int(self._cache_start[row]), int(self._cache_start[row + 1])
-            self._check_start(row, start, last - first)
-            stop = last if num is None else min(last, first + start + num)
-            return self._cache[first + start : stop].astype(np.float32) * np.float32(1 / 32768)
+            start, stop = self._stretch(row, first, last, start, num, back)
+            return self._cache[start:stop].astype(np.float32) * np.float32(1 / 32768)
         try:
             with _open(self._entry(row), self.allow_pipes) as f:
                 first, last = self._header(row, f)
-                self._check_start(row, start, last - first)
-                stop = last if num is None else min(last, first + start + num)
-                return _decode(f, first + start, stop, self.channel)
+                start, stop = self._stretch(row, first, last, start, num, back)
+                return _decode(f, start, stop, self.channel)
         except AudioError as err:
             self._fail(row, err)
 
-    def _check_start(self, row: int, start: int, length: int) -> None:
+    def _stretch(self, row: int, first: int, last: int, start: int, num: int | None, back: bool):
+        """[start, stop) within the utterance's [first, last)."""
+        length = last - first
+        if back and num is not None:
+            start = min(start, max(0, length - num))
         if not 0 <= start < length:
             raise UserError(
                 f"utterance {self.data.utts[row]}: no sample {start}, it has {length} at 16 kHz",
                 file=self.data.path,
                 mend="where utt2dur or utt2num_samples disagree with the audio, remove them",
             )
+        return first + start, last if num is None else min(last, first + start + num)
 
     def preload(self) -> int:
         """Decode the first rows that fit into `cache_mb` to one int16 array; the number of rows held.

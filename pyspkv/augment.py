@@ -262,7 +262,7 @@ def _crop(reader: AudioReader, row: int, offset: float, num: int) -> np.ndarray:
     """`num` samples of a file from the relative `offset`; a shorter file is repeated from a turned start."""
     length = reader.num_samples(row)
     if length >= num:
-        x = reader.read(row, int(offset * (length - num + 1)), num)
+        x = reader.read(row, int(offset * (length - num + 1)), num, back=True)
         if len(x) == num:
             return x
     else:

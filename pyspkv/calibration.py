@@ -67,7 +67,7 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
     y = np.repeat([1.0, 0.0], [len(curve.target), len(curve.nontarget)])
     weight = np.where(y > 0, prior / len(curve.target), (1 - prior) / len(curve.nontarget))
     centre, spread = s.mean(), s.std()
-    if spread == 0:
+    if s.min() == s.max():
         raise UserError("all scores are equal: nothing to calibrate")
     x = np.stack([(s - centre) / spread, np.ones(len(s))])
     logit = np.log(prior / (1 - prior))

@@ -7,13 +7,14 @@ beside an unlabelled directory) is never read nor copied. `pyspkv.datafix` mends
 
 import hashlib
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pyspkv.atomic import atomic_dir, atomic_file
 from pyspkv.errors import UserError
-from pyspkv.tables import no_gc, parse_segment, read_columns, read_table
+from pyspkv.tables import no_gc, odd, parse_segment, read_columns, read_table
 from pyspkv.trials import cut_trials, enrol_side, read_trials
 
 __all__ = ["DataDir", "read_table", "read_trials", "table_kind"]
@@ -59,7 +60,7 @@ def table_kind(name: str) -> tuple[str, str] | None:
 
 
 def mend_command(path: str | Path) -> str:
-    return f"utils/fix_data_dir.sh {path}"
+    return f"utils/fix_data_dir.sh {shlex.quote(str(path))}"
 
 
 def spk2utt_lines(utts: Sequence[str], spk: Sequence[str]) -> list[str]:
@@ -334,6 +335,8 @@ class DataDir:
         for what, names in (("utterances", new_utt), ("speakers", new_spk)):
             if len(set(names.values())) != len(names):
                 raise UserError(f"two {what} would get the same id", file=self.path / "utt2spk")
+            if bad := next((n for n in names.values() if " " in n or odd(n)), None):
+                raise UserError(f"{ascii(bad)} is no id: blanks and control characters part columns")
         pairs = sorted((new_utt[u], new_spk[s]) for u, s in zip(self.utts, self.spk))
         models = {e: e if self.enrol_map and e in self.enrol_map else new_utt.get(e, e)
                   for lines in self.trials.values() for e in (line.split()[0] for line in lines)}  # fmt: skip
@@ -396,6 +399,10 @@ class DataDir:
     def write_split(self, n: int, *, per_utt: bool = False) -> Path:
         """Write the parts to PATH/split<n>/<1..n> (split<n>utt with per_utt), all of them at once."""
         folder = self.path / f"split{n}{'utt' if per_utt else ''}"
+        if other := next((p for p in sorted(folder.glob("*")) if not p.name.isdecimal()), None):
+            raise UserError(
+                "is no part, and a new split would delete it", file=other, mend="move it elsewhere"
+            )
         with no_gc():
             cut = self._split_rows(n, per_utt)
             with atomic_dir(folder) as tmp:
@@ -442,6 +449,11 @@ def combine(
     trials = {
         n: [line for d in sources for line in d.trials[n]] for n in sources[0].trials if n in everywhere
     }
+    for name, lines in trials.items():
+        label: dict[str, str] = {}
+        for pair, _, is_target in (line.rpartition(" ") for line in lines):
+            if label.setdefault(pair, is_target) != is_target:
+                raise UserError(f"{name}: {pair} is target in one source and nontarget in another", file=path)
     return DataDir.from_tables(path, tables, trials), anywhere - everywhere
 
 
@@ -493,7 +505,7 @@ def check_replaceable(path: Path) -> None:
             "a file stands where the data directory should go", file=path, mend="choose another name"
         )
     for p in sorted(path.iterdir()) if path.is_dir() else ():
-        if not table_kind(p.name) and not _OURS.fullmatch(p.name):
+        if not _OURS.fullmatch(p.name) and not (table_kind(p.name) and p.is_file()):
             raise UserError(
                 "this is no data-directory file, and replacing the folder would delete it",
                 file=p, mend=f"move {p.name} elsewhere, or choose another folder",

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from itertools import islice
+from itertools import count, islice
 from operator import gt
 from pathlib import Path
 
@@ -20,7 +20,8 @@ def fix(path: str | Path) -> list[str]:
     """Mend the directory so that `DataDir.read` takes it; return notes on what was done (empty: nothing).
 
     Only utterances that every file has remain; `spk2utt` is made anew; files measured from the audio
-    (utt2dur, ...) and speaker files go when incomplete. The replaced files are kept in PATH/.backup. Each
+    (utt2dur, ...) and speaker files go when incomplete. The replaced files are kept in PATH/.backup,
+    of later times in PATH/.backup.2 and so on. Each
     file is replaced whole; after a kill between two files a rerun ends in the same state. UserError when
     nothing would remain, with nothing changed.
     """
@@ -166,10 +167,15 @@ def _replace(
             if name == "text":  # an empty transcript
                 lines = (line.rstrip(" ") for line in lines)
         (staged / name).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-    with atomic_dir(path / ".backup") as backup:
+    kept = path / ".backup"
+    for number in count(2):  # those of earlier times stay
+        if not kept.exists():
+            break
+        kept = path / f".backup.{number}"
+    with atomic_dir(kept) as backup:
         for name in present.keys() & {*new, *gone}:
-            try:
-                os.link(path / name, backup / name)  # the old file itself: its name here goes to the new one
+            try:  # the old file itself: its name here goes to the new one
+                os.link(os.path.realpath(path / name), backup / name)
             except OSError:
                 shutil.copy2(path / name, backup / name)
     for name in new:
@@ -177,4 +183,4 @@ def _replace(
     for name in gone:
         (path / name).unlink()
     shutil.rmtree(staged, ignore_errors=True)
-    notes.append(f"{path}: rewrote {', '.join(new) or 'nothing'}; the old files are in {path / '.backup'}")
+    notes.append(f"{path}: rewrote {', '.join(new) or 'nothing'}; the old files are in {kept}")

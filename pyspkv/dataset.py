@@ -214,7 +214,7 @@ class Batches(torch.utils.data.Dataset):
             else:
                 start = place(length, num, rng, taken.get(view.apart_from), self.partner.get(name, 0))
             taken[name] = (start, num)
-            wave = reader.read(row, start, min(num, length - start))
+            wave = reader.read(row, start, min(num, length - start), back=True)
             if len(wave) < num:
                 wave = np.resize(wave, num)
             out[name] = change_speed(wave, profile.speed, view.samples), profile

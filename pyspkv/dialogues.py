@@ -109,7 +109,7 @@ def contaminate(
     alike: dict[str, str] | None = None,
     seed: int = 0,
 ) -> DataDir:
-    """A second speaker in `rate` of the dialogues of one speaker each, marked in dialogue2mixed.
+    """A second speaker in `rate` of the dialogues (of two utterances or more, one speaker), marked in dialogue2mixed.
 
     Of a chosen dialogue, `share` of the utterances (at least one) are replaced by another speaker's: by one of the
     same device where there is another (a household), else by one drawn from all. `alike` (utterance -> key) asks for a
@@ -132,7 +132,9 @@ def contaminate(
     for utt in data.utts:
         said.setdefault(spk[utt], []).append(utt)
     keyed = {(spk[u], key): u for u, key in (alike or {}).items() if u in spk}
-    names = sorted(members)
+    names = sorted(
+        d for d, utts in members.items() if len(utts) > 1
+    )  # a lone utterance has no room for a second
     if len(said) < 2:
         raise UserError("contamination needs two speakers", file=data.path)
     order = np.random.default_rng((seed, 1)).permutation(len(names))
@@ -160,7 +162,7 @@ def contaminate(
     if data.segments is None:
         tables["wav.scp"].update({new: data.wav[utt] for new, (utt, _) in copies.items()})
     tables["utt2dialogue"].update({new: name for new, (_, name) in copies.items()})
-    tables["dialogue2mixed"] = {name: str(int(name in chosen)) for name in names}
+    tables["dialogue2mixed"] = {name: str(int(name in chosen)) for name in sorted(members)}
     out = DataDir.from_tables(data.path, tables, {})
     return out.subset([u for u in out.utts if u not in gone], trials=False)
 

@@ -25,9 +25,11 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # `... | head`: the reader left, which is no error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (UserError, FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError) as err:
+    except (UserError, OSError) as err:
         if os.environ.get("SPKV_TRACEBACK"):
             raise
-        text = str(err) if isinstance(err, UserError) else f"{err.filename}: {err.strerror}"
+        text = (
+            str(err) if isinstance(err, UserError) or not err.filename else f"{err.filename}: {err.strerror}"
+        )
         print(f"error: {text}", file=sys.stderr)
         sys.exit(1)

@@ -25,6 +25,20 @@ def _number(text: str) -> float:
     return value if _NUMBER.fullmatch(text) and math.isfinite(value := float(text)) else math.nan
 
 
+def odd(text: str) -> bool:
+    """Whether an id or a path holds what no table may hold: control characters, blanks or marks beyond ASCII."""
+    return bool(_BAD.search(text) or _ODD.search(text) or "\t" in text)
+
+
+def decode(path: str | Path) -> str:
+    """A list or log as text, without the byte-order mark that some editors put first. UserError: not UTF-8."""
+    raw = Path(path).read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise UserError("not UTF-8 text", file=path, line=_line_of(raw, err.start)) from None
+
+
 def parse_segment(value: str) -> tuple[str, float, float] | None:
     """`recording start end` in seconds with 0 <= start < end, or None."""
     parts = value.split(" ")
@@ -48,7 +62,10 @@ VALUES: dict[str, tuple[Callable[[str], object], str]] = {
         lambda v: v and v[0] != "~",
         "an id and a path, `ark:offset` or `command |` (no path starting with ~)",
     ),
-    "segment": (parse_segment, "`utterance recording start end` in seconds with 0 <= start < end"),
+    "segment": (
+        parse_segment,
+        "`utterance recording start end` in seconds with 0 <= start < end (write out an end of -1)",
+    ),
     "seconds": (lambda v: _number(v) > 0, "an id and a duration in seconds above 0"),
     "time": (lambda v: not math.isnan(_number(v)), "an id and a time in seconds"),
     "count": (_count, "an id and a whole number above 0"),
@@ -122,9 +139,11 @@ def read_text(path: str | Path, mend: str | None = None, odd_ok: bool = False) -
         text = raw.decode("utf-8")
     except UnicodeDecodeError as err:
         raise UserError("not UTF-8 text", file=path, line=_line_of(raw, err.start), mend=mend) from None
-    if not text.isascii() and not odd_ok and (odd := _ODD.search(text)):
-        line = text.count("\n", 0, odd.start()) + 1
-        raise UserError(f"blank or mark U+{ord(odd[0]):04X} outside ASCII", file=path, line=line, mend=mend)
+    if text[0] == "\ufeff":
+        raise UserError("byte-order mark (U+FEFF)", file=path, line=1, mend=mend)
+    if not text.isascii() and not odd_ok and (found := _ODD.search(text)):
+        line = text.count("\n", 0, found.start()) + 1
+        raise UserError(f"blank or mark U+{ord(found[0]):04X} outside ASCII", file=path, line=line, mend=mend)
     return text
 
 

@@ -1,6 +1,7 @@
 """Voice-assistant logs: the customers' turns from a Kaldi directory, JSON lines or CSV, and dialogues made of them."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pyspkv import tables
 from pyspkv.audio import SAMPLE_RATE, AudioReader
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError
@@ -85,9 +87,13 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             raise UserError(f"'{odd}' is in some lines and not in others", file=path, line=line)
         optional = has
         utt, device = value(fields.utt), value(fields.device)
+        audio = value(fields.audio)
         for name in (utt, device):
-            if len(name.split()) > 1:
-                raise UserError(f"'{name}': an id must not hold a blank", file=path, line=line)
+            if " " in name or tables.odd(name):
+                raise UserError(f"{ascii(name)}: an id must not hold a blank", file=path, line=line)
+        if tables.odd(audio):
+            rule = "a path must not hold line ends nor blanks beyond ASCII"
+            raise UserError(f"{ascii(audio)}: {rule}", file=path, line=line, mend="rename the file")
         if utt in rows:
             raise UserError(f"{utt} is given twice", file=path, line=line)
         time, zone = _seconds(value(fields.time), path, line)
@@ -104,7 +110,7 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
         if fields.source in has and value(fields.source) == drop_source:
             rows[utt], dropped = None, dropped + 1
         else:
-            rows[utt] = (str(path.absolute().parent / value(fields.audio)), device, time, seconds)
+            rows[utt] = (str(path.absolute().parent / audio), device, time, seconds)
     kept = {utt: rows[utt] for utt in sorted(rows) if rows[utt] is not None}
     if not kept:
         raise UserError(f"no turn is left of {len(rows)}", file=path, mend="see --drop-source")
@@ -115,7 +121,7 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8") as f:
+    with _text(path) as f:
         for line, text in enumerate(f, 1):
             try:
                 row = json.loads(text)
@@ -127,12 +133,20 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8", newline="") as f:
+    with _text(path) as f:
         reader = csv.DictReader(f)
-        for row in reader:
-            if None in row:
-                raise UserError("more columns than the first line names", file=path, line=reader.line_num)
-            yield reader.line_num, row
+        try:
+            for row in reader:
+                if None in row:
+                    raise UserError("more columns than the first line names", file=path, line=reader.line_num)
+                yield reader.line_num, row
+        except csv.Error as err:
+            raise UserError(f"no CSV: {err}", file=path, line=reader.line_num) from None
+
+
+def _text(path: Path) -> io.StringIO:
+    """A log's lines, whatever wrote it: Excel begins with a byte-order mark. UserError with the line: not UTF-8."""
+    return io.StringIO(tables.decode(path), newline="")
 
 
 def _positive(text: str) -> bool:

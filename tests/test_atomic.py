@@ -25,6 +25,25 @@ def test_file_is_replaced_only_at_the_end(tmp_path):
     assert path.read_text() == "old" and os.listdir(path.parent) == ["f"]
 
 
+def test_links_stay_and_pipes_are_written_to(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "dir").symlink_to("real")
+    with atomic.atomic_file(tmp_path / "link") as f:
+        f.write("new")
+    with atomic.atomic_dir(tmp_path / "dir") as tmp:
+        (tmp / "a").write_text("")
+    assert (tmp_path / "target").read_text() == "new" and os.listdir(tmp_path / "real") == ["a"]
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "dir").is_symlink()
+    os.mkfifo(tmp_path / "fifo")
+    reader = subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE)
+    with atomic.atomic_file(tmp_path / "fifo") as f:
+        f.write("through")
+    assert reader.communicate()[0] == b"through" and (tmp_path / "fifo").is_fifo()
+    assert len(os.listdir(tmp_path)) == 5
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_folder_is_replaced_whole(tmp_path, monkeypatch, exchange):
     if not exchange:

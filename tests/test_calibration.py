@@ -54,6 +54,8 @@ def test_separable_scores_stay_finite_and_swapped_ones_are_refused():
     assert 0.2 < got.threshold < 0.8
     with pytest.raises(UserError, match="swapped"):
         calibration.fit(scores, scores < 0.5, 0.5, "test")
+    with pytest.raises(UserError, match="all scores are equal"):  # whose mean is not 1/3 in floats
+        calibration.fit(np.full(100, 1 / 3), np.arange(100) < 50, 0.5, "test")
     with pytest.raises(UserError, match="all scores are equal"):
         calibration.fit(np.ones(4), scores > 0.5, 0.5, "test")
     with pytest.raises(UserError, match="prior 1"):

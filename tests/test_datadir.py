@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from pyspkv.bin.datadir import main
 from pyspkv.datadir import DataDir, combine, read_table, read_trials
 from pyspkv.datafix import fix
 from pyspkv.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # A directory as Kaldi would hold it, by hand: recordings with segments, and all the files we know.
 KALDI = {
@@ -202,6 +206,21 @@ def test_fix_mends_it_and_a_second_fix_does_nothing(tmp_path, kind):
     assert not (path / ".fix").exists()
 
 
+def test_fix_keeps_what_a_byte_order_mark_precedes_and_every_backup(tmp_path):
+    path = put(tmp_path / "d", KALDI)
+    text = "".join(f"{u} hello\n" for u in ("a-1", "a-2", "b-1", "c-1"))
+    (path / "text").write_text(text, encoding="utf-8-sig")
+    with pytest.raises(UserError, match="text:1: byte-order mark"):
+        DataDir.read(path)
+    fix(path)
+    assert (path / "text").read_text() == text and len(DataDir.read(path).utts) == 4
+    assert (path / ".backup" / "text").read_bytes()[:3] == b"\xef\xbb\xbf"
+    (path / "text").write_text(text.replace("a-2 hello", "a-2  hello"))
+    (path / "utt2spk").write_text("c-1 c\nb-1 b\na-1 a\na-2 a\n")
+    fix(path)
+    assert contents(path / ".backup").keys() == {"text"} and "utt2spk" in contents(path / ".backup.2")
+
+
 def test_fix_keeps_exactly_what_every_file_has(tmp_path):
     files = {
         "utt2spk": "u3 s2\nu1 s1\nu4 s2\nu1 other\r\n\nu2 s1 \nbroken\n",
@@ -286,6 +305,43 @@ def test_combine_refuses_one_id_with_two_lines(tmp_path):
         combine(tmp_path / "c", [a, b.with_speakers(["x", "x", "x", "x"])])
     with pytest.raises(UserError, match="utt2lang: no such file"):
         combine(tmp_path / "c", [a], ["utt2lang"])
+    line = b.trials["trials"][0]
+    b.trials["trials"][0] = line.rsplit(" ", 1)[0] + (" nontarget" if line.endswith(" target") else " target")
+    with pytest.raises(UserError, match="target in one source and nontarget in another"):
+        combine(tmp_path / "c", [a, b])
+
+
+def test_nothing_is_written_that_could_not_be_read(tmp_path):
+    data = DataDir.read(put(tmp_path / "d", KALDI))
+    with pytest.raises(UserError, match="'a b-a-1' is no id"):
+        run("copy", "--utt-prefix", "a b-", data.path, tmp_path / "copy")
+    data.write_split(2)
+    (data.path / "split2" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="notes.txt: is no part"):
+        data.write_split(2)
+    (tmp_path / "copy" / "trials").mkdir(parents=True)
+    with pytest.raises(UserError, match="would delete it"):
+        run("copy", data.path, tmp_path / "copy")
+
+
+def test_an_error_of_the_system_is_no_traceback(tmp_path):
+    for name in ("x" * 300, "loop"):
+        (tmp_path / "loop").unlink(missing_ok=True)
+        (tmp_path / "loop").symlink_to("loop")
+        argv = [sys.executable, "-m", "pyspkv.bin.datadir", "validate", tmp_path / name]
+        done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_lists_of_ids_may_begin_with_a_byte_order_mark(tmp_path, capsys):
+    path = put(tmp_path / "d", KALDI)
+    (tmp_path / "list").write_text("a-1\nb-1\nz-9\n", encoding="utf-8-sig")
+    run("subset", "--utt-list", tmp_path / "list", path, tmp_path / "some")
+    assert DataDir.read(tmp_path / "some").utts == ["a-1", "b-1"]
+    assert "1 of 3 ids are not in" in capsys.readouterr().out
+    (tmp_path / "list").write_bytes(b"a-1\nb\xe9\n")
+    with pytest.raises(UserError, match="list:2: not UTF-8"):
+        run("subset", "--utt-list", tmp_path / "list", path, tmp_path / "some")
 
 
 ids = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=8)

@@ -146,6 +146,8 @@ GOOD = bad(utt="u0")
         (bad(device=None), "no 'device'"),
         (bad(utt=" "), "no 'utt'"),
         (bad(utt="u 1"), "must not hold a blank"),
+        (bad(utt="u\u200b1"), "'u\\u200b1': an id must not hold a blank"),
+        (bad(audio="a\nb.wav"), "a path must not hold line ends"),
         (bad(utt="u0"), "u0 is given twice"),
         (bad(time="noon"), "neither seconds nor an ISO 8601 time"),
         (bad(time="2026-01-01T10:00:00"), "some times name their zone"),
@@ -165,7 +167,15 @@ def test_bad_tables_and_logs(tmp_path):
     path = write(tmp_path, "kaldi")
     (path / "utt2time").unlink()
     assert "utt2time: no such file" in sessionize(path, tmp_path / "out", code=1).stderr
+    path = write(tmp_path / "again", "kaldi")
+    before = sorted(p.name for p in path.iterdir())
+    assert "LOG and OUT are the same folder" in sessionize(path, path, code=1).stderr
+    assert sorted(p.name for p in path.iterdir()) == before
     log = tmp_path / "log.csv"
+    log.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n", encoding="utf-8-sig")
+    assert "1 turns of 1 devices" in sessionize(log).stdout
+    log.write_bytes(b"utt,device,time,audio\nu\xe9,d,1,a.wav\n")
+    assert f"{log}:2: not UTF-8" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time,audio\nu1,d,1,a.wav,more\n")
     assert f"{log}:2: more columns" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time\nu1,d,1\n")

@@ -39,7 +39,7 @@ def test_from_a_broken_directory_to_parts(tmp_path):
     (d / "wav.scp").write_text("u1 x\nu2 y\nu3 z\nu4 w\n")
     bad = sh("utils/validate_data_dir.sh --no-text --no-feats 'my data'", tmp_path, code=1)
     assert bad.stderr.startswith(
-        "error: my data/spk2utt: no such file\n  mend: utils/fix_data_dir.sh my data"
+        "error: my data/spk2utt: no such file\n  mend: utils/fix_data_dir.sh 'my data'"
     )
     assert bad.stdout == ""
     sh("utils/fix_data_dir.sh 'my data'", tmp_path)
@@ -159,6 +159,8 @@ def test_help_is_the_scripts_own_text(script):
 # ---- run.sh -----------------------------------------------------------------------------------------------------
 def test_jobs_run_in_parallel_with_a_log_each(tmp_path):
     start = time.monotonic()
+    sh("utils/run.sh JOB=08:09 log/y.JOB.log true", tmp_path)  # no octal numbers
+    assert sorted(p.name for p in (tmp_path / "log").iterdir()) == ["y.8.log", "y.9.log"]
     sh("utils/run.sh JOB=1:4 log/x.JOB.log bash -c 'sleep 1; echo this is \"$0\"' JOB", tmp_path)
     assert time.monotonic() - start < 3  # four seconds one after the other
     for i in range(1, 5):

@@ -15,6 +15,8 @@ SOURCE = "pairs within and between the speakers of data/train"
 class Spectrum(torch.nn.Module):
     """Energy in 8 bands: a recording's colour, whatever its loudness."""
 
+    min_samples = 400
+
     def forward(self, wave, lengths):
         power = torch.fft.rfft(wave[:, : int(lengths[0])], n=16000).abs() ** 2
         return torch.stack([p.mean(-1) for p in power.chunk(8, -1)], -1).sqrt()
@@ -59,6 +61,27 @@ def test_no_stored_threshold_no_decision(files, monkeypatch, capsys):
     assert "decision" not in lines[0]
     assert "llr" not in lines[0]
     assert "pyspkv.bin.calibrate" in lines[1]
+
+
+def test_scores_are_those_of_extract(tmp_path, monkeypatch):
+    """Recordings of more than a minute and of less than the encoder takes, as bin.extract embeds them."""
+    from pyspkv import config as cfg
+    from pyspkv.datadir import DataDir
+    from pyspkv.embed import embed
+    from pyspkv.embeddings import normalise
+
+    torch.manual_seed(0)
+    size = {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6, "bottleneck": 4, "n_mels": 20}
+    encoder = cfg.build("encoder", cfg.resolve("encoder", size)).eval()
+    monkeypatch.setattr("pyspkv.checkpoint.load_encoder", lambda model: encoder)
+    rng, paths = np.random.default_rng(0), []
+    for name, seconds in (("long", 61.3), ("short", 0.02), ("plain", 1.7)):
+        x = np.concatenate([rng.standard_normal(round(8000 * seconds)) * level for level in (0.02, 0.2)])
+        paths.append(str(tmp_path / f"{name}.wav"))
+        soundfile.write(paths[-1], x, 16000)
+    data = DataDir(tmp_path, ["a", "b", "c"], ["a", "b", "c"], dict(zip("abc", paths)))
+    want = normalise(embed(encoder, data, torch.device("cpu"), "fp32").x)
+    np.testing.assert_allclose(verify.embed("model", paths), want, atol=1e-6)
 
 
 def test_bad_input(files, monkeypatch, capsys):

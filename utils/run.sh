@@ -33,7 +33,7 @@ done
 
 name='' first=1 last=1
 if [[ ${1:-} =~ ^([A-Z][A-Z0-9_]*)=([0-9]+)(:([0-9]+))?$ ]]; then
-  name=${BASH_REMATCH[1]} first=${BASH_REMATCH[2]} last=${BASH_REMATCH[4]:-${BASH_REMATCH[2]}}
+  name=${BASH_REMATCH[1]} first=$((10#${BASH_REMATCH[2]})) last=$((10#${BASH_REMATCH[4]:-${BASH_REMATCH[2]}}))
   shift
 fi
 [ $# -ge 2 ] || die "expected [JOB=1:n] LOG COMMAND; see utils/run.sh --help"

@@ -36,6 +36,8 @@ def parse_args() -> argparse.Namespace:
         p.error("give --scores and --trials, or --from-data and --embeddings")
     if bool(args.model) == bool(args.out):
         p.error("give --model or --out")
+    if args.num_trials < 1 or args.seed < 0:
+        p.error("--num-trials is at least 1, --seed at least 0")
     args.out = args.out or f"{args.model}/calibration.json"
     return args
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pyspkv.datadir import DataDir, combine, spk2utt_lines
 from pyspkv.datafix import fix
 from pyspkv.errors import UserError, run
+from pyspkv.tables import decode
 
 _WHOLE = {"spk": "speakers", "dialogue": "dialogues", "device": "devices"}  # what a subset leaves whole
 _PREFIXES = ("--utt-prefix", "--utt-suffix", "--spk-prefix", "--spk-suffix", "--validate-opts")
@@ -64,7 +65,7 @@ def _write(data: DataDir, src: str, dst: str) -> None:
 
 
 def _ids(path: str) -> list[str]:
-    ids = [line.split()[0] for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    ids = [line.split()[0] for line in decode(path).split("\n") if line.strip()]
     if not ids:
         raise UserError("the list of ids is empty", file=path)
     return ids
@@ -135,12 +136,15 @@ def subset(args: argparse.Namespace) -> None:
     data = DataDir.read(src, need_wav=False)
     if by_list:
         names = _column(data, unit)
-        wanted = {*names}.intersection(_ids(by_list))
+        ids = {*_ids(by_list)}
+        wanted = ids.intersection(names)
         if not wanted:
             where = (
                 "dialogue2device" if unit == "device" else f"utt2{unit}" if unit == "dialogue" else "utt2spk"
             )
             raise UserError(f"none of these ids is in {src}/{where}", file=by_list)
+        if len(wanted) < len(ids):
+            print(f"{by_list}: {len(ids) - len(wanted)} of {len(ids)} ids are not in {src}")
         utts = [u for u, name in zip(data.utts, names) if name in wanted]
     else:
         if not args.rest[1].isdecimal():
@@ -194,7 +198,7 @@ def filter_scp(args: argparse.Namespace) -> None:
     keep = set()
     with open(args.idlist, "rb") as f:
         for number, line in enumerate(f, 1):
-            parts = line.split(None, 1)
+            parts = line.removeprefix(b"\xef\xbb\xbf").split(None, 1)
             if not parts:
                 raise UserError("empty line in the list of ids", file=args.idlist, line=number)
             keep.add(parts[0])
@@ -210,13 +214,13 @@ def filter_scp(args: argparse.Namespace) -> None:
 
 def spk2utt(args: argparse.Namespace) -> None:
     utts, spk = [], []
-    with open(args.file, encoding="utf-8") if args.file else sys.stdin as f:
-        for number, line in enumerate(f, 1):
-            parts = line.split()
-            if len(parts) != 2:
-                raise UserError("the rule is `utterance speaker`", file=args.file or "stdin", line=number)
-            utts.append(parts[0])
-            spk.append(parts[1])
+    lines = decode(args.file).splitlines() if args.file else sys.stdin
+    for number, line in enumerate(lines, 1):
+        parts = line.split()
+        if len(parts) != 2:
+            raise UserError("the rule is `utterance speaker`", file=args.file or "stdin", line=number)
+        utts.append(parts[0])
+        spk.append(parts[1])
     sys.stdout.writelines(line + "\n" for line in spk2utt_lines(utts, spk))
 
 

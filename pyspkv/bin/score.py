@@ -1,6 +1,7 @@
 """Score trials: cosine of embeddings, optionally mean-subtracted, AS-normalised, calibrated."""
 
 import argparse
+import zipfile
 
 import numpy as np
 
@@ -59,7 +60,9 @@ def read_mean(path: str) -> np.ndarray:
         return read_embeddings(path).x.mean(0, dtype=np.float64).astype(np.float32)
     try:
         mean = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as err:
+        if not isinstance(mean, np.ndarray):
+            raise ValueError("an archive of several")
+    except (ValueError, EOFError, zipfile.BadZipFile) as err:
         raise UserError(f"is not an array of numbers ({err})", file=path) from None
     if mean.ndim != 1 or mean.dtype.kind != "f" or not np.isfinite(mean).all():
         raise UserError("must hold one vector of finite floats", file=path)

@@ -83,6 +83,8 @@ def main() -> None:
         names = ("utt", "audio", "device", "time", "source", "duration")
         fields = turns.Fields(**{n: getattr(args, f"{n}_field") for n in names})
         found = turns.from_log(args.log, args.kind, fields, args.drop_source)
+    if args.out and args.out.resolve() == args.log.resolve():
+        raise UserError("LOG and OUT are the same folder", file=args.out, mend="choose another OUT")
     data, seconds = found.data, found.seconds()
     print(
         f"{args.log}: {len(data.utts)} turns of {len(set(found.device))} devices; {found.dropped} dropped by source"

@@ -8,26 +8,20 @@ import numpy as np
 
 from pyspkv.calibration import Calibration
 from pyspkv.embeddings import normalise
-from pyspkv.errors import UserError, run
+from pyspkv.errors import run
 
 
 def embed(model: str, paths: list[str]) -> np.ndarray:
-    """float32 [n, D] length-normalised embeddings of whole audio files (16 kHz mono, resampled if need be)."""
+    """float32 [n, D] length-normalised embeddings of whole audio files, embedded as bin.extract does."""
     import torch
 
-    from pyspkv.audio import load_file
     from pyspkv.checkpoint import load_encoder
+    from pyspkv.datadir import DataDir
+    from pyspkv.embed import embed_rows
 
-    waves = [load_file(path) for path in paths]
-    encoder = load_encoder(model)
-    out = []
-    with torch.inference_mode():
-        for path, wave in zip(paths, waves):
-            x = encoder(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))[0].float().numpy()
-            if not np.isfinite(x).all():
-                raise UserError("its embedding has NaN or Inf in it", file=path)
-            out.append(x)
-    return normalise(np.stack(out))
+    files = DataDir(None, paths, paths, {path: path for path in paths})
+    found = dict(embed_rows(load_encoder(model), files, torch.device("cpu"), "fp32"))
+    return normalise(np.stack([found[row] for row in range(len(paths))]))
 
 
 def main() -> None:
