@@ -93,7 +93,7 @@ def save(
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp / "optim.safetensors")
         with open(tmp / "state.json", "w") as f:
             json.dump({**state, "step": step, "optimisers": groups}, f, indent=1)
-    for name in ["LATEST"] + ["best"] * best:
+    for name in ["best"] * best + ["LATEST"]:  # after a kill in between, this checkpoint is written again
         with atomic_file(exp / name) as f:
             f.write(target.name + "\n")
     keep = {p for p in (latest(exp), _pointer(exp, "best")) if p}

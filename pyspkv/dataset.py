@@ -212,7 +212,8 @@ class Batches(torch.utils.data.Dataset):
             if view.share_crop:
                 start = min(taken[view.share_crop][0], max(0, length - num))
             else:
-                start = place(length, num, rng, taken.get(view.apart_from), self.partner.get(name, 0))
+                pair = source_length(self.partner[name], plain) if name in self.partner else 0
+                start = place(length, num, rng, taken.get(view.apart_from), pair)
             taken[name] = (start, num)
             wave = reader.read(row, start, min(num, length - start), back=True)
             if len(wave) < num:

@@ -41,6 +41,7 @@ class OptimConfig:
     weight_decay: float = 1e-2  # only on weight matrices, never on biases and norms
     momentum: float = 0.9  # sgd
     clip_norm: float = 5.0
+    clip_each: bool = False  # each parameter's gradient by itself, as DINO's authors do, not all together
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
@@ -273,7 +274,9 @@ class Trainer:
         loss.backward()
         for optimiser in self.optimisers.values():
             params = [p for g in optimiser.param_groups for p in g["params"] if p.grad is not None]
-            norm = torch.nn.utils.clip_grad_norm_(params, c.optim.clip_norm)
+            alone = [[p] for p in params] if c.optim.clip_each else [params]
+            norms = [torch.nn.utils.clip_grad_norm_(own, c.optim.clip_norm) for own in alone]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
             if not torch.isfinite(norm):
                 self._stop(f"the gradient is {norm.item()} at step {step}", batch)
             optimiser.step()

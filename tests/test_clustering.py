@@ -77,6 +77,15 @@ def test_empty_clusters_are_repaired_and_counted():
     assert len(np.unique(labels)) > 20 and np.isfinite(c).all()
 
 
+@pytest.mark.parametrize(("points", "copies", "k"), [(100, 3, 250), (40, 5, 150), (5, 10, 45)])
+def test_copies_below_the_number_of_clusters_end(points, copies, k):
+    """Copied or silent files: most clusters are empty at every step, and the donors must suffice."""
+    x = np.repeat(np.random.default_rng(0).normal(size=(points, 8)), copies, axis=0).astype(np.float32)
+    for seed in range(3):
+        labels, c = kmeans(x, k, seed, 5)
+        assert np.isfinite(c).all() and labels.max() < k
+
+
 def test_seeded_and_deterministic():
     x, _ = blobs(3000, 16, 40, 0.5, 3)
     a = kmeans(x, 100, 5, cells=20, probes=5)

@@ -188,6 +188,18 @@ def test_label_correction_by_hand(faithful):
     assert step(2) == pytest.approx(want.item(), rel=1e-5)
 
 
+def test_released_correction_joins_every_ranks_statistics_and_knows_sub_centres():
+    """In training mode the clean pass all-reduces: it must be taken where this rank rejects nothing, too."""
+    spec = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0, "confidence": 0.1}
+    o = margin_objective(gate=spec, faithful=True, sub_centres=3).train()
+    data = batch(["main", "clean"], [0, 2, 1, 0])
+    for tau, passes in ((torch.inf, 2), (0.0, 4)):
+        o.gate.tau.fill_(tau)
+        out = o(data)
+        assert o.encoder.out_norm.num_batches_tracked == passes
+    assert out.stats["corrected"][0] > 0 and torch.isfinite(out.stats["cross_entropy"][0])
+
+
 def test_gate_may_see_the_loss_without_the_margin():
     o = margin_objective(
         gate={"name": "lgl", "start_epoch": 0.0}, scale=10.0, margin=0.3, gate_margin=False

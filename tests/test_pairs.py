@@ -561,6 +561,8 @@ def test_apc_predicts_frames_ahead_and_refuses_encoders_that_see_them():
     torch.testing.assert_close(o(data).terms["apc"][0], torch.stack(wrong).mean(0).sum())
     grouped = {id(p) for g in o.optimisers()["main"] for p in g["params"]}
     assert not grouped & {id(p) for p in encoder.fc.parameters()}
+    o(data).terms["apc"][0].backward()  # DDP waits for every gradient
+    assert all(p.grad is not None for p in o.parameters() if p.requires_grad)
     ecapa = cfg.build(
         "encoder", cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "mfa_channels": 24})
     )

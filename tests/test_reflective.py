@@ -195,6 +195,29 @@ def test_sinkhorn_evens_out_the_classes():
     assert q.argmax(1).tolist() == [0, 0, 1, 1]
 
 
+def test_sinkhorn_leaves_dead_classes_dead():
+    o = objective(sinkhorn=5, fixed_epochs=1)
+    o.dead[torch.tensor([1, 2])] = True
+    o.label.copy_(torch.arange(ROWS) % 2 * 3)
+    o.before_step(0)
+    o(batch(o, range(ROWS)))
+    assert set(o.vote.tolist()) == {0, 3} and torch.isfinite(o.loss).all()
+
+
+def test_votes_are_taken_in_float32():
+    """Between cosines of many classes bf16 would see ties."""
+    o = objective(fixed_epochs=1)
+    o.queue.fill_(-1)  # so that the vote alone decides the coming label
+    o.before_step(0)
+    data = batch(o, range(ROWS))
+    with torch.autocast("cpu", torch.bfloat16):
+        z = o.teacher(*data.views["teacher"]).float()
+        o(data)
+    logits = o.teacher_classifier(z)
+    assert o.vote.tolist() == logits.argmax(1).tolist()
+    torch.testing.assert_close(o.loss, F.cross_entropy(logits, o.vote.long(), reduction="none"))
+
+
 def test_bookkeeping_stays_below_64_bytes_an_utterance():
     o = objective()
     per_row = (o.label, o.queue, o.vote, o.side, o.loss, o.weight)

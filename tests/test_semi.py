@@ -311,6 +311,25 @@ def test_aats_third_view_has_the_seconds_crop_and_the_firsts_augmentation(tmp_pa
         assert (a != b).any()
 
 
+def test_crops_kept_apart_stay_so_at_every_speed(tmp_path, monkeypatch):
+    """At 1.1 a crop of 0.3 s takes 0.33 s of the file, and so does its partner."""
+    corpus = Corpus(toy.make(tmp_path, speakers=1, utts=1, seconds=0.662))
+    augmenter = SimpleNamespace(config=SimpleNamespace(speeds=(1.1,)), draw=lambda rng, speed: Profile(speed))
+    batches = Batches(corpus, objective("contrastive").views(), augmenter, 0)
+    taken, read = [], corpus.readers[0].read
+
+    def spy(row, start, num, back=False):
+        taken.append((start, start + num))
+        return read(row, start, num, back)
+
+    monkeypatch.setattr(corpus.readers[0], "read", spy)
+    for seed in range(50):
+        taken.clear()
+        batches.crops(0, np.random.default_rng(seed), 0)
+        (_, end), (start, _) = sorted(taken)
+        assert end <= start
+
+
 # ---- baselines ---------------------------------------------------------------------------------------------
 def test_pseudo_label_by_hand():
     o = objective("pseudo_label", gate={"name": "fixed", "threshold": 0.6}).eval()

@@ -1,5 +1,6 @@
 """The training loop: exact resume, refusals, several processes equal one, and runs that must stop."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from pyspkv import checkpoint
+from pyspkv import atomic, checkpoint
 from pyspkv import config as cfg
 from pyspkv.embed import embed
 from pyspkv.errors import UserError
@@ -176,6 +177,33 @@ def test_dev_list_gives_best_and_patience_stops(tmp_path, data):
     best = int(np.argmin(eers))
     assert len(eers) == best + 3 < 30
     assert checkpoint.state(checkpoint.find(f"{exp}@best"))["epoch"] == best + 1
+
+
+def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypatch):
+    """A kill between the two: the resumed run writes the checkpoint again, so that both stand."""
+    o = Trainer(config(tmp_path), data, tmp_path / "exp").objective
+    named = []
+
+    @contextlib.contextmanager
+    def spy(path, *args):
+        named.append(path.name)
+        with atomic.atomic_file(path, *args) as f:
+            yield f
+
+    monkeypatch.setattr(checkpoint, "atomic_file", spy)
+    checkpoint.save(tmp_path / "exp", 3, o, {}, {}, best=True)
+    assert named == ["best", "LATEST"] and checkpoint.find(f"{tmp_path}/exp@best").name == "ckpt-3"
+
+
+def test_each_parameter_may_be_clipped_by_itself(tmp_path, data):
+    norms = {}
+    for each in (False, True):
+        changes = {"optim.clip_each": each, "optim.clip_norm": 1e-3, "epochs": 1}
+        t = Trainer(config(tmp_path, **changes), data, tmp_path / f"exp{each}")
+        t.run()
+        norms[each] = [p.grad.norm().item() for p in t.objective.parameters() if p.grad is not None]
+    assert np.linalg.norm(norms[False]) == pytest.approx(1e-3, rel=1e-3)
+    assert max(norms[True]) == pytest.approx(1e-3, rel=1e-3) and np.linalg.norm(norms[True]) > 2e-3
 
 
 def test_extraction_runs_the_saved_encoder_in_eval_mode(tmp_path, data):

@@ -281,7 +281,9 @@ def _donors(labels, counts, num, rng):
     rows: list[int] = []
     used: set[int] = set()
     while len(rows) < num and len(rank):
-        for c in rank[: num - len(rows)]:
+        for c in rank:
+            if len(rows) == num:
+                break
             row = int(order[begin[c] + rng.integers(counts[c])])
             if row not in used:
                 used.add(row)

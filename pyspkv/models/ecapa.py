@@ -23,6 +23,7 @@ class ECAPAConfig:
     n_mels: int = 80
     scale: int = 8  # Res2Net groups
     bottleneck: int = 128  # squeeze-excitation and attention
+    attention: int = 0  # the attention's own bottleneck; 0 = the same
 
 
 class _Shifts(torch.autograd.Function):
@@ -114,7 +115,7 @@ class ECAPA(Encoder):
         self.stem = ConvReluNorm(c.n_mels, c.channels, 5)
         self.blocks = nn.ModuleList(SERes2Block(c.channels, d, c.scale, c.bottleneck) for d in (2, 3, 4))
         self.mfa = nn.Linear(3 * c.channels, c.mfa_channels)
-        self.attention = AttentiveStatsPool(c.mfa_channels, c.bottleneck)
+        self.attention = AttentiveStatsPool(c.mfa_channels, c.attention or c.bottleneck)
         self.pool_norm = BatchNorm(2 * c.mfa_channels)
         self.fc = nn.Linear(2 * c.mfa_channels, c.embed_dim)
         self.out_norm = BatchNorm(c.embed_dim)

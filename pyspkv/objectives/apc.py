@@ -30,7 +30,8 @@ class APC(Objective):
                 mend="encoder: {name: dvector}",
             )
         self.config = config
-        encoder.fc.requires_grad_(False)  # behind the frames: this loss does not reach it
+        for behind in (encoder.fc, encoder.out_norm):  # the frames: this loss does not reach them
+            behind.requires_grad_(False)
         self.predictor = nn.Linear(encoder.frame_dim, encoder.fbank.mel.shape[1])
 
     def views(self) -> dict[str, View]:

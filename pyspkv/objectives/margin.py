@@ -49,10 +49,11 @@ class AAMHead(nn.Module):
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, unit: Tensor) -> Tensor:
-        cos = F.linear(unit, F.normalize(self.weight))
-        if self.sub_centres > 1:
-            cos = cos.unflatten(1, (-1, self.sub_centres)).amax(2)
-        return cos
+        return self.nearest(F.linear(unit, F.normalize(self.weight)))
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """[B, K * S] -> [B, K]."""
+        return x.unflatten(1, (-1, self.sub_centres)).amax(2) if self.sub_centres > 1 else x
 
 
 class Margin(HasGate, Objective):
@@ -95,9 +96,12 @@ class Margin(HasGate, Objective):
         kept = self.gate(batch.index, seen, self.epoch_now)
         total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
         rejected = torch.nonzero(kept == 0)[:, 0]
-        if self.gate.corrects(self.epoch_now) and len(rejected):
-            target, sure = self.predict(batch.views["clean"], rejected)
-            rows, target = rejected[sure], target[sure]
+        if self.gate.corrects(self.epoch_now) and (c.faithful or len(rejected)):
+            # In training mode batch statistics are all-reduced, so that every rank must take part.
+            rows = torch.arange(len(label), device=label.device) if c.faithful else rejected
+            target, sure = self.predict(batch.views["clean"], rows)
+            sure = sure & (kept[rows] == 0)
+            rows, target = rows[sure], target[sure]
             if not c.faithful:
                 logits = c.scale * margin_logits(cos, label.scatter(0, rows, target), margin)
             total = total + F.cross_entropy(logits[rows], target, reduction="sum")
@@ -127,9 +131,10 @@ class Margin(HasGate, Objective):
         self.encoder.train(was and c.faithful)
         z = self.encode((wave[rows], lengths[rows])).float()
         self.encoder.train(was)
-        if c.faithful:
-            logits = F.linear(z, self.head.weight) / 0.1
-        else:
-            logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
+        with torch.autocast(z.device.type, enabled=False):
+            if c.faithful:
+                logits = self.head.nearest(F.linear(z, self.head.weight)) / 0.1
+            else:
+                logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
         confidence, target = logits.softmax(1).max(1)
         return target, confidence > c.gate.confidence

@@ -210,9 +210,12 @@ class Reflective(Objective):
         """The teacher's vote k_i and loss l_i = CE(teacher, label that the vote would give)."""
         c = self.config
         z = self.teacher(*batch.views["teacher"]).float()
-        logits = self.teacher_classifier(z, label if c.faithful else None).masked_fill(self.dead, -1e4)
-        scores = sinkhorn(logits.softmax(1), c.sinkhorn) if c.sinkhorn else logits
-        vote = scores.argmax(1)
+        with torch.autocast(z.device.type, enabled=False):
+            logits = self.teacher_classifier(z, label if c.faithful else None).masked_fill(self.dead, -1e4)
+        vote = logits.argmax(1)
+        if c.sinkhorn:  # evenly over the classes that are alive
+            alive = torch.nonzero(~self.dead)[:, 0]
+            vote = alive[sinkhorn(logits[:, alive].softmax(1), c.sinkhorn).argmax(1)]
         target = vote
         if self.updates:
             queue = torch.cat([self.queue[batch.index, 1:], vote[:, None].int()], 1)

@@ -62,7 +62,9 @@ class Taught(Semi):
     @torch.no_grad()
     def taught(self, view: tuple[Tensor, Tensor]) -> Tensor:
         """The teacher's cosines [B, K]."""
-        return self.teacher_head(F.normalize(self.teacher(*view)))
+        z = self.teacher(*view).float()
+        with torch.autocast(z.device.type, enabled=False):
+            return self.teacher_head(F.normalize(z))
 
 
 @dataclass(kw_only=True)
