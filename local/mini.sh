@@ -14,4 +14,4 @@ make_data() {
     "$ROOT/local/mini_data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-test-spk "$num_test_spk" \
         --num-dev-spk "$num_dev_spk" $data_opts "$data"
 }
-noise_lists() { use_noise "$data/noise"; }
+noise_lists() { [ ! -d "$data/noise" ] && [ "$stage" -gt 1 ] || use_noise "$data/noise"; }

@@ -13,7 +13,7 @@ use_best=true
 begin_dialogues() { # the dialogues' folders: <data>/<mode>-<rate>, <exp>/<mode>-<rate>
     case $mode in random | household) ;; *) echo "$0: --mode is random or household, not '$mode'" >&2; exit 1 ;; esac
     [[ $rate =~ ^[0-9]+$ && $rate -le 100 ]] || { echo "$0: --rate is a percentage, not '$rate'" >&2; exit 1; }
-    begin
+    begin "$@"
     speech=$data
     data=$data/$mode-$rate exp=$exp/$mode-$rate
 }
@@ -29,9 +29,11 @@ check_dialogues() {
     check_data
     validate_data_dir.sh "$data/train_labelled" --disjoint "$data/test"
 }
-rank() { # the dialogues by compactness; the truth adds figures and changes nothing
+rank() { # the dialogues by compactness; a truth adds figures and changes nothing
+    local mixed=()
+    [ ! -f "$data/truth/dialogue2mixed" ] || mixed=(--mixed "$data/truth/dialogue2mixed")
     "$SPKV_PYTHON" -m pyspkv.bin.score_dialogues --model "$exp/pretrain/model" --data "$data/train" \
-        --mixed "$data/truth/dialogue2mixed" --out "$exp/pretrain/dialogues"
+        "${mixed[@]}" --out "$exp/pretrain/dialogues"
 }
 finetune_few() { # <labelled set>: GE2E from the dialogues' encoder and, to compare, from scratch; dev speakers stop both
     local options=()

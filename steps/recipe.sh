@@ -6,7 +6,7 @@
 #   . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
 #   num_clusters=auto
 #   . parse_options.sh
-#   begin
+#   begin "$@"
 #   if run 3 "pre-train without labels"; then pretrain; fi
 #
 # Folders: <exp>/{pretrain,round1,round2,...,finetune,supervised}/{model,embed,score}, round<r>/data are the labels.
@@ -44,7 +44,13 @@ supervised_options=() # key=value for training on the true labels, which needs n
 student_options=() # key=value for every training of stages 4 and 5
 noise_list=() # training options that name the noise list; `use_noise` sets it
 
-begin() { # after the options: absolute paths
+begin() { # after the options, "$@" being what is left: absolute paths
+    [ $# -eq 0 ] || { echo "$0: '$1' belongs to no option; see --help" >&2; exit 1; }
+    local option
+    for option in stage stop_stage; do
+        [[ ${!option} =~ ^[1-8]$ ]] || { echo "$0: --${option/_/-} is a number from 1 to 8, not '${!option}'" >&2; exit 1; }
+    done
+    [ "$stage" -le "$stop_stage" ] || { echo "$0: --stage $stage comes after --stop-stage $stop_stage" >&2; exit 1; }
     exp=$(realpath -m "$exp") data=$(realpath -m "$data") conf=$(realpath -m "$conf")
 }
 run() { # <stage> <what>: whether it is asked for
@@ -97,8 +103,12 @@ supervise() { # the true labels in the last round's place, same start, same step
     train --init "$(round_start)" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model" \
         "${student_options[@]}" "${supervised_options[@]}"
 }
+some_model() {
+    compgen -G "$exp/*/model" > /dev/null || { echo "$0: no model is in $exp; stages 3 to 5 make them" >&2; exit 1; }
+}
 extract_all() { # of every model: dev, test, and train, whose pseudo-speakers are the AS-norm cohort
     local model set at
+    some_model
     for model in "$exp"/*/model; do
         at=$model
         if $use_best && [ -f "$model/best" ]; then at=$model@best; fi
@@ -111,6 +121,7 @@ extract_all() { # of every model: dev, test, and train, whose pseudo-speakers ar
 }
 score_all() { # every model; where one was trained on the true labels, all are compared to it
     local model cohort=$exp/round$num_rounds/data compare=
+    some_model
     [ ! -d "${cohort}_out" ] || cohort=${cohort}_out # where labels moved
     [ -d "$cohort" ] || cohort=
     if [ -d "$exp/supervised/model" ]; then
@@ -124,4 +135,8 @@ score_all() { # every model; where one was trained on the true labels, all are c
 score() { # <system>
     "$ROOT/steps/score.sh" --dev "$data/dev" --cohort-data "$cohort" --compare "$compare" "$1" "$data/test" test
 }
-report() { "$ROOT/steps/report.sh" --truth "$data/truth/train_utt2spk" --beside "$beside" "$exp"; }
+report() { # the truth, where there is one, for diagnostics
+    local truth=$data/truth/train_utt2spk
+    [ -f "$truth" ] || truth=
+    "$ROOT/steps/report.sh" --truth "$truth" --beside "$beside" "$exp"
+}

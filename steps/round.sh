@@ -42,6 +42,8 @@ done
 # shellcheck disable=SC2086  # options are split on purpose
 "$ROOT/steps/cluster.sh" --num-clusters "$num_clusters" --previous "$previous" --truth "$truth" --seed "$seed" \
     "$exp/${phases[0]}/embed/train/embedding.scp" "$data" "$here/data" "${others[@]:2}" $cluster_opts
+[ ! "$here/data/utt2spk" -ot "$exp/${phases[0]}/model/LATEST" ] ||
+    echo "warning: $here/data is older than $exp/${phases[0]}/model; to label anew remove $here and what follows it" >&2
 labels_out=
 ! $data_out || labels_out=$here/data_out
 "$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --labels-out "$labels_out" --dev "$dev" "$config" "$here/data" "$here/model" \

@@ -81,6 +81,23 @@ def test_a_rounds_data_is_a_data_directory_of_clusters(mini):
     assert train.spk == train.utts, "training data must not carry the truth"
 
 
+def test_without_truth_there_is_a_report_and_labels_that_are_behind_are_named(mini, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train", "dev", "test"):
+        (tmp_path / "data" / name).symlink_to(mini[0] / "data" / name)
+    shutil.copytree(mini[0] / "exp", tmp_path / "exp")
+    (tmp_path / "exp/results.json").unlink()
+    os.utime(tmp_path / "exp/round1/model/LATEST")  # as after an edit of its labels
+    own = ["--data", str(mini[0] / "data")]
+    done = run("mini/ssl", tmp_path, *MINI, *own, "--stage", "4", "--stop-stage", "4")
+    (warning,) = [x for x in done.stderr.splitlines() if x.startswith("warning")]
+    assert "round2/data is older than" in warning and "round1/model" in warning
+    run("mini/ssl", tmp_path, *MINI, "--stage", "8")
+    results, _ = figures(tmp_path)
+    assert results["final"]["eer"] == figures(mini[0])[0]["final"]["eer"]
+    assert all(r.get("nmi") is None for r in results["rounds"])
+
+
 def test_rerunning_does_nothing_and_an_edited_round_trains_anew(mini):
     folder, _ = mini
     before = {p: p.stat().st_mtime_ns for p in folder.glob("exp/*/model/LATEST")}
@@ -95,6 +112,23 @@ def test_rerunning_does_nothing_and_an_edited_round_trains_anew(mini):
         command("mini/ssl", folder, *MINI, *stages), env=env(), capture_output=True, text=True
     )
     assert done.returncode == 1 and "other utterances or labels" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stage", "x"], "--stage is a number from 1 to 8, not 'x'"),
+        (["--stop-stage", "9"], "--stop-stage is a number from 1 to 8"),
+        (["--stage", "5", "--stop-stage", "3"], "--stage 5 comes after --stop-stage 3"),
+        (["supervised", "true"], "'supervised' belongs to no option"),
+        (["--stage", "6"], "no model is in"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(tmp_path, words, message):
+    for recipe in ("mini/ssl", "mini/dialogue"):
+        done = subprocess.run(command(recipe, tmp_path, *words), env=env(), capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+    assert not any(tmp_path.glob("exp/*"))
 
 
 def test_several_pre_trainings_give_labels_side_by_side(mini, tmp_path):
@@ -174,16 +208,20 @@ def test_new_recipe_is_a_working_copy_of_the_template(tmp_path, mini):
     """In a copy of the tree: made, refused a second time, and run on egs/mini's data with a data.sh of two lines."""
     tree = tmp_path / "tree"
     (tree / "egs").mkdir(parents=True)
-    for name in ("local", "steps", "pyspkv", "path.sh", "egs/TEMPLATE"):
+    for name in ("local", "steps", "pyspkv", "path.sh", "egs/TEMPLATE", "egs/mini"):
         (tree / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "utils", tree / "utils")
     new = [str(tree / "utils/new_recipe.sh"), "mine"]
     subprocess.run(new, check=True, capture_output=True)
     again = subprocess.run(new, capture_output=True, text=True)
     assert again.returncode == 1 and "is there already" in again.stderr
-    recipe = tree / "egs/mine/ssl"
-    first = subprocess.run([recipe / "run.sh"], env=env(), capture_output=True, text=True)
-    assert first.returncode == 1 and "to be written" in first.stderr
+    for system in ("ssrl", "wavlm_ssl", "gll"):
+        subprocess.run([*new, system], check=True, capture_output=True)
+    for system in ("ssrl", "wavlm_ssl", "gll", "ssl"):
+        recipe = tree / "egs/mine" / system
+        first = subprocess.run([recipe / "run.sh"], env=env(), capture_output=True, text=True)
+        assert first.returncode == 1 and "to be written" in first.stderr
+        assert "mini" not in (text := (recipe / "run.sh").read_text()) and "<corpus>" not in text
     folder, _ = mini
     (recipe / "data.sh").write_text(f'#!/bin/sh\nmkdir -p "$2" && cp -r {folder}/data/* "$2"\n')
     options = [

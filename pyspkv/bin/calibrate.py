@@ -13,7 +13,7 @@ def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.calibrate",
         description="Write calibration.json (logistic regression: score -> log-likelihood ratio, threshold). "
-        "Never fit it on the test trials. Either --scores and --trials of a dev list, or --data and --embeddings: "
+        "Never fit it on the test trials. Either --scores and --trials of a dev list, or --from-data and --embeddings: "
         "cosine scores of pairs drawn within and between the (pseudo-)speakers of a data directory.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -205,6 +205,8 @@ def render(rows: list[dict]) -> str:
         "",
         "Written from RESULTS.jsonl by `python -m pyspkv.bin.results`; do not edit by hand.",
     ]
+    if any("run.sh" in (r.get("command") or "") for r in rows):
+        lines[-1] += " Each seed has an `--exp` of its own."
     for table in dict.fromkeys(r["table"] for r in rows):
         part = [r for r in rows if r["table"] == table]
         if all(r.get("column") is not None for r in part):

@@ -4,12 +4,13 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
-corpus=             # where its files are
+# shellcheck source=local/corpus.sh
+. "$ROOT/local/corpus.sh"
 . parse_options.sh
-begin
-[ ! -d "$data/noise" ] || use_noise "$data/noise"
+begin "$@"
+noise_lists
 
-if run 1 "data directories from the corpus"; then "$recipe/data.sh" "$corpus" "$data"; fi
+if run 1 "data directories from the corpus"; then make_data; fi
 if run 2 "check the data directories"; then check_data; fi
 if run 3 "pre-train without labels"; then pretrain; fi
 if run 4 "rounds of clustering and training"; then rounds; fi

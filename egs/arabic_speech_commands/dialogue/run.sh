@@ -13,7 +13,7 @@ corpora=${SPKV_CORPORA:-}
 corpus=${corpora:+$corpora/arabic_speech_commands}  # folder that holds dataset/ and the three .csv
 . parse_options.sh
 data=$data/fold$fold exp=$exp/fold$fold
-begin_dialogues
+begin_dialogues "$@"
 
 if run 1 "speaker folds and dialogues from the corpus"; then
     [ -n "$corpus" ] || { echo "$0: give --corpus, the folder that holds dataset/ and the .csv" >&2; exit 1; }

@@ -15,7 +15,7 @@ stage_rates="1e-3 2e-4 2e-4"  # a full rate again would learn wrong labels by he
 cluster_opts="--whiten 0.5"
 labelled_batch=16
 . parse_options.sh
-begin
+begin "$@"
 use_system
 noise_lists
 

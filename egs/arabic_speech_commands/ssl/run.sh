@@ -11,7 +11,7 @@ set -euo pipefail
 num_rounds=3
 num_clusters=30     # more than there may be; the estimate (auto) finds speakers x commands instead
 . parse_options.sh
-begin
+begin "$@"
 noise_lists
 
 if run 1 "data directories from the corpus"; then make_data; fi

@@ -13,7 +13,7 @@ set -euo pipefail
 num_clusters=30         # more than there may be: SSRL brings the number down
 cluster_opts="--method kmeans"  # alone, as the authors
 . parse_options.sh
-begin
+begin "$@"
 noise_lists
 
 if run 1 "data directories from the corpus"; then make_data; fi

@@ -13,7 +13,7 @@ num_pretrain=6      # independent ones err differently (README: dev AMI and EER 
 ensemble=true       # of the phases so far; as average linkage, chosen on the dev speakers
 cluster_opts="--whiten 0.75 --linkage average --metric cosine"
 . parse_options.sh
-begin
+begin "$@"
 noise_lists
 
 if run 1 "data directories from the corpus"; then make_data; fi

@@ -14,7 +14,7 @@ num_rounds=3
 round_init=         # from DINO's encoder: 819 utterances are too few to begin anew (README)
 cluster_opts="--whiten 0.75 --linkage average --metric cosine"  # as in ../ssl
 . parse_options.sh
-begin
+begin "$@"
 noise_lists
 use_student
 

@@ -10,7 +10,7 @@ set -euo pipefail
 # shellcheck source=steps/dialogues.sh
 . "$ROOT/steps/dialogues.sh"
 . parse_options.sh
-begin_dialogues
+begin_dialogues "$@"
 use_noise "$speech/noise"
 
 if run 1 "synthesise the corpus, simulate dialogues"; then

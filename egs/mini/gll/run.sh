@@ -16,7 +16,7 @@ stage_rates="1e-3 2e-4 2e-4"  # a full rate again would learn wrong labels by he
 num_train_spk=64    # with 32 utterances each: what is unlabelled must fill an epoch
 data_opts="--utts-per-session 8"
 . parse_options.sh
-begin
+begin "$@"
 use_system
 noise_lists
 

@@ -8,7 +8,7 @@ set -euo pipefail
 # shellcheck source=local/mini.sh
 . "$ROOT/local/mini.sh"
 . parse_options.sh
-begin
+begin "$@"
 noise_lists
 
 if run 1 "synthesise the corpus"; then make_data; fi

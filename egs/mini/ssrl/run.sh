@@ -14,7 +14,7 @@ data_opts="--sessions 5"  # of 4 utterances
 num_clusters=133    # 1.33 times the speakers; SSRL brings the number down
 cluster_opts="--method kmeans"  # alone, as the authors
 . parse_options.sh
-begin
+begin "$@"
 noise_lists
 
 if run 1 "synthesise the corpus"; then make_data; fi

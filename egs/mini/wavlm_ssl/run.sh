@@ -13,7 +13,7 @@ set -euo pipefail
 num_rounds=3
 cluster_opts="--whiten 0.75"  # DINO spends its first axes on channels
 . parse_options.sh
-begin
+begin "$@"
 noise_lists
 use_student
 

@@ -14,7 +14,7 @@ num_rounds=5
 batch=200
 labelled_batch=100
 . parse_options.sh
-begin
+begin "$@"
 use_system
 noise_lists
 

@@ -13,7 +13,7 @@ set -euo pipefail
 num_clusters=8000   # k-means alone, as the authors
 cluster_opts="--method kmeans"
 . parse_options.sh
-begin
+begin "$@"
 noise_lists
 
 if run 1 "data directories and noise lists"; then make_data; fi

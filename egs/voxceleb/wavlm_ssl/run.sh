@@ -15,7 +15,7 @@ num_rounds=3
 num_clusters=7500
 cluster_opts=       # as the paper: no whitening
 . parse_options.sh
-begin
+begin "$@"
 use_student
 noise_lists
 
