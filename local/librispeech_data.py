@@ -43,8 +43,13 @@ def cut(wav: dict[str, str], seconds: float) -> dict[str, tuple[str, float, floa
 
     segments = {}
     for reco, path in tqdm(wav.items(), desc="lengths", disable=None, leave=False):
-        info = soundfile.info(path)
+        try:
+            info = soundfile.info(path)
+        except soundfile.LibsndfileError as err:
+            raise UserError(f"not audio that libsndfile reads ({err.error_string})", file=path) from None
         hundredths = info.frames * 100 // info.samplerate
+        if not hundredths:
+            raise UserError("is shorter than a hundredth of a second", file=path)
         ends = np.linspace(0, hundredths, max(1, int(hundredths // (seconds * 100))) + 1).astype(int).tolist()
         for a, b in zip(ends, ends[1:]):
             segments[f"{reco}-{a:07d}-{b:07d}"] = (reco, a / 100, b / 100)

@@ -44,6 +44,10 @@ def main() -> int:
         for file in files:
             name = file.name if source.is_file() else str(file.relative_to(source))
             reco = re.sub(r"[^\w.]+", "-", str(Path(name).with_suffix("")), flags=re.ASCII).strip("-")
+            if not reco:
+                raise UserError(
+                    "its name has no ASCII letter or digit for an id", file=file, mend="rename it"
+                )
             if reco in wav:
                 raise UserError(
                     f"two files would be called {reco} ({wav[reco]})", file=file, mend="rename one"

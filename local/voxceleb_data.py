@@ -16,6 +16,7 @@ import numpy as np
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError, run
 from pyspkv.make_trials import make_trials
+from pyspkv.tables import decode
 
 ENDINGS = (".wav", ".flac")
 
@@ -43,8 +44,8 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
 def read_list(file: Path) -> list[str]:
     """`1 id/video/00001.wav id/video/00002.wav` -> `enrol test target|nontarget` in our ids."""
     out = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        label, *paths = line.split()
+    for number, line in enumerate(decode(file).splitlines(), 1):
+        label, *paths = line.split() or [""]
         if label not in ("0", "1") or len(paths) != 2 or any(p.count("/") != 2 for p in paths):
             rule = "the rule is `1|0 speaker/video/file.wav speaker/video/file.wav`"
             raise UserError(rule, file=file, line=number)

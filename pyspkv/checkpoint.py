@@ -6,6 +6,7 @@
 No random state is stored: batches and dropout draw from (seed, step), see trainer.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -37,7 +38,9 @@ def latest(exp: str | Path) -> Path | None:
 
 def find(model: str | Path) -> Path:
     """`DIR`, `DIR@last`, `DIR@best` or a `ckpt-<step>` folder itself -> the checkpoint folder."""
-    name, _, which = str(model).partition("@")
+    name, _, which = str(model).rpartition("@")
+    if not name or "/" in which or Path(model).is_dir():  # an @ of the path's own
+        name, which = str(model), ""
     exp = Path(name)
     if not exp.is_dir():
         raise UserError("no such model folder", file=exp, mend="pass the --exp folder of a bin.train run")
@@ -139,14 +142,16 @@ def state(folder: Path) -> dict[str, Any]:
 def restore(folder: Path, model: torch.nn.Module, optimisers: dict) -> dict[str, Any]:
     """Load everything of `ckpt-<step>` and return its state."""
     saved = state(folder)
-    model.load_state_dict(tensors(folder))
+    load_exactly(model, tensors(folder), folder)
     _unpack(optimisers, tensors(folder, "optim.safetensors"), saved["optimisers"])
     return saved
 
 
 def body(folder: Path) -> dict[str, torch.Tensor]:
     """The evaluated encoder's weights: what `--init` and extraction take from a checkpoint."""
-    prefix = state(folder)["evaluates"] + "."
+    if "evaluates" not in (found := state(folder)):
+        raise UserError("not a checkpoint's state", file=folder / "state.json")
+    prefix = found["evaluates"] + "."
     return {k[len(prefix) :]: v for k, v in tensors(folder).items() if k.startswith(prefix)}
 
 
@@ -157,10 +162,16 @@ def encoder_config(folder: Path) -> Any:
 
 def load_encoder(model: str | Path, which: str = "last") -> torch.nn.Module:
     """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
-    folder = find(model if "@" in str(model) else f"{model}@{which}")
+    folder = find(model if str(model).endswith(("@best", "@last")) else f"{model}@{which}")
     encoder = cfg.build("encoder", encoder_config(folder))
-    encoder.load_state_dict(body(folder))
+    load_exactly(encoder, body(folder), folder)
     return encoder.eval()
+
+
+def digest(model: str | Path) -> str:
+    """SHA-256 of a checkpoint's weights: what tells a run's start from another, wherever it lies."""
+    with open(find(model) / "model.safetensors", "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
@@ -190,7 +201,7 @@ def load_exactly(module: torch.nn.Module, theirs: dict[str, torch.Tensor], folde
         if key not in theirs or key not in ours or ours[key].shape != theirs[key].shape:
             shapes = [tuple(d[key].shape) if key in d else "absent" for d in (theirs, ours)]
             raise UserError(
-                f"its encoder differs from this config's: {key} is {shapes[0]} there and {shapes[1]} here",
+                f"its model differs from this config's: {key} is {shapes[0]} there and {shapes[1]} here",
                 file=folder,
                 mend="use the same encoder section as that run's config.yaml",
             )

@@ -7,6 +7,7 @@ import numpy as np
 
 from pyspkv.atomic import atomic_file
 from pyspkv.audio import SAMPLE_RATE
+from pyspkv.errors import UserError
 
 SPEED_OF_SOUND = 343.0
 MAX_LENGTH = SAMPLE_RATE // 2  # samples of an impulse response that are kept
@@ -16,6 +17,8 @@ _ORDER = 17  # image sources to this order take about 15 ms; the cost grows with
 def align(rir: np.ndarray) -> np.ndarray:
     """`rir` [n] from its strongest sample on (so it delays nothing), cut at -60 dB or 0.5 s, energy 1."""
     rir = np.asarray(rir, np.float64)
+    if not rir.any():
+        raise UserError("an impulse response of augment.rir is silent", mend="take it out of the list")
     rir = rir[int(np.argmax(np.abs(rir))) :][:MAX_LENGTH]
     left = np.cumsum((rir**2)[::-1])[::-1]
     rir = rir[: max(1, int(np.count_nonzero(left > 1e-6 * left[0])))]

@@ -69,6 +69,17 @@ class TrainConfig:
 HOW = ("workers", "cache_mb", "log_steps", "save_steps")
 
 
+def _check(c: TrainConfig) -> None:
+    """UserError: a number outside its range."""
+    least = {"epochs": 1, "batch_size": 2, "log_steps": 1, "save_steps": 1, "workers": 0, "seed": 0}
+    for key, low in least.items():
+        if getattr(c, key) < low:
+            raise UserError(f"{key} {getattr(c, key)} is below {low}")
+    for key in ("lr", "clip_norm"):
+        if not 0 < getattr(c.optim, key) < float("inf"):
+            raise UserError(f"optim.{key} {getattr(c.optim, key)} is no number above 0")
+
+
 class Trainer:
     """Train `config` on `data`; see the module for what appears in `exp`.
 
@@ -102,6 +113,7 @@ class Trainer:
             dev_trials,
             patience,
         )
+        _check(config)
         self.device = distributed.init()
         self.main = distributed.rank() == 0
         world = distributed.world()
@@ -164,7 +176,11 @@ class Trainer:
             "evaluates": self.objective.evaluates,
         }
         self.init = init
+        self.start = checkpoint.digest(init) if init else None
         self.labels_out = labels_out
+        if labels_out and self.objective.labels() is None:
+            rule = f"objective {config.objective.name} moves no labels"
+            raise UserError(rule, mend="leave --labels-out out")
 
     def _optimiser(self, groups: list[dict]) -> torch.optim.Optimizer:
         c, split = self.config.optim, []
@@ -354,10 +370,6 @@ class Trainer:
 
     def _write_labels(self) -> None:
         labels = self.objective.labels()
-        if labels is None:
-            raise UserError(
-                f"objective {self.config.objective.name} moves no labels", mend="leave --labels-out out"
-            )
         data = self.corpus.parts[0]
         names = [self.corpus.classes[k] for k in labels[: len(data.utts)].tolist()]
         data.with_speakers(names).write(self.labels_out)
@@ -430,6 +442,13 @@ class Trainer:
                 file=self.exp,
                 mend="use another --exp, or remove this one to start again",
             )
+        record = json.loads((self.exp / "run.json").read_text())
+        if record.get("start", self.start) != self.start:
+            raise UserError(
+                f"this run was started from another model: {record['init'] or 'none'}, now {self.init or 'none'}",
+                file=self.exp,
+                mend="use another --exp, or remove this one to start again",
+            )
         saved = checkpoint.state(folder)
         if saved["label_hash"] != self.state["label_hash"]:
             raise UserError(
@@ -463,6 +482,7 @@ class Trainer:
                     "num_utterances": len(self.corpus),
                     "label_hash": self.state["label_hash"],
                     "init": self.init,
+                    "start": self.start,
                     "dev": str(self.dev.path) if self.dev else None,
                 },
                 f,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Embed a data directory in nj parallel jobs; done already when newer than the model and the data.
+# Embed a data directory in nj parallel jobs; done already where made_by says so: of the same model, audio and options.
 # Usage: steps/extract.sh [options] <model-dir> <data-dir> <out-dir>
 #   e.g. steps/extract.sh --nj 2 exp/round1/model data/test exp/round1/embed/test
 set -euo pipefail
@@ -13,23 +13,37 @@ cmd=run.sh        # job runner
 [ $# -eq 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
 model=$1 data=$2 out=$3
 
-state=${model%@*}/LATEST scp=$out/embedding.scp
-if [ -f "$scp" ] && [ "$scp" -nt "$state" ] && [ "$scp" -nt "$data/wav.scp" ]; then
+scp=$out/embedding.scp
+digest() { cat "$@" 2> /dev/null | sha256sum | cut -d' ' -f1; } # of what is there of these files
+identity() { # two lines: the weights; the audio and the options
+    local folder=$model pointer=LATEST
+    case $model in
+        *@best) folder=${model%@best} pointer=best ;;
+        *@last) folder=${model%@last} ;;
+    esac
+    digest "$folder/$(cat "$folder/$pointer" 2> /dev/null || true)/model.safetensors" || true
+    echo "$(digest "$data/wav.scp" "$data/segments" || true) $precision $crops"
+}
+made_by=$(identity)
+if [ -f "$scp" ] && [ -f "$out/made_by" ] && [ "$(cat "$out/made_by")" = "$made_by" ]; then
     echo "$0: $scp is up to date"; exit 0
 fi
+rm -f "$scp" "$out/made_by" # the jobs write over the arks that it points into
 utts=$(wc -l < "$data/utt2spk")
 [ "$nj" -le "$utts" ] || nj=$utts
 [ "$ngpu" -gt 0 ] || export CUDA_VISIBLE_DEVICES=
 if [ "$nj" -eq 1 ]; then
-    exec "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$data" --out "$out" \
+    "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$data" --out "$out" \
         --precision "$precision" --crops "$crops"
+else
+    split=$data/split${nj}utt
+    split_data.sh --per-utt "$data" "$nj"
+    # shellcheck disable=SC2086  # cmd may carry options
+    OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd JOB=1:"$nj" "$out/log/extract.JOB.log" \
+        "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/JOB" --out "$out/JOB" \
+        --precision "$precision" --crops "$crops"
+    for job in $(seq "$nj"); do cat "$out/$job/embedding.scp"; done | sort > "$scp.tmp"
+    mv "$scp.tmp" "$scp"
+    echo "$0: $utts embeddings in $scp"
 fi
-split=$data/split${nj}utt
-split_data.sh --per-utt "$data" "$nj"
-# shellcheck disable=SC2086  # cmd may carry options
-OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd JOB=1:"$nj" "$out/log/extract.JOB.log" \
-    "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/JOB" --out "$out/JOB" \
-    --precision "$precision" --crops "$crops"
-for job in $(seq "$nj"); do cat "$out/$job/embedding.scp"; done | sort > "$scp.tmp"
-mv "$scp.tmp" "$scp"
-echo "$0: $utts embeddings in $scp"
+echo "$made_by" > "$out/made_by"

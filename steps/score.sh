@@ -43,9 +43,12 @@ score "$data" "$name" "$plain"
 [ ! -f "$system/model/calibration.json" ] || options+=(--calibration "$system/model/calibration.json")
 [ -z "$compare" ] || options+=(--compare "$compare/score/$name.scores")
 measure "$data" "$plain" "${options[@]}"
-if [ -f "$system/embed/$name-crops/embedding.scp" ]; then
+model_of() { head -n 1 "$system/embed/$1/made_by" 2> /dev/null || true; } # as steps/extract.sh notes it
+if [ -f "$system/embed/$name-crops/embedding.scp" ] && [ "$(model_of "$name")" = "$(model_of "$name-crops")" ]; then
     score "$data" "$name $name-crops" "$system/score/$name-crops.scores"
     measure "$data" "$system/score/$name-crops.scores"
+else
+    rm -f "$system/score/$name-crops".* # of another model
 fi
 if [ -n "$cohort_data" ] && [ -f "$system/embed/train/embedding.scp" ]; then
     score "$data" "$name" "$system/score/$name-mean.scores" --mean "$system/embed/train/embedding.scp"

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from pyspkv.bin import cluster
 from pyspkv.datadir import DataDir
 from pyspkv.embeddings import EmbeddingWriter
 from pyspkv.labels import quality
@@ -126,6 +127,23 @@ def test_small_clusters_are_dropped_and_auto_reports_its_curve(made, tmp_path):
     assert (tmp_path / "b/report.num_clusters.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_labels_come_last_and_never_over_their_source(made, tmp_path, monkeypatch):
+    """Killed before the labels, the next run makes both; after them, both are there."""
+    root, _, _ = made
+    base = ["--embeddings", root / "embed/embedding.scp", "--data", root / "data", "--num-clusters", 20]
+    done = run(*base, "--out-data", root / "data", ok=False)
+    assert "--data itself" in done.stderr
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DataDir, "write", killed)
+    monkeypatch.setattr("sys.argv", ["cluster", *map(str, base), "--out-data", str(tmp_path / "data")])
+    with pytest.raises(KeyboardInterrupt):
+        cluster.main()
+    assert (tmp_path / "report.json").exists() and not (tmp_path / "data").exists()
+
+
 def test_wrong_input_says_what_and_leaves_nothing(made, tmp_path):
     root, utts, _ = made
     scp = root / "embed/embedding.scp"
@@ -138,7 +156,15 @@ def test_wrong_input_says_what_and_leaves_nothing(made, tmp_path):
             w(u, np.zeros(24) if i == 5 else np.ones(24))
     truth = tmp_path / "truth"
     truth.write_text("utt0000 s1\n")
+    same = tmp_path / "same"
+    with EmbeddingWriter(same) as w:
+        for u in utts:
+            w(u, np.arange(1.0, 25.0))
     for args, words in (
+        (
+            ["--embeddings", same / "embedding.scp", "--data", root / "data", "--whiten", 0.5],
+            ["one way", "collapsed"],
+        ),
         (
             ["--embeddings", less, "--data", root / "data", "--num-clusters", 5],
             ["less.scp", "utt0007", "bin.extract"],

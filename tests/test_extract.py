@@ -15,6 +15,7 @@ import toy
 from pyspkv import config as cfg
 from pyspkv import embed as embed_module
 from pyspkv.checkpoint import find, load_encoder
+from pyspkv.datadir import DataDir
 from pyspkv.embed import choose_precision, embed
 from pyspkv.embeddings import read_embeddings
 from pyspkv.trainer import TrainConfig, Trainer
@@ -54,6 +55,62 @@ def test_command_equals_the_encoder_one_by_one(trained, tmp_path):
         with torch.no_grad():
             want = encoder(wave, torch.tensor([wave.shape[1]]))[0].numpy()
         np.testing.assert_allclose(found.x[i], want, atol=1e-5)
+
+
+def step(name, *options, ok=True) -> str:
+    done = subprocess.run(
+        [ROOT / "steps" / name, *map(str, options)],
+        env={**os.environ, "SPKV_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_path):
+    folder, data = trained
+    config = cfg.load(TrainConfig, folder / "config.yaml", ["seed=1"])
+    system = tmp_path / "system"
+    shutil.copytree(folder / "model", system / "model")
+    Trainer(config, data, tmp_path / "other").run()
+    test = tmp_path / "test"
+    reco = {f"r-{utt}": path for utt, path in data.wav.items()}
+    segments = {utt: (f"r-{utt}", 0.0, 0.5) for utt in data.utts}
+    DataDir(test, data.utts, data.spk, reco, segments).write(test)
+    out = system / "embed/test"
+    scp = out / "embedding.scp"
+
+    def vectors():
+        return read_embeddings(scp).x
+
+    step("extract.sh", "--nj", 2, system / "model", test, out)
+    first = vectors()
+    assert "up to date" in step("extract.sh", "--nj", 2, system / "model", test, out)
+    step("extract.sh", "--crops", 2, system / "model", test, system / "embed/test-crops")
+    moved = {utt: (f"r-{utt}", 0.1, 0.6) for utt in data.utts}
+    DataDir(test, data.utts, data.spk, reco, moved).write(test)
+    os.utime(test / "segments", (1, 1))  # whatever the clocks say
+    assert "up to date" not in step("extract.sh", "--nj", 2, system / "model", test, out)
+    assert (vectors() != first).any()
+    second = vectors()
+    # Another model, whose second job fails: no list stands that mixes the two.
+    shutil.rmtree(system / "model")
+    shutil.copytree(tmp_path / "other", system / "model")
+    runner = tmp_path / "runner.sh"
+    runner.write_text('#!/bin/sh\nshift\nrun.sh JOB=1 "$@" && exit 1\n')
+    runner.chmod(0o755)
+    step("extract.sh", "--nj", 2, "--cmd", runner, system / "model", test, out, ok=False)
+    assert not scp.exists()
+    step("extract.sh", "--nj", 2, system / "model", test, out)
+    assert (vectors() != second).any(1).all()
+    # The first model's crops do not count beside the second's utterances.
+    (test / "trials").write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
+    step("score.sh", system, test, "test")
+    assert (system / "score/test.json").exists() and not (system / "score/test-crops.json").exists()
+    step("extract.sh", "--crops", 2, system / "model", test, system / "embed/test-crops")
+    step("score.sh", system, test, "test")
+    assert (system / "score/test-crops.json").exists()
 
 
 def test_long_and_short_utterances_are_treated_as_documented(trained, monkeypatch):

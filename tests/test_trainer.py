@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,39 @@ def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypa
     monkeypatch.setattr(checkpoint, "atomic_file", spy)
     checkpoint.save(tmp_path / "exp", 3, o, {}, {}, best=True)
     assert named == ["best", "LATEST"] and checkpoint.find(f"{tmp_path}/exp@best").name == "ckpt-3"
+
+
+def test_a_run_is_not_gone_on_with_from_another_start(tmp_path, data):
+    for seed in (1, 2):
+        Trainer(config(tmp_path, seed=seed, epochs=1), data, tmp_path / f"pre{seed}").run()
+    exp = tmp_path / "exp"
+    Trainer(config(tmp_path, epochs=1), data, exp, init=str(tmp_path / "pre1")).run()
+    (tmp_path / "pre1").rename(tmp_path / "moved")
+    Trainer(config(tmp_path, epochs=1), data, exp, init=f"{tmp_path}/moved@last").run()  # the same, elsewhere
+    for other in (str(tmp_path / "pre2"), None):
+        with pytest.raises(UserError, match="started from another model"):
+            Trainer(config(tmp_path, epochs=1), data, exp, init=other).run()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"batch_size": -4}, {"save_steps": 0}, {"workers": -1}, {"seed": -1}, {"optim.clip_norm": -1.0},
+     {"optim.lr": 0.0}, {"encoder.channels": 10}, {"encoder.embed_dim": 0}],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(tmp_path, data, wrong):
+    with pytest.raises(UserError, match=next(iter(wrong)).split(".")[-1].replace("embed_dim", "sizes")):
+        Trainer(config(tmp_path, **wrong), data, tmp_path / "exp")
+
+
+def test_weights_of_another_model_and_names_with_an_at(tmp_path, data):
+    exp = tmp_path / "a@1"
+    Trainer(config(tmp_path, epochs=1), data, exp).run()
+    assert checkpoint.load_encoder(exp).embed_dim == checkpoint.load_encoder(f"{exp}@last").embed_dim == 8
+    other = tmp_path / "other"
+    Trainer(config(tmp_path, epochs=1, **{"encoder.embed_dim": 4}), data, other).run()
+    shutil.copy(checkpoint.latest(other) / "model.safetensors", checkpoint.latest(exp) / "model.safetensors")
+    with pytest.raises(UserError, match="differs from this config's"):
+        checkpoint.load_encoder(exp)
 
 
 def test_each_parameter_may_be_clipped_by_itself(tmp_path, data):

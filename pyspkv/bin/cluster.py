@@ -63,7 +63,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     args = p.parse_args(argv)
     if args.num_clusters != "auto":
-        if not args.num_clusters.isdigit() or int(args.num_clusters) < 1:
+        if not args.num_clusters.isdecimal() or int(args.num_clusters) < 1:
             p.error(f"--num-clusters {args.num_clusters}: a number from 1, or auto")
         args.num_clusters = int(args.num_clusters)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
@@ -97,7 +97,9 @@ def match_previous(labels, utts: list[str], previous):
         raise UserError("shares no utterance with --data", file=previous.path, mend="pass the round before")
     names = [old_of.get(u, "") for u in utts]
     old = _numbers(names)
-    if (old[common] < 0).any():  # speakers of another source: keep their order as ids
+    if (
+        old[common] < 0
+    ).any() or old.max() > 100_000_000:  # speakers of another source: keep their order as ids
         uniq, codes = np.unique(np.array(names)[common], return_inverse=True)
         old[common] = codes
     matched = quality.match_labels(labels, old)
@@ -110,8 +112,11 @@ def main() -> int | None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     start = time.time()
     from pyspkv.atomic import atomic_file
-    from pyspkv.datadir import DataDir, read_table
+    from pyspkv.datadir import DataDir, check_replaceable, read_table
 
+    if Path(args.out_data).resolve() == Path(args.data).resolve():
+        raise UserError("is --data itself", file=args.out_data, mend="give another --out-data")
+    check_replaceable(Path(args.out_data))
     data = DataDir.read(args.data)
     previous = DataDir.read(args.previous, need_wav=False) if args.previous else None
     truth = read_table(args.truth) if args.truth else None
@@ -163,7 +168,6 @@ def main() -> int | None:
     if truth is not None:
         true = np.array([truth[u] for u in data.utts])
         report["diagnostics"] = quality.diagnostics(labels[keep], true[keep])
-    out.write(args.out_data)
     report["label_hash"] = out.label_hash()
     report["seconds"] = round(time.time() - start, 2)
     path = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
@@ -176,6 +180,7 @@ def main() -> int | None:
         plots.num_clusters(
             report["auto"], report["num_clusters_chosen"], path.with_suffix(".num_clusters.png")
         )
+    out.write(args.out_data)  # the last: where it stands, all does
     s = report["sizes"]
     print(f"{s['num_clusters']} clusters, sizes {s['size_min']} / {s['size_median']:g} / {s['size_max']} "
           f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip

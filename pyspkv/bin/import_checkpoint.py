@@ -40,8 +40,9 @@ def main() -> None:
     from pyspkv.models import wavlm_import
 
     source, out = Path(args.source), Path(args.out)
-    if (out / "LATEST").exists():
-        raise UserError("holds a model already", file=out, mend="give another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "holds a model already" if (out / "LATEST").exists() else "is there already, and not empty"
+        raise UserError(what, file=out, mend="give another --out")
     trunk, backend, head = wavlm_import.read(source)
     sizes = wavlm_import.config_of(trunk, backend, source)
     sizes.pooling = args.pooling

@@ -133,7 +133,9 @@ def epochs_of(folder: Path, model: str = "model") -> list[dict]:
     """End-of-epoch records of a phase's training."""
     log = folder / model / "train.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    records = [json.loads(line) for line in lines if line.startswith("{")]
+    records = [
+        json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")
+    ]  # one may be cut
     return [r for r in records if r.get("kind") == "epoch"]
 
 

@@ -109,7 +109,7 @@ def rows_of(exp: Path, table: str, seed: int, command: str) -> list[dict]:
     found = read_json(exp / "results.json")
     phases = {"pretrain": found.get("pretrain")}
     phases |= {f"round{r['round']}": r for r in found.get("rounds", [])}
-    if (exp / "finetune").is_dir():
+    if (exp / f"finetune/score/{found.get('trials')}.json").is_file():  # else the last round is final
         phases["finetune"] = found.get("final")
     phases |= found.get("others", {})
     phases["supervised"] = found.get("supervised")

@@ -52,6 +52,10 @@ def main() -> None:
     from pyspkv.dialogues import contaminate, dialogue_lines, simulate
     from pyspkv.tables import read_table
 
+    if any(
+        Path(args.out, part).resolve() == Path(args.data).resolve() for part in ("train", "train_labelled")
+    ):
+        raise UserError("OUT would be written over DATA", file=args.data, mend="choose another OUT")
     data = replace(DataDir.read(args.data), trials={}, enrol_map=None)
     if len(set(data.spk)) == len(data.utts):
         raise UserError("every utterance is a speaker of its own", file=args.data, mend="give true speakers")

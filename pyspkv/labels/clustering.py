@@ -50,6 +50,11 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
     for first in range(0, len(x), 8192):
         part = x[first : first + 8192] - mean
         covariance += part.T @ part
+    if np.trace(covariance) < 1e-9 * len(x):  # of unit vectors: 1 - |mean|^2
+        raise UserError(
+            "all embeddings point one way: the model that made them has collapsed",
+            mend="look at `spread` in its train.jsonl; lower optim.lr, or train longer",
+        )
     axes = whitening(covariance / len(x), power)
     for first in range(0, len(x), 8192):
         x[first : first + 8192] = (x[first : first + 8192] - mean.astype(np.float32)) @ axes

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.distributed import BatchNorm
+from pyspkv.errors import UserError
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.pooling import AttentiveStatsPool
 
@@ -111,6 +112,13 @@ class ECAPA(Encoder):
     def __init__(self, config: ECAPAConfig):
         super().__init__(config.n_mels)
         c = config
+        if (
+            min(c.channels, c.mfa_channels, c.embed_dim, c.n_mels, c.scale, c.bottleneck) < 1
+            or c.channels % c.scale
+        ):
+            raise UserError(
+                f"encoder: sizes are above 0 and channels {c.channels} a multiple of scale {c.scale}"
+            )
         self.embed_dim = c.embed_dim
         self.stem = ConvReluNorm(c.n_mels, c.channels, 5)
         self.blocks = nn.ModuleList(SERes2Block(c.channels, d, c.scale, c.bottleneck) for d in (2, 3, 4))

@@ -81,7 +81,7 @@ def _load(path: Path):
         raise UserError(
             f"is not a checkpoint that can be read without running its code ({err})", file=path
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UserError("holds no dictionary of tensors", file=path)
     return found
 
@@ -91,10 +91,13 @@ def _folder(path: Path) -> dict[str, Tensor]:
     file = next((f for f in files if f.is_file()), None)
     if file is None or not (path / "config.json").is_file():
         raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=path)
-    kind = json.loads((path / "config.json").read_text()).get("model_type")
+    try:
+        kind = json.loads((path / "config.json").read_text())["model_type"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError("names no model_type", file=path / "config.json") from None
     if kind != "wavlm":
         raise UserError(f"model_type is {kind!r}, not 'wavlm'", file=path / "config.json")
-    tensors = _load(file)
+    tensors = {k: v for k, v in _load(file).items() if isinstance(v, Tensor)}
     inner = {k[6:]: v for k, v in tensors.items() if k.startswith("wavlm.")}  # a model with a head around it
     return inner or tensors
 
@@ -123,4 +126,8 @@ def config_of(trunk: dict[str, Tensor], backend: dict[str, Tensor], file) -> Wav
             c.embed_dim = backend["pooling_fc.weight"].shape[0]
     except KeyError as err:
         raise UserError(f"is no WavLM: tensor {err.args[0]} is missing", file=file) from None
+    except (ValueError, IndexError):
+        raise UserError("is no WavLM: its tensors have other names or shapes", file=file) from None
+    if bad := next((k for k, v in {**trunk, **backend}.items() if not v.isfinite().all()), None):
+        raise UserError(f"tensor {bad} has NaN or infinity in it", file=file)
     return c
