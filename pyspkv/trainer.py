@@ -71,7 +71,7 @@ HOW = ("workers", "cache_mb", "log_steps", "save_steps")
 
 def _check(c: TrainConfig) -> None:
     """UserError: a number outside its range."""
-    least = {"epochs": 1, "batch_size": 2, "log_steps": 1, "save_steps": 1, "workers": 0, "seed": 0}
+    least = {"epochs": 1, "batch_size": 1, "log_steps": 1, "save_steps": 1, "workers": 0, "seed": 0}
     for key, low in least.items():
         if getattr(c, key) < low:
             raise UserError(f"{key} {getattr(c, key)} is below {low}")

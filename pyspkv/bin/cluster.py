@@ -97,9 +97,8 @@ def match_previous(labels, utts: list[str], previous):
         raise UserError("shares no utterance with --data", file=previous.path, mend="pass the round before")
     names = [old_of.get(u, "") for u in utts]
     old = _numbers(names)
-    if (
-        old[common] < 0
-    ).any() or old.max() > 100_000_000:  # speakers of another source: keep their order as ids
+    foreign = (old[common] < 0).any() or old.max() > 100_000_000
+    if foreign:  # speakers of another source: keep their order as ids
         uniq, codes = np.unique(np.array(names)[common], return_inverse=True)
         old[common] = codes
     matched = quality.match_labels(labels, old)
