@@ -575,6 +575,8 @@ def test_permuting_the_truth_changes_nothing_but_the_logged_quality(tmp_path, sp
         c = config(tmp_path, epochs=2, **FLEXIBLE)
         Trainer(c, split.labelled, folder / "L", unlabelled=given).run()
         found[name] = curves(folder / "L", utts, dict(zip(utts, true)), None)
+        with pytest.raises(UserError, match="unlabelled utterances, but --unlabelled has"):
+            curves(folder / "L", utts[1:], None, None)
     assert_same(final(tmp_path / "true/L"), final(tmp_path / "permuted/L"))
     logs = [(tmp_path / n / "L/train.jsonl").read_text().splitlines() for n in found]
     for a, b in zip(*logs):

@@ -69,6 +69,11 @@ def curves(run_folder: Path, utts: list[str], truth: dict | None, flipped: set |
     import numpy as np
     from safetensors.numpy import load_file
 
+    record = run_folder / "run.json"
+    num = json.loads(record.read_text()).get("num_unlabelled") if record.exists() else None
+    if num is not None and num != len(utts):
+        rule = f"was trained on {num} unlabelled utterances, but --unlabelled has {len(utts)}"
+        raise UserError(rule, file=run_folder, mend="give the directory that it was trained on")
     classes = (run_folder / "classes.txt").read_text().split()
     number = {spk: k for k, spk in enumerate(classes)}
     true = None if truth is None else np.array([number.get(truth[u], -1) for u in utts])
