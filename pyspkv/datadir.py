@@ -15,7 +15,7 @@ from pathlib import Path
 from pyspkv.atomic import atomic_dir, atomic_file
 from pyspkv.errors import UserError
 from pyspkv.tables import no_gc, odd, parse_segment, read_columns, read_table
-from pyspkv.trials import cut_trials, enrol_side, read_trials
+from pyspkv.trials import contradiction, cut_trials, enrol_side, read_trials
 
 __all__ = ["DataDir", "read_table", "read_trials", "table_kind"]
 
@@ -450,10 +450,8 @@ def combine(
         n: [line for d in sources for line in d.trials[n]] for n in sources[0].trials if n in everywhere
     }
     for name, lines in trials.items():
-        label: dict[str, str] = {}
-        for pair, _, is_target in (line.rpartition(" ") for line in lines):
-            if label.setdefault(pair, is_target) != is_target:
-                raise UserError(f"{name}: {pair} is target in one source and nontarget in another", file=path)
+        if pair := contradiction(lines):
+            raise UserError(f"{name}: {pair} is target in one source and nontarget in another", file=path)
     return DataDir.from_tables(path, tables, trials), anywhere - everywhere
 
 

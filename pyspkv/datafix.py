@@ -10,7 +10,7 @@ from pyspkv.atomic import atomic_dir
 from pyspkv.datadir import list_tables, spk2utt_lines
 from pyspkv.errors import UserError
 from pyspkv.tables import no_gc, parse_segment, read_columns, salvage
-from pyspkv.trials import cut_trials
+from pyspkv.trials import contradiction, cut_trials
 
 # Measured from the audio, so an incomplete one is set aside rather than allowed to cost utterances.
 _DERIVED = ("utt2dur", "utt2num_samples", "utt2num_frames", "reco2dur")
@@ -63,16 +63,11 @@ def _read(path: Path, present: dict, changed: set[str]):
             tables[name] = dict(zip(keys, values))
         else:
             trials[name] = [f"{k} {v}" for k, v in zip(keys, values)]
-            _check_trials(path / name, trials[name])
+            if pair := contradiction(trials[name]):
+                raise UserError(
+                    f"{pair} is both target and nontarget", file=path / name, mend="delete the wrong line"
+                )
     return tables, trials, notes
-
-
-def _check_trials(file: Path, lines: list[str]) -> None:
-    label: dict[str, str] = {}
-    for line in lines:
-        pair, _, is_target = line.rpartition(" ")
-        if label.setdefault(pair, is_target) != is_target:
-            raise UserError(f"{pair} is both target and nontarget", file=file, mend="delete the wrong line")
 
 
 def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], changed: set[str]) -> None:

@@ -44,6 +44,15 @@ def read_trials(path: str | Path) -> "tuple[list[str], list[str], np.ndarray]":
     return enrol, test, target
 
 
+def contradiction(lines: list[str]) -> str | None:
+    """The first pair `enrol test` that is target in one of the lines and nontarget in another, if any."""
+    label: dict[str, str] = {}
+    for pair, _, is_target in (line.rpartition(" ") for line in lines):
+        if label.setdefault(pair, is_target) != is_target:
+            return pair
+    return None
+
+
 def enrol_side(enrol: set[str], known: set[str], enrol_map: dict[str, str] | None) -> set[str] | None:
     """What the enrolment side of trials may name: utterances and models; None when enrolment lives elsewhere.
 
