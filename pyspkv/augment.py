@@ -7,7 +7,7 @@ names the crop: `np.random.default_rng((seed, epoch, row, view))`.
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class AugmentConfig:
     babble_speakers: tuple[int, int] = (3, 8)
     music: str = ""
     music_snr: tuple[float, float] = (5.0, 15.0)
+    babble_music: bool = False  # babble and music together, each at its SNR, are one more kind of addition
     rir: str = ""  # without a list, a fixed bank of `rir_bank` simulated rooms serves (0 = no reverberation)
     rir_bank: int = 200
     rir_rt60: tuple[float, float] = (0.1, 0.7)  # seconds
@@ -61,6 +62,7 @@ class Profile:
     rows: tuple[int, ...] = ()  # of that kind's list
     offsets: tuple[float, ...] = ()  # where in the file, as a part of it in [0, 1)
     snr: float = 0.0  # dB
+    also: "Profile | None" = None  # what is added beside it
 
 
 def source_length(num: int, profile: Profile) -> int:
@@ -155,6 +157,10 @@ class Augmenter:
             reader = train if own else open_list(path, kind, allow_pipes, c.cache_mb)
             if reader is not None:
                 self.lists[kind] = reader
+        if c.babble_music and self.lists and not {"babble", "music"} <= self.lists.keys():
+            raise UserError(
+                "augment.babble_music needs lists of both", mend="name them, or babble_music: false"
+            )
         self._rir_reader, self._rirs = None, []
         if c.prob and c.reverb_weight + c.both_weight:
             # Microphone arrays: one channel is an impulse response, the mean of several is not.
@@ -186,11 +192,17 @@ class Augmenter:
         rir = int(rng.integers(self.num_rirs)) if mode != 1 else -1
         if mode == 0:
             return Profile(speed, rir)
-        kind = list(self.lists)[rng.integers(len(self.lists))]
+        kinds = [*self.lists, *(["babble+music"] if c.babble_music else [])]
+        kind, *others = kinds[rng.integers(len(kinds))].split("+")
+        also = self._addition(rng, others[0]) if others else None
+        return replace(self._addition(rng, kind), speed=speed, rir=rir, also=also)
+
+    def _addition(self, rng: np.random.Generator, kind: str) -> Profile:
+        c = self.config
         num = int(rng.integers(c.babble_speakers[0], c.babble_speakers[1] + 1)) if kind == "babble" else 1
         rows = tuple(rng.integers(len(self.lists[kind]), size=num).tolist())
         snr = float(rng.uniform(*getattr(c, f"{kind}_snr")))
-        return Profile(speed, rir, kind, rows, tuple(rng.random(num).tolist()), snr)
+        return Profile(kind=kind, rows=rows, offsets=tuple(rng.random(num).tolist()), snr=snr)
 
     # ---- applying ----------------------------------------------------------------------------------------
     def apply(self, wave: np.ndarray, profile: Profile, num: int | None = None) -> np.ndarray:
@@ -210,12 +222,14 @@ class Augmenter:
             rows = reverberant[first : first + _FFT_ROWS]
             waves[rows] = self._reverberate(waves[rows], [profiles[i].rir for i in rows])
         for wave, profile in zip(waves, profiles):
-            if profile.kind:
+            power = np.dot(wave, wave)
+            while profile is not None and profile.kind:
                 added = self._added(profile, len(wave))
-                power, noise_power = np.dot(wave, wave), np.dot(added, added)
+                noise_power = np.dot(added, added)
                 if noise_power > 1e-10 * len(added):  # digital silence in a list adds nothing
                     gain = np.sqrt(power / noise_power) * 10 ** (-profile.snr / 20)
                     wave += added * np.float32(gain)
+                profile = profile.also
 
     def rir(self, row: int) -> np.ndarray:
         """Impulse response float32 [n]: starts at its strongest sample, energy 1."""

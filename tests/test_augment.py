@@ -70,6 +70,24 @@ def test_snr_is_the_profiles(lists, kind):
             assert 3 <= len(profile.rows) <= 8
 
 
+def test_babble_and_music_together_have_each_its_snr(lists):
+    """arXiv 2406.02285: six classes, equally often, of which one is speech and music."""
+    config = {"prob": 5 / 6, "reverb_weight": 1, "additive_weight": 4, "both_weight": 0, "babble_music": True}
+    aug, wave = Augmenter(AugmentConfig(**lists, **config)), speech()
+    drawn = [aug.draw(np.random.default_rng((5, i))) for i in range(6000)]
+    names = [f"{p.rir >= 0} {p.kind} {p.also.kind if p.also else ''}" for p in drawn]
+    assert len(set(names)) == 6
+    for name in set(names):  # four standard deviations
+        assert names.count(name) / 6000 == pytest.approx(1 / 6, abs=0.02)
+    both = next(p for p in drawn if p.also)
+    assert 13 <= both.snr <= 20 and 5 <= both.also.snr <= 15
+    one, other = (aug.apply(wave, p) - wave for p in (replace(both, also=None), both.also))
+    assert decibel(wave) - decibel(other) == pytest.approx(both.also.snr, abs=0.02)
+    np.testing.assert_allclose(aug.apply(wave, both), wave + one + other, atol=1e-6)
+    with pytest.raises(UserError, match="babble_music needs lists of both"):
+        Augmenter(AugmentConfig(noise=lists["noise"], babble_music=True))
+
+
 def test_snr_after_reverberation(lists):
     aug = Augmenter(
         AugmentConfig(noise=lists["noise"], rir=lists["rir"], prob=1, reverb_weight=0, additive_weight=0)

@@ -137,10 +137,27 @@ def test_dynamic_gate_stays_open_where_it_would_keep_a_minority(least):
 
 @pytest.mark.parametrize("loss", [[0.0] * 20, [1.0] * 20, [math.inf] + [1.0] * 19, [0.1, 0.2]])
 def test_dynamic_gate_keeps_its_threshold_when_the_fit_fails(loss):
-    g = gate(20, name="dlg")
+    g = gate(20, name="dlg", start_epoch=0.0)
     g.tau.fill_(3.0)
     g(torch.arange(len(loss)), torch.tensor(loss), 0.0)
     assert g.end_epoch(0)["gate/tau"] == 3.0
+
+
+def test_dynamic_gate_takes_no_threshold_from_long_before_it_starts():
+    """Where the first fit fails it is open (spec wavlm_ssl, trap 6), whatever earlier epochs looked like."""
+    rng, rows = np.random.default_rng(0), torch.arange(2000)
+    two = torch.from_numpy(np.exp(np.concatenate([rng.normal(-3, 0.5, 1000), rng.normal(0, 0.5, 1000)])))
+    g = gate(2000, name="dlg", start_epoch=4.0)
+    for epoch, loss in enumerate([two, two, two, torch.ones(2000)]):
+        g(rows, loss, epoch)
+        g.end_epoch(epoch)
+    assert g(rows, two, 4.0).all()
+    g.end_epoch(4)
+    assert g(rows, two, 5.0).sum() == pytest.approx(1000, abs=20)
+    g = gate(2000, name="dlg", start_epoch=1.5)  # within an epoch: by the one before
+    g(rows, two, 0.0)
+    g.end_epoch(0)
+    assert math.isfinite(g.threshold())
 
 
 @pytest.mark.parametrize("faithful", [False, True])

@@ -107,18 +107,18 @@ class DynamicLossGate(LossGate):
     corrected.
 
     After each epoch two Gaussians are fitted to its log losses; the threshold is where their weighted densities
-    cross between the means. A fit that fails, or has no crossing, leaves the threshold as it was, and so does one that
-    would keep a share below `least`: then the losses fall apart into what is learnt and what is not yet, rather than
-    into right and wrong labels (short runs, early epochs). From
-    `correct_epoch` on, a rejected utterance counts with the class that the classifier gives its clean crop, if
-    that is surer than `confidence`.
+    cross between the means, which is first looked for in the epoch before `start_epoch`. A fit that fails, or has no
+    crossing, leaves the threshold as it was, at first infinite, and so does one that would keep a share below `least`:
+    then the losses fall apart into what is learnt and what is not yet, rather than into right and wrong labels (short
+    runs, early epochs). From `correct_epoch` on, a rejected utterance counts with the class that the classifier gives
+    its clean crop, if that is surer than `confidence`.
     """
 
     @dataclass(kw_only=True)
     class Config:
         start_epoch: float = 4.0
         correct_epoch: float | None = 8.0  # null = never
-        least: float = 0.3  # share of the utterances that must pass (the paper: 0)
+        least: float = 0.0  # share of the utterances that must pass
         confidence: float = 0.5
         temperature: float = 1.0  # of the posterior softmax(scale x cos / temperature)
 
@@ -133,6 +133,8 @@ class DynamicLossGate(LossGate):
         return self.config.correct_epoch is not None and epoch >= self.config.correct_epoch
 
     def follow(self, epoch: int) -> dict[str, float]:
+        if epoch + 2 <= self.config.start_epoch:  # open throughout the next epoch, too
+            return {"gate/tau": self.threshold()}
         if rank() == 0:
             seen = self.loss[~self.loss.isnan()].double().cpu().numpy()
             crossing = None

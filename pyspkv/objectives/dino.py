@@ -36,14 +36,14 @@ class DINOConfig:
     bottleneck: int = 256
     head_size: int = 65536
     student_temperature: float = 0.1
-    teacher_temperature: list[float] = field(default_factory=lambda: [0.04, 0.04])  # from, to
+    teacher_temperature: tuple[float, float] = (0.04, 0.04)  # from, to
     temperature_epochs: float = 10.0  # from the one to the other
     centre_momentum: float = 0.9
-    ema: list[float] = field(default_factory=lambda: [0.996, 1.0])  # half cosine over the run
+    ema: tuple[float, float] = (0.996, 1.0)  # half cosine over the run
     freeze_epochs: float = 1.0  # the last layer stays as it is so long
     variance: float = 0.0  # weight of the variance hinge (RDINO: 10)
     covariance: float = 0.0  # weight of the covariance term (RDINO: 1)
-    regulariser: list[float] = field(default_factory=lambda: [0.05, 0.2])  # factor on both, from, to
+    regulariser: tuple[float, float] = (0.05, 0.2)  # factor on both, from, to
     regulariser_epochs: float = 10.0
     alarm_epoch: float = 2.0  # from here a loss of ln(head_size) is a collapse
 
@@ -82,6 +82,8 @@ class DINO(Objective):
     def __init__(self, config: DINOConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
         self.config = c = config
+        if c.local_crops < 0 or min(c.student_temperature, *c.teacher_temperature) <= 0:
+            raise UserError("objective: local_crops is below 0, or a temperature is not above 0")
         self.head = Head(encoder.embed_dim, c)
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
         self.teacher.requires_grad_(False)

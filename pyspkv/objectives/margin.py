@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pyspkv import config as cfg
 from pyspkv.dataset import Batch, View
+from pyspkv.distributed import all_sum
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.labels.gates import Gate
 from pyspkv.models.encoder import Encoder
@@ -22,9 +23,7 @@ class MarginConfig:
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     scale: float = 30.0
     margin: float = 0.2
-    margin_warmup_epochs: list[float] = field(
-        default_factory=lambda: [0.0, 0.0]
-    )  # 0 until [0], full from [1]
+    margin_warmup_epochs: tuple[float, float] = (0.0, 0.0)  # 0 until the first, full from the second
     sub_centres: int = 1  # centres per class; the nearest counts (Deng et al. 2020)
     encoder_lr: float = (
         1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
@@ -95,10 +94,11 @@ class Margin(HasGate, Objective):
             )
         kept = self.gate(batch.index, seen, self.epoch_now)
         total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
-        rejected = torch.nonzero(kept == 0)[:, 0]
+        rejected, looked_at = torch.nonzero(kept == 0)[:, 0], 0
         if self.gate.corrects(self.epoch_now) and (c.faithful or len(rejected)):
             # In training mode batch statistics are all-reduced, so that every rank must take part.
             rows = torch.arange(len(label), device=label.device) if c.faithful else rejected
+            looked_at = len(rows)
             target, sure = self.predict(batch.views["clean"], rows)
             sure = sure & (kept[rows] == 0)
             rows, target = rows[sure], target[sure]
@@ -113,10 +113,14 @@ class Margin(HasGate, Objective):
             weight = weight + corrected.sum()
         right = (cos.detach().argmax(1) == label).float()
         stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
+        if "clean" in batch.views:
+            stats["clean"] = torch.full_like(size, looked_at)
         stats = {k: (v, size) for k, v in stats.items()}
         if c.faithful:
             stats["cross_entropy"] = total.detach(), weight
-            value = (total / weight.clamp_min(1)).detach()
+            value = all_sum(total.detach()) / all_sum(weight).clamp_min(
+                1
+            )  # of all processes: as one would have it
             total = total / torch.where(value > 0, value, 1.0)
         terms = {"aam": (total, weight)}
         if (pull := self.encoder.pull(c.faithful)) is not None:
