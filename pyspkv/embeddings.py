@@ -81,6 +81,8 @@ class EmbeddingWriter:
         self.place: dict[str, int] = {}
 
     def __enter__(self) -> "EmbeddingWriter":
+        for left in self.dir.glob(".embedding.ark.*"):  # of a killed extraction
+            left.unlink(missing_ok=True)
         self._context = atomic_file(self.dir / "embedding.ark", "wb")
         self._ark = self._context.__enter__()
         return self
@@ -118,6 +120,8 @@ class EmbeddingWriter:
             self._context.__exit__(kind, value, trace)
             raise value
         ark, scp = self.dir / "embedding.ark", self.dir / "embedding.scp"
+        self._ark.flush()
+        os.fsync(self._ark.fileno())  # a full disk is found out while the older pair still stands
         scp.unlink(missing_ok=True)  # an older scp must never point into the new ark
         self._context.__exit__(None, None, None)
         with atomic_file(scp) as f:
@@ -277,7 +281,13 @@ class _Entries:
         """("FV", 1, D), ("FM", n, D), "DV", "DM"; ("", 0, 0) for a compressed or a text entry."""
         head = os.pread(f.fileno(), MATRIX_HEADER, self.offset[i])
         kind = head[2:4].decode("ascii", "replace")
-        if head[:4] == b"\0BCM" or (head[:1] != b"\0" and head.lstrip()[:1] == b"["):
+        if head[:4] == b"\0BCM":  # at least a byte a value
+            sizes = self.offset[i] + head.find(b" ") + 9  # behind the name, a minimum and a range
+            rows, columns = struct.unpack("<ii", os.pread(f.fileno(), 8, sizes).ljust(8, b"\0"))
+            if min(rows, columns) < 0 or self.offset[i] + rows * columns > size:
+                raise self.error(i, "the ark ends before the embedding does")
+            return "", 0, 0
+        if head[:1] != b"\0" and head.lstrip()[:1] == b"[":
             return "", 0, 0
         if (
             head[:2] != b"\0B"

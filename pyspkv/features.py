@@ -26,8 +26,8 @@ def rows_at_once(wave: Tensor) -> int:
 class Fbank(nn.Module):
     """[B, T] in [-1, 1] at 16 kHz -> ([B, F, n_mels], frames [B]), mean-normalised per utterance.
 
-    Equals torchaudio.compliance.kaldi.fbank(x * 32768, dither=0, num_mel_bins=n_mels) less its mean over the
-    utterance's own frames. F = 1 + (T - 400) // 160; shorter input is refused. Always fp32, no gradient.
+    Equals torchaudio.compliance.kaldi.fbank(x * 32768, dither=0, num_mel_bins=n_mels, high_freq=7600) less its mean
+    over the utterance's own frames. F = 1 + (T - 400) // 160; shorter input is refused. Always fp32, no gradient.
     """
 
     def __init__(self, n_mels: int = 80, low_hz: float = 20.0, high_hz: float = 7600.0):
@@ -47,7 +47,10 @@ class Fbank(nn.Module):
                 mend="drop utterances under 0.1 s",
             )
         with torch.autocast(wave.device.type, enabled=False):
-            x = torch.cat([self.log_mel(part) for part in wave.float().split(rows_at_once(wave))])
+            # An offset would cancel in float32 below. Taken off as whole 16-bit steps: without one nothing changes.
+            offset = (wave.float().mean(1, keepdim=True) * 32768).round() / 32768
+            wave = wave.float() - offset
+            x = torch.cat([self.log_mel(part) for part in wave.split(rows_at_once(wave))])
             frame_lengths = 1 + (lengths - WINDOW) // HOP
             mask = frame_mask(frame_lengths, x.shape[1])
             if mask is None:

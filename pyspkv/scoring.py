@@ -65,6 +65,14 @@ def rows_of(ids: Sequence[str], known: Sequence[str], side: str, file=None) -> n
     return np.fromiter((row[utt] for utt in ids), np.int64, len(ids))
 
 
+def score_trials(embeddings: Embeddings, trials: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines float64 [n] and targets bool [n] of a list as `read_trials` gives it, both sides among `embeddings`."""
+    enrol, test, target = trials
+    i, j = (rows_of(ids, embeddings.ids, side) for ids, side in ((enrol, "enrolment"), (test, "test")))
+    x = directions(embeddings)
+    return cosine(x, x, i, j), target
+
+
 def cosine(enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """float64 [n]: enrol[i[k]] . test[j[k]] of directions [E, D] and [T, D]. Memory: the scores and two blocks.
 
@@ -138,6 +146,8 @@ def as_norm(
 def _spread(x: np.ndarray, used: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
     mean, std = np.zeros(len(x)), np.ones(len(x))
     mean[used], std[used] = cohort_statistics(x if used.all() else x[used], cohort, top_n)
+    if not x[used].any(1).all():
+        raise UserError("an embedding is all zeros", mend="listen to its utterance, or extract it again")
     if std.min() < 1e-6:
         raise UserError(
             f"the {top_n} closest cohort scores of an utterance are all equal: the cohort holds copies",

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 
 import kaldiio
 import numpy as np
@@ -76,6 +77,14 @@ def test_several_arks_shuffled_lines_text_compressed_and_a_file_without_offset(t
     (tmp_path / "all.scp").write_text("\n".join(lines) + "\n")
     got = check(tmp_path / "all.scp", want)
     assert got.ids == [line.split()[0] for line in lines]
+
+
+def test_a_compressed_entry_of_impossible_size_is_refused(tmp_path):
+    sizes = struct.pack("<ffii", 0, 1, 2_000_000_000, 2_000_000_000)
+    (tmp_path / "x.ark").write_bytes(b"\0BCM2 " + sizes + b"\0" * 64)
+    (tmp_path / "x.scp").write_text(f"u {tmp_path}/x.ark:0\n")
+    with pytest.raises(UserError, match="the ark ends before"):
+        read_embeddings(tmp_path / "x.scp")
 
 
 def test_vectors_beyond_one_chunk(tmp_path):

@@ -162,5 +162,9 @@ def test_make_trials():
     assert len(few) == 16 and set(few) <= set(every)
     assert few == make_trials(utts, spks, seed=1, max_targets=7, max_nontargets=9)
     assert few != make_trials(utts, spks, seed=2, max_targets=7, max_nontargets=9)
+    lone = make_trials(
+        [f"a{i:04}" for i in range(1500)] + ["b"], ["a"] * 1500 + ["b"], max_targets=1, max_nontargets=100
+    )
+    assert len(set(lone)) == 101 and sum(line.endswith("nontarget") for line in lone) == 100
     half = make_trials(utts, spks, group={"a": "f", "b": "f", "c": "m", "d": "m"})
     assert sum(line.endswith("nontarget") for line in half) == 2 * 25

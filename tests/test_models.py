@@ -33,7 +33,19 @@ def test_fbank_equals_torchaudios_kaldi_fbank():
     )
     got, frames = Fbank(80)(wave, torch.tensor([8000]))
     assert frames.item() == len(want) == 1 + (8000 - 400) // 160
-    torch.testing.assert_close(got[0], (want - want.mean(0)).float(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(got[0], (want - want.mean(0)).float(), atol=3e-4, rtol=0)
+
+
+@pytest.mark.parametrize("noise", [0, 1, 30])
+def test_fbank_of_a_quiet_recording_with_an_offset(noise):
+    """16-bit steps of noise upon a tenth of full scale: nothing cancels."""
+    generator = torch.Generator().manual_seed(0)
+    steps = (torch.randn(1, 8000, generator=generator) * noise).round() + 3277
+    want = torchaudio.compliance.kaldi.fbank(
+        steps.double(), num_mel_bins=80, dither=0, low_freq=20, high_freq=7600
+    )
+    got, _ = Fbank(80)(steps / 32768, torch.tensor([8000]))
+    torch.testing.assert_close(got[0], (want - want.mean(0)).float(), atol=2e-3, rtol=0)
 
 
 def test_fbank_refuses_less_than_a_frame():

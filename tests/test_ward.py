@@ -85,6 +85,21 @@ def test_duplicates_and_ties_end_with_the_asked_count():
     assert np.array_equal(agglomerate(grid, num_clusters=7)[0], agglomerate(grid, num_clusters=7)[0])
 
 
+@pytest.mark.parametrize("link", ["ward", "average"])
+def test_equal_rows_are_one_before_all_else(link):
+    """The tree is that of the different rows, weighted by how often they occur."""
+    rng = np.random.default_rng(3)
+    different = rng.normal(size=(40, 5))
+    rows = np.concatenate([np.arange(40), np.repeat(7, 3000), rng.integers(40, size=500)])
+    labels, heights = agglomerate(different[rows], num_clusters=6, linkage=link)
+    weights = np.bincount(rows).astype(float)
+    want, merged = agglomerate(different, num_clusters=6, linkage=link, weights=weights)
+    np.testing.assert_array_equal(labels, want[rows])
+    np.testing.assert_array_equal(heights[:3500], 0)
+    np.testing.assert_allclose(heights[3500:], merged, atol=1e-9)
+    assert len(set(agglomerate(np.ones((50, 3)), num_clusters=7, linkage=link)[0])) == 7
+
+
 def test_near_ties_below_float32_are_resolved():
     """Gaps that float32 products cannot tell apart, far from the origin."""
     rng = np.random.default_rng(0)

@@ -17,7 +17,8 @@ Distances need centroids and sizes alone: Ward 2 ni nj / (ni + nj) |ci - cj|^2, 
 average linkage of cosine distances 1 - <mi, mj>, mi the mean of the cluster's unit vectors.
 
 Ties: distances that differ by less than 1e-12 relative are ties; among tied mutual neighbours the pair with the
-lowest row goes first. (scipy and scikit-learn break them their own way, so tied data may cut differently.)
+lowest row goes first. (scipy and scikit-learn break them their own way, so tied data may cut differently.) Equal rows
+are merged at height 0 before all else: one by one, each would be the others' nearest neighbour.
 """
 
 from collections.abc import Callable
@@ -77,6 +78,7 @@ class _Clusters:
         if linkage not in ("ward", "average"):
             raise ValueError(f"linkage {linkage} needs all pairwise distances")
         self.torch, self.ward, self.device = torch, linkage == "ward", torch.device(device)
+        gone, into = duplicates(np.asarray(x))
         x = torch.tensor(np.asarray(x), dtype=torch.float64, device=self.device)  # a copy
         if self.ward:
             x -= x.mean(0)  # smaller numbers, smaller rounding in the searches
@@ -98,7 +100,12 @@ class _Clusters:
         self.seen = torch.zeros(n, dtype=torch.int32, **new)  # round in which its list was last computed
         self.height = torch.zeros(n, dtype=torch.float64, **new)  # of the slot's last merge
         self.round, self.active, self.merges, self.columns = 0, n, [], None
-        self.searched = 0  # rows searched, for the benchmark
+        if len(gone):
+            gone, into = torch.as_tensor(gone).to(self.device), torch.as_tensor(into).to(self.device)
+            self.size.index_add_(0, into, self.size[gone])
+            self.alive[gone], self.rep[gone], self.bound[gone] = False, into, torch.inf
+            self.merges.append((gone.cpu(), into.cpu(), torch.zeros(len(gone), dtype=torch.float64)))
+            self.active -= len(gone)
         # rows of one block of products: 32 MiB on a CPU, 2 GiB on a GPU
         self.block_bytes = (32 << 20) if self.device.type == "cpu" else (2 << 30)
 
@@ -232,7 +239,6 @@ class _Clusters:
                 bound = torch.minimum(bound, value[:, keep])
             cols = torch.where(torch.isfinite(value[:, :keep]), slots[cols.gather(1, best[:, :keep])], -1)
             self.relist(part, cols, bound)
-        self.searched += len(rows)
         unsure = rows[self.dist[rows, 0] > self.bound[rows]]
         if len(unsure):
             if exact:  # what float64 cannot tell apart is a tie
@@ -254,10 +260,10 @@ class _Clusters:
     # ---- the rounds --------------------------------------------------------------------------------------
     def build(self, wanted: int, ceiling: float, progress=None):
         torch = self.torch
-        if wanted == 0:
+        tau, done = -np.inf, len(self.size) - self.active
+        if done >= wanted or self.active == 1:
             return
-        self.search(torch.arange(len(self.size), device=self.device))
-        tau, done = -np.inf, 0
+        self.search(self.alive.nonzero().view(-1))
         while True:
             low = torch.minimum(self.dist[:, 0], self.bound)
             rows = (self.alive & (low <= tau)).nonzero().view(-1)
@@ -338,6 +344,16 @@ class _Clusters:
             len(self.size), [[part.numpy() for part in m] for m in self.merges], wanted, ceiling
         )
         return labels, np.sqrt(heights) if self.ward else heights
+
+
+def duplicates(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of x [N, D] that equal an earlier one, int64 [M], and the first row that each equals."""
+    x = np.ascontiguousarray(x)
+    whole = x.view(np.dtype((np.void, x.dtype.itemsize * x.shape[1]))).reshape(-1)
+    _, first, code = np.unique(whole, return_index=True, return_inverse=True)
+    into = first[code.reshape(-1)]
+    gone = np.flatnonzero(into != np.arange(len(x)))
+    return gone, into[gone]
 
 
 def cut_tree(n: int, merges: list, wanted: int, ceiling: float) -> tuple[np.ndarray, np.ndarray]:

@@ -204,8 +204,8 @@ def kmeans(
     of the points changed cluster; the labels are of the returned centroids. `spherical`: centroids on the unit
     sphere (x should be too), inner products. `cells`: 1 = exact assignment; None = `default_cells(k)`; `probes` =
     cells a point looks into. An empty cluster is moved onto a random member of one of the largest clusters
-    (one each) and counted. `checkpoint`: file that every iteration replaces; a rerun with the same arguments
-    goes on from it with the same result. `stats` receives iterations, empty_repaired, moved (last share),
+    (one each) and counted. `checkpoint`: file that every iteration replaces; a rerun with the same arguments goes on
+    from it with the same result, another starts anew. `stats` receives iterations, empty_repaired, moved (last share),
     objective (mean squared distance; 1 - cosine when spherical).
 
     On a GPU the order of float64 sums is fixed too (they are made on the CPU), only products differ by rounding.
@@ -307,12 +307,8 @@ def _load(path, key):
 
     try:
         with np.load(path, allow_pickle=False) as f:
-            if str(f["key"]) != key:
-                raise UserError(
-                    "is the state of a k-means run on other data or with other options",
-                    file=path,
-                    mend=f"rm {path}",
-                )
+            if str(f["key"]) != key:  # of other data or options
+                return None
             iteration, repaired, moved = f["numbers"].tolist()
             labels = f["labels"].astype(np.int64)
             return f["centroids"], labels, f["coarse"], int(iteration), int(repaired), moved
