@@ -7,12 +7,14 @@ as well, and what is missing is counted and left out. Utterance id: speaker-keyw
 
 import argparse
 import csv
+import io
 import re
 from pathlib import Path
 
 from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 from pyspkv.make_trials import make_trials
+from pyspkv.tables import decode
 
 SPLITS = {"train": "train", "dev": "val", "test": "test"}
 _TRIAL = re.compile(r"(\d{8}-\D+-\d\d) (\d{8}-\D+-\d\d) (target|nontarget)")
@@ -25,7 +27,7 @@ def read_list(root: Path, name: str) -> tuple[dict[str, str], int]:
         raise UserError(
             "no such list", file=file, mend="give the corpus's folder, with dataset/ and the three .csv"
         )
-    with open(file, encoding="utf-8", newline="") as f:
+    with io.StringIO(decode(file), newline="") as f:
         for line, row in enumerate(csv.DictReader(f), 2):
             match = re.fullmatch(r"dataset/([^/]+)/(\d+)_NO_(\d+)\.wav", (row.get("file") or ""))
             if not match:
@@ -89,7 +91,7 @@ def main() -> int:
     )
     p.add_argument("--dev-trials", type=Path, help="given list; without it trials are made by the same rule")
     p.add_argument("--test-trials", type=Path, help="given list; without it trials are made by the same rule")
-    p.add_argument("--seed", type=int, default=0, help="of trials that are made")
+    p.add_argument("--seed", type=natural, default=0, help="of trials that are made")
     args = p.parse_args()
     root = args.root.absolute()
     sets = {}

@@ -7,6 +7,7 @@ with 20 s each, nested in n), `dev` (6 that are in no labelled set) and `test`, 
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from arabic_speech_commands_data import SPLITS, read_list
 
 from pyspkv.atomic import atomic_file
 from pyspkv.datadir import DataDir
-from pyspkv.errors import run
+from pyspkv.errors import natural, run
 
 
 def trials(data: DataDir, targets: int, nontargets: int, seed: int) -> list[str]:
@@ -51,7 +52,7 @@ def main() -> None:
     p.add_argument("--utts", type=int, default=20, help="utterances (of a second) of each of them")
     p.add_argument(
         "--seed",
-        type=int,
+        type=natural,
         default=0,
         help="of folds, labelled sets and trials; keep it fixed in a comparison",
     )
@@ -65,8 +66,10 @@ def main() -> None:
     data = DataDir(args.dir, sorted(wav), [u.split("-")[0] for u in sorted(wav)], wav)
     speakers = sorted(set(data.spk))
     order = [speakers[i] for i in np.random.default_rng(args.seed).permutation(len(speakers))]
+    if args.folds < 3 or args.utts < 2:
+        p.error("--folds is at least 3, --utts at least 2")
     folds = [sorted(part.tolist()) for part in np.array_split(order, args.folds)]
-    if not 0 <= args.fold < args.folds or args.folds < 3 or len(folds[-1]) < 2:
+    if not 0 <= args.fold < args.folds or len(folds[-1]) < 2:
         p.error(
             f"--fold is 0 .. --folds - 1, and {len(speakers)} speakers make 3 to {len(speakers) // 2} folds"
         )
@@ -95,6 +98,8 @@ def main() -> None:
     write("speech", of(sorted(set(speakers) - set(test))))
     write("dev", of(dev, 2 * args.utts), targets=4000)
     write("test", of(test), targets=20000)
+    for old in args.dir.glob("labelled-*"):  # of another fold it may hold what is test here
+        shutil.rmtree(old)
     for n in args.labelled:
         write(f"labelled-{n}", of(rest[:n], args.utts))
     for name, value in (

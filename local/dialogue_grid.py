@@ -201,19 +201,17 @@ class Grid:
         """EER on the test speakers; of dialogues also the AUC, with and without one synthetic channel a dialogue."""
         import torch
 
-        from pyspkv import metrics, scoring
+        from pyspkv import metrics
         from pyspkv.datadir import DataDir
         from pyspkv.dialogues import score
         from pyspkv.embed import embed
+        from pyspkv.scoring import score_trials
         from pyspkv.tables import read_table
         from pyspkv.trials import read_trials
 
         test, device = DataDir.read(self.data / "test"), torch.device("cpu")
-        found = embed(encoder, test, device, "fp32")
-        enrol, other, target = read_trials(self.data / "test/trials")
-        i, j = (scoring.rows_of(ids, found.ids, "test") for ids in (enrol, other))
-        x = scoring.directions(found)
-        out = {k: v for k, v in metrics.summary(scoring.cosine(x, x, i, j), target).items() if k in KEPT}
+        scored = score_trials(embed(encoder, test, device, "fp32"), read_trials(self.data / "test/trials"))
+        out = {k: v for k, v in metrics.summary(*scored).items() if k in KEPT}
         if r.auc and not r.auc.endswith("-0"):
             data = DataDir.read(self.data / r.auc / "train")
             mixed = read_table(self.data / r.auc / "truth/dialogue2mixed", "flag")
@@ -390,6 +388,10 @@ def parse() -> argparse.Namespace:
     p.add_argument("--list", action="store_true", help="print the runs and whether they are done")
     p.add_argument("--report", action="store_true", help="only write RESULTS.jsonl and RESULTS.md")
     args = p.parse_args()
+    try:
+        re.compile(args.only)
+    except re.error as err:
+        p.error(f"--only {args.only}: {err}")
     if set(args.tables) - set(TITLES) or not args.tables:
         p.error(f"--tables: letters of {''.join(TITLES)}")
     return args

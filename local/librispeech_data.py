@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 from pyspkv.make_trials import make_trials
 from pyspkv.trials import read_trials
 
@@ -84,9 +84,9 @@ def main() -> int:
     p.add_argument(
         "--max-trials", type=int, default=200000, help="sample from larger sets; a quarter are targets"
     )
-    p.add_argument("--seed", type=int, default=0, help="of held-out speakers and sampled trials")
+    p.add_argument("--seed", type=natural, default=0, help="of held-out speakers and sampled trials")
     args = p.parse_args()
-    if args.segment_seconds < 0 or args.num_dev_spk < 2 or args.max_trials < 4:
+    if not 0 <= args.segment_seconds < float("inf") or args.num_dev_spk < 2 or args.max_trials < 4:
         p.error("--segment-seconds >= 0, --num-dev-spk >= 2, --max-trials >= 4")
 
     root = args.root.absolute()

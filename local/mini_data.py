@@ -29,7 +29,7 @@ from pyspkv import espeak, rooms
 from pyspkv.atomic import atomic_file
 from pyspkv.audio import SAMPLE_RATE
 from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 from pyspkv.make_trials import make_trials
 
 ACCENTS = [
@@ -343,7 +343,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "dir", metavar="DATADIR", type=Path, help="where train, train_labelled, dev, test, noise, truth go"
     )
     p.add_argument("--nj", type=int, default=2, help="processes")
-    p.add_argument("--seed", type=int, default=0, help="of everything")
+    p.add_argument("--seed", type=natural, default=0, help="of everything")
     p.add_argument("--num-train-spk", type=int, default=100, help="training speakers")
     p.add_argument("--num-dev-spk", type=int, default=20, help="development speakers")
     p.add_argument("--num-test-spk", type=int, default=40, help="test speakers")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 from pyspkv.make_trials import make_trials
 from pyspkv.tables import decode
 
@@ -76,7 +76,7 @@ def main() -> int:
     p.add_argument(
         "--max-trials", type=int, default=100_000, help="of dev; a quarter are targets (default: 100000)"
     )
-    p.add_argument("--seed", type=int, default=0, help="of dev's speakers and trials")
+    p.add_argument("--seed", type=natural, default=0, help="of dev's speakers and trials")
     args = p.parse_args()
     if args.num_dev_spk < 2 or args.max_trials < 4:
         p.error("--num-dev-spk >= 2, --max-trials >= 4")

@@ -294,6 +294,8 @@ class DataDir:
         Which dialogues are mixed is truth too: dialogue2mixed goes to train_labelled and truth/ alone.
         """
         folder = Path(folder)
+        check_replaceable(folder / "train")  # before any of the four is replaced
+        check_replaceable(folder / "train_labelled")
         self.write(folder / "train_labelled")
         with atomic_file(folder / "truth" / "train_utt2spk") as f:
             f.writelines(f"{utt} {spk}\n" for utt, spk in zip(self.utts, self.spk))

@@ -85,7 +85,12 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
         if name in tables and dialogue is None:
             notes.append(f"{path / name}: removed, for there is no utt2dialogue")
             del tables[name]
-        elif name in tables:
+        elif name not in tables:
+            continue
+        elif name == "dialogue2mixed" and not tables[name].keys() >= set(dialogue.values()):
+            notes.append(f"{path / name}: removed, for it lacks dialogues of utt2dialogue")
+            del tables[name]  # for evaluation only: no reason to lose utterances
+        else:
             tables["utt2dialogue"] = dialogue = {u: d for u, d in dialogue.items() if d in tables[name]}
 
     by_utt = [n for n in tables if n.startswith("utt2") or n in ("segments", "text", "feats.scp", "vad.scp")]

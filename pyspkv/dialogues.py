@@ -44,7 +44,9 @@ def check_disjoint(a: DataDir, b: DataDir) -> None:
     theirs = names(b)
     for what, own in names(a).items():
         if shared := own & theirs[what]:
-            mend = f"utils/subset_data_dir.sh --{'spk' if what == 'speaker' else what}-list"
+            mend = (
+                f"utils/subset_data_dir.sh --{ {'speaker': 'spk', 'utterance': 'utt'}.get(what, what) }-list"
+            )
             raise UserError(
                 f"{len(shared)} {what}s are in {a.path} too: {min(shared)}",
                 file=b.path,
@@ -147,11 +149,12 @@ def contaminate(
         second = others[rng.integers(len(others))]
         utts = members[name]
         count = max(1, round(float(rng.uniform(*share)) * len(utts)))
+        count = min(count, len(utts) - 1, len(said[second]))
         taken: set[str] = set()
-        for i in rng.permutation(len(utts))[: min(count, len(utts) - 1)]:
+        for i in rng.permutation(len(utts))[:count]:
             utt = keyed.get((second, (alike or {}).get(utts[i])))
             if utt is None or utt in taken:
-                left = [u for u in said[second] if u not in taken] or said[second]
+                left = [u for u in said[second] if u not in taken]
                 utt = left[rng.integers(len(left))]
             taken.add(utt)
             gone.add(utts[i])
@@ -242,14 +245,13 @@ def score(
     import torch
     from sklearn.metrics import roc_auc_score
 
-    from pyspkv.embed import embed_rows
+    from pyspkv.embed import embed
     from pyspkv.embeddings import normalise
     from pyspkv.objectives.pairs import rejection
 
     dialogue = [data.extra["utt2dialogue"][u] for u in data.utts]
     change = shared_channel(dialogue) if channel else None
-    vectors = dict(embed_rows(encoder, data, device, precision, allow_pipes, change=change))
-    x = normalise(np.stack([vectors[row] for row in range(len(data.utts))]))
+    x = normalise(embed(encoder, data, device, precision, allow_pipes, change).x)
     names, used, mean, low = compactness(dialogue, x, most)
     if not names:
         raise UserError("no dialogue has two utterances", file=data.path)

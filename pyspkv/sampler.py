@@ -158,10 +158,13 @@ class Stream:
         self.device = device[rows[self.first]]
         devices = len(np.unique(self.device))
         if devices < num:
+            lower = (
+                f"lower batch_size to {devices * per} or less" if devices > 1 else "give at least two devices"
+            )
             raise UserError(
                 f"a batch wants {num} dialogues of {num} devices, but only {devices} devices have a dialogue of "
                 f"{per} utterances or more",
-                mend=f"lower batch_size to {devices * per} or less; without utt2dialogue a speaker is a dialogue",
+                mend=f"{lower}; without utt2dialogue a speaker is a dialogue",
             )
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,9 @@ class Turns:
         """Durations [N]: utt2dur, segments, or the audio's headers."""
         if "utt2dur" in self.data.extra:
             return np.array([float(self.data.extra["utt2dur"][u]) for u in self.data.utts])
+        if self.data.segments is None and any(entry.endswith("|") for entry in self.data.wav.values()):
+            rule = "entries of wav.scp are commands, which are not run here"
+            raise UserError(rule, file=self.data.path, mend="write utt2dur (`utterance seconds`)")
         reader = AudioReader(self.data)
         return np.array([reader.num_samples(row) for row in range(len(reader))]) / SAMPLE_RATE
 
@@ -52,6 +56,10 @@ def from_kaldi(path: Path, drop_source: str) -> Turns:
         if name not in data.extra:
             raise UserError("no such file", file=path / name, mend=f"write `utt {what}` per line, in C order")
     source = data.extra.get("utt2source", {})
+    if all(source.get(u) == drop_source for u in data.utts):
+        raise UserError(
+            f"no turn is left of {len(data.utts)}", file=path / "utt2source", mend="see --drop-source"
+        )
     kept = data.subset([u for u in data.utts if source.get(u) != drop_source], trials=False)
     extra = dict(kept.extra)
     time, device = extra.pop("utt2time"), extra.pop("utt2device")
@@ -72,7 +80,7 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
     UserError with the line: no JSON object, a missing value, a blank in an id, an id given twice, a time that is
     neither seconds nor ISO 8601, or times of which only some name their zone.
     """
-    rows, zoned, dropped, optional = {}, None, 0, None
+    rows, zoned, dropped, optional, sources = {}, None, 0, None, set()
     for line, raw in _jsonl(path) if kind == "jsonl" else _csv(path):
 
         def value(name: str, raw=raw, line=line) -> str:
@@ -97,6 +105,11 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
         if utt in rows:
             raise UserError(f"{utt} is given twice", file=path, line=line)
         time, zone = _seconds(value(fields.time), path, line)
+        if abs(time) > 1e11:
+            rule = f"'{raw.get(fields.time)}' lies thousands of years away: milliseconds, or a date without dashes?"
+            raise UserError(
+                rule, file=path, line=line, mend="write seconds, or ISO 8601 as 2026-03-01T18:02:11Z"
+            )
         if zoned is not None and zone != zoned:
             raise UserError(
                 "some times name their zone (or are seconds) and others do not", file=path, line=line
@@ -107,10 +120,17 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             seconds = value(fields.duration)
             if not _positive(seconds):
                 raise UserError(f"'{seconds}' is no duration in seconds above 0", file=path, line=line)
-        if fields.source in has and value(fields.source) == drop_source:
+        if fields.source in has:
+            sources.add(value(fields.source))
+        if fields.source in has and value(fields.source).lower() == drop_source.lower():
             rows[utt], dropped = None, dropped + 1
         else:
             rows[utt] = (str(path.absolute().parent / audio), device, time, seconds)
+    if not rows:
+        raise UserError("there is no turn in it", file=path)
+    if len(sources) > 1 and not dropped:
+        rule = f"no '{fields.source}' is '{drop_source}'; there are {', '.join(sorted(sources)[:5])}"
+        raise UserError(rule, file=path, mend="name the one that is no customer: --drop-source")
     kept = {utt: rows[utt] for utt in sorted(rows) if rows[utt] is not None}
     if not kept:
         raise UserError(f"no turn is left of {len(rows)}", file=path, mend="see --drop-source")
@@ -123,9 +143,11 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
 def _jsonl(path: Path) -> Iterator[tuple[int, dict]]:
     with _text(path) as f:
         for line, text in enumerate(f, 1):
+            if not text.strip():
+                continue
             try:
                 row = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 raise UserError("the line is no JSON object", file=path, line=line)
@@ -191,7 +213,8 @@ def sessionize(
     min_utts: int = 2,
     min_dur: float = 0.5,
 ) -> list[str | None]:
-    """Dialogue `<device>-<number>` of each turn, None where it takes part in none.
+    """Dialogue `<device>-<its start, whole seconds>` of each turn, None where it takes part in none: two logs of one
+    device, combined, keep theirs apart.
 
     Turns under min_dur seconds are passed over. On one device, in order of time, a dialogue ends where more than
     max_gap seconds lie between an end and the next start, where the next turn would end more than max_span after the
@@ -213,11 +236,11 @@ def sessionize(
             first, latest, last = start, end, device[row]
         parts[-1].append(row)
         latest = max(latest, end)
-    number: dict[str, int] = {}
+    taken: dict[str, int] = {}
     for part in parts:
         if len(part) >= min_utts:
-            name = device[part[0]]
-            number[name] = number.get(name, 0) + 1
+            name = f"{device[part[0]]}-{math.floor(time[part[0]])}"
+            taken[name] = taken.get(name, 0) + 1
             for row in part:
-                found[row] = f"{name}-{number[name]:04d}"
+                found[row] = name if taken[name] == 1 else f"{name}.{taken[name]}"
     return found

@@ -13,6 +13,7 @@ use_best=true
 begin_dialogues() { # the dialogues' folders: <data>/<mode>-<rate>, <exp>/<mode>-<rate>
     case $mode in random | household) ;; *) echo "$0: --mode is random or household, not '$mode'" >&2; exit 1 ;; esac
     [[ $rate =~ ^[0-9]+$ && $rate -le 100 ]] || { echo "$0: --rate is a percentage, not '$rate'" >&2; exit 1; }
+    rate=$((10#$rate)) # 010 is ten
     begin "$@"
     speech=$data
     data=$data/$mode-$rate exp=$exp/$mode-$rate
@@ -20,9 +21,16 @@ begin_dialogues() { # the dialogues' folders: <data>/<mode>-<rate>, <exp>/<mode>
 simulate() { # <labelled speech> [options]: dialogues with and without their truth, dev and test beside them
     local from=$1 set; shift
     [ "$mode" = random ] || set -- --households "$@"
-    # shellcheck disable=SC2086  # options are split on purpose
-    [ -f "$data/train/utt2dialogue" ] || "$SPKV_PYTHON" -m pyspkv.bin.simulate_dialogues \
-        --rate "$(printf '%d.%02d' $((rate / 100)) $((rate % 100)))" "$@" $dialogue_opts "$from" "$data"
+    local made="$* $dialogue_opts"
+    if [ ! -f "$data/train/utt2dialogue" ]; then
+        # shellcheck disable=SC2086  # options are split on purpose
+        "$SPKV_PYTHON" -m pyspkv.bin.simulate_dialogues \
+            --rate "$(printf '%d.%02d' $((rate / 100)) $((rate % 100)))" "$@" $dialogue_opts "$from" "$data"
+        echo "$made" > "$data/made_by"
+    elif [ -f "$data/made_by" ] && [ "$(cat "$data/made_by")" != "$made" ]; then
+        echo "$0: $data was made with other options ($(cat "$data/made_by")): give another --data, or remove it" >&2
+        exit 1
+    fi
     for set in dev test; do ln -sfn "../$set" "$data/$set"; done
 }
 check_dialogues() {

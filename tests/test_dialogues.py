@@ -34,7 +34,7 @@ LOG = [
     ("u7", "d2", 500.0, 1.0, "customer"),
     ("u8", "d2", 501.5, 1.0, "customer"),
 ]
-WANT = {"u1": "d1-0001", "u2": "d1-0001", "u3": "d1-0002", "u5": "d1-0002", "u7": "d2-0001", "u8": "d2-0001"}
+WANT = {"u1": "d1-0", "u2": "d1-0", "u3": "d1-200", "u5": "d1-200", "u7": "d2-500", "u8": "d2-500"}
 
 
 def write(folder: Path, kind: str, log=LOG) -> Path:
@@ -81,7 +81,7 @@ def test_sessionize_makes_a_valid_directory(tmp_path, kind):
     done = sessionize(path, out, "--plot", tmp_path / "gaps.png")
     found = DataDir.read(out)
     assert found.extra["utt2dialogue"] == WANT
-    assert found.dialogue2device == {"d1-0001": "d1", "d1-0002": "d1", "d2-0001": "d2"}
+    assert found.dialogue2device == {"d1-0": "d1", "d1-200": "d1", "d2-500": "d2"}
     assert found.spk == found.utts and float(found.extra["utt2time"]["u8"]) == 501.5
     audio = "/x/u1.wav" if kind == "kaldi" else str(tmp_path / "u1.wav")
     assert found.wav["u1"] == audio and (tmp_path / "gaps.png").stat().st_size > 1000
@@ -153,6 +153,9 @@ GOOD = bad(utt="u0")
         (bad(time="2026-01-01T10:00:00"), "some times name their zone"),
         (bad(duration=-1), "no duration"),
         (bad(source=None), "'source' is in some lines"),
+        (bad(time="20260301180211"), "lies thousands of years away"),
+        (bad(utt="u\ud800"), "must not hold a blank"),
+        ("[" * 100_000, "no JSON object"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, words):
@@ -169,8 +172,15 @@ def test_bad_tables_and_logs(tmp_path):
     assert "utt2time: no such file" in sessionize(path, tmp_path / "out", code=1).stderr
     path = write(tmp_path / "again", "kaldi")
     before = sorted(p.name for p in path.iterdir())
-    assert "LOG and OUT are the same folder" in sessionize(path, path, code=1).stderr
+    assert "OUT would be written over LOG" in sessionize(path, path, code=1).stderr
+    inside = path / "trials.csv"
+    inside.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n")
+    assert "OUT would be written over LOG" in sessionize(inside, path, code=1).stderr
+    assert "is LOG itself" in sessionize(inside, "--plot", inside, code=1).stderr
+    inside.unlink()
     assert sorted(p.name for p in path.iterdir()) == before
+    (path / "utt2source").write_text("".join(f"{row[0]} device\n" for row in sorted(LOG)))
+    assert "no turn is left" in sessionize(path, code=1).stderr
     log = tmp_path / "log.csv"
     log.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n", encoding="utf-8-sig")
     assert "1 turns of 1 devices" in sessionize(log).stdout
@@ -182,6 +192,29 @@ def test_bad_tables_and_logs(tmp_path):
     assert f"{log}:2: no 'audio'" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n")
     assert "no dialogue was found" in sessionize(log, tmp_path / "out", code=1).stderr
+    log.write_text("utt,device,time,audio,source\n")
+    assert "there is no turn in it" in sessionize(log, code=1).stderr
+    log.write_text("utt,device,time,audio,source\nu1,d,1,a.wav,user\nu2,d,2,a.wav,bot\n")
+    assert "no 'source' is 'device'; there are bot, user" in sessionize(log, code=1).stderr
+
+
+def test_two_logs_of_one_device_keep_their_dialogues_apart(tmp_path):
+    for name, start in (("jan", 0.0), ("feb", 3e6)):
+        log = [(f"{name}-{u}", d, start + t, s, source) for u, d, t, s, source in LOG]
+        sessionize(write(tmp_path / name, "jsonl", log), tmp_path / f"{name}-data")
+    subprocess.run(
+        [ROOT / "utils/combine_data.sh", tmp_path / "both", tmp_path / "jan-data", tmp_path / "feb-data"],
+        env=ENV,
+        check=True,
+    )
+    both = DataDir.read(tmp_path / "both")
+    assert len(set(both.extra["utt2dialogue"].values())) == len(both.dialogue2device) == 6
+    rows = [
+        {"utt": u, "audio": u, "device": d, "time": t, "duration": s, "source": source.upper()}
+        for u, d, t, s, source in LOG
+    ]
+    (tmp_path / "USER.JSONL").write_text("\n\n".join(map(json.dumps, rows)))
+    assert "1 dropped by source" in sessionize(tmp_path / "USER.JSONL").stdout
 
 
 @settings(max_examples=60, deadline=None)

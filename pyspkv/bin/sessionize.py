@@ -42,12 +42,13 @@ def parse() -> argparse.Namespace:
     p.add_argument("--min-utts", type=int, default=2, help="fewer make no dialogue")
     p.add_argument("--max-utts", type=int, default=20, help="more begin another one")
     p.add_argument("--min-dur", type=float, default=0.5, help="s; shorter turns (wake words) are passed over")
-    p.add_argument("--plot", metavar="PNG", help="the histogram as a figure")
+    p.add_argument("--plot", metavar="PNG", type=Path, help="the histogram as a figure")
     args = p.parse_args()
-    if min(args.max_gap, args.max_span) <= 0 or not 2 <= args.min_utts <= args.max_utts:
+    if not (args.max_gap > 0 and args.max_span > 0) or not 2 <= args.min_utts <= args.max_utts:
         p.error("--max-gap and --max-span are above 0, --min-utts is at least 2 and at most --max-utts")
     if args.kind is None:
-        args.kind = {".jsonl": "jsonl", ".csv": "csv"}.get(args.log.suffix, "kaldi")
+        named = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+        args.kind = named.get(args.log.suffix.lower(), "kaldi")
     return args
 
 
@@ -83,8 +84,14 @@ def main() -> None:
         names = ("utt", "audio", "device", "time", "source", "duration")
         fields = turns.Fields(**{n: getattr(args, f"{n}_field") for n in names})
         found = turns.from_log(args.log, args.kind, fields, args.drop_source)
-    if args.out and args.out.resolve() == args.log.resolve():
-        raise UserError("LOG and OUT are the same folder", file=args.out, mend="choose another OUT")
+    if args.out and args.log.resolve().is_relative_to(args.out.resolve()):
+        raise UserError("OUT would be written over LOG", file=args.out, mend="choose another OUT")
+    if args.plot and args.plot.resolve() == args.log.resolve():
+        raise UserError("is LOG itself", file=args.plot, mend="choose another --plot")
+    if args.plot and args.out and args.plot.resolve().is_relative_to(args.out.resolve()):
+        raise UserError(
+            "lies in OUT, which is replaced as a whole", file=args.plot, mend="choose another --plot"
+        )
     data, seconds = found.data, found.seconds()
     print(
         f"{args.log}: {len(data.utts)} turns of {len(set(found.device))} devices; {found.dropped} dropped by source"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 
 
 def span(text: str) -> tuple[float, float]:
@@ -35,11 +35,11 @@ def parse() -> argparse.Namespace:
         metavar="FILE",
         help="`utt key` lines: the second speaker says what has the same key (word, round)",
     )
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()
     if not 0 <= args.rate <= 1 or not 0 < args.share[0] <= args.share[1] < 1:
         p.error("--rate is a share of 0 to 1, --share LOW:HIGH lies between them")
-    if not 2 <= args.sizes[0] <= args.sizes[1]:
+    if not 2 <= args.sizes[0] <= args.sizes[1] < float("inf"):
         p.error("--sizes LOW:HIGH starts at 2")
     return args
 

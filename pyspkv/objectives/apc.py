@@ -29,6 +29,8 @@ class APC(Objective):
                 "objective apc needs an encoder that does not see the future: this one would copy its input",
                 mend="encoder: {name: dvector}",
             )
+        if not 1 <= config.ahead < 100 * config.crop_seconds - 3:  # frames of 25 ms, 10 ms apart
+            raise UserError(f"objective.ahead {config.ahead} is not in 1 .. frames of crop_seconds")
         self.config = config
         for behind in (encoder.fc, encoder.out_norm):  # the frames: this loss does not reach them
             behind.requires_grad_(False)

@@ -35,9 +35,7 @@ class RejectConfig:
     tau: float = 0.25  # sigmoid; 0.25 and beta 1 are sharp, 0.5 and 0.5 mild
     beta: float = 1.0
     temperature: float = 0.2  # softmax
-    warmup_epochs: list[float] = field(
-        default_factory=lambda: [5.0, 10.0]
-    )  # weight 1 until [0], full from [1]
+    warmup_epochs: tuple[float, float] = (5.0, 10.0)  # weight 1 until the first, full from the second
     normalise: bool = True  # mean weight 1, so that the step is that of a run without rejection
     columns: bool = False  # rejected dialogues count less as negatives, too
 
@@ -141,6 +139,21 @@ def normalised(u: Tensor) -> Tensor:
     return torch.where(total > 1e-30, len(u) * u / total.clamp_min(1e-30), torch.ones_like(u))
 
 
+def check_rejection(c: RejectConfig, epochs: int) -> None:
+    """UserError: a number outside its range. Warns of rejection that never begins."""
+    first, last = c.warmup_epochs
+    if not 0 <= first <= last:
+        raise UserError(
+            f"objective.reject.warmup_epochs {[first, last]}: two numbers from 0, the lower one first"
+        )
+    if min(c.gamma, c.slope, c.tau, c.temperature) <= 0:
+        raise UserError("objective.reject: gamma, slope, tau and temperature are above 0")
+    if c.kind != "none" and first >= epochs and rank() == 0:
+        print(
+            f"warning: objective.reject.warmup_epochs {[first, last]}: in epochs {epochs} nothing is ever rejected"
+        )
+
+
 class Pairs(Objective):
     """One of three losses over the dialogues of a batch, weighted by compactness; labelled speakers beside them."""
 
@@ -148,6 +161,7 @@ class Pairs(Objective):
 
     def __init__(self, config: PairsConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
+        check_rejection(config.reject, info.epochs)
         self.config = config
         reject = config.reject
         if reject.kind == "oracle" and info.num_classes == info.num_rows:
