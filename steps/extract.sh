@@ -22,13 +22,14 @@ identity() { # two lines: the weights; the audio and the options
         *@last) folder=${model%@last} ;;
     esac
     digest "$folder/$(cat "$folder/$pointer" 2> /dev/null || true)/model.safetensors" || true
-    echo "$(digest "$data/wav.scp" "$data/segments" || true) $precision $crops"
+    echo "$(digest "$data/wav.scp" "$data/segments" || true) $precision $crops $(realpath -m "$out")" # a copy points elsewhere
 }
+[[ $nj =~ ^[1-9][0-9]*$ ]] || { echo "$0: --nj is a number from 1, not '$nj'" >&2; exit 1; }
 made_by=$(identity)
 if [ -f "$scp" ] && [ -f "$out/made_by" ] && [ "$(cat "$out/made_by")" = "$made_by" ]; then
     echo "$0: $scp is up to date"; exit 0
 fi
-rm -f "$scp" "$out/made_by" # the jobs write over the arks that it points into
+rm -f "$out/made_by"
 utts=$(wc -l < "$data/utt2spk")
 [ "$nj" -le "$utts" ] || nj=$utts
 [ "$ngpu" -gt 0 ] || export CUDA_VISIBLE_DEVICES=
@@ -38,9 +39,11 @@ if [ "$nj" -eq 1 ]; then
 else
     split=$data/split${nj}utt
     split_data.sh --per-utt "$data" "$nj"
+    "$SPKV_PYTHON" -m pyspkv.bin.runs model "$model" > /dev/null
+    rm -f "$scp" # the jobs write over the arks that it points into
     # shellcheck disable=SC2086  # cmd may carry options
-    OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd JOB=1:"$nj" "$out/log/extract.JOB.log" \
-        "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/JOB" --out "$out/JOB" \
+    OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd SPKV_JOB=1:"$nj" "$out/log/extract.SPKV_JOB.log" \
+        "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/SPKV_JOB" --out "$out/SPKV_JOB" \
         --precision "$precision" --crops "$crops"
     for job in $(seq "$nj"); do cat "$out/$job/embedding.scp"; done | sort > "$scp.tmp"
     mv "$scp.tmp" "$scp"

@@ -35,7 +35,11 @@ gate() { # <stage>
 }
 cluster() { # <model> <new data> [options]: labels from its embeddings
     local model=$1 new=$2; shift 2
-    [ ! -f "$new/utt2spk" ] || return 0
+    if [ -f "$new/utt2spk" ]; then
+        [ ! "$new/utt2spk" -ot "${model%@*}/LATEST" ] ||
+            echo "warning: $new is older than $model; to label anew remove $(dirname "$new") and what follows it" >&2
+        return 0
+    fi
     "$ROOT/steps/extract.sh" --nj "$nj" --ngpu "$ngpu" "$model" "$data" "${model%/model*}/embed/train"
     # shellcheck disable=SC2086  # options are split on purpose
     "$SPKV_PYTHON" -m pyspkv.bin.seeded_cluster $cluster_opts --embeddings "${model%/model*}/embed/train/embedding.scp" \
@@ -45,8 +49,8 @@ share_rooms() { # <run>: Stage I's simulated rooms, which would be the same
     mkdir -p "$1"
     [ ! -d "$pretrained/rooms" ] || ln -sfn "$(realpath "$pretrained/rooms")" "$1/rooms"
 }
-trained() { [ -f "$1/LATEST" ] && grep -q '"done": true' "$1/$(cat "$1/LATEST")/state.json"; }
 
+for stage in $stages; do gate "$stage" > /dev/null; done
 read -ra most <<< "$epochs"
 read -ra rate <<< "$rates"
 before=$pretrained
@@ -54,18 +58,20 @@ for r in $(seq "$iterations"); do
     here=$exp/round$r
     mkdir -p "$here"
     if [ "$r" -eq 1 ] && [ -n "$first" ]; then
-        for part in data report.json T; do ln -sfn "$(realpath "$first")/round1/$part" "$here/$part"; done
+        for part in data report.json T; do
+            [ -e "$here/$part" ] || ln -sfn "$(realpath "$first")/round1/$part" "$here/$part"
+        done
     fi
-    cluster "$before" "$here/data" --flip "$flip"
+    if [ "$r" -eq 1 ]; then cluster "$before" "$here/data" --flip "$flip"; else cluster "$before" "$here/data"; fi
     init=$pretrained keep_head=false runs=() i=0
     for stage in $stages; do
         own=()
         [ -z "${most[i]:-}" ] || own+=(epochs="${most[i]}")
         [ -z "${rate[i]:-}" ] || own+=(optim.lr="${rate[i]}")
         [ -d "$here/$stage" ] || share_rooms "$here/$stage"
-        trained "$here/$stage" || "$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --keep-head "$keep_head" \
+        "$ROOT/steps/train.sh" --ngpu "$ngpu" --init "$init" --keep-head "$keep_head" \
             --unlabelled "$here/data" --dev "$dev" --patience "$patience" "$config" "$split/labelled" "$here/$stage" \
-            "$@" "${own[@]}" objective.gate="$(gate "$stage")"
+            "${own[@]}" "$@" objective.gate="$(gate "$stage")"
         init=$here/$stage@best keep_head=true runs+=("$here/$stage") i=$((i + 1))
     done
     best=$("$SPKV_PYTHON" -m pyspkv.bin.runs best "${runs[@]}")

@@ -28,7 +28,7 @@ evaluate() { # <folder with model>: the chosen epoch on the test list
     local which=
     [ ! -f "$1/model/best" ] || which=@best
     "$ROOT/steps/extract.sh" "$1/model$which" "$data/test" "$1/embed/test"
-    [ -f "$1/score/test.json" ] || "$ROOT/steps/score.sh" "$1" "$data/test" test
+    "$ROOT/steps/score.sh" "$1" "$data/test" test
 }
 record() { # <table> <row> <column> <folder> [bin.results options]
     local table="$title. $1" row=$2 column=$3 folder=$4; shift 4

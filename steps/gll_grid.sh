@@ -27,6 +27,11 @@ run_opts=           # further options of the recipe's run.sh
 . parse_options.sh
 [ $# -eq 1 ] || { sed -n '2,8s/^# //p' "$0" >&2; exit 1; }
 recipe=$(realpath "$1")
+for system in $systems; do
+    [[ " supervised wo-gll gll full fixed flexible verification fixmatch fixmatch-low flexmatch flexmatch-low pseudo-label \
+pseudo-label-low mean-teacher distil gcl cdvat gcn " == *" $system "* ]] || { echo "$0: no system is called '$system'" >&2; exit 1; }
+done
+[[ $rounds =~ ^[1-9][0-9]*$ ]] || { echo "$0: --rounds is a number from 1, not '$rounds'" >&2; exit 1; }
 exp=$(realpath -m "${exp:-$recipe/exp/grid}") data=$(realpath -m "${data:-$recipe/data}")
 results=$(realpath -m "${results:-$recipe/RESULTS.jsonl}")
 first=${seeds%% *}

@@ -4,7 +4,7 @@
 # then a list of stages:
 #
 #   . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
-#   num_clusters=auto
+#   num_pretrain=3
 #   . parse_options.sh
 #   begin "$@"
 #   if run 3 "pre-train without labels"; then pretrain; fi
@@ -13,16 +13,9 @@
 
 stage=1             # 1 data, 2 check, 3 pre-train, 4 label learning, 5 fine-tune, 6 extract, 7 score, 8 report
 stop_stage=8
-round=1             # start stage 4 at this round
-num_rounds=2
-num_clusters=auto   # pseudo-speakers, or auto: estimated without labels
-cluster_opts="--whiten 0.5"  # further options of bin.cluster
-ensemble=false      # cluster the embeddings of all phases so far, side by side
 num_pretrain=1      # independent pre-trainings, in pretrain, pretrain2, ...: side by side they give the first labels
-labels_from=pretrain # the phase whose embeddings give the first round's labels
-round_init=         # where each round's training starts: empty = the pre-trained model, none = from scratch
 crops=0             # also score by so many crops of 4 s together with the whole utterance
-dev_curve=false     # the declared dev list's EER after every epoch of stage 4, for the plots only
+# shellcheck disable=SC2034  # the recipes'
 supervised=false    # also train on the true labels, for comparison
 nj=2                # parallel jobs
 ngpu=0              # GPUs; 0 uses the CPU
@@ -36,20 +29,23 @@ po_files=("${BASH_SOURCE[0]}") # --help lists these options too
 recipe=$(cd "$(dirname "$0")" && pwd)
 . "$recipe/../../../path.sh"
 exp=$recipe/$exp data=$recipe/$data conf=$recipe/$conf
-round_yaml=round.yaml
 use_best=false      # models trained with a declared dev list count at their best epoch
 beside=             # another experiment that the report sets beside this one
-data_out=false      # objectives that move labels write them to round<r>/data_out
-supervised_options=() # key=value for training on the true labels, which needs no gate
-student_options=() # key=value for every training of stages 4 and 5
 noise_list=() # training options that name the noise list; `use_noise` sets it
 
 begin() { # after the options, "$@" being what is left: absolute paths
     [ $# -eq 0 ] || { echo "$0: '$1' belongs to no option; see --help" >&2; exit 1; }
-    local option
+    local option least
     for option in stage stop_stage; do
         [[ ${!option} =~ ^[1-8]$ ]] || { echo "$0: --${option/_/-} is a number from 1 to 8, not '${!option}'" >&2; exit 1; }
     done
+    for option in num_rounds:1 round:1 num_pretrain:1 nj:1 ngpu:0 seed:0 crops:0; do
+        least=${option#*:} option=${option%:*}
+        [ -n "${!option+set}" ] || continue # not every recipe has rounds
+        [[ ${!option} =~ ^(0|[1-9][0-9]*)$ && ${!option} -ge $least ]] ||
+            { echo "$0: --${option/_/-} is a number from $least, not '${!option}'" >&2; exit 1; }
+    done
+    [ "${round:-1}" -le "${num_rounds:-1}" ] || { echo "$0: --round $round comes after --num-rounds $num_rounds" >&2; exit 1; }
     [ "$stage" -le "$stop_stage" ] || { echo "$0: --stage $stage comes after --stop-stage $stop_stage" >&2; exit 1; }
     exp=$(realpath -m "$exp") data=$(realpath -m "$data") conf=$(realpath -m "$conf")
 }
@@ -75,34 +71,6 @@ pretrain() {
 }
 more_pretrained() { [ "$num_pretrain" -lt 2 ] || seq -f pretrain%g 2 "$num_pretrain"; }
 
-round_config() { # <r>: round.yaml, or early_round.yaml, where there is one, before the last
-    local early=$conf/early_$round_yaml
-    if [ "$1" -lt "$num_rounds" ] && [ -f "$early" ]; then echo "$early"; else echo "$conf/$round_yaml"; fi
-}
-rounds() { # embed, cluster, train; again and again
-    local r dev=
-    ! $dev_curve || dev=$data/dev
-    [ "$labels_from" != pretrain ] || labels_from="pretrain $(more_pretrained | paste -sd ' ')"
-    for r in $(seq "$round" "$num_rounds"); do
-        "$ROOT/steps/round.sh" --nj "$nj" --ngpu "$ngpu" --num-clusters "$num_clusters" --seed "$seed" \
-            --data-out "$data_out" --labels-from "$labels_from" --init "$round_init" --cluster-opts "$cluster_opts" \
-            --ensemble "$ensemble" --dev "$dev" \
-            "$r" "$(round_config "$r")" "$data/train" "$exp" "${noise_list[@]}" "${student_options[@]}"
-    done
-}
-finetune() { # large margin, from the last round
-    local last=$exp/round$num_rounds
-    train --init "$last/model" --keep-head true "$conf/finetune.yaml" "$last/data" "$exp/finetune/model" \
-        "${student_options[@]}"
-    ! $supervised || supervise
-}
-round_start() { # the model that rounds start from, if any
-    [ "$round_init" = none ] || echo "${round_init:-$exp/pretrain/model}"
-}
-supervise() { # the true labels in the last round's place, same start, same steps
-    train --init "$(round_start)" "$(round_config "$num_rounds")" "$data/train_labelled" "$exp/supervised/model" \
-        "${student_options[@]}" "${supervised_options[@]}"
-}
 some_model() {
     compgen -G "$exp/*/model" > /dev/null || { echo "$0: no model is in $exp; stages 3 to 5 make them" >&2; exit 1; }
 }
@@ -120,7 +88,7 @@ extract_all() { # of every model: dev, test, and train, whose pseudo-speakers ar
     done
 }
 score_all() { # every model; where one was trained on the true labels, all are compared to it
-    local model cohort=$exp/round$num_rounds/data compare=
+    local model cohort=$exp/round${num_rounds:-0}/data compare=
     some_model
     [ ! -d "${cohort}_out" ] || cohort=${cohort}_out # where labels moved
     [ -d "$cohort" ] || cohort=

@@ -30,7 +30,9 @@ po_files+=("${BASH_SOURCE[0]}")
 use_best=true
 
 use_system() { # after `begin`: the folders
-    [ -n "$name" ] || { name=$system; [ "$init" = stage1 ] || name+=-$init; }
+    name_suffix=
+    [ "$init" = stage1 ] || name_suffix=-$init
+    [ -n "$name" ] || name=$system$name_suffix
     base=$exp split=$exp/n$labels/split
     stage1=$exp/pretrain/model
     read -ra more <<< "$overrides"
@@ -46,7 +48,7 @@ use_cell() { # after Stage I: `exp` is the system's folder, with links to what i
     [ "$stop_stage" -ge 4 ] || return 0
     mkdir -p "$exp"
     ln -sfn ../../pretrain "$exp/pretrain"
-    ! $supervised || ln -sfn ../../nall/full/finetune "$exp/supervised"
+    ! $supervised || ln -sfn "../../nall/full${name_suffix}/finetune" "$exp/supervised"
 }
 split_labels() { # once, though several systems may start together
     [ "$labels" != all ] || return 0

@@ -2,6 +2,9 @@
 # What the ssrl recipes add to steps/recipe.sh: sourced after it.
 # shellcheck disable=SC2034,SC2154  # the options are that file's or its readers'
 
+# shellcheck source=steps/rounds.sh
+. "$ROOT/steps/rounds.sh"
+
 offline_rounds=0    # the other arm: so many rounds of clustering and training from the same model, in <exp>/offline
 ablation=false      # also without queue, without noise model, without both, and with labels that stay, in <exp>/no_...
 num_rounds=1
@@ -27,7 +30,7 @@ reflect() { # one run in which labels move; beside it the other arm and the abla
     arm no_updates objective.fixed_epochs=1000 objective.noise_model=false
 }
 arm() { # <name> <key=value ...>: the same start and labels, another objective
-    train --init "$exp/pretrain/model" "$(round_config 1)" "$exp/round1/data" "$exp/$1/model" "${@:2}"
+    train --init "$(round_start)" "$(round_config 1)" "$exp/round1/data" "$exp/$1/model" "${@:2}"
     [ -d "$exp/$1/data" ] || cp -r "$exp/round1/data" "$exp/$1/data"
 }
 compare() { # the true labels, which stay

@@ -2,6 +2,9 @@
 # What the wavlm_ssl recipes add to steps/recipe.sh: sourced after it.
 # shellcheck disable=SC2034,SC2154  # the options are that file's or its readers'
 
+# shellcheck source=steps/rounds.sh
+. "$ROOT/steps/rounds.sh"
+
 wavlm=              # WavLM-Base+.pt, a Hugging Face folder, or another foreign checkpoint to start the student from
 student=            # empty: the encoder of conf/; small-wavlm: a small WavLM with MHFA, from scratch
 round_init=none     # rounds start from the pre-trained trunk, or from scratch; empty = from DINO's encoder

@@ -32,8 +32,14 @@ po_help() { # FILE...: the first one's comment block, then every `name=default  
       rest = substr($0, length(name) + 2); comment = ""
       if (match(rest, /[ \t]+# /)) { comment = substr(rest, RSTART + RLENGTH); rest = substr(rest, 1, RSTART - 1) }
       gsub(/_/, "-", name)
-      if (!any++) print "\nOptions (with their defaults):"
-      printf "  --%-20s %-12s %s\n", name, rest, comment
+      if (!(name in value)) order[++n] = name
+      if (!(name in own)) value[name] = rest # the script itself has the last word, else the file sourced last
+      if (comment != "") text[name] = comment
+      if (FILENAME == ARGV[1]) own[name]
+    }
+    END {
+      if (n) print "\nOptions (with their defaults):"
+      for (i = 1; i <= n; i++) printf "  --%-20s %-12s %s\n", order[i], value[order[i]], text[order[i]]
     }' "$@"
 }
 

@@ -6,6 +6,8 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+# shellcheck source=steps/rounds.sh
+. "$ROOT/steps/rounds.sh"
 # shellcheck source=local/arabic_speech_commands.sh
 . "$ROOT/local/arabic_speech_commands.sh"
 num_rounds=3

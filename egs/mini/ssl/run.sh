@@ -5,6 +5,8 @@
 set -euo pipefail
 # shellcheck source=steps/recipe.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
+# shellcheck source=steps/rounds.sh
+. "$ROOT/steps/rounds.sh"
 # shellcheck source=local/mini.sh
 . "$ROOT/local/mini.sh"
 . parse_options.sh
