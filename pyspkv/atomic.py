@@ -18,6 +18,12 @@ def _mode(default: int) -> int:
     return default & ~mask
 
 
+def _name(err: BaseException, path: Path) -> None:
+    """Say which file the error is about: a full disk names none."""
+    if isinstance(err, OSError) and err.errno is not None and err.filename is None:
+        err.filename = str(path)
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator:
     """Open a temporary file beside `path`; it replaces `path` when the block ends without an error.
@@ -38,9 +44,10 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator:
             os.fsync(f.fileno())
         os.chmod(tmp, _mode(0o666))
         os.replace(tmp, path)
-    except BaseException:
+    except BaseException as err:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(tmp)
+        _name(err, path)
         raise
 
 
@@ -83,6 +90,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
             os.rename(tmp, path)
             shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(tmp, ignore_errors=True)  # after an exchange, the old folder
-    except BaseException:
+    except BaseException as err:
         shutil.rmtree(tmp, ignore_errors=True)
+        _name(err, path)
         raise

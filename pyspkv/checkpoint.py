@@ -82,6 +82,13 @@ def _unpack(optimisers: dict[str, torch.optim.Optimizer], tensors: dict, plain: 
         optimiser.load_state_dict({"state": state, "param_groups": plain[name]})
 
 
+def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file)
+    except SafetensorError as err:  # a full disk, for one
+        raise UserError(f"cannot be written ({err})", file=file) from None
+
+
 def save(
     exp: Path, step: int, model: torch.nn.Module, optimisers: dict, state: dict, best: bool = False
 ) -> None:
@@ -90,17 +97,17 @@ def save(
     tensors, groups = _pack(optimisers)
     with atomic_dir(target) as tmp:
         # clone: safetensors refuses tensors that share memory
-        save_file(
+        _write(
             {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, tmp / "model.safetensors"
         )
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp / "optim.safetensors")
+        _write({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp / "optim.safetensors")
         with open(tmp / "state.json", "w") as f:
             json.dump({**state, "step": step, "optimisers": groups}, f, indent=1)
     for name in ["best"] * best + ["LATEST"]:  # after a kill in between, this checkpoint is written again
         with atomic_file(exp / name) as f:
             f.write(target.name + "\n")
     keep = {p for p in (latest(exp), _pointer(exp, "best")) if p}
-    steps = sorted((int(p.name[5:]), p) for p in exp.glob("ckpt-*"))
+    steps = sorted((int(p.name[5:]), p) for p in exp.glob("ckpt-*") if p.name[5:].isdecimal())
     for _, path in steps[:-2]:
         if path not in keep:
             shutil.rmtree(path)
@@ -121,7 +128,7 @@ def save_import(exp: Path, encoder: torch.nn.Module, config: Any, record: dict) 
         (tmp / "ckpt-0").mkdir()
         (tmp / "LATEST").write_text("ckpt-0\n")
         weights = {f"encoder.{k}": v.detach().contiguous() for k, v in encoder.state_dict().items()}
-        save_file(weights, tmp / "ckpt-0" / "model.safetensors")
+        _write(weights, tmp / "ckpt-0" / "model.safetensors")
         (tmp / "ckpt-0" / "state.json").write_text(json.dumps({"evaluates": "encoder", "step": 0}) + "\n")
 
 

@@ -117,12 +117,20 @@ def component(kind: str):
 
 
 def build(kind: str, config: Any, *args, **kwargs) -> Any:
-    return component_class(kind, config.name)(config, *args, **kwargs)
+    """The object of the class that `config` names. UserError: torch refuses its sizes."""
+    try:
+        made = component_class(kind, config.name)(config, *args, **kwargs)
+        if empty := [n for n, p in getattr(made, "named_parameters", dict)() if p.numel() == 0]:
+            raise ValueError(f"{empty[0]} is empty")
+    except (ValueError, RuntimeError, ZeroDivisionError) as err:
+        rule = f"{kind} '{config.name}' cannot be made with these sizes: {err}"
+        raise UserError(rule, mend="look for a size of 0 or below, see --print-config") from err
+    return made
 
 
 def validate(cls: type, raw: dict, where: str = "") -> Any:
     """Build dataclass `cls` from `raw`; strict about names and types."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     try:
         return TypeAdapter(cls).validate_json(
             json.dumps(raw, default=str)

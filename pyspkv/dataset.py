@@ -5,7 +5,7 @@ workers, so a run that was killed goes on with the same samples.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from pyspkv.audio import SAMPLE_RATE, AudioReader
 from pyspkv.augment import Augmenter, Profile, change_speed, source_length
 from pyspkv.datadir import DataDir
+from pyspkv.errors import UserError
 from pyspkv.sampler import Sampler, part
 
 LABELLED, UNLABELLED = 0, 1
@@ -163,14 +164,20 @@ def place(
 
 
 class Batches(torch.utils.data.Dataset):
-    """Item (epoch, step, rows) -> Batch. One worker makes a whole batch."""
+    """Item (epoch, step, rows) -> Batch, or the error that kept it from being made: raised in a worker, it would come
+    with a traceback. One worker makes a whole batch."""
 
     def __init__(self, corpus: Corpus, views: dict[str, View], augmenter: Augmenter | None, seed: int):
         self.corpus, self.views, self.augmenter, self.seed = corpus, views, augmenter, seed
         self.partner = {v.apart_from: v.samples for v in views.values() if v.apart_from}
 
-    def __getitem__(self, item: tuple[int, int, np.ndarray]) -> Batch:
-        epoch, step, rows = item
+    def __getitem__(self, item: tuple[int, int, np.ndarray]) -> Batch | Exception:
+        try:
+            return self.batch(*item)
+        except (UserError, OSError) as err:
+            return err
+
+    def batch(self, epoch: int, step: int, rows: np.ndarray) -> Batch:
         waves = {name: np.empty((len(rows), v.samples), np.float32) for name, v in self.views.items()}
         profiles = {name: [] for name in self.views}
         speed = np.zeros(len(rows), np.int64)
@@ -230,8 +237,10 @@ def loader(
     rank: int,
     world: int,
     workers: int,
+    on_fork: Callable[[], None],
 ):
-    """Batches from (epoch, step) `start` to the end of the run, for this rank, made ahead by `workers` processes."""
+    """Batches from (epoch, step) `start` to the end of the run, for this rank, made ahead by `workers` processes, which
+    call `on_fork` first."""
 
     class Items:
         def __iter__(self) -> Iterator:
@@ -244,5 +253,6 @@ def loader(
             return sampler.steps * (epochs - start[0]) - start[1]
 
     return torch.utils.data.DataLoader(
-        dataset, batch_size=None, sampler=Items(), num_workers=workers, prefetch_factor=4 if workers else None
-    )
+        dataset, batch_size=None, sampler=Items(), num_workers=workers, prefetch_factor=4 if workers else None,
+        worker_init_fn=lambda _: on_fork(),
+    )  # fmt: skip

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pyspkv.errors import UserError
+
 
 def init() -> torch.device:
     """Join torchrun's process group if there is one (nccl on GPU, gloo on CPU) and return this rank's device."""
@@ -112,6 +114,8 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
+        if self.training and len(rows) * world() < 2:
+            raise UserError("batch normalisation takes two rows or more", mend="raise batch_size")
         if not self.training or world() == 1:
             return super().forward(rows).view(x.shape)
         rows32 = rows.float()

@@ -121,10 +121,15 @@ def embed_rows(
                 yield row, vector
 
 
-def embed(encoder, data: DataDir, device, precision: str, allow_pipes: bool = False) -> Embeddings:
-    """All embeddings of `data` in memory, in its order."""
+def embed(
+    encoder, data: DataDir, device, precision: str, allow_pipes: bool = False, change=None
+) -> Embeddings:
+    """All embeddings of `data` in memory, in its order; `change` as in `embed_rows`.
+
+    UserError: audio that cannot be read, an embedding that is not finite.
+    """
     x = None
-    for row, vector in embed_rows(encoder, data, device, precision, allow_pipes):
+    for row, vector in embed_rows(encoder, data, device, precision, allow_pipes, change=change):
         if x is None:
             x = np.empty((len(data.utts), len(vector)), np.float32)
         x[row] = vector

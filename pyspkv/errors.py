@@ -2,6 +2,7 @@
 
 import os
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 
 
@@ -11,6 +12,13 @@ class UserError(Exception):
     def __init__(self, message: str, *, file=None, line: int | None = None, mend: str | None = None):
         place = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
         super().__init__(place + message + (f"\n  mend: {mend}" if mend else ""))
+
+
+def natural(text: str) -> int:
+    """argparse type of seeds and the like: a whole number from 0."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves for people to read: train.jsonl and tensorboard, running means, the commit that trained."""
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -57,7 +58,8 @@ class Log:
 
     def write(self, kind: str, state: dict, epoch: int, values: dict) -> None:
         record = {"kind": kind, "epoch": epoch + 1, "step": state["step"], **values}
-        self.file.write(json.dumps(record) + "\n")
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self.file.write(json.dumps(finite) + "\n")  # JSON knows no infinity: an open gate's threshold is null
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, state["step"])

@@ -3,7 +3,7 @@
 import gc
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from itertools import islice, repeat
 from operator import lt
@@ -15,7 +15,7 @@ from pyspkv.errors import UserError
 _CONTROL = bytes([*range(0x09), *range(0x0B, 0x0D), *range(0x0E, 0x20), 0x7F])
 # Blanks and marks beyond ASCII that split an id for one tool and not for another (and the byte-order mark).
 _ODD = re.compile("[\x80-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]")
-_BAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_BAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _BLANKS = re.compile("[ \t]+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -217,6 +217,13 @@ def check_order(keys: list[str], path: str | Path, mend: str | None) -> None:
 def read_table(path: str | Path, value: str = "rest", mend: str | None = None) -> dict[str, str]:
     """A `key value` file as a dict: keys unique and in C order, values of the kind `VALUES[value]`."""
     return dict(zip(*read_columns(path, value, mend)))
+
+
+def of_each(table: dict[str, str], utts: Sequence[str], path: str | Path) -> list[str]:
+    """A truth file's values of `utts`. UserError: it lacks one."""
+    if missing := [u for u in utts if u not in table]:
+        raise UserError(f"lacks {len(missing)} of {len(utts)} utterances, the first {missing[0]}", file=path)
+    return [table[u] for u in utts]
 
 
 def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str], list[str], list[str]]:

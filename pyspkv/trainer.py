@@ -8,6 +8,7 @@ and ends with the same digits as an unbroken run on the same machine: batches, d
 
 import fcntl
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from pyspkv.errors import UserError
 from pyspkv.objectives.objective import Info, Losses
 from pyspkv.runlog import Log, Means, git_id
 from pyspkv.schedules import ScheduleConfig, rate
+from pyspkv.trials import trials_over
 
 COLLAPSED = 0.01  # spread of a batch's unit embeddings below which they all point one way
 COLLAPSED_STEPS = 100  # this many such steps in a row stop the run
@@ -40,7 +42,7 @@ class OptimConfig:
     lr: float = 1e-3
     weight_decay: float = 1e-2  # only on weight matrices, never on biases and norms
     momentum: float = 0.9  # sgd
-    clip_norm: float = 5.0
+    clip_norm: float | None = 5.0  # null: gradients are not clipped
     clip_each: bool = False  # each parameter's gradient by itself, as DINO's authors do, not all together
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
@@ -75,9 +77,14 @@ def _check(c: TrainConfig) -> None:
     for key, low in least.items():
         if getattr(c, key) < low:
             raise UserError(f"{key} {getattr(c, key)} is below {low}")
+    if c.seed >= 2**31:
+        raise UserError(f"seed {c.seed} is not below 2^31")
+    if c.optim.weight_decay < 0 or not 0 <= c.optim.momentum < 1:
+        raise UserError("optim.weight_decay is below 0, or optim.momentum not in 0 .. 1")
     for key in ("lr", "clip_norm"):
-        if not 0 < getattr(c.optim, key) < float("inf"):
-            raise UserError(f"optim.{key} {getattr(c.optim, key)} is no number above 0")
+        value = getattr(c.optim, key)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"optim.{key} {value} is no number above 0")
 
 
 class Trainer:
@@ -89,7 +96,7 @@ class Trainer:
         init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
         keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
         labels_out: where the data directory with an objective's final labels goes, if it moves them.
-        patience: stop after this many epochs without a better dev EER; 0 never stops early.
+        patience: stop after this many epochs in a row with a dev EER above the best; 0 never stops early.
     """
 
     def __init__(
@@ -114,6 +121,7 @@ class Trainer:
             patience,
         )
         _check(config)
+        self.trials = trials_over(dev_trials, dev.utts) if dev else None
         self.device = distributed.init()
         self.main = distributed.rank() == 0
         world = distributed.world()
@@ -172,11 +180,13 @@ class Trainer:
             "done": False,
             "best_eer": None,
             "best_epoch": None,
+            "worse": 0,  # epochs in a row whose dev EER was above the best one
             "label_hash": self.corpus.label_hash(),
             "evaluates": self.objective.evaluates,
         }
         self.init = init
-        self.start = checkpoint.digest(init) if init else None
+        models = (init, getattr(config.objective, "teacher", ""), getattr(config.encoder, "pretrained", ""))
+        self.start = " ".join(checkpoint.digest(model) for model in models if model) or None
         self.labels_out = labels_out
         if labels_out and self.objective.labels() is None:
             rule = f"objective {config.objective.name} moves no labels"
@@ -200,7 +210,7 @@ class Trainer:
     # -- the run
 
     def run(self) -> None:
-        with self._lock():
+        with self._lock() as self.lock:
             self._start_or_resume()
             if self.state["done"]:
                 self._say(f"already trained: {self.exp}")
@@ -225,6 +235,7 @@ class Trainer:
             distributed.rank(),
             distributed.world(),
             c.workers,
+            self.lock.close,  # a worker must not hold the lock of a parent that was killed
         )
         log = Log(self.exp, state["step"]) if self.main else None
         bar = tqdm(
@@ -233,13 +244,15 @@ class Trainer:
         epoch_means, recent, waited = Means(state["means"]), Means(), 0.0
         clock = last_log = epoch_start = time.perf_counter()
         for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
             waited += time.perf_counter() - clock
             total, stats = self._step(model, batch.to(self.device), state["step"])
             for name, (value, weight) in stats.items():
                 epoch_means.add(name, value, weight)
                 recent.add(name, value, weight)
             state["step"] += 1
-            state["audio_seconds"] += c.batch_size * sum(v.seconds for v in self.views.values())
+            state["audio_seconds"] += c.batch_size * self._seconds(stats)
             self._check_collapse(stats)
             bar.update()
             if state["step"] % c.log_steps == 0:
@@ -266,6 +279,11 @@ class Trainer:
             log.close()
         distributed.barrier()
 
+    def _seconds(self, stats: dict) -> float:
+        """Audio that the network took, per utterance; a figure under a view's name is the share whose view it was."""
+        share = {name: stats[name][0] / stats[name][1] for name in self.views.keys() & stats.keys()}
+        return sum(view.seconds * share.get(name, 1.0) for name, view in self.views.items())
+
     def _step(self, model, batch: Batch, step: int) -> tuple[float, dict[str, tuple[float, float]]]:
         c = self.config
         # All that is random inside the model is a function of (seed, step, rank).
@@ -285,13 +303,13 @@ class Trainer:
             losses.terms[n][0] * (distributed.world() / w if w > 0 else 0.0) for n, w in zip(names, weights)
         )
         value = loss.item()
-        if value != value or abs(value) == float("inf"):
+        if not math.isfinite(value):
             self._stop(f"the loss is {value} at step {step}", batch)
         loss.backward()
         for optimiser in self.optimisers.values():
             params = [p for g in optimiser.param_groups for p in g["params"] if p.grad is not None]
             alone = [[p] for p in params] if c.optim.clip_each else [params]
-            norms = [torch.nn.utils.clip_grad_norm_(own, c.optim.clip_norm) for own in alone]
+            norms = [torch.nn.utils.clip_grad_norm_(own, c.optim.clip_norm or math.inf) for own in alone]
             norm = torch.linalg.vector_norm(torch.stack(norms))
             if not torch.isfinite(norm):
                 self._stop(f"the gradient is {norm.item()} at step {step}", batch)
@@ -315,9 +333,8 @@ class Trainer:
             improved = state["best_eer"] is None or dev["dev_eer"] < state["best_eer"]
             if improved:
                 state["best_eer"], state["best_epoch"] = dev["dev_eer"], epoch
-        patience_over = (
-            self.patience and state["best_epoch"] is not None and epoch - state["best_epoch"] >= self.patience
-        )
+            state["worse"] = state["worse"] + 1 if dev["dev_eer"] > state["best_eer"] else 0
+        patience_over = self.patience and state["worse"] >= self.patience
         state["epoch"], state["done"] = epoch + 1, bool(epoch + 1 == c.epochs or patience_over)
         record = {
             **values,
@@ -340,11 +357,9 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         """EER of the declared dev list, a teacher's and its student's; every rank computes it alike, so that all stop
         together."""
-        from pyspkv import scoring
-        from pyspkv.datadir import read_trials
         from pyspkv.metrics import eer
+        from pyspkv.scoring import score_trials
 
-        enrol, test, target = read_trials(self.dev_trials)
         out, modules = {}, {"dev_eer": self.objective.evaluates}
         if self.objective.evaluates != "encoder":
             modules["dev_eer_student"] = "encoder"
@@ -352,9 +367,7 @@ class Trainer:
         for key, module in modules.items():
             model = self.objective.get_submodule(module)
             found = embed(model, self.dev, self.device, self.precision, allow_pipes=self.config.allow_pipes)
-            i, j = (scoring.rows_of(ids, found.ids, "dev", self.dev_trials) for ids in (enrol, test))
-            x = scoring.directions(found)
-            out[key] = float(eer(scoring.cosine(x, x, i, j), target))
+            out[key] = float(eer(*score_trials(found, self.trials)))
         self.objective.train()  # not the module alone: a teacher stays in eval mode
         return out
 
@@ -442,7 +455,12 @@ class Trainer:
                 file=self.exp,
                 mend="use another --exp, or remove this one to start again",
             )
-        record = json.loads((self.exp / "run.json").read_text())
+        try:
+            record = json.loads((self.exp / "run.json").read_text())
+        except (OSError, ValueError) as err:
+            raise UserError(
+                f"cannot be read ({err})", file=self.exp / "run.json", mend="use another --exp"
+            ) from None
         if record.get("start", self.start) != self.start:
             raise UserError(
                 f"this run was started from another model: {record['init'] or 'none'}, now {self.init or 'none'}",
@@ -457,10 +475,8 @@ class Trainer:
                 mend="use another --exp, or --init this one to start from its encoder with a new head",
             )
         saved = checkpoint.restore(folder, self.objective, self.optimisers)
-        if self.main or distributed.world() == 1:
-            self.state.update({k: saved[k] for k in self.state})
-        else:
-            self.state.update({k: saved[k] for k in self.state if k != "means"})  # rank 0 carries the sums on
+        kept = self.state.keys() - (set() if self.main else {"means"})  # rank 0 carries the sums on
+        self.state.update({k: saved[k] for k in kept & saved.keys()})
         if not self.state["done"]:
             self._say(f"resuming {self.exp} at step {self.state['step']}")
 

@@ -1,6 +1,7 @@
 """Trial lists: `enrol test target|nontarget`, one per line, in any order."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ def read_trials(path: str | Path) -> "tuple[list[str], list[str], np.ndarray]":
     pair += np.fromiter((test_ids[t] for t in test), np.int64, len(test))
     both = np.intersect1d(pair[target], pair[~target])
     if len(both):
-        line = int(np.flatnonzero(pair == both[0])[1]) + 1
+        same = np.flatnonzero(pair == both[0])
+        line = int(same[target[same] != target[same[0]]][0]) + 1
         raise UserError(
             f"{enrol[line - 1]} {test[line - 1]} is target in one line and nontarget in another",
             file=path, line=line, mend="delete the wrong line",
@@ -44,8 +46,25 @@ def read_trials(path: str | Path) -> "tuple[list[str], list[str], np.ndarray]":
     return enrol, test, target
 
 
+def trials_over(path: str | Path, utts: Sequence[str]) -> "tuple[list[str], list[str], np.ndarray]":
+    """`read_trials` of a list over these utterances. UserError: another id in it, or trials of one kind only."""
+    enrol, test, target = read_trials(path)
+    known = set(utts)
+    for line, pair in enumerate(zip(enrol, test), 1):
+        if missing := [u for u in pair if u not in known]:
+            raise UserError(
+                f"{missing[0]} is no utterance of the data directory",
+                file=path, line=line, mend="give the trials of this directory",
+            )  # fmt: skip
+    if target.all() or not target.any():
+        rule = f"has no {'nontarget' if target.any() else 'target'} trial, so there is no EER"
+        raise UserError(rule, file=path, mend="give a list with both")
+    return enrol, test, target
+
+
 def contradiction(lines: list[str]) -> str | None:
-    """The first pair `enrol test` that is target in one of the lines and nontarget in another, if any."""
+    """The first pair `enrol test` that is target in one of the lines and nontarget in another, if any: of lists that no
+    file holds yet (`read_trials` finds it among millions, with its line)."""
     label: dict[str, str] = {}
     for pair, _, is_target in (line.rpartition(" ") for line in lines):
         if label.setdefault(pair, is_target) != is_target:

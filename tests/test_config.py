@@ -51,6 +51,7 @@ def test_resolved_config_loads_to_itself(tmp_path):
         ("seed", "expected key=value"),
         ("seed.x=1", "config key 'seed'"),
         ("optim.lr=[1", "not YAML"),
+        ("objective.margin_warmup_epochs=[1]", "margin_warmup_epochs"),
     ],
 )
 def test_wrong_keys_and_types_are_named(tmp_path, override, words):

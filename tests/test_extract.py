@@ -98,12 +98,25 @@ def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_
     shutil.rmtree(system / "model")
     shutil.copytree(tmp_path / "other", system / "model")
     runner = tmp_path / "runner.sh"
-    runner.write_text('#!/bin/sh\nshift\nrun.sh JOB=1 "$@" && exit 1\n')
+    runner.write_text('#!/bin/sh\nshift\nrun.sh SPKV_JOB=1 "$@" && exit 1\n')
     runner.chmod(0o755)
     step("extract.sh", "--nj", 2, "--cmd", runner, system / "model", test, out, ok=False)
     assert not scp.exists()
     step("extract.sh", "--nj", 2, system / "model", test, out)
     assert (vectors() != second).any(1).all()
+    # A copy's list points into the original, which may move on.
+    copy = tmp_path / "JOB copy"
+    shutil.copytree(out, copy)
+    assert "up to date" not in step("extract.sh", "--nj", 2, system / "model", test, copy)
+    assert str(copy) in (copy / "embedding.scp").read_text()
+    # What stands is not lost to a wrong call.
+    for wrong in (
+        ["--nj", "abc", system / "model"],
+        ["--nj", 1, tmp_path / "nowhere"],
+        ["--nj", 2, tmp_path / "nowhere"],
+    ):
+        step("extract.sh", *wrong, test, copy, ok=False)
+        assert (copy / "embedding.scp").exists()
     # The first model's crops do not count beside the second's utterances.
     (test / "trials").write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
     step("score.sh", system, test, "test")

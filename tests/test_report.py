@@ -166,7 +166,7 @@ def test_bad_input_is_a_short_error_and_nothing_is_written(whole, exp, monkeypat
 
     fails("no phase has score/vox.json; there are scores of: test", "--name", "vox")
     write_lines(root / "short", (root / "truth").read_text().splitlines()[:-3])
-    fails("3 utterances of", "--truth", root / "short")
+    fails("lacks 3 of 120 utterances", "--truth", root / "short")
     (exp / "round1/score/test.json").write_text('{"eer": 1')
     fails("is not JSON")
     (exp / "round1/score/test.json").write_text('{"eer": 1}')
@@ -327,7 +327,7 @@ def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
     assert first[7:] == ["0.750", "0.250 |"]
     assert second[3] == "0.100" and second[4] == second[5] == second[6] == "1.000"
     assert (exp / "plots/labels_round1.png").exists()
-    rows = {r["row"]: r for r in results_cli.rows_of(exp, "t", 0, "")}
+    rows = {r["row"]: r for r in results_cli.rows_of_exp(exp, "t", 0, "")}
     assert (rows["round1"]["live_end"], rows["round1"]["purity_end"]) == (10, 1.0)
     assert rows["round2"]["live_end"] is None
 
@@ -342,7 +342,7 @@ def test_other_systems_are_reported_between_the_last_phase_and_supervised(whole,
     out = json.loads((tmp_path / "exp/results.json").read_text())
     assert list(out["others"]) == ["no_gate"]
     assert out["others"]["no_gate"]["eer"] == pytest.approx(want["round1"]["eer"])
-    names = [row["row"] for row in results_cli.rows_of(tmp_path / "exp", "t", 0, "")]
+    names = [row["row"] for row in results_cli.rows_of_exp(tmp_path / "exp", "t", 0, "")]
     assert names == ["pretrain", "round1", "round2", "finetune", "no_gate", "supervised"]
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from pyspkv import atomic, checkpoint
 from pyspkv import config as cfg
+from pyspkv.datadir import DataDir
 from pyspkv.embed import embed
 from pyspkv.errors import UserError
 from pyspkv.trainer import TrainConfig, Trainer
@@ -97,6 +98,23 @@ def test_training_learns_the_toy_speakers(tmp_path, data):
     assert epochs(exp)[-1]["accuracy"] > 0.8 > 0.6 > epochs(exp)[0]["accuracy"]
     assert len(list(exp.glob("ckpt-*"))) == 2
     assert (exp / "classes.txt").read_text().split() == ["s00", "s01", "s02", "s03"]
+
+
+def test_the_log_is_json_and_counts_the_audio_that_was_embedded(tmp_path, data):
+    """Clean crops count from the epoch of correction on, and only those of rejected utterances."""
+
+    def no_such_thing(word):
+        raise ValueError(word)
+
+    gate = {"name": "dlg", "start_epoch": 1, "correct_epoch": 2}
+    Trainer(config(tmp_path, **{"objective.gate": gate}), data, tmp_path / "exp").run()
+    lines = (tmp_path / "exp" / "train.jsonl").read_text().splitlines()
+    one, two, three = (
+        r for r in (json.loads(x, parse_constant=no_such_thing) for x in lines) if r["kind"] == "epoch"
+    )
+    seconds = 0.5 * 24  # crops of an epoch
+    assert one["audio_seconds"] == seconds and two["audio_seconds"] == 2 * seconds and two["kept"] < 1
+    assert three["audio_seconds"] == pytest.approx(2 * seconds + seconds * (2 - three["kept"]))
 
 
 def test_workers_and_rerun_change_nothing(tmp_path, data):
@@ -211,10 +229,14 @@ def test_a_run_is_not_gone_on_with_from_another_start(tmp_path, data):
 @pytest.mark.parametrize(
     "wrong",
     [{"epochs": 0}, {"batch_size": -4}, {"save_steps": 0}, {"workers": -1}, {"seed": -1}, {"optim.clip_norm": -1.0},
-     {"optim.lr": 0.0}, {"encoder.channels": 10}, {"encoder.embed_dim": 0}],
+     {"optim.lr": 0.0}, {"encoder.channels": 10}, {"encoder.embed_dim": 0}, {"objective.sub_centres": 0},
+     {"encoder": {"name": "resnet", "channels": 0}}, {"encoder": {"name": "dvector", "hidden": 0}},
+     {"objective": {**DINO["objective"], "local_crops": -1}}],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(tmp_path, data, wrong):
-    with pytest.raises(UserError, match=next(iter(wrong)).split(".")[-1].replace("embed_dim", "sizes")):
+    key = next(iter(wrong)).split(".")[-1]
+    words = {"embed_dim": "sizes", "sub_centres": "sizes", "encoder": "sizes", "objective": "local_crops"}
+    with pytest.raises(UserError, match=words.get(key, key)):
         Trainer(config(tmp_path, **wrong), data, tmp_path / "exp")
 
 
@@ -278,8 +300,8 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, AAT, DLG, DINO, REFLECTIVE],
-    ids=["margin", "contrastive", "aat", "dlg", "dino", "reflective"],
+    [{}, CONTRASTIVE, AAT, DLG, {**DLG, "objective.faithful": True}, DINO, REFLECTIVE],
+    ids=["margin", "contrastive", "aat", "dlg", "faithful", "dino", "reflective"],
 )
 def test_two_processes_equal_one(tmp_path, data, changes):
     """Same global batch, gathered negatives, synchronised batch normalisation: the same losses and weights."""
@@ -331,14 +353,64 @@ def test_kill_minus_nine_and_rerun(tmp_path, data):
         (["--init", "nowhere"], "no such model folder"),
         (["--dev", "nowhere", "--dev-trials", "x"], "no such data directory"),
         (["--dev", "{data}", "--dev-trials", "{data}/utt2spk"], "share 4 speakers"),
+        (["--set", "optim.lr=.nan"], "config key 'optim.lr'"),
+        (["--set", "seed=99999999999"], "not below 2^31"),
+        (["--dev", "{dev}", "--dev-trials", "{dev}/trials"], "trials: has no nontarget trial"),
+        (["--dev", "{dev}", "--dev-trials", "{dev}/foreign"], "foreign:1: s00-u00 is no utterance"),
     ],
 )
 def test_bad_calls_say_what_and_leave_nothing(tmp_path, data, more, words):
     config(tmp_path)
-    more = [m.replace("{data}", str(data.path)) for m in more]
+    dev = toy.make(tmp_path / "other", speakers=1, utts=2)
+    renamed = DataDir(
+        tmp_path / "dev", ["x-1", "x-2"], ["x", "x"], dict(zip(("x-1", "x-2"), dev.wav.values()))
+    )
+    renamed.write(tmp_path / "dev")
+    (tmp_path / "dev/trials").write_text("x-1 x-2 target\n")
+    (tmp_path / "dev/foreign").write_text("x-1 s00-u00 target\n")
+    more = [m.replace("{data}", str(data.path)).replace("{dev}", str(tmp_path / "dev")) for m in more]
     done = subprocess.run(
         train_command(tmp_path, data, tmp_path / "exp", *more), env=ENV, capture_output=True, text=True
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert words in done.stderr and len(done.stderr.strip().splitlines()) <= 2
     assert not (tmp_path / "exp" / "LATEST").exists()
+
+
+def test_an_error_in_a_worker_has_no_traceback(tmp_path):
+    data = toy.make(tmp_path, speakers=2, utts=2)
+    config(tmp_path, workers=1, cache_mb=0, batch_size=2)
+    gone = next(iter(data.wav.values()))
+    os.remove(gone)
+    command = train_command(
+        tmp_path, data, tmp_path / "exp", "--set", "workers=1", "cache_mb=0", "batch_size=2"
+    )
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and gone in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_print_config_needs_no_data(tmp_path):
+    c = config(tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "pyspkv.bin.train",
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--print-config",
+    ]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
+    assert done.stdout == cfg.to_yaml(c)
+
+
+def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
+    """Spec gll, 3.4: the last epochs must all be strictly above the lowest EER, so that ties go on."""
+    eers = iter([10.0, 10.0, 10.0, 10.0, 9.0, 11.0, 9.0, 12.0, 10.0, 1.0])
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"dev_eer": next(eers)})
+    trials = tmp_path / "trials"
+    trials.write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
+    c = config(tmp_path, epochs=10)
+    Trainer(c, data, tmp_path / "exp", dev=data, dev_trials=trials, patience=2).run()
+    assert len(epochs(tmp_path / "exp")) == 9
+    assert checkpoint.state(checkpoint.find(f"{tmp_path / 'exp'}@best"))["best_epoch"] == 4

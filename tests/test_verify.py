@@ -81,7 +81,7 @@ def test_scores_are_those_of_extract(tmp_path, monkeypatch):
         soundfile.write(paths[-1], x, 16000)
     data = DataDir(tmp_path, ["a", "b", "c"], ["a", "b", "c"], dict(zip("abc", paths)))
     want = normalise(embed(encoder, data, torch.device("cpu"), "fp32").x)
-    np.testing.assert_allclose(verify.embed("model", paths), want, atol=1e-6)
+    np.testing.assert_allclose(verify.embed_files("model", paths), want, atol=1e-6)
 
 
 def test_bad_input(files, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 
 from pyspkv import calibration
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 from pyspkv.metrics import Curve
 
 
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument("--embeddings", metavar="SCP", help="embeddings of --from-data")
     p.add_argument("--num-trials", type=int, default=50000, help="pairs of each kind drawn from --from-data")
-    p.add_argument("--seed", type=int, default=0, help="of the drawn pairs")
+    p.add_argument("--seed", type=natural, default=0, help="of the drawn pairs")
     p.add_argument("--prior", type=float, default=0.5, help="share of targets the threshold is made for")
     p.add_argument("--model", metavar="DIR", help="write DIR/calibration.json, where `verify` finds it")
     p.add_argument("--out", metavar="FILE", help="write this file instead")

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 
 METHODS = ("kmeans-ahc", "kmeans", "ahc")
 
@@ -58,7 +58,7 @@ def parse(argv=None) -> argparse.Namespace:
         "--min-size", type=int, default=1, metavar="N", help="drop the utterances of smaller clusters"
     )
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers, only for the report's diagnostics")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0)
     p.add_argument("--report", metavar="FILE", help="report.json; default beside --out-data")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
     args = p.parse_args(argv)
@@ -112,17 +112,14 @@ def main() -> int | None:
     start = time.time()
     from pyspkv.atomic import atomic_file
     from pyspkv.datadir import DataDir, check_replaceable, read_table
+    from pyspkv.tables import of_each
 
     if Path(args.out_data).resolve() == Path(args.data).resolve():
         raise UserError("is --data itself", file=args.out_data, mend="give another --out-data")
     check_replaceable(Path(args.out_data))
     data = DataDir.read(args.data)
     previous = DataDir.read(args.previous, need_wav=False) if args.previous else None
-    truth = read_table(args.truth) if args.truth else None
-    if truth is not None and (missing := [u for u in data.utts if u not in truth]):
-        raise UserError(
-            f"{len(missing)} utterances of --data are missing, the first {missing[0]}", file=args.truth
-        )
+    truth = of_each(read_table(args.truth), data.utts, args.truth) if args.truth else None
     import numpy as np
 
     from pyspkv.labels import clustering, quality
@@ -138,9 +135,10 @@ def main() -> int | None:
     print(
         clustering.memory_estimate(n, x.shape[1], args.method, k1, args.linkage, args.metric), file=sys.stderr
     )
+    state = Path(f"{args.out_data}.kmeans.npz")  # a killed run goes on from there
     labels, info = clustering.cluster(
         x, args.method, wanted, num_kmeans=k1, linkage=args.linkage, metric=args.metric,
-        max_iter=args.iterations, seed=args.seed, device=args.device,
+        max_iter=args.iterations, seed=args.seed, device=args.device, checkpoint=state,
     )  # fmt: skip
     report = {
         "num_clusters": 0,
@@ -165,8 +163,7 @@ def main() -> int | None:
     report["num_clusters"] = report["sizes"]["num_clusters"]
     report["quality"] = quality.similarity(x[keep] if not keep.all() else x, labels[keep], seed=args.seed)
     if truth is not None:
-        true = np.array([truth[u] for u in data.utts])
-        report["diagnostics"] = quality.diagnostics(labels[keep], true[keep])
+        report["diagnostics"] = quality.diagnostics(labels[keep], np.array(truth)[keep])
     report["label_hash"] = out.label_hash()
     report["seconds"] = round(time.time() - start, 2)
     path = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
@@ -180,6 +177,7 @@ def main() -> int | None:
             report["auto"], report["num_clusters_chosen"], path.with_suffix(".num_clusters.png")
         )
     out.write(args.out_data)  # the last: where it stands, all does
+    state.unlink(missing_ok=True)
     s = report["sizes"]
     print(f"{s['num_clusters']} clusters, sizes {s['size_min']} / {s['size_median']:g} / {s['size_max']} "
           f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip
@@ -196,12 +194,12 @@ def side_by_side(scps: list[str], data, power: float | None):
 
     parts = []
     for scp in scps:
-        x = rows_of(read_embeddings(scp), data, scp)
+        x = unit_vectors(read_embeddings(scp), data, scp)
         parts.append(x if power is None else clustering.whiten(x, power))
     return parts[0] if len(parts) == 1 else np.concatenate(parts, 1) / np.float32(len(parts) ** 0.5)
 
 
-def rows_of(emb, data, scp):
+def unit_vectors(emb, data, scp):
     """float32 [N, D] unit vectors in the order of data.utts. UserError names utterances without an embedding."""
     import numpy as np
 

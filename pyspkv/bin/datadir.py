@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyspkv.datadir import DataDir, combine, spk2utt_lines
 from pyspkv.datafix import fix
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 from pyspkv.tables import decode
 
 _WHOLE = {"spk": "speakers", "dialogue": "dialogues", "device": "devices"}  # what a subset leaves whole
@@ -317,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--spk-list", metavar="FILE", help="SRC DST: the speakers in FILE")
     how.add_argument("--dialogue-list", metavar="FILE", help="SRC DST: the dialogues in FILE")
     how.add_argument("--device-list", metavar="FILE", help="SRC DST: the dialogues of the devices in FILE")
-    sub.add_argument("--seed", type=int, default=0, help="for --speakers, --dialogues, --devices")
+    sub.add_argument("--seed", type=natural, default=0, help="for --speakers, --dialogues, --devices")
     sub.add_argument("rest", nargs="+", metavar="SRC N DST")
 
     sub = command("combine", combine_dirs, "several data directories into one; files that all have are kept")
@@ -331,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub = command("corrupt", corrupt, about)
     sub.add_argument("--share", type=_share, required=True, help="of the utterances, from 0 to 1")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=natural, default=0)
     sub.add_argument("--list", required=True, metavar="FILE", help="where the ids of those utterances go")
     sub.add_argument("src")
     sub.add_argument("dst")
@@ -347,7 +347,9 @@ def _parser() -> argparse.ArgumentParser:
         "into OUT/labelled N random utterances of each speaker, into OUT/unlabelled the others without speakers, into "
         "OUT/truth their speakers, for diagnostics",
     )
-    sub.add_argument("--seed", type=int, default=0, help="of the draw; for one seed a smaller N draws a part")
+    sub.add_argument(
+        "--seed", type=natural, default=0, help="of the draw; for one seed a smaller N draws a part"
+    )
     sub.add_argument("dir")
     sub.add_argument("n", type=int)
     sub.add_argument("out")

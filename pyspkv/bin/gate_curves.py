@@ -91,6 +91,7 @@ def main() -> None:
     from pyspkv import plots
     from pyspkv.atomic import atomic_file
     from pyspkv.datadir import DataDir, read_table
+    from pyspkv.tables import of_each
 
     if args.compare:
         pairs = [pair.partition("=")[::2] for pair in args.compare]
@@ -104,8 +105,8 @@ def main() -> None:
     found = []
     for run_folder, data in zip(args.runs, folders):
         utts = DataDir.read(data).utts
-        if truth is not None and (missing := [u for u in utts if u not in truth]):
-            raise UserError(f"{len(missing)} utterances are missing: {missing[0]}", file=args.truth)
+        if truth is not None:
+            of_each(truth, utts, args.truth)
         found += curves(run_folder, utts, truth, flipped)
     if not found:
         raise UserError("no epoch of these runs has a gate's rows", file=args.runs[0])

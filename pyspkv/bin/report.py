@@ -10,7 +10,7 @@ import numpy as np
 
 from pyspkv.atomic import atomic_file
 from pyspkv.errors import UserError, run
-from pyspkv.tables import read_table
+from pyspkv.tables import of_each, read_table
 
 KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_ci_high", "eer_ci_over")
 KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
@@ -80,14 +80,9 @@ def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
         "diagnostics": None,
     }
     if truth is not None:
-        missing = [u for u in spk if u not in truth]
-        if missing:
-            raise UserError(
-                f"{len(missing)} utterances of {folder}/data have no truth: {missing[0]}", file=truth_file
-            )
         from pyspkv.labels import quality
 
-        out["diagnostics"] = quality.diagnostics(list(spk.values()), [truth[u] for u in spk])
+        out["diagnostics"] = quality.diagnostics(list(spk.values()), of_each(truth, list(spk), truth_file))
     return out
 
 
@@ -316,7 +311,7 @@ def draw(
     main = {phase: lists[name] for phase, lists in scores.items() if name in lists}
     systems = [(p, m["eer"], m.get("eer_ci_low"), m.get("eer_ci_high")) for p, m in main.items()]
     plots.eer_by_system(systems, path("eer.png"))
-    curves, last = read_curves(main)
+    curves, last = read_curves(main, phases, name)
     if curves:
         plots.det(curves, path("det.png"))
         plots.scores(*last, path("scores.png"))
@@ -340,19 +335,18 @@ def draw(
     return drawn
 
 
-def read_curves(main: dict[str, dict]) -> tuple[dict, tuple | None]:
+def read_curves(main: dict[str, dict], phases: dict[str, Path], name: str) -> tuple[dict, tuple | None]:
     """DET curves of each phase and (scores, target, threshold) of the last unsupervised one, where files remain."""
     from pyspkv import metrics, scoring
     from pyspkv.trials import read_trials
 
     curves, last = {}, None
     for phase, m in main.items():
-        if not (m.get("trials") and m.get("scores")) or not (
-            Path(m["trials"]).exists() and Path(m["scores"]).exists()
-        ):
+        file = phases[phase] / "score" / f"{name}.scores"  # the phase may have moved since
+        if not file.exists() or not m.get("trials") or not Path(m["trials"]).exists():
             continue
         enrol, test, target = read_trials(m["trials"])
-        found = scoring.read_scores(m["scores"], enrol, test)
+        found = scoring.read_scores(file, enrol, test)
         curves[phase] = metrics.Curve(found, target)
         if phase != "supervised" or last is None:
             last = found, target, m["threshold"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from pyspkv.atomic import atomic_file
 from pyspkv.bin.report import epochs_of, read_json
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 from pyspkv.tables import read_table
 
 FIELDS = ("table", "row", "seed", "eer", "min_dcf_0.01", "nmi", "audio_seconds", "wall_seconds")
@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--table", help="title of the table the rows belong to, as `LibriSpeech subset, ECAPA-256`"
     )
-    p.add_argument("--seed", type=int, help="seed of this run")
+    p.add_argument("--seed", type=natural, help="seed of this run")
     p.add_argument("--command", default="", help="the command that made it")
     args = p.parse_args()
     if args.exp and args.system:
@@ -104,7 +104,7 @@ def cost(folder: Path) -> tuple[float | None, float | None]:
     return (epochs[-1]["audio_seconds"], sum(r["seconds"] for r in epochs)) if epochs else (None, None)
 
 
-def rows_of(exp: Path, table: str, seed: int, command: str) -> list[dict]:
+def rows_of_exp(exp: Path, table: str, seed: int, command: str) -> list[dict]:
     """One row per phase with a score, in the order of the pipeline."""
     found = read_json(exp / "results.json")
     phases = {"pretrain": found.get("pretrain")}
@@ -254,7 +254,7 @@ def main() -> None:
                 read_rows(path)  # nothing is added to a broken file
                 text = path.read_text(encoding="utf-8")
             if args.exp:
-                rows = rows_of(Path(args.exp), args.table, args.seed, args.command)
+                rows = rows_of_exp(Path(args.exp), args.table, args.seed, args.command)
             else:
                 rows = [row_of_system(args)]
             with atomic_file(path) as f:

@@ -13,6 +13,8 @@ def parse_args() -> argparse.Namespace:
         "best", help="print the run folder with the lowest dev EER, of equal ones the first"
     )
     sub.add_argument("runs", nargs="+", type=Path, metavar="DIR")
+    sub = commands.add_parser("model", help="print the checkpoint folder that DIR[@best|last] names")
+    sub.add_argument("run", metavar="DIR[@best|last]")
     sub = commands.add_parser("peak", help="print FACTOR times the highest epoch mean of KEY")
     sub.add_argument("--factor", type=float, default=1.0)
     sub.add_argument("key")
@@ -32,7 +34,7 @@ def dev_eer(folder: Path) -> float:
 def peak(folder: Path, key: str) -> float:
     from pyspkv.bin.report import epochs_of
 
-    values = [r[key] for r in epochs_of(folder.parent, folder.name) if key in r]
+    values = [r[key] for r in epochs_of(folder.parent, folder.name) if r.get(key) is not None]
     if not values:
         raise UserError(f"no epoch has '{key}'", file=folder / "train.jsonl")
     return max(values)
@@ -42,6 +44,10 @@ def main() -> None:
     args = parse_args()
     if args.command == "best":
         print(min(args.runs, key=dev_eer))
+    elif args.command == "model":
+        from pyspkv import checkpoint
+
+        print(checkpoint.find(args.run))
     else:
         print(f"{args.factor * peak(args.run, args.key):.6g}")
 

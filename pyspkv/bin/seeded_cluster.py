@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 
 METHODS = ("constrained", "propagation")
 
@@ -44,7 +44,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--flip", type=float, default=0.0, metavar="SHARE",
                    help="an experiment: give so many another label; --out-data/../flipped lists them")  # fmt: skip
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers, only for the report's diagnostics")
-    p.add_argument("--seed", type=int, default=0, help="of --flip")
+    p.add_argument("--seed", type=natural, default=0, help="of --flip")
     p.add_argument("--report", metavar="FILE", help="report.json; default beside --out-data")
     args = p.parse_args(argv)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
@@ -60,10 +60,11 @@ def main() -> None:
     import numpy as np
 
     from pyspkv.atomic import atomic_file
-    from pyspkv.bin.cluster import rows_of
+    from pyspkv.bin.cluster import unit_vectors
     from pyspkv.datadir import DataDir, combine, read_table
     from pyspkv.embeddings import read_embeddings
     from pyspkv.labels import clustering, quality
+    from pyspkv.tables import of_each
 
     labelled, unlabelled = (DataDir.read(d) for d in (args.labelled, args.unlabelled))
     if both := set(labelled.utts) & set(unlabelled.utts):
@@ -72,11 +73,9 @@ def main() -> None:
             file=args.unlabelled,
             mend="utils/split_labels.sh",
         )
-    truth = read_table(args.truth, "id") if args.truth else None
-    if truth is not None and (missing := [u for u in unlabelled.utts if u not in truth]):
-        raise UserError(f"{len(missing)} utterances have no truth, the first {missing[0]}", file=args.truth)
+    truth = of_each(read_table(args.truth, "id"), unlabelled.utts, args.truth) if args.truth else None
     emb = read_embeddings(args.embeddings)
-    x = np.concatenate([rows_of(emb, data, args.embeddings) for data in (labelled, unlabelled)])
+    x = np.concatenate([unit_vectors(emb, data, args.embeddings) for data in (labelled, unlabelled)])
     if args.whiten is not None:
         x = clustering.whiten(x, args.whiten)
     speakers = sorted(set(labelled.spk))
@@ -99,7 +98,7 @@ def main() -> None:
     out = unlabelled.with_speakers([speakers[k] for k in found])
     report["sizes"] = quality.sizes(found)
     if truth is not None:
-        true = np.array([truth[u] for u in unlabelled.utts])
+        true = np.array(truth)
         report["diagnostics"] = quality.diagnostics(found, true)
         report["diagnostics"]["label_accuracy"] = float(np.mean(np.array(out.spk) == true))
     folder = Path(args.out_data).parent

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, natural, run
 
 
 def parse() -> argparse.Namespace:
@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--rt60", type=float, nargs="*", default=[0.3, 0.6, 0.9], metavar="S", help="(0.3 0.6 0.9)"
     )
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()
     if min([1.0, *args.durations, *args.rt60]) < 0.1 or max([0.1, *args.rt60]) > 1.5:
         p.error("--durations from 0.1 s, --rt60 within 0.1 and 1.5 s")
@@ -88,16 +88,14 @@ def main() -> None:
     from pyspkv.atomic import atomic_file
     from pyspkv.checkpoint import load_encoder
     from pyspkv.datadir import DataDir
-    from pyspkv.embed import embed_rows
-    from pyspkv.embeddings import normalise
-    from pyspkv.trials import read_trials
+    from pyspkv.embed import embed
+    from pyspkv.trials import trials_over
 
     data, out = DataDir.read(args.data), Path(args.out)
     file = Path(args.data) / "trials"
     if not file.is_file():
         raise UserError("has no trials", file=args.data, mend="give a data directory with a trials file")
-    enrol, test, target = read_trials(file)
-    i, j = (scoring.rows_of(ids, data.utts, "data", file) for ids in (enrol, test))
+    enrol, test, target = trials = trials_over(file, data.utts)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = load_encoder(args.model).to(device)
     units = metrics.Resampling(
@@ -105,9 +103,7 @@ def main() -> None:
     )
     rows = []
     for name, change in conditions(args, out / "rooms").items():
-        found = dict(embed_rows(encoder, data, device, "fp32", change=change))
-        x = normalise(np.stack([found[row] for row in range(len(data.utts))]))
-        scores = scoring.cosine(x, x, i, j)
+        scores, _ = scoring.score_trials(embed(encoder, data, device, "fp32", change=change), trials)
         summary = metrics.summary(scores, target)
         row = {"condition": name, "eer": summary["eer"], "min_dcf_0.01": summary["min_dcf_0.01"]}
         interval = metrics.bootstrap(scores, target, units, metrics.REPLICATES // 10)

@@ -9,9 +9,7 @@ from pyspkv.errors import UserError, run
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.train", description=__doc__)
     parser.add_argument("--config", required=True, metavar="YAML", help="what differs from the defaults")
-    parser.add_argument(
-        "--data", required=True, metavar="DIR", help="data directory; utt2spk holds the classes"
-    )
+    parser.add_argument("--data", metavar="DIR", help="data directory; utt2spk holds the classes")
     parser.add_argument(
         "--unlabelled", metavar="DIR", help="second data directory of semi-supervised objectives"
     )
@@ -20,9 +18,13 @@ def parse() -> argparse.Namespace:
         "--dev-trials", metavar="FILE", help="trials over --dev; the lowest EER becomes @best"
     )
     parser.add_argument(
-        "--patience", type=int, default=0, metavar="N", help="stop after N epochs without a better dev EER"
+        "--patience",
+        type=int,
+        default=0,
+        metavar="N",
+        help="stop after N epochs in a row above the best dev EER",
     )
-    parser.add_argument("--exp", required=True, metavar="DIR", help="run folder")
+    parser.add_argument("--exp", metavar="DIR", help="run folder")
     parser.add_argument(
         "--init", metavar="DIR[@best|last]", help="start from this run's encoder, with new heads"
     )
@@ -39,6 +41,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     args = parser.parse_args()
+    if not args.print_config and (args.data is None or args.exp is None):
+        parser.error("--data and --exp are required")
     if (args.dev is None) != (args.dev_trials is None):
         parser.error("--dev and --dev-trials go together")
     if args.keep_head and args.init is None:

@@ -11,17 +11,16 @@ from pyspkv.embeddings import normalise
 from pyspkv.errors import run
 
 
-def embed(model: str, paths: list[str]) -> np.ndarray:
+def embed_files(model: str, paths: list[str]) -> np.ndarray:
     """float32 [n, D] length-normalised embeddings of whole audio files, embedded as bin.extract does."""
     import torch
 
     from pyspkv.checkpoint import load_encoder
     from pyspkv.datadir import DataDir
-    from pyspkv.embed import embed_rows
+    from pyspkv.embed import embed
 
     files = DataDir(None, paths, paths, {path: path for path in paths})
-    found = dict(embed_rows(load_encoder(model), files, torch.device("cpu"), "fp32"))
-    return normalise(np.stack([found[row] for row in range(len(paths))]))
+    return normalise(embed(load_encoder(model), files, torch.device("cpu"), "fp32").x)
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
         p.error("give at least two audio files")
     stored = Path(args.model.removesuffix("@best").removesuffix("@last")) / "calibration.json"
     calibration = Calibration.read(stored) if stored.exists() else None
-    x = embed(args.model, args.audio)
+    x = embed_files(args.model, args.audio)
     for i, j in itertools.combinations(range(len(x)), 2):
         score = float(x[i] @ x[j])
         line = f"{args.audio[i]} {args.audio[j]} score {score:.4f}"

@@ -1,6 +1,6 @@
 """ResNet34 for speakers (as in He et al. 2016, narrow stem; x-vector use as in Zeinali et al. 2019)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from pyspkv.models.pooling import AttentiveStatsPool, StatsPool
 @dataclass(kw_only=True)
 class ResNetConfig:
     channels: int = 32  # width of the first stage; doubled in each of the next three
-    blocks: list[int] = field(default_factory=lambda: [3, 4, 6, 3])  # ResNet34
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)  # ResNet34
     embed_dim: int = 256
     n_mels: int = 80
     attentive: bool = False  # attentive statistics pooling instead of plain statistics

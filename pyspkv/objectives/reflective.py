@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from pyspkv.dataset import Batch, View
 from pyspkv.distributed import all_sum, broadcast, gather, rank
+from pyspkv.errors import UserError
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.labels.clustering import whitening
 from pyspkv.labels.gates import merge_rows, two_gaussians
@@ -42,7 +43,7 @@ class ReflectiveConfig:
     fixed_epochs: int = 5  # labels stay as they are
     queue: int = 5
     # The teacher forgets over so many epochs, from the start of the run to its end; a = 1 - 1 / (c x steps per epoch).
-    ema_epochs: list[float] = field(default_factory=lambda: [0.44, 4.4])
+    ema_epochs: tuple[float, float] = (0.44, 4.4)
     noise_model: bool = True  # weights from the mixture; else all 1
     sinkhorn: int = 0  # iterations that even out a batch's votes; 0 = plain argmax
     # Classes become one when their members are this alike across, as a share of how alike they are within; 0 = never.
@@ -106,6 +107,11 @@ class Reflective(Objective):
 
     def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
+        if info.num_speeds > 1:
+            rule = "augment.speeds: a speaker is one class here, and the teacher hears clean speech"
+            raise UserError(rule, mend="leave augment.speeds out")
+        if 0 < info.num_labelled < info.num_rows:
+            raise UserError("objective reflective takes one data directory", mend="leave --unlabelled out")
         self.config = c = config
         self.classifier = Classifier(encoder.embed_dim, info.num_classes, c)
         self.teacher, self.teacher_classifier = deepcopy(encoder), deepcopy(self.classifier)
@@ -196,13 +202,18 @@ class Reflective(Objective):
         with torch.autocast(embedding.device.type, enabled=False):
             logits = self.classifier(embedding.float(), label).masked_fill(self.dead, -1e4)
             loss = F.cross_entropy(logits, label, reduction="none")
-        if self.training and self.votes:
+        voting = self.training and self.votes
+        if voting:
             self.reflect(batch, label)
         size = torch.tensor(float(len(label)), device=loss.device)
         right = (logits.detach().argmax(1) == label).float()
         return Losses(
             {"reflective": ((weight * loss).sum(), weight.sum())},
-            {"accuracy": (right.sum(), size), "spread": spread(F.normalize(embedding))},
+            {
+                "accuracy": (right.sum(), size),
+                "spread": spread(F.normalize(embedding)),
+                "teacher": (size * voting, size),  # share of the teacher's crops that were listened to
+            },
         )
 
     @torch.no_grad()

@@ -44,6 +44,7 @@ class Semi(Objective):
     """
 
     Config = SemiConfig
+    reads = ("weak", "strong")  # views of unlabelled rows
     joint = False  # unlabelled strong views pass through the encoder together with the labelled rows
 
     def __init__(self, config: SemiConfig, encoder: Encoder, info: Info):
@@ -84,6 +85,8 @@ class Semi(Objective):
             size = torch.tensor(float(len(rows)), device=loss.device)
             terms["unlabelled"] = (c.unlabelled_weight * found.sum(), size)
             stats |= {name: (value.float().sum(), size) for name, value in more.items()}
+            whole = torch.tensor(float(len(batch.index)), device=loss.device)
+            stats |= {name: (count / 2, whole) for name in batch.views if name not in self.reads}
         return Losses(terms, stats)
 
     def cosines(

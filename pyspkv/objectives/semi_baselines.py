@@ -33,6 +33,7 @@ class PseudoLabel(Gated):
     normalisation are those of the labelled rows."""
 
     Config = PseudoLabelConfig
+    reads = ("weak",)
 
     def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         with frozen_statistics(self.encoder):
@@ -145,6 +146,7 @@ class CDVAT(Semi):
     1 - cos(f(x), f(x + r)), r = epsilon g / |g|, g the distance's gradient at x + xi d for a random direction d."""
 
     Config = CDVATConfig
+    reads = ("weak",)
 
     def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
@@ -185,6 +187,8 @@ class GCL(Objective):
 
     def __init__(self, config: GCLConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
+        if info.num_speeds > 1:
+            raise UserError("augment.speeds: the classes are speakers here", mend="leave augment.speeds out")
         self.config = config
         self.log_scale = nn.Parameter(torch.tensor(config.scale).log())
 
