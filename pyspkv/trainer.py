@@ -496,7 +496,6 @@ class Trainer:
                     "threads": torch.get_num_threads(),
                     "num_classes": len(self.corpus.classes),
                     "num_utterances": len(self.corpus),
-                    "num_unlabelled": sum(len(part.utts) for part in self.corpus.parts[1:]),
                     "label_hash": self.state["label_hash"],
                     "init": self.init,
                     "start": self.start,

@@ -82,7 +82,12 @@ record_iterations() { # of GLL and its variants
 table1="Table 1: by labels a speaker"
 marker=$cell/.recorded
 [ "$system" != stage1 ] || marker=$exp/pretrain/.recorded
-[ ! -f "$marker" ] || exit 0
+asked="$results, --rounds $rounds, --run-opts $run_opts"
+if [ -f "$marker" ]; then
+    [ -s "$marker" ] && [ "$(cat "$marker")" != "$asked" ] || exit 0
+    echo "$0: $cell is recorded for $(cat "$marker"), not for $asked: give another --exp, or remove $marker" >&2
+    exit 1
+fi
 mkdir -p "$grid/log"
 log=$grid/log/seed$seed-n$labels-$name.log started=$SECONDS
 trap '[ $? -eq 0 ] || echo "$0: failed, see $log" >&3' EXIT
@@ -118,5 +123,5 @@ case $system in
         ;;
 esac
 [ "$system" = stage1 ] || train --stage 8 --stop-stage 8 # report.md, plots/gates.png
-touch "$marker"
+echo "$asked" > "$marker"
 echo "seed $seed, $labels labels, $name: $((SECONDS - started)) s" >&3

@@ -148,7 +148,8 @@ gate_curves() { # what the gates let through; the truth is for this alone
         done
     done
     if [ -d "$exp/finetune/model/rows" ]; then
-        runs+=("$exp/finetune/model") data_of+=("$split/unlabelled")
+        runs+=("$exp/finetune/model")
+        if [ -d "$exp/round1/data" ]; then data_of+=("$exp/round1/data"); else data_of+=("$split/unlabelled"); fi # gcn's
     fi
     [ ${#runs[@]} -gt 0 ] || return 0
     local flipped=()

@@ -41,8 +41,7 @@ import_trunk() { # for the student, and with mean pooling as a phase of its own 
     local out
     [ -n "$wavlm" ] || return 0
     for out in wavlm:mhfa trunk/model:mean; do
-        [ -f "$exp/${out%:*}/LATEST" ] || "$SPKV_PYTHON" -m pyspkv.bin.import_checkpoint --from "$wavlm" \
-            --out "$exp/${out%:*}" --pooling "${out#*:}"
+        "$SPKV_PYTHON" -m pyspkv.bin.import_checkpoint --from "$wavlm" --out "$exp/${out%:*}" --pooling "${out#*:}"
     done
 }
 

@@ -104,6 +104,12 @@ def test_diagnostics_by_counting(pair):
     got = quality.diagnostics(labels, truth)
     purity = sum(max(np.bincount(truth[labels == c])) for c in set(labels.tolist())) / len(labels)
     assert got["purity"] == pytest.approx(purity)
+    table = np.array(
+        [[((labels == c) & (truth == s)).sum() for s in set(truth.tolist())] for c in set(labels.tolist())]
+    )
+    assert got["accuracy"] == pytest.approx(
+        table[linear_sum_assignment(table, maximize=True)].sum() / len(labels)
+    )
     both = found = real = 0
     for i, j in itertools.combinations(range(len(labels)), 2):
         found += labels[i] == labels[j]

@@ -574,9 +574,10 @@ def test_permuting_the_truth_changes_nothing_but_the_logged_quality(tmp_path, sp
         given = DataDir.read(folder / "round1/data")
         c = config(tmp_path, epochs=2, **FLEXIBLE)
         Trainer(c, split.labelled, folder / "L", unlabelled=given).run()
-        found[name] = curves(folder / "L", utts, dict(zip(utts, true)), None)
-        with pytest.raises(UserError, match="unlabelled utterances, but --unlabelled has"):
-            curves(folder / "L", utts[1:], None, None)
+        found[name] = curves(folder / "L", given, dict(zip(utts, true)), None)
+        for other_data in (given.subset(utts[1:]), given.with_speakers(given.spk[::-1])):
+            with pytest.raises(UserError, match="other unlabelled utterances or labels"):
+                curves(folder / "L", other_data, None, None)
     assert_same(final(tmp_path / "true/L"), final(tmp_path / "permuted/L"))
     logs = [(tmp_path / n / "L/train.jsonl").read_text().splitlines() for n in found]
     for a, b in zip(*logs):

@@ -270,7 +270,7 @@ def foreign(tmp_path, layout, encoder):
 
 
 @pytest.mark.parametrize("layout", ["microsoft", "authors", "huggingface"])
-def test_import_of_every_layout(tmp_path, layout, imported):
+def test_import_of_every_layout(tmp_path, tmp_path_factory, layout, imported):
     encoder = build(seed=3).eval()
     source = foreign(tmp_path, layout, encoder)
     assert "2 layers of 32" in imported(source)
@@ -280,8 +280,9 @@ def test_import_of_every_layout(tmp_path, layout, imported):
     if layout == "authors":
         wave = 0.1 * torch.randn(1, 8000)
         torch.testing.assert_close(got(wave, torch.tensor([8000])), encoder(wave, torch.tensor([8000])))
-    with pytest.raises(UserError, match="holds a model already"):
-        imported(source)
+    assert "imported already" in imported(source)
+    with pytest.raises(UserError, match="holds another model"):
+        imported(foreign(tmp_path_factory.mktemp("other"), layout, build(seed=4).eval()))
 
 
 def test_a_file_that_runs_code_is_refused(tmp_path, imported):

@@ -64,15 +64,18 @@ def selection(kept, target, true=None, flipped=None) -> dict[str, float]:
     return out
 
 
-def curves(run_folder: Path, utts: list[str], truth: dict | None, flipped: set | None) -> list[dict]:
-    """`selection` of every epoch of one run, whose last rows are `utts`."""
+def curves(run_folder: Path, data, truth: dict | None, flipped: set | None) -> list[dict]:
+    """`selection` of every epoch of one run, whose last rows are the utterances of `data`."""
     import numpy as np
     from safetensors.numpy import load_file
 
     record = run_folder / "run.json"
-    num = json.loads(record.read_text()).get("num_unlabelled") if record.exists() else None
-    if num is not None and num != len(utts):
-        rule = f"was trained on {num} unlabelled utterances, but --unlabelled has {len(utts)}"
+    utts = data.utts
+    trained_on = (
+        json.loads(record.read_text()).get("label_hash", "").split("+")[1:] if record.exists() else []
+    )
+    if trained_on and trained_on[0] != data.label_hash():
+        rule = f"was trained on other unlabelled utterances or labels than {data.path} has"
         raise UserError(rule, file=run_folder, mend="give the directory that it was trained on")
     classes = (run_folder / "classes.txt").read_text().split()
     number = {spk: k for k, spk in enumerate(classes)}
@@ -104,10 +107,10 @@ def main() -> None:
     folders = args.unlabelled * (len(args.runs) if len(args.unlabelled) == 1 else 1)
     found = []
     for run_folder, data in zip(args.runs, folders):
-        utts = DataDir.read(data).utts
+        unlabelled = DataDir.read(data)
         if truth is not None:
-            of_each(truth, utts, args.truth)
-        found += curves(run_folder, utts, truth, flipped)
+            of_each(truth, unlabelled.utts, args.truth)
+        found += curves(run_folder, unlabelled, truth, flipped)
     if not found:
         raise UserError("no epoch of these runs has a gate's rows", file=args.runs[0])
     with atomic_file(args.out) as f:

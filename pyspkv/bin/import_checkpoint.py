@@ -7,6 +7,7 @@ DIR then works wherever a model does: bin.extract, bin.verify, --init, encoder.p
 
 import argparse
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def parse() -> argparse.Namespace:
     return p.parse_args()
 
 
+def digest(source: Path) -> str:
+    """SHA-256 of a checkpoint file, or of a folder's files one after the other by name."""
+    found = hashlib.sha256()
+    for file in sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]:
+        with open(file, "rb") as f:
+            found.update(hashlib.file_digest(f, "sha256").digest())
+    return found.hexdigest()
+
+
 def main() -> None:
     args = parse()
     import torch
@@ -40,8 +50,12 @@ def main() -> None:
     from pyspkv.models import wavlm_import
 
     source, out = Path(args.source), Path(args.out)
+    made_of = {"sha256": digest(source), "pooling": args.pooling}
+    if (out / "LATEST").exists() and made_of.items() <= json.loads((out / "run.json").read_text()).items():
+        print(f"imported already: {out}")
+        return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds a model already" if (out / "LATEST").exists() else "is there already, and not empty"
+        what = "holds another model" if (out / "LATEST").exists() else "is there already, and not empty"
         raise UserError(what, file=out, mend="give another --out")
     trunk, backend, head = wavlm_import.read(source)
     sizes = wavlm_import.config_of(trunk, backend, source)
@@ -52,10 +66,7 @@ def main() -> None:
     checkpoint.load_exactly(encoder.trunk, trunk, source)
     if backend and args.pooling == "mhfa":
         checkpoint.load_exactly(encoder.backend, backend, source)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else None
-    checkpoint.save_import(
-        out, encoder, config, {"command": sys.argv, "source": str(source), "sha256": digest}
-    )
+    checkpoint.save_import(out, encoder, config, {"command": sys.argv, "source": str(source), **made_of})
     count = sum(p.numel() for p in encoder.parameters())
     with_head = f", {len(head)} class centres left out" if head is not None else ""
     mhfa = "with its MHFA" if backend else "pooling: " + args.pooling

@@ -193,10 +193,11 @@ def adjusted_mutual_info(a: Sequence, b: Sequence) -> float:
 
 
 def diagnostics(labels: Sequence, truth: Sequence) -> dict:
-    """Truth-based numbers, for reports only: NMI (arithmetic), AMI, ARI, purity, pair precision/recall/F.
+    """Truth-based numbers, for reports only: NMI (arithmetic), AMI, ARI, purity, accuracy, pair precision/recall/F.
 
     purity: share of utterances whose cluster's majority speaker is theirs (size-weighted); speaker_purity: the same
-    with roles swapped. Pair F: over pairs of utterances, "same cluster" as a detector of "same speaker".
+    with roles swapped; accuracy: share of utterances in the cluster that the Hungarian method matches with their
+    speaker. Pair F: over pairs of utterances, "same cluster" as a detector of "same speaker".
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -216,6 +217,7 @@ def diagnostics(labels: Sequence, truth: Sequence) -> dict:
         "ami": adjusted_mutual_info(b, a),
         "ari": float(adjusted_rand_score(b, a)),
         "purity": float(table.max(1).toarray().sum() / len(a)),
+        "accuracy": float((match_labels(a, b) == b).mean()),
         "speaker_purity": float(table.max(0).toarray().sum() / len(a)),
         "pair_precision": float(precision),
         "pair_recall": float(recall),
