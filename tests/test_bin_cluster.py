@@ -10,7 +10,7 @@ import pytest
 from pyspkv.bin import cluster
 from pyspkv.datadir import DataDir
 from pyspkv.embeddings import EmbeddingWriter
-from pyspkv.labels import quality
+from pyspkv.labels import clustering, quality
 
 NUM = 400
 
@@ -142,6 +142,31 @@ def test_the_labels_come_last_and_never_over_their_source(made, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         cluster.main()
     assert (tmp_path / "report.json").exists() and not (tmp_path / "data").exists()
+
+
+def test_a_killed_clustering_goes_on_and_leaves_no_state(made, tmp_path, monkeypatch):
+    root, _, _ = made
+    base = ["--embeddings", root / "embed/embedding.scp", "--data", root / "data", "--num-clusters", 20]
+    base += ["--method", "kmeans-ahc", "--num-kmeans", 60]
+    run(*base, "--out-data", tmp_path / "whole/data")
+    state, tree = tmp_path / "killed/data.kmeans.npz", clustering.ahc
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clustering, "ahc", killed)
+    monkeypatch.setattr("sys.argv", ["cluster", *map(str, base), "--out-data", str(tmp_path / "killed/data")])
+    with pytest.raises(KeyboardInterrupt):
+        cluster.main()
+    assert state.exists()
+    monkeypatch.setattr(clustering, "ahc", tree)
+    cluster.main()
+    assert not state.exists()
+    for file in ("whole", "killed"):
+        assert (tmp_path / file / "data/utt2spk").read_text() == (tmp_path / "whole/data/utt2spk").read_text()
+    assert (
+        "no whole number from 0" in run(*base, "--out-data", tmp_path / "x", "--seed", "-1", ok=False).stderr
+    )
 
 
 def test_wrong_input_says_what_and_leaves_nothing(made, tmp_path):

@@ -395,6 +395,31 @@ def test_contamination_marks_and_mixes_what_it_says(labelled, households):
         assert all(data.wav[u] == f"/x/{u.split('-in-')[0]}.wav" for u in data.utts)
 
 
+def test_a_dialogue_keeps_its_size_where_the_second_speaker_has_said_little(tmp_path):
+    utts = [f"a{i:02d}" for i in range(16)] + ["b00", "b01"]
+    data = DataDir(tmp_path, utts, [u[0] for u in utts], {u: f"/x/{u}.wav" for u in utts})
+    clean = dialogues.simulate(data, dict.fromkeys(utts, "0"), sizes=(8, 8))
+    mixed = dialogues.contaminate(clean, 1.0, seed=0)
+    count = [list(mixed.extra["utt2dialogue"].values()).count(d) for d in mixed.dialogue2device]
+    assert sorted(count) == [2, 8, 8]
+
+
+def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_no_utterance(
+    tmp_path, labelled
+):
+    labelled.write(tmp_path / "in")
+    args = ["--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
+    tool("pyspkv.bin.simulate_dialogues", *args)
+    (tmp_path / "out/train/notes.txt").write_text("mine")
+    truth = tmp_path / "out/train_labelled/dialogue2mixed"
+    before = truth.read_text()
+    tool("pyspkv.bin.simulate_dialogues", "--rate", "1", *args, code=1)
+    assert truth.read_text() == before
+    truth.write_text(before.split("\n", 1)[1])
+    assert "lacks dialogues" in " ".join(fix(tmp_path / "out/train_labelled"))
+    assert DataDir.read(tmp_path / "out/train_labelled").utts == labelled.utts and not truth.exists()
+
+
 def test_the_truth_stays_out_of_the_training_directory(tmp_path, labelled):
     labelled.write(tmp_path / "in")
     args = ["--rate", "0.5", "--sizes", "2:4", tmp_path / "in", tmp_path / "out"]

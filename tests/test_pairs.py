@@ -383,6 +383,32 @@ def test_one_utterance_per_dialogue_is_refused():
         sampler([0, 0, 1, 1], [0, 0, 1, 1], 2, m=1)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"warmup_epochs": [3, 1]}, "the lower one first"),
+        ({"gamma": -1.0}, "above 0"),
+        ({"tau": 0.0}, "above 0"),
+    ],
+)
+def test_rejection_out_of_range_is_refused(wrong, words):
+    spec = {"name": "pairs", "reject": {"kind": "power", **wrong}}
+    encoder = cfg.build(
+        "encoder", cfg.resolve("encoder", {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
+    )
+    with pytest.raises(UserError, match=words):
+        cfg.build("objective", cfg.resolve("objective", spec), encoder, Info(8, 4, 1, 20))
+
+
+def test_rejection_that_never_begins_is_told(capsys):
+    encoder = cfg.build(
+        "encoder", cfg.resolve("encoder", {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
+    )
+    spec = {"name": "pairs", "reject": {"kind": "power"}}
+    cfg.build("objective", cfg.resolve("objective", spec), encoder, Info(8, 4, 1, 5))
+    assert "nothing is ever rejected" in capsys.readouterr().out
+
+
 # ---- runs ---------------------------------------------------------------------------------------------------------
 CONFIG = """
 encoder: {name: dvector, hidden: 12, layers: 1, embed_dim: 8}

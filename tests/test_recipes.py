@@ -159,6 +159,11 @@ def test_several_pre_trainings_give_labels_side_by_side(mini, tmp_path):
         (["--stag", "3"], "unknown option --stag"),
         (["--supervised", "yes"], "true or false"),
         (["--nj"], "needs a value"),
+        (["--nj", "abc"], "--nj is a number from 1"),
+        (["--num-rounds", "0"], "--num-rounds is a number from 1"),
+        (["--round", "3"], "comes after --num-rounds 2"),
+        (["--seed", "-1"], "--seed is a number from 0"),
+        (["--labels", "2"], "unknown option --labels"),
     ],
 )
 def test_wrong_options_stop_at_once(tmp_path, options, words):

@@ -54,6 +54,25 @@ def epoch(o, e, votes=None):
     return o.end_epoch(e)
 
 
+def test_the_teachers_crops_count_from_its_first_vote_on_and_keep_their_speed():
+    o = objective()
+    for e, share in (
+        (0, 0.0),
+        (1, 0.0),
+        (2, 1.0),
+        (5, 1.0),
+    ):  # floor(L / 2) + 1 epochs before the first update
+        o.before_step(e * STEPS)
+        heard, size = o(batch(o, range(4))).stats["teacher"]
+        assert heard / size == share
+    for info, words in (
+        (Info(6, 2, 1, 9, num_speeds=3), "augment.speeds"),
+        (Info(6, 2, 1, 9, num_labelled=4), "one data"),
+    ):
+        with pytest.raises(UserError, match=words):
+            cfg.build("objective", cfg.resolve("objective", {"name": "reflective"}), o.encoder, info)
+
+
 def test_first_update_has_two_votes_of_the_start_and_three_of_the_teacher():
     o = objective()
     start = o.label.clone()

@@ -121,6 +121,18 @@ def test_everything_with_a_truth_file(whole, exp, monkeypatch, capsys):
         assert path.name in text
 
 
+def test_curves_are_of_the_folder_where_the_run_lies_now(exp, monkeypatch, capsys):
+    """A moved run, and another one at the old place."""
+    moved = exp.rename(exp.with_name("moved"))
+    report(monkeypatch, capsys, "--exp", moved)
+    before = (moved / "plots/det.png").read_bytes()
+    for m in moved.glob("*/score/test.json"):
+        stored = json.loads(m.read_text())
+        m.write_text(json.dumps({**stored, "scores": str(moved / "pretrain/score/test.scores")}))
+    report(monkeypatch, capsys, "--exp", moved)
+    assert (moved / "plots/det.png").read_bytes() == before
+
+
 def test_no_truth_no_diagnostics_and_phases_that_do_not_apply(exp, monkeypatch, capsys):
     for name in ("finetune", "supervised", "pretrain"):
         shutil.rmtree(exp / name)
