@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from pyspkv.errors import UserError
 
 
+def device() -> torch.device:
+    """The first GPU, or the CPU: where a single process embeds."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def init() -> torch.device:
     """Join torchrun's process group if there is one (nccl on GPU, gloo on CPU) and return this rank's device."""
     local = int(os.environ.get("LOCAL_RANK", 0))

@@ -47,10 +47,9 @@ def _line(k: int) -> dict:
 
 def _probit(p):
     """Inverse of the normal distribution function: a DET curve of Gaussian scores is a straight line."""
-    from statistics import NormalDist
+    from scipy.special import ndtri
 
-    inverse = NormalDist().inv_cdf
-    return np.array([inverse(min(max(float(v), 1e-7), 1 - 1e-7)) for v in np.atleast_1d(p)])
+    return ndtri(np.clip(np.atleast_1d(p), 1e-7, 1 - 1e-7))
 
 
 def det_points(curve: Curve, points: int = 400) -> tuple[np.ndarray, np.ndarray]:

@@ -255,7 +255,7 @@ def _share(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pyspkv.bin.datadir", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.datadir", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, function, about: str) -> argparse.ArgumentParser:

@@ -21,9 +21,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.crops < 0 or args.crop_seconds < 0.1:
         parser.error("--crops is a number from 0, --crop-seconds at least 0.1")
-    import torch
     from tqdm import tqdm
 
+    from pyspkv import distributed
     from pyspkv.audio import SAMPLE_RATE
     from pyspkv.checkpoint import load_encoder
     from pyspkv.datadir import DataDir
@@ -31,7 +31,7 @@ def main() -> None:
     from pyspkv.embeddings import EmbeddingWriter
 
     data = DataDir.read(args.data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = distributed.device()
     encoder = load_encoder(args.model).to(device)
     crops = (args.crops, round(args.crop_seconds * SAMPLE_RATE)) if args.crops else None
     rows = embed_rows(encoder, data, device, args.precision, args.allow_pipes, crops)

@@ -37,9 +37,9 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    import torch
 
     from pyspkv import config as cfg
+    from pyspkv import distributed
     from pyspkv.atomic import atomic_file
     from pyspkv.checkpoint import find, load_encoder
     from pyspkv.datadir import DataDir
@@ -53,7 +53,7 @@ def main() -> None:
             "no such file", file=data.path / "utt2dialogue", mend="utils/sessionize.sh makes it from a log"
         )
     mixed = read_table(args.mixed, "flag") if args.mixed else None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = distributed.device()
     raw = cfg.read(find(args.model).parent / "config.yaml").get("objective", {})
     reject = cfg.resolve("objective", raw).reject if raw.get("name") == "pairs" else PairsConfig().reject
     table, found = score(

@@ -82,9 +82,8 @@ def conditions(args, cache: Path) -> dict[str, Callable]:
 
 def main() -> None:
     args = parse()
-    import torch
 
-    from pyspkv import metrics, plots, scoring
+    from pyspkv import distributed, metrics, plots, scoring
     from pyspkv.atomic import atomic_file
     from pyspkv.checkpoint import load_encoder
     from pyspkv.datadir import DataDir
@@ -96,7 +95,7 @@ def main() -> None:
     if not file.is_file():
         raise UserError("has no trials", file=args.data, mend="give a data directory with a trials file")
     enrol, test, target = trials = trials_over(file, data.utts)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = distributed.device()
     encoder = load_encoder(args.model).to(device)
     units = metrics.Resampling(
         *([dict(zip(data.utts, data.spk))[u] for u in side] for side in (enrol, test)), "speakers"

@@ -126,8 +126,8 @@ def ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
 
 
-def margin_logits(cos: Tensor, target: Tensor, margin: float | Tensor) -> Tensor:
-    """AAM / ArcFace (Deng et al. 2019): cos [B, K] with cos(theta + m) in the target's column.
+def margin_logits(cos: Tensor, target: Tensor, margin: float) -> Tensor:
+    """AAM / ArcFace (Deng et al. 2019): cos [B, K] with cos(theta + m), m in radians, in the target's column.
 
     Where theta + m would pass pi, cos - m sin m takes its place, which keeps it monotone in theta.
     """
