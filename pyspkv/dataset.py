@@ -255,4 +255,5 @@ def loader(
     return torch.utils.data.DataLoader(
         dataset, batch_size=None, sampler=Items(), num_workers=workers, prefetch_factor=4 if workers else None,
         worker_init_fn=lambda _: on_fork(),
+        multiprocessing_context="fork" if workers else None,  # they share the audio in memory
     )  # fmt: skip
