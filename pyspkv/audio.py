@@ -311,10 +311,8 @@ class AudioReader:
         if row < len(self._cache_start) - 1:
             first, last = int(self._cache_start[row]), int(self._cache_start[row + 1])
             start, stop = self._stretch(row, first, last, start, num, back)
-            part = self._cache[start:stop]
-            return (
-                part.copy() if part.dtype == np.float32 else part.astype(np.float32) * np.float32(1 / 32768)
-            )
+            part = self._cache[start:stop].astype(np.float32)  # a copy either way
+            return part * np.float32(1 / 32768) if self._cache.dtype == np.int16 else part
         try:
             with _open(self._entry(row), self.allow_pipes) as f:
                 first, last = self._header(row, f)

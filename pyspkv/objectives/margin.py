@@ -121,9 +121,8 @@ class Margin(HasGate, Objective):
         stats = {k: (v, size) for k, v in stats.items()}
         if c.faithful:
             stats["cross_entropy"] = total.detach(), weight
-            value = all_sum(total.detach()) / all_sum(weight).clamp_min(
-                1
-            )  # of all processes: as one would have it
+            counted = all_sum(weight).clamp_min(1)
+            value = all_sum(total.detach()) / counted  # of all processes, as one would have it
             total = total / torch.where(value > 0, value, 1.0)
         terms = {"aam": (total, weight)}
         if (pull := self.encoder.pull(c.faithful)) is not None:
