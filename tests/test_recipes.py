@@ -466,8 +466,14 @@ def test_gll_recipe_to_its_end_and_a_variant_and_a_baseline(mini, tmp_path):
     assert list(dict.fromkeys(e["run"] for e in epochs)) == [f"round{r}/{s}" for r in (1, 2) for s in "TVL"]
     assert all(e["quantity"] == 1 for e in epochs if e["run"].endswith("T"))
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("exp/n1/gll/round*/*/LATEST")}
-    gll_run(tmp_path, data, "--stage", 3, "--stop-stage", 4, "--num-rounds", 2)
+    gll_run(
+        tmp_path, data, "--stage", 3, "--stop-stage", 4, "--num-rounds", 2, "--stage-rates", "0.001 0.0002"
+    )
     assert {p: p.stat().st_mtime_ns for p in before} == before, "a rerun does nothing"
+    with pytest.raises(AssertionError, match="started with another config"):
+        gll_run(
+            tmp_path, data, "--stage", 4, "--stop-stage", 4, "--num-rounds", 2, "--overrides", "optim.lr=0.1"
+        )
     gll_run(tmp_path, data, "--stage", 4, "--stop-stage", 4, "--system", "fixmatch")
     gll_run(tmp_path, data, "--stage", 4, "--stop-stage", 4, "--system", "fixed", "--num-rounds", 1,
             "--calibrate-labels", 1)  # fmt: skip
