@@ -23,13 +23,13 @@ exp=                # default <recipe>/exp/grid
 data=               # default <recipe>/data
 results=            # default <recipe>/RESULTS.jsonl
 run_opts=           # further options of the recipe's run.sh
+ALL_SYSTEMS=$systems
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
 [ $# -eq 1 ] || { sed -n '2,8s/^# //p' "$0" >&2; exit 1; }
 recipe=$(realpath "$1")
 for system in $systems; do
-    [[ " supervised wo-gll gll full fixed flexible verification fixmatch fixmatch-low flexmatch flexmatch-low pseudo-label \
-pseudo-label-low mean-teacher distil gcl cdvat gcn " == *" $system "* ]] || { echo "$0: no system is called '$system'" >&2; exit 1; }
+    [[ " $ALL_SYSTEMS " == *" $system "* ]] || { echo "$0: no system is called '$system'" >&2; exit 1; }
 done
 [[ $rounds =~ ^[1-9][0-9]*$ ]] || { echo "$0: --rounds is a number from 1, not '$rounds'" >&2; exit 1; }
 exp=$(realpath -m "${exp:-$recipe/exp/grid}") data=$(realpath -m "${data:-$recipe/data}")

@@ -112,13 +112,8 @@ class ECAPA(Encoder):
     def __init__(self, config: ECAPAConfig):
         super().__init__(config.n_mels)
         c = config
-        if (
-            min(c.channels, c.mfa_channels, c.embed_dim, c.n_mels, c.scale, c.bottleneck) < 1
-            or c.channels % c.scale
-        ):
-            raise UserError(
-                f"encoder: sizes are above 0 and channels {c.channels} a multiple of scale {c.scale}"
-            )
+        if c.channels % c.scale:
+            raise UserError(f"encoder.channels {c.channels} is no multiple of scale {c.scale}")
         self.embed_dim = c.embed_dim
         self.stem = ConvReluNorm(c.n_mels, c.channels, 5)
         self.blocks = nn.ModuleList(SERes2Block(c.channels, d, c.scale, c.bottleneck) for d in (2, 3, 4))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyspkv.dataset import Batch, View
+from pyspkv.errors import UserError
 from pyspkv.features import SpecAugmentConfig, spec_augment
 from pyspkv.models.encoder import Encoder
 
@@ -42,9 +43,12 @@ class Objective(nn.Module):
 
     evaluates = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
     wants_embeddings = False  # `begin` is called before a new run's first step
+    takes_speeds = True  # augment.speeds; where a speaker is one class at any speed, it does not
 
     def __init__(self, encoder: Encoder, info: Info):
         super().__init__()
+        if info.num_speeds > 1 and not self.takes_speeds:
+            raise UserError("augment.speeds: the classes are speakers here", mend="leave augment.speeds out")
         self.encoder, self.info = encoder, info
         self.epoch_now = 0.0
 

@@ -104,12 +104,10 @@ class Reflective(Objective):
     Config = ReflectiveConfig
     evaluates = "teacher"
     wants_embeddings = True
+    takes_speeds = False
 
     def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
-        if info.num_speeds > 1:
-            rule = "augment.speeds: a speaker is one class here, and the teacher hears clean speech"
-            raise UserError(rule, mend="leave augment.speeds out")
         if 0 < info.num_labelled < info.num_rows:
             raise UserError("objective reflective takes one data directory", mend="leave --unlabelled out")
         self.config = c = config

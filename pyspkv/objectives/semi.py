@@ -44,13 +44,12 @@ class Semi(Objective):
     """
 
     Config = SemiConfig
+    takes_speeds = False
     reads = ("weak", "strong")  # views of unlabelled rows
     joint = False  # unlabelled strong views pass through the encoder together with the labelled rows
 
     def __init__(self, config: SemiConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
-        if info.num_speeds > 1:
-            raise UserError("augment.speeds: the classes are speakers here", mend="leave augment.speeds out")
         self.config = config
         self.head = AAMHead(encoder.embed_dim, info.num_classes)
 

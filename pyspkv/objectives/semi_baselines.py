@@ -184,11 +184,10 @@ class GCL(Objective):
     labelled speaker attract each other, and so do the two of an unlabelled utterance; all others repel."""
 
     Config = GCLConfig
+    takes_speeds = False
 
     def __init__(self, config: GCLConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
-        if info.num_speeds > 1:
-            raise UserError("augment.speeds: the classes are speakers here", mend="leave augment.speeds out")
         self.config = config
         self.log_scale = nn.Parameter(torch.tensor(config.scale).log())
 
