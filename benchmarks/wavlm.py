@@ -2,9 +2,13 @@
 
     git clone https://github.com/theolepage/wavlm_ssl_sv /tmp/wavlm_ssl_sv
     OMP_NUM_THREADS=2 python benchmarks/wavlm.py [--authors /tmp/wavlm_ssl_sv] [step extract memory]
+    python benchmarks/wavlm.py --device cuda --batch 120 --authors /tmp/wavlm_ssl_sv
 
-`step`: 3 s crops, batch 8, AAM-softmax over 7,500 classes, forward, backward and AdamW on the transformer layers, MHFA
-and the classes, convolutions frozen. `extract`: evaluation mode, the same crops. All sides take turns in one process.
+`step`: 3 s crops, batch 8 (`--batch`), AAM-softmax over 7,500 classes, forward, backward and AdamW on the transformer
+layers, MHFA and the classes, convolutions frozen. `extract`: evaluation mode, the same crops. All sides take turns in
+one process.
+With them the floating-point operations of one utterance, and, on a GPU, each side's share of the bf16 peak, which is
+measured as well: products of 8,192 x 8,192 matrices.
 `memory`: peak of one of our steps with the gate closed, so that the clean pass of label correction is taken.
 """
 
@@ -18,6 +22,7 @@ import numpy as np
 import torch
 from peer import report, take_turns
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyspkv import config as cfg
 from pyspkv.dataset import Batch
@@ -25,8 +30,7 @@ from pyspkv.embed import autocast
 from pyspkv.models.wavlm import WavLM
 from pyspkv.objectives.objective import Info, margin_logits
 
-BATCH, SAMPLES, CLASSES = 8, 48_240, 7500
-CPU = torch.device("cpu")
+SAMPLES, CLASSES = 48_240, 7500
 BASE_PLUS = {  # the cfg of WavLM-Base+.pt, as far as the authors' class has no such default
     "extractor_mode": "default", "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072,
     "encoder_attention_heads": 12, "activation_fn": "gelu", "dropout": 0.1, "attention_dropout": 0.1,
@@ -67,16 +71,16 @@ def authors_model(checkout: Path, folder: Path) -> torch.nn.Module:
 class Step:
     """One training step of an encoder called with waves [B, T], in plain torch."""
 
-    def __init__(self, encoder, call):
-        self.encoder, self.call = encoder.train(), call
-        self.weight = torch.nn.Parameter(0.02 * torch.randn(CLASSES, 256))
+    def __init__(self, encoder, call, device: torch.device):
+        self.encoder, self.call, self.device = encoder.to(device).train(), call, device
+        self.weight = torch.nn.Parameter(0.02 * torch.randn(CLASSES, 256, device=device))
         params = [p for p in encoder.parameters() if p.requires_grad]
         fused = True if type(encoder) is WavLM else None  # as our trainer has it
         self.optimiser = torch.optim.AdamW([*params, self.weight], lr=1e-5, fused=fused)
 
     def __call__(self, wave, label, precision: str) -> None:
         self.optimiser.zero_grad()
-        with autocast(CPU, precision):
+        with autocast(self.device, precision):
             z = self.call(self.encoder, wave).float()
         cos = F.linear(F.normalize(z), F.normalize(self.weight))
         F.cross_entropy(30 * margin_logits(cos, label, 0.2), label).backward()
@@ -88,54 +92,98 @@ def ours(cls=WavLM) -> torch.nn.Module:
 
 
 def call_ours(encoder, wave):
-    return encoder(wave, torch.full((len(wave),), wave.shape[1]))
+    return encoder(wave, torch.full((len(wave),), wave.shape[1], device=wave.device))
 
 
 def sides(args, folder: Path) -> dict:
     """Name -> (encoder, how it is called, precision)."""
     hf, own = ours(Transformers), ours()
-    out = {"transformers fp32": (hf, call_ours, "fp32"), "transformers bf16": (hf, call_ours, "bf16")}
-    out |= {"ours fp32": (own, call_ours, "fp32"), "ours bf16": (own, call_ours, "bf16")}
+    out = {f"transformers {p}": (hf, call_ours, p) for p in ("fp32", "bf16")}
+    out |= {f"ours {p}": (own, call_ours, p) for p in ("fp32", "bf16")}
     if args.authors:
         theirs = authors_model(args.authors, folder)
-        out = {"authors fp32": (theirs, lambda m, wave: m([wave, False]), "fp32"), **out}
+        out = {f"authors {p}": (theirs, lambda m, wave: m([wave, False]), p) for p in ("fp32", "bf16")} | out
     return out
 
 
+def synchronised(call, device: torch.device):
+    """`call`, which returns when the GPU has done it."""
+    if device.type == "cpu":
+        return call
+
+    def wait() -> None:
+        call()
+        torch.cuda.synchronize(device)
+
+    return wait
+
+
+def peak(device: torch.device) -> float:
+    """Floating-point operations a second of large bf16 products of random numbers."""
+    a, b = torch.randn(2, 8192, 8192, device=device, dtype=torch.bfloat16)
+    product = synchronised(lambda: [a @ b for _ in range(10)], device)
+    return 10 * 2 * 8192**3 / take_turns({"peak": product}, 5)["peak"]
+
+
+def compare(what: str, calls: dict, one, args) -> None:
+    """Times the calls and prints them beside one utterance's operations, counted in one().
+
+    On a CPU the base is the authors' code in fp32, as they run it; on a GPU it has bf16 as well.
+    """
+    with FlopCounterMode(display=False) as flops:
+        one()
+    count, cuda = flops.get_total_flops(), args.device.type == "cuda"
+    seconds = take_turns({name: synchronised(call, args.device) for name, call in calls.items()}, args.turns)
+    report(what, seconds, args.batch, "utterances", list(calls)[cuda])
+    print(f"  {count / 1e9:.1f} GFLOP an utterance")
+    if cuda:
+        most = peak(args.device)
+        print(f"  bf16 peak, measured: {most / 1e12:.0f} TFLOP/s")
+        for name, s in seconds.items():
+            rate = args.batch * count / s
+            print(f"  {name:<18} {rate / 1e12:6.1f} TFLOP/s, {rate / most:.0%} of it")
+
+
 def step(args, folder: Path) -> None:
-    wave, label = 0.1 * torch.randn(BATCH, SAMPLES), torch.randint(CLASSES, (BATCH,))
+    wave = 0.1 * torch.randn(args.batch, SAMPLES, device=args.device)
+    label = torch.randint(CLASSES, (args.batch,), device=args.device)
     made, calls = {}, {}
     for name, (encoder, call, precision) in sides(args, folder).items():
-        take = made.setdefault(id(encoder), Step(encoder, call))
+        take = made.setdefault(id(encoder), Step(encoder, call, args.device))
         calls[name] = lambda take=take, p=precision: take(wave, label, p)
-    report("training step", take_turns(calls, args.turns), BATCH, "utterances", next(iter(calls)))
+    cpu = Step(ours(), call_ours, torch.device("cpu"))
+    compare("training step", calls, lambda: cpu(wave[:1].cpu(), label[:1].cpu(), "fp32"), args)
 
 
 @torch.inference_mode()
 def extract(args, folder: Path) -> None:
-    wave, calls = 0.1 * torch.randn(BATCH, SAMPLES), {}
+    wave, calls = 0.1 * torch.randn(args.batch, SAMPLES, device=args.device), {}
 
     def embed(encoder, call, precision):
-        with autocast(CPU, precision):
+        with autocast(args.device, precision):
             return call(encoder, wave)
 
     for name, side in sides(args, folder).items():
-        side[0].eval()
+        side[0].eval().to(args.device)
         calls[name] = lambda side=side: embed(*side)
-    report("extraction", take_turns(calls, args.turns), BATCH, "utterances", next(iter(calls)))
+    cpu = ours().eval()
+    compare("extraction", calls, lambda: call_ours(cpu, wave[:1].cpu()), args)
 
 
 def memory(args, folder: Path) -> None:
     gate = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0}
     objective = cfg.build(
         "objective", cfg.resolve("objective", {"name": "margin", "crop_seconds": 3.0, "gate": gate}), ours(),
-        Info(BATCH, CLASSES, 1, 1),
+        Info(args.batch, CLASSES, 1, 1),
     )  # fmt: skip
     objective.gate.tau.fill_(0.0)  # every label is rejected, so every clean crop is embedded
     params = [p for g in objective.optimisers()["main"] for p in g["params"]]
     optimiser = torch.optim.AdamW(params, lr=1e-5)
-    rows, none = torch.arange(BATCH), torch.full((BATCH,), -1)
-    views = {n: (0.1 * torch.randn(BATCH, SAMPLES), torch.full((BATCH,), SAMPLES)) for n in ("main", "clean")}
+    rows, none = torch.arange(args.batch), torch.full((args.batch,), -1)
+    views = {
+        n: (0.1 * torch.randn(args.batch, SAMPLES), torch.full((args.batch,), SAMPLES))
+        for n in ("main", "clean")
+    }
     batch = Batch(0, 0, rows, 0 * rows, rows, none, none, 0 * rows, views)
     for _ in range(2):
         optimiser.zero_grad()
@@ -144,8 +192,8 @@ def memory(args, folder: Path) -> None:
         (total / weight.clamp_min(1)).backward()
         optimiser.step()
     assert np.isfinite(total.item())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"memory: {peak:.2f} GiB at the peak of the process, step of {BATCH} with the clean pass")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"memory: {most:.2f} GiB at the peak of the process, step of {args.batch} with the clean pass")
 
 
 PARTS = {"step": step, "extract": extract, "memory": memory}
@@ -158,6 +206,8 @@ def main() -> None:
     )
     p.add_argument("--authors", type=Path, help="checkout of wavlm_ssl_sv")
     p.add_argument("--turns", type=int, default=3)
+    p.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    p.add_argument("--batch", type=int, default=8)
     args = p.parse_args()
     torch.manual_seed(0)
     for part in args.parts or ["step", "extract"]:

@@ -25,6 +25,15 @@ def init() -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda and local >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            mend="lower --ngpu, or train on the CPU with --ngpu 0",
+        )
+    if cuda:  # sums in a fixed order, as a killed run ends with the digits of an unbroken one
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if cuda:
             torch.cuda.set_device(device)

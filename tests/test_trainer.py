@@ -67,6 +67,7 @@ def assert_same(a: dict, b: dict, **tolerance):
             b[k],
             msg=lambda m, k=k: f"{k}: {m}",
             equal_nan=True,
+            check_device=False,
             **(tolerance or {"atol": 0, "rtol": 0}),
         )
 
@@ -269,7 +270,7 @@ def test_extraction_runs_the_saved_encoder_in_eval_mode(tmp_path, data):
     found = embed(checkpoint.load_encoder(exp), data, torch.device("cpu"), "fp32")
     reader = trainer.corpus.readers[0]
     with torch.no_grad():
-        encoder = trainer.objective.encoder.eval()
+        encoder = trainer.objective.encoder.eval().cpu()
         for row in (0, 7, 23):
             wave = torch.from_numpy(reader.read(row))[None]
             want = encoder(wave, torch.tensor([wave.shape[1]]))[0]
@@ -295,7 +296,8 @@ def train_command(tmp_path, data, exp, *more, nproc=1):
     ]
 
 
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+       "CUDA_VISIBLE_DEVICES": ""}  # fmt: skip
 
 
 @pytest.mark.parametrize(

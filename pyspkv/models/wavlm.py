@@ -6,6 +6,7 @@ nothing (the group norm of the first convolution leaves padded samples out, whic
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -231,11 +232,8 @@ class WavLM(Encoder):
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the backend's sums of the hidden states [B, F, S x dim], mask."""
         mask = frame_mask(lengths, feats.shape[1])
-        shares, sums = self.backend.mix().to(feats.device), None
-        for i, h in enumerate(self.hidden_states(feats, mask)):
-            sums = [torch.zeros_like(h)] * len(shares) if sums is None else sums
-            sums = [torch.addcmul(s, h, share) for s, share in zip(sums, shares[:, i])]
-        return torch.cat(sums, -1), mask
+        states = list(self.hidden_states(feats, mask))
+        return _on(feats.device, mixture)(states, self.backend.mix().to(feats.device)), mask
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         return self.norm(self.backend(frames, mask))
@@ -248,10 +246,9 @@ class WavLM(Encoder):
             h, _ = t.feature_projection(feats)
             if mask is not None:
                 h = h * mask[..., None]
-            conv = t.encoder.pos_conv_embed.conv
-            place = _convolution(h, conv, padding=(0, c.pos_conv_kernel // 2), groups=c.pos_conv_groups)
-            h = t.encoder.layer_norm(h + F.gelu(place[:, : h.shape[1]]))
-        h = self.drop(h, c.dropout)
+            place = _position(h, t.encoder.pos_conv_embed.conv)
+            h = t.encoder.layer_norm(h + F.gelu(place))
+        h = drop(h, c.dropout, self.training)
         yield h
         attention = t.encoder.layers[0].attention
         with torch.set_grad_enabled(torch.is_grad_enabled() and c.freeze != "trunk"):
@@ -261,57 +258,93 @@ class WavLM(Encoder):
             padded = (
                 None if mask is None else torch.zeros_like(mask, dtype=bias.dtype).masked_fill_(~mask, -1e9)
             )
-            drop = (
+            skipped = (
                 torch.rand(c.layers) < c.layerdrop
                 if self.training
                 else torch.zeros(c.layers, dtype=torch.bool)
             )
-            for layer, dropped in zip(t.encoder.layers, drop.tolist()):
+            run, rates = _on(h.device, transformer_layer), (c.heads, c.dropout, c.attention_dropout)
+            for layer, dropped in zip(t.encoder.layers, skipped.tolist()):
                 if c.checkpointing and torch.is_grad_enabled():
-                    out = checkpoint(self._layer, layer, h, bias, padded, use_reentrant=False)
+                    out = checkpoint(run, layer, h, bias, padded, *rates, use_reentrant=False)
                 else:
-                    out = self._layer(layer, h, bias, padded)
+                    out = run(layer, h, bias, padded, *rates)
                 # Dropped layers are still computed: every parameter must take part in every step under DDP.
                 h = h + 0.0 * out if dropped else out
                 yield h
 
-    def _layer(self, layer, h: Tensor, bias: Tensor, padded: Tensor | None) -> Tensor:
-        """Post-LN transformer layer with the gated relative position bias (Chen et al. 2022, eq. 3-6)."""
-        c, attention = self.config, layer.attention
-        size, length, heads = h.shape[0], h.shape[1], c.heads
 
-        def split(x: Tensor) -> Tensor:
-            return x.view(size, length, heads, -1).transpose(1, 2)
+def transformer_layer(
+    layer,
+    h: Tensor,
+    bias: Tensor,
+    padded: Tensor | None,
+    heads: int,
+    dropout: float,
+    attention_dropout: float,
+) -> Tensor:
+    """Post-LN transformer layer with the gated relative position bias (Chen et al. 2022, eq. 3-6).
 
-        gates = attention.gru_rel_pos_linear(split(h)).view(size, heads, length, 2, 4).sum(-1).sigmoid()
-        update, reset = gates.unbind(-1)
-        gate = update * (reset * attention.gru_rel_pos_const.view(1, heads, 1) - 1) + 2  # [B, heads, F]
-        q, k, v = (split(p(h)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-        gated = gate[..., None].to(q.dtype) * bias.to(q.dtype)
-        if padded is not None:
-            gated = gated + padded[:, None, None].to(q.dtype)
-        if h.device.type == "cpu":
-            # In bf16 twice as fast as the fused attention at 3 s, and dropout of our own; fp32 is near it.
-            with torch.autocast("cpu", enabled=False):
-                q, k, v, gated = (x.flatten(0, 1) for x in (q, k, v, gated))
-                score = torch.baddbmm(gated, q, k.mT, alpha=q.shape[-1] ** -0.5)
-                out = (self.drop(score.softmax(-1), c.attention_dropout) @ v).unflatten(0, (size, heads))
-        else:
-            p = c.attention_dropout if self.training else 0.0
-            out = F.scaled_dot_product_attention(q, k, v, gated, dropout_p=p)
-        out = attention.out_proj(out.transpose(1, 2).reshape(size, length, c.dim))
-        h = layer.layer_norm(h + self.drop(out, c.dropout))
-        feed = layer.feed_forward
-        out = feed.output_dense(F.gelu(feed.intermediate_dense(h)))
-        return layer.final_layer_norm(h + self.drop(out, c.dropout))
+    h [B, F, D], bias [heads, F, F], padded [B, F]: 0, or -1e9 on frames of padding -> [B, F, D].
+    """
+    attention, (size, length, dim) = layer.attention, h.shape
 
-    def drop(self, x: Tensor, p: float) -> Tensor:
-        """Dropout. On a CPU four values share a random number, as drawing them one by one took a sixth of a step."""
-        if not self.training or not p or x.device.type != "cpu":
-            return F.dropout(x, p, self.training)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-        sixteen = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        return x * (sixteen >= round(p * 65536) - 32768) * (1 / (1 - p))
+    def split(x: Tensor) -> Tensor:
+        return x.view(size, length, heads, -1).transpose(1, 2)
+
+    gates = attention.gru_rel_pos_linear(split(h)).view(size, heads, length, 2, 4).sum(-1).sigmoid()
+    update, reset = gates.unbind(-1)
+    gate = update * (reset * attention.gru_rel_pos_const.view(1, heads, 1) - 1) + 2  # [B, heads, F]
+    q, k, v = (split(p(h)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+    gated = gate[..., None].to(q.dtype) * bias.to(q.dtype)
+    if padded is not None:
+        gated = gated + padded[:, None, None].to(q.dtype)
+    if h.device.type == "cpu":
+        # In bf16 twice as fast as the fused attention at 3 s, and dropout of our own; fp32 is near it.
+        with torch.autocast("cpu", enabled=False):
+            q, k, v, gated = (x.flatten(0, 1) for x in (q, k, v, gated))
+            score = torch.baddbmm(gated, q, k.mT, alpha=q.shape[-1] ** -0.5)
+            weights = drop(score.softmax(-1), attention_dropout, layer.training)
+            out = (weights @ v).unflatten(0, (size, heads))
+    else:
+        p = attention_dropout if layer.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, gated, dropout_p=p)
+    out = attention.out_proj(out.transpose(1, 2).reshape(size, length, dim))
+    h = layer.layer_norm(h + drop(out, dropout, layer.training))
+    feed = layer.feed_forward
+    out = feed.output_dense(F.gelu(feed.intermediate_dense(h)))
+    return layer.final_layer_norm(h + drop(out, dropout, layer.training))
+
+
+def mixture(states: list[Tensor], shares: Tensor) -> Tensor:
+    """Hidden states [B, F, D] x (L + 1), shares [S, L + 1] -> their S weighted sums, side by side [B, F, S x D]."""
+    sums = [states[0] * share for share in shares[:, 0]]
+    for h, column in zip(states[1:], shares.T[1:]):
+        sums = [torch.addcmul(s, h, share) for s, share in zip(sums, column)]
+    return torch.cat(sums, -1)
+
+
+def _on(device: torch.device, function):
+    """`function`, compiled where a GPU trains: what lies between the products there takes longer than they do.
+
+    Not in extraction, where every batch has another length.
+    """
+    return _compiled(function) if device.type == "cuda" and torch.is_grad_enabled() else function
+
+
+@cache
+def _compiled(function):
+    torch._dynamo.config.suppress_errors = True  # without a C compiler it runs as it is, with a warning
+    return torch.compile(function, dynamic=False)
+
+
+def drop(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout. On a CPU four values share a random number, as drawing them one by one took a sixth of a step."""
+    if not training or not p or x.device.type != "cpu":
+        return F.dropout(x, p, training)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    sixteen = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    return x * (sixteen >= round(p * 65536) - 32768) * (1 / (1 - p))
 
 
 def _convolution(x: Tensor, conv: nn.Conv1d, **options) -> Tensor:
@@ -319,6 +352,28 @@ def _convolution(x: Tensor, conv: nn.Conv1d, **options) -> Tensor:
     as fast as Conv1d."""
     x = x.transpose(1, 2)[:, :, None]
     return F.conv2d(x, conv.weight[:, :, None], conv.bias, **options)[:, :, 0].transpose(1, 2)
+
+
+def _position(h: Tensor, conv: nn.Conv1d, block: int = 16) -> Tensor:
+    """The position embedding's grouped convolution of many taps, [B, F, D] -> [B, F, D].
+
+    On a GPU as one product a group, of the stretches that `block` frames hear with the kernel at each of `block`
+    shifts, as cuDNN's takes as long as four of the layers.
+    """
+    length, groups = h.shape[1], conv.groups
+    if h.device.type == "cpu":
+        return _convolution(h, conv, padding=(0, conv.kernel_size[0] // 2), groups=groups)[:, :length]
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else h.dtype
+    h, taps = h.to(dtype), conv.weight.to(dtype)  # taps [D, D / groups, K]
+    (size, _, dim), (_, width, kernel) = h.shape, taps.shape
+    blocks, heard = -(-length // block), block + kernel - 1
+    x = F.pad(h, (0, 0, kernel // 2, blocks * block - length + kernel - 1 - kernel // 2))
+    x = x.unfold(1, heard, block).unflatten(2, (groups, width)).permute(2, 0, 1, 4, 3)
+    x = x.reshape(groups, size * blocks, heard * width)
+    shifts = F.pad(taps, (block - 1, block - 1)).unfold(2, heard, 1).flip(2).unflatten(0, (groups, width))
+    shifts = shifts.permute(0, 4, 2, 3, 1).reshape(groups, heard * width, block * width)
+    y = torch.bmm(x, shifts).view(groups, size, blocks, block, width).permute(1, 2, 3, 0, 4)
+    return y.reshape(size, blocks * block, dim)[:, :length] + conv.bias
 
 
 def _normed_convolution(wave: Tensor, lengths: Tensor, weight: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -341,4 +396,5 @@ def _normed_convolution(wave: Tensor, lengths: Tensor, weight: Tensor, norm: nn.
         scale = norm.weight * torch.rsqrt(var + norm.eps)
         shift = norm.bias - scale * (m @ w.T)
         kernels = torch.cat([scale[..., None] * w, shift[..., None]], -1).mT.to(weight)  # [B, 11, C]
-    return F.pad(windows, (0, 1), value=1.0) @ kernels
+    # 16 wide, as a GPU's products want
+    return F.pad(windows, (0, 6), value=1.0) @ F.pad(kernels, (0, 0, 0, 5))
