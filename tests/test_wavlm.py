@@ -11,7 +11,7 @@ from pyspkv import checkpoint
 from pyspkv import config as cfg
 from pyspkv.bin import import_checkpoint
 from pyspkv.errors import UserError
-from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA, _normed_convolution, drop
+from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA, _grouped_products, _normed_convolution, drop
 
 SMALL = {"name": "wavlm", "layers": 2, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,
          "pos_conv_groups": 4, "embed_dim": 12, "mhfa_heads": 3, "mhfa_dim": 8}  # fmt: skip
@@ -145,6 +145,23 @@ def test_first_convolution_where_its_kernels_hear_little():
     want = (want - want.mean(2, keepdim=True)) / (want.var(2, correction=0, keepdim=True) + norm.eps).sqrt()
     got = _normed_convolution(wave, torch.tensor([8000]), weight, norm)
     torch.testing.assert_close(got.mT.double(), want, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("frames, kernel", [(150, 128), (16, 8), (1, 8), (33, 7)])
+def test_position_convolution_as_products(frames, kernel):
+    """What a GPU computes, and its gradients, are the convolution's."""
+    conv = torch.nn.Conv1d(24, 24, kernel, padding=kernel // 2, groups=4)
+    h = torch.randn(3, frames, 24, requires_grad=True)
+    wanted = conv(h.transpose(1, 2)).transpose(1, 2)[:, :frames]
+    found = _grouped_products(h, conv)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    target = torch.randn_like(wanted)
+    parts = [h, conv.weight, conv.bias]
+    for a, b in zip(
+        torch.autograd.grad((found * target).sum(), parts),
+        torch.autograd.grad((wanted * target).sum(), parts),
+    ):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_dropout_keeps_its_share_and_follows_the_seed():

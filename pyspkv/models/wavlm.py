@@ -354,20 +354,22 @@ def _convolution(x: Tensor, conv: nn.Conv1d, **options) -> Tensor:
     return F.conv2d(x, conv.weight[:, :, None], conv.bias, **options)[:, :, 0].transpose(1, 2)
 
 
-def _position(h: Tensor, conv: nn.Conv1d, block: int = 16) -> Tensor:
-    """The position embedding's grouped convolution of many taps, [B, F, D] -> [B, F, D].
-
-    On a GPU as one product a group, of the stretches that `block` frames hear with the kernel at each of `block`
-    shifts, as cuDNN's takes as long as four of the layers.
-    """
-    length, groups = h.shape[1], conv.groups
+def _position(h: Tensor, conv: nn.Conv1d) -> Tensor:
+    """The position embedding's convolution, of many taps in groups, padded by half of them: [B, F, D] -> [B, F, D]."""
     if h.device.type == "cpu":
-        return _convolution(h, conv, padding=(0, conv.kernel_size[0] // 2), groups=groups)[:, :length]
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else h.dtype
-    h, taps = h.to(dtype), conv.weight.to(dtype)  # taps [D, D / groups, K]
-    (size, _, dim), (_, width, kernel) = h.shape, taps.shape
+        padding = (0, conv.kernel_size[0] // 2)
+        return _convolution(h, conv, padding=padding, groups=conv.groups)[:, : h.shape[1]]
+    return _grouped_products(h, conv)  # cuDNN's takes as long as four of the layers
+
+
+def _grouped_products(h: Tensor, conv: nn.Conv1d, block: int = 16) -> Tensor:
+    """`_position` as one product a group: the stretches that `block` frames hear, by the kernel at `block` shifts."""
+    kind, (size, length, dim), groups = h.device.type, h.shape, conv.groups
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h.dtype
+    taps = conv.weight.to(dtype)  # [D, D / groups, K]
+    _, width, kernel = taps.shape
     blocks, heard = -(-length // block), block + kernel - 1
-    x = F.pad(h, (0, 0, kernel // 2, blocks * block - length + kernel - 1 - kernel // 2))
+    x = F.pad(h.to(dtype), (0, 0, kernel // 2, blocks * block - length + kernel - 1 - kernel // 2))
     x = x.unfold(1, heard, block).unflatten(2, (groups, width)).permute(2, 0, 1, 4, 3)
     x = x.reshape(groups, size * blocks, heard * width)
     shifts = F.pad(taps, (block - 1, block - 1)).unfold(2, heard, 1).flip(2).unflatten(0, (groups, width))
