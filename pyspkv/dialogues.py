@@ -1,6 +1,8 @@
 """Dialogues of a data directory: statistics, simulation from labelled speech, contamination, compactness."""
 
+import itertools
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -249,7 +251,9 @@ def score(
     from pyspkv.embeddings import normalise
     from pyspkv.objectives.pairs import rejection
 
-    dialogue = [data.extra["utt2dialogue"][u] for u in data.utts]
+    of, nth = data.extra["utt2dialogue"], defaultdict(itertools.count)
+    data = data.subset([u for u in data.utts if next(nth[of[u]]) < most], trials=False)
+    dialogue = [of[u] for u in data.utts]
     change = shared_channel(dialogue) if channel else None
     x = normalise(embed(encoder, data, device, precision, allow_pipes, change).x)
     names, used, mean, low = compactness(dialogue, x, most)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from pyspkv import distributed
 from pyspkv.audio import SAMPLE_RATE, AudioReader
 from pyspkv.datadir import DataDir
 from pyspkv.embeddings import Embeddings
@@ -63,6 +64,8 @@ def embed_rows(
     utterance shorter than one is repeated, and equal crops are embedded once. change(row, wave) -> wave that is
     embedded in its place, no longer than it.
     """
+    from tqdm import tqdm
+
     reader = AudioReader(data, allow_pipes)
     most = MAX_SECONDS * SAMPLE_RATE
     least = max(encoder.min_samples, crops[1] if crops else 0)
@@ -100,7 +103,9 @@ def embed_rows(
     if crops:
         lengths = [len(starts(length)[0]) * least for length in lengths]
     plans = list(_plan(lengths, BATCH_SECONDS[device.type] * SAMPLE_RATE))
-    with ThreadPoolExecutor(1) as pool:  # reads the next batch while this one is embedded
+    quiet = None if distributed.rank() == 0 else True
+    bar = tqdm(total=len(lengths), unit="utt", desc="embed", disable=quiet, leave=False)
+    with bar, ThreadPoolExecutor(1) as pool:  # reads the next batch while this one is embedded
         ahead = pool.submit(batch, plans[0]) if plans else None
         for i, plan in enumerate(plans):
             owners, counts, wave, sizes = ahead.result()
@@ -119,6 +124,7 @@ def embed_rows(
                         mend="listen to it; with --precision bf16 try fp32",
                     )
                 yield row, vector
+            bar.update(len(plan))
 
 
 def embed(

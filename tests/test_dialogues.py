@@ -497,3 +497,24 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
     (tmp_path / "short").write_text(f"{sorted(data.dialogue2mixed)[0]} 1\n")
     done = tool(*args, "--out", tmp_path / "x", "--mixed", tmp_path / "short", code=1)
     assert "lacks 7 dialogues" in done.stderr
+
+
+def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
+    import torch
+
+    from pyspkv import embed
+    from pyspkv.objectives.pairs import PairsConfig
+
+    data = toy.make(tmp_path, speakers=2, utts=6)
+    data.extra["utt2dialogue"] = dict(zip(data.utts, data.spk))
+    seen = []
+
+    def stub(encoder, part, *rest):
+        seen.extend(part.utts)
+        return embed.Embeddings(
+            part.utts, np.eye(len(part.utts), 4, dtype=np.float32), np.arange(len(part.utts) + 1)
+        )
+
+    monkeypatch.setattr(embed, "embed", stub)
+    rows, _ = dialogues.score(None, data, torch.device("cpu"), reject=PairsConfig().reject, most=2)
+    assert seen == ["s00-u00", "s00-u01", "s01-u00", "s01-u01"] and [r[1] for r in rows] == [2, 2]

@@ -21,8 +21,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.crops < 0 or args.crop_seconds < 0.1:
         parser.error("--crops is a number from 0, --crop-seconds at least 0.1")
-    from tqdm import tqdm
-
     from pyspkv import distributed
     from pyspkv.audio import SAMPLE_RATE
     from pyspkv.checkpoint import load_encoder
@@ -36,9 +34,7 @@ def main() -> None:
     crops = (args.crops, round(args.crop_seconds * SAMPLE_RATE)) if args.crops else None
     rows = embed_rows(encoder, data, device, args.precision, args.allow_pipes, crops)
     with EmbeddingWriter(args.out) as write:
-        for row, vector in tqdm(
-            rows, total=len(data.utts), unit="utt", desc="embed", disable=None, leave=False
-        ):
+        for row, vector in rows:
             write(data.utts[row], vector)
     print(f"embeddings: {args.out}/embedding.scp")
 
