@@ -232,6 +232,13 @@ def test_front_is_frozen_rates_grow_by_layer_and_checkpointing_is_exact():
         torch.testing.assert_close(one[name], two[name])
 
 
+def test_on_a_frozen_trunk_all_of_the_backend_learns():
+    encoder = build(freeze="trunk").train()
+    encoder(0.1 * torch.randn(2, 6000), torch.tensor([6000, 6000])).sum().backward()
+    learns = {n for n, p in encoder.named_parameters() if p.grad is not None}
+    assert learns == {f"backend.{n}" for n, _ in encoder.backend.named_parameters()}
+
+
 def test_normalised_embeddings_are_the_backends_less_their_mean_over_the_batch():
     still = {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
     plain, normed = build(**still), build(**still, normalise=True)

@@ -232,14 +232,14 @@ class WavLM(Encoder):
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the backend's sums of the hidden states [B, F, S x dim], mask."""
         mask = frame_mask(lengths, feats.shape[1])
-        states = list(self.hidden_states(feats, mask))
+        states = self.hidden_states(feats, mask)
         return _on(feats.device, mixture)(states, self.backend.mix().to(feats.device)), mask
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         return self.norm(self.backend(frames, mask))
 
-    def hidden_states(self, feats: Tensor, mask: Tensor | None):
-        """Yields H_0 .. H_L, float [B, F, dim], as transformers' output_hidden_states."""
+    def hidden_states(self, feats: Tensor, mask: Tensor | None) -> list[Tensor]:
+        """H_0 .. H_L, each float [B, F, dim], as transformers' output_hidden_states."""
         t, c = self.trunk, self.config
         frozen = c.freeze != "none"
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
@@ -249,7 +249,7 @@ class WavLM(Encoder):
             place = _position(h, t.encoder.pos_conv_embed.conv)
             h = t.encoder.layer_norm(h + F.gelu(place))
         h = drop(h, c.dropout, self.training)
-        yield h
+        states = [h]
         attention = t.encoder.layers[0].attention
         with torch.set_grad_enabled(torch.is_grad_enabled() and c.freeze != "trunk"):
             bias = attention.compute_bias(
@@ -271,7 +271,8 @@ class WavLM(Encoder):
                     out = run(layer, h, bias, padded, *rates)
                 # Dropped layers are still computed: every parameter must take part in every step under DDP.
                 h = h + 0.0 * out if dropped else out
-                yield h
+                states.append(h)
+        return states
 
 
 def transformer_layer(
