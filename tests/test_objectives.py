@@ -275,3 +275,28 @@ def test_every_parameter_is_in_exactly_one_group():
     o = margin_objective()
     grouped = [id(p) for groups in o.optimisers().values() for g in groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in o.parameters() if p.requires_grad)
+
+
+def groups_of(objective: dict, encoder: dict = ENCODER) -> tuple:
+    model = cfg.build("objective", cfg.resolve("objective", objective),
+                      cfg.build("encoder", cfg.resolve("encoder", encoder)), Info(8, 4, 2, 1))  # fmt: skip
+    name_of = {id(p): n for n, p in model.named_parameters()}
+    rates = {name_of[id(p)]: g["lr_scale"] for g in model.optimisers()["main"] for p in g["params"]}
+    return model, rates
+
+
+@pytest.mark.parametrize("name", ["margin", "supervised"])
+def test_the_encoder_has_its_own_rate(name):
+    """Every trained parameter is in one group, the encoder's at its share of optim.lr."""
+    model, rates = groups_of({"name": name, "encoder_lr": 0.25})
+    assert rates.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all(rate == (0.25 if n.startswith("encoder.") else 1.0) for n, rate in rates.items())
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_the_temperature_is_learnt_only_where_it_is_asked_for(learn):
+    adversarial = {"name": "contrastive", "learn_temperature": learn, "adversarial": 3.0}
+    model, rates = groups_of(adversarial)
+    assert ("log_scale" in rates) == learn
+    assert not any(n.startswith("discriminator") for n in rates)  # those have an optimiser of their own
+    assert model.log_scale.exp().item() == pytest.approx(1 / model.config.temperature)

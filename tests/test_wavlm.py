@@ -108,7 +108,7 @@ def test_hidden_states_of_the_true_size_equal_both_references():
             p.add_(0.02 * torch.randn_like(p))
         feats, frames = encoder.features(wave, torch.tensor([48_240]))
         assert frames.item() == feats.shape[1] == 150
-        ours = list(encoder.hidden_states(feats, None))
+        ours = encoder.hidden_states(feats, None)
         want = encoder.trunk(wave, output_hidden_states=True).hidden_states
         weights = {to_unilm(k): v for k, v in encoder.trunk.state_dict().items()}
         plain = unilm_states(weights, wave[0], 12, 12, 16)
@@ -187,7 +187,7 @@ def test_padding_changes_nothing():
     both = mean(torch.stack([F.pad(x[0, :5000], (0, 4000)), x[1]]), torch.tensor([5000, 9000]))
     torch.testing.assert_close(both[:1], mean(x[:1, :5000], torch.tensor([5000])), atol=2e-6, rtol=1e-4)
     feats, frames = mean.features(x[1:], torch.tensor([9000]))
-    states = torch.stack(list(mean.hidden_states(feats, None)))
+    states = torch.stack(mean.hidden_states(feats, None))
     torch.testing.assert_close(both[1], states.mean((0, 2))[0], atol=2e-6, rtol=1e-4)
 
 
