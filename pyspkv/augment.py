@@ -126,6 +126,8 @@ def _check(c: AugmentConfig) -> None:
     rule(c.rir_rt60[0] >= 0.1 and c.rir_rt60[1] <= 1.5, "rir_rt60", "s is outside 0.1-1.5 s")
     rule(c.rir_distance[0] >= 0.1 and c.rir_distance[1] <= 5, "rir_distance", "m is outside 0.1-5 m")
     rule(all(0.5 <= s <= 2 for s in c.speeds), "speeds", "has a factor outside 0.5-2")
+    rule(len(set(c.speeds)) == len(c.speeds), "speeds", "has a factor twice")
+    rule(c.rir_bank >= 0, "rir_bank", "is below 0")
 
 
 class Augmenter:

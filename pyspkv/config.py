@@ -102,7 +102,7 @@ def resolve(kind: str, raw: Any) -> Any:
         )
     fields = dict(raw)
     name = fields.pop("name")
-    if name not in COMPONENTS[kind]:
+    if not isinstance(name, str) or name not in COMPONENTS[kind]:
         raise UserError(
             f"{kind}.name: no {kind} is called '{name}'", mend=f"choose one of {', '.join(COMPONENTS[kind])}"
         )
@@ -122,7 +122,7 @@ def build(kind: str, config: Any, *args, **kwargs) -> Any:
         made = component_class(kind, config.name)(config, *args, **kwargs)
         if empty := [n for n, p in getattr(made, "named_parameters", dict)() if p.numel() == 0]:
             raise ValueError(f"{empty[0]} is empty")
-    except (ValueError, RuntimeError, ZeroDivisionError) as err:
+    except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as err:
         rule = f"{kind} '{config.name}' cannot be made with these sizes: {err}"
         raise UserError(rule, mend="look for a size of 0 or below, see --print-config") from err
     return made

@@ -1,6 +1,7 @@
 """Simulated room impulse responses: image sources for the early part, decaying noise for the late part."""
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,21 @@ def simulate(
 
     seconds = rng.uniform(*rt60)
     # A dead large room and a live small one are rare, and Sabine's formula has no absorption for the former.
-    side = 2.5 + 6 * np.sqrt(seconds) * rng.uniform(0.5, 1.0, 2)
-    size = np.array([side[0], side[1], rng.uniform(2.4, 3.2)])
-    absorption, order = pra.inverse_sabine(seconds, size)
+    while True:
+        side = 2.5 + 6 * np.sqrt(seconds) * rng.uniform(0.5, 1.0, 2)
+        size = np.array([side[0], side[1], rng.uniform(2.4, 3.2)])
+        try:
+            absorption, order = pra.inverse_sabine(seconds, size)
+            break
+        except ValueError:  # still too large, of a time near 0.1 s
+            continue
     order = min(order, _ORDER)
     room = pra.ShoeBox(size, fs=SAMPLE_RATE, materials=pra.Material(absorption), max_order=order)
     mic = rng.uniform(0.3, size - 0.3)
     far = rng.uniform(distance[0], max(distance[0], min(distance[1], 0.6 * side.min())))
-    while True:
+    for tries in itertools.count(1):
+        if tries % 1000 == 0:  # no such distance in this room
+            far *= 0.8
         direction = rng.standard_normal(3) * [1, 1, 0.3]
         source = mic + direction / np.linalg.norm(direction) * far
         if ((source > 0.2) & (source < size - 0.2)).all():

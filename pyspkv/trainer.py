@@ -23,7 +23,7 @@ from pyspkv import __version__, checkpoint, distributed
 from pyspkv import config as cfg
 from pyspkv.atomic import atomic_file
 from pyspkv.augment import AugmentConfig, Augmenter
-from pyspkv.datadir import DataDir
+from pyspkv.datadir import DataDir, check_replaceable
 from pyspkv.dataset import OF_CORPUS, Batch, Batches, Corpus, loader
 from pyspkv.embed import autocast, choose_precision, embed
 from pyspkv.errors import UserError
@@ -79,6 +79,8 @@ def _check(c: TrainConfig) -> None:
             raise UserError(f"{key} {getattr(c, key)} is below {low}")
     if c.seed >= 2**31:
         raise UserError(f"seed {c.seed} is not below 2^31")
+    if c.optim.schedule.final < 0 or c.optim.schedule.warmup_epochs < 0:
+        raise UserError("optim.schedule: final or warmup_epochs is below 0")
     if c.optim.weight_decay < 0 or not 0 <= c.optim.momentum < 1:
         raise UserError("optim.weight_decay is below 0, or optim.momentum not in 0 .. 1")
     for key in ("lr", "clip_norm"):
@@ -121,6 +123,8 @@ class Trainer:
             patience,
         )
         _check(config)
+        if patience < 0:
+            raise UserError(f"--patience {patience} is below 0")
         self.trials = trials_over(dev_trials, dev.utts) if dev else None
         self.device = distributed.init()
         self.main = distributed.rank() == 0
@@ -184,13 +188,19 @@ class Trainer:
             "label_hash": self.corpus.label_hash(),
             "evaluates": self.objective.evaluates,
         }
-        self.init = init
+        self.init, self.keep_head = init, keep_head
         models = (init, getattr(config.objective, "teacher", ""), getattr(config.encoder, "pretrained", ""))
         self.start = " ".join(checkpoint.digest(model) for model in models if model) or None
         self.labels_out = labels_out
-        if labels_out and self.objective.labels() is None:
-            rule = f"objective {config.objective.name} moves no labels"
-            raise UserError(rule, mend="leave --labels-out out")
+        if labels_out:
+            if self.objective.labels() is None:
+                rule = f"objective {config.objective.name} moves no labels"
+                raise UserError(rule, mend="leave --labels-out out")
+            if Path(labels_out).resolve() == Path(data.path).resolve():
+                raise UserError(
+                    "is the training data itself", file=labels_out, mend="give another --labels-out"
+                )
+            check_replaceable(Path(labels_out))
 
     def _optimiser(self, groups: list[dict]) -> torch.optim.Optimizer:
         c, split = self.config.optim, []
@@ -202,6 +212,8 @@ class Trainer:
             ):
                 if params:
                     split.append({"params": params, "weight_decay": decay, **rest})
+        if not split:
+            raise UserError("nothing here learns: all of the model is frozen", mend="see encoder.freeze")
         if c.name == "sgd":
             return torch.optim.SGD(split, lr=c.lr, momentum=c.momentum)
         kind = torch.optim.Adam if c.name == "adam" else torch.optim.AdamW
@@ -297,6 +309,7 @@ class Trainer:
                     group["lr"] = c.optim.lr * group.get("lr_scale", 1.0) * factor
         with autocast(self.device, self.precision):
             losses: Losses = model(batch)
+            losses.terms.update(self.objective.pull())
         names = list(losses.terms)
         weights = distributed.all_sum(torch.stack([losses.terms[n][1].detach().float() for n in names]))
         loss = sum(
@@ -443,7 +456,7 @@ class Trainer:
                 f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
                 f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
             )
-            if self.objective.wants_embeddings:
+            if self.objective.wants_embeddings and not self.keep_head:
                 self._begin()
             return
         before = cfg.dump(cfg.load(TrainConfig, self.exp / "config.yaml"))

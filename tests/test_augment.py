@@ -266,3 +266,10 @@ def test_bank_is_fixed_and_kept(tmp_path, monkeypatch):
         AugmentConfig(prob=1, rir_bank=4, rir_rt60=(0.1, 0.3), rir_distance=(0.5, 2.0)), 7, cache_dir=tmp_path
     )
     assert {aug.draw(np.random.default_rng(i)).rir for i in range(60)} == {0, 1, 2, 3}
+
+
+def test_a_short_reverberation_and_a_far_source_find_their_room():
+    """Room 94 of seed 27 draws 0.101 s, for which its first size is too large; no room of 0.15 s holds 5 m."""
+    assert np.isfinite(rooms.simulate(np.random.default_rng((27, 94)), (0.1, 0.7), (0.5, 4.0))).all()
+    for seed in range(6):
+        assert len(rooms.simulate(np.random.default_rng(seed), (0.15, 0.2), (5.0, 5.0)))

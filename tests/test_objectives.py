@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pyspkv import config as cfg
 from pyspkv.dataset import Batch
+from pyspkv.errors import UserError
 from pyspkv.labels.gates import crossing_of, two_gaussians
 from pyspkv.objectives.contrastive import angular_proto, nt_xent
 from pyspkv.objectives.margin import AAMHead
@@ -300,3 +301,31 @@ def test_the_temperature_is_learnt_only_where_it_is_asked_for(learn):
     assert ("log_scale" in rates) == learn
     assert not any(n.startswith("discriminator") for n in rates)  # those have an optimiser of their own
     assert model.log_scale.exp().item() == pytest.approx(1 / model.config.temperature)
+
+
+@pytest.mark.parametrize(
+    "objective, words",
+    [
+        ({"name": "contrastive", "temperature": 0.005}, "below 0.01"),
+        ({"name": "pairs", "scale": 0.0}, "not in 0 .. 100"),
+        ({"name": "pairs", "scale": 1000.0}, "not in 0 .. 100"),
+        ({"name": "reflective", "queue": 0}, "queue 0 is below 1"),
+    ],
+)
+def test_a_number_that_would_stop_the_learning_is_refused(objective, words):
+    with pytest.raises(UserError, match=words):
+        groups_of(objective)
+
+
+@pytest.mark.parametrize("objective", ["margin", "supervised", "reflective"])
+def test_one_speaker_is_nothing_to_tell_apart(objective):
+    with pytest.raises(UserError, match="one speaker"):
+        cfg.build("objective", cfg.resolve("objective", {"name": objective}),
+                  cfg.build("encoder", cfg.resolve("encoder", ENCODER)), Info(8, 1, 2, 1))  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["pairs", "reflective", "supervised", "gcl"])
+def test_other_speeds_are_refused_where_a_speaker_is_one_voice(objective):
+    with pytest.raises(UserError, match="speeds makes other voices"):
+        cfg.build("objective", cfg.resolve("objective", {"name": objective}),
+                  cfg.build("encoder", cfg.resolve("encoder", ENCODER)), Info(8, 4, 2, 1, num_speeds=3))  # fmt: skip

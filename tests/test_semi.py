@@ -789,3 +789,15 @@ def test_curves_of_runs_in_a_row_and_of_systems_together(tmp_path, split, monkey
     assert (tmp_path / "both.png").stat().st_size > 5000 and out.with_suffix(".png").exists()
     with pytest.raises(SystemExit):
         call("--runs", *runs, "--out", out)
+
+
+def test_cdvat_turns_the_input_of_a_frozen_encoder():
+    """The distance's gradient reaches the features through what is frozen itself."""
+    import test_wavlm
+
+    for freeze in ("front", "trunk", "none"):
+        encoder = test_wavlm.build(freeze=freeze, dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
+        feats, lengths = encoder.features(0.1 * torch.randn(2, 6000), torch.tensor([6000, 6000]))
+        x = feats.detach().requires_grad_()
+        (g,) = torch.autograd.grad(encoder.embed(x, lengths).square().sum(), x)
+        assert g.abs().sum() > 0

@@ -416,3 +416,48 @@ def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
     Trainer(c, data, tmp_path / "exp", dev=data, dev_trials=trials, patience=2).run()
     assert len(epochs(tmp_path / "exp")) == 9
     assert checkpoint.state(checkpoint.find(f"{tmp_path / 'exp'}@best"))["best_epoch"] == 4
+
+
+def test_moved_labels_do_not_replace_the_training_data(tmp_path, data):
+    c = config(tmp_path, **REFLECTIVE)
+    with pytest.raises(UserError, match="is the training data itself"):
+        Trainer(c, data, tmp_path / "exp", labels_out=data.path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.doc").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.doc"):
+        Trainer(c, data, tmp_path / "exp", labels_out=tmp_path / "mine")
+    assert not list((tmp_path / "exp").glob("ckpt-*"))
+
+
+def test_a_kept_head_keeps_labels_that_move(tmp_path, data, monkeypatch):
+    c = config(tmp_path, **REFLECTIVE)
+    Trainer(c, data, tmp_path / "first").run()
+    second = Trainer(c, data, tmp_path / "second", init=str(tmp_path / "first"), keep_head=True)
+    monkeypatch.setattr(second, "_loop", lambda model: None)
+    second.run()
+    theirs, ours = final(tmp_path / "first"), second.objective.state_dict()
+    for name in ("classifier.weight", "label", "queue"):
+        assert torch.equal(ours[name].cpu(), theirs[name])
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"optim.schedule.final": -0.9}, "final or warmup_epochs is below 0"),
+    ({"augment.speeds": [1.0, 1.0]}, "has a factor twice"),
+    ({"encoder": {"name": "resnet", "blocks": [1, 0, 1, 1]}}, "a stage without a block"),
+    ({"encoder": {"name": "ecapa", "n_mels": 0}}, "cannot be made with these sizes"),
+    ({"encoder": {"name": "wavlm", "layers": 0}}, "layers 0 is below 1"),
+    ({"encoder": {"name": "wavlm", "attention_dropout": 1.0}}, "attention_dropout 1.0 is not in 0 .. 1"),
+    ({"objective.gate": {"name": ["a"]}}, "no gate is called"),
+])  # fmt: skip
+def test_sizes_and_schedules_out_of_range_are_refused(tmp_path, data, changes, words):
+    with pytest.raises(UserError, match=words):
+        Trainer(config(tmp_path, **changes), data, tmp_path / "exp")
+
+
+def test_two_directories_for_an_objective_of_one_are_refused(tmp_path, data):
+    other = toy.make(tmp_path, labelled=False).renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
+    for changes in ({}, {"objective": {"name": "supervised", "crop_seconds": 0.4}}):
+        with pytest.raises(
+            UserError, match="objective margin takes one|learns from labelled utterances alone"
+        ):
+            Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabelled=other).run()

@@ -60,7 +60,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers, only for the report's diagnostics")
     p.add_argument("--seed", type=natural, default=0)
     p.add_argument("--report", metavar="FILE", help="report.json; default beside --out-data")
-    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = p.parse_args(argv)
     if args.num_clusters != "auto":
         if not args.num_clusters.isdecimal() or int(args.num_clusters) < 1:
@@ -117,6 +117,11 @@ def main() -> int | None:
     if Path(args.out_data).resolve() == Path(args.data).resolve():
         raise UserError("is --data itself", file=args.out_data, mend="give another --out-data")
     check_replaceable(Path(args.out_data))
+    if args.device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: there is no GPU here", mend="leave --device out")
     data = DataDir.read(args.data)
     previous = DataDir.read(args.previous, need_wav=False) if args.previous else None
     truth = of_each(read_table(args.truth), data.utts, args.truth) if args.truth else None

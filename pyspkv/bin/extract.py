@@ -1,6 +1,7 @@
 """Embed every utterance of a data directory: writes OUT/embedding.ark and OUT/embedding.scp."""
 
 import argparse
+import math
 
 from pyspkv.errors import run
 
@@ -19,7 +20,7 @@ def main() -> None:
     parser.add_argument("--crop-seconds", type=float, default=4.0, metavar="S", help="their length")
     parser.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
     args = parser.parse_args()
-    if args.crops < 0 or args.crop_seconds < 0.1:
+    if args.crops < 0 or not 0.1 <= args.crop_seconds < math.inf:
         parser.error("--crops is a number from 0, --crop-seconds at least 0.1")
     from pyspkv import distributed
     from pyspkv.audio import SAMPLE_RATE

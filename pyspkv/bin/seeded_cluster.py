@@ -49,6 +49,8 @@ def parse(argv=None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
         p.error(f"--whiten {args.whiten}: must be in 0..1")
+    if args.neighbours < 1:
+        p.error("--neighbours is at least 1")
     if not 0 <= args.flip < 1:
         p.error(f"--flip {args.flip}: must be in 0..1")
     return args
@@ -61,11 +63,15 @@ def main() -> None:
 
     from pyspkv.atomic import atomic_file
     from pyspkv.bin.cluster import unit_vectors
-    from pyspkv.datadir import DataDir, combine, read_table
+    from pyspkv.datadir import DataDir, check_replaceable, combine, read_table
     from pyspkv.embeddings import read_embeddings
     from pyspkv.labels import clustering, quality
     from pyspkv.tables import of_each
 
+    for option in ("labelled", "unlabelled"):
+        if Path(args.out_data).resolve() == Path(getattr(args, option)).resolve():
+            raise UserError(f"is --{option} itself", file=args.out_data, mend="give another --out-data")
+    check_replaceable(Path(args.out_data))
     labelled, unlabelled = (DataDir.read(d) for d in (args.labelled, args.unlabelled))
     if both := set(labelled.utts) & set(unlabelled.utts):
         raise UserError(

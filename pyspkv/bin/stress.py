@@ -8,6 +8,7 @@ simulated rooms of one reverberation time. Drawn from (seed, condition, row), so
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()
-    if min([1.0, *args.durations, *args.rt60]) < 0.1 or max([0.1, *args.rt60]) > 1.5:
+    if not all(0.1 <= s < math.inf for s in args.durations) or not all(0.1 <= s <= 1.5 for s in args.rt60):
         p.error("--durations from 0.1 s, --rt60 within 0.1 and 1.5 s")
     return args
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.distributed import BatchNorm
+from pyspkv.errors import UserError
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.pooling import AttentiveStatsPool, StatsPool
 
@@ -56,6 +57,8 @@ class ResNet(Encoder):
     def __init__(self, config: ResNetConfig):
         super().__init__(config.n_mels)
         c = config
+        if min(c.blocks) < 1:
+            raise UserError(f"encoder.blocks {list(c.blocks)} has a stage without a block")
         self.embed_dim = c.embed_dim
         self.stem = nn.Conv2d(1, c.channels, 3, 1, 1, bias=False)
         self.stem_norm = Norm2d(c.channels)

@@ -147,6 +147,11 @@ class WavLM(Encoder):
                 f"encoder.dim {config.dim} is not a multiple of heads {config.heads} and "
                 f"pos_conv_groups {config.pos_conv_groups}"
             )
+        if config.layers < 1:
+            raise UserError(f"encoder.layers {config.layers} is below 1")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(config, name) < 1:
+                raise UserError(f"encoder.{name} {getattr(config, name)} is not in 0 .. 1")
         self.config = c = config
         self.trunk = WavLMModel(hf_config(c))
         if c.pooling == "mhfa":
@@ -242,7 +247,8 @@ class WavLM(Encoder):
         """H_0 .. H_L, each float [B, F, dim], as transformers' output_hidden_states."""
         t, c = self.trunk, self.config
         frozen = c.freeze != "none"
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        # Frozen parts keep no graph, but where a gradient to their input is asked for.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (not frozen or feats.requires_grad)):
             h, _ = t.feature_projection(feats)
             if mask is not None:
                 h = h * mask[..., None]
@@ -251,7 +257,7 @@ class WavLM(Encoder):
         h = drop(h, c.dropout, self.training)
         states = [h]
         attention = t.encoder.layers[0].attention
-        with torch.set_grad_enabled(torch.is_grad_enabled() and c.freeze != "trunk"):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (c.freeze != "trunk" or h.requires_grad)):
             bias = attention.compute_bias(
                 h.shape[1], h.shape[1]
             )  # [heads, F, F], one for the batch and all layers

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from pyspkv.dataset import Batch, View
 from pyspkv.distributed import BatchNorm, gather, rank
+from pyspkv.errors import UserError
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.objective import Info, Losses, Objective, spread
@@ -97,6 +98,8 @@ class Contrastive(Objective):
 
     def __init__(self, config: ContrastiveConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
+        if config.temperature < 0.01:
+            raise UserError(f"objective.temperature {config.temperature} is below 0.01, where the scale ends")
         self.config = config
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature

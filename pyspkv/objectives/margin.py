@@ -65,6 +65,8 @@ class Margin(HasGate, Objective):
         super().__init__(encoder, info)
         if info.num_classes < 2:
             raise UserError("utt2spk has one speaker: nothing to tell apart", mend="give at least two")
+        if 0 < info.num_labelled < info.num_rows:
+            raise UserError("objective margin takes one data directory", mend="leave --unlabelled out")
         self.config = config
         self.num_classes = info.num_classes
         # Another speed is another voice: each speed of a speaker is a class of its own.
@@ -124,10 +126,10 @@ class Margin(HasGate, Objective):
             counted = all_sum(weight).clamp_min(1)
             value = all_sum(total.detach()) / counted  # of all processes, as one would have it
             total = total / torch.where(value > 0, value, 1.0)
-        terms = {"aam": (total, weight)}
-        if (pull := self.encoder.pull(c.faithful)) is not None:
-            terms["pull"] = (pull, torch.ones((), device=pull.device))
-        return Losses(terms, {**stats, "spread": spread(unit)})
+        return Losses({"aam": (total, weight)}, {**stats, "spread": spread(unit)})
+
+    def pull(self, faithful: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+        return super().pull(self.config.faithful)
 
     @torch.no_grad()
     def predict(self, view: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,10 @@ class Objective(nn.Module):
     def __init__(self, encoder: Encoder, info: Info):
         super().__init__()
         if info.num_speeds > 1 and not self.takes_speeds:
-            raise UserError("augment.speeds: the classes are speakers here", mend="leave augment.speeds out")
+            raise UserError(
+                "augment.speeds makes other voices, and this objective has no classes for them",
+                mend="leave augment.speeds out",
+            )
         self.encoder, self.info = encoder, info
         self.epoch_now = 0.0
 
@@ -71,6 +74,11 @@ class Objective(nn.Module):
             p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("encoder.")
         ]
         return {"main": [*body, *([{"params": rest, "lr_scale": 1.0}] if rest else [])]}
+
+    def pull(self, faithful: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+        """The term that draws the encoder to its pre-trained weights, where it has one (`encoder.pull`)."""
+        value = self.encoder.pull(faithful)
+        return {} if value is None else {"pull": (value, torch.ones((), device=value.device))}
 
     def before_step(self, step: int) -> None:
         """Global step about to be taken; sets the real-valued epoch that schedules read."""

@@ -158,6 +158,7 @@ class Pairs(Objective):
     """One of three losses over the dialogues of a batch, weighted by compactness; labelled speakers beside them."""
 
     Config = PairsConfig
+    takes_speeds = False
 
     def __init__(self, config: PairsConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
@@ -169,6 +170,8 @@ class Pairs(Objective):
                 "the oracle needs true speakers, but here every utterance is a speaker of its own",
                 mend="give it the simulated corpus with labels (train_labelled), or another objective.reject.kind",
             )
+        if not 0 < config.scale <= 100:
+            raise UserError(f"objective.scale {config.scale} is not in 0 .. 100")
         self.log_w = nn.Parameter(torch.tensor(config.scale).log())
         # Running mean and deviation of compactness over batches, and whether they have begun.
         self.register_buffer("running", torch.tensor([0.0, 1.0, 0.0]))

@@ -110,6 +110,10 @@ class Reflective(Objective):
         super().__init__(encoder, info)
         if 0 < info.num_labelled < info.num_rows:
             raise UserError("objective reflective takes one data directory", mend="leave --unlabelled out")
+        if info.num_classes < 2:
+            raise UserError("utt2spk has one speaker: nothing to tell apart", mend="give at least two")
+        if config.queue < 1:
+            raise UserError(f"objective.queue {config.queue} is below 1")
         self.config = c = config
         self.classifier = Classifier(encoder.embed_dim, info.num_classes, c)
         self.teacher, self.teacher_classifier = deepcopy(encoder), deepcopy(self.classifier)

@@ -50,6 +50,8 @@ class Semi(Objective):
 
     def __init__(self, config: SemiConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
+        if info.num_classes < 2:
+            raise UserError("utt2spk has one speaker: nothing to tell apart", mend="give at least two")
         self.config = config
         self.head = AAMHead(encoder.embed_dim, info.num_classes)
 
@@ -63,7 +65,10 @@ class Semi(Objective):
     def unlabelled(self, batch: Batch, rows: Tensor, cos: Tensor | None) -> tuple[Tensor, Stats]:
         """Losses [U] of the batch's unlabelled `rows` [U], and what to log of them, [U] each. `cos` [U, K] are those
         of the strong views, where `joint`."""
-        raise NotImplementedError
+        raise UserError(
+            f"objective {self.config.name} learns from labelled utterances alone, but a batch has others",
+            mend="leave --unlabelled out, or use sampler: repeat",
+        )
 
     def forward(self, batch: Batch) -> Losses:
         c = self.config
