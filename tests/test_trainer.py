@@ -461,3 +461,18 @@ def test_two_directories_for_an_objective_of_one_are_refused(tmp_path, data):
             UserError, match="objective margin takes one|learns from labelled utterances alone"
         ):
             Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabelled=other).run()
+
+
+def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
+    """An encoder 1 away from its pre-trained weights in each of n numbers, weight 0.5: the first term is n / 2."""
+    wavlm = {"encoder": {"name": "wavlm", "layers": 1, "dim": 16, "heads": 2, "ffn": 16, "conv_dim": 8,
+                         "pos_conv_kernel": 4, "pos_conv_groups": 2, "embed_dim": 4, "mhfa_heads": 2,
+                         "mhfa_dim": 4}}  # fmt: skip
+    for name, changes in (("contrastive", CONTRASTIVE), ("dino", DINO), ("margin", {})):
+        trainer = Trainer(config(tmp_path, epochs=1, **changes, **wavlm, log_steps=1), data, tmp_path / name)
+        encoder = trainer.objective.encoder
+        encoder.config.pull = 0.5
+        encoder.anchor = [p.detach() - 1 for p in encoder._pulled()]
+        trainer.run()
+        first = json.loads((tmp_path / name / "train.jsonl").read_text().splitlines()[0])
+        assert first["pull"] == pytest.approx(sum(p.numel() for p in encoder._pulled()) / 2, rel=1e-4)
