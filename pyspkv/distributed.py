@@ -16,15 +16,22 @@ from pyspkv.errors import UserError
 
 
 def device() -> torch.device:
-    """The first GPU, or the CPU: where a single process embeds."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first GPU, or the CPU: where a single process embeds. UserError: `--ngpu` of a step asked for one in vain."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if int(os.environ.get("SPKV_NGPU") or 0) > 0:
+        raise UserError(
+            "--ngpu: torch sees no GPU here",
+            mend="check nvidia-smi; SPKV_TORCH=cuda utils/setup_env.sh makes .venv anew",
+        )
+    return torch.device("cpu")
 
 
 def init() -> torch.device:
     """Join torchrun's process group if there is one (nccl on GPU, gloo on CPU) and return this rank's device."""
     local = int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    found = device()
+    cuda = found.type == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise UserError(
             f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}",
@@ -36,9 +43,9 @@ def init() -> torch.device:
         torch.utils.deterministic.fill_uninitialized_memory = False
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if cuda:
-            torch.cuda.set_device(device)
+            torch.cuda.set_device(local)
         dist.init_process_group("nccl" if cuda else "gloo")
-    return device
+    return torch.device("cuda", local) if cuda else found
 
 
 def close() -> None:
@@ -64,7 +71,7 @@ def barrier() -> None:
 def all_sum(x: Tensor) -> Tensor:
     """Sum of `x` over ranks, no gradient."""
     if world() > 1:
-        x = x.detach().clone()
+        x = x.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(x)
     return x
 
@@ -79,13 +86,13 @@ def broadcast(x: Tensor) -> Tensor:
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        x = x.clone()
+        x = x.clone(memory_format=torch.contiguous_format)  # NCCL takes no other
         dist.all_reduce(x)
         return x
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad.clone()
+        grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad
 

@@ -112,6 +112,15 @@ class Dialogues(Sampler):
             )
         if batch % m:
             raise UserError(f"batch_size {batch} is not a multiple of sampler.per_dialogue {m}")
+        from pyspkv import distributed
+
+        world = distributed.world()
+        if batch % (m * world) or config.labelled % world:
+            raise UserError(
+                f"{batch // m} dialogues in a batch, {config.labelled} of them labelled, are no multiples of {world} "
+                "processes",
+                mend="change batch_size or sampler.labelled",
+            )
         num, source = batch // m, columns["source"]
         both = bool(source.any())
         if both != bool(config.labelled) or not 0 <= config.labelled < num:

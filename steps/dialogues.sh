@@ -40,8 +40,11 @@ check_dialogues() {
 rank() { # the dialogues by compactness; a truth adds figures and changes nothing
     local mixed=()
     [ ! -f "$data/truth/dialogue2mixed" ] || mixed=(--mixed "$data/truth/dialogue2mixed")
-    "$SPKV_PYTHON" -m pyspkv.bin.score_dialogues --model "$exp/pretrain/model" --data "$data/train" \
-        "${mixed[@]}" --out "$exp/pretrain/dialogues"
+    (
+        [ "$ngpu" -gt 0 ] || export CUDA_VISIBLE_DEVICES=
+        "$SPKV_PYTHON" -m pyspkv.bin.score_dialogues --model "$exp/pretrain/model" --data "$data/train" \
+            "${mixed[@]}" --out "$exp/pretrain/dialogues"
+    )
 }
 finetune_few() { # <labelled set>: GE2E from the dialogues' encoder and, to compare, from scratch; dev speakers stop both
     local options=()

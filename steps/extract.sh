@@ -32,7 +32,14 @@ fi
 rm -f "$out/made_by"
 utts=$(wc -l < "$data/utt2spk")
 [ "$nj" -le "$utts" ] || nj=$utts
-[ "$ngpu" -gt 0 ] || export CUDA_VISIBLE_DEVICES=
+gpu=()
+if [ "$ngpu" -gt 0 ]; then # one job a GPU at a time
+    CUDA_VISIBLE_DEVICES=$(cut -d, -f1-"$ngpu" <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((ngpu - 1)))}")
+    gpu=(--gpu 1)
+else
+    CUDA_VISIBLE_DEVICES=
+fi
+export CUDA_VISIBLE_DEVICES SPKV_NGPU="$ngpu"
 if [ "$nj" -eq 1 ]; then
     "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$data" --out "$out" \
         --precision "$precision" --crops "$crops"
@@ -42,7 +49,7 @@ else
     "$SPKV_PYTHON" -m pyspkv.bin.runs model "$model" > /dev/null
     rm -f "$scp" # the jobs write over the arks that it points into
     # shellcheck disable=SC2086  # cmd may carry options
-    OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd SPKV_JOB=1:"$nj" "$out/log/extract.SPKV_JOB.log" \
+    OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd ${gpu[@]+"${gpu[@]}"} SPKV_JOB=1:"$nj" "$out/log/extract.SPKV_JOB.log" \
         "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/SPKV_JOB" --out "$out/SPKV_JOB" \
         --precision "$precision" --crops "$crops"
     for job in $(seq "$nj"); do cat "$out/$job/embedding.scp"; done | sort > "$scp.tmp"

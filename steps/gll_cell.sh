@@ -8,6 +8,7 @@ results=          # RESULTS.jsonl
 data=             # the recipe's data directories
 calibrate_labels=10
 rounds_counted=3  # iterations that tables 1 and 2 choose from, by dev EER; table 3 has all
+ngpu=0            # GPUs; 0 uses the CPU
 run_opts=         # further options of the recipe's run.sh
 command=          # to record with the rows
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
@@ -21,13 +22,13 @@ cell=$exp/n$labels/$name
 
 train() { # [run.sh options]
     # shellcheck disable=SC2086  # options are split on purpose
-    "$recipe/run.sh" --exp "$exp" --data "$data" --seed "$seed" --nj 1 --labels "$labels" --system "$system" \
+    "$recipe/run.sh" --exp "$exp" --data "$data" --seed "$seed" --nj 1 --ngpu "$ngpu" --labels "$labels" --system "$system" \
         --init "$init" --name "$name" --num-rounds "$rounds" --calibrate-labels "$calibrate_labels" $run_opts "$@"
 }
 evaluate() { # <folder with model>: the chosen epoch on the test list
     local which=
     [ ! -f "$1/model/best" ] || which=@best
-    "$ROOT/steps/extract.sh" "$1/model$which" "$data/test" "$1/embed/test"
+    "$ROOT/steps/extract.sh" --ngpu "$ngpu" "$1/model$which" "$data/test" "$1/embed/test"
     "$ROOT/steps/score.sh" "$1" "$data/test" test
 }
 record() { # <table> <row> <column> <folder> [bin.results options]
@@ -95,7 +96,7 @@ exec 3>&1 >> "$log" 2>&1
 case $system in
     stage1)
         train --stage 3 --stop-stage 3
-        "$ROOT/steps/extract.sh" "$exp/pretrain/model" "$data/train" "$exp/pretrain/embed/train"
+        "$ROOT/steps/extract.sh" --ngpu "$ngpu" "$exp/pretrain/model" "$data/train" "$exp/pretrain/embed/train"
         evaluate "$exp/pretrain"
         record "$table1" "Stage I only" none "$exp/pretrain"
         ;;

@@ -19,6 +19,7 @@ systems="supervised wo-gll gll full fixed flexible verification fixmatch fixmatc
 pseudo-label pseudo-label-low mean-teacher distil gcl cdvat gcn"
 corruption=true     # the corruption test
 jobs=1              # cells at a time
+ngpu=0              # GPUs; 0 uses the CPU
 exp=                # default <recipe>/exp/grid
 data=               # default <recipe>/data
 results=            # default <recipe>/RESULTS.jsonl
@@ -40,7 +41,7 @@ command=steps/gll_grid.sh # as RESULTS.md shows it: the options given, less plac
 # shellcheck disable=SC2154  # po_given is parse_options.sh's
 for option in ${po_given[@]+"${po_given[@]}"}; do
     case $option in
-        --jobs=* | --exp=* | --data=* | --results=*) ;;
+        --jobs=* | --ngpu=* | --exp=* | --data=* | --results=*) ;;
         *) command+=" ${option%%=*} \"${option#*=}\"" ;;
     esac
 done
@@ -49,7 +50,7 @@ command+=" ${recipe#"$ROOT/"}"
 wave() { # <what>: run the cells on standard input, `seed labels system init rounds [factor]` each
     echo "== $1 ($(date +%T))"
     xargs -r -P "$jobs" -L 1 "$ROOT/steps/gll_cell.sh" --title "$title" --results "$results" \
-        --data "$data" --calibrate-labels "$calibrate_labels" --rounds-counted "$rounds" --run-opts "$run_opts" \
+        --data "$data" --calibrate-labels "$calibrate_labels" --rounds-counted "$rounds" --ngpu "$ngpu" --run-opts "$run_opts" \
         --command "$command" "$recipe" "$exp"
 }
 has() { [[ " $systems " == *" $1 "* ]]; }
@@ -64,7 +65,7 @@ cells() { # <seeds> <labels> <init> <system>...
 }
 
 # shellcheck disable=SC2086  # options are split on purpose
-"$recipe/run.sh" --exp "$exp/seed$first" --data "$data" --stop-stage 2 $run_opts
+"$recipe/run.sh" --exp "$exp/seed$first" --data "$data" --ngpu "$ngpu" --stop-stage 2 $run_opts
 for s in $seeds; do echo "$s $first stage1 stage1 1"; done | wave "Stage I"
 {
     cells "$seeds" "$labels" stage1 wo-gll supervised

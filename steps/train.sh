@@ -28,6 +28,7 @@ args=(--config "$config" --data "$data" --exp "$model")
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 
 if [ "$ngpu" -gt 0 ]; then nproc=$ngpu; else export CUDA_VISIBLE_DEVICES=; fi
+export SPKV_NGPU="$ngpu"
 if [ "$nproc" -gt 1 ]; then
     exec "$SPKV_PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$nproc" -m pyspkv.bin.train "${args[@]}"
 fi

@@ -476,3 +476,23 @@ def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
         trainer.run()
         first = json.loads((tmp_path / name / "train.jsonl").read_text().splitlines()[0])
         assert first["pull"] == pytest.approx(sum(p.numel() for p in encoder._pulled()) / 2, rel=1e-4)
+
+
+def test_gpus_asked_for_in_vain_are_an_error(tmp_path, data):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    command = [ROOT / "steps/train.sh", "--ngpu", "1", tmp_path / "config.yaml", data.path, tmp_path / "exp"]
+    done = subprocess.run(command, env={**ENV, "SPKV_PYTHON": sys.executable}, capture_output=True, text=True)
+    assert done.returncode == 1 and "torch sees no GPU" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
+    """As NCCL wants it and gloo does not: values and gradients, however they lie in memory."""
+    from pyspkv import distributed
+
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: seen.append(x.is_contiguous()))
+    seen = []
+    x = torch.randn(3, 4, 5, requires_grad=True)
+    distributed.all_sum(x.transpose(0, 2))
+    (distributed.sum_with_grad(x.permute(1, 2, 0)) * torch.randn(3, 4, 5).permute(1, 2, 0)).sum().backward()
+    assert seen == [True] * 3

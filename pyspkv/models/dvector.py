@@ -31,6 +31,9 @@ class DVector(Encoder):
         self.out_norm = BatchNorm(config.embed_dim)  # without it GE2E drew all speakers onto one point
 
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        if feats.device.type == "cuda":  # whose autocast runs an LSTM in float16, where small gradients are 0
+            with torch.autocast("cuda", enabled=False):
+                return self.lstm(feats.float())[0], self.mask(lengths, feats.shape[1])
         return self.lstm(feats)[0], self.mask(lengths, feats.shape[1])
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
