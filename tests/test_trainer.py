@@ -496,3 +496,14 @@ def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
     distributed.all_sum(x.transpose(0, 2))
     (distributed.sum_with_grad(x.permute(1, 2, 0)) * torch.randn(3, 4, 5).permute(1, 2, 0)).sum().backward()
     assert seen == [True] * 3
+
+
+def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
+    from pyspkv import distributed
+
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    label = np.arange(48) // 4
+    for batch, fields in ((12, {"per_dialogue": 4}), (16, {"per_dialogue": 2, "labelled": 3})):
+        with pytest.raises(UserError, match="no multiples of 2 processes"):
+            cfg.build("sampler", cfg.resolve("sampler", {"name": "dialogues", **fields}), label, batch, 0,
+                      {"source": 0 * label})  # fmt: skip
