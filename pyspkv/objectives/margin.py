@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from pyspkv import config as cfg
 from pyspkv.dataset import Batch, View
 from pyspkv.distributed import all_sum
-from pyspkv.errors import UserError
 from pyspkv.features import SpecAugmentConfig
 from pyspkv.labels.gates import Gate
 from pyspkv.models.encoder import Encoder
@@ -60,13 +59,11 @@ class Margin(HasGate, Objective):
     """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate."""
 
     Config = MarginConfig
+    takes_unlabelled = False
+    tells_speakers = True
 
     def __init__(self, config: MarginConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
-        if info.num_classes < 2:
-            raise UserError("utt2spk has one speaker: nothing to tell apart", mend="give at least two")
-        if 0 < info.num_labelled < info.num_rows:
-            raise UserError("objective margin takes one data directory", mend="leave --unlabelled out")
         self.config = config
         self.num_classes = info.num_classes
         # Another speed is another voice: each speed of a speaker is a class of its own.

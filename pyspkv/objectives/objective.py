@@ -44,6 +44,8 @@ class Objective(nn.Module):
     evaluates = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
     wants_embeddings = False  # `begin` is called before a new run's first step
     takes_speeds = True  # augment.speeds; where a speaker is one class at any speed, it does not
+    takes_unlabelled = True  # a second data directory
+    tells_speakers = False  # speakers are its classes, so that it needs two
 
     def __init__(self, encoder: Encoder, info: Info):
         super().__init__()
@@ -52,6 +54,11 @@ class Objective(nn.Module):
                 "augment.speeds makes other voices, and this objective has no classes for them",
                 mend="leave augment.speeds out",
             )
+        if 0 < info.num_labelled < info.num_rows and not self.takes_unlabelled:
+            name = type(self).__name__.lower()
+            raise UserError(f"objective {name} takes one data directory", mend="leave --unlabelled out")
+        if info.num_classes < 2 and self.tells_speakers:
+            raise UserError("utt2spk has one speaker: nothing to tell apart", mend="give at least two")
         self.encoder, self.info = encoder, info
         self.epoch_now = 0.0
 

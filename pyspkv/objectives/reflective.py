@@ -104,14 +104,11 @@ class Reflective(Objective):
     Config = ReflectiveConfig
     evaluates = "teacher"
     wants_embeddings = True
-    takes_speeds = False
+    takes_speeds = takes_unlabelled = False
+    tells_speakers = True
 
     def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
-        if 0 < info.num_labelled < info.num_rows:
-            raise UserError("objective reflective takes one data directory", mend="leave --unlabelled out")
-        if info.num_classes < 2:
-            raise UserError("utt2spk has one speaker: nothing to tell apart", mend="give at least two")
         if config.queue < 1:
             raise UserError(f"objective.queue {config.queue} is below 1")
         self.config = c = config

@@ -45,13 +45,12 @@ class Semi(Objective):
 
     Config = SemiConfig
     takes_speeds = False
+    tells_speakers = True
     reads = ("weak", "strong")  # views of unlabelled rows
     joint = False  # unlabelled strong views pass through the encoder together with the labelled rows
 
     def __init__(self, config: SemiConfig, encoder: Encoder, info: Info):
         super().__init__(encoder, info)
-        if info.num_classes < 2:
-            raise UserError("utt2spk has one speaker: nothing to tell apart", mend="give at least two")
         self.config = config
         self.head = AAMHead(encoder.embed_dim, info.num_classes)
 
