@@ -76,6 +76,12 @@ def main() -> int:
     p.add_argument("--test-parts", default="test-other", help="test parts")
     p.add_argument("--num-dev-spk", type=int, default=30, help="training speakers held out as dev")
     p.add_argument(
+        "--fold",
+        type=natural,
+        default=0,
+        help="which of them: the groups of all folds have no speaker in common",
+    )
+    p.add_argument(
         "--segment-seconds", type=float, default=3.0, help="cut train and dev; 0 = keep recordings whole"
     )
     p.add_argument(
@@ -101,8 +107,14 @@ def main() -> int:
         raise UserError(
             f"{len(speakers)} training speakers, {args.num_dev_spk} are to be held out", file=root
         )
+    folds = len(speakers) // args.num_dev_spk
+    if args.fold >= folds:
+        p.error(f"--fold {args.fold}: {len(speakers)} training speakers make {folds} folds, from 0")
     rng = np.random.default_rng(args.seed)
     held = set(rng.choice(speakers, args.num_dev_spk, replace=False))
+    if args.fold:
+        rest = rng.permutation(sorted(set(speakers) - held))
+        held = set(rest[(args.fold - 1) * args.num_dev_spk : args.fold * args.num_dev_spk])
 
     train = make(
         args.dir / "train",

@@ -84,6 +84,21 @@ def test_librispeech(librispeech, tmp_path):
     assert "train: 5 speakers, 10 recordings, 10 utterances" in again
 
 
+def test_librispeech_folds_share_no_held_out_speaker(librispeech, tmp_path):
+    options = ["--parts", "train-a", "--test-parts", "test-b", "--num-dev-spk", 3]
+    held = []
+    for fold in (0, 1):
+        local("librispeech", *options, "--fold", fold, librispeech, tmp_path / f"{fold}")
+        dev, known = DataDir.read(tmp_path / f"{fold}/dev"), DataDir.read(tmp_path / f"{fold}/train_labelled")
+        assert len(set(dev.spk)) == 3 and len(set(known.spk)) == 5 and not set(dev.spk) & set(known.spk)
+        held.append(set(dev.spk))
+    assert not held[0] & held[1]
+    local("librispeech", *options, librispeech, tmp_path / "none")
+    assert set(DataDir.read(tmp_path / "none/dev").spk) == held[0]
+    said = local("librispeech", *options, "--fold", 2, librispeech, tmp_path / "2", ok=False)
+    assert "8 training speakers make 2 folds, from 0" in said and not (tmp_path / "2").exists()
+
+
 def test_librispeech_errors(librispeech, tmp_path):
     args = ["--parts", "train-a", "--num-dev-spk", 3]
     assert "no part test-other (there is: test-b, train-a)" in local(
