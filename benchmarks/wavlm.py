@@ -13,6 +13,7 @@ measured as well: products of 8,192 x 8,192 matrices.
 """
 
 import argparse
+import copy
 import resource
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pyspkv import config as cfg
 from pyspkv.dataset import Batch
-from pyspkv.embed import autocast
+from pyspkv.embed import autocast, packed
 from pyspkv.models.wavlm import WavLM
 from pyspkv.objectives.objective import Info, margin_logits
 
@@ -163,11 +164,15 @@ def extract(args, folder: Path) -> None:
         with autocast(args.device, precision):
             return call(encoder, wave)
 
-    for name, side in sides(args, folder).items():
+    found = sides(args, folder)
+    for name, side in found.items():
         side[0].eval().to(args.device)
         calls[name] = lambda side=side: embed(*side)
+    own = copy.deepcopy(found["ours bf16"][0])  # whose weights are packed once, as in extraction
+    calls["ours bf16"] = lambda: embed(own, call_ours, "bf16")
     cpu = ours().eval()
-    compare("extraction", calls, lambda: call_ours(cpu, wave[:1].cpu()), args)
+    with packed(own, args.device, "bf16"):
+        compare("extraction", calls, lambda: call_ours(cpu, wave[:1].cpu()), args)
 
 
 def memory(args, folder: Path) -> None:

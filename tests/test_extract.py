@@ -16,7 +16,7 @@ from pyspkv import config as cfg
 from pyspkv import embed as embed_module
 from pyspkv.checkpoint import find, load_encoder
 from pyspkv.datadir import DataDir
-from pyspkv.embed import choose_precision, embed
+from pyspkv.embed import autocast, choose_precision, embed, packed
 from pyspkv.embeddings import read_embeddings
 from pyspkv.trainer import TrainConfig, Trainer
 
@@ -151,6 +151,32 @@ def test_bf16_stays_near_fp32(trained):
     a, b = (embed(encoder, data, CPU, p).x for p in ("fp32", "bf16"))
     cos = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert (cos > 0.99).all() and (a != b).any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_packed_products_are_autocasts_and_end_with_their_block(bias):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(48, 80, bias=bias), torch.nn.Tanh(), torch.nn.Linear(80, 8))
+    x = torch.randn(2, 5, 48)
+
+    def passes():
+        with autocast(CPU, "bf16"):
+            wanted = layers(x)
+        with packed(layers, CPU, "bf16"), autocast(CPU, "bf16"):
+            found = layers(x)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found, wanted, atol=0.02, rtol=0.01)
+        return found
+
+    before = passes()
+    layers[0].weight.mul_(2)  # weights change between directories, as in training
+    assert not torch.equal(passes(), before)
+    with pytest.raises(KeyError), packed(layers, CPU, "bf16"):
+        raise KeyError
+    assert layers(x).dtype == torch.float32
+    with packed(layers, CPU, "fp32"):
+        assert layers(x).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
