@@ -195,7 +195,7 @@ def passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: int) -
 
 
 class Repeat(Sampler):
-    """An epoch is `steps` batches, however few the utterances (training on the labelled part alone)."""
+    """An epoch is `steps` batches, however few the utterances (a small labelled set by itself)."""
 
     @dataclass(kw_only=True)
     class Config:

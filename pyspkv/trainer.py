@@ -196,10 +196,9 @@ class Trainer:
             if self.objective.labels() is None:
                 rule = f"objective {config.objective.name} moves no labels"
                 raise UserError(rule, mend="leave --labels-out out")
-            if Path(labels_out).resolve() == Path(data.path).resolve():
-                raise UserError(
-                    "is the training data itself", file=labels_out, mend="give another --labels-out"
-                )
+            for name, given in (("the training data", data), ("the dev list", dev)):
+                if given and Path(labels_out).resolve() == Path(given.path).resolve():
+                    raise UserError(f"is {name} itself", file=labels_out, mend="give another --labels-out")
             check_replaceable(Path(labels_out))
 
     def _optimiser(self, groups: list[dict]) -> torch.optim.Optimizer:

@@ -49,6 +49,15 @@ class Fields:
     duration: str = "duration"
 
 
+def _check_dropped(path: Path, field: str, drop: str, sources: set[str], dropped: int, left: int) -> None:
+    """UserError: there are several sources but none is the one to drop, or nothing else is left."""
+    if len(sources) > 1 and not dropped:
+        rule = f"no '{field}' is '{drop}'; there are {', '.join(sorted(sources)[:5])}"
+        raise UserError(rule, file=path, mend="name the one that is no customer: --drop-source")
+    if not left:
+        raise UserError(f"no turn is left of {dropped}", file=path, mend="see --drop-source")
+
+
 def from_kaldi(path: Path, drop_source: str) -> Turns:
     """A data directory with utt2time and utt2device (`utt device`); utt2source where only one side is wanted."""
     data = DataDir.read(path)
@@ -56,11 +65,16 @@ def from_kaldi(path: Path, drop_source: str) -> Turns:
         if name not in data.extra:
             raise UserError("no such file", file=path / name, mend=f"write `utt {what}` per line, in C order")
     source = data.extra.get("utt2source", {})
-    if all(source.get(u) == drop_source for u in data.utts):
-        raise UserError(
-            f"no turn is left of {len(data.utts)}", file=path / "utt2source", mend="see --drop-source"
-        )
-    kept = data.subset([u for u in data.utts if source.get(u) != drop_source], trials=False)
+    left = [u for u in data.utts if source.get(u, "").lower() != drop_source.lower()]
+    _check_dropped(
+        path / "utt2source",
+        "source",
+        drop_source,
+        set(source.values()),
+        len(data.utts) - len(left),
+        len(left),
+    )
+    kept = data.subset(left, trials=False)
     extra = dict(kept.extra)
     time, device = extra.pop("utt2time"), extra.pop("utt2device")
     for name in ("utt2source", "utt2dialogue"):
@@ -128,12 +142,8 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             rows[utt] = (str(path.absolute().parent / audio), device, time, seconds)
     if not rows:
         raise UserError("there is no turn in it", file=path)
-    if len(sources) > 1 and not dropped:
-        rule = f"no '{fields.source}' is '{drop_source}'; there are {', '.join(sorted(sources)[:5])}"
-        raise UserError(rule, file=path, mend="name the one that is no customer: --drop-source")
     kept = {utt: rows[utt] for utt in sorted(rows) if rows[utt] is not None}
-    if not kept:
-        raise UserError(f"no turn is left of {len(rows)}", file=path, mend="see --drop-source")
+    _check_dropped(path, fields.source, drop_source, sources, dropped, len(kept))
     utts = list(kept)
     extra = {"utt2dur": {u: row[3] for u, row in kept.items()}} if fields.duration in optional else {}
     data = DataDir(path, utts, utts, {u: row[0] for u, row in kept.items()}, extra=extra)

@@ -25,6 +25,7 @@ identity() { # two lines: the weights; the audio and the options
     echo "$(digest "$data/wav.scp" "$data/segments" || true) $precision $crops $(realpath -m "$out")" # a copy points elsewhere
 }
 [[ $nj =~ ^[1-9][0-9]*$ ]] || { echo "$0: --nj is a number from 1, not '$nj'" >&2; exit 1; }
+[[ $ngpu =~ ^(0|[1-9][0-9]*)$ ]] || { echo "$0: --ngpu is a number from 0, not '$ngpu'" >&2; exit 1; }
 made_by=$(identity)
 if [ -f "$scp" ] && [ -f "$out/made_by" ] && [ "$(cat "$out/made_by")" = "$made_by" ]; then
     echo "$0: $scp is up to date"; exit 0

@@ -15,6 +15,8 @@ patience=0      # stop after this many epochs without a better dev EER
 . parse_options.sh
 [ $# -ge 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
 config=$1 data=$2 model=$3; shift 3
+[[ $ngpu =~ ^(0|[1-9][0-9]*)$ ]] || { echo "$0: --ngpu is a number from 0, not '$ngpu'" >&2; exit 1; }
+[[ $nproc =~ ^[1-9][0-9]*$ ]] || { echo "$0: --nproc is a number from 1, not '$nproc'" >&2; exit 1; }
 
 args=(--config "$config" --data "$data" --exp "$model")
 [ -z "$init" ] || args+=(--init "$init")

@@ -181,6 +181,11 @@ def test_bad_tables_and_logs(tmp_path):
     assert sorted(p.name for p in path.iterdir()) == before
     (path / "utt2source").write_text("".join(f"{row[0]} device\n" for row in sorted(LOG)))
     assert "no turn is left" in sessionize(path, code=1).stderr
+    assert "no turn is left" in sessionize(path, "--drop-source", "Device", code=1).stderr
+    sources = [f"{row[0]} {'device' if i % 2 else 'customer'}\n" for i, row in enumerate(sorted(LOG))]
+    (path / "utt2source").write_text("".join(sources))
+    said = sessionize(path, "--drop-source", "agent", code=1).stderr
+    assert "utt2source: no 'source' is 'agent'; there are customer, device" in said
     log = tmp_path / "log.csv"
     log.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n", encoding="utf-8-sig")
     assert "1 turns of 1 devices" in sessionize(log).stdout

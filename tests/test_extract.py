@@ -112,6 +112,7 @@ def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_
     # What stands is not lost to a wrong call.
     for wrong in (
         ["--nj", "abc", system / "model"],
+        ["--ngpu", "one", tmp_path / "nowhere"],
         ["--nj", 1, tmp_path / "nowhere"],
         ["--nj", 2, tmp_path / "nowhere"],
     ):

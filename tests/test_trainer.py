@@ -422,6 +422,10 @@ def test_moved_labels_do_not_replace_the_training_data(tmp_path, data):
     c = config(tmp_path, **REFLECTIVE)
     with pytest.raises(UserError, match="is the training data itself"):
         Trainer(c, data, tmp_path / "exp", labels_out=data.path)
+    dev, trials = toy.make(tmp_path / "dev", speakers=2, utts=2), tmp_path / "trials"
+    trials.write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
+    with pytest.raises(UserError, match="is the dev list itself"):
+        Trainer(c, data, tmp_path / "exp", dev=dev, dev_trials=trials, labels_out=dev.path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.doc").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.doc"):
@@ -478,11 +482,20 @@ def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
         assert first["pull"] == pytest.approx(sum(p.numel() for p in encoder._pulled()) / 2, rel=1e-4)
 
 
-def test_gpus_asked_for_in_vain_are_an_error(tmp_path, data):
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--ngpu", "1", "torch sees no GPU"),
+        ("--ngpu", "one", "--ngpu is a number from 0, not 'one'"),
+        ("--nproc", "0", "--nproc is a number from 1, not '0'"),
+    ],
+)
+def test_processes_asked_for_in_vain_are_an_error(tmp_path, data, option, value, words):
     (tmp_path / "config.yaml").write_text(CONFIG)
-    command = [ROOT / "steps/train.sh", "--ngpu", "1", tmp_path / "config.yaml", data.path, tmp_path / "exp"]
+    command = [ROOT / "steps/train.sh", option, value, tmp_path / "config.yaml", data.path, tmp_path / "exp"]
     done = subprocess.run(command, env={**ENV, "SPKV_PYTHON": sys.executable}, capture_output=True, text=True)
-    assert done.returncode == 1 and "torch sees no GPU" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "exp/LATEST").exists()
 
 
 def test_what_is_summed_over_processes_is_contiguous(monkeypatch):

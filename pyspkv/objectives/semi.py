@@ -66,7 +66,7 @@ class Semi(Objective):
         of the strong views, where `joint`."""
         raise UserError(
             f"objective {self.config.name} learns from labelled utterances alone, but a batch has others",
-            mend="leave --unlabelled out, or use sampler: repeat",
+            mend="leave --unlabelled out",
         )
 
     def forward(self, batch: Batch) -> Losses:
