@@ -189,7 +189,16 @@ class Trainer:
             "evaluates": self.objective.evaluates,
         }
         self.init, self.keep_head = init, keep_head
-        models = (init, getattr(config.objective, "teacher", ""), getattr(config.encoder, "pretrained", ""))
+        teacher = getattr(config.objective, "teacher", "")
+        if teacher:
+            theirs = checkpoint.find(teacher).parent / "classes.txt"
+            if theirs.is_file() and theirs.read_text(encoding="utf-8").splitlines() != self.corpus.classes:
+                raise UserError(
+                    f"objective.teacher knows other speakers than {data.path}",
+                    file=theirs,
+                    mend="train the teacher on the same labelled directory",
+                )
+        models = (init, teacher, getattr(config.encoder, "pretrained", ""))
         self.start = " ".join(checkpoint.digest(model) for model in models if model) or None
         self.labels_out = labels_out
         if labels_out:

@@ -633,6 +633,12 @@ def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
     torch.testing.assert_close(value / weight, -(p * log_q).sum(1).mean())
     with pytest.raises(UserError, match="objective.teacher"):
         objective("distil")
+    c = config(tmp_path, objective={"name": "distil", "teacher": str(tmp_path / "teacher")})
+    Trainer(c, split.labelled, tmp_path / "student", unlabelled=split.given)
+    names = {spk: f"other-{spk}" for spk in split.labelled.spk}  # as many others
+    others = split.labelled.with_speakers([names[spk] for spk in split.labelled.spk])
+    with pytest.raises(UserError, match="knows other speakers"):
+        Trainer(c, others, tmp_path / "student", unlabelled=split.given)
 
 
 def test_speeds_are_refused_where_classes_are_speakers(tmp_path, split):
