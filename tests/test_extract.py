@@ -65,7 +65,7 @@ def step(name, *options, ok=True) -> str:
         text=True,
     )
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout if ok else done.stderr
 
 
 def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_path):
@@ -112,12 +112,13 @@ def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_
     # What stands is not lost to a wrong call.
     for wrong in (
         ["--nj", "abc", system / "model"],
-        ["--ngpu", "one", tmp_path / "nowhere"],
         ["--nj", 1, tmp_path / "nowhere"],
         ["--nj", 2, tmp_path / "nowhere"],
     ):
         step("extract.sh", *wrong, test, copy, ok=False)
         assert (copy / "embedding.scp").exists()
+    said = step("extract.sh", "--ngpu", "one", system / "model", test, tmp_path / "new", ok=False)
+    assert "--ngpu is a number from 0, not 'one'" in said and not (tmp_path / "new").exists()
     # The first model's crops do not count beside the second's utterances.
     (test / "trials").write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
     step("score.sh", system, test, "test")
