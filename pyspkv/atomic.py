@@ -3,8 +3,12 @@
 import contextlib
 import ctypes
 import errno
+import fcntl
+import json
 import os
 import shutil
+import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,3 +98,34 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
         _name(err, path)
         raise
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | Path, name: str = ".lock") -> Iterator:
+    """Hold `folder/name` so that no other process writes into `folder`; yields the open lock file.
+
+    The kernel frees the lock when the process ends, however it ends; what the file holds (host, process, command) is
+    for the message alone. UserError: another process holds the lock.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read(1000).strip() or "another process"
+            raise UserError(
+                f"another process is writing here: {holder}",
+                file=folder,
+                mend="wait until it has ended, or give another output folder",
+            ) from None
+        lock.truncate(0)
+        lock.write(
+            json.dumps(
+                {"host": socket.gethostname(), "pid": os.getpid(), "command": " ".join(sys.argv)[:500]}
+            )
+            + "\n"
+        )
+        lock.flush()
+        yield lock
