@@ -1,60 +1,43 @@
 #!/usr/bin/env bash
-# Embed a data directory in nj parallel jobs; done already where made_by says so: of the same model, audio and options.
+# Embed data directories, in nj parallel jobs; nothing is done where the embeddings are those of this model and audio.
 # Usage: steps/extract.sh [options] <model-dir> <data-dir> <out-dir>
-#   e.g. steps/extract.sh --nj 2 exp/round1/model data/test exp/round1/embed/test
+#        steps/extract.sh [options] <model-dir>... --data <data-dir>...
+# The second form writes each pair into <model-dir>/../embed/<name of the data directory>.
+#   e.g. steps/extract.sh --nj 2 exp/pretrain/model exp/round1/model --data data/dev data/test
 set -euo pipefail
-nj=1              # parallel jobs
-ngpu=0            # GPUs of this machine; 0 uses the CPU
-precision=fp32    # fp32, bf16
-crops=0           # embed so many evenly spaced crops of 4 s instead of the whole utterance
 cmd=run.sh        # job runner
+nj=1              # parallel jobs, from 1
+ngpu=0            # GPUs; 0 uses the CPU
+precision=fp32    # fp32, bf16
+crops=0           # embed so many evenly spaced crops of 4 s instead of the whole utterance, into embed/<name>-crops
+allow_pipes=false # run the commands in wav.scp
+dry_run=false     # only print the commands
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
-[ $# -eq 3 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 1; }
-model=$1 data=$2 out=$3
-
-scp=$out/embedding.scp
-digest() { cat "$@" 2> /dev/null | sha256sum | cut -d' ' -f1; } # of what is there of these files
-identity() { # two lines: the weights; the audio and the options
-    local folder=$model pointer=LATEST
-    case $model in
-        *@best) folder=${model%@best} pointer=best ;;
-        *@last) folder=${model%@last} ;;
-    esac
-    digest "$folder/$(cat "$folder/$pointer" 2> /dev/null || true)/model.safetensors" || true
-    echo "$(digest "$data/wav.scp" "$data/segments" || true) $precision $crops $(realpath -m "$out")" # a copy points elsewhere
-}
-[[ $nj =~ ^[1-9][0-9]*$ ]] || { echo "$0: --nj is a number from 1, not '$nj'" >&2; exit 1; }
-[[ $ngpu =~ ^(0|[1-9][0-9]*)$ ]] || { echo "$0: --ngpu is a number from 0, not '$ngpu'" >&2; exit 1; }
-made_by=$(identity)
-if [ -f "$scp" ] && [ -f "$out/made_by" ] && [ "$(cat "$out/made_by")" = "$made_by" ]; then
-    echo "$0: $scp is up to date"; exit 0
-fi
-rm -f "$out/made_by"
-utts=$(wc -l < "$data/utt2spk")
-[ "$nj" -le "$utts" ] || nj=$utts
-gpu=()
-if [ "$ngpu" -gt 0 ]; then # one job a GPU at a time
-    CUDA_VISIBLE_DEVICES=$(cut -d, -f1-"$ngpu" <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((ngpu - 1)))}")
-    gpu=(--gpu 1)
+if [[ " $* " == *" --data "* ]]; then
+  args=(--model "$@")
+  log=$(dirname "$1")/log
 else
-    CUDA_VISIBLE_DEVICES=
+  [ $# -eq 3 ] || po_die "give <model-dir> <data-dir> <out-dir>, or <model-dir>... --data <data-dir>..."
+  args=(--model "$1" --data "$2" --out "$3")
+  log=$3/log
+fi
+[ "$precision" = fp32 ] || args+=(--precision "$precision")
+[ "$crops" -eq 0 ] || args+=(--crops "$crops")
+! $allow_pipes || args+=(--allow-pipes)
+
+gpu=0 # each job has one
+if [ "$ngpu" -gt 0 ]; then
+  CUDA_VISIBLE_DEVICES=$(cut -d, -f1-"$ngpu" <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((ngpu - 1)))}") gpu=1
+else
+  CUDA_VISIBLE_DEVICES=
 fi
 export CUDA_VISIBLE_DEVICES SPKV_NGPU="$ngpu"
+read -ra cmd <<< "$cmd"
 if [ "$nj" -eq 1 ]; then
-    "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$data" --out "$out" \
-        --precision "$precision" --crops "$crops"
+  log_run "${cmd[@]}" --gpu $gpu "$log/extract.log" python -m pyspkv.bin.extract "${args[@]}"
 else
-    split=$data/split${nj}utt
-    split_data.sh --per-utt "$data" "$nj"
-    "$SPKV_PYTHON" -m pyspkv.bin.runs model "$model" > /dev/null
-    rm -f "$scp" # the jobs write over the arks that it points into
-    # shellcheck disable=SC2086  # cmd may carry options
-    OMP_NUM_THREADS=$(( ($(nproc) + nj - 1) / nj )) $cmd ${gpu[@]+"${gpu[@]}"} SPKV_JOB=1:"$nj" "$out/log/extract.SPKV_JOB.log" \
-        "$SPKV_PYTHON" -m pyspkv.bin.extract --model "$model" --data "$split/SPKV_JOB" --out "$out/SPKV_JOB" \
-        --precision "$precision" --crops "$crops"
-    for job in $(seq "$nj"); do cat "$out/$job/embedding.scp"; done | sort > "$scp.tmp"
-    mv "$scp.tmp" "$scp"
-    echo "$0: $utts embeddings in $scp"
+  log_run "${cmd[@]}" --gpu $gpu --num-threads $((($(nproc) + nj - 1) / nj)) JOB=1:"$nj" "$log/extract.JOB.log" \
+    python -m pyspkv.bin.extract "${args[@]}" --part "JOB/$nj"
+  log_run python -m pyspkv.bin.extract "${args[@]}" --merge "$nj"
 fi
-echo "$made_by" > "$out/made_by"

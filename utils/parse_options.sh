@@ -1,16 +1,26 @@
 #!/usr/bin/env bash
-# Options for a script, Kaldi's way; to be sourced after the script's defaults:
+# Options for a script, Kaldi's way, and two helpers for recipes; to be sourced after the script's option block:
 #
-#   # What the script does: this comment block is what --help prints first.
+#   # What the script does: this comment is what --help prints first.
 #   set -euo pipefail
-#   nj=4              # number of jobs
+#   nj=4              # number of jobs, from 1
 #   supervised=false  # true or false
-#   . utils/parse_options.sh
+#   exp=$recipe/exp   # folder of results
+#   round_opts=()     # settings of the rounds, as "epochs=3 optim.lr=1e-3"
+#   . parse_options.sh
 #
-# `--some-name value` and `--some-name=value` set the existing variable some_name; where the default is true or false
-# only those are taken. --config FILE is sourced first, so that the command line wins. The first word that is no
-# option, or `--`, ends the options and stays in "$@"; po_given holds the options as --name=value. --help prints the
-# comment block and the defaults above.
+# `--some-name value` and `--some-name=value` set some_name, if the block has it; any other option is refused. A default
+# of true or false takes only those; a default that is a whole number takes whole numbers from 0, from 1 where the
+# help says "from 1"; an array is split at blanks. In a recipe (`recipe` is set) an option whose help starts with
+# "file" or "folder" is a path: relative to where you stand, and afterwards relative to $SPKV_ROOT, where run.sh works.
+# --config FILE holds lines name=value; the command line wins. The first word that is no option, or `--`, ends the
+# options and stays in "$@"; po_given holds the options as --name=value. --help prints the comment and the block.
+#
+#   stage N "title"      whether stage N is wanted, by $stage and $stop_stage; prints its title
+#   log_run COMMAND...   print the command, note it in $exp/log/commands, run it; with $dry_run only print it, and
+#                        the commands inside it (steps/*.sh and local/data.sh get --dry-run true)
+
+shopt -s extglob
 
 po_die() {
   echo "$0: $*" >&2
@@ -18,67 +28,138 @@ po_die() {
   exit 1
 }
 
-po_help() { # FILE...: the first one's comment block, then every `name=default  # comment` before this file is sourced;
-  # further files are named by po_files in a script whose options come from elsewhere too
+po_block() { # FILE: its options, one a line: name, default and help, separated by tabs
   awk '
-    FNR == 1 { body = NR > 1; done = 0 }
-    FNR == 1 && /^#!/ { next }
-    !body && /^#/ { sub(/^# ?/, ""); print; next }
-    { body = 1 }
-    /^\. .*parse_options\.sh/ || /^po_files[+]?=/ { done = 1 }
-    done { next }
+    /^\. .*parse_options\.sh/ { exit }
     /^[a-z][a-z0-9_]*=/ {
       name = $0; sub(/=.*/, "", name)
-      rest = substr($0, length(name) + 2); comment = ""
-      if (match(rest, /[ \t]+# /)) { comment = substr(rest, RSTART + RLENGTH); rest = substr(rest, 1, RSTART - 1) }
-      gsub(/_/, "-", name)
-      if (!(name in value)) order[++n] = name
-      if (!(name in own)) value[name] = rest # the script itself has the last word, else the file sourced last
-      if (comment != "") text[name] = comment
-      if (FILENAME == ARGV[1]) own[name]
-    }
-    END {
-      if (n) print "\nOptions (with their defaults):"
-      for (i = 1; i <= n; i++) printf "  --%-20s %-12s %s\n", order[i], value[order[i]], text[order[i]]
-    }' "$@"
+      rest = substr($0, length(name) + 2); help = ""
+      if (match(rest, /[ \t]+# /)) { help = substr(rest, RSTART + RLENGTH); rest = substr(rest, 1, RSTART - 1) }
+      if (name != "recipe") printf "%s\t%s\t%s\n", name, rest, help
+    }' "$1"
 }
 
-po_set() { # --name=value: sets the variable
-  local po_name=${1%%=*} po_value=${1#*=}
-  local po_option=$po_name
-  po_name=${po_name#--}
-  po_name=${po_name//-/_}
-  [[ $po_name =~ ^[a-z][a-z0-9_]*$ && $po_name != po_* && -n "${!po_name+set}" ]] || po_die "unknown option $po_option"
-  if [[ ${!po_name} == true || ${!po_name} == false ]] && [[ $po_value != true && $po_value != false ]]; then
-    po_die "$po_option is true or false, not \"$po_value\""
-  fi
-  printf -v "$po_name" %s "$po_value"
+po_help() { # FILE: its comment and its options
+  awk '/^#!/ && FNR == 1 { next } /^#/ { sub(/^# ?/, ""); print; next } { exit }' "$1"
+  echo
+  echo "Options (with their defaults):"
+  po_block "$1" | awk -F'\t' '{ gsub(/_/, "-", $1); printf "  --%-20s %-12s %s\n", $1, $2, $3 }'
 }
 
-po_given=()
-# shellcheck disable=SC2154  # po_files is the caller's, if it is at all
+po_set() { # NAME VALUE: set the option, if the block has it
+  local name=${1//-/_} value=$2
+  [ -n "${po_text[$name]+set}" ] || po_die "unknown option --$1; the options are:$po_names"
+  case ${po_default[$name]} in
+    "("*)
+      # shellcheck disable=SC2229  # the variable whose name it holds
+      read -ra "$name" <<< "$value"
+      return ;;
+    true | false) [[ $value == true || $value == false ]] || po_die "--$1 is true or false, not \"$value\"" ;;
+    0 | [1-9]*([0-9]))
+      local least=0
+      [[ ${po_text[$name]} != *"from 1"* ]] || least=1
+      [[ $value =~ ^(0|[1-9][0-9]{0,8})$ && $value -ge $least ]] ||
+        po_die "--$1 is a number from $least${po_up_to[$name]:-}, not '$value'" ;;
+  esac
+  printf -v "$name" %s "$value"
+}
+
+declare -A po_default=() po_text=() po_up_to=([stage]=" to 8" [stop_stage]=" to 8")
+po_names='' po_given=() po_config=
+while IFS=$'\t' read -r po_name po_value po_help_text; do
+  po_default[$po_name]=$po_value po_text[$po_name]=$po_help_text po_names+=" --${po_name//_/-}"
+done < <(po_block "${BASH_SOURCE[1]}" | sed 's/\t\t/\t \t/')
 while [ $# -gt 0 ]; do
   case $1 in
-    --help | -h) po_help "${BASH_SOURCE[1]}" ${po_files[@]+"${po_files[@]}"}; exit 0 ;;
+    --help | -h) po_help "${BASH_SOURCE[1]}"; exit 0 ;;
     --) shift; break ;;
     --*=*) po_given+=("$1"); shift ;;
     --*)
       [ $# -gt 1 ] || po_die "$1 needs a value"
       po_given+=("$1=$2")
       shift 2 ;;
-    -[a-zA-Z]*) po_die "unknown option $1" ;;
+    -[a-zA-Z]*) po_die "unknown option $1; the options are:$po_names" ;;
     *) break ;;
   esac
 done
 for po_option in "${po_given[@]}"; do
-  case $po_option in --config=?*)
-    [ -f "${po_option#*=}" ] || po_die "no such file: ${po_option#*=}"
-    # shellcheck disable=SC1090
-    . "${po_option#*=}" ;;
-  esac
+  [[ $po_option != --config=?* || -n ${po_text[config]+set} ]] || po_config=${po_option#*=}
 done
+if [ -n "$po_config" ]; then
+  [ -f "$po_config" ] || po_die "no such file: $po_config"
+  while IFS='=' read -r po_name po_value; do
+    [[ $po_name =~ ^[[:space:]]*(#.*)?$ ]] || po_set "${po_name//_/-}" "$po_value"
+  done < "$po_config"
+fi
 for po_option in "${po_given[@]}"; do
-  [[ $po_option == --config=* ]] || po_set "$po_option"
+  if [ "$po_option" != "--config=$po_config" ]; then
+    po_name=${po_option%%=*}
+    po_set "${po_name#--}" "${po_option#*=}"
+  fi
 done
 if [ -n "${cmd+set}" ] && [ -z "$cmd" ]; then po_die "--cmd is empty"; fi
-unset po_option
+
+# shellcheck disable=SC2154  # stage and stop_stage are in every recipe's block
+if [ -n "${recipe:-}" ]; then
+  [ $# -eq 0 ] || po_die "'$1' belongs to no option"
+  { [ "$stage" -ge 1 ] && [ "$stage" -le 8 ]; } || po_die "--stage is a number from 1 to 8, not '$stage'"
+  { [ "$stop_stage" -ge 1 ] && [ "$stop_stage" -le 8 ]; } || po_die "--stop-stage is a number from 1 to 8, not '$stop_stage'"
+  [ "$stage" -le "$stop_stage" ] || po_die "--stage $stage comes after --stop-stage $stop_stage"
+  recipe=$(realpath -ms --relative-base="$SPKV_ROOT" -- "$recipe")
+  for po_name in "${!po_text[@]}"; do
+    [[ ${po_text[$po_name]} == @(file|folder)* ]] || continue
+    declare -n po_path=$po_name
+    for po_option in "${!po_path[@]}"; do
+      [ -z "${po_path[$po_option]}" ] ||
+        po_path[po_option]=$(realpath -ms --relative-base="$SPKV_ROOT" -- "${po_path[$po_option]}")
+    done
+    unset -n po_path
+  done
+fi
+
+stage() {
+  [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] || return 1
+  if ${dry_run:-false}; then echo "== stage $1: $2"; else echo "== stage $1: $2 ($(date +%T))"; fi
+}
+
+po_child='' po_level=${SPKV_COMMANDS:+inner}
+po_stop() { # EXIT-CODE: end what runs, then this script
+  trap '' INT TERM HUP
+  if [ -n "$po_child" ]; then
+    kill -TERM "$po_child" 2> /dev/null || true
+    wait "$po_child" 2> /dev/null || true
+  fi
+  exit "$1"
+}
+
+log_run() {
+  local word line='' code=0
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word=${word@Q}
+    line+=" $word"
+  done
+  line=${po_level:+  }${line# }
+  echo "$line"
+  [ -z "${exp:-}" ] || export SPKV_COMMANDS=${SPKV_COMMANDS:-$exp/log/commands}
+  if ${dry_run:-false}; then
+    case $1 in steps/*.sh | */local/data.sh) "$1" --dry-run true "${@:2}" ;; esac
+    return
+  fi
+  if [ -z "$po_level" ] && [ -n "${exp:-}" ] && [ -z "${po_lock:-}" ]; then # one run.sh an experiment
+    mkdir -p "$exp/log"
+    exec {po_lock}>> "$exp/log/.lock"
+    flock -n "$po_lock" || po_die "another run.sh works in $exp ($(tail -n 1 "$exp/log/.lock")); wait for it, or give another --exp"
+    echo "host $(hostname), process $$" > "$exp/log/.lock"
+  fi
+  [ -z "${SPKV_COMMANDS:-}" ] || echo "$line" >> "$SPKV_COMMANDS"
+  trap 'po_stop 130' INT
+  trap 'po_stop 143' TERM HUP
+  "$@" & # not in the foreground, where bash would hear of a signal only after its end
+  po_child=$!
+  wait "$po_child" || code=$?
+  po_child=
+  if [ "$code" -ne 0 ]; then
+    [ -n "$po_level" ] || echo "$0: this command failed (exit code $code): $line" >&2
+    exit "$code"
+  fi
+}

@@ -1,4 +1,4 @@
-"""Questions of recipes to finished runs: which has the lowest dev EER, how high did a logged quantity rise."""
+"""What a later step takes from finished trainings, as files: the best of several, a gate's threshold, a step count."""
 
 import argparse
 from pathlib import Path
@@ -6,50 +6,93 @@ from pathlib import Path
 from pyspkv.errors import UserError, run
 
 
-def parse_args() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="python -m pyspkv.bin.runs", description=__doc__)
     commands = p.add_subparsers(dest="command", required=True)
     sub = commands.add_parser(
-        "best", help="print the run folder with the lowest dev EER, of equal ones the first"
+        "best", help="link the model folder with the lowest dev EER, of equal ones the first"
     )
-    sub.add_argument("runs", nargs="+", type=Path, metavar="DIR")
-    sub = commands.add_parser("model", help="print the checkpoint folder that DIR[@best|last] names")
-    sub.add_argument("run", metavar="DIR[@best|last]")
-    sub = commands.add_parser("peak", help="print FACTOR times the highest epoch mean of KEY")
-    sub.add_argument("--factor", type=float, default=1.0)
-    sub.add_argument("key")
-    sub.add_argument("run", type=Path, metavar="DIR")
+    sub.add_argument("--link", required=True, type=Path, metavar="LINK", help="the link to make")
+    sub.add_argument("models", nargs="+", type=Path, metavar="DIR")
+    sub = commands.add_parser(
+        "threshold", help="write a config: a gate's threshold from a model's mean confidence"
+    )
+    sub.add_argument("--factor", type=float, default=0.9, help="times the highest epoch mean")
+    sub.add_argument("--out", required=True, type=Path, metavar="YAML")
+    sub.add_argument("model", type=Path, metavar="DIR", help="model folder of FixMatch")
+    sub = commands.add_parser(
+        "steps",
+        help="write a config: train on the labelled part alone for as many steps as with the unlabelled part",
+    )
+    sub.add_argument(
+        "--config", required=True, nargs="+", metavar="YAML", help="configs of the training with both"
+    )
+    sub.add_argument("--labelled", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--unlabelled", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--out", required=True, type=Path, metavar="YAML")
     return p.parse_args()
 
 
-def dev_eer(folder: Path) -> float:
+def dev_eer(model: Path) -> float:
     from pyspkv import checkpoint
 
-    eer = checkpoint.state(checkpoint.find(folder))["best_eer"]
+    eer = checkpoint.state(checkpoint.find(model)).get("best_eer")
     if eer is None:
-        raise UserError("was trained without a dev list", file=folder, mend="bin.train --dev --dev-trials")
+        raise UserError("was trained without a dev list", file=model, mend="train with steps/train.sh --dev")
     return eer
 
 
-def peak(folder: Path, key: str) -> float:
+def link_best(models: list[Path], link: Path) -> None:
+    """Make `link`, beside the models' folders or above them, a relative link to the best model."""
+    import os
+
+    best = min(models, key=dev_eer)
+    if link.exists() and not link.is_symlink():
+        raise UserError("is no link", file=link, mend="give another --link")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    new = link.with_name(f".{link.name}.{os.getpid()}")
+    new.symlink_to(os.path.relpath(best, link.parent))
+    os.replace(new, link)
+    print(f"{link}: {best}, which has the lowest dev EER")
+
+
+def peak(model: Path, key: str) -> float:
+    """The highest of the epochs' means of `key` in a training's log."""
     from pyspkv.bin.report import epochs_of
 
-    values = [r[key] for r in epochs_of(folder.parent, folder.name) if r.get(key) is not None]
+    values = [r[key] for r in epochs_of(model.parent, model.name) if r.get(key) is not None]
     if not values:
-        raise UserError(f"no epoch has '{key}'", file=folder / "train.jsonl")
+        raise UserError(f"no epoch has '{key}'", file=model / "train.jsonl", mend="give a FixMatch model")
     return max(values)
 
 
-def main() -> None:
-    args = parse_args()
-    if args.command == "best":
-        print(min(args.runs, key=dev_eer))
-    elif args.command == "model":
-        from pyspkv import checkpoint
+def labelled_steps(config, labelled: int, unlabelled: int) -> tuple[int, int]:
+    """(batch size, steps an epoch) of training on the labelled part alone: all rows of the two-stream batch's
+    unlabelled share, as far as there are labelled utterances; as many steps as one pass over the unlabelled part."""
+    share = config.batch_size - min(labelled, config.sampler.labelled)
+    return min(labelled, share), unlabelled // share
 
-        print(checkpoint.find(args.run))
+
+def main() -> None:
+    args = parse()
+    if args.command == "best":
+        link_best(args.models, args.link)
+        return
+    from pyspkv.atomic import atomic_file
+
+    if args.command == "threshold":
+        text = f"objective.gate.threshold: {float(f'{args.factor * peak(args.model, "confidence"):.6g}')!r}\n"
     else:
-        print(f"{args.factor * peak(args.run, args.key):.6g}")
+        from pyspkv import config as cfg
+        from pyspkv.datadir import DataDir
+        from pyspkv.trainer import TrainConfig
+
+        sizes = [len(DataDir.read(d, need_wav=False).utts) for d in (args.labelled, args.unlabelled)]
+        batch, steps = labelled_steps(cfg.load(TrainConfig, args.config), *sizes)
+        text = f"batch_size: {batch}\nsampler: {{name: repeat, steps: {steps}}}\n"
+    with atomic_file(args.out) as f:
+        f.write(text)
+    print(f"{args.out}: {', '.join(text.splitlines())}")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,101 @@
 #!/usr/bin/env bash
-# Speaker verification from human-machine dialogues without speaker labels (arXiv 2202.03484), on dialogues simulated
-# from Arabic Speech Commands: utterances of a dialogue attract, those of other devices repel, dialogues of low
-# compactness count less; then GE2E on a few labelled speakers. One of five speaker folds; grid.sh runs whole tables.
-#   egs/arabic_speech_commands/dialogue/run.sh [--fold 0] [--mode household] [--rate 50] [--supervised true] ...
+# Human-machine dialogues without speaker labels, with soft rejection (arXiv 2202.03484): utterances of a dialogue
+# attract, those of other devices repel, dialogues of low compactness count less; then GE2E on a few labelled speakers;
+# dev speakers choose its epoch. --dry-run true prints every command.
+# Here on one-second words, Arabic Speech Commands: 18 training speakers, val is dev.
+#   egs/arabic_speech_commands/dialogue/run.sh [--mode household] [--rate 50] [--labelled 12] ...
 set -euo pipefail
-# shellcheck source=steps/recipe.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
-# shellcheck source=steps/dialogues.sh
-. "$ROOT/steps/dialogues.sh"
-fold=0              # 0 to 4
-corpora=${SPKV_CORPORA:-}
-corpus=${corpora:+$corpora/arabic_speech_commands}  # folder that holds dataset/ and the three .csv
-. parse_options.sh
-data=$data/fold$fold exp=$exp/fold$fold
-begin_dialogues "$@"
+recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
+[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
+. "$recipe/path.sh"
+# shellcheck source=egs/TEMPLATE/cmd.sh
+. "$recipe/cmd.sh"
 
-if run 1 "speaker folds and dialogues from the corpus"; then
-    [ -n "$corpus" ] || { echo "$0: give --corpus, the folder that holds dataset/ and the .csv" >&2; exit 1; }
-    [ -f "$speech/truth/utt2content" ] || "$ROOT/local/arabic_speech_commands_folds.sh" --fold "$fold" "$corpus" "$speech"
-    simulate "$speech/speech" --session "$speech/truth/utt2session" --alike "$speech/truth/utt2content"
+# -- options of the method
+stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
+stop_stage=8        # last stage
+mode=random         # devices: random = a speaker each, household = two speakers share one
+rate=10             # percent of the dialogues with a second speaker (household: the other one at home)
+dialogue_opts=()    # further options of bin.simulate_dialogues
+encoder=            # file of the encoder's config; empty: conf/encoder.yaml
+pretrain=           # file of the config of stage 3; empty: conf/pretrain.yaml
+joint=false         # stage 5 trains on labelled speakers and dialogues together, from scratch (conf/joint.yaml)
+labelled=12         # speakers of the labelled set that fine-tuning has, from 1
+pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+finetune_opts=()    # settings of stage 5
+reuse=              # folder of another experiment whose finished phases before --stage are gone on from
+compare_with=()     # folders of experiments that the report sets beside this one
+seed=0              # of training and clustering
+nj=2                # parallel jobs, from 1
+ngpu=0              # GPUs; 0 uses the CPU
+allow_pipes=false   # run the commands in wav.scp
+exp=$recipe/exp     # folder of results
+data=$recipe/data   # folder of the data directories
+conf=$recipe/conf   # folder of the configs
+dry_run=false       # only print the commands
+# -- options of the corpus
+fold=0              # speaker fold, 0 to 4; each has data directories of its own in data/fold<fold>
+corpus=${SPKV_CORPORA:+$SPKV_CORPORA/arabic_speech_commands} # folder that holds dataset/ and the three .csv
+# -- end of options
+. parse_options.sh
+cd "$SPKV_ROOT"
+$dry_run || utils/setup_env.sh
+noise=() truth=
+speech=$data/fold$fold dialogues=$data/fold$fold/$mode-$rate
+mixed=(--mixed "$dialogues/truth/dialogue2mixed")
+
+if stage 1 "speaker folds and dialogues from the corpus"; then
+  log_run "$recipe/local/data.sh" --corpus "$corpus" --fold "$fold" --mode "$mode" --rate "$rate" "$speech" \
+    "$dialogues" "${dialogue_opts[@]}"
 fi
-if run 2 "check the data directories"; then check_dialogues; fi
-if run 3 "pre-train on dialogues"; then pretrain; fi
-if run 4 "rank the dialogues by compactness"; then rank; fi
-if run 5 "fine-tune on $labelled labelled speakers"; then finetune_few "$speech/labelled-$labelled"; fi
-if run 6 "extract embeddings"; then extract_all; fi
-if run 7 "score"; then score_all; fi
-if run 8 "report"; then report; fi
+
+# -- the same in every dialogue recipe from here on (utils/sync_recipes.sh)
+[[ $mode == random || $mode == household ]] || po_die "--mode is random or household, not '$mode'"
+[ "$rate" -le 100 ] || po_die "--rate is a percentage, not '$rate'"
+train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
+! $allow_pipes || train_opts+=(--allow-pipes true)
+extract_opts=("${train_opts[@]}" --nj "$nj")
+settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
+encoder=${encoder:-$conf/encoder.yaml}
+[ "$labelled" -ge 12 ] || finetune_opts=(batch_size=$((4 * labelled)) "${finetune_opts[@]}")
+[ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
+
+if stage 2 "check the data directories"; then
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$dialogues/train" "$speech/dev" "$speech/test"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$speech/labelled-$labelled" \
+    --disjoint "$speech/test"
+fi
+
+if stage 3 "pre-train on dialogues"; then
+  log_run steps/train.sh "${train_opts[@]}" "$encoder" "${pretrain:-$conf/pretrain.yaml}" "$dialogues/train" \
+    "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
+fi
+
+if stage 4 "rank the dialogues by compactness"; then
+  log_run python -m pyspkv.bin.score_dialogues --model "$exp/pretrain/model" --data "$dialogues/train" "${mixed[@]}" \
+    --out "$exp/pretrain/dialogues"
+fi
+
+if stage 5 "fine-tune on $labelled labelled speakers"; then
+  if $joint; then
+    how=(--unlabelled "$dialogues/train") config=$conf/joint.yaml
+  else
+    how=(--init "$exp/pretrain/model") config=$conf/finetune.yaml
+  fi
+  log_run steps/train.sh "${train_opts[@]}" "${how[@]}" --dev "$speech/dev" "$encoder" "$config" \
+    "$speech/labelled-$labelled" "$exp/finetune/model" "${settings[@]}" "${finetune_opts[@]}"
+fi
+
+if stage 6 "extract embeddings"; then
+  log_run steps/extract.sh "${extract_opts[@]}" "$exp/pretrain/model" "$exp/finetune/model@best" \
+    --data "$speech/dev" "$speech/test"
+fi
+
+if stage 7 "score"; then
+  log_run steps/score.sh --dev "$speech/dev" "$exp/pretrain" "$exp/finetune" "$speech/test" test
+fi
+
+if stage 8 "report"; then
+  log_run steps/report.sh --truth "$truth" "$exp" "${compare_with[@]}"
+fi

@@ -1,29 +1,151 @@
 #!/usr/bin/env bash
-# GLL, two-stage semi-supervised learning (Wang et al., IJCAI 2024), at full size: ECAPA-1024 pre-trained on VoxCeleb2
-# without labels, then five iterations of gated label learning from 1, 4, 10, 20, 40 or 60 labels a speaker; tested on
-# VoxCeleb1. The paper chooses epochs on its test trials; here dev speakers do. Baselines: --system (steps/semi.sh).
-#   egs/voxceleb/gll/run.sh --ngpu 2 --labels 10 --vox1 DIR --vox2 DIR --trials veri_test2.txt --musan DIR --rirs DIR
+# GLL, two-stage semi-supervised learning from a few labels a speaker (Wang et al., IJCAI 2024). Stage I: contrastive
+# pre-training with augmentation adversarial training. Stage II, gated label learning: constrained k-means gives every
+# unlabelled utterance a labelled speaker, then training goes through the phases T (all utterances pass), V (the
+# prediction must be the label) and L (the confidence must pass a flexible threshold); again and again. With
+# --baseline NAME, conf/baselines/NAME.yaml is trained instead of Stage II. Dev speakers end phases and choose epochs.
+# Here at full size: VoxCeleb2 without its labels, tested on VoxCeleb1; MUSAN and simulated rooms as noise.
+#   egs/voxceleb/gll/run.sh [--labels 2] [--baseline fixmatch] ...
 set -euo pipefail
-# shellcheck source=steps/recipe.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
-# shellcheck source=local/voxceleb.sh
-. "$ROOT/local/voxceleb.sh"
-# shellcheck source=steps/semi.sh
-. "$ROOT/steps/semi.sh"
-num_rounds=5
-batch=200
-labelled_batch=100
-. parse_options.sh
-begin "$@"
-use_system
-noise_lists
+recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
+[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
+. "$recipe/path.sh"
+# shellcheck source=egs/TEMPLATE/cmd.sh
+. "$recipe/cmd.sh"
 
-if run 1 "data directories and noise lists"; then make_data; fi
-if run 2 "check the data directories"; then check_data; fi
-if run 3 "stage I: pre-train without labels"; then pretrain; fi
-use_cell
-if run 4 "$system from $labels labels a speaker"; then split_labels; learn; fi
-if run 5 "all true labels, for comparison"; then ! $supervised || supervise_fully; fi
-if run 6 "extract embeddings"; then extract_all; fi
-if run 7 "score"; then score_all; fi
-if run 8 "report"; then report_system; fi
+# -- options of the method
+stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
+stop_stage=8        # last stage
+labels=10           # labelled utterances of each speaker, from 1
+baseline=           # name of a config in conf/baselines to train instead of GLL; empty: GLL
+use_labels=few      # what a baseline is trained on: few (labels and the unlabelled rest), only (labels alone), all
+init=pretrain       # what a baseline starts from: pretrain (Stage I), or none (from scratch)
+threshold_from=     # folder of a FixMatch model: the gate's threshold is a factor times its mean confidence
+threshold_factor=0.9 # that factor, of the highest epoch mean
+num_rounds=5        # GLL's iterations, from 1
+phases=(T V L)      # of an iteration; their gates are conf/gates/<phase>.yaml
+phase_epochs=()     # at most so many epochs in each phase, as "4 3 3"; empty: as conf/semi.yaml
+phase_rates=()      # learning rates of the phases, as "2e-3 5e-4 5e-4"; empty: as conf/semi.yaml
+patience=3          # epochs without a lower dev EER that end a phase or a baseline; the best epoch counts
+cluster_opts=()     # options of bin.seeded_cluster, as "--whiten 0.5"
+flip=0              # an experiment: change this share of the first pseudo-labels; the list is round1/flipped
+pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+learn_opts=()       # settings of stage 4
+reuse=              # folder of another experiment whose finished phases before --stage are gone on from
+compare_with=()     # folders of experiments that the report sets beside this one
+seed=0              # of training and clustering
+nj=2                # parallel jobs, from 1
+ngpu=0              # GPUs; 0 uses the CPU
+allow_pipes=false   # run the commands in wav.scp
+exp=$recipe/exp     # folder of results
+data=$recipe/data   # folder of the data directories
+conf=$recipe/conf   # folder of the configs
+dry_run=false       # only print the commands
+# -- options of the corpus
+vox1=               # folder of VoxCeleb1: dev/wav, test/wav
+vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav
+trials=             # file veri_test2.txt (O, cleaned), list_test_all2.txt (E) or list_test_hard2.txt (H)
+musan=              # folder of MUSAN: noise, speech, music
+rirs=               # folder of simulated room impulse responses
+# -- end of options
+. parse_options.sh
+cd "$SPKV_ROOT"
+$dry_run || utils/setup_env.sh
+truth=$data/truth/train_utt2spk
+noise=(augment.noise="$data/musan_noise" augment.babble="$data/musan_speech" augment.music="$data/musan_music"
+  augment.rir="$data/rirs")
+
+if stage 1 "data directories and noise lists"; then
+  log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --trials "$trials" --musan "$musan" --rirs "$rirs" \
+    "$data"
+fi
+
+# -- the same in every gll recipe from here on (utils/sync_recipes.sh)
+[[ $init == pretrain || ($init == none && -n $baseline) ]] || po_die "--init is pretrain, or none with --baseline"
+[[ $use_labels =~ ^(few|only|all)$ ]] || po_die "--use-labels is few, only or all, not '$use_labels'"
+train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
+! $allow_pipes || train_opts+=(--allow-pipes true)
+extract_opts=("${train_opts[@]}" --nj "$nj")
+settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
+split=$exp/split threshold=() systems=("$exp/pretrain/model")
+[ -z "$threshold_from" ] || threshold=("$exp/threshold.yaml")
+if [ -n "$baseline" ]; then
+  systems+=("$exp/baseline/model@best") cohort=
+else
+  for r in $(seq "$num_rounds"); do systems+=("$exp/round$r/model@best"); done
+  cohort=$exp/round$num_rounds/data_out
+fi
+[ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
+
+if stage 2 "check the data directories"; then
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+fi
+
+if stage 3 "Stage I: pre-train without labels"; then
+  log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
+    "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
+fi
+
+learn=(steps/train.sh "${train_opts[@]}" --dev "$data/dev" --patience "$patience")
+if stage 4 "Stage II: ${baseline:-GLL} from $labels labels a speaker"; then
+  log_run python -m pyspkv.bin.datadir split-labels --seed "$seed" "$data/train_labelled" "$labels" "$split"
+  [ -z "$threshold_from" ] ||
+    log_run python -m pyspkv.bin.runs threshold --factor "$threshold_factor" --out "${threshold[0]}" "$threshold_from"
+  if [ -z "$baseline" ]; then
+    from=$exp/pretrain
+    for r in $(seq "$num_rounds"); do
+      flips=() start=$exp/pretrain/model keep_head=false trained=()
+      { [ "$r" -gt 1 ] || [ "$flip" = 0 ]; } || flips=(--flip "$flip")
+      log_run steps/extract.sh "${extract_opts[@]}" "${systems[r - 1]}" --data "$data/train"
+      log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" \
+        --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$exp/round$r/data" \
+        "${cluster_opts[@]}" "${flips[@]}"
+      for i in "${!phases[@]}"; do
+        phase=${phases[i]} more=()
+        [ -z "${phase_epochs[i]:-}" ] || more+=(epochs="${phase_epochs[i]}")
+        [ -z "${phase_rates[i]:-}" ] || more+=(optim.lr="${phase_rates[i]}")
+        log_run "${learn[@]}" --init "$start" --keep-head $keep_head --unlabelled "$exp/round$r/data" \
+          "$conf/encoder.yaml" "$conf/semi.yaml" "$conf/gates/$phase.yaml" "${threshold[@]}" "$split/labelled" \
+          "$exp/round$r/$phase/model" "${settings[@]}" "${more[@]}" "${learn_opts[@]}"
+        start=$exp/round$r/$phase/model@best keep_head=true trained+=("$exp/round$r/$phase/model")
+      done
+      log_run python -m pyspkv.bin.runs best --link "$exp/round$r/model" "${trained[@]}"
+      from=$exp/round$r
+    done
+    log_run steps/extract.sh "${extract_opts[@]}" "${systems[num_rounds]}" --data "$data/train"
+    log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" --with-labelled \
+      --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$cohort" \
+      --report "$from/report_out.json" "${cluster_opts[@]}"
+  else
+    start=$exp/pretrain/model few=$split/labelled rest=(--unlabelled "$split/unlabelled") steps=()
+    [ "$init" = pretrain ] || start=
+    [ "$use_labels" = few ] || rest=()
+    [ "$use_labels" != all ] || few=$data/train_labelled
+    if [ "$use_labels" = only ]; then # as many steps as with the unlabelled utterances
+      steps=("$exp/steps.yaml")
+      log_run python -m pyspkv.bin.runs steps --config "$conf/encoder.yaml" "$conf/semi.yaml" \
+        --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out "$exp/steps.yaml"
+    fi
+    log_run "${learn[@]}" --init "$start" "${rest[@]}" "$conf/encoder.yaml" "$conf/semi.yaml" \
+      "$conf/baselines/$baseline.yaml" "${threshold[@]}" "${steps[@]}" "$few" "$exp/baseline/model" \
+      "${settings[@]}" "${learn_opts[@]}"
+  fi
+fi
+
+# GLL has no stage 5.
+
+if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]}" --data "$data/train" "$data/dev" "$data/test"
+fi
+
+folders=("${systems[@]%/model*}")
+if stage 7 "score"; then
+  log_run steps/score.sh --dev "$data/dev" --cohort-data "$cohort" "${folders[@]}" "$data/test" test
+fi
+
+if stage 8 "report"; then
+  log_run python -m pyspkv.bin.gate_curves --exp "$exp" --out "$exp/plots/gates.json" \
+    --unlabelled "$split/unlabelled" --truth "$split/truth/unlabelled_utt2spk"
+  log_run steps/report.sh --truth "$truth" "$exp" "${compare_with[@]}"
+fi

@@ -1,26 +1,98 @@
 #!/usr/bin/env bash
-# SSRL, self-supervised reflective learning (arXiv 2401.01473), at full size: DINO on VoxCeleb2 without its labels, k-means
-# into 8,000, one run in which labels move while the student learns; tested on VoxCeleb1. Sizes and memory stand in
-# conf/*.yaml, the other options in egs/mini/ssrl.
-#   egs/voxceleb/ssrl/run.sh --ngpu 6 --vox1 DIR --vox2 DIR --trials veri_test2.txt --musan DIR --rirs DIR
+# SSRL, self-supervised reflective learning (arXiv 2401.01473): contrastive pre-training, one clustering, then one
+# training in which a teacher's predictions move the labels while the student learns. The labels that it starts with
+# are exp/round1/data, those that it ends with exp/round1/data_out. --dry-run true prints every command.
+# Here at full size: VoxCeleb2 without its labels, tested on VoxCeleb1; MUSAN and simulated rooms as noise.
+#   egs/voxceleb/ssrl/run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
-# shellcheck source=steps/recipe.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../../../steps/recipe.sh"
-# shellcheck source=local/voxceleb.sh
-. "$ROOT/local/voxceleb.sh"
-# shellcheck source=steps/ssrl.sh
-. "$ROOT/steps/ssrl.sh"
-num_clusters=8000   # k-means alone, as the authors
-cluster_opts="--method kmeans"
-. parse_options.sh
-begin "$@"
-noise_lists
+recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
+[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
+. "$recipe/path.sh"
+# shellcheck source=egs/TEMPLATE/cmd.sh
+. "$recipe/cmd.sh"
 
-if run 1 "data directories and noise lists"; then make_data; fi
-if run 2 "check the data directories"; then check_data; fi
-if run 3 "DINO"; then pretrain; fi
-if run 4 "reflective learning"; then reflect; fi
-if run 5 "train on the true labels, for comparison"; then compare; fi
-if run 6 "extract embeddings"; then extract_all; offline extract_all; fi
-if run 7 "score"; then score_all; offline score_all; fi
-if run 8 "report"; then report_arms; fi
+# -- options of the method
+stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
+stop_stage=8        # last stage
+num_clusters=8000   # pseudo-speakers to start with; better a third more than there are speakers
+cluster_opts=(--method kmeans) # options of bin.cluster
+dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
+crops=0             # also score by so many crops of 4 s together with the whole utterance
+pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+round_opts=()       # settings of stage 4
+reuse=              # folder of another experiment whose finished phases before --stage are gone on from
+compare_with=()     # folders of experiments that the report sets beside this one
+seed=0              # of training and clustering
+nj=2                # parallel jobs, from 1
+ngpu=0              # GPUs; 0 uses the CPU
+allow_pipes=false   # run the commands in wav.scp
+exp=$recipe/exp     # folder of results
+data=$recipe/data   # folder of the data directories
+conf=$recipe/conf   # folder of the configs
+dry_run=false       # only print the commands
+# -- options of the corpus
+vox1=               # folder of VoxCeleb1: dev/wav, test/wav
+vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav
+trials=             # file veri_test2.txt (O, cleaned), list_test_all2.txt (E) or list_test_hard2.txt (H)
+musan=              # folder of MUSAN: noise, speech, music
+rirs=               # folder of simulated room impulse responses
+# -- end of options
+. parse_options.sh
+cd "$SPKV_ROOT"
+$dry_run || utils/setup_env.sh
+truth=$data/truth/train_utt2spk
+noise=(augment.noise="$data/musan_noise" augment.babble="$data/musan_speech" augment.music="$data/musan_music"
+  augment.rir="$data/rirs")
+
+if stage 1 "data directories and noise lists"; then
+  log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --trials "$trials" --musan "$musan" --rirs "$rirs" \
+    "$data"
+fi
+
+# -- the same in every ssrl recipe from here on (utils/sync_recipes.sh)
+train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
+! $allow_pipes || train_opts+=(--allow-pipes true)
+extract_opts=("${train_opts[@]}" --nj "$nj")
+settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
+dev=()
+! $dev_curve || dev=(--dev "$data/dev")
+[ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
+
+if stage 2 "check the data directories"; then
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+fi
+
+if stage 3 "pre-train without labels"; then
+  log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
+    "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
+fi
+
+if stage 4 "reflective learning"; then
+  log_run steps/extract.sh "${extract_opts[@]}" "$exp/pretrain/model" --data "$data/train"
+  log_run steps/cluster.sh --num-clusters "$num_clusters" --seed "$seed" \
+    "$exp/pretrain/embed/train/embedding.scp" "$data/train" "$exp/round1/data" "${cluster_opts[@]}"
+  log_run steps/train.sh "${train_opts[@]}" "${dev[@]}" --init "$exp/pretrain/model" \
+    --labels-out "$exp/round1/data_out" "$conf/encoder.yaml" "$conf/round.yaml" "$exp/round1/data" \
+    "$exp/round1/model" "${settings[@]}" "${round_opts[@]}"
+fi
+
+# SSRL has no stage 5.
+
+systems=("$exp/pretrain" "$exp/round1")
+if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
+  [ "$crops" -eq 0 ] ||
+    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
+fi
+
+if stage 7 "score"; then
+  use_crops=false
+  [ "$crops" -eq 0 ] || use_crops=true
+  log_run steps/score.sh --dev "$data/dev" --cohort-data "$exp/round1/data_out" --crops "$use_crops" \
+    "${systems[@]}" "$data/test" test
+fi
+
+if stage 8 "report"; then
+  log_run steps/report.sh --truth "$truth" "$exp" "${compare_with[@]}"
+fi

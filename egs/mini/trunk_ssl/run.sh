@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285): DINO, clusters of its embeddings, AAM-softmax training
+# of the student with dynamic loss gate and label correction, clusters of the student's embeddings, again, large-margin
+# fine-tuning. Round r is the folder exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
+# Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
+#   egs/mini/trunk_ssl/run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
+set -euo pipefail
+recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
+[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
+. "$recipe/path.sh"
+# shellcheck source=egs/TEMPLATE/cmd.sh
+. "$recipe/cmd.sh"
+
+# -- options of the method
+stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
+stop_stage=8        # last stage
+round=1             # first round of stage 4, from 1
+num_rounds=3        # rounds, from 1
+trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: the student starts from it
+student=()          # files of settings for stages 4 and 5, as conf/small_wavlm.yaml: another encoder
+labels_from=pretrain # what gives the first clusters: pretrain (DINO), or trunk (the trunk's states, averaged)
+round_init=none     # what rounds start from: pretrain (DINO's model), or none (the trunk, or from scratch)
+num_clusters=auto   # pseudo-speakers; auto estimates their number without labels
+cluster_opts=(--whiten 0.75) # options of bin.cluster
+finetune=true       # whether there is a stage 5
+label_noise=0       # an experiment: make this share of each round's labels wrong; the list is round<r>/corrupted
+crops=15            # also score by so many crops of 4 s together with the whole utterance
+pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+round_opts=()       # settings of stage 4
+finetune_opts=()    # settings of stage 5
+reuse=              # folder of another experiment whose finished phases before --stage and --round are gone on from
+compare_with=()     # folders of experiments that the report sets beside this one
+seed=0              # of training and clustering
+nj=2                # parallel jobs, from 1
+ngpu=0              # GPUs; 0 uses the CPU
+allow_pipes=false   # run the commands in wav.scp
+exp=$recipe/exp     # folder of results
+data=$recipe/data   # folder of the data directories
+conf=$recipe/conf   # folder of the configs
+dry_run=false       # only print the commands
+# -- options of the corpus
+num_train_spk=100   # speakers of the synthesised corpus
+num_dev_spk=20
+num_test_spk=40
+mini_opts=()        # further options of local/mini.py
+# -- end of options
+. parse_options.sh
+cd "$SPKV_ROOT"
+$dry_run || utils/setup_env.sh
+truth=$data/truth/train_utt2spk
+noise=(augment.noise="$data/noise")
+
+if stage 1 "synthesise the corpus"; then
+  log_run "$recipe/local/data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-dev-spk "$num_dev_spk" \
+    --num-test-spk "$num_test_spk" "$data" "${mini_opts[@]}"
+fi
+
+# -- the same in every trunk_ssl recipe from here on (utils/sync_recipes.sh)
+[ "$round" -le "$num_rounds" ] || po_die "--round $round comes after --num-rounds $num_rounds"
+[[ $labels_from == pretrain || ($labels_from == trunk && -n $trunk) ]] ||
+  po_die "--labels-from is pretrain, or trunk with --trunk"
+[[ $round_init == pretrain || $round_init == none ]] || po_die "--round-init is pretrain or none, not '$round_init'"
+train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
+! $allow_pipes || train_opts+=(--allow-pipes true)
+extract_opts=("${train_opts[@]}" --nj "$nj")
+settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
+student_settings=("${settings[@]}") init=()
+[ -z "$trunk" ] || student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model")
+[ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
+systems=("$exp/pretrain")
+[ -z "$trunk" ] || systems+=("$exp/trunk")
+for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
+! $finetune || systems+=("$exp/finetune")
+[ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage" --round "$round"
+
+if stage 2 "check the data directories"; then
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+fi
+
+if stage 3 "DINO"; then
+  if [ -n "$trunk" ]; then # with MHFA for the student; with mean pooling a system of its own
+    log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk_mhfa/model" --pooling mhfa
+    log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk/model" --pooling mean
+  fi
+  log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
+    "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
+fi
+
+if stage 4 "rounds of clustering and training"; then
+  for r in $(seq "$round" "$num_rounds"); do
+    from=$exp/$labels_from previous=() labels=$exp/round$r/data
+    [ "$r" -eq 1 ] || from=$exp/round$((r - 1)) previous=(--previous "$exp/round$((r - 1))/data")
+    log_run steps/extract.sh "${extract_opts[@]}" "$from/model" --data "$data/train"
+    log_run steps/cluster.sh --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
+      "$from/embed/train/embedding.scp" "$data/train" "$labels" "${cluster_opts[@]}"
+    if [ "$label_noise" != 0 ]; then
+      labels=$exp/round$r/noisy_data
+      log_run python -m pyspkv.bin.datadir corrupt --share "$label_noise" --seed "$seed" \
+        --list "$exp/round$r/corrupted" "$exp/round$r/data" "$labels"
+    fi
+    log_run steps/train.sh "${train_opts[@]}" "${init[@]}" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}" \
+      "$labels" "$exp/round$r/model" "${student_settings[@]}" "${round_opts[@]}"
+  done
+fi
+
+if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
+  log_run steps/train.sh "${train_opts[@]}" --init "$exp/round$num_rounds/model" --keep-head true "$conf/encoder.yaml" \
+    "$conf/finetune.yaml" "${student[@]}" "$exp/round$num_rounds/data" "$exp/finetune/model" "${student_settings[@]}" \
+    "${finetune_opts[@]}"
+fi
+
+if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
+  [ "$crops" -eq 0 ] ||
+    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
+fi
+
+if stage 7 "score"; then
+  use_crops=false
+  [ "$crops" -eq 0 ] || use_crops=true
+  log_run steps/score.sh --dev "$data/dev" --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" \
+    "${systems[@]}" "$data/test" test
+fi
+
+if stage 8 "report"; then
+  log_run steps/report.sh --truth "$truth" "$exp" "${compare_with[@]}"
+fi

@@ -1,6 +1,0 @@
-#!/usr/bin/env bash
-# LibriSpeech as published -> train, train_labelled, dev, test data directories and trials (--help lists the options).
-set -euo pipefail
-# shellcheck source=path.sh
-. "$(dirname "$(readlink -f "$0")")/../path.sh"
-exec python "$ROOT/local/librispeech_data.py" "$@"

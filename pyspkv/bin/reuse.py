@@ -1,0 +1,83 @@
+"""Link finished phases of another experiment into a new one, which goes on from them.
+
+Only `<phase>/model` and `round<r>/data` are linked: what is made before --stage, of the rounds those below --round.
+Embeddings, scores and reports are made in the new experiment. A linked model is never written to; the trainer refuses
+it, as when it resumes, where the recipe would train it with other settings, data or labels.
+"""
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+
+from pyspkv.errors import UserError, natural, run
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(prog="python -m pyspkv.bin.reuse", description=__doc__.splitlines()[0])
+    p.add_argument("--from", dest="source", required=True, type=Path, metavar="EXP", help="finished phases")
+    p.add_argument("--exp", required=True, type=Path, metavar="EXP2", help="the new experiment")
+    p.add_argument(
+        "--stage", type=natural, required=True, metavar="N", help="first stage of the new experiment"
+    )
+    p.add_argument("--round", type=natural, default=1, metavar="R", help="first round of stage 4")
+    return p.parse_args()
+
+
+def finished(model: Path) -> bool:
+    """Whether training of this model folder is done; an imported model always is."""
+    try:
+        state = json.loads((model / (model / "LATEST").read_text().strip() / "state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(state, dict) and state.get("done", True) is True
+
+
+def wanted(phase: str, stage: int, first_round: int) -> bool:
+    """Whether a recipe has made this phase before `stage`, and before round `first_round` of stage 4."""
+    if re.fullmatch(r"(pretrain|trunk)\w*", phase):
+        return True
+    if number := re.fullmatch(r"round([1-9]\d{0,5})", phase):
+        return stage > 4 or int(number[1]) < first_round
+    return stage > (4 if phase in ("supervised", "baseline") else 5)
+
+
+def main() -> None:
+    args = parse()
+    source = args.source.resolve()
+    if not source.is_dir():
+        raise UserError(
+            "no such experiment", file=args.source, mend="give the folder that run.sh --exp named"
+        )
+    if source == args.exp.resolve():
+        raise UserError("is this experiment itself", file=args.exp, mend="give another --exp")
+    linked = 0
+    for model in sorted(source.glob("*/model")):
+        phase = model.parent.name
+        if not wanted(phase, args.stage, args.round):
+            continue
+        if not finished(model):
+            raise UserError(
+                "has not finished training", file=model, mend="run that experiment to its end first"
+            )
+        parts = [model] + [p for p in (model.parent / "data", model.parent / "data_out") if p.is_dir()]
+        for part in parts:
+            place, target = args.exp / phase / part.name, part.resolve()
+            if place.is_symlink() and place.resolve() == target:
+                continue
+            if place.is_symlink() or place.exists():
+                mend = "give another --exp, or leave --reuse out"
+                raise UserError(f"is there already, and is not {target}", file=place, mend=mend)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.symlink(target, place)
+        linked += 1
+        print(f"{args.exp}/{phase}: from {model.parent}")
+    if not linked:
+        raise UserError(
+            "has no finished phase before this stage", file=args.source, mend="run its stage 3 first"
+        )
+
+
+if __name__ == "__main__":
+    run(main)

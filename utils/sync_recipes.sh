@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Carry the templates egs/TEMPLATE/<method>/run.sh into every egs/<corpus>/<method>/run.sh: all but the recipe's comment,
+# its option values, its corpus' options and its stage 1. path.sh, cmd.sh and the help of the options are the template's.
+# Usage: utils/sync_recipes.sh [--check true]
+set -euo pipefail
+check=false   # change nothing; exit 1 and name the recipes that differ
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../path.sh"
+. parse_options.sh
+cd "$SPKV_ROOT/egs"
+
+merge() { # TEMPLATE RECIPE: the recipe as it should be
+  awk '
+    function block(line) {
+      if (line ~ /^# -- options of the method/) return "method"
+      if (line ~ /^# -- options of the corpus/) return "corpus"
+      if (line ~ /^# -- end of options/) return "own"
+      if (line ~ /^# -- the same in every/) return "stages"
+      return ""
+    }
+    FNR == 1 { where = "comment" }
+    { next_block = block($0); if (next_block) where = next_block }
+    where == "comment" && !/^#/ { where = "head" }
+    FNR == NR { # the recipe
+      if (where == "comment") comment = comment $0 "\n"
+      else if (where == "method" && match($0, /^[a-z_]+=/)) {
+        name = substr($0, 1, RLENGTH - 1); value = substr($0, RLENGTH + 1); sub(/[ \t]+# .*/, "", value); values[name] = value
+      }
+      else if ((where == "corpus" || where == "own") && !next_block) own[where] = own[where] $0 "\n"
+      next
+    }
+    where == "comment" { if (!done++) printf "%s", comment; next }
+    where == "method" && match($0, /^[a-z_]+=/) {
+      name = substr($0, 1, RLENGTH - 1)
+      if (name in values) {
+        help = ""; if (match($0, /[ \t]+# .*/)) help = substr($0, RSTART)
+        sub(/^[ \t]+/, "", help)
+        printf "%-19s %s\n", name "=" values[name], help
+        next
+      }
+    }
+    where == "corpus" || where == "own" { if (next_block) printf "%s\n%s", $0, own[where]; next }
+    { print }' "$2" "$1"
+}
+
+different=0
+for recipe in */*/run.sh; do
+  method=$(basename "$(dirname "$recipe")")
+  case $recipe in TEMPLATE/*) continue ;; esac
+  [ -f "TEMPLATE/$method/run.sh" ] || { echo "$0: egs/$recipe has no template" >&2; exit 1; }
+  new=$(mktemp)
+  for file in run.sh path.sh cmd.sh; do
+    target=$(dirname "$recipe")/$file
+    if [ $file = run.sh ]; then merge "TEMPLATE/$method/run.sh" "$recipe" > "$new"; else cat "TEMPLATE/$file" > "$new"; fi
+    if ! cmp -s "$new" "$target"; then
+      different=1
+      echo "egs/$target differs from its template"
+      $check || cat "$new" > "$target"
+    fi
+  done
+  rm "$new"
+done
+if $check && [ $different -eq 1 ]; then
+  echo "$0: edit the template, then run utils/sync_recipes.sh" >&2
+  exit 1
+fi
