@@ -172,9 +172,25 @@ def read_section(path: str | Path, kind: str) -> Any:
         raise UserError(str(err), file=path) from None
 
 
-def load(cls: type, path: str | Path | None, overrides: list[str] = ()) -> Any:
-    """Read a YAML file of differences, apply `key.sub=value` overrides (values in YAML), and validate as `cls`."""
-    raw: dict = read(path) if path is not None else {}
+def _merge(into: dict, later: dict) -> None:
+    for key, value in later.items():
+        old = into.get(key)
+        if (
+            isinstance(old, dict)
+            and isinstance(value, dict)
+            and value.get("name", old.get("name")) == old.get("name")
+        ):
+            _merge(old, value)
+        else:
+            into[key] = value
+
+
+def load(cls: type, path: str | Path | list | None, overrides: list[str] = ()) -> Any:
+    """Read YAML files of differences (later ones win), apply `key.sub=value` overrides (in YAML), validate as `cls`."""
+    raw: dict = {}
+    for one in path if isinstance(path, list) else [path] if path is not None else []:
+        _merge(raw, read(one))
+        path = one
     for item in overrides:
         key, eq, value = item.partition("=")
         if not eq or not key:
