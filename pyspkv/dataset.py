@@ -4,8 +4,12 @@ Everything random about a batch is a function of (seed, epoch, step, row), whate
 workers, so a run that was killed goes on with the same samples.
 """
 
+import errno
 import hashlib
+import multiprocessing.queues
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +20,7 @@ from pyspkv.audio import SAMPLE_RATE, AudioReader
 from pyspkv.augment import Augmenter, Profile, change_speed, source_length
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError
+from pyspkv.processes import end_with_parent
 from pyspkv.sampler import Sampler, part
 
 LABELLED, UNLABELLED = 0, 1
@@ -121,8 +126,14 @@ class Corpus:
         )
         share = cache_mb / len(self.parts)
         self.readers = [AudioReader(d, allow_pipes, share) for d in self.parts]
-        for reader in self.readers:
-            reader.preload()
+        self._loaded = False
+
+    def preload(self) -> None:
+        """Read what `cache_mb` holds, once; nothing else here opens audio."""
+        if not self._loaded:
+            for reader in self.readers:
+                reader.preload()
+        self._loaded = True
 
     def __len__(self) -> int:
         return len(self.utts)
@@ -165,17 +176,21 @@ def place(
 
 class Batches(torch.utils.data.Dataset):
     """Item (epoch, step, rows) -> Batch, or the error that kept it from being made: raised in a worker, it would come
-    with a traceback. One worker makes a whole batch."""
+    with a traceback. One worker makes a whole batch. The audio cache is filled here, before workers are forked."""
 
     def __init__(self, corpus: Corpus, views: dict[str, View], augmenter: Augmenter | None, seed: int):
+        corpus.preload()
         self.corpus, self.views, self.augmenter, self.seed = corpus, views, augmenter, seed
         self.partner = {v.apart_from: v.samples for v in views.values() if v.apart_from}
 
     def __getitem__(self, item: tuple[int, int, np.ndarray]) -> Batch | Exception:
         try:
-            return self.batch(*item)
+            batch = self.batch(*item)
+            return batch if torch.utils.data.get_worker_info() is None else _shared(batch)
         except (UserError, OSError) as err:
             return err
+        except MemoryError:
+            return UserError("not enough memory to prepare a batch", mend=SMALLER)
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> Batch:
         waves = {name: np.empty((len(rows), v.samples), np.float32) for name, v in self.views.items()}
@@ -229,6 +244,64 @@ class Batches(torch.utils.data.Dataset):
         return out
 
 
+SMALLER = "lower batch_size or cache_mb, or set workers=0"
+UNSENT = 75  # exit code of a worker that could not hand its batch over
+
+
+def _shm_full() -> UserError:
+    try:
+        stat = os.statvfs("/dev/shm")
+        size = stat.f_blocks * stat.f_frsize // 1024
+        text = f" ({size} KB)" if size < 10_000 else f" ({size // 1024} MB)"
+    except OSError:
+        text = ""
+    return UserError(f"/dev/shm is full{text}", mend="set workers=0, or docker run --shm-size=1g")
+
+
+def _too_many_files() -> UserError:
+    return UserError("too many open files to hand batches over", mend="ulimit -n 4096, or set workers=0")
+
+
+def _shared(batch: Batch) -> Batch:
+    """The batch with its tensors moved to shared memory, as they are sent. Left to torch, that happens in a thread
+    whose failure nobody hears of: the training would wait for ever."""
+    waves = [x for pair in batch.views.values() for x in pair]
+    try:
+        for x in [getattr(batch, c) for c in COLUMNS] + waves:
+            x.share_memory_()
+    except RuntimeError as err:
+        raise (_too_many_files() if "Too many open files" in str(err) else _shm_full()) from None
+    return batch
+
+
+def _start_worker(on_fork: Callable[[], None]) -> None:
+    end_with_parent()
+    on_fork()
+    # What is left of sending can fail too (descriptors); then the worker ends, which the training notices.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda err, item: os._exit(UNSENT))
+
+
+@contextmanager
+def worker_errors():
+    """UserError in place of what torch raises, at any moment, when a process that prepares batches has died."""
+    try:
+        yield
+    except RuntimeError as err:
+        text = str(err)
+        if any(words in text for words in ("ancdata", "Too many open files", f"exit code {UNSENT}")):
+            raise _too_many_files() from None
+        if not text.startswith("DataLoader worker"):
+            raise
+        if "Bus error" in text:
+            raise _shm_full() from None
+        how = "was killed: out of memory?" if "Killed" in text else "ended unexpectedly: out of memory?"
+        raise UserError(f"a process that prepares batches {how}", mend=SMALLER) from None
+    except OSError as err:
+        if err.errno in (errno.EMFILE, errno.ENFILE):
+            raise _too_many_files() from None
+        raise
+
+
 def loader(
     dataset: Batches,
     sampler: Sampler,
@@ -238,9 +311,9 @@ def loader(
     world: int,
     workers: int,
     on_fork: Callable[[], None],
-):
+) -> Iterator[Batch | Exception]:
     """Batches from (epoch, step) `start` to the end of the run, for this rank, made ahead by `workers` processes, which
-    call `on_fork` first."""
+    call `on_fork` first. Iterate within `worker_errors()`."""
 
     class Items:
         def __iter__(self) -> Iterator:
@@ -252,8 +325,18 @@ def loader(
         def __len__(self) -> int:
             return sampler.steps * (epochs - start[0]) - start[1]
 
-    return torch.utils.data.DataLoader(
+    batches = torch.utils.data.DataLoader(
         dataset, batch_size=None, sampler=Items(), num_workers=workers, prefetch_factor=4 if workers else None,
-        worker_init_fn=lambda _: on_fork(),
+        worker_init_fn=lambda _: _start_worker(on_fork),
         multiprocessing_context="fork" if workers else None,  # they share the audio in memory
     )  # fmt: skip
+    try:
+        return iter(batches)
+    except OSError as err:
+        if err.errno in (errno.EMFILE, errno.ENFILE):
+            raise _too_many_files() from None
+        if err.errno == errno.ENOSPC:  # semaphores are files there
+            raise _shm_full() from None
+        raise UserError(
+            f"no process can be started to prepare batches ({err.strerror})", mend=SMALLER
+        ) from None

@@ -13,6 +13,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pyspkv.errors import UserError
+from pyspkv.processes import PeerLost
+
+# What gloo, NCCL and the store say when the process at the other end is gone; torch has no class for all of them.
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "Socket Timeout",
+)
 
 
 def device() -> torch.device:
@@ -44,8 +54,20 @@ def init() -> torch.device:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if cuda:
             torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if cuda else "gloo")
+        with peers():
+            dist.init_process_group("nccl" if cuda else "gloo")
     return torch.device("cuda", local) if cuda else found
+
+
+@contextmanager
+def peers():
+    """PeerLost in place of torch's RuntimeError where a collective fails because another process has ended."""
+    try:
+        yield
+    except RuntimeError as err:
+        if isinstance(err, dist.DistError) or any(words in str(err) for words in LOST):
+            raise PeerLost from None
+        raise
 
 
 def close() -> None:

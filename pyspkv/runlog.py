@@ -36,6 +36,14 @@ class Means:
         return {k: total / weight if weight else float("nan") for k, (total, weight) in sums.items()}
 
 
+def _is_record_until(line: str, step: int) -> bool:
+    """Whether it is a whole record (a kill cuts the last one) of a step up to `step`."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 class Log:
     """train.jsonl and tensorboard of one run; records after `step` (of a killed run) are dropped."""
 
@@ -44,16 +52,11 @@ class Log:
 
         path = exp / "train.jsonl"
         if path.exists():
-            lines = []
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= step:
-                        lines.append(line + "\n")
-                except json.JSONDecodeError:  # cut by a kill
-                    break
+            with open(path, encoding="utf-8", errors="replace") as f:
+                lines = [line.rstrip("\n") + "\n" for line in f if _is_record_until(line, step)]
             with atomic_file(path) as f:
                 f.writelines(lines)
-        self.file = open(path, "a")
+        self.file = open(path, "a", encoding="utf-8")
         self.board = SummaryWriter(exp / "tb", purge_step=step + 1)
 
     def write(self, kind: str, state: dict, epoch: int, values: dict) -> None:

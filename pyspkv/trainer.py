@@ -6,14 +6,15 @@ and ends with the same digits as an unbroken run on the same machine: batches, d
 (seed, step), and the checkpoint holds everything else.
 """
 
-import fcntl
 import json
 import math
+import os
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pyspkv import __version__, checkpoint, distributed
 from pyspkv import config as cfg
-from pyspkv.atomic import atomic_file
+from pyspkv.atomic import atomic_file, folder_lock
 from pyspkv.augment import AugmentConfig, Augmenter
 from pyspkv.datadir import DataDir, check_replaceable
-from pyspkv.dataset import OF_CORPUS, Batch, Batches, Corpus, loader
+from pyspkv.dataset import OF_CORPUS, Batch, Batches, Corpus, loader, worker_errors
 from pyspkv.embed import autocast, choose_precision, embed
 from pyspkv.errors import UserError
 from pyspkv.objectives.objective import Info, Losses
@@ -34,6 +35,7 @@ from pyspkv.trials import trials_over
 
 COLLAPSED = 0.01  # spread of a batch's unit embeddings below which they all point one way
 COLLAPSED_STEPS = 100  # this many such steps in a row stop the run
+BROKEN = "remove this run's folder, or use another --exp"
 
 
 @dataclass(kw_only=True)
@@ -89,8 +91,66 @@ def _check(c: TrainConfig) -> None:
             raise UserError(f"optim.{key} {value} is no number above 0")
 
 
+def check_apart(dev: DataDir, data: DataDir, unlabelled: DataDir | None = None) -> None:
+    """UserError: the dev list shares speakers with the training data, or utterances with its unlabelled part."""
+    theirs = set(unlabelled.utts) if unlabelled else set()
+    for what, where, shared in (
+        ("speakers", "training", set(dev.spk) & set(data.spk)),
+        ("utterances", "--unlabelled", set(dev.utts) & theirs),
+    ):
+        if shared:
+            raise UserError(
+                f"dev and {where} share {len(shared)} {what} ({min(shared)}, ...)",
+                file=dev.path,
+                mend="hold other speakers out as dev",
+            )
+
+
+def _whole(x) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x >= 0
+
+
+def _number(x) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < math.inf
+
+
+def _sums(x) -> bool:
+    pairs = x.values() if isinstance(x, dict) else [x]
+    return all(isinstance(p, list) and len(p) == 2 and {type(v) for v in p} <= {int, float} for p in pairs)
+
+
+# What a checkpoint's state.json must hold for a run to go on from it, and what it may hold.
+NEEDED = {
+    "epoch": _whole,
+    "step": _whole,
+    "done": lambda x: isinstance(x, bool),
+    "label_hash": lambda x: isinstance(x, str),
+}
+OPTIONAL = {
+    "audio_seconds": _number,
+    "means": _sums,
+    "collapsed": _whole,
+    "best_eer": lambda x: x is None or _number(x),
+    "best_epoch": lambda x: x is None or _whole(x),
+    "worse": _whole,
+}
+
+
+def check_state(saved: Any, file: Path) -> None:
+    """UserError: a state.json that no training wrote."""
+    if not isinstance(saved, dict):
+        raise UserError("not a checkpoint's state", file=file, mend=BROKEN)
+    for key, good in {**NEEDED, **OPTIONAL}.items():
+        if key in saved and not good(saved[key]):
+            raise UserError(f"not a checkpoint's state: {key} is {saved[key]!r:.60}", file=file, mend=BROKEN)
+        if key in NEEDED and key not in saved:
+            raise UserError(f"not a checkpoint's state: '{key}' is missing", file=file, mend=BROKEN)
+
+
 class Trainer:
     """Train `config` on `data`; see the module for what appears in `exp`.
+
+    An `exp` that is a symbolic link is another run's model and only read: it must be trained to its end, from the same.
 
     Args:
         unlabelled: second data directory of semi-supervised objectives.
@@ -125,7 +185,10 @@ class Trainer:
         _check(config)
         if patience < 0:
             raise UserError(f"--patience {patience} is below 0")
+        if dev:
+            check_apart(dev, data, unlabelled)
         self.trials = trials_over(dev_trials, dev.utts) if dev else None
+        self.is_link = os.path.islink(exp)
         self.device = distributed.init()
         self.main = distributed.rank() == 0
         world = distributed.world()
@@ -133,6 +196,25 @@ class Trainer:
             raise UserError(f"batch_size {config.batch_size} is not a multiple of {world} processes")
         self.precision = choose_precision(config.precision, self.device)
         self.corpus = Corpus(data, unlabelled, config.allow_pipes, config.cache_mb)
+        self.label_hash = self.corpus.label_hash()
+        teacher = getattr(config.objective, "teacher", "")
+        models = (init, teacher, getattr(config.encoder, "pretrained", ""))
+        self.init, self.keep_head, self.labels_out = init, keep_head, labels_out
+        self.start = " ".join(checkpoint.digest(model) for model in models if model) or None
+        found = self._compare()
+        self.finished = found is not None and found["done"]
+        if self.is_link and not self.finished:
+            raise UserError(
+                "is a link to a model that is not trained to its end",
+                file=exp,
+                mend="train it where it lies, or remove the link to train here",
+            )
+        if not self.finished or labels_out:
+            self._build(data)
+
+    def _build(self, data: DataDir) -> None:
+        """Sampler, model and optimisers; a run that is finished needs them for the labels that it moved only."""
+        config, init, labels_out = self.config, self.init, self.labels_out
         columns = {c: getattr(self.corpus, c) for c in OF_CORPUS}
         self.sampler = cfg.build(
             "sampler", config.sampler, self.corpus.label, config.batch_size, config.seed, columns
@@ -152,8 +234,8 @@ class Trainer:
             num_labelled=len(data.utts),
         )
         self.objective = cfg.build("objective", config.objective, encoder, info)
-        if keep_head:
-            checkpoint.init_objective(self.objective, init, self.corpus.label_hash())
+        if self.keep_head:
+            checkpoint.init_objective(self.objective, init, self.label_hash)
         self.objective.to(self.device)
         self.views = self.objective.views()
         for name, view in self.views.items():
@@ -164,11 +246,11 @@ class Trainer:
                     mend="raise crop_seconds",
                 )
         self.augmenter = None
-        if speeds or any(v.augment for v in self.views.values()):
+        if not self.finished and (speeds or any(v.augment for v in self.views.values())):
             self.augmenter = Augmenter(
                 config.augment,
                 config.seed,
-                cache_dir=exp / "rooms",
+                cache_dir=self.exp / "rooms",
                 train=self.corpus.readers[-1],  # the unlabelled part, where there is one: it is the larger
                 allow_pipes=config.allow_pipes,
             )
@@ -185,12 +267,10 @@ class Trainer:
             "best_eer": None,
             "best_epoch": None,
             "worse": 0,  # epochs in a row whose dev EER was above the best one
-            "label_hash": self.corpus.label_hash(),
+            "label_hash": self.label_hash,
             "evaluates": self.objective.evaluates,
         }
-        self.init, self.keep_head = init, keep_head
-        teacher = getattr(config.objective, "teacher", "")
-        if teacher:
+        if teacher := getattr(config.objective, "teacher", ""):
             theirs = checkpoint.find(teacher).parent / "classes.txt"
             if theirs.is_file() and theirs.read_text(encoding="utf-8").splitlines() != self.corpus.classes:
                 raise UserError(
@@ -198,14 +278,11 @@ class Trainer:
                     file=theirs,
                     mend="train the teacher on the same labelled directory",
                 )
-        models = (init, teacher, getattr(config.encoder, "pretrained", ""))
-        self.start = " ".join(checkpoint.digest(model) for model in models if model) or None
-        self.labels_out = labels_out
         if labels_out:
             if self.objective.labels() is None:
                 rule = f"objective {config.objective.name} moves no labels"
                 raise UserError(rule, mend="leave --labels-out out")
-            for name, given in (("the training data", data), ("the dev list", dev)):
+            for name, given in (("the training data", data), ("the dev list", self.dev)):
                 if given and Path(labels_out).resolve() == Path(given.path).resolve():
                     raise UserError(f"is {name} itself", file=labels_out, mend="give another --labels-out")
             check_replaceable(Path(labels_out))
@@ -230,7 +307,10 @@ class Trainer:
     # -- the run
 
     def run(self) -> None:
-        with self._lock() as self.lock:
+        if self.finished and not self.labels_out:
+            self._say(f"already trained: {self.exp}")
+            return
+        with self._lock() as self.lock, distributed.peers(), worker_errors():
             self._start_or_resume()
             if self.state["done"]:
                 self._say(f"already trained: {self.exp}")
@@ -255,7 +335,8 @@ class Trainer:
             distributed.rank(),
             distributed.world(),
             c.workers,
-            self.lock.close,  # a worker must not hold the lock of a parent that was killed
+            # A worker must not hold the lock of a parent that was killed.
+            self.lock.close if self.lock else lambda: None,
         )
         log = Log(self.exp, state["step"]) if self.main else None
         bar = tqdm(
@@ -435,17 +516,8 @@ class Trainer:
             print(text, flush=True)
 
     def _lock(self):
-        """Only one run writes into `exp`."""
-        self.exp.mkdir(parents=True, exist_ok=True)
-        lock = open(self.exp / ".lock", "w")
-        if self.main:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    "another run is training here", file=self.exp, mend="wait for it, or use another --exp"
-                ) from None
-        return lock
+        """Only one run writes into `exp`; the others of its processes and a reader of finished models write nothing."""
+        return folder_lock(self.exp) if self.main and not self.finished else nullcontext()
 
     def _save(self, means: Means, best: bool = False) -> None:
         self.objective.sync()
@@ -454,19 +526,16 @@ class Trainer:
             checkpoint.save(self.exp, self.state["step"], self.objective, self.optimisers, self.state, best)
         distributed.barrier()
 
-    def _start_or_resume(self) -> None:
+    def _compare(self) -> dict | None:
+        """State of the checkpoint that `exp` holds, None where there is none yet. UserError: it is of another run, with
+        the first difference."""
         resolved = cfg.dump(self.config)
         folder = checkpoint.latest(self.exp)
         if folder is None:
-            if self.main:
-                self._record(resolved)
-            self._say(
-                f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
-                f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
-            )
-            if self.objective.wants_embeddings and not self.keep_head:
-                self._begin()
-            return
+            return None
+        mend = "use another --exp, or remove this one to start again"
+        if self.is_link:
+            mend = "remove the link to train a model of its own here"
         before = cfg.dump(cfg.load(TrainConfig, self.exp / "config.yaml"))
         differ = [k for k in resolved if resolved[k] != before[k] and k not in HOW]
         if differ:
@@ -474,34 +543,58 @@ class Trainer:
             raise UserError(
                 f"this run was started with another config: {k} was {before[k]}, now {resolved[k]}",
                 file=self.exp,
-                mend="use another --exp, or remove this one to start again",
+                mend=mend,
             )
         try:
-            record = json.loads((self.exp / "run.json").read_text())
-        except (OSError, ValueError) as err:
-            raise UserError(
-                f"cannot be read ({err})", file=self.exp / "run.json", mend="use another --exp"
-            ) from None
+            record = json.loads((self.exp / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(record, dict):
+                raise ValueError("it is no JSON object")
+        except (OSError, ValueError, RecursionError) as err:
+            raise UserError(f"cannot be read ({err})", file=self.exp / "run.json", mend=BROKEN) from None
         if record.get("start", self.start) != self.start:
+            was = record.get("init") or "none"
             raise UserError(
-                f"this run was started from another model: {record['init'] or 'none'}, now {self.init or 'none'}",
+                f"this run was started from another model: {was}, now {self.init or 'none'}",
                 file=self.exp,
-                mend="use another --exp, or remove this one to start again",
+                mend=mend,
             )
         saved = checkpoint.state(folder)
-        if saved["label_hash"] != self.state["label_hash"]:
+        check_state(saved, folder / "state.json")
+        if saved["label_hash"] != self.label_hash:
             raise UserError(
                 "this run was started with other utterances or labels",
                 file=self.exp,
                 mend="use another --exp, or --init this one to start from its encoder with a new head",
             )
-        saved = checkpoint.restore(folder, self.objective, self.optimisers)
+        return saved
+
+    def _start_or_resume(self) -> None:
+        saved = self._compare()  # again: before the lock was had, another run may have been here
+        if saved is None:
+            if self.main:
+                self._record()
+            self._say(
+                f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
+                f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
+            )
+            if self.objective.wants_embeddings and not self.keep_head:
+                self._begin()
+            return
+        steps, epoch, step = self.sampler.steps, saved["epoch"], saved["step"]
+        whole = step == epoch * steps if saved["done"] else step // steps == epoch < self.config.epochs
+        if not whole:
+            raise UserError(
+                f"not a checkpoint's state: no step {step} after {epoch} epochs of {steps} steps",
+                file=checkpoint.latest(self.exp) / "state.json",
+                mend=BROKEN,
+            )
+        saved = checkpoint.restore(checkpoint.latest(self.exp), self.objective, self.optimisers)
         kept = self.state.keys() - (set() if self.main else {"means"})  # rank 0 carries the sums on
         self.state.update({k: saved[k] for k in kept & saved.keys()})
         if not self.state["done"]:
             self._say(f"resuming {self.exp} at step {self.state['step']}")
 
-    def _record(self, resolved: dict) -> None:
+    def _record(self) -> None:
         with atomic_file(self.exp / "config.yaml") as f:
             f.write(cfg.to_yaml(self.config))
         with atomic_file(self.exp / "run.json") as f:

@@ -81,7 +81,7 @@ def main() -> None:
     from pyspkv.atomic import atomic_file
 
     if args.command == "threshold":
-        text = f"objective.gate.threshold: {float(f'{args.factor * peak(args.model, "confidence"):.6g}')!r}\n"
+        text = f"objective.gate.threshold: {args.factor * peak(args.model, 'confidence'):.6g}\n"
     else:
         from pyspkv import config as cfg
         from pyspkv.datadir import DataDir

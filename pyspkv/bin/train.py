@@ -1,14 +1,34 @@
 """Train an encoder: `python -m pyspkv.bin.train --config YAML --data DIR --exp DIR`. A rerun resumes."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from pyspkv.errors import UserError, run
+from pyspkv.processes import is_first, reported
+
+# Before torch is loaded: a thread that waits for the others lets go of its core. By default it spins, and with busy
+# neighbours an epoch takes several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        if not is_first():  # of several processes one says it
+            sys.exit(2)
+        super().error(message)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.train", description=__doc__)
-    parser.add_argument("--config", required=True, metavar="YAML", help="what differs from the defaults")
+    parser = Parser(prog="python -m pyspkv.bin.train", description=__doc__)
+    parser.add_argument(
+        "--config",
+        required=True,
+        nargs="+",
+        metavar="YAML",
+        help="what differs from the defaults; of several files, a later one differs from the earlier",
+    )
     parser.add_argument("--data", metavar="DIR", help="data directory; utt2spk holds the classes")
     parser.add_argument(
         "--unlabelled", metavar="DIR", help="second data directory of semi-supervised objectives"
@@ -61,23 +81,11 @@ def main() -> None:
 
     config = cfg.load(TrainConfig, args.config, args.set)
     if args.print_config:
-        print(cfg.to_yaml(config), end="")
+        print(cfg.to_yaml(config) if is_first() else "", end="")
         return
     data, unlabelled, dev = (DataDir.read(d) if d else None for d in (args.data, args.unlabelled, args.dev))
     if args.dev_trials and not Path(args.dev_trials).is_file():
         raise UserError("no such trials file", file=args.dev_trials)
-    if dev is not None and (shared := set(dev.spk) & set(data.spk)):
-        raise UserError(
-            f"dev and training share {len(shared)} speakers ({min(shared)}, ...)",
-            file=args.dev,
-            mend="hold other speakers out as dev",
-        )
-    if dev is not None and unlabelled is not None and (shared := set(dev.utts) & set(unlabelled.utts)):
-        raise UserError(
-            f"dev and --unlabelled share {len(shared)} utterances ({min(shared)}, ...)",
-            file=args.dev,
-            mend="hold other speakers out as dev",
-        )
     exp = Path(args.exp)
     Trainer(
         config,
@@ -97,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(reported(main))

@@ -1,0 +1,135 @@
+"""Run a module in several processes of this machine: `python -m pyspkv.bin.launch --nproc 2 pyspkv.bin.train ...`.
+
+Each process gets the variables that torchrun would set (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so the
+module runs under torchrun or srun just as well. What differs is the end: when one process fails the others are ended
+too, one message says why, and no process is left, whatever ends the launcher. The exit code is 0 or 1.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pyspkv.errors import UserError, run
+from pyspkv.processes import ERROR_FILE, end_with_parent
+
+PATIENCE = 2.0  # seconds that the others have to end by themselves once one has failed
+TO_TERMINATE = 5.0  # and from SIGTERM to SIGKILL
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.launch", description=__doc__)
+    parser.add_argument("--nproc", type=int, required=True, metavar="N", help="processes")
+    parser.add_argument("module", metavar="MODULE", help="run as `python -m MODULE`")
+    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="handed to each process")
+    args = parser.parse_args()
+    if args.nproc < 1:
+        parser.error(f"--nproc {args.nproc} is below 1")
+    return args
+
+
+def environment(rank: int, args: argparse.Namespace, port: int, errors: Path) -> dict[str, str]:
+    world = str(args.nproc)
+    env = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        ERROR_FILE: str(errors / str(rank)),
+    }
+    if args.nproc > 1:  # as torchrun has it; a sum over more threads has other digits
+        env.setdefault("OMP_NUM_THREADS", "1")
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see bin.train
+    if os.path.exists("/sys/class/net/lo"):  # gloo would look for the address of this machine's name
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return env
+
+
+class Stopped:
+    """The first signal that asks the launcher to end; one that it was started to ignore stays ignored (nohup)."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _) -> None:
+        self.signal = self.signal or number
+
+
+def wait(ranks: list[subprocess.Popen], seconds: float, until=lambda: False) -> bool:
+    """Whether all have ended, after so many seconds or once `until()` holds."""
+    end = time.monotonic() + seconds
+    while not (over := all(r.poll() is not None for r in ranks)) and time.monotonic() < end and not until():
+        time.sleep(0.02)
+    return over
+
+
+def end(ranks: list[subprocess.Popen]) -> None:
+    for how, seconds in ((subprocess.Popen.terminate, TO_TERMINATE), (subprocess.Popen.kill, float("inf"))):
+        for process in ranks:
+            how(process)  # nothing where it has ended
+        if wait(ranks, seconds):
+            return
+
+
+def why(codes: list[int | None], errors: Path) -> str | None:
+    """What to print of processes that ended by themselves with these codes; None where that has been said."""
+    texts = {}
+    for rank, code in enumerate(codes):
+        if code and (errors / str(rank)).exists():
+            texts[rank] = (errors / str(rank)).read_text(encoding="utf-8", errors="surrogateescape")
+    for rank, code in enumerate(codes):
+        if code is not None and code < 0:
+            mend = "\n  mend: out of memory? lower batch_size or cache_mb" if code == -signal.SIGKILL else ""
+            return f"process {rank + 1} of {len(codes)} was killed by signal {-code}; see above{mend}"
+    if said := [text for text in texts.values() if text]:
+        return said[0]
+    failed = [rank for rank, code in enumerate(codes) if code and rank not in texts]
+    if not failed:  # all of them lost another, and none is the cause
+        return "the processes of this run lost each other\n  mend: run it again; GLOO_SOCKET_IFNAME names the network"
+    if failed[0] == 0:
+        return None  # by what it printed itself
+    return f"process {failed[0] + 1} of {len(codes)} ended with exit code {codes[failed[0]]}; see above"
+
+
+def main() -> int:
+    args = parse()
+    stopped, ranks = Stopped(), []
+    # Bound and not listened at, the port is given to nobody else; the first process may listen there, by SO_REUSEADDR.
+    with tempfile.TemporaryDirectory(prefix="spkv-launch-") as folder, socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        errors, port = Path(folder), held.getsockname()[1]
+        try:
+            for rank in range(args.nproc):
+                quiet = {} if rank == 0 else {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+                command = [sys.executable, "-u", "-m", args.module, *args.args]
+                env = environment(rank, args, port, errors)
+                ranks.append(subprocess.Popen(command, env=env, preexec_fn=end_with_parent, **quiet))
+            wait(ranks, float("inf"), lambda: stopped.signal or any(r.poll() for r in ranks))
+            if not stopped.signal and any(r.poll() for r in ranks):
+                wait(ranks, PATIENCE, lambda: stopped.signal)
+            codes = [r.poll() for r in ranks]
+        finally:
+            end(ranks)
+        text = why(codes, errors) if not stopped.signal and any(codes) else None
+    if stopped.signal:  # end as the signal would have it, for whoever waits
+        signal.signal(stopped.signal, signal.SIG_DFL)
+        os.kill(os.getpid(), stopped.signal)
+    if text:
+        raise UserError(text)
+    return int(any(codes))
+
+
+if __name__ == "__main__":
+    run(main)
