@@ -6,20 +6,22 @@ matrices only.
 """
 
 import os
+import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from pyspkv.atomic import atomic_file
+from pyspkv.atomic import atomic_file, folder_lock
 from pyspkv.errors import UserError
 
 CHUNK = 16 << 20  # bytes of an ark held at once
 VECTOR_HEADER, MATRIX_HEADER = 10, 15  # "\0BFV \4<rows>" and "\0BFM \4<rows>\4<columns>"
-AGAIN = "extract the embeddings again (python -m pyspkv.bin.extract)"
+AGAIN = "remove this scp, then extract the embeddings again (python -m pyspkv.bin.extract)"
 
 
 @dataclass(frozen=True)
@@ -68,24 +70,88 @@ def normalise(x: np.ndarray) -> np.ndarray:
     return np.divide(x, np.where(norm > 0, norm, 1), dtype=np.float32, casting="same_kind")
 
 
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """An OSError of the block is about `file`: the one of a full disk does not say so."""
+    try:
+        yield
+    except OSError as err:
+        if err.filename is None:
+            err.filename = str(file)
+        raise
+
+
+def refuse_links(files: Iterable[Path]) -> None:
+    """UserError: one of `files` is a link, and writing it would write what it points to."""
+    for file in files:
+        if file.is_symlink():
+            raise UserError(
+                f"is a link to {os.readlink(file)}, which would be overwritten",
+                file=file,
+                mend="remove the link, or give another output folder",
+            )
+
+
+def hold(stack: ExitStack, folder: Path, name: str = ".lock") -> None:
+    """Hold `folder_lock(folder, name)` until `stack` ends. UserError: another process writes there."""
+    refuse_links([folder / name])
+    with _naming(folder / name):
+        stack.enter_context(folder_lock(folder, name))
+
+
 class EmbeddingWriter:
     """Write `out_dir/embedding.ark` and `.scp`; both appear, whole, when the `with` block ends well.
 
     The scp is sorted in C order, holds absolute paths, and is the last to appear: where it stands, its ark is
     whole.
+
+    Args:
+        name: in place of `embedding`.
+        lock: the lock file that is held meanwhile, since two writers would mix their files; None where the caller
+            holds it.
+        empty: whether no embedding at all is fine.
     """
 
-    def __init__(self, out_dir: str | Path):
+    def __init__(
+        self, out_dir: str | Path, name: str = "embedding", lock: str | None = ".lock", empty: bool = False
+    ):
         self.dir = Path(out_dir).absolute()
+        self.name, self.lock, self.empty = name, lock, empty
         self.dim = 0
         self.place: dict[str, int] = {}
 
     def __enter__(self) -> "EmbeddingWriter":
-        for left in self.dir.glob(".embedding.ark.*"):  # of a killed extraction
-            left.unlink(missing_ok=True)
-        self._context = atomic_file(self.dir / "embedding.ark", "wb")
-        self._ark = self._context.__enter__()
+        self._context = self._files()
+        self._context.__enter__()
         return self
+
+    def __exit__(self, kind, value, trace) -> bool | None:
+        return self._context.__exit__(kind, value, trace)
+
+    @contextmanager
+    def _files(self) -> Iterator[None]:
+        ark, scp = self.dir / f"{self.name}.ark", self.dir / f"{self.name}.scp"
+        with ExitStack() as stack:
+            if self.lock:
+                hold(stack, self.dir, self.lock)
+            refuse_links([ark, scp])
+            for left in self.dir.glob(
+                f".{self.name}.*"
+            ):  # of a killed extraction: nobody else is writing here
+                left.unlink(missing_ok=True)
+            with atomic_file(scp) as lines, atomic_file(ark, "wb") as self._ark:
+                yield
+                if not self.place and not self.empty:
+                    raise UserError("no embedding was written", file=self.dir)
+                # Both go to the disk now: that it is full is found out while the older pair still stands.
+                self._ark.flush()
+                os.fsync(self._ark.fileno())
+                with _naming(scp):
+                    # code-point order of str is byte order of UTF-8, that is LC_ALL=C
+                    lines.writelines(f"{utt} {ark}:{self.place[utt]}\n" for utt in sorted(self.place))
+                    lines.flush()
+                    os.fsync(lines.fileno())
+                scp.unlink(missing_ok=True)  # an older scp must never point into the new ark
 
     def __call__(self, utt: str, array: np.ndarray) -> None:
         """Add an embedding [D] or [n, D], stored as float32.
@@ -113,20 +179,18 @@ class EmbeddingWriter:
         self.place[utt] = self._ark.tell()
         write_array(self._ark, array)
 
-    def __exit__(self, kind, value, trace) -> None:
-        if kind is None and not self.place:
-            kind, value = UserError, UserError("no embedding was written", file=self.dir)
-        if kind is not None:
-            self._context.__exit__(kind, value, trace)
-            raise value
-        ark, scp = self.dir / "embedding.ark", self.dir / "embedding.scp"
-        self._ark.flush()
-        os.fsync(self._ark.fileno())  # a full disk is found out while the older pair still stands
-        scp.unlink(missing_ok=True)  # an older scp must never point into the new ark
-        self._context.__exit__(None, None, None)
-        with atomic_file(scp) as f:
-            # code-point order of str is byte order of UTF-8, that is LC_ALL=C
-            f.writelines(f"{utt} {ark}:{self.place[utt]}\n" for utt in sorted(self.place))
+    def append(self, scp: Path) -> None:
+        """Add all that a writer wrote to `scp` and its ark, byte for byte. UserError: an id that came before."""
+        if scp.stat().st_size == 0:
+            return
+        ids, _, _, offset = _read_scp(scp)
+        start = self._ark.tell()
+        for utt, place in zip(ids, offset.tolist()):
+            if utt in self.place:
+                raise UserError(f"utterance {utt} has two embeddings", file=scp)
+            self.place[utt] = start + place
+        with open(scp.with_suffix(".ark"), "rb") as f:
+            shutil.copyfileobj(f, self._ark, CHUNK)
 
 
 def read_embeddings(scp: str | Path) -> Embeddings:

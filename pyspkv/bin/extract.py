@@ -1,43 +1,93 @@
-"""Embed every utterance of a data directory: writes OUT/embedding.ark and OUT/embedding.scp."""
+"""Embed every utterance of data directories: writes OUT/embedding.ark and OUT/embedding.scp.
+
+    python -m pyspkv.bin.extract --model exp/round1/model --data data/train data/test
+
+Without --out the embeddings go to exp/round1/embed/train and exp/round1/embed/test. What is up to date, of this very
+model, audio and options, is kept. On several machines, each with the same command but for K, and then once --merge:
+
+    python -m pyspkv.bin.extract --model exp/round1/model --data data/train --part 1/4
+    python -m pyspkv.bin.extract --model exp/round1/model --data data/train --merge 4
+"""
 
 import argparse
-import math
+import os
+import re
 
-from pyspkv.errors import run
+from pyspkv.errors import natural, run
+
+MAX_PARTS = 500  # each holds a file open while they are merged
+MAX_CROPS, MAX_CROP_SECONDS, MAX_ALL_CROPS = (
+    1000,
+    600,
+    6000,
+)  # seconds; all crops of an utterance are one batch
+
+
+def parts(text: str) -> int:
+    """argparse type: a number of parts."""
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", text, re.ASCII) or int(text) > MAX_PARTS:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number from 1 to {MAX_PARTS}")
+    return int(text)
+
+
+def part(text: str) -> tuple[int, int]:
+    """argparse type: K/N with 1 <= K <= N."""
+    k, _, n = text.partition("/")
+    found = parts(k), parts(n)
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"there is no part {k} of {n}")
+    return found
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.extract",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument(
+        "--model",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="DIR[@best|last]",
+        help="run folders of bin.train, or imports; audio is read once for all",
+    )
+    p.add_argument(
+        "--data", required=True, nargs="+", action="extend", metavar="DIR", help="data directories"
+    )
+    p.add_argument("--out", metavar="DIR", help="of one model and one data directory; else beside each model")
+    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    p.add_argument(
+        "--crops", type=natural, default=0, metavar="N", help="embed N evenly spaced crops: entries of [N, D]"
+    )
+    p.add_argument("--crop-seconds", type=float, default=4.0, metavar="S", help="their length")
+    p.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--part", type=part, metavar="K/N", help="embed the K-th of N parts only")
+    how.add_argument("--merge", type=parts, metavar="N", help="join N parts, and remove them")
+    args = p.parse_args()
+    if not 0.1 <= args.crop_seconds <= MAX_CROP_SECONDS or args.crops > MAX_CROPS:
+        p.error(f"--crops is at most {MAX_CROPS}, --crop-seconds within 0.1 and {MAX_CROP_SECONDS}")
+    if args.crops * args.crop_seconds > MAX_ALL_CROPS:
+        p.error(f"the crops of an utterance are at most {MAX_ALL_CROPS} s: lower --crops or --crop-seconds")
+    if args.out is not None and len(args.model) * len(args.data) > 1:
+        p.error("--out is for one model and one data directory")
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.extract", description=__doc__)
-    parser.add_argument(
-        "--model", required=True, metavar="DIR[@best|last]", help="run folder of bin.train, or an import"
-    )
-    parser.add_argument("--data", required=True, metavar="DIR")
-    parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument(
-        "--crops", type=int, default=0, metavar="N", help="embed N evenly spaced crops: entries of [N, D]"
-    )
-    parser.add_argument("--crop-seconds", type=float, default=4.0, metavar="S", help="their length")
-    parser.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
-    args = parser.parse_args()
-    if args.crops < 0 or not 0.1 <= args.crop_seconds < math.inf:
-        parser.error("--crops is a number from 0, --crop-seconds at least 0.1")
-    from pyspkv import distributed
-    from pyspkv.audio import SAMPLE_RATE
-    from pyspkv.checkpoint import load_encoder
-    from pyspkv.datadir import DataDir
-    from pyspkv.embed import embed_rows
-    from pyspkv.embeddings import EmbeddingWriter
+    args = parse()
+    # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pyspkv import extraction
 
-    data = DataDir.read(args.data)
-    device = distributed.device()
-    encoder = load_encoder(args.model).to(device)
-    crops = (args.crops, round(args.crop_seconds * SAMPLE_RATE)) if args.crops else None
-    rows = embed_rows(encoder, data, device, args.precision, args.allow_pipes, crops)
-    with EmbeddingWriter(args.out) as write:
-        for row, vector in rows:
-            write(data.utts[row], vector)
-    print(f"embeddings: {args.out}/embedding.scp")
+    options = extraction.Options(args.precision, args.crops, args.crop_seconds, args.allow_pipes, args.part)
+    found = extraction.pairs(args.model, args.data, args.out, options)
+    if args.merge is not None:
+        extraction.merge(found, args.merge)
+    else:
+        extraction.extract(found, options)
 
 
 if __name__ == "__main__":
