@@ -94,16 +94,17 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
         return float(weight @ np.logaddexp(0, np.where(y > 0, -z, z)) + penalty @ w**2 / 2)
 
     w = np.zeros(2)
+    here = cost(w)
     for _ in range(200):
         p = 1 / (1 + np.exp(-np.clip(w @ x + logit, -500, 500)))
         gradient = x @ (weight * (p - y)) + penalty * w
         hessian = (x * (weight * p * (1 - p))) @ x.T + np.diag(penalty + [0, 1e-12])
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
-        while cost(w - size * step) > cost(w) and size > 1e-10:
+        while (there := cost(w - size * step)) > here and size > 1e-10:
             size /= 2
-        w = w - size * step
-        if np.abs(gradient).max() < 1e-12 or size <= 1e-10:
+        before, w, here = w, w - size * step, there
+        if np.abs(gradient).max() < 1e-12 or size <= 1e-10 or (w == before).all():
             break
     with np.errstate(over="ignore", invalid="ignore"):
         scale, offset = w[0] / spread, w[1] - w[0] * centre / spread
