@@ -1,6 +1,7 @@
 """Calibration of scores: score -> log-likelihood ratio by logistic regression, with a stored decision threshold."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ import numpy as np
 from pyspkv.atomic import atomic_file
 from pyspkv.errors import UserError
 from pyspkv.metrics import Curve
+
+
+class CalibrationError(UserError):
+    """These scores and labels cannot be calibrated; nothing is wrong with files or machine."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Calibration:
     eer_threshold: float
 
     def llr(self, scores: np.ndarray) -> np.ndarray:
-        return self.scale * scores + self.offset
+        with np.errstate(over="ignore"):  # whoever writes or measures them refuses Inf
+            return self.scale * scores + self.offset
 
     def write(self, path: str | Path) -> None:
         with atomic_file(path) as f:
@@ -44,8 +50,11 @@ class Calibration:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             out = cls(**values)
-            finite = np.isfinite([out.scale, out.offset, out.threshold, out.prior, out.eer_threshold]).all()
-        except (ValueError, TypeError) as err:
+            numbers = [getattr(out, key) for key in cls.__annotations__ if key != "source"]
+            if any(type(n) not in (int, float) for n in numbers) or not isinstance(out.source, str):
+                raise ValueError("a value is no number")
+            finite = all(math.isfinite(n) for n in numbers)
+        except (ValueError, TypeError, OverflowError, RecursionError) as err:
             raise UserError(f"is not a calibration ({err})", file=path, mend=mend) from None
         if not finite or out.scale <= 0:
             raise UserError("scale must be above 0 and every number finite", file=path, mend=mend)
@@ -58,17 +67,24 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
     Minimises  p/T sum_targets log(1 + exp(-l - logit p)) + (1-p)/N sum_nontargets log(1 + exp(l + logit p)),
     l = scale * score + offset (Brummer & du Preez 2006, "Application-independent evaluation of speaker
     detection"), plus 1e-9 / 2 * (slope on standardised scores)^2, which keeps separable scores finite.
-    Raises UserError when higher scores do not speak for targets.
+    Raises CalibrationError when it cannot be done with these scores: one kind of trial, all scores equal, higher ones
+    do not speak for targets, or figures that floats cannot hold.
     """
-    curve = Curve(scores, target)
     if not 0 < prior < 1:
         raise UserError(f"prior {prior} is not between 0 and 1")
+    try:
+        curve = Curve(scores, target)
+    except UserError as err:
+        raise CalibrationError(str(err)) from None
     s = np.concatenate([curve.target, curve.nontarget]).astype(np.float64)
     y = np.repeat([1.0, 0.0], [len(curve.target), len(curve.nontarget)])
     weight = np.where(y > 0, prior / len(curve.target), (1 - prior) / len(curve.nontarget))
-    centre, spread = s.mean(), s.std()
     if s.min() == s.max():
-        raise UserError("all scores are equal: nothing to calibrate")
+        raise CalibrationError("all scores are equal: nothing to calibrate")
+    with np.errstate(over="ignore", invalid="ignore"):
+        centre, spread = s.mean(), s.std()
+    if not (np.isfinite(centre) and 0 < spread < np.inf):
+        raise CalibrationError(f"scores from {s.min():.3g} to {s.max():.3g} cannot be calibrated in floats")
     x = np.stack([(s - centre) / spread, np.ones(len(s))])
     logit = np.log(prior / (1 - prior))
     penalty = np.array([1e-9, 0.0])
@@ -78,24 +94,31 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
         return float(weight @ np.logaddexp(0, np.where(y > 0, -z, z)) + penalty @ w**2 / 2)
 
     w = np.zeros(2)
+    here = cost(w)
     for _ in range(200):
         p = 1 / (1 + np.exp(-np.clip(w @ x + logit, -500, 500)))
         gradient = x @ (weight * (p - y)) + penalty * w
         hessian = (x * (weight * p * (1 - p))) @ x.T + np.diag(penalty + [0, 1e-12])
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
-        while cost(w - size * step) > cost(w) and size > 1e-10:
+        while (there := cost(w - size * step)) > here and size > 1e-10:
             size /= 2
-        w = w - size * step
-        if np.abs(gradient).max() < 1e-12 or size <= 1e-10:
+        before, w, here = w, w - size * step, there
+        if np.abs(gradient).max() < 1e-12 or size <= 1e-10 or (w == before).all():
             break
-    scale, offset = w[0] / spread, w[1] - w[0] * centre / spread
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale, offset = w[0] / spread, w[1] - w[0] * centre / spread
+        threshold = (-logit - offset) / scale if scale else 0.0
     if scale <= 0:
-        raise UserError("higher scores do not go with target trials: are the labels or the scores swapped?")
+        raise CalibrationError(
+            "higher scores do not go with target trials: are the labels or the scores swapped?"
+        )
+    if not np.isfinite([scale, offset, threshold]).all():
+        raise CalibrationError("the scores' spread is too small or too large to calibrate in floats")
     return Calibration(
         scale=float(scale),
         offset=float(offset),
-        threshold=float((-logit - offset) / scale),
+        threshold=float(threshold),
         prior=prior,
         source=source,
         num_target=len(curve.target),

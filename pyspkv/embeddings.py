@@ -65,9 +65,21 @@ class Embeddings:
 
 
 def normalise(x: np.ndarray) -> np.ndarray:
-    """Length-normalise rows: [..., D] -> float32 [..., D]; a zero row stays zero (all its cosines are 0)."""
+    """Length-normalise rows: [..., D] -> float32 [..., D]; a zero row stays zero (all its cosines are 0).
+
+    Every row of finite float32 values gets its direction, also where its length is none that float32 can hold.
+    """
     norm = np.sqrt(np.einsum("...d,...d->...", x, x, dtype=np.float64))[..., None]
-    return np.divide(x, np.where(norm > 0, norm, 1), dtype=np.float32, casting="same_kind")
+    float32 = np.finfo(np.float32)
+    far = (norm > float32.max) | ((norm > 0) & (norm < float32.tiny))
+    with np.errstate(over="ignore"):  # of far rows alone
+        out = np.divide(x, np.where((norm > 0) & ~far, norm, 1), dtype=np.float32, casting="same_kind")
+    if far.any():  # a direction has no scale: the row by its largest value first, in float64
+        rows = far[..., 0]
+        big = x[rows].astype(np.float64)
+        big /= np.abs(big).max(-1, keepdims=True)
+        out[rows] = big / np.linalg.norm(big, axis=-1, keepdims=True)
+    return out
 
 
 @contextmanager

@@ -7,12 +7,15 @@ or a step of the ROC; a tie is one oblique segment, so constant scores give 50 %
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from pyspkv.errors import UserError
+from pyspkv.tables import read_table
 
 REPLICATES = 1000
+LARGE = 2_000_000  # trials above which an interval takes fewer replicates, to stay within minutes
 
 
 class Curve:
@@ -133,32 +136,104 @@ class Resampling:
             b = np.fromiter((names[s] for s in second), np.int64, len(second))
             b[a == b] = len(names)
         self.a, self.b, self.num, self.over, self.seed = a, b, len(names), over, seed
+        self.drawn: np.ndarray | None = None
 
     def multiplicities(self, replicates: int) -> np.ndarray:
-        """int64 [replicates, units + 1], the last column 1."""
-        rng = np.random.default_rng(self.seed)
-        drawn = rng.multinomial(self.num, np.full(self.num, 1 / self.num), size=replicates)
-        return np.concatenate([drawn, np.ones((replicates, 1), dtype=drawn.dtype)], axis=1)
+        """int64 [replicates, units + 1], the last column 1. Drawn once: all lists of scores have the same draws."""
+        if self.drawn is None or len(self.drawn) != replicates:
+            rng = np.random.default_rng(self.seed)
+            drawn = rng.multinomial(self.num, np.full(self.num, 1 / self.num), size=replicates)
+            self.drawn = np.concatenate([drawn, np.ones((replicates, 1), dtype=drawn.dtype)], axis=1)
+        return self.drawn
+
+
+def resampling(
+    enrol: Sequence[str],
+    test: Sequence[str],
+    target: np.ndarray,
+    utt2spk: str | Path | None,
+    enrol_map: str | Path | None,
+) -> Resampling:
+    """Speakers of both sides where `utt2spk` tells them (a model's from its utterances), else enrolment ids."""
+    if utt2spk is None:
+        return Resampling(enrol, None, "enrolment ids")
+    speaker = read_table(utt2spk, "id")
+    models = read_table(enrol_map, "ids") if enrol_map else {}
+    for line, (model, utts) in enumerate(models.items(), 1):
+        found = sorted({speaker[u] for u in utts.split(" ") if u in speaker})
+        if len(found) > 1:
+            raise UserError(
+                f"model {model} has utterances of {found[0]} and of {found[1]}",
+                file=enrol_map,
+                line=line,
+                mend="give each model one speaker's utterances, or leave --utt2spk out",
+            )
+        if found:
+            speaker[model] = found[0]
+    missing = list(dict.fromkeys(u for u in (*enrol, *test) if u not in speaker))
+    if missing:
+        raise UserError(
+            f"{len(missing)} ids of the trials have no speaker; the first is {missing[0]}",
+            file=utt2spk,
+            mend="add them (enrolment models: give --enrol-map), or leave --utt2spk out",
+        )
+    first, second = [speaker[e] for e in enrol], [speaker[t] for t in test]
+    wrong = [k for k, (a, b) in enumerate(zip(first, second)) if (a == b) != target[k]]
+    if wrong:
+        k = wrong[0]
+        raise UserError(
+            f"{len(wrong)} trials contradict it; the first, {enrol[k]} {test[k]}, is "
+            f"{'target' if target[k] else 'nontarget'} and of speakers {first[k]} and {second[k]}",
+            file=utt2spk,
+            mend="give the true utt2spk of the test set",
+        )
+    return Resampling(first, second, "speakers")
+
+
+def check_kinds(target: np.ndarray, file: str | Path) -> None:
+    """UserError: the trials of `file` are all target or all nontarget."""
+    if target.all() or not target.any():
+        kind = "target" if not target.any() else "nontarget"
+        raise UserError(f"there is no {kind} trial; error rates need both kinds", file=file)
+
+
+def replicates_for(num_trials: int) -> int:
+    """Bootstrap replicates of a list: fewer of a large one, to stay within minutes."""
+    return REPLICATES if num_trials <= LARGE else REPLICATES // 10
 
 
 def weighted_eers(scores: np.ndarray, target: np.ndarray, units: Resampling, replicates: int) -> np.ndarray:
-    """EER in percent of each replicate, float64 [replicates]; NaN where one kind of trial was not drawn."""
+    """EER in percent of each replicate, float64 [replicates]; NaN where one kind of trial was not drawn.
+
+    Weights are whole numbers, so their sums are exact; FNR - FPR only rises with the threshold, so a bisection
+    finds where it crosses 0.
+    """
     order = np.argsort(scores, kind="stable")
-    values, is_target = np.asarray(scores)[order], np.asarray(target)[order]
+    values, is_target = np.asarray(scores)[order], np.asarray(target, dtype=bool)[order]
     ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # the last trial of each group of ties
-    a, b = units.a[order], units.b[order]
+    targets_to = np.cumsum(is_target)[ends]  # how many trials of a kind score up to a group's value
+    nontargets_to = ends + 1 - targets_to
+    a_t, b_t = units.a[order[is_target]], units.b[order[is_target]]
+    a_n, b_n = units.a[order[~is_target]], units.b[order[~is_target]]
+    targets, nontargets = np.zeros(len(a_t) + 1, np.int64), np.zeros(len(a_n) + 1, np.int64)
     out = np.full(replicates, np.nan)
-    for r, times in enumerate(units.multiplicities(replicates).astype(np.float64)):
-        weight = times[a] * times[b]
-        targets = np.cumsum(weight * is_target)[ends]
-        nontargets = np.cumsum(weight)[ends] - targets
+    for r, times in enumerate(units.multiplicities(replicates)):
+        np.cumsum(times[a_t] * times[b_t], out=targets[1:])
+        np.cumsum(times[a_n] * times[b_n], out=nontargets[1:])
         if not (targets[-1] and nontargets[-1]):
             continue
-        fnr, rejected = targets / targets[-1], nontargets / nontargets[-1]
-        d = fnr + rejected - 1  # FNR - FPR above each group: from -1 (before the first) up to 1
-        k = int(np.searchsorted(d, 0))
-        d0, f0 = (d[k - 1], fnr[k - 1]) if k else (-1.0, 0.0)
-        out[r] = 100 * (f0 + (fnr[k] - f0) * -d0 / (d[k] - d0))
+
+        def rates(group: int) -> tuple[float, float]:  # above it: FNR - FPR and FNR
+            fnr = targets[targets_to[group]] / targets[-1]
+            return fnr + nontargets[nontargets_to[group]] / nontargets[-1] - 1, fnr
+
+        low, high = 0, len(ends) - 1
+        while low < high:
+            mid = (low + high) // 2
+            low, high = (low, mid) if rates(mid)[0] >= 0 else (mid + 1, high)
+        d, f = rates(low)
+        d0, f0 = rates(low - 1) if low else (-1.0, 0.0)
+        out[r] = 100 * (f0 + (f - f0) * -d0 / (d - d0))
     return out
 
 
@@ -169,9 +244,16 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def bootstrap(
-    scores: np.ndarray, target: np.ndarray, units: Resampling, replicates: int = REPLICATES
+    scores: np.ndarray,
+    target: np.ndarray,
+    units: Resampling,
+    replicates: int = REPLICATES,
+    eers: np.ndarray | None = None,
 ) -> dict[str, float | int | str]:
-    """Bootstrap interval of the EER as flat keys; the bounds are None with fewer than 3 units."""
+    """Bootstrap interval of the EER as flat keys; the bounds are None with fewer than 3 units.
+
+    eers: `weighted_eers` of the same scores and draws, where they are there already.
+    """
     out: dict = {
         "eer_ci_low": None,
         "eer_ci_high": None,
@@ -179,19 +261,29 @@ def bootstrap(
         "eer_ci_units": units.num,
     }
     if units.num >= 3:  # of two, every replicate with both kinds of trial is the same
-        out["eer_ci_low"], out["eer_ci_high"] = interval(weighted_eers(scores, target, units, replicates))
+        eers = weighted_eers(scores, target, units, replicates) if eers is None else eers
+        out["eer_ci_low"], out["eer_ci_high"] = interval(eers)
     return out | {"eer_ci_replicates": replicates}
 
 
 def compare(
-    scores: np.ndarray, other: np.ndarray, target: np.ndarray, units: Resampling, replicates: int = REPLICATES
+    scores: np.ndarray,
+    other: np.ndarray,
+    target: np.ndarray,
+    units: Resampling,
+    replicates: int = REPLICATES,
+    eers: np.ndarray | None = None,
+    other_eers: np.ndarray | None = None,
 ) -> dict[str, float | bool]:
-    """Paired bootstrap of EER(scores) - EER(other), same trials and same draws, in percent points."""
+    """Paired bootstrap of EER(scores) - EER(other), same trials and same draws, in percent points.
+
+    eers, other_eers: `weighted_eers` of the two and the same draws, where they are there already.
+    """
     if units.num < 3:
         raise UserError(f"{units.num} {units.over} are too few to compare two systems; it takes 3")
-    difference = weighted_eers(scores, target, units, replicates)
-    difference -= weighted_eers(other, target, units, replicates)
-    low, high = interval(difference)
+    eers = weighted_eers(scores, target, units, replicates) if eers is None else eers
+    other_eers = weighted_eers(other, target, units, replicates) if other_eers is None else other_eers
+    low, high = interval(eers - other_eers)
     return {
         "eer_other": eer(other, target),
         "eer_difference": eer(scores, target) - eer(other, target),

@@ -5,28 +5,69 @@ length-normalised rows, not normalised again. The product of two directions is t
 cosines.
 """
 
+import math
 import os
+import re
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tokenize import TokenError
+from typing import NamedTuple
 
 import numpy as np
 
 from pyspkv.atomic import atomic_file
-from pyspkv.embeddings import Embeddings, normalise
+from pyspkv.embeddings import Embeddings, normalise, read_embeddings
 from pyspkv.errors import UserError
-from pyspkv.tables import no_gc
+from pyspkv.tables import no_gc, read_table
 
 BLOCK = 1 << 10  # trials at once: their gathered rows stay in cache
 COHORT_BLOCK = 1024  # rows against the cohort at once: 24 MiB of scores at 6,000 cohort entries
+# One line of a score file; what is no plain ASCII number is looked at when the line is wrong.
+_LINE = re.compile(
+    r"[ \t]*(\S+)[ \t]+(\S+)[ \t]+([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t]*\r?\n?", re.ASCII
+)
 
 
 def directions(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.ndarray:
     """float32 [N, D], one direction an entry; `mean` [D] is subtracted from every raw row first."""
-    if mean is not None and mean.shape != (embeddings.dim,):
-        raise UserError(f"the mean has shape {list(mean.shape)}, the embeddings have D = {embeddings.dim}")
-    x = embeddings.x if mean is None else embeddings.x - mean.astype(np.float32)
+    x = embeddings.x if mean is None else _less(embeddings.x, mean)
     return embeddings.entry_means(normalise(x))
+
+
+def _less(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """float32 [R, D]: x - mean; a row that float32 cannot hold comes at a quarter of its size, in its direction."""
+    if mean.shape != x.shape[1:]:
+        raise UserError(f"the mean has shape {list(mean.shape)}, the embeddings have D = {x.shape[1]}")
+    with np.errstate(over="ignore"):
+        mean = mean.astype(np.float32)
+        out = x - mean
+    if not np.isfinite(mean).all():
+        raise UserError("the mean holds values that are too large for float32")
+    over = ~np.isfinite(out).all(1)
+    if over.any():
+        out[over] = x[over] / 4 - mean / 4
+    return out
+
+
+def read_mean(path: str) -> np.ndarray:
+    """Floats [D]: the vector in a .npy file, or the mean over the raw rows of an embedding set (float32)."""
+    if not path.endswith(".npy"):
+        return read_embeddings(path).x.mean(0, dtype=np.float64).astype(np.float32)
+    try:
+        mean = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot ask for memory
+        if not isinstance(mean, np.ndarray):
+            raise ValueError("an archive of several")
+    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError,
+            TokenError, zipfile.BadZipFile) as err:  # fmt: skip
+        raise UserError(f"is not an array of numbers ({err})", file=path) from None
+    if mean.ndim != 1 or not mean.size or mean.dtype.kind != "f" or not np.isfinite(mean).all():
+        raise UserError("must hold one vector of finite floats", file=path)
+    if np.abs(mean).max() > np.finfo(np.float32).max:
+        rule = f"holds {np.abs(mean).max():.3g}, too large for embeddings, which are float32"
+        raise UserError(rule, file=path, mend="give the mean of embeddings")
+    return np.array(mean)
 
 
 def group_means(
@@ -95,6 +136,62 @@ def cosine(enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray) ->
     return out
 
 
+class Sides(NamedTuple):
+    """Both sides of a trial list: trial k is the direction `enrol[i[k]]` against `test[j[k]]`."""
+
+    enrol: np.ndarray  # float32 [E, D]
+    test: np.ndarray  # float32 [T, D]; the same array as `enrol` where the sides are one set
+    i: np.ndarray  # int64 [n]
+    j: np.ndarray  # int64 [n]
+
+
+def read_models(path: str | Path) -> dict[str, list[str]]:
+    """An enrolment map, `model utt1 utt2 ...` lines: model -> utterances."""
+    return {model: utts.split(" ") for model, utts in read_table(path, "ids").items()}
+
+
+def sides(
+    enrol_set: tuple[Sequence[str], np.ndarray],
+    test_set: tuple[Sequence[str], np.ndarray],
+    enrol: Sequence[str],
+    test: Sequence[str],
+    models: dict[str, list[str]] | None = None,
+    trials_file=None,
+    models_file=None,
+) -> Sides:
+    """The trials (enrol[k], test[k]) among the (ids, directions [N, D]) of each side. UserError: an id without one.
+
+    models: enrolment ids that are length-normalised means of several utterances' directions; trials may name
+    models and utterances. The files are for messages alone.
+    """
+    enrol_ids, enrol_x = enrol_set
+    if models:
+        names, means = group_means(enrol_ids, enrol_x, models, file=models_file)
+        others = set(enrol) - set(models)
+        keep = [k for k, utt in enumerate(enrol_ids) if utt in others]
+        enrol_ids, enrol_x = names + [enrol_ids[k] for k in keep], np.concatenate([means, enrol_x[keep]])
+    i = rows_of(enrol, enrol_ids, "enrolment", trials_file)
+    return Sides(enrol_x, test_set[1], i, rows_of(test, test_set[0], "test", trials_file))
+
+
+def speaker_means(ids: Sequence[str], x: np.ndarray, utt2spk: str | Path) -> np.ndarray:
+    """float32 [S, D]: the length-normalised mean of the directions x [N, D] of each speaker of an utt2spk file."""
+    members: dict[str, list[str]] = {}
+    for utt, spk in read_table(utt2spk, "id").items():
+        members.setdefault(spk, []).append(utt)
+    return group_means(ids, x, members, file=utt2spk)[1]
+
+
+def check_dim(embeddings: Embeddings, dim: int, file: str | Path) -> None:
+    """UserError: the embeddings of `file` have other dimensions than the test embeddings, which have `dim`."""
+    if embeddings.dim != dim:
+        raise UserError(
+            f"has {embeddings.dim} dimensions, the test embeddings have {dim}",
+            file=file,
+            mend="extract all embeddings with the same model",
+        )
+
+
 def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation, float64 [N] each, of each row's `top_n` highest scores against the cohort.
 
@@ -157,31 +254,48 @@ def _spread(x: np.ndarray, used: np.ndarray, cohort: np.ndarray, top_n: int) -> 
 
 
 def write_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str], scores: np.ndarray) -> None:
-    """Write `enrol test score` lines; 9 significant digits, enough for any float32."""
+    """Write `enrol test score` lines; 9 significant digits, enough for any float32. UserError: NaN or Inf."""
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    if len(wrong):
+        k = wrong[0]
+        raise UserError(
+            f"{len(wrong)} scores are not finite; the first, {enrol[k]} {test[k]}, is {scores[k]}",
+            file=path,
+            mend="look at the embeddings of these two, and at the calibration if there is one",
+        )
     with atomic_file(path) as f:
         f.writelines(f"{e} {t} {s:.9g}\n" for e, t, s in zip(enrol, test, scores.tolist()))
+
+
+def _score_line(line: str, path: str | Path, number: int, mend: str) -> tuple[str, str, float]:
+    """(enrol, test, score) of `enrol test score`; UserError names the rule that the line breaks."""
+    found = _LINE.fullmatch(line)
+    if found:
+        score = float(found[3])
+        if math.isfinite(score):
+            return found[1], found[2], score
+    text = line.split()[2] if len(line.split()) == 3 else ""
+    if found or text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
+        raise UserError(f"score {text[:20]} is not finite", file=path, line=number, mend=mend)
+    rule = "a line must be `enrol test score`"
+    if text:
+        rule += f", the score in plain decimal notation, not {text[:20]!r}"
+    raise UserError(rule, file=path, line=number, mend=mend)
 
 
 def read_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str]) -> np.ndarray:
     """Scores of the trials (enrol[k], test[k]), float64 [n], from `enrol test score` lines in any order.
 
-    Raises UserError with the line: wrong columns, no finite number, a pair that is not a trial or is scored
-    twice; and with the count of trials without a score. A pair listed m times in the trials needs m lines.
+    A byte-order mark at the start and Windows line ends are passed over. Raises UserError with the line: wrong
+    columns, no finite decimal number, a pair that is not a trial or is scored twice; and with the count of trials
+    without a score. A pair listed m times in the trials needs m lines.
     """
     out = np.full(len(enrol), np.nan)
     place: dict[tuple[str, str], list[int]] | None = None  # only built if the file is in another order
     again = "score exactly this trial list (python -m pyspkv.bin.score)"
-    with open(path, encoding="utf-8", errors="surrogateescape") as f, no_gc():
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as f, no_gc():
         for number, line in enumerate(f, 1):
-            fields = line.split()
-            try:
-                e, t, text = fields
-                score = float(text)
-            except ValueError:
-                rule = "a line must be `enrol test score`"
-                raise UserError(rule, file=path, line=number, mend=again) from None
-            if not np.isfinite(score):
-                raise UserError(f"score {text} is not finite", file=path, line=number, mend=again)
+            e, t, score = _score_line(line, path, number, again)
             k = number - 1
             if place is None and (k >= len(enrol) or e != enrol[k] or t != test[k]):
                 place = {}

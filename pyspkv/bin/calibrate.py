@@ -1,12 +1,14 @@
 """Fit and store the calibration and decision threshold of a model, on dev or pseudo-speaker trials."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pyspkv import calibration
 from pyspkv.errors import UserError, natural, run
-from pyspkv.metrics import Curve
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_TRIALS = 10**8  # of a kind drawn from data: more would not fit the memory
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,14 +38,14 @@ def parse_args() -> argparse.Namespace:
         p.error("give --scores and --trials, or --from-data and --embeddings")
     if bool(args.model) == bool(args.out):
         p.error("give --model or --out")
-    if args.num_trials < 1 or args.seed < 0:
-        p.error("--num-trials is at least 1, --seed at least 0")
+    if not 1 <= args.num_trials <= MOST_TRIALS:
+        p.error(f"--num-trials is at least 1 and at most {MOST_TRIALS}")
     args.out = args.out or f"{args.model}/calibration.json"
     return args
 
 
-def pseudo_scores(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, str]:
-    from pyspkv import scoring
+def pseudo_scores(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray, str]":
+    from pyspkv import calibration, scoring
     from pyspkv.datadir import DataDir
     from pyspkv.embeddings import read_embeddings
 
@@ -68,6 +70,9 @@ def recordings(data) -> tuple[list[str] | None, str]:
 
 def main() -> None:
     args = parse_args()
+    from pyspkv import calibration
+    from pyspkv.metrics import Curve
+
     if args.scores:
         from pyspkv.scoring import read_scores
         from pyspkv.trials import read_trials

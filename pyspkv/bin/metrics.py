@@ -4,15 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
-from pyspkv import metrics
-from pyspkv.errors import UserError, run
-from pyspkv.scoring import read_scores
-from pyspkv.tables import read_table
-from pyspkv.trials import read_trials
-
-LARGE = 2_000_000  # trials above which an interval takes fewer replicates, to stay within minutes
+from pyspkv.errors import run
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,45 +41,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def resampling(
-    enrol: list[str], test: list[str], target: np.ndarray, utt2spk: str | None, enrol_map: str | None
-) -> metrics.Resampling:
-    """Speakers of both sides where `utt2spk` tells them (a model's from its utterances), else enrolment ids."""
-    if utt2spk is None:
-        return metrics.Resampling(enrol, None, "enrolment ids")
-    speaker = read_table(utt2spk, "id")
-    models = read_table(enrol_map, "ids") if enrol_map else {}
-    for line, (model, utts) in enumerate(models.items(), 1):
-        found = sorted({speaker[u] for u in utts.split(" ") if u in speaker})
-        if len(found) > 1:
-            raise UserError(
-                f"model {model} has utterances of {found[0]} and of {found[1]}",
-                file=enrol_map,
-                line=line,
-                mend="give each model one speaker's utterances, or leave --utt2spk out",
-            )
-        if found:
-            speaker[model] = found[0]
-    missing = list(dict.fromkeys(u for u in (*enrol, *test) if u not in speaker))
-    if missing:
-        raise UserError(
-            f"{len(missing)} ids of the trials have no speaker; the first is {missing[0]}",
-            file=utt2spk,
-            mend="add them (enrolment models: give --enrol-map), or leave --utt2spk out",
-        )
-    first, second = [speaker[e] for e in enrol], [speaker[t] for t in test]
-    wrong = [k for k, (a, b) in enumerate(zip(first, second)) if (a == b) != target[k]]
-    if wrong:
-        k = wrong[0]
-        raise UserError(
-            f"{len(wrong)} trials contradict it; the first, {enrol[k]} {test[k]}, is "
-            f"{'target' if target[k] else 'nontarget'} and of speakers {first[k]} and {second[k]}",
-            file=utt2spk,
-            mend="give the true utt2spk of the test set",
-        )
-    return metrics.Resampling(first, second, "speakers")
-
-
 def table(out: dict) -> str:
     """The metrics for people."""
     low, high = out["eer_ci_low"], out["eer_ci_high"]
@@ -118,23 +71,27 @@ def table(out: dict) -> str:
 
 def main() -> None:
     args = parse_args()
+    from pyspkv import metrics
+    from pyspkv.scoring import read_scores
+    from pyspkv.trials import read_trials
+
     enrol, test, target = read_trials(args.trials)
     scores = read_scores(args.scores, enrol, test)
     other = read_scores(args.compare, enrol, test) if args.compare else None
-    if target.all() or not target.any():
-        kind = "target" if not target.any() else "nontarget"
-        raise UserError(f"there is no {kind} trial; error rates need both kinds", file=args.trials)
-    units = resampling(enrol, test, target, args.utt2spk, args.enrol_map)
-    replicates = metrics.REPLICATES if len(target) <= LARGE else metrics.REPLICATES // 10
+    metrics.check_kinds(target, args.trials)
+    units = metrics.resampling(enrol, test, target, args.utt2spk, args.enrol_map)
+    replicates = metrics.replicates_for(len(target))
     llr = scores if args.llr else None
     if args.calibration:
         from pyspkv.calibration import Calibration
 
         llr = Calibration.read(args.calibration).llr(scores)
     out = metrics.summary(scores, target, llr=llr)
-    out |= metrics.bootstrap(scores, target, units, replicates)
+    enough = units.num >= 3
+    eers = metrics.weighted_eers(scores, target, units, replicates) if enough else None
+    out |= metrics.bootstrap(scores, target, units, replicates, eers)
     if other is not None:
-        out |= metrics.compare(scores, other, target, units, replicates)
+        out |= metrics.compare(scores, other, target, units, replicates, eers)
     if args.plots:
         from pyspkv import plots
 

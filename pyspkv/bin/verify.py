@@ -3,21 +3,22 @@
 import argparse
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pyspkv.calibration import Calibration
-from pyspkv.embeddings import normalise
 from pyspkv.errors import run
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def embed_files(model: str, paths: list[str]) -> np.ndarray:
+
+def embed_files(model: str, paths: list[str]) -> "np.ndarray":
     """float32 [n, D] length-normalised embeddings of whole audio files, embedded as bin.extract does."""
     import torch
 
     from pyspkv.checkpoint import load_encoder
     from pyspkv.datadir import DataDir
     from pyspkv.embed import embed
+    from pyspkv.embeddings import normalise
 
     files = DataDir(None, paths, paths, {path: path for path in paths})
     return normalise(embed(load_encoder(model), files, torch.device("cpu"), "fp32").x)
@@ -35,6 +36,8 @@ def main() -> None:
     args = p.parse_args()
     if len(args.audio) < 2:
         p.error("give at least two audio files")
+    from pyspkv.calibration import Calibration
+
     stored = Path(args.model.removesuffix("@best").removesuffix("@last")) / "calibration.json"
     calibration = Calibration.read(stored) if stored.exists() else None
     x = embed_files(args.model, args.audio)
