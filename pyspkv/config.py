@@ -254,13 +254,17 @@ def load(cls: type, paths: str | Path | Sequence[str | Path] | None, overrides: 
     """Read a YAML file of differences, or several, apply `key.sub=value` overrides (in YAML), and validate as `cls`.
 
     Of several files a later one wins: mappings merge key by key, but a section whose `name` differs from the one
-    before replaces it whole, as its fields are another class's; anything else replaces. Errors name the file.
+    before replaces it whole, as its fields are another class's; anything else replaces. A dotted key of a file
+    (`objective.gate: {name: all}`) sets that one value, as --set does. Errors name the file.
     """
     files = [] if paths is None else [paths] if isinstance(paths, (str, Path)) else list(paths)
     raw: dict = {}
     origin: dict[tuple[str, ...], str] = {}  # key by key, where its value came from
     for file in files:
-        _merge(raw, read(file), str(file), origin)
+        content = read(file)
+        _merge(raw, {k: v for k, v in content.items() if "." not in str(k)}, str(file), origin)
+        for key in [k for k in content if "." in str(k)]:
+            _set(raw, key, content[key], str(file), origin)
     for item in overrides:
         _override(raw, item, origin)
     try:
@@ -295,19 +299,25 @@ def _override(raw: dict, item: str, origin: dict) -> None:
     key, eq, value = item.partition("=")
     if not eq or not key:
         raise UserError(f"--set {item}: expected key=value", mend="for example --set optim.lr=0.001")
+    try:
+        parsed = _parse(value)
+    except UserError as err:
+        raise UserError(f"--set {short(item)}: the value is not YAML ({err})") from None
+    _set(raw, key, parsed, f"--set {key}", origin)
+
+
+def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
+    """Put `value` at the dotted `key`, in place of what is there."""
     names = key.split(".")
     if len(names) > MAX_DEPTH:
-        raise UserError(f"--set {key[:40]}...: nested deeper than {MAX_DEPTH}")
+        raise UserError(f"key {key[:40]}...: nested deeper than {MAX_DEPTH}", file=where)
     at = raw
     for name in names[:-1]:
         at = at.setdefault(name, {})
         if not isinstance(at, dict):
-            raise UserError(f"--set {item}: '{name}' is not a section")
-    try:
-        at[names[-1]] = _parse(value)
-    except UserError as err:
-        raise UserError(f"--set {short(item)}: the value is not YAML ({err})") from None
-    origin[tuple(names)] = f"--set {key}"
+            raise UserError(f"key {short(key)}: '{name}' is not a section", file=where)
+    at[names[-1]] = value
+    origin[tuple(names)] = where
 
 
 def _origin(key: tuple[str, ...], origin: dict) -> str | None:

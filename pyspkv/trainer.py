@@ -68,9 +68,10 @@ class TrainConfig:
     cache_mb: float = 1024  # decoded audio kept in memory
     log_steps: int = 50
     save_steps: int = 1000  # checkpoints are written this often and at every epoch's end
+    rooms_dir: str | None = None  # where simulated rooms are kept; null: in the run folder
 
 
-HOW = ("workers", "cache_mb", "log_steps", "save_steps")
+HOW = ("workers", "cache_mb", "log_steps", "save_steps", "rooms_dir")
 
 
 def _check(c: TrainConfig) -> None:
@@ -250,7 +251,7 @@ class Trainer:
             self.augmenter = Augmenter(
                 config.augment,
                 config.seed,
-                cache_dir=self.exp / "rooms",
+                cache_dir=self.config.rooms_dir or self.exp / "rooms",
                 train=self.corpus.readers[-1],  # the unlabelled part, where there is one: it is the larger
                 allow_pipes=config.allow_pipes,
             )

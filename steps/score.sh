@@ -19,7 +19,8 @@ dry_run=false    # only print the commands
 [ $# -ge 3 ] || po_die "give <system-dir>... <data-dir> <name>"
 args=(--systems "${@:1:$#-2}" --data "${*: -2:1}" --name "${*: -1}")
 [ -z "$dev" ] || args+=(--dev "$dev")
-[ -z "$cohort_data" ] || args+=(--cohort-data "$cohort_data" --cohort-set "$cohort_set" --top-n "$top_n")
+[ -z "$cohort_data" ] || args+=(--cohort-data "$cohort_data" --top-n "$top_n")
+[ "$cohort_set" = train ] || args+=(--cohort-set "$cohort_set")
 [ -z "$compare" ] || args+=(--compare "$compare")
 ! $crops || args+=(--crops)
 log_run python -m pyspkv.bin.evaluate "${args[@]}"

@@ -418,7 +418,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
     (tmp_path / "out/train/notes.txt").write_text("mine")
     truth = tmp_path / "out/train_labelled/dialogue2mixed"
     before = truth.read_text()
-    tool("pyspkv.bin.simulate_dialogues", "--rate", "1", *args, code=1)
+    tool("pyspkv.bin.simulate_dialogues", "--percent", "100", *args, code=1)
     assert truth.read_text() == before
     truth.write_text(before.split("\n", 1)[1])
     assert "lacks dialogues" in " ".join(fix(tmp_path / "out/train_labelled"))
@@ -427,7 +427,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
 
 def test_the_truth_stays_out_of_the_training_directory(tmp_path, labelled):
     labelled.write(tmp_path / "in")
-    args = ["--rate", "0.5", "--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
+    args = ["--percent", "50", "--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
     done = tool("pyspkv.bin.simulate_dialogues", *args)
     assert "with a second speaker" in done.stdout
     train, truth = DataDir.read(tmp_path / "out/train"), DataDir.read(tmp_path / "out/train_labelled")
@@ -436,7 +436,7 @@ def test_the_truth_stays_out_of_the_training_directory(tmp_path, labelled):
     lines = (tmp_path / "out/truth/dialogue2mixed").read_text().splitlines()
     assert dict(line.split() for line in lines) == truth.dialogue2mixed
     again = tool(
-        "pyspkv.bin.simulate_dialogues", "--rate", "0.5", tmp_path / "out/train", tmp_path / "x", code=1
+        "pyspkv.bin.simulate_dialogues", "--percent", "50", tmp_path / "out/train", tmp_path / "x", code=1
     )
     assert "true speakers" in again.stderr
 

@@ -1,26 +1,33 @@
 #!/usr/bin/env bash
-# A new recipe egs/<corpus>/<system> for a corpus of your own, where data.sh is then to be written.
-# Usage: utils/new_recipe.sh <corpus> [ssl|ssrl|wavlm_ssl|gll]     e.g. utils/new_recipe.sh mycorpus ssrl
+# A new recipe for a corpus of your own: a whole folder, DIR/<name>/<method>, where local/data.sh is then to be written.
+# Usage: utils/new_recipe.sh <name> <method> [--dir DIR]     e.g. utils/new_recipe.sh mycorpus ssl --dir ~/recipes
+# Methods: ssl ssrl trunk_ssl gll dialogue supervised. DIR is egs by default; elsewhere run.sh wants SPKV_ROOT set.
 set -euo pipefail
-egs=$(cd "$(dirname "${BASH_SOURCE[0]}")/../egs" && pwd)
-[ $# -ge 1 ] && [ $# -le 2 ] && [ "$1" != --help ] || { sed -n '2,3s/^# //p' "$0" >&2; exit 1; }
-corpus=$1 system=${2:-ssl}
-[[ $corpus =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || { echo "$0: '$corpus' is no name for a folder" >&2; exit 1; }
-case $system in
-    ssl) from=$egs/TEMPLATE/ssl ;;
-    ssrl | wavlm_ssl | gll) from=$egs/mini/$system ;; # as it is but for the corpus
-    *) echo "$0: no template '$system'; there are: ssl ssrl wavlm_ssl gll" >&2; exit 1 ;;
-esac
-new=$egs/$corpus/$system
-[ ! -e "$new" ] || { echo "$0: $new is there already" >&2; exit 1; }
-mkdir -p "$egs/$corpus"
-tmp=$egs/$corpus/.$system.$$
-mkdir "$tmp"
-cp -a "$from"/{run.sh,conf,local,steps} "$egs/TEMPLATE/ssl/data.sh" "$tmp"
-sed -i -e 's#local/mini\.sh#local/corpus.sh#; /^num_train_spk=/d; /^data_opts=/d' \
-    -e 's#the corpus that egs/mini synthesises#<corpus>#; s#egs/mini/#egs/<corpus>/#' \
-    -e 's#"synthesise the corpus"#"data directories from the corpus"#' \
-    -e 's/^num_clusters=133 .*/num_clusters=auto   # better a third more than there are speakers: SSRL brings the number down/' \
-    -e "s/<corpus>/$corpus/g" "$tmp/run.sh"
+egs=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../egs" && pwd)
+die() { echo "$0: $*" >&2; exit 1; }
+dir=$egs words=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --help | -h) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
+    --dir) [ $# -gt 1 ] || die "--dir needs a value"; dir=$2; shift 2 ;;
+    --dir=*) dir=${1#*=}; shift ;;
+    -*) die "unknown option $1; see utils/new_recipe.sh --help" ;;
+    *) words+=("$1"); shift ;;
+  esac
+done
+[ ${#words[@]} -eq 2 ] || { sed -n '3,4s/^# //p' "$0" >&2; exit 1; }
+name=${words[0]} method=${words[1]}
+[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "'$name' is no name for a folder"
+[ -f "$egs/TEMPLATE/$method/run.sh" ] || die "no method '$method'; there are: ssl ssrl trunk_ssl gll dialogue supervised"
+new=$dir/$name/$method
+[ ! -e "$new" ] || die "$new is there already"
+mkdir -p "$dir/$name"
+tmp=$(mktemp -d "$dir/$name/.$method.XXXXXX")
+cp -a "$egs/TEMPLATE/$method/run.sh" "$egs/TEMPLATE/path.sh" "$egs/TEMPLATE/cmd.sh" "$egs/mini/$method/conf" "$tmp"
+mkdir "$tmp/local"
+cp -a "$egs/TEMPLATE/data.sh" "$tmp/local"
+printf '# %s: %s\n\nMade by utils/new_recipe.sh. Write local/data.sh, look through conf/, then: run.sh --corpus DIR\n' \
+  "$name" "$method" > "$tmp/README.md"
+chmod 755 "$tmp"
 mv -T "$tmp" "$new"
-echo "$0: $new: write data.sh, look through conf/, then ./run.sh --corpus DIR"
+echo "$0: $new: write local/data.sh, look through conf/, then $new/run.sh --corpus DIR"

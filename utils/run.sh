@@ -4,7 +4,7 @@
 # Usage: utils/run.sh [--max-jobs-run N] [--num-threads N] [--gpu N] [--mem SIZE] [JOB=1:n] LOG COMMAND [ARGUMENT ...]
 # e.g.:  utils/run.sh --max-jobs-run 4 JOB=1:32 exp/log/extract.JOB.log python -m pyspkv.bin.extract --data d/split32/JOB
 #
-# JOB (any name in capitals) becomes the number in LOG and in every argument. The arguments reach the command as they
+# A single job without JOB shows its output on a terminal, too. JOB (any name in capitals) becomes the number in LOG and in every argument. The arguments reach the command as they
 # are; nothing is parsed by a shell again, so write pipes as: bash -c '... | ...'.
 #   --max-jobs-run N   so many at a time (default: all)
 #   --num-threads N    OMP_NUM_THREADS of each job
@@ -110,7 +110,11 @@ for ((i = first; i <= last; i++)); do
     this_log=${log//"$name"/$i}
   fi
   mkdir -p "$(dirname "$this_log")"
-  job "$i" "$slot" "${command[@]}" > "$this_log" 2>&1 < /dev/null &
+  if [ -z "$name" ] && [ -t 2 ]; then # a person looks on: a single job shows its progress bar
+    job "$i" "$slot" "${command[@]}" > >(tee "$this_log") < /dev/null &
+  else
+    job "$i" "$slot" "${command[@]}" > "$this_log" 2>&1 < /dev/null &
+  fi
   log_of[$!]=$this_log
   slot_of[$!]=$slot
 done

@@ -7,7 +7,8 @@
 set -euo pipefail
 if [ "${1:-}" = --help ]; then sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 0; fi
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../path.sh"
-cd "$ROOT"
+cd "$SPKV_ROOT"
+[ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 
 verdict=() failed=0
 check() { # NAME COMMAND...

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv from requirements.txt, byte-compiled, unless it is there and complete. path.sh calls this on first use.
+# Make .venv from requirements.txt, byte-compiled, unless it is there and complete. run.sh and run_tests.sh call this on first use.
 #
 # Usage: utils/setup_env.sh
 #

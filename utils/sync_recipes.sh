@@ -54,7 +54,7 @@ for recipe in */*/run.sh; do
     if ! cmp -s "$new" "$target"; then
       different=1
       echo "egs/$target differs from its template"
-      $check || cat "$new" > "$target"
+      $check || { chmod --reference="$target" "$new" 2> /dev/null || true; mv "$new" "$target"; new=$(mktemp); }
     fi
   done
   rm "$new"

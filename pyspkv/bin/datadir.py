@@ -85,6 +85,7 @@ def _durations(data: DataDir) -> dict[str, float]:
 def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
     total = len(data.utts)
     unit = next((u for u in ("spk", "dialogue", "device") if getattr(args, _WHOLE[u])), None)
+    unit = "spk" if args.first_speakers else unit
     if n < 1 or (n > total and not (unit or args.per_spk)):
         raise UserError(
             f"cannot take {n} of {total} utterances", file=data.path, mend=f"ask for 1 to {total}"
@@ -104,6 +105,8 @@ def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
     if args.per_spk:
         return [us[i * len(us) // min(n, len(us))] for us in by_spk.values() for i in range(min(n, len(us)))]
     units, out = sorted(by_spk), []
+    if args.first_speakers:
+        return [u for name in units[:n] for u in by_spk[name]]
     random.Random(args.seed).shuffle(units)
     for name in units:
         if len(out) >= n:
@@ -311,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--speakers", action="store_true", help="random whole speakers until N utterances are reached"
     )
+    how.add_argument("--first-speakers", action="store_true", help="all utterances of the first N speakers")
     how.add_argument("--dialogues", action="store_true", help="likewise whole dialogues (utt2dialogue)")
     how.add_argument("--devices", action="store_true", help="likewise all dialogues of whole devices")
     how.add_argument("--utt-list", metavar="FILE", help="SRC DST: the utterances in FILE")

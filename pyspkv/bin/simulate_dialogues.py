@@ -1,6 +1,7 @@
 """Dialogues from labelled speech, clean or contaminated: DIR/train, DIR/train_labelled and DIR/truth."""
 
 import argparse
+import json
 from pathlib import Path
 
 from pyspkv.errors import UserError, natural, run
@@ -26,7 +27,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--session", metavar="FILE", help="`utt session` lines; default: a speaker is one session")
     p.add_argument("--sizes", type=span, default=(4, 8), metavar="LOW:HIGH", help="utterances in a dialogue")
     p.add_argument("--households", action="store_true", help="two speakers share a device")
-    p.add_argument("--rate", type=float, default=0.0, help="share of the dialogues with a second speaker")
+    p.add_argument("--percent", type=float, default=0.0, help="of the dialogues have a second speaker")
     p.add_argument(
         "--share", type=span, default=(0.33, 0.5), metavar="LOW:HIGH", help="share of his utterances in them"
     )
@@ -37,8 +38,8 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()
-    if not 0 <= args.rate <= 1 or not 0 < args.share[0] <= args.share[1] < 1:
-        p.error("--rate is a share of 0 to 1, --share LOW:HIGH lies between them")
+    if not 0 <= args.percent <= 100 or not 0 < args.share[0] <= args.share[1] < 1:
+        p.error("--percent is 0 to 100, --share LOW:HIGH lies between 0 and 1")
     if not 2 <= args.sizes[0] <= args.sizes[1] < float("inf"):
         p.error("--sizes LOW:HIGH starts at 2")
     return args
@@ -48,6 +49,7 @@ def main() -> None:
     args = parse()
     from dataclasses import replace
 
+    from pyspkv.atomic import atomic_file
     from pyspkv.datadir import DataDir
     from pyspkv.dialogues import contaminate, dialogue_lines, simulate
     from pyspkv.tables import read_table
@@ -56,6 +58,15 @@ def main() -> None:
         Path(args.out, part).resolve() == Path(args.data).resolve() for part in ("train", "train_labelled")
     ):
         raise UserError("OUT would be written over DATA", file=args.data, mend="choose another OUT")
+    asked = {k: str(v) for k, v in vars(args).items() if k != "out"}
+    record = args.out / "made_by.json"
+    if record.is_file() and (args.out / "train/utt2dialogue").is_file():
+        if (before := json.loads(record.read_text(encoding="utf-8"))) != asked:
+            name = next(k for k in asked if before.get(k) != asked[k])
+            rule = f"was made with another {name}: {before.get(name)}, now {asked[name]}"
+            raise UserError(rule, file=args.out, mend="give another OUT, or remove this one")
+        print(f"up to date: {args.out}")
+        return
     data = replace(DataDir.read(args.data), trials={}, enrol_map=None)
     if len(set(data.spk)) == len(data.utts):
         raise UserError("every utterance is a speaker of its own", file=args.data, mend="give true speakers")
@@ -68,8 +79,10 @@ def main() -> None:
             "no such file", file=data.path / "dialogue2device", mend="write `dialogue device` lines"
         )
     alike = read_table(args.alike, "id") if args.alike else None
-    data = contaminate(data, args.rate, share=args.share, alike=alike, seed=args.seed)
+    data = contaminate(data, args.percent / 100, share=args.share, alike=alike, seed=args.seed)
     data.write_training_set(args.out)
+    with atomic_file(record) as f:
+        json.dump(asked, f, indent=1)
     mixed = sum(v == "1" for v in data.dialogue2mixed.values())
     print(f"{args.out}/train: {len(data.dialogue2device)} dialogues, {mixed} with a second speaker")
     for line in dialogue_lines(data):

@@ -2,7 +2,7 @@
 # Human-machine dialogues without speaker labels, with soft rejection (arXiv 2202.03484): utterances of a dialogue
 # attract, those of other devices repel, dialogues of low compactness count less; then GE2E on a few labelled speakers;
 # dev speakers choose its epoch. --dry-run true prints every command.
-#   egs/CORPUS/dialogue/run.sh [--mode household] [--rate 50] [--labelled 12] ...
+#   run.sh [--mode household] [--rate 50] [--labelled 12] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -38,7 +38,7 @@ corpus=             # folder of the corpus' files
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 noise=()            # (augment.noise="$data/noise") where local/data.sh makes a data directory of noises
 truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
 speech=$data        # folder of the labelled speech: dev, test, train_labelled, labelled-<number>

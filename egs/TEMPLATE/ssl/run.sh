@@ -2,7 +2,7 @@
 # Speaker verification without speaker labels: contrastive pre-training, rounds of clustering and training on the
 # clusters, large-margin fine-tuning. Round r is the folder exp/round<r>: data/ (a data directory whose utt2spk is the
 # clusters), model/, report.json. Run it again to go on where it stopped; --dry-run true prints every command.
-#   egs/CORPUS/ssl/run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
+#   run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -42,7 +42,7 @@ corpus=             # folder of the corpus' files
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 noise=()            # (augment.noise="$data/noise") where local/data.sh makes a data directory of noises
 truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
 

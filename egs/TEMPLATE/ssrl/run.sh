@@ -2,7 +2,7 @@
 # SSRL, self-supervised reflective learning (arXiv 2401.01473): contrastive pre-training, one clustering, then one
 # training in which a teacher's predictions move the labels while the student learns. The labels that it starts with
 # are exp/round1/data, those that it ends with exp/round1/data_out. --dry-run true prints every command.
-#   egs/CORPUS/ssrl/run.sh [--num-clusters 300] [--exp DIR] ...
+#   run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -35,7 +35,7 @@ corpus=             # folder of the corpus' files
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 noise=()            # (augment.noise="$data/noise") where local/data.sh makes a data directory of noises
 truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
 

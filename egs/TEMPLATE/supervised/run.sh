@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # AAM-softmax on true speaker labels, then large-margin fine-tuning: the baseline that everybody trains first. With
 # --init it starts from another model, as exp/pretrain/model of an ssl experiment. --dry-run true prints every command.
-#   egs/CORPUS/supervised/run.sh [--init egs/CORPUS/ssl/exp/pretrain/model] ...
+#   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -38,7 +38,7 @@ corpus=             # folder of the corpus' files
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 noise=()            # (augment.noise="$data/noise") where local/data.sh makes a data directory of noises
 truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
 

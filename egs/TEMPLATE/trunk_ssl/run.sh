@@ -2,7 +2,7 @@
 # Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285): DINO, clusters of its embeddings, AAM-softmax training
 # of the student with dynamic loss gate and label correction, clusters of the student's embeddings, again, large-margin
 # fine-tuning. Round r is the folder exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
-#   egs/CORPUS/trunk_ssl/run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
+#   run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -43,7 +43,7 @@ corpus=             # folder of the corpus' files
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 noise=()            # (augment.noise="$data/noise") where local/data.sh makes a data directory of noises
 truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
 

@@ -3,7 +3,7 @@
 # attract, those of other devices repel, dialogues of low compactness count less; then GE2E on a few labelled speakers;
 # dev speakers choose its epoch. --dry-run true prints every command.
 # Here on one-second words, Arabic Speech Commands: 18 training speakers, val is dev.
-#   egs/arabic_speech_commands/dialogue/run.sh [--mode household] [--rate 50] [--labelled 12] ...
+#   run.sh [--mode household] [--rate 50] [--labelled 12] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -40,7 +40,7 @@ corpus=${SPKV_CORPORA:+$SPKV_CORPORA/arabic_speech_commands} # folder that holds
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 noise=() truth=
 speech=$data/fold$fold dialogues=$data/fold$fold/$mode-$rate
 mixed=(--mixed "$dialogues/truth/dialogue2mixed")

@@ -5,7 +5,7 @@
 # prediction must be the label) and L (the confidence must pass a flexible threshold); again and again. With
 # --baseline NAME, conf/baselines/NAME.yaml is trained instead of Stage II. Dev speakers end phases and choose epochs.
 # Here on one-second words, Arabic Speech Commands: 18 training speakers, val is dev.
-#   egs/arabic_speech_commands/gll/run.sh [--labels 2] [--baseline fixmatch] ...
+#   run.sh [--labels 2] [--baseline fixmatch] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -49,7 +49,7 @@ noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of train
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk noise=()
 [ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise="$data/noise")
 

@@ -3,7 +3,7 @@
 # clusters, large-margin fine-tuning. Round r is the folder exp/round<r>: data/ (a data directory whose utt2spk is the
 # clusters), model/, report.json. Run it again to go on where it stopped; --dry-run true prints every command.
 # Here on one-second words, Arabic Speech Commands: 18 training speakers, val is dev.
-#   egs/arabic_speech_commands/ssl/run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
+#   run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -45,7 +45,7 @@ noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of train
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk noise=()
 [ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise="$data/noise")
 

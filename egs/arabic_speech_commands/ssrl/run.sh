@@ -3,7 +3,7 @@
 # training in which a teacher's predictions move the labels while the student learns. The labels that it starts with
 # are exp/round1/data, those that it ends with exp/round1/data_out. --dry-run true prints every command.
 # Here on one-second words, Arabic Speech Commands: 18 training speakers, val is dev.
-#   egs/arabic_speech_commands/ssrl/run.sh [--num-clusters 300] [--exp DIR] ...
+#   run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -38,7 +38,7 @@ noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of train
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk noise=()
 [ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise="$data/noise")
 

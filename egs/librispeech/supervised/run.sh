@@ -2,7 +2,7 @@
 # AAM-softmax on true speaker labels, then large-margin fine-tuning: the baseline that everybody trains first. With
 # --init it starts from another model, as exp/pretrain/model of an ssl experiment. --dry-run true prints every command.
 # Here on LibriSpeech, in its own layout; 30 of the training speakers are dev.
-#   egs/librispeech/supervised/run.sh [--init egs/librispeech/ssl/exp/pretrain/model] ...
+#   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -44,7 +44,7 @@ noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of train
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk noise=()
 [ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise="$data/noise")
 

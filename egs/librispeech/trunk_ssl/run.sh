@@ -3,7 +3,7 @@
 # of the student with dynamic loss gate and label correction, clusters of the student's embeddings, again, large-margin
 # fine-tuning. Round r is the folder exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
 # Here on LibriSpeech, in its own layout; 30 of the training speakers are dev.
-#   egs/librispeech/trunk_ssl/run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
+#   run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -49,7 +49,7 @@ noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of train
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk noise=()
 [ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise="$data/noise")
 

@@ -3,7 +3,7 @@
 # attract, those of other devices repel, dialogues of low compactness count less; then GE2E on a few labelled speakers;
 # dev speakers choose its epoch. --dry-run true prints every command.
 # Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
-#   egs/mini/dialogue/run.sh [--mode household] [--rate 50] [--labelled 12] ...
+#   run.sh [--mode household] [--rate 50] [--labelled 12] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -42,7 +42,7 @@ mini_opts=()        # further options of local/mini.py
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 noise=(augment.noise="$data/noise") truth=
 speech=$data dialogues=$data/$mode-$rate
 mixed=(--mixed "$dialogues/truth/dialogue2mixed")

@@ -5,7 +5,7 @@
 # prediction must be the label) and L (the confidence must pass a flexible threshold); again and again. With
 # --baseline NAME, conf/baselines/NAME.yaml is trained instead of Stage II. Dev speakers end phases and choose epochs.
 # Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
-#   egs/mini/gll/run.sh [--labels 2] [--baseline fixmatch] ...
+#   run.sh [--labels 2] [--baseline fixmatch] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -50,7 +50,7 @@ mini_opts=(--utts-per-session 8)        # further options of local/mini.py
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/noise")
 

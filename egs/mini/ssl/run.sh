@@ -3,7 +3,7 @@
 # clusters, large-margin fine-tuning. Round r is the folder exp/round<r>: data/ (a data directory whose utt2spk is the
 # clusters), model/, report.json. Run it again to go on where it stopped; --dry-run true prints every command.
 # Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
-#   egs/mini/ssl/run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
+#   run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -43,12 +43,21 @@ num_train_spk=100   # speakers of the synthesised corpus
 num_dev_spk=20
 num_test_spk=40
 mini_opts=()        # further options of local/mini.py
+toy=false           # the whole road at toy size in about a minute, in exp/toy and data/toy; figures mean nothing
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/noise")
+if $toy; then
+  num_train_spk=16 num_dev_spk=8 num_test_spk=8 num_clusters=16 exp=$exp/toy data=$data/toy
+  truth=$data/truth/train_utt2spk noise=(augment.noise="$data/noise" augment.rir_bank=20)
+  mini_opts=(--sessions 2 --utts-per-session 4 --eval-utts-per-session 4 --num-noises 8 "${mini_opts[@]}")
+  pretrain_opts=(epochs=2 batch_size=32 "${pretrain_opts[@]}")
+  round_opts=(epochs=2 batch_size=32 "${round_opts[@]}")
+  finetune_opts=(epochs=1 batch_size=32 "${finetune_opts[@]}")
+fi
 
 if stage 1 "synthesise the corpus"; then
   log_run "$recipe/local/data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-dev-spk "$num_dev_spk" \

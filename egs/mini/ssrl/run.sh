@@ -3,7 +3,7 @@
 # training in which a teacher's predictions move the labels while the student learns. The labels that it starts with
 # are exp/round1/data, those that it ends with exp/round1/data_out. --dry-run true prints every command.
 # Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
-#   egs/mini/ssrl/run.sh [--num-clusters 300] [--exp DIR] ...
+#   run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -39,7 +39,7 @@ mini_opts=(--sessions 5)        # further options of local/mini.py
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/noise")
 

@@ -2,7 +2,7 @@
 # AAM-softmax on true speaker labels, then large-margin fine-tuning: the baseline that everybody trains first. With
 # --init it starts from another model, as exp/pretrain/model of an ssl experiment. --dry-run true prints every command.
 # Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
-#   egs/mini/supervised/run.sh [--init egs/mini/ssl/exp/pretrain/model] ...
+#   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -42,7 +42,7 @@ mini_opts=()        # further options of local/mini.py
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/noise")
 

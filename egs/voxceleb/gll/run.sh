@@ -5,7 +5,7 @@
 # prediction must be the label) and L (the confidence must pass a flexible threshold); again and again. With
 # --baseline NAME, conf/baselines/NAME.yaml is trained instead of Stage II. Dev speakers end phases and choose epochs.
 # Here at full size: VoxCeleb2 without its labels, tested on VoxCeleb1; MUSAN and simulated rooms as noise.
-#   egs/voxceleb/gll/run.sh [--labels 2] [--baseline fixmatch] ...
+#   run.sh [--labels 2] [--baseline fixmatch] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -51,7 +51,7 @@ rirs=               # folder of simulated room impulse responses
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/musan_noise" augment.babble="$data/musan_speech" augment.music="$data/musan_music"
   augment.rir="$data/rirs")

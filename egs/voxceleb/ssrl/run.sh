@@ -3,7 +3,7 @@
 # training in which a teacher's predictions move the labels while the student learns. The labels that it starts with
 # are exp/round1/data, those that it ends with exp/round1/data_out. --dry-run true prints every command.
 # Here at full size: VoxCeleb2 without its labels, tested on VoxCeleb1; MUSAN and simulated rooms as noise.
-#   egs/voxceleb/ssrl/run.sh [--num-clusters 300] [--exp DIR] ...
+#   run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -40,7 +40,7 @@ rirs=               # folder of simulated room impulse responses
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/musan_noise" augment.babble="$data/musan_speech" augment.music="$data/musan_music"
   augment.rir="$data/rirs")

@@ -3,7 +3,7 @@
 # of the student with dynamic loss gate and label correction, clusters of the student's embeddings, again, large-margin
 # fine-tuning. Round r is the folder exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
 # Here at full size: VoxCeleb2 without its labels, tested on VoxCeleb1; MUSAN and simulated rooms as noise.
-#   egs/voxceleb/trunk_ssl/run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
+#   run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -48,7 +48,7 @@ rirs=               # folder of simulated room impulse responses
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
-$dry_run || utils/setup_env.sh
+$dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/musan_noise" augment.babble="$data/musan_speech" augment.music="$data/musan_music"
   augment.rir="$data/rirs")
