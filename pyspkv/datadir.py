@@ -7,12 +7,11 @@ beside an unlabelled directory) is never read nor copied. `pyspkv.datafix` mends
 
 import hashlib
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pyspkv.atomic import atomic_dir, atomic_file
+from pyspkv.atomic import atomic_dir, atomic_file, command_line
 from pyspkv.errors import UserError
 from pyspkv.tables import no_gc, odd, parse_segment, read_columns, read_table
 from pyspkv.trials import contradiction, cut_trials, enrol_side, read_trials
@@ -44,8 +43,10 @@ _KINDS = {
     "enrol_map": ("model", "ids"),
 }
 _SINGLE = ("dialogue2device", "dialogue2mixed", "enrol_map")
-_OURS = re.compile(r"split\d+(utt)?|\.split.*|\.backup.*|\.fix")  # what the tools put beside the tables
-_OVERSHOOT = 0.5  # seconds a segment may end after its recording, as Kaldi's extract-segments allows
+# What the tools put beside the tables: parts, and folders of tables (temporary ones and those of before too).
+_PARTS = re.compile(r"split\d+(utt)?|\.split\d+(utt)?\.\w{8}\.(tmp|old)")
+_ASIDE = re.compile(r"\.backup(\.\d+)?|\.fix|\.\.backup(\.\d+)?\.\w{8}\.tmp|\.fix\.\w{8}\.tmp")
+OVERSHOOT = 0.5  # seconds a segment may end after its recording, as Kaldi's extract-segments allows
 
 
 def table_kind(name: str) -> tuple[str, str] | None:
@@ -59,8 +60,8 @@ def table_kind(name: str) -> tuple[str, str] | None:
     return None
 
 
-def mend_command(path: str | Path) -> str:
-    return f"utils/fix_data_dir.sh {shlex.quote(str(path))}"
+def mend_command(path: str | Path, *options: str) -> str:
+    return command_line("utils/fix_data_dir.sh", *options, Path(path))
 
 
 def spk2utt_lines(utts: Sequence[str], spk: Sequence[str]) -> list[str]:
@@ -74,12 +75,25 @@ def spk2utt_lines(utts: Sequence[str], spk: Sequence[str]) -> list[str]:
 def list_tables(path: Path) -> dict[str, tuple[str, str]]:
     """The data-directory files present in `path`, with their kinds. UserError: no such directory."""
     if not path.is_dir():
-        old = path.with_name(f".{path.name}.old")
-        mend = f"mv {old} {path}  (a killed run left the old folder there)" if old.is_dir() else None
+        if path.exists():
+            raise UserError("is a file, no data directory", file=path, mend="give the folder that it is in")
+        old = [
+            p
+            for p in path.parent.glob("*.old")
+            if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.old", p.name)
+        ]
+        mend = command_line("mv", old[0], path) if old else None  # a killed run left the old folder there
         raise UserError(
             "no such data directory", file=path, mend=mend or "check the path; stage 1 makes data"
         )
-    return {p.name: kind for p in sorted(path.iterdir()) if (kind := table_kind(p.name)) and p.is_file()}
+    tables = {p: kind for p in sorted(path.iterdir()) if (kind := table_kind(p.name)) and not p.is_dir()}
+    for p in tables:
+        if not p.is_file():
+            what = (
+                "a link to nowhere" if p.is_symlink() and not p.exists() else "no file but a pipe or device"
+            )
+            raise UserError(f"is {what}", file=p, mend="put the file there, or remove this")
+    return {p.name: kind for p, kind in tables.items()}
 
 
 @dataclass
@@ -107,9 +121,9 @@ class DataDir:
         present = list_tables(path)
         mend = mend_command(path)
         if "utt2spk" not in present:
-            how = f"awk '{{for (i=2; i<=NF; i++) print $i, $1}}' {path}/spk2utt | sort > {path}/utt2spk"
+            how = mend  # made from spk2utt
             if "spk2utt" not in present:
-                how = f"write it (`utt spk`, or `utt utt` where the speaker is unknown), then {mend}"
+                how = "write it: `utt spk` per line, or `utt utt` where the speaker is unknown"
             raise UserError("no such file", file=path / "utt2spk", mend=how)
         if "spk2utt" not in present:
             raise UserError("no such file", file=path / "spk2utt", mend=mend)
@@ -157,7 +171,9 @@ class DataDir:
             if name in present:
                 if "utt2dialogue" not in data.extra:
                     raise UserError(
-                        f"{name} without utt2dialogue", file=path / name, mend=f"write {path}/utt2dialogue"
+                        f"{name} without utt2dialogue",
+                        file=path / name,
+                        mend="write utt2dialogue: `utt dialogue` per line",
                     )
                 lists["dialogue"] = (sorted(set(data.extra["utt2dialogue"].values())), "utt2dialogue")
                 setattr(data, name, table(name, "dialogue"))
@@ -178,7 +194,7 @@ class DataDir:
                     raise UserError(f"{bad} is not in utt2spk", file=file, line=line, mend=mend)
         for name in names:
             file = self.path / name
-            enrol, test, _ = read_trials(file)
+            enrol, test, _ = read_trials(file, mend)
             models = enrol_side(set(enrol), known, self.enrol_map)
             for line, (e, t) in enumerate(zip(enrol, test), 1):
                 if t not in known:
@@ -228,16 +244,17 @@ class DataDir:
                 yield name, [line.rstrip(" ") for line in lines] if name == "text" else list(lines)
         yield from self.trials.items()
 
-    def write(self, path: str | Path) -> None:
+    def write(self, path: str | Path, *, inside: str | Path | None = None, own: bool = False) -> None:
         """Write the whole directory at once: a killed run leaves the old folder or the new one, no mixture.
 
-        An existing folder is replaced when it holds nothing but data-directory files; else UserError.
+        An existing folder is replaced when it holds nothing but data-directory files; else UserError. `inside` and
+        `own` as in `atomic_file`: `own` where the user himself named `path`, which may then be a link.
         """
         path = Path(path)
         if not self.utts:
             raise UserError("no utterance would be left in this data directory", file=path)
         check_replaceable(path)
-        with no_gc(), atomic_dir(path) as tmp:
+        with no_gc(), atomic_dir(path, inside=inside, own=own) as tmp:
             self._write_files(tmp)
 
     def _write_files(self, folder: Path) -> None:
@@ -296,13 +313,13 @@ class DataDir:
         folder = Path(folder)
         check_replaceable(folder / "train")  # before any of the four is replaced
         check_replaceable(folder / "train_labelled")
-        self.write(folder / "train_labelled")
-        with atomic_file(folder / "truth" / "train_utt2spk") as f:
+        self.write(folder / "train_labelled", inside=folder)
+        with atomic_file(folder / "truth" / "train_utt2spk", inside=folder) as f:
             f.writelines(f"{utt} {spk}\n" for utt, spk in zip(self.utts, self.spk))
         if self.dialogue2mixed is not None:
-            with atomic_file(folder / "truth" / "dialogue2mixed") as f:
+            with atomic_file(folder / "truth" / "dialogue2mixed", inside=folder) as f:
                 f.writelines(f"{name} {mixed}\n" for name, mixed in sorted(self.dialogue2mixed.items()))
-        replace(self.with_speakers(self.utts), dialogue2mixed=None).write(folder / "train")
+        replace(self.with_speakers(self.utts), dialogue2mixed=None).write(folder / "train", inside=folder)
 
     def write_label_split(self, folder: str | Path, per_speaker: int, seed: int) -> tuple[int, int]:
         """A few labels: into `folder`/labelled `per_speaker` random utterances of each speaker (all where there are
@@ -323,11 +340,12 @@ class DataDir:
                 file=self.path,
                 mend="ask for at least one, and for fewer than the speakers have",
             )
-        with atomic_file(folder / "truth" / "unlabelled_utt2spk") as f:
+        with atomic_file(folder / "truth" / "unlabelled_utt2spk", inside=folder) as f:
             f.writelines(f"{utt} {spk}\n" for utt, spk in rest)
         unlabelled = self.subset([utt for utt, _ in rest], trials=False)
-        unlabelled.with_speakers(unlabelled.utts).write(folder / "unlabelled")
-        self.subset(drawn, trials=False).write(folder / "labelled")  # the last: where it stands, all do
+        unlabelled.with_speakers(unlabelled.utts).write(folder / "unlabelled", inside=folder)
+        # The last: where it stands, all do.
+        self.subset(drawn, trials=False).write(folder / "labelled", inside=folder)
         return len(drawn), len(rest)
 
     def renamed(self, utt: Callable[[str, str], str], spk: Callable[[str], str]) -> "DataDir":
@@ -401,13 +419,13 @@ class DataDir:
     def write_split(self, n: int, *, per_utt: bool = False) -> Path:
         """Write the parts to PATH/split<n>/<1..n> (split<n>utt with per_utt), all of them at once."""
         folder = self.path / f"split{n}{'utt' if per_utt else ''}"
-        if other := next((p for p in sorted(folder.glob("*")) if not p.name.isdecimal()), None):
+        if folder.is_dir() and not folder.is_symlink() and (other := _foreign_in_parts(folder)):
             raise UserError(
                 "is no part, and a new split would delete it", file=other, mend="move it elsewhere"
             )
         with no_gc():
             cut = self._split_rows(n, per_utt)
-            with atomic_dir(folder) as tmp:
+            with atomic_dir(folder, inside=self.path) as tmp:
                 for i, rows in enumerate(cut, 1):
                     (tmp / str(i)).mkdir()
                     self._subset(rows, trials=False)._write_files(tmp / str(i))
@@ -444,7 +462,7 @@ def combine(
         for d, own in zip(sources, held):
             for key, value in own[name].items():
                 if merged.setdefault(key, value) != value:
-                    mend = f"utils/copy_data_dir.sh --utt-prefix X- {d.path} NEW; combine NEW"
+                    mend = "give one of them other ids first (utils/copy_data_dir.sh --utt-prefix)"
                     raise UserError(
                         f"{key} has another line in an earlier source", file=d.path / name, mend=mend
                     )
@@ -488,14 +506,55 @@ def _check_spk2utt(file: Path, utts: list[str], spk: list[str], mend: str) -> No
 
 def _check_segment_ends(file: Path, segments: dict, reco2dur: dict[str, str], mend: str) -> None:
     dur = {r: float(d) for r, d in reco2dur.items()}
-    for line, (utt, (reco, _, end)) in enumerate(segments.items(), 1):
-        if end > dur[reco] + _OVERSHOOT:
+    for line, (utt, (reco, start, end)) in enumerate(segments.items(), 1):
+        if end > dur[reco] + OVERSHOOT or start >= dur[reco]:
+            rule = f"{utt} ends at {end:g} s" if start < dur[reco] else f"{utt} starts at {start:g} s"
             raise UserError(
-                f"{utt} ends at {end:g} s but {reco} has {dur[reco]:g} s (reco2dur)",
-                file=file,
-                line=line,
-                mend=mend,
+                f"{rule} but {reco} has {dur[reco]:g} s (reco2dur)", file=file, line=line, mend=mend
             )
+
+
+def segment_seconds(data: DataDir) -> dict[str, float]:
+    """Utterance -> duration by segments; reco2dur tells where an end of -1 is. UserError: it is not there."""
+    dur = {r: float(d) for r, d in data.reco.get("reco2dur", {}).items()}
+    out = {}
+    for utt, (reco, start, end) in data.segments.items():
+        if end < 0 and not dur:
+            rule = f"{utt} ends with its recording (-1), and nothing tells how long that is"
+            raise UserError(
+                rule, file=data.path / "segments", mend="write reco2dur (`recording seconds`) or utt2dur"
+            )
+        out[utt] = (end if end >= 0 else dur[reco]) - start
+    return out
+
+
+def _is_table(p: Path) -> bool:
+    return table_kind(p.name) is not None and p.is_file()
+
+
+def _foreign_in_parts(folder: Path) -> Path | None:
+    """What is not ours in a folder of parts: it holds folders 1, 2, ... of tables."""
+    for part in sorted(folder.iterdir()):
+        if not re.fullmatch("[1-9][0-9]*", part.name) or part.is_symlink() or not part.is_dir():
+            return part
+        if other := next((p for p in sorted(part.iterdir()) if not _is_table(p)), None):
+            return other
+    return None
+
+
+def _foreign(path: Path) -> Path | None:
+    """Something in a data directory that the tools here did not write, if there is any: looked for all the way down."""
+    for p in sorted(path.iterdir()):
+        folder = p.is_dir() and not p.is_symlink()
+        if folder and _PARTS.fullmatch(p.name):
+            other = _foreign_in_parts(p)
+        elif folder and _ASIDE.fullmatch(p.name):
+            other = next((q for q in sorted(p.iterdir()) if not _is_table(q)), None)
+        else:
+            other = None if _is_table(p) or p.name == ".lock" else p
+        if other:
+            return other
+    return None
 
 
 def check_replaceable(path: Path) -> None:
@@ -504,9 +563,8 @@ def check_replaceable(path: Path) -> None:
         raise UserError(
             "a file stands where the data directory should go", file=path, mend="choose another name"
         )
-    for p in sorted(path.iterdir()) if path.is_dir() else ():
-        if not _OURS.fullmatch(p.name) and not (table_kind(p.name) and p.is_file()):
-            raise UserError(
-                "this is no data-directory file, and replacing the folder would delete it",
-                file=p, mend=f"move {p.name} elsewhere, or choose another folder",
-            )  # fmt: skip
+    if path.is_dir() and (other := _foreign(path)):
+        raise UserError(
+            "this is no data-directory file, and replacing the folder would delete it",
+            file=other, mend=f"move {other.name} elsewhere, or choose another folder",
+        )  # fmt: skip

@@ -46,13 +46,11 @@ def check_disjoint(a: DataDir, b: DataDir) -> None:
     theirs = names(b)
     for what, own in names(a).items():
         if shared := own & theirs[what]:
-            mend = (
-                f"utils/subset_data_dir.sh --{ {'speaker': 'spk', 'utterance': 'utt'}.get(what, what) }-list"
-            )
+            option = {"speaker": "spk", "utterance": "utt"}.get(what, what)
             raise UserError(
                 f"{len(shared)} {what}s are in {a.path} too: {min(shared)}",
                 file=b.path,
-                mend=f"{mend} cuts a directory",
+                mend=f"cut one of them with utils/subset_data_dir.sh --{option}-list",
             )
 
 

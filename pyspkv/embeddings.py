@@ -7,6 +7,7 @@ matrices only.
 
 import os
 import shutil
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ import numpy as np
 
 from pyspkv.atomic import atomic_file, folder_lock
 from pyspkv.errors import UserError
+from pyspkv.tables import whole_number
 
 CHUNK = 16 << 20  # bytes of an ark held at once
 VECTOR_HEADER, MATRIX_HEADER = 10, 15  # "\0BFV \4<rows>" and "\0BFM \4<rows>\4<columns>"
@@ -234,7 +236,7 @@ def read_embeddings(scp: str | Path) -> Embeddings:
 
 def _read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
     ids, arks, ark_of, offset = [], {}, [], []
-    with open(scp, encoding="utf-8", errors="surrogateescape") as f:
+    with open(scp, encoding="utf-8-sig", errors="surrogateescape") as f:
         for number, line in enumerate(f, 1):
             fields = line.split(None, 1)
             if len(fields) != 2:
@@ -250,9 +252,11 @@ def _read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
             path, colon, place = entry.rpartition(":")
             if not (colon and place.isascii() and place.isdigit()):
                 path, place = entry, "0"  # a Kaldi file of its own, with no key in front
+            if (at := whole_number(place)) is None:
+                raise UserError("the offset lies beyond any file", file=scp, line=number, mend=AGAIN)
             ids.append(utt)
             ark_of.append(arks.setdefault(path, len(arks)))
-            offset.append(int(place))
+            offset.append(at)
     if not ids:
         raise UserError("no embeddings in it", file=scp, mend=AGAIN)
     if len(set(ids)) != len(ids):
@@ -283,12 +287,27 @@ class _Entries:
         for a, path in enumerate(self.arks):
             rows = np.flatnonzero(self.ark_of == a) if len(self.arks) > 1 else np.arange(len(self.ids))
             rows = rows[np.argsort(self.offset[rows], kind="stable")]
-            try:
-                f = open(path, "rb", buffering=0)  # noqa: SIM115 (the `with` is below, outside the try)
-            except OSError as err:
-                raise self.error(rows[0], f"cannot open the ark: {err.strerror}") from None
+            try:  # a pipe must not be waited for
+                f = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+            except IsADirectoryError:
+                raise self.error(rows[0], "is a folder, no ark") from None
+            except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+                reason = getattr(err, "strerror", None) or err
+                raise self.error(rows[0], f"cannot open the ark: {reason}") from None
             with f:
-                yield f, os.fstat(f.fileno()).st_size, rows
+                about = os.fstat(f.fileno())
+                if not stat.S_ISREG(about.st_mode):
+                    raise self.error(rows[0], "is a pipe or device, no ark")
+                yield f, about.st_size, rows
+
+    def room(self, rows: int, dim: int) -> None:
+        """UserError where float32 [rows, dim] is more than this machine's memory, as a header or many lines say."""
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if 4 * rows * dim > have:
+            need = f"{rows} x {dim} values are more than this machine's memory ({have / 2**30:.0f} GiB)"
+            raise UserError(
+                need, file=self.scp, mend="give fewer lines, or look whether the ark's headers are right"
+            )
 
     def read_vectors(self) -> np.ndarray | None:
         """float32 [N, D] where every entry is a float vector of one size; None at the first that is not."""
@@ -301,6 +320,7 @@ class _Entries:
                 dim = int.from_bytes(head[6:], "little", signed=True)
                 if not 0 < dim <= size // 4:
                     return None  # read_any says what is wrong
+                self.room(len(self.ids), dim)
                 out = np.empty((len(self.ids), dim), dtype="<f4")
                 target = memoryview(out).cast("B")
             width, length = 4 * dim, VECTOR_HEADER + 4 * dim
@@ -325,12 +345,15 @@ class _Entries:
         """(float32 [R, D], int64 [N + 1]) from entries of any kind; the first pass measures plain ones."""
         shape = np.zeros((len(self.ids), 2), dtype=np.int64)
         decoded: dict[int, np.ndarray] = {}
+        total = 0
         for f, size, rows in self.by_ark():
             for i in rows.tolist():
                 kind, rows_, columns = self.header(f, size, i)
                 if kind == "":
                     decoded[i] = self.decode(f, i)
                     rows_, columns = decoded[i].shape
+                total += rows_ * columns
+                self.room(total, 1)
                 shape[i] = rows_, columns
         empty = np.flatnonzero(shape.min(1) <= 0)
         if len(empty):
@@ -355,12 +378,13 @@ class _Entries:
 
     def header(self, f, size: int, i: int) -> tuple[str, int, int]:
         """("FV", 1, D), ("FM", n, D), "DV", "DM"; ("", 0, 0) for a compressed or a text entry."""
-        head = os.pread(f.fileno(), MATRIX_HEADER, self.offset[i])
+        start = int(self.offset[i])  # Python's own, for the products below may pass int64
+        head = os.pread(f.fileno(), MATRIX_HEADER, start)
         kind = head[2:4].decode("ascii", "replace")
         if head[:4] == b"\0BCM":  # at least a byte a value
-            sizes = self.offset[i] + head.find(b" ") + 9  # behind the name, a minimum and a range
+            sizes = start + head.find(b" ") + 9  # behind the name, a minimum and a range
             rows, columns = struct.unpack("<ii", os.pread(f.fileno(), 8, sizes).ljust(8, b"\0"))
-            if min(rows, columns) < 0 or self.offset[i] + rows * columns > size:
+            if min(rows, columns) < 0 or start + rows * columns > size:
                 raise self.error(i, "the ark ends before the embedding does")
             return "", 0, 0
         if head[:1] != b"\0" and head.lstrip()[:1] == b"[":
@@ -377,10 +401,7 @@ class _Entries:
         if kind[1] == "M":
             rows, columns = columns, int.from_bytes(head[11:15], "little", signed=True)
             length = MATRIX_HEADER
-        if (
-            min(rows, columns) < 0
-            or self.offset[i] + length + rows * columns * (4 if kind[0] == "F" else 8) > size
-        ):
+        if min(rows, columns) < 0 or start + length + rows * columns * (4 if kind[0] == "F" else 8) > size:
             raise self.error(i, "the ark ends before the embedding does")
         return kind, rows, columns
 
@@ -393,13 +414,10 @@ class _Entries:
 
                 f.seek(start)
                 return np.atleast_2d(read_matrix_or_vector(f)).astype(np.float32)
-            text = b""
-            while b"]" not in text:
-                more = os.pread(f.fileno(), 1 << 16, start + len(text))
-                if not more:
-                    raise ValueError("no closing bracket")
-                text += more
-            lines = text[: text.index(b"]")].replace(b"[", b" ", 1).splitlines()
+            text = _until_bracket(f, start)
+            if b"_" in text:
+                raise ValueError("an underscore is in no number")  # Python alone would take 1_0
+            lines = text.replace(b"[", b" ", 1).splitlines()
             return np.array([line.split() for line in lines if line.strip()], dtype=np.float32).reshape(
                 sum(1 for line in lines if line.strip()), -1
             )
@@ -417,3 +435,16 @@ def _read_at(f, start: int, length: int) -> bytes:
         parts.write(data)
         data = os.pread(f.fileno(), length - parts.tell(), start + parts.tell())
     return parts.getvalue()
+
+
+def _until_bracket(f, start: int) -> bytes:
+    """A text entry from `start` to its `]`. ValueError: none within CHUNK bytes."""
+    text, step = bytearray(), 1 << 16
+    while len(text) < CHUNK:
+        more = os.pread(f.fileno(), step, start + len(text))
+        if (end := more.find(b"]")) >= 0:
+            return bytes(text + more[:end])
+        if not more:
+            raise ValueError("no closing bracket")
+        text += more
+    raise ValueError(f"no closing bracket within {CHUNK >> 20} MiB; write long ones as binary")

@@ -17,12 +17,18 @@ _CONTROL = bytes([*range(0x09), *range(0x0B, 0x0D), *range(0x0E, 0x20), 0x7F])
 _ODD = re.compile("[\x80-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]")
 _BAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _BLANKS = re.compile("[ \t]+")
+_WHOLE = re.compile(r"[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-def _number(text: str) -> float:
-    """A finite number in plain notation, else NaN (Python alone would also take `1_0` and `inf`)."""
+def plain_number(text: str) -> float:
+    """A finite number in plain notation, else NaN (Python alone would also take `1_0`, `inf` and Arabic digits)."""
     return value if _NUMBER.fullmatch(text) and math.isfinite(value := float(text)) else math.nan
+
+
+def whole_number(text: str) -> int | None:
+    """A whole number from 0 in ASCII digits, at most 18 of them (it fits int64), else None."""
+    return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def odd(text: str) -> bool:
@@ -32,7 +38,11 @@ def odd(text: str) -> bool:
 
 def decode(path: str | Path) -> str:
     """A list or log as text, without the byte-order mark that some editors put first. UserError: not UTF-8."""
-    raw = Path(path).read_bytes()
+    return decode_bytes(Path(path).read_bytes(), path)
+
+
+def decode_bytes(raw: bytes, path: str | Path) -> str:
+    """`decode` of what was read from `path`."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as err:
@@ -40,16 +50,16 @@ def decode(path: str | Path) -> str:
 
 
 def parse_segment(value: str) -> tuple[str, float, float] | None:
-    """`recording start end` in seconds with 0 <= start < end, or None."""
+    """`recording start end` in seconds with 0 <= start < end or an end of -1 (to the recording's end), or None."""
     parts = value.split(" ")
     if len(parts) != 3:
         return None
-    start, end = _number(parts[1]), _number(parts[2])
-    return (parts[0], start, end) if 0 <= start < end else None
+    start, end = plain_number(parts[1]), plain_number(parts[2])
+    return (parts[0], start, end) if 0 <= start < end or (end == -1 and start >= 0) else None
 
 
 def _count(value: str) -> bool:
-    return value.isascii() and value.isdigit() and int(value) > 0
+    return bool(whole_number(value))
 
 
 # What may follow the key: a test of one value, and the rule in words. Blanks inside were made single before.
@@ -64,10 +74,10 @@ VALUES: dict[str, tuple[Callable[[str], object], str]] = {
     ),
     "segment": (
         parse_segment,
-        "`utterance recording start end` in seconds with 0 <= start < end (write out an end of -1)",
+        "`utterance recording start end` in seconds with 0 <= start < end (or -1: to the end)",
     ),
-    "seconds": (lambda v: _number(v) > 0, "an id and a duration in seconds above 0"),
-    "time": (lambda v: not math.isnan(_number(v)), "an id and a time in seconds"),
+    "seconds": (lambda v: plain_number(v) > 0, "an id and a duration in seconds above 0"),
+    "time": (lambda v: not math.isnan(plain_number(v)), "an id and a time in seconds"),
     "count": (_count, "an id and a whole number above 0"),
     "gender": (lambda v: v in ("m", "f"), "a speaker and m or f"),
     "source": (lambda v: v in ("customer", "device"), "an utterance and customer or device"),
@@ -90,7 +100,7 @@ _FAST: dict[str, Callable[[list[str]], bool]] = {
     "seconds": lambda vs: (
         all(map(_NUMBER.fullmatch, vs)) and 0 < min(map(float, vs)) <= max(map(float, vs)) < math.inf
     ),
-    "count": lambda vs: all(map(str.isdigit, vs)) and all(map(str.isascii, vs)) and min(map(int, vs)) > 0,
+    "count": lambda vs: all(map(_WHOLE.fullmatch, vs)) and min(map(int, vs)) > 0,
     "time": lambda vs: all(map(_NUMBER.fullmatch, vs)) and max(map(abs, map(float, vs))) < math.inf,
     "gender": lambda vs: set(vs) <= {"m", "f"},
     "source": lambda vs: set(vs) <= {"customer", "device"},
@@ -229,15 +239,15 @@ def of_each(table: dict[str, str], utts: Sequence[str], path: str | Path) -> lis
 def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str], list[str], list[str]]:
     """What can be saved of a broken table: keys, values and notes on what went.
 
-    Line ends and blanks are mended; lines that break the rule, are not UTF-8 or hold control
-    characters are dropped; with `unique`, of lines with the same key
-    the first stays. The order is the file's.
+    Line ends and blanks are mended; lines that break the rule, are not UTF-8 or hold control characters are dropped;
+    with `unique`, of lines with the same key the first stays. The order is the file's. UserError: more than half of the
+    lines would go, so the file is probably something else.
     """
     good, rule = VALUES[value]
     table: dict[str, str] = {}
     pairs: list[tuple[str, str]] = []
     dropped: dict[str, list[int]] = {}
-    odd_ok = value == "any"
+    odd_ok, repeats = value == "any", 0
     for number, raw in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             line = raw.decode("utf-8").strip(" \t\r")
@@ -253,15 +263,24 @@ def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str
         if "\t" in line or "  " in line:
             key, *rest = _BLANKS.split(line, 1 if value in _FREE else 0)
             rest = " ".join(rest)
+        before = len(table)
         if not good(rest):
             dropped.setdefault(f"the rule is {rule}", []).append(number)
         elif not unique:
             pairs.append((key, rest))
-        elif key in table:
-            dropped.setdefault("id seen before", []).append(number)
+        elif table.setdefault(key, rest) == rest:
+            repeats += before == len(table)
         else:
-            table[key] = rest
-    notes = [f"{path}: dropped {len(at)} lines (first: line {at[0]}): {why}" for why, at in dropped.items()]
+            dropped.setdefault("id seen before", []).append(number)
     if unique:
         pairs = list(table.items())
+    lost = sum(map(len, dropped.values()))
+    if lost > len(pairs):
+        why, at = max(dropped.items(), key=lambda item: len(item[1]))
+        raise UserError(
+            f"{lost} of {lost + len(pairs)} lines cannot be read: {why}",
+            file=path, line=at[0], mend="correct the file, or move it out of the folder; nothing was changed",
+        )  # fmt: skip
+    notes = [f"{path}: dropped {len(at)} lines (first: line {at[0]}): {why}" for why, at in dropped.items()]
+    notes += [f"{path}: dropped {repeats} repeated lines"] if repeats else []
     return [k for k, _ in pairs], [v for _, v in pairs], notes

@@ -1,30 +1,79 @@
 """Trial lists: `enrol test target|nontarget`, one per line, in any order."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyspkv.atomic import command_line
 from pyspkv.errors import UserError
-from pyspkv.tables import no_gc, read_columns
+from pyspkv.tables import no_gc, odd, read_columns
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def read_trials(path: str | Path) -> "tuple[list[str], list[str], np.ndarray]":
+# Forms of a list: the words for target and nontarget, and their column. A file has one form.
+_FORMS = [
+    ("1", "0", 0),  # as VoxCeleb publishes it
+    ("1", "0", 2),
+    ("tgt", "imp", 2),
+    ("target", "nontarget", 2),  # ours, with Windows line ends and the like
+]
+
+
+def other_form(raw: bytes) -> "tuple[list[str], str] | None":
+    """(Lines `enrol test target|nontarget`, the sed script that makes them) of a list in another common form.
+
+    Labels may be 1|0 in the first or last column, or tgt|imp; lines may begin with a byte-order mark, hold tabs, or end
+    in CR and blanks. None where that is not clear for each line.
+    """
+    try:
+        rows = [line.split() for line in raw.decode("utf-8-sig").split("\n") if line.strip(" \t\r")]
+    except UnicodeDecodeError:
+        return None
+    fits = [form for form in _FORMS if all(len(r) == 3 and r[form[2]] in form[:2] for r in rows)]
+    if not rows or len(fits) != 1 or any(odd(word) for row in rows for word in row):
+        return None
+    yes, no, at = fits[0]
+    lines = []
+    for row in rows:
+        label = "target" if row.pop(at) == yes else "nontarget"
+        lines.append(f"{row[0]} {row[1]} {label}")
+    script = r"1s/^\xEF\xBB\xBF//; s/[ \t\r]+$//; s/^[ \t]+//; /^$/d; s/[ \t]+/ /g"
+    if at == 0:
+        script += f"; /^{yes} /{{s/^. (.*)/\\1 target/; b;}}; s/^{no} (.*)/\\1 nontarget/"
+    elif yes != "target":
+        script += f"; s/ {yes}$/ target/; s/ {no}$/ nontarget/"
+    return lines, script
+
+
+def _mend(path: str | Path) -> str:
+    """How to bring a list that cannot be read into order: in place by one command where that is clear."""
+    path = Path(path)
+    if path.is_file() and (found := other_form(path.read_bytes())):  # a pipe is empty by now
+        in_place = (
+            "-i~",
+            "--follow-symlinks",
+        )  # the old list stays as NAME~, which is no data-directory file
+        return command_line("sed", "-E", *in_place, "-e", found[1], "-e", "$a\\", path)
+    return "write each line as `enrol test target` or `enrol test nontarget`"
+
+
+def read_trials(path: str | Path, mend: str | None = None) -> "tuple[list[str], list[str], np.ndarray]":
     """(enrol ids, test ids, target as bool [n]) of an `enrol test target|nontarget` list, in file order.
 
-    UserError with file and line: a broken line, or a pair that is both target and nontarget.
+    UserError with file and line: a broken line, or a pair that is both target and nontarget. `mend` is what to do about
+    a broken line; by default a command that converts the list, where it has another common form.
     """
     import numpy as np
 
-    mend = "write each line as `enrol test target` or `enrol test nontarget`"
-    with open(path, "rb") as f:
-        if re.match(rb"[01] \S+ \S+\s", f.readline(1000)):  # the form VoxCeleb publishes
-            mend = f"""awk '{{print $2, $3, ($1 == 1 ? "target" : "nontarget")}}' {path} > {path}.kaldi"""
     with no_gc():
-        enrol, rest = read_columns(path, "trial", mend, in_order=False)
+        try:
+            enrol, rest = read_columns(path, "trial", mend, in_order=False)
+        except UserError as err:
+            if mend:
+                raise
+            raise UserError(str(err), mend=_mend(path)) from None
         test, labels = [], []
         for r in rest:
             t, _, label = r.partition(" ")

@@ -13,7 +13,7 @@ import numpy as np
 
 from pyspkv import tables
 from pyspkv.audio import SAMPLE_RATE, AudioReader
-from pyspkv.datadir import DataDir
+from pyspkv.datadir import DataDir, segment_seconds
 from pyspkv.errors import UserError
 
 
@@ -30,7 +30,12 @@ class Turns:
         """Durations [N]: utt2dur, segments, or the audio's headers."""
         if "utt2dur" in self.data.extra:
             return np.array([float(self.data.extra["utt2dur"][u]) for u in self.data.utts])
-        if self.data.segments is None and any(entry.endswith("|") for entry in self.data.wav.values()):
+        to_end = any(end < 0 for _, _, end in (self.data.segments or {}).values())
+        if to_end and "reco2dur" in self.data.reco:
+            seconds = segment_seconds(self.data)
+            return np.array([seconds[u] for u in self.data.utts])
+        by_header = self.data.segments is None or to_end
+        if by_header and any(entry.endswith("|") for entry in self.data.wav.values()):
             rule = "entries of wav.scp are commands, which are not run here"
             raise UserError(rule, file=self.data.path, mend="write utt2dur (`utterance seconds`)")
         reader = AudioReader(self.data)
@@ -98,9 +103,12 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
     for line, raw in _jsonl(path) if kind == "jsonl" else _csv(path):
 
         def value(name: str, raw=raw, line=line) -> str:
-            text = str(raw.get(name) if raw.get(name) is not None else "").strip()
+            held = raw.get(name)
+            text = "" if held is None else str(held).strip()
             if not text:
                 raise UserError(f"no '{name}'", file=path, line=line, mend="see the --*-field options")
+            if isinstance(held, bool) or not isinstance(held, str | int | float):
+                raise UserError(f"'{name}' is neither text nor a number", file=path, line=line)
             return text
 
         has = tuple(name for name in (fields.source, fields.duration) if raw.get(name) not in (None, ""))
@@ -182,20 +190,14 @@ def _text(path: Path) -> io.StringIO:
 
 
 def _positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
+    return tables.plain_number(text) > 0
 
 
 def _seconds(text: str, path: Path, line: int) -> tuple[float, bool]:
     """(Seconds since 1970, whether that is beyond doubt) of a number or an ISO 8601 time; without a zone as UTC."""
-    try:
-        time = float(text)
-        if np.isfinite(time):
-            return time, True
-    except ValueError:
-        pass
+    seconds = tables.plain_number(text)
+    if not math.isnan(seconds):
+        return seconds, True
     try:
         time = datetime.fromisoformat(text)
     except ValueError:

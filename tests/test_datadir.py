@@ -532,8 +532,9 @@ def test_published_voxceleb_trials_get_their_own_mend(tmp_path):
         read_trials(tmp_path / "t")
     command = str(err.value).split("mend: ")[1]
     assert os.system(command) == 0
-    enrol, _, target = read_trials(tmp_path / "t.kaldi")
+    enrol, _, target = read_trials(tmp_path / "t")
     assert enrol == ["id1/a.wav", "id1/a.wav"] and target.tolist() == [True, False]
+    assert (tmp_path / "t~").read_text().startswith("1 id1/a.wav")
 
 
 def test_enrolment_in_another_directory(tmp_path):

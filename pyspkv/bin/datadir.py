@@ -5,10 +5,10 @@ import random
 import sys
 from pathlib import Path
 
-from pyspkv.datadir import DataDir, combine, spk2utt_lines
+from pyspkv.datadir import DataDir, combine, segment_seconds, spk2utt_lines
 from pyspkv.datafix import fix
-from pyspkv.errors import UserError, natural, run
-from pyspkv.tables import decode
+from pyspkv.errors import UserError, run
+from pyspkv.tables import decode, decode_bytes, plain_number, whole_number
 
 _WHOLE = {"spk": "speakers", "dialogue": "dialogues", "device": "devices"}  # what a subset leaves whole
 _PREFIXES = ("--utt-prefix", "--utt-suffix", "--spk-prefix", "--spk-suffix", "--validate-opts")
@@ -26,19 +26,34 @@ def _summary(data: DataDir) -> str:
 
 
 def validate(args: argparse.Namespace) -> None:
-    data = DataDir.read(args.dir, need_wav=not args.no_wav)
+    if args.disjoint and len(args.dirs) > 1:
+        args.parser.error("--disjoint goes with one DIR before it")
+    faults = []
+    for path in args.dirs:
+        try:
+            _validate(path, args)
+        except (UserError, OSError) as err:
+            if len(args.dirs) == 1:
+                raise
+            faults.append(str(err) if isinstance(err, UserError) else f"{err.filename}: {err.strerror}")
+    if faults:
+        raise UserError("\nerror: ".join(faults))
+
+
+def _validate(path: str, args: argparse.Namespace) -> None:
     from pyspkv.dialogues import check_disjoint, dialogue_lines
 
+    data = DataDir.read(path, need_wav=not args.no_wav)
     for other in args.disjoint or ():
         check_disjoint(data, DataDir.read(other, need_wav=False))
-    print(f"Successfully validated data-directory {args.dir}: {_summary(data)}")
+    print(f"Successfully validated data-directory {path}: {_summary(data)}")
     if "utt2dialogue" in data.extra:
         for line in dialogue_lines(data):
-            print(f"{args.dir}: {line}")
+            print(f"{path}: {line}")
 
 
 def fix_dir(args: argparse.Namespace) -> None:
-    for note in fix(args.dir) or [f"{args.dir}: nothing to mend"]:
+    for note in fix(args.dir, args.check_audio) or [f"{args.dir}: nothing to mend"]:
         print(note)
 
 
@@ -60,7 +75,7 @@ def _write(data: DataDir, src: str, dst: str) -> None:
         raise UserError(
             "source and destination are the same folder", file=dst, mend="choose another destination"
         )
-    data.write(dst)
+    data.write(dst, own=True)
     print(f"{dst}: {_summary(data)}")
 
 
@@ -76,10 +91,11 @@ def _durations(data: DataDir) -> dict[str, float]:
         if name in data.extra:
             return {u: float(v) for u, v in data.extra[name].items()}
     if data.segments is not None:
-        return {u: end - start for u, (_, start, end) in data.segments.items()}
+        return segment_seconds(data)
     if "reco2dur" in data.reco:
         return {u: float(v) for u, v in data.reco["reco2dur"].items()}
-    raise UserError("no utt2num_samples, utt2dur nor segments to find the shortest by", file=data.path)
+    rule = "no utt2num_samples, utt2dur nor segments to find the shortest by"
+    raise UserError(rule, file=data.path, mend="write utt2dur (`utterance seconds`)")
 
 
 def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
@@ -119,7 +135,7 @@ def _column(data: DataDir, unit: str) -> list[str]:
     """Speaker, dialogue or device of each utterance."""
     if unit in ("utt", "spk"):
         return data.utts if unit == "utt" else data.spk
-    mend = "utils/sessionize.sh makes it from a log"
+    mend = "make it from a log with utils/sessionize.sh"
     if "utt2dialogue" not in data.extra:
         raise UserError("no such file", file=data.path / "utt2dialogue", mend=mend)
     dialogues = [data.extra["utt2dialogue"][u] for u in data.utts]
@@ -136,6 +152,9 @@ def subset(args: argparse.Namespace) -> None:
     if len(args.rest) != (2 if by_list else 3):
         args.parser.error("expected SRC DST" if by_list else "expected SRC N DST")
     src, dst = args.rest[0], args.rest[-1]
+    n = None if by_list else whole_number(args.rest[1])
+    if n is None and not by_list:
+        args.parser.error(f"the number of utterances is not a number: {args.rest[1][:40]}")
     data = DataDir.read(src, need_wav=False)
     if by_list:
         names = _column(data, unit)
@@ -150,9 +169,7 @@ def subset(args: argparse.Namespace) -> None:
             print(f"{by_list}: {len(ids) - len(wanted)} of {len(ids)} ids are not in {src}")
         utts = [u for u, name in zip(data.utts, names) if name in wanted]
     else:
-        if not args.rest[1].isdecimal():
-            args.parser.error(f"the number of utterances is not a number: {args.rest[1]}")
-        utts = _choose(data, args, int(args.rest[1]))
+        utts = _choose(data, args, n)
     _write(data.subset(utts), src, dst)
 
 
@@ -165,7 +182,7 @@ def combine_dirs(args: argparse.Namespace) -> None:
     data, left_out = combine(args.dst, sources, args.extra_files.split())
     for name in sorted(left_out):
         print(f"{args.dst}: left out {name}, which some source lacks")
-    data.write(args.dst)
+    data.write(args.dst, own=True)
     print(f"{args.dst}: {_summary(data)}")
 
 
@@ -181,7 +198,7 @@ def corrupt(args: argparse.Namespace) -> None:
         rule = "has one speaker; a wrong label needs another"
         raise UserError(rule, file=f"{args.src}/utt2spk", mend="take labels of two speakers or more")
     found, rows = spoil(np.searchsorted(names, data.spk), args.share, len(names), args.seed)
-    with atomic_file(args.list) as f:
+    with atomic_file(args.list, own=True) as f:
         f.writelines(f"{data.utts[row]}\n" for row in rows)
     _write(data.with_speakers([names[k] for k in found]), args.src, args.dst)
 
@@ -216,15 +233,15 @@ def filter_scp(args: argparse.Namespace) -> None:
 
 
 def spk2utt(args: argparse.Namespace) -> None:
-    utts, spk = [], []
-    lines = decode(args.file).splitlines() if args.file else sys.stdin
-    for number, line in enumerate(lines, 1):
+    utts, spk, name = [], [], args.file or "stdin"
+    text = decode(args.file) if args.file else decode_bytes(sys.stdin.buffer.read(), name)
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         parts = line.split()
         if len(parts) != 2:
-            raise UserError("the rule is `utterance speaker`", file=args.file or "stdin", line=number)
+            raise UserError("the rule is `utterance speaker`", file=name, line=number)
         utts.append(parts[0])
         spk.append(parts[1])
-    sys.stdout.writelines(line + "\n" for line in spk2utt_lines(utts, spk))
+    sys.stdout.buffer.writelines(f"{line}\n".encode() for line in spk2utt_lines(utts, spk))
 
 
 def _join_values(argv: list[str]) -> list[str]:
@@ -252,9 +269,15 @@ def _join_values(argv: list[str]) -> list[str]:
 
 
 def _share(text: str) -> float:
-    if not 0 <= (share := float(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"a share lies from 0 to 1, not {text}")
+    if not 0 <= (share := plain_number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"a share lies from 0 to 1, not {text[:40]}")
     return share
+
+
+def _whole(text: str) -> int:
+    if (value := whole_number(text)) is None:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 0")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -272,8 +295,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function, parser=sub)
         return sub
 
-    sub = command("validate", validate, "check a data directory: every file, every line")
-    sub.add_argument("dir")
+    sub = command("validate", validate, "check data directories: every file, every line")
+    sub.add_argument("dirs", nargs="+", metavar="DIR")
     sub.add_argument("--no-wav", action="store_true", help="wav.scp may be missing")
     sub.add_argument(
         "--disjoint",
@@ -285,6 +308,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(name, action="store_true", help="Kaldi's option; here always so")
 
     sub = command("fix", fix_dir, "sort and mend a data directory; the old files go to DIR/.backup")
+    about = "open every recording: cut segments that end beyond it; refuse where audio cannot be read, and name it"
+    sub.add_argument("--check-audio", action="store_true", help=about)
     sub.add_argument("dir")
 
     sub = command("copy", copy, "copy a data directory, perhaps with other ids")
@@ -321,7 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--spk-list", metavar="FILE", help="SRC DST: the speakers in FILE")
     how.add_argument("--dialogue-list", metavar="FILE", help="SRC DST: the dialogues in FILE")
     how.add_argument("--device-list", metavar="FILE", help="SRC DST: the dialogues of the devices in FILE")
-    sub.add_argument("--seed", type=natural, default=0, help="for --speakers, --dialogues, --devices")
+    sub.add_argument("--seed", type=_whole, default=0, help="for --speakers, --dialogues, --devices")
     sub.add_argument("rest", nargs="+", metavar="SRC N DST")
 
     sub = command("combine", combine_dirs, "several data directories into one; files that all have are kept")
@@ -335,7 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub = command("corrupt", corrupt, about)
     sub.add_argument("--share", type=_share, required=True, help="of the utterances, from 0 to 1")
-    sub.add_argument("--seed", type=natural, default=0)
+    sub.add_argument("--seed", type=_whole, default=0)
     sub.add_argument("--list", required=True, metavar="FILE", help="where the ids of those utterances go")
     sub.add_argument("src")
     sub.add_argument("dst")
@@ -343,7 +368,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("split", split, "cut into DIR/split<N>/<1..N> by whole speakers")
     sub.add_argument("--per-utt", action="store_true", help="by utterances, into DIR/split<N>utt")
     sub.add_argument("dir")
-    sub.add_argument("n", type=int)
+    sub.add_argument("n", type=_whole)
 
     sub = command(
         "split-labels",
@@ -352,15 +377,15 @@ def _parser() -> argparse.ArgumentParser:
         "OUT/truth their speakers, for diagnostics",
     )
     sub.add_argument(
-        "--seed", type=natural, default=0, help="of the draw; for one seed a smaller N draws a part"
+        "--seed", type=_whole, default=0, help="of the draw; for one seed a smaller N draws a part"
     )
     sub.add_argument("dir")
-    sub.add_argument("n", type=int)
+    sub.add_argument("n", type=_whole)
     sub.add_argument("out")
 
     sub = command("filter", filter_scp, "print the lines whose column is an id in IDLIST (its first column)")
     sub.add_argument("--exclude", action="store_true", help="the other lines")
-    sub.add_argument("-f", dest="field", type=int, default=1, help="the column to look at, from 1")
+    sub.add_argument("-f", dest="field", type=_whole, default=1, help="the column to look at, from 1")
     sub.add_argument("idlist")
     sub.add_argument("file", nargs="?", help="default: standard input")
 

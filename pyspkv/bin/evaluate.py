@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         "--systems", required=True, nargs="+", metavar="DIR", help="folders with embed/ and model/"
     )
     p.add_argument("--data", required=True, nargs="+", metavar="DIR",
-                   help="data directories with trials, and perhaps enrol_map (models of several utterances)")  # fmt: skip
+                   help="data directories with trials, and perhaps an enrol_map")  # fmt: skip
     p.add_argument("--name", nargs="+", metavar="NAME",
                    help="names of these lists, as many (default: the last component of each --data)")  # fmt: skip
     p.add_argument("--dev", metavar="DIR", help="data directory of dev trials: calibration is fitted on them")
