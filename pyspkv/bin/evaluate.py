@@ -33,30 +33,27 @@ def parse_args() -> argparse.Namespace:
         "SYSTEM/score/NAME.scores and .json, and with --dev SYSTEM/model/calibration.json. Which variants (NAME-crops, "
         "NAME-mean, NAME-asnorm) there are follows from the options: those not asked for are removed.",
     )
-    p.add_argument(
-        "--systems", required=True, nargs="+", metavar="DIR", help="folders with embed/ and model/"
-    )
+    # fmt: off
+    p.add_argument("--systems", required=True, nargs="+", metavar="DIR", help="folders with embed/ and model/")
     p.add_argument("--data", required=True, nargs="+", metavar="DIR",
-                   help="data directories with trials, and perhaps an enrol_map")  # fmt: skip
+                   help="data directories with trials, and perhaps enrol_map (models of several utterances)")
     p.add_argument("--name", nargs="+", metavar="NAME",
-                   help="names of these lists, as many (default: the last component of each --data)")  # fmt: skip
+                   help="names of these lists, as many (default: the last component of each --data)")
     p.add_argument("--dev", metavar="DIR", help="data directory of dev trials: calibration is fitted on them")
     p.add_argument("--cohort-data", metavar="DIR",
                    help="data directory of (pseudo-)speakers of embed/train: adds NAME-mean, scores less the training "
-                   "embeddings' mean, and NAME-asnorm, AS-normed with these speakers")  # fmt: skip
+                   "embeddings' mean, and NAME-asnorm, AS-normed with these speakers")
     p.add_argument("--top-n", type=count, default=300, metavar="N",
-                   help="cohort speakers per side in AS-norm, all of a smaller cohort (default: 300)")  # fmt: skip
+                   help="cohort speakers per side in AS-norm, all of a smaller cohort (default: 300)")
     p.add_argument("--crops", action="store_true",
-                   help="adds NAME-crops: mean of the scores by embed/NAME and by embed/NAME-crops")  # fmt: skip
+                   help="adds NAME-crops: mean of the scores by embed/NAME and by embed/NAME-crops")
     p.add_argument("--compare", metavar="DIR",
                    help="a system with the same lists: paired bootstrap of the EERs. Among --systems, it is scored "
-                   "first; else its score files must be there")  # fmt: skip
+                   "first; else its score files must be there")
+    # fmt: on
     args = p.parse_args()
-    args.dev, args.cohort_data, args.compare = (
-        args.dev or None,
-        args.cohort_data or None,
-        args.compare or None,
-    )
+    for option in ("dev", "cohort_data", "compare"):  # scripts give an empty one for none
+        setattr(args, option, getattr(args, option) or None)
     args.systems = [str(Path(system)) for system in args.systems]
     args.name = args.name or [os.path.basename(os.path.abspath(d)) for d in args.data]
     if len(args.name) != len(args.data):
@@ -69,18 +66,18 @@ class Part:
     """One score file of a system. kind: dev, plain, crops, mean or asnorm."""
 
     kind: str
-    list: str  # name of the trial list
+    name: str  # of the trial list
     data: str  # its data directory
 
     @property
     def stem(self) -> str:
-        return self.list if self.kind in ("dev", "plain") else f"{self.list}-{self.kind}"
+        return self.name if self.kind in ("dev", "plain") else f"{self.name}-{self.kind}"
 
     @property
     def sets(self) -> list[str]:
         """The sets of embeddings that it takes."""
-        more = {"crops": [f"{self.list}-crops"], "mean": ["train"], "asnorm": ["train"]}
-        return [self.list, *more.get(self.kind, [])]
+        more = {"crops": [f"{self.name}-crops"], "mean": ["train"], "asnorm": ["train"]}
+        return [self.name, *more.get(self.kind, [])]
 
 
 def parts_of(args: argparse.Namespace) -> list[Part]:
@@ -90,8 +87,8 @@ def parts_of(args: argparse.Namespace) -> list[Part]:
     parts += [Part(kind, name, data) for name, data in zip(args.name, args.data) for kind in kinds]
     seen = set()
     for part in parts:
-        if not part.list or "/" in part.list or part.list.startswith("."):
-            raise UserError(f"{part.list!r} can be no name of a trial list", mend="give --name")
+        if not part.name or "/" in part.name or part.name.startswith("."):
+            raise UserError(f"{part.name!r} can be no name of a trial list", mend="give --name")
         if part.stem in seen:
             mend = "give the lists of --data other names with --name"
             raise UserError(f"two score files would be called {part.stem}.scores", file=part.data, mend=mend)
@@ -112,9 +109,8 @@ def check_there(systems: list[str], args: argparse.Namespace, parts: list[Part])
     files = [f"{part.data}/{name}" for part in parts for name in ("trials", "utt2spk")]
     for file in [*files, *([f"{args.cohort_data}/utt2spk"] if args.cohort_data else [])]:
         if not Path(file).is_file():
-            raise UserError(
-                "no such file", file=file, mend="check the paths given to --data, --dev, --cohort-data"
-            )
+            mend = "check the paths given to --data, --dev and --cohort-data"
+            raise UserError("no such file", file=file, mend=mend)
     for system in systems:
         if not Path(system).is_dir():
             raise UserError("no such folder", file=system, mend="check the path given to --systems")
@@ -131,7 +127,7 @@ def check_there(systems: list[str], args: argparse.Namespace, parts: list[Part])
 
 def extract_command(args: argparse.Namespace, folder: str, system: str, part: Part, name: str) -> str:
     """The command that makes an embedding set."""
-    own = name == part.list
+    own = name == part.name
     data = args.cohort_data if name == "train" and not own else part.data
     crops = ["--crops", "5"] if name.endswith("-crops") and not own else []
     return shlex.join([str(ROOT / "steps/extract.sh"), *crops, f"{system}/model", data, folder])
@@ -170,6 +166,7 @@ class Inputs:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.known: dict[str, list[int] | None] = {}
+        self.sets: dict[str, dict[str, list[int] | None]] = {}
 
     def file(self, path: str) -> list[int] | None:
         if path not in self.known:
@@ -178,6 +175,8 @@ class Inputs:
 
     def embeddings(self, folder: str) -> dict[str, list[int] | None]:
         """The scp and the arks that it points into."""
+        if folder in self.sets:
+            return self.sets[folder]
         scp = f"{folder}/embedding.scp"
         found, arks = {scp: self.file(scp)}, set()
         with open(scp, "rb") as f:
@@ -185,7 +184,8 @@ class Inputs:
                 place = line.split(None, 1)[-1].strip()
                 ark, colon, offset = place.rpartition(b":")
                 arks.add(os.fsdecode(ark if colon and offset.isdigit() else place))
-        return found | {ark: self.file(ark) for ark in sorted(arks)}
+        self.sets[folder] = found | {ark: self.file(ark) for ark in sorted(arks)}
+        return self.sets[folder]
 
     def of(self, system: str, part: Part) -> dict:
         args = self.args
@@ -193,8 +193,8 @@ class Inputs:
         out = {
             "format": FORMAT,
             "kind": part.kind,
-            "scores": os.path.abspath(outputs(system, part)[0]),
-            "trials": os.path.abspath(f"{part.data}/trials"),
+            "scores": str(outputs(system, part)[0].absolute()),
+            "trials": str(Path(part.data, "trials").absolute()),
             "data": {name: self.file(f"{part.data}/{name}") for name in tables},
             "embeddings": [self.embeddings(f"{system}/embed/{name}") for name in part.sets],
         }
@@ -296,13 +296,13 @@ def work(systems: list[str], args: argparse.Namespace, parts: list[Part]) -> Non
     from pyspkv.atomic import folder_lock
     from pyspkv.evaluation import TrialList
 
-    lists = {part.list: TrialList(part.list, part.data) for part in parts}
+    lists = {part.name: TrialList(part.name, part.data) for part in parts}
     with ExitStack() as locks:
         for system in systems:
             locks.enter_context(folder_lock(Path(system, "score")))
         inputs = Inputs(args)  # as things stand now that nobody else writes
         for system in systems:
-            evaluate(system, {part.stem: lists[part.list] for part in parts}, parts, inputs)
+            evaluate(system, {part.stem: lists[part.name] for part in parts}, parts, inputs)
 
 
 def table(systems: list[str], args: argparse.Namespace) -> str:
