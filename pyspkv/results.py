@@ -1,0 +1,404 @@
+"""RESULTS.jsonl, a line for every trained system, seed and fold, and the RESULTS.md that is written from it."""
+
+import fcntl
+import json
+import os
+import platform
+import re
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pyspkv.atomic import atomic_file
+from pyspkv.errors import UserError
+
+UNITS = (
+    "fold",
+    "draw",
+    "speaker",
+    "seed",
+)  # what runs of a row differ in; draw: which utterances have labels
+KEY = ("table", "row", "column", *UNITS)
+TEXT = (
+    "table",
+    "row",
+    "column",
+    "command",
+    "commit",
+    "machine",
+    "ended",
+    "cell",
+    "grid",
+    "run",
+    "eer_ci_over",
+)
+MATRIX = ("eer", "dev_eer", "label_accuracy")  # what a table with columns shows
+FIGURES = {  # key of a row: decimals, unit, title
+    "eer": (2, 1, "EER %"),
+    "dev_eer": (2, 1, "dev EER %"),
+    "min_dcf_0.01": (3, 1, "minDCF 0.01"),
+    "eer_mean": (2, 1, "EER %, less mean"),
+    "eer_asnorm": (2, 1, "EER %, AS-norm"),
+    "eer_crops": (2, 1, "EER %, with crops"),
+    "eer_zero": (2, 1, "EER %, no step of fine-tuning"),
+    "cllr": (3, 1, "Cllr"),
+    "num_clusters": (0, 1, "clusters"),
+    "label_accuracy": (3, 1, "Share of right pseudo-labels"),
+    "purity": (3, 1, "purity"),
+    "nmi": (3, 1, "NMI"),
+    "ami": (3, 1, "AMI"),
+    "live_end": (0, 1, "classes at the end"),
+    "nmi_end": (3, 1, "NMI at the end"),
+    "ami_end": (3, 1, "AMI at the end"),
+    "purity_end": (3, 1, "purity at the end"),
+    "noise_recall": (2, 1, "of the false labels, kept out"),
+    "noise_precision": (2, 1, "of what is kept out, false"),
+    "auc": (3, 1, "AUC"),
+    "auc_channel": (3, 1, "AUC, one channel a dialogue"),
+    "auc_low": (3, 1, "AUC, lowest pair"),
+    "weight_ratio": (3, 1, "weight mixed / clean"),
+    "audio_seconds": (1, 3600, "audio h"),
+    "wall_seconds": (1, 60, "wall min"),
+}
+
+
+@dataclass
+class Look:
+    """How RESULTS.md shows a table."""
+
+    title: str
+    unit: Literal["fold", "draw", "speaker", "seed"] | None = None  # default: the first that its rows have
+    base: str | None = None  # the row that others are compared to
+    compare: Literal["points", "percent"] = "points"  # EER less the base's, or its reduction in percent of it
+    figures: list[str] = field(default_factory=list)  # default: all of FIGURES (MATRIX) that its rows have
+    bases: dict[str, str] = field(default_factory=dict)  # row -> its own base
+    order: list[str] = field(default_factory=list)  # of rows; others follow as they stand in RESULTS.jsonl
+
+
+# ---- RESULTS.jsonl -----------------------------------------------------------------------------------------------
+def key_of(row: dict) -> tuple:
+    return tuple(row.get(k) for k in KEY)
+
+
+def _wanted(key: str, value) -> str | None:
+    """What a value of a row should be, if it is not that; a figure is a finite number or null."""
+    number = type(value) in (int, float) and abs(value) < 1e300  # False for NaN
+    if value is None and key not in ("table", "row", "seed", "eer"):
+        return None
+    if key in TEXT or (key in UNITS[:3] and isinstance(value, str)):
+        return None if isinstance(value, str) and not re.search("[\ud800-\udfff]", value) else "text"
+    if key in UNITS:
+        return None if type(value) is int and value >= 0 else "a whole number from 0"
+    if key == "eer":
+        return None if number and 0 <= value <= 100 else "a number from 0 to 100"
+    return None if number else "a finite number"
+
+
+def checked(row, file: Path, line: int | None = None) -> dict:
+    """`row` itself. UserError: it is no row."""
+    rule, mend = (
+        "a line must be a JSON object with table, row, seed and eer",
+        "remove it and run that row again",
+    )
+    if not isinstance(row, dict):
+        raise UserError(rule, file=file, line=line, mend=mend)
+    for key in dict.fromkeys(("table", "row", "seed", "eer", *row)):
+        if what := _wanted(key, row.get(key)):
+            got = json.dumps(row.get(key))[:60]
+            raise UserError(f"{rule}; {key} must be {what}, not {got}", file=file, line=line, mend=mend)
+    return row
+
+
+def _read_lines(path: Path) -> list[tuple[str, dict]]:
+    """(line as it stands, its row). Only a line feed ends a line: texts may hold U+2028."""
+    data = path.read_bytes() if path.exists() else b""
+    out = []
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], 1):
+        try:
+            text = line.decode()
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            text, row = "", None
+        out.append((text, checked(row, path, number)))
+    return out
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Rows of RESULTS.jsonl; of rows with the same KEY the last one counts. UserError: file and line of a bad row."""
+    return list({key_of(row): row for _, row in _read_lines(path)}.values())
+
+
+@contextmanager
+def locked(folder: Path):
+    """Alone in `folder`, after waiting: several cells may end at a time."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def add_rows(path: Path, rows: list[dict]) -> None:
+    """Write rows into RESULTS.jsonl in one step; a row replaces one with its KEY, unless that `ended` as late."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        old = _read_lines(path)  # nothing is added to a broken file
+        ended = {key_of(row): row.get("ended") or "" for _, row in old}
+        new = {key_of(checked(r, path)): r for r in rows}
+        new = {k: r for k, r in new.items() if not r.get("ended") or r["ended"] > ended.get(k, "")}
+        if new:
+            lines = [line for line, row in old if key_of(row) not in new]
+            with atomic_file(path) as f:
+                f.writelines(
+                    x + "\n" for x in [*lines, *(json.dumps(r, ensure_ascii=False) for r in new.values())]
+                )
+
+
+# ---- what an experiment leaves -----------------------------------------------------------------------------------
+def machine() -> str:
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: *(.*\S)", info.read_text() if info.exists() else "", re.M)
+    return f"{len(os.sched_getaffinity(0))} x {model[1] if model else platform.processor() or platform.machine()}"
+
+
+def cost(*phases: Path) -> tuple[float | None, float | None]:
+    """(audio seconds, wall seconds) of all training in these phases' folders, from its end-of-epoch records."""
+    from pyspkv.bin.report import epochs_of
+
+    models = {
+        log.parent.resolve(): log.parent for phase in phases for log in sorted(phase.glob("*/train.jsonl"))
+    }
+    runs = [
+        [e for e in epochs_of(m.parent, m.name) if "audio_seconds" in e and "seconds" in e]
+        for m in models.values()
+    ]
+    if not any(runs):
+        return None, None
+    return sum(r[-1]["audio_seconds"] for r in runs if r), sum(e["seconds"] for r in runs for e in r)
+
+
+def systems(exp: Path) -> dict[str, dict]:
+    """Name -> its figures in results.json and `folder`, in the order of the pipeline, and what is `final`."""
+    from pyspkv.bin.report import read_json
+
+    found = read_json(exp / "results.json")
+    try:
+        phases = {"pretrain": found.get("pretrain")} | {
+            f"round{r['round']}": r for r in found.get("rounds") or []
+        }
+        if (exp / f"finetune/score/{found.get('trials')}.json").is_file():  # else the last round is final
+            phases["finetune"] = found.get("final")
+        last = list(phases)[-1]
+        phases |= {**(found.get("others") or {}), "supervised": found.get("supervised")}
+        out = {name: {**entry, "folder": exp / name} for name, entry in phases.items() if entry}
+        return out | ({"final": {**found["final"], "folder": exp / last}} if found.get("final") else {})
+    except (TypeError, KeyError):
+        rule = "is no results.json of bin.report"
+        raise UserError(rule, file=exp / "results.json", mend="run stage 8 again") from None
+
+
+def row_of(exp: Path, system: str, phases: list[str] | None = None) -> dict:
+    """The figures of a system, with its best dev EER, what its training cost (or that of `phases`) and its commit."""
+    from pyspkv.bin.report import epochs_of, read_json
+
+    known = systems(exp)
+    if system not in known:
+        mend = f"it has {', '.join(known) or 'none'}"
+        raise UserError(f"has no system '{system}'", file=exp / "results.json", mend=mend)
+    entry = known[system]
+    folder = entry.pop("folder")
+    out = {
+        k: v for k, v in entry.items() if k not in ("round", "threshold") and not isinstance(v, list | dict)
+    }
+    if dev := [e["dev_eer"] for e in epochs_of(folder) if e.get("dev_eer") is not None]:
+        out["dev_eer"] = min(dev)
+    out["audio_seconds"], out["wall_seconds"] = cost(*[exp / p for p in phases] if phases else [folder])
+    record = folder / "model/run.json"
+    out["commit"] = read_json(record).get("git") if record.exists() else None
+    return checked({"table": "", "row": system, "seed": 0} | out, exp / "results.json")
+
+
+# ---- means, spreads and paired differences -----------------------------------------------------------------------
+def by_unit(pairs: list[tuple[dict, float | None]], unit: str) -> list[float]:
+    """(row, value) of each run -> one value a unit, the mean over its runs."""
+    groups = defaultdict(list)
+    for row, value in pairs:
+        if value is not None:
+            groups[row.get(unit)].append(value)
+    return [sum(v) / len(v) for v in groups.values()]
+
+
+def paired(rows: list[dict], base: list[dict], unit: str, compare: str = "points") -> list[float]:
+    """One value a unit: EER less the base's in the same fold, draw and seed, or its reduction in percent of it."""
+    other = {tuple(r.get(u) for u in UNITS): r["eer"] for r in base}
+    pairs = [(r, r["eer"], other.get(tuple(r.get(u) for u in UNITS))) for r in rows]
+    if compare == "percent":
+        return by_unit([(r, 100 * (b - eer) / b) for r, eer, b in pairs if b], unit)
+    return by_unit([(r, eer - b) for r, eer, b in pairs if b is not None], unit)
+
+
+def statistics(values: list[float]) -> tuple[float, float, float]:
+    """Mean, standard deviation (n - 1) and half of the mean's 95 % interval by Student's t; NaN for one value."""
+    import numpy as np
+    from scipy.special import stdtrit
+
+    n = len(values)
+    deviation = float(np.std(values, ddof=1)) if n > 1 else float("nan")
+    return float(np.mean(values)), deviation, float(stdtrit(max(1, n - 1), 0.975)) * deviation / n**0.5
+
+
+def spread_text(values: list[float], digits: int, scale: float = 1) -> str:
+    mean, deviation, _ = statistics([v / scale for v in values]) if values else (0, 0, 0)
+    return "-" if not values else f"{mean:.{digits}f}" + f" ± {deviation:.{digits}f}" * (len(values) > 1)
+
+
+def difference_text(values: list[float], unit: str) -> str:
+    """Seeds share their speakers, trials and labels: over them there is a spread, but no interval."""
+    if len(values) < 2:
+        return f"{values[0]:+.2f} (one {unit}: no interval)" if values else "-"
+    mean, deviation, half = statistics(values)
+    if unit == "seed":
+        return f"{mean:+.2f} ± {deviation:.2f} (seeds: no interval)"
+    return f"{mean:+.2f} ({mean - half:+.2f} .. {mean + half:+.2f})"
+
+
+# ---- RESULTS.md and plots ----------------------------------------------------------------------------------------
+def _text(value: object) -> str:
+    return re.sub(r"\s+", " ", str(value)).replace("|", r"\|").replace("<", "&lt;")
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(map(_text, cells)) + " |" for cells in [head, *body]]
+    return ["", lines[0], "|" + "---|" * len(head), *lines[1:]]
+
+
+class Shown:
+    """One table of RESULTS.md: its rows in order, by name and column."""
+
+    def __init__(self, rows: list[dict], look: Look):
+        self.rows, self.percent = rows, look.compare == "percent"
+        self.unit = look.unit or next(
+            u for u in UNITS if u == "seed" or any(r.get(u) is not None for r in rows)
+        )
+        have = {r["row"] for r in rows}
+        self.names = [n for n in dict.fromkeys([*look.order, *(r["row"] for r in rows)]) if n in have]
+        self.columns = sorted({r.get("column") for r in rows}, key=lambda c: (_number(c), c or ""))
+        wanted = look.figures or (FIGURES if self.columns == [None] else MATRIX)
+        self.figures = {
+            k: FIGURES.get(k, (3, 1, k)) for k in wanted if any(r.get(k) is not None for r in rows)
+        }
+        bases = {n: look.bases.get(n, look.base) for n in self.names}
+        self.bases = {n: b for n, b in bases.items() if b in have and b != n}
+
+    def part(self, name: str, column: str | None) -> list[dict]:
+        return [r for r in self.rows if (r["row"], r.get("column")) == (name, column)]
+
+    def units(self, name: str, column: str | None, key: str = "eer") -> list[float]:
+        return by_unit([(r, r.get(key)) for r in self.part(name, column)], self.unit)
+
+    def versus(self, name: str, column: str | None) -> list[float]:
+        base = self.part(self.bases[name], column) if name in self.bases else []
+        return paired(self.part(name, column), base, self.unit, "percent" if self.percent else "points")
+
+    def lines(self) -> list[str]:
+        """A line a row with all figures; where rows have columns, a table of rows and columns for each figure."""
+        compared = "EER reduction %" if self.percent else "EER less its base's"
+        titles = [title for _, _, title in self.figures.values()]
+        if self.columns == [None]:
+            body = []
+            for n in self.names:
+                found = self.versus(n, None)
+                better = sum(v > 0 if self.percent else v < 0 for v in found)
+                runs = sorted(r["seed"] for r in self.part(n, None))
+                cells = [n, ", ".join(map(str, runs)) if self.unit == "seed" else len(runs)]
+                cells += [
+                    spread_text(self.units(n, None, k), d, unit) for k, (d, unit, _) in self.figures.items()
+                ]
+                body.append(
+                    cells
+                    + [difference_text(found, self.unit), f"{better} of {len(found)}"] * bool(self.bases)
+                )
+            head = ["system", "seeds" if self.unit == "seed" else "runs", *titles]
+            return _markdown(head + [compared, "better in"] * bool(self.bases), body)
+        head, out = ["system", *(c or "" for c in self.columns)], []
+        for k, (digits, unit, title) in self.figures.items():
+            cells = {
+                n: [spread_text(self.units(n, c, k), digits, unit) for c in self.columns] for n in self.names
+            }
+            out += ["", f"{title}:", *_markdown(head, [[n, *line] for n, line in cells.items()])]
+        if self.bases:
+            cells = {
+                n: [difference_text(self.versus(n, c), self.unit) for c in self.columns] for n in self.bases
+            }
+            out += ["", f"{compared}:", *_markdown(head, [[n, *line] for n, line in cells.items()])]
+        return out
+
+    def markdown(self) -> list[str]:
+        said = f"Mean ± standard deviation over {self.unit}s" + ", each its seeds' mean" * (
+            self.unit != "seed"
+        )
+        if self.bases:
+            said += f". Compared run by run with {'; '.join(dict.fromkeys(self.bases.values()))}: mean"
+            said += f" and Student's 95 % interval over {self.unit}s" * (self.unit != "seed")
+        seeds = ", ".join(map(str, sorted({r["seed"] for r in self.rows})))
+        said += f". Seeds {seeds}; {sum(r.get('wall_seconds') or 0 for r in self.rows) / 60:.0f} minutes of training."
+        return [
+            "",
+            f"## {_text(self.rows[0]['table'])}",
+            *self.lines(),
+            "",
+            _text(said),
+            *provenance(self.rows),
+        ]
+
+    def plot(self, folder: Path) -> None:
+        """Mean EER and its spread over the units: a line a row, a colour a column."""
+        from pyspkv import plots
+
+        title, *names = (x.replace("$", r"\$") for x in (self.rows[0]["table"], *self.names))
+        file = folder / f"{re.sub(r'[^A-Za-z0-9]+', '_', title)[:80]}.png"
+        with plots._figure(file, size=(8, 1.5 + 0.3 * len(names))) as ax:
+            for k, column in enumerate(self.columns):
+                found = {y: self.units(n, column) for y, n in enumerate(self.names)}
+                at = [(y, *statistics(values)) for y, values in found.items() if values]
+                error = [0 if deviation != deviation else deviation for _, _, deviation, _ in at]
+                line = {**plots._line(k), "linestyle": "", "marker": "o", "capsize": 2, "label": column}
+                ax.errorbar([mean for _, mean, _, _ in at], [y for y, *_ in at], xerr=error, **line)
+            ax.set_yticks(range(len(names)), names)
+            ax.invert_yaxis()
+            ax.set(xlabel="EER %")
+            ax.set_title(title, fontsize=8)
+            if self.columns != [None]:
+                ax.legend(fontsize=8)
+
+
+def _number(text: str | None) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+\.?\d*", text or "")] or [float("inf")]
+
+
+def provenance(rows: list[dict]) -> list[str]:
+    grids = [{**r, "command": f"python -m pyspkv.bin.grid {r['grid']}"} if r.get("grid") else r for r in rows]
+    out = []
+    for key in ("command", "commit", "machine"):
+        if values := sorted({_text(r[key]).replace("`", "'") for r in grids if r.get(key)}):
+            out += ["", f"{key.capitalize()}s: " + "; ".join(f"`{v}`" for v in values)]
+    return out
+
+
+def write_tables(path: Path, looks: dict[str, Look], plots: Path | None = None) -> int:
+    """RESULTS.md from RESULTS.jsonl, and plots into a folder; how many rows there are. `looks`: title -> Look."""
+    said = "Written from RESULTS.jsonl by `python -m pyspkv.bin.grid TABLE --report`; do not edit by hand."
+    with locked(path.parent):
+        rows = read_rows(path)
+        tables = {t: [r for r in rows if r["table"] == t] for t in dict.fromkeys(r["table"] for r in rows)}
+        shown = [Shown(part, looks.get(title) or Look(title)) for title, part in tables.items()]
+        with atomic_file(path.with_suffix(".md")) as f:
+            f.write(
+                "\n".join(["# Results", "", said, *(line for s in shown for line in s.markdown())]) + "\n"
+            )
+    for table in shown if plots else []:
+        table.plot(plots)
+    return len(rows)

@@ -1,0 +1,457 @@
+"""A table of experiments on a fake recipe: cells, order, claims, kills, rows, tables."""
+
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyspkv import results
+from pyspkv.bin import grid as cli
+from pyspkv.errors import UserError
+from pyspkv.grid import Table
+from pyspkv.runner import Runner
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+# Notes its words, refuses to run beside itself, takes --wait seconds in steps that it keeps, fails on --fail.
+RECIPE = r"""#!/bin/bash
+set -eu
+exp= labels=0 wait=0 fail=false eer=10 seed=0
+while [ $# -gt 0 ]; do case $1 in
+  --exp | --labels | --wait | --fail | --eer | --seed) printf -v "${1#--}" %s "$2" ;; esac
+  words+=("$1" "$2"); shift 2; done
+mkdir "$exp/alone" 2> /dev/null || { [ ! -d "/proc/$(cat "$exp/alone/pid")" ] || { echo TWO >> "$exp/two"; exit 9; }; }
+echo $$ > "$exp/alone/pid"
+printf '%s\n' "${words[@]}" > "$exp/words"
+echo "${exp##*/}" >> "$(dirname "$exp")/../order"
+for i in $(seq "$wait"); do [ -e "$exp/step$i" ] || { sleep 0.05; touch "$exp/step$i"; }; done
+if [ "$fail" = true ]; then echo "no such noise list"; exit 3; fi
+one='{"eer": '$eer', "min_dcf_0.01": 0.5, "eer_ci_low": 1, "eer_ci_over": "speakers", "nmi": null}'
+echo '{"pretrain": '$one', "rounds": [{"round": 2, "num_clusters": 7, '"${one#?}"'], "final": '$one', "supervised": null,
+ "others": {}, "trials": "test"}' > "$exp/results.json"
+rm -r "$exp/alone"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    folder = tmp_path / "my recipe"
+    (folder / "tables").mkdir(parents=True)
+    (folder / "run.sh").write_text(RECIPE)
+    (folder / "run.sh").chmod(0o755)
+    return folder
+
+
+def table(recipe, text, name="t.yaml"):
+    (recipe / "tables" / name).write_text(text)
+    return recipe / "tables" / name
+
+
+def call(monkeypatch, *argv):
+    monkeypatch.setattr(sys, "argv", ["grid", *map(str, argv)])
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    try:
+        return cli.main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def rows(recipe):
+    return [json.loads(x) for x in (recipe / "RESULTS.jsonl").read_text().split("\n")[:-1]]
+
+
+PRODUCT = """
+title: Toy
+options: {labels: 9, wait: 0, nj: 2}
+tables:
+  main: {title: "Table 1", base: w/o GLL, unit: draw}
+cells:
+  "{system}-{labels}-{seed}":
+    each: {"system, name, eer": [[wo, w/o GLL, 12], [gll, GLL, 10.5]], labels: [1, 4], seed: [0, 1]}
+    after: ["pre-{seed}"]
+    options: {labels: "{labels}", eer: "{eer}", nj: null, opts: "init={exp:pre-{seed}}/m x={labels}", flag: true}
+    draw: "{seed}"
+    rows: [{table: main, row: "{name}", column: "{labels}"}]
+  pre-{seed}:
+    each: {seed: [0, 1]}
+    rows: [{table: main, row: Stage I, column: none, system: pretrain}]
+"""
+
+
+def test_products_options_and_order(recipe):
+    t = Table(table(recipe, PRODUCT))
+    assert sorted(t.cells) == sorted(
+        [f"pre-{s}" for s in (0, 1)] + [f"{k}-{n}-{s}" for k in ("wo", "gll") for n in (1, 4) for s in (0, 1)]
+    )
+    order = list(t.cells)
+    assert all(order.index(need) < order.index(c.name) for c in t.cells.values() for need in c.needs())
+    cell = t.cells["gll-4-1"]
+    assert (cell.seed, cell.draw, cell.fold, cell.needs()) == (1, 1, None, ["pre-1"])
+    assert t.command(cell, Path("/x")) == [
+        *(f"{recipe}/run.sh", "--exp", "/x/gll-4-1", "--seed", "1", "--labels", "4", "--wait", "0"),
+        *("--reuse", "/x/pre-1", "--eer", "10.5", "--opts", "init=/x/pre-1/m x=4", "--flag", "true"),
+    ]
+    assert [c.name for c in t.select("^gll-4")] == ["pre-0", "pre-1", "gll-4-0", "gll-4-1"]
+    assert t.looks["Toy. Table 1"].order == ["w/o GLL", "GLL", "Stage I"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("unit: draw", "unti: draw", r"unknown config key 'tables.main.unti'"),
+        ("unit: draw", "unit: round", r"tables.main.unit"),
+        ("labels: [1, 4]", "labels: 4", r"cells.{system}-{labels}-{seed}: each: 'labels' must be a list"),
+        ("[gll, GLL, 10.5]", "[gll, GLL]", r"'system, name, eer' must be a list with 3"),
+        ('"{labels}", eer', '"{label}", eer', r"'{label}': label is no variable.*\n.*system, name, eer, labels, seed"),
+        ("flag: true", "flag: [1]", r"options.flag"),
+        ("flag: true", "exp: /etc", r"an option cannot be called \['exp'\]"),
+        ("flag: true", "'a b': 1", r"an option cannot be called \['a b'\]"),
+        ('draw: "{seed}"', "drow: 1", r"unknown config key 'drow'"),
+        ("column: none", "colum: none", r"unknown config key 'rows.0.colum'"),
+        ("{table: main, row: Stage", "{table: mian, row: Stage", r"no table is called 'mian'.*\n.*main"),
+        ("system: pretrain", "system: ../x", r"no phase '../x'"),
+        ('["pre-{seed}"]', '["pre-7"]', r"no cell is called 'pre-7'"),
+        ("pre-{seed}:\n", "pre:\n", r"'pre' is a second cell's name"),
+        ("pre-{seed}:\n", '"a/{seed}":\n', r"'a/0' is a second cell's name or cannot be one"),
+        ("    rows: [{table: main, row: Stage", "    after: [gll-1-0]\n    rows: [{table: main, row: Stage", "wait for"),
+        ("seed: [0, 1]}\n    rows", "seed: [true]}\n    rows", r"seed"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_table_is_said_with_file_and_key(recipe, old, new, says):
+    assert PRODUCT.count(old) == 1
+    with pytest.raises(UserError, match=says) as err:
+        Table(table(recipe, PRODUCT.replace(old, new)))
+    assert str(err.value).startswith(str(recipe / "tables/t.yaml")) and len(str(err.value).splitlines()) <= 2
+
+
+def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, capsys):
+    path = table(recipe, PRODUCT)
+    assert call(monkeypatch, path, "--jobs", 2) == 0
+    order = (recipe / "exp/order").read_text().split()
+    assert len(order) == 10 and set(order[:2]) == {"pre-0", "pre-1"}
+    assert (recipe / "exp/grid/gll-1-0/words").read_text().split("\n")[:4] == [
+        "--exp", f"{recipe}/exp/grid/gll-1-0", "--seed", "0"]  # fmt: skip
+    found = {(r["row"], r.get("column"), r["seed"]): r for r in rows(recipe)}
+    assert len(found) == len(rows(recipe)) == 10
+    row = found["GLL", "4", 1]
+    assert (row["eer"], row["draw"], row["table"], row["eer_ci_low"]) == (10.5, 1, "Toy. Table 1", 1)
+    assert row["cell"] == "gll-4-1" and row["command"].startswith(
+        "run.sh --exp exp/grid/gll-4-1 --seed 1 --labels 4"
+    )
+    assert row["machine"] and row["commit"] and row["grid"].endswith("tables/t.yaml")
+    text = (recipe / "RESULTS.md").read_text()
+    assert "| GLL | 10.50 ± 0.00 | 10.50 ± 0.00 | - |" in text and "| GLL | -1.50 (-1.50 .. -1.50) |" in text
+    assert (recipe / "exp/grid/plots/Toy_Table_1.png").stat().st_size > 1000
+    before = (recipe / "RESULTS.jsonl").read_bytes()
+    assert call(monkeypatch, path) == 0
+    assert (recipe / "exp/order").read_text().split() == order and (
+        recipe / "RESULTS.jsonl"
+    ).read_bytes() == before
+    capsys.readouterr()
+    call(monkeypatch, path, "--status")
+    assert "10 done" in capsys.readouterr().out
+
+    # A row that was lost between the mark and RESULTS.jsonl comes back without a run; a row can be added later.
+    (recipe / "RESULTS.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows(recipe)[1:]))
+    more = PRODUCT.replace("system: pretrain}", "system: pretrain}, {table: main, row: two, system: round2}")
+    assert call(monkeypatch, table(recipe, more)) == 0
+    assert (recipe / "exp/order").read_text().split() == order and len(rows(recipe)) == 12
+    assert {r["num_clusters"] for r in rows(recipe) if r["row"] == "two"} == {7}
+
+
+def test_a_failed_cell_is_named_and_stops_only_what_waits_for_it(recipe, monkeypatch, capfd):
+    text = """
+tables: {m: {title: M}}
+cells:
+  a: {options: {fail: true}, rows: [{table: m, row: a}]}
+  b: {after: [a]}
+  c: {after: [b]}
+  d: {rows: [{table: m, row: d}]}
+  e: {rows: [{table: m, system: round9}]}
+"""
+    path = table(recipe, text)
+    assert call(monkeypatch, path) == 1
+    err = capfd.readouterr().err
+    assert "no such noise list" in err and f"failed: a (exit code 3: {recipe}/exp/grid/a/log/grid.log)" in err
+    assert "not run: b, which waits for a" in err and "not run: c, which waits for b" in err
+    assert "failed: e (done, but its rows are not written" in err and "has no system 'round9'" in err
+    assert [r["row"] for r in rows(recipe)] == ["d"]
+    call(monkeypatch, path, "--status")
+    out = capfd.readouterr().out
+    assert re.search(r"^a +failed", out, re.M) and re.search(r"^b +waiting +for a$", out, re.M)
+    assert "2 done" in out and "left, 1 at a time" in out
+    (recipe / "run.sh").write_text(RECIPE.replace("exit 3", "true"))  # mended
+    assert call(monkeypatch, path) == 1 and not (recipe / "exp/grid/b/reuse").exists()
+    assert (recipe / "exp/order").read_text().split().count("d") == 1, "what is done is not done again"
+    assert {p.name for p in (recipe / "exp/grid").glob("[abcd]/grid.json")} == {"grid.json"}
+    assert "--reuse\n" + f"{recipe}/exp/grid/a\n" in (recipe / "exp/grid/b/words").read_text()
+
+
+def test_a_changed_cell_is_refused_with_the_difference(recipe, monkeypatch, capsys):
+    text = "cells:\n  a: {options: {labels: 1}}\n  b: {after: [a]}\n  c: {}\n"
+    path = table(recipe, text)
+    assert call(monkeypatch, path) == 0
+    call(monkeypatch, table(recipe, text.replace("labels: 1", "labels: 2")), "--status")
+    assert re.search(r"^a +changed +--labels was '1' and is now '2'$", capsys.readouterr().out, re.M)
+    with pytest.raises(UserError, match=r"cell a .*--labels was '1' and is now '2'\n.*--force a$"):
+        call(monkeypatch, path)
+    with pytest.raises(
+        UserError, match=r"cell b .*end of a was .*\n.*--force b$"
+    ):  # made from another run of a
+        call(monkeypatch, path, "--force", "a")
+    assert not (recipe / "exp/grid/a").exists() and list((recipe / "exp/grid/.before").glob("a-*/words"))
+    assert call(monkeypatch, path, "--force", "b") == 0
+    assert (recipe / "exp/order").read_text().split() == ["a", "c", "b", "a", "b"]
+    with pytest.raises(UserError, match="no cell is called 'x'"):
+        call(monkeypatch, path, "--force", "x")
+
+
+def test_the_dry_run_can_be_pasted_and_writes_nothing(recipe, monkeypatch, capsys):
+    nasty = "a b'; touch hacked; $(touch hacked) `touch hacked` \u2028 \"é"
+    path = table(recipe, "cells:\n  a: {options: {opts: %s}}\n" % json.dumps(nasty))
+    before = sorted(recipe.rglob("*"))
+    exp = recipe / "exp '$(touch hacked)'"
+    assert call(monkeypatch, path, "--dry-run", "--exp", exp, "--run-opts", "--nj 2") == 0
+    line = capsys.readouterr().out.removesuffix("\n")
+    assert sorted(recipe.rglob("*")) == before
+    (exp / "a").mkdir(parents=True)
+    subprocess.run(["bash", "-c", line], check=True, cwd=recipe)
+    assert (exp / "a/words").read_text() == "\n".join(
+        ["--exp", f"{exp}/a", "--seed", "0", "--opts", nasty, "--nj", "2", ""]
+    )
+    assert not list(recipe.rglob("hacked"))
+    text = "cells:\n  a: {}\n  b: {options: {x: '{exp:a}', y: 'k={exp:a}'}}\n"
+    with pytest.raises(UserError, match="cannot be a part of the option y"):
+        call(monkeypatch, table(recipe, text), "--dry-run", "--exp", exp)
+
+
+def test_a_runner_is_put_before_the_command(recipe, monkeypatch):
+    path = table(recipe, "cells:\n  a: {}\n")
+    assert call(monkeypatch, path, "--cmd", "utils/run.sh --num-threads 1") == 0
+    assert "# Ended (code 0)" in (recipe / "exp/grid/a/log/grid.log").read_text()
+
+
+def start(path, *more):
+    command = [sys.executable, "-m", "pyspkv.bin.grid", path, *more]
+    return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(what, seconds=30):
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_signal_ends_the_cell_and_status_sees_who_runs(recipe, monkeypatch, capsys):
+    path = table(recipe, "cells:\n  a: {options: {wait: 1000}}\n  b: {}\n")
+    process = start(path)
+    pid = recipe / "exp/grid/a/alone/pid"
+    wait_for(lambda: (recipe / "exp/grid/a/step1").exists())
+    call(monkeypatch, path, "--status")
+    out = capsys.readouterr().out
+    assert (
+        re.search(r"^a +running +for \d+ s$", out, re.M) and "nobody knows yet how long 2 cells take" in out
+    )
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+    call(monkeypatch, path, "--status")
+    assert re.search(r"^a +interrupted", capsys.readouterr().out, re.M)
+
+
+def test_processes_killed_at_random_leave_no_row_twice_and_no_cell_undone(recipe):
+    text = """
+tables: {m: {title: M}}
+cells:
+  a{seed}:
+    each: {seed: [0, 1, 2, 3]}
+    options: {wait: 8}
+    rows: [{table: m, row: a}]
+  b{seed}:
+    each: {seed: [0, 1, 2, 3]}
+    after: ["a{seed}"]
+    options: {wait: 4}
+    rows: [{table: m, row: b}, {table: m, system: round2}]
+"""
+    path, rng = table(recipe, text), random.Random(0)
+    pair = [start(path), start(path)]
+    for kill in range(10):
+        time.sleep(rng.uniform(0.1, 0.9))
+        pair[kill % 2].send_signal(signal.SIGKILL)
+        pair[kill % 2].communicate()
+        pair[kill % 2] = start(path)
+    assert [p.communicate(timeout=60) and p.returncode for p in pair] == [0, 0]
+    found = [(r["row"], r["seed"]) for r in rows(recipe)]
+    assert sorted(found) == [(row, s) for row in ("a", "b", "round2") for s in range(4)]
+    marks = [json.loads(p.read_text()) for p in (recipe / "exp/grid").glob("*/grid.json")]
+    assert [m["state"] for m in marks] == ["done"] * 8
+    assert not list(recipe.rglob("two")), "a run was started beside one that still ran"
+
+
+# ---- rows and tables -------------------------------------------------------------------------------------------------
+ROW = {"table": "T", "row": "r", "seed": 0, "eer": 5.0}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"table": "T", "row": 5, "seed": 0, "eer": 1}', '{"table": "T", "row": null, "seed": 0, "eer": 1}',
+        *(json.dumps({**ROW, **x}) for x in (
+            {"nmi": "x"}, {"command": 5}, {"eer": True}, {"eer": float("nan")}, {"eer": 101}, {"eer": -1},
+            {"seed": -1}, {"seed": 1.0}, {"seed": True}, {"fold": [1]}, {"column": 4}, {"auc": [1]}, {"auc": False},
+            {"wall_seconds": float("inf")}, {"row": "\ud800"})),
+        "5", "", "[" * 100_000, '{"a"', '{"table": "T", "row": "r", "seed": 0, "eer": 1' + "0" * 5000 + "}", "\xff",
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_refused_by_line_before_anything_is_added(tmp_path, bad):
+    path = tmp_path / "RESULTS.jsonl"
+    path.write_bytes((json.dumps(ROW) + "\n" + bad + "\n").encode("latin1"))
+    before = path.read_bytes()
+    for what in (
+        lambda: results.add_rows(path, [{**ROW, "seed": 1}]),
+        lambda: results.write_tables(path, {}),
+    ):
+        with pytest.raises(UserError, match=r"RESULTS\.jsonl:2: a line must be"):
+            what()
+    path.write_text(json.dumps(ROW))  # without its line feed
+    if bad.startswith('{"table"'):
+        with pytest.raises(UserError, match="must be"):
+            results.add_rows(path, [json.loads(bad)])
+    results.add_rows(path, [{**ROW, "seed": 1}])
+    assert [r["seed"] for r in results.read_rows(path)] == [0, 1] and len(before) > 1
+
+
+def test_rows_replace_older_ones_and_any_text_survives(tmp_path):
+    path = tmp_path / "RESULTS.jsonl"
+    nasty = "a\u2028b\x85c | <img> `x`\r\ny"
+    results.add_rows(path, [{**ROW, "command": nasty, "table": nasty, "row": nasty}, ROW])
+    results.add_rows(path, [{**ROW, "eer": 6.0, "ended": "2026-02"}, {**ROW, "fold": 0}])
+    results.add_rows(
+        path, [{**ROW, "eer": 7.0, "ended": "2026-01"}, {**ROW, "fold": "0"}]
+    )  # older: it stays as it is
+    assert [(r["eer"], r.get("fold")) for r in results.read_rows(path)] == [
+        (5, None),
+        (6, None),
+        (5, 0),
+        (5, "0"),
+    ]
+    assert results.write_tables(path, {}, tmp_path / "plots") == 4
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert r"| a b c \| &lt;img> `x` y | 0 | 5.00 |" in text and "<img" not in text
+
+
+def test_differences_are_over_units_not_seeds():
+    """Against scipy's paired t test of fold means, and by hand; a seed that only one side has is no pair."""
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    base, other = rng.uniform(10, 30, (2, 5, 3))
+    sides = [
+        [{"fold": f, "seed": s, "eer": x[f, s]} for f in range(5) for s in range(3)] for x in (base, other)
+    ]
+    found = results.paired(sides[1], sides[0] + [{"fold": 0, "seed": 9, "eer": 99}], "fold")
+    want = stats.ttest_rel(other.mean(1), base.mean(1)).confidence_interval(0.95)
+    mean, deviation, half = results.statistics(found)
+    assert (mean - half, mean + half) == pytest.approx((want.low, want.high))
+    assert deviation == pytest.approx(np.std(other.mean(1) - base.mean(1), ddof=1))
+    percent = results.paired(sides[1], sides[0], "fold", "percent")
+    assert percent == pytest.approx((100 * (base - other) / base).mean(1))
+    assert results.difference_text([1.0, 3.0], "fold") == "+2.00 (-10.71 .. +14.71)"  # 12.706 * 1.414 / 1.414
+    assert results.difference_text([1.0, 3.0], "seed") == "+2.00 ± 1.41 (seeds: no interval)"
+    assert results.difference_text([1.0], "fold") == "+1.00 (one fold: no interval)"
+    assert results.paired(sides[1], [{"fold": 0, "seed": 0, "eer": 0.0}], "fold", "percent") == []
+    assert results.difference_text([], "fold") == "-"
+
+
+def cells(text, name):
+    """Rows of the table headed by `name` in a RESULTS.md: row name -> its other cells."""
+    part = text.split(name, 1)[1].split("\n\n", 2)[1].splitlines()
+    lines = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in part]
+    return lines[0][1:], {line[0]: line[1:] for line in lines[2:]}
+
+
+def test_recorded_tables_of_gll_come_out_as_they_were(tmp_path):
+    source = ROOT / "egs/mini/gll"
+    (tmp_path / "RESULTS.jsonl").write_bytes((source / "RESULTS.jsonl").read_bytes())
+    found = [json.loads(x) for x in (source / "RESULTS.jsonl").read_text().splitlines()]
+    title = "egs/mini. Table 1: by labels a speaker"
+    looks = {title: results.Look(title, base="w/o GLL", order=["w/o GLL", "GLL"])}
+    results.write_tables(tmp_path / "RESULTS.jsonl", looks)
+    new, old = ((f / "RESULTS.md").read_text() for f in (tmp_path, source))
+    for table in dict.fromkeys(r["table"] for r in found):
+        for figure in ("EER %:", "dev EER %:", "Share of right pseudo-labels:"):
+            want = cells(old.split(f"## {table}")[1], f"\n{figure}")
+            assert cells(new.split(f"## {table}")[1], f"\n{figure}") == want, (table, figure)
+    columns, differences = cells(new.split(f"## {title}")[1], "\nEER less its base's:")
+    eer = {(r["row"], r["column"], r["seed"]): r["eer"] for r in found if r["table"] == title}
+    for column, text in zip(columns[:4], differences["GLL"]):
+        d = np.array([eer["GLL", column, s] - eer["w/o GLL", column, s] for s in range(3)])
+        assert text == f"{d.mean():+.2f} ± {d.std(ddof=1):.2f} (seeds: no interval)"
+
+
+def test_recorded_tables_of_dialogues_come_out_as_they_were(tmp_path):
+    source = ROOT / "egs/arabic_speech_commands/dialogue"
+    (tmp_path / "RESULTS.jsonl").write_bytes((source / "RESULTS.jsonl").read_bytes())
+    found = [json.loads(x) for x in (source / "RESULTS.jsonl").read_text().splitlines()]
+    names = dict.fromkeys((r["table"], r["row"]) for r in found)
+    bases = {row: re.sub("(, |^)[^,]+$", r"\1none", row) for table, row in names if table.startswith("B")}
+    bases |= {row: f"{row.split(',')[0]}, none" for table, row in names if table.startswith("C")}
+    by_size = {r: "random 50 %, AvA, 6 dialogues, none" for t, r in names if t.endswith("by batch size")}
+    first = "supervised, LibriSpeech (GE2E)"
+    looks = {t: results.Look(t, compare="percent", base=first if t[0] == "A" else None,
+                             bases={} if t[0] == "A" else by_size if t.endswith("size") else bases)
+             for t, _ in names}  # fmt: skip
+    results.write_tables(tmp_path / "RESULTS.jsonl", looks)
+    new, old = ((f / "RESULTS.md").read_text() for f in (tmp_path, source))
+    seen = 0
+    for table in dict.fromkeys(t for t, _ in names if t != "untrained"):
+        old_head, old_rows = cells(old, f"## {table}\n")
+        head, lines = cells(new, f"## {table}\n")
+        assert lines.keys() == old_rows.keys()
+        for row, line in lines.items():
+            new_line, old_line = dict(zip(head, line)), dict(zip(old_head, old_rows[row]))
+            for title in (
+                "EER %",
+                "minDCF 0.01",
+                "AUC",
+                "AUC, one channel a dialogue",
+                "weight mixed / clean",
+                "runs",
+            ):
+                if title in old_line:
+                    assert new_line[title].split(" ± ")[0] == old_line[title], (row, title)
+            side = [{(r["fold"], r["seed"]): r["eer"] for r in found if (r["table"], r["row"]) == (table, name)}
+                    for name in (row, looks[table].bases.get(row, looks[table].base))]  # fmt: skip
+            assert new_line["EER %"].split(" ± ")[0] == f"{np.mean(list(side[0].values())):.2f}"
+            if old_line["EER reduction %"] != "0.00":
+                pairs = [
+                    (100 * (side[1][k] - side[0][k]) / side[1][k], k[0])
+                    for k in side[0].keys() & side[1].keys()
+                ]
+                folds = [np.mean([d for d, fold in pairs if fold == f]) for f in range(5)]
+                half = 2.7764451 * np.std(folds, ddof=1) / 5**0.5  # Student's t, four degrees of freedom
+                mean = np.mean([d for d, _ in pairs])
+                assert (
+                    new_line["EER reduction %"] == f"{mean:+.2f} ({mean - half:+.2f} .. {mean + half:+.2f})"
+                )
+                assert new_line["EER reduction %"].split()[0] == old_line["EER reduction %"].split()[0], row
+                seen += 1
+    assert seen > 60
+
+
+def test_every_recorded_file_can_be_read_and_drawn(tmp_path):
+    for file in sorted(ROOT.glob("egs/*/*/RESULTS.jsonl")):
+        (tmp_path / "RESULTS.jsonl").write_bytes(file.read_bytes())
+        assert results.write_tables(tmp_path / "RESULTS.jsonl", {}) == len(results.read_rows(file)) > 0
