@@ -64,7 +64,7 @@ def make(folder: Path, wav: dict[str, str], seconds: float) -> DataDir:
 
 def main() -> int:
     p = argparse.ArgumentParser(
-        prog="local/librispeech_data.sh",
+        prog="local/librispeech.py",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -337,7 +337,7 @@ def pair(text: str) -> tuple[float, float]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
-        prog="local/mini_data.sh", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="local/mini.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument(
         "dir", metavar="DATADIR", type=Path, help="where train, train_labelled, dev, test, noise, truth go"

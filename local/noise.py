@@ -16,7 +16,7 @@ ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 
 def main() -> int:
     p = argparse.ArgumentParser(
-        prog="local/noise_data.sh",
+        prog="local/noise.py",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

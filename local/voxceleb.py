@@ -60,7 +60,7 @@ def directory(folder: Path, wav: dict[str, str], utts: list[str]) -> DataDir:
 
 def main() -> int:
     p = argparse.ArgumentParser(
-        prog="local/voxceleb_data.sh",
+        prog="local/voxceleb.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -182,7 +182,7 @@ def test_speaker_folds_share_no_speaker(corpora, tmp_path):
     """On the real corpus: every speaker is tested once; labelled sets are nested and apart from dev and test."""
     tested = set()
     for fold in range(5):
-        command = [ROOT / "local/arabic_speech_commands_folds.sh", "--fold", str(fold)]
+        command = [ROOT / "local/arabic_speech_commands.sh", "--fold", str(fold)]
         command += [corpora / "arabic_speech_commands", tmp_path / f"fold{fold}"]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "SPKV_PYTHON": sys.executable}
         done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pyspkv import results
 from pyspkv.bin import grid as cli
 from pyspkv.errors import UserError
 from pyspkv.grid import Table
-from pyspkv.runner import Runner
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

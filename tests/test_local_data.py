@@ -1,4 +1,4 @@
-"""local/*_data.sh on small trees of the published layout, and on real speech where it is."""
+"""local/*.py on small trees of the published layout, and on real speech where it is."""
 
 import os
 import subprocess
@@ -18,9 +18,9 @@ real = pytest.mark.skipif(not CORPORA, reason="SPKV_CORPORA names no folder of r
 
 
 def local(script, *args, ok=True):
-    env = {**os.environ, "SPKV_PYTHON": sys.executable}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        ["bash", str(ROOT / "local" / f"{script}_data.sh"), *map(str, args)],
+        [sys.executable, str(ROOT / "local" / f"{script}.py"), *map(str, args)],
         env=env,
         capture_output=True,
         text=True,

@@ -14,8 +14,8 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 . "$recipe/cmd.sh"
 
 # -- options of the method
-stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
-stop_stage=8        # last stage
+stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
+stop_stage=8        # last stage, from 1
 labels=10           # labelled utterances of each speaker, from 1
 baseline=           # name of a config in conf/baselines to train instead of GLL; empty: GLL
 use_labels=few      # what a baseline is trained on: few (labels and the unlabelled rest), only (labels alone), all

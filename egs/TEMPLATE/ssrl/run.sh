@@ -12,8 +12,8 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 . "$recipe/cmd.sh"
 
 # -- options of the method
-stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
-stop_stage=8        # last stage
+stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
+stop_stage=8        # last stage, from 1
 num_clusters=auto   # pseudo-speakers to start with; better a third more than there are speakers
 cluster_opts=(--method kmeans) # options of bin.cluster
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only

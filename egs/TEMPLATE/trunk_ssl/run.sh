@@ -12,8 +12,8 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 . "$recipe/cmd.sh"
 
 # -- options of the method
-stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
-stop_stage=8        # last stage
+stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
+stop_stage=8        # last stage, from 1
 round=1             # first round of stage 4, from 1
 num_rounds=3        # rounds, from 1
 trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: the student starts from it

@@ -12,8 +12,8 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 . "$recipe/cmd.sh"
 
 # -- options of the method
-stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
-stop_stage=8        # last stage
+stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
+stop_stage=8        # last stage, from 1
 init=               # folder of the model whose encoder training starts from; empty: from scratch
 train_set=train_labelled # name of the labelled training directory in --data
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml

@@ -13,8 +13,8 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 . "$recipe/cmd.sh"
 
 # -- options of the method
-stage=1             # first stage: 1 data, 2 check, 3 pre-train, 4 learn, 5 fine-tune, 6 extract, 7 score, 8 report
-stop_stage=8        # last stage
+stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
+stop_stage=8        # last stage, from 1
 mode=random         # devices: random = a speaker each, household = two speakers share one
 rate=10             # percent of the dialogues with a second speaker (household: the other one at home)
 dialogue_opts=()    # further options of bin.simulate_dialogues

@@ -12,6 +12,6 @@ dry_run=false      # only print the commands
 $dry_run || [ -n "$corpus" ] || po_die "give run.sh --corpus, the folder that holds dataset/ and the .csv"
 speech=$1 dialogues=$2; shift 2
 [ "$mode" = random ] || set -- --households "$@"
-log_run python "$SPKV_ROOT/local/arabic_speech_commands_folds.py" --fold "$fold" "$corpus" "$speech"
+log_run python "$SPKV_ROOT/local/arabic_speech_commands.py" --fold "$fold" "$corpus" "$speech"
 log_run python -m pyspkv.bin.simulate_dialogues --percent "$rate" --session "$speech/truth/utt2session" \
   --alike "$speech/truth/utt2content" "$@" "$speech/speech" "$dialogues"
