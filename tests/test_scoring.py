@@ -348,7 +348,8 @@ def test_decimal_scores_are_read_with_any_line_end_and_mark(tmp_path, number, fo
     [("1_0", "plain decimal"), ("\u0663", "plain decimal"), ("1,5", "plain decimal"), ("0x1p3", "plain decimal"),
      ("e5", "plain decimal"), ("1e", "plain decimal"), ("\uff11", "plain decimal"), ("1\u00a0", "plain decimal"),
      ("nan", "is not finite"), ("-Infinity", "is not finite"), ("1e999", "is not finite"),
-     ("9" * 5000, "is not finite"), ("", "must be `enrol test score`"), ("1 2", "must be `enrol test score`"), ("1\r2", "must be `enrol test score`"),
+     ("9" * 5000, "is not finite"),
+     ("", "must be `enrol test score`"), ("1 2", "must be `enrol test score`"), ("1\r2", "must be `enrol test score`"),
      ("1\x0b", "a line must be"), ("1\x1c", "a line must be"), ("\ufeff1", "plain decimal")],
 )  # fmt: skip
 def test_other_numbers_are_refused_with_their_line(tmp_path, number, says):
@@ -373,7 +374,8 @@ def test_ids_of_any_script_and_odd_blanks(tmp_path):
 @pytest.mark.parametrize(
     "argv",
     [["score", "--trials", "x", "--enrol", "x", "--test", "x", "--out", "o"],
-     ["metrics", "--scores", "x", "--trials", "x"], ["calibrate", "--scores", "x", "--trials", "x", "--out", "o"], ["verify", "--model", "x", "a.wav", "b.wav"],
+     ["metrics", "--scores", "x", "--trials", "x"], ["calibrate", "--scores", "x", "--trials", "x", "--out", "o"],
+     ["verify", "--model", "x", "a.wav", "b.wav"],
      ["evaluate", "--systems", "s", "--data", "d"]],
 )  # fmt: skip
 def test_ctrl_c_while_numpy_is_imported_is_no_traceback(tmp_path, argv):
