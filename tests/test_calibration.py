@@ -68,10 +68,72 @@ def test_file_round_trip_and_refusals(tmp_path):
     assert calibration.Calibration.read(tmp_path / "calibration.json") == got
     good = json.loads((tmp_path / "calibration.json").read_text())
     for bad in ("", "[]", "{", json.dumps(good | {"extra": 1}), json.dumps(good | {"scale": -1}),
-                json.dumps(good | {"scale": "x"}), json.dumps(good | {"threshold": float("nan")})):  # fmt: skip
+                json.dumps(good | {"scale": "x"}), json.dumps(good | {"threshold": float("nan")}),
+                json.dumps(good | {"scale": True}), json.dumps(good | {"source": 3}), "[" * 100000,
+                json.dumps(good | {"num_target": "many"}), json.dumps(good | {"offset": None}),
+                json.dumps(good).replace('"prior": 0.1', '"prior": ' + "1" * 5000),
+                json.dumps(good | {"scale": 10**400}), json.dumps(good | {"eer_threshold": [0.1]})):  # fmt: skip
         (tmp_path / "bad.json").write_text(bad)
         with pytest.raises(UserError, match=r"bad\.json"):
             calibration.Calibration.read(tmp_path / "bad.json")
+    (tmp_path / "bad.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(UserError, match=r"bad\.json"):
+        calibration.Calibration.read(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [[1, 2, 2, 1], [4, 3, 2, 1], [1e308, -1e308, 1e308, 0], [1e200, 1, 2, 3], [0, 0, 5e-324, 5e-324],
+     [0, 1e-320, 1e-310, 2e-310], [1, 2, 3, np.nan], [0, 1, 2, np.inf], [7, 7, 7, 7]],
+)  # fmt: skip
+def test_what_cannot_be_calibrated_is_an_error_of_its_own(scores):
+    """Either finite figures, or CalibrationError: of bin.evaluate it means to go on without."""
+    target = np.array([False, False, True, True])
+    try:
+        got = calibration.fit(np.array(scores, float), target, 0.5, "x")
+    except calibration.CalibrationError:
+        return
+    assert np.isfinite([got.scale, got.offset, got.threshold]).all() and got.scale > 0
+    assert scores[1] < scores[2]
+
+
+def test_one_kind_cannot_be_calibrated_but_a_wrong_prior_is_the_callers_fault():
+    for target in (np.ones(3, bool), np.zeros(3, bool)):
+        with pytest.raises(calibration.CalibrationError, match="both kinds"):
+            calibration.fit(np.arange(3.0), target, 0.5, "x")
+    with pytest.raises(UserError) as err:
+        calibration.fit(np.arange(4.0), np.arange(4) > 1, float("nan"), "x")
+    assert not isinstance(err.value, calibration.CalibrationError)
+
+
+def test_the_fit_does_not_move_once_it_stands_still():
+    """Many iterations that change nothing are left out: Newton's method by hand ends at the same bits."""
+    for seed in range(8):
+        scores, target = gaussian(200, 900, seed)
+        got = calibration.fit(scores, target, 0.5, "x")
+        s = np.concatenate([np.sort(scores[target]), np.sort(scores[~target])])
+        y = np.repeat([1.0, 0.0], [200, 900])
+        weight = np.where(y > 0, 0.5 / 200, 0.5 / 900)
+        x = np.stack([(s - s.mean()) / s.std(), np.ones(len(s))])
+        penalty, w = np.array([1e-9, 0.0]), np.zeros(2)
+
+        def cost(w, x=x, y=y, weight=weight, penalty=penalty):
+            z = w @ x + 0.0
+            return float(weight @ np.logaddexp(0, np.where(y > 0, -z, z)) + penalty @ w**2 / 2)
+
+        for _ in range(200):
+            p = 1 / (1 + np.exp(-np.clip(w @ x + 0.0, -500, 500)))
+            gradient = x @ (weight * (p - y)) + penalty * w
+            step = np.linalg.solve(
+                (x * (weight * p * (1 - p))) @ x.T + np.diag(penalty + [0, 1e-12]), gradient
+            )
+            size = 1.0
+            while cost(w - size * step) > cost(w) and size > 1e-10:
+                size /= 2
+            w = w - size * step
+            if np.abs(gradient).max() < 1e-12 or size <= 1e-10:
+                break
+        assert got.scale == w[0] / s.std()
 
 
 @pytest.mark.parametrize("with_recordings", [False, True])
@@ -165,3 +227,16 @@ def test_command_from_dev_trials_and_its_errors(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["calibrate", "--trials", "x", "--embeddings", "y", "--out", "z"])
     with pytest.raises(SystemExit):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--num-trials", n) for n in ("0", "1" + "0" * 12, "9" * 5000, "x")]
+    + [("--seed", n) for n in ("9" * 5000, "-1")],
+)
+def test_numbers_beyond_reason_are_usage_errors(monkeypatch, capsys, option):
+    monkeypatch.setattr("sys.argv", ["x", "--from-data", "d", "--embeddings", "e", "--out", "o", *option])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert option[0] in capsys.readouterr().err

@@ -59,6 +59,7 @@ def place(tmp_path, monkeypatch):
     """Data directories dev, test, other (with models) and train, and the systems a, b and c, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pyspkv.metrics.REPLICATES", 40)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # thousands of small files
     for name in ("dev", "test", "other", "train"):
         make_data(name, enrol_map=name == "other")
     for k, system in enumerate("abc"):
@@ -317,6 +318,18 @@ def test_wrong_calls_write_nothing(place, call, args, says):
         call(*args)
     assert says in str(err.value)
     assert not Path("a/score").exists()
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\n", b"t0-0\n", b"", b"t0-0 gone.ark:5\n", b"\xff\xff a.ark:5\n", b"t0-0 a:b:c |\n"]
+)
+def test_a_damaged_list_of_embeddings_is_an_error_that_names_it(place, call, raw):
+    call("--systems", "a", "--data", "data/test")
+    before = contents("a")
+    Path("a/embed/test/embedding.scp").write_bytes(raw)
+    with pytest.raises(UserError, match="a/embed/test/embedding.scp"):
+        call("--systems", "a", "--data", "data/test")
+    assert contents("a") == before
 
 
 @pytest.mark.parametrize("number", ["1", "-3", "1_0", "\u0663", "9" * 5000, "ten"])

@@ -107,6 +107,39 @@ def test_weights_are_repetition(pairs, seed):
             assert rate == pytest.approx(metrics.eer(s, t), abs=1e-6)
 
 
+def test_draws_are_those_of_the_seed_and_the_same_for_every_list_of_scores():
+    """The crossing found by bisection is the one found by a look at every operating point, to the bit."""
+    rng = np.random.default_rng(0)
+    for n, values in ((50, 5), (400, 1000), (3, 2)):
+        first, second = rng.integers(6, size=(2, n))
+        target = first == second
+        target[:2], second[:2] = [True, False], [first[0], (first[1] + 1) % 6]
+        units = metrics.Resampling([f"s{a}" for a in first], [f"s{b}" for b in second], "speakers", 3)
+        draws = units.multiplicities(60)
+        want = np.random.default_rng(3).multinomial(units.num, np.full(units.num, 1 / units.num), size=60)
+        np.testing.assert_array_equal(draws[:, :-1], want)
+        assert (draws[:, -1] == 1).all()
+        for seed in range(3):
+            scores = np.random.default_rng(seed).integers(values, size=n) / 7
+            got = metrics.weighted_eers(scores, target, units, 60)
+            for rate, times in zip(got, draws):
+                weight = times[units.a] * times[units.b]
+                points = []
+                for t in np.unique(scores):  # accept above t
+                    miss, keep = weight[target & (scores <= t)].sum(), weight[~target & (scores <= t)].sum()
+                    points.append((miss, keep))
+                all_t, all_n = weight[target].sum(), weight[~target].sum()
+                if not (all_t and all_n):
+                    assert np.isnan(rate)
+                    continue
+                fnr = np.array([m for m, _ in points]) / all_t
+                d = fnr + np.array([k for _, k in points]) / all_n - 1
+                k = int(np.argmax(d >= 0))
+                d0, f0 = (d[k - 1], fnr[k - 1]) if k else (-1.0, 0.0)
+                assert rate == 100 * (f0 + (fnr[k] - f0) * -d0 / (d[k] - d0))
+        assert (units.multiplicities(60) == draws).all() and len(units.multiplicities(7)) == 7
+
+
 def trials_of(num_speakers, per_speaker, spread, seed):
     """All pairs of utterances; score = closeness of noisy 6-dimensional speaker vectors."""
     rng = np.random.default_rng(seed)
@@ -233,6 +266,8 @@ def test_table_and_comparison_for_people(call):
         ({"scores": [*SCORES[:1], "a y", *SCORES[2:]]}, "scores:2: a line must be `enrol test score`"),
         ({"scores": [*SCORES[:1], "a y 0.5 target", *SCORES[2:]]}, "scores:2: a line must be"),
         ({"scores": [*SCORES[:1], "a y high", *SCORES[2:]]}, "scores:2: a line must be"),
+        ({"scores": [*SCORES[:1], "a y 1_0", *SCORES[2:]]}, "scores:2: a line must be"),
+        ({"scores": [*SCORES[:1], "a y " + "9" * 5000, *SCORES[2:]]}, "is not finite"),
         ({"trials": TRIALS[:1], "scores": SCORES[:1]}, "no nontarget trial"),
         ({"trials": TRIALS[1:3], "scores": SCORES[1:3]}, "no target trial"),
         ({"trials": [*TRIALS[:2], "b x maybe"]}, "trials:3: "),
@@ -245,6 +280,12 @@ def test_bad_input_is_a_short_error(call, change, says):
         call(**change)
     assert says in str(err.value)
     assert len(str(err.value).splitlines()) <= 2
+
+
+def test_a_score_file_of_a_windows_editor_is_the_same(call):
+    want = json.loads(call(args=["--json"]))
+    windows = [f"{line}\r" for line in SCORES]
+    assert json.loads(call(scores=["\ufeff" + windows[0], *windows[1:]], args=["--json"])) == want
 
 
 def test_two_enrolment_ids_are_too_few_to_compare(call):

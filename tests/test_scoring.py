@@ -1,18 +1,22 @@
 """Scores against plain loops, one trial at a time."""
 
+import json
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from pyspkv import scoring
 from pyspkv.bin import score as cli
-from pyspkv.embeddings import EmbeddingWriter
+from pyspkv.embeddings import EmbeddingWriter, normalise, read_embeddings
 from pyspkv.errors import UserError
 
 
@@ -226,3 +230,161 @@ def test_command_line_itself(tmp_path):
     assert done.stderr == "error: x: No such file or directory\n"
     assert done.stdout == "[]\n"
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- at the edges of float32 -----------------------------------------------------------------------------------
+BIG, TINY = np.finfo(np.float32).max, np.float32(1e-45)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(1, 5)),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    ),
+    st.booleans(),
+)
+def test_normalise_gives_directions_of_any_finite_float32(x, stacked):
+    """Against exact fractions; ordinary rows are divided by their length as ever, to the bit."""
+    got = normalise(x[None] if stacked else x)
+    got = got[0] if stacked else got
+    assert got.dtype == np.float32
+    for row, unit in zip(x, got):
+        if not row.any():
+            assert not unit.any()
+            continue
+        exact = [Fraction(float(v)) for v in row]
+        largest = max(map(abs, exact))
+        scaled = [float(v / largest) for v in exact]
+        np.testing.assert_allclose(unit, np.array(scaled) / math.hypot(*scaled), atol=2e-7)
+        length = np.sqrt((row.astype(np.float64) ** 2).sum())
+        if 2e-38 < length < BIG:
+            np.testing.assert_array_equal(unit, row / np.float32(length))
+
+
+def test_cosines_of_huge_and_tiny_embeddings(tmp_path, call):
+    sizes = {"a": BIG, "b": 3e38, "c": 1.0, "d": 1e-38, "e": 1e-44, "f": TINY}
+    entries = {k: np.full(3, v, np.float32) for k, v in sizes.items()}
+    entries |= {k.upper(): np.array([v, -v, 0], np.float32) for k, v in sizes.items()}
+    scp = write(tmp_path / "e", entries)
+    trials = [(a, b) for a in entries for b in entries]
+    got, _ = call(trials, enrol=scp, test=scp)
+    want = [float(a.islower() == b.islower()) for a, b in trials]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert scoring.read_scores(tmp_path / "out", *zip(*trials)).max() < 1.001
+    (tmp_path / "map").write_text("M a c e\n")  # a model of all sizes
+    got, _ = call([("M", "d"), ("M", "D")], enrol=scp, test=scp, enrol_map=tmp_path / "map")
+    np.testing.assert_allclose(got, [1, 0], atol=1e-6)
+
+
+def test_mean_subtraction_beyond_float32_is_right_or_refused(tmp_path, call):
+    """Rows whose difference to the mean float32 cannot hold have its direction."""
+    rows = {"u": [3e38, 3e38], "v": [-3e38, 3e38], "w": [1, 1], "x": [2e38, -3e38]}
+    scp = write(tmp_path / "e", {k: np.array(v, np.float32) for k, v in rows.items()})
+    train = write(tmp_path / "m", {"p": np.float32([-3e38, -2e38]), "q": np.float32([-3e38, -3e38])})
+    mean = np.array([-3e38, -2.5e38])
+    trials = [(a, b) for a in rows for b in rows]
+    got, _ = call(trials, enrol=scp, test=scp, mean=train)
+    x = {k: (np.array(v) - mean) / 1e38 for k, v in rows.items()}
+    x["v"] = np.array([0, 5.5])
+    np.testing.assert_allclose(got, [cos(x[a], x[b]) for a, b in trials], atol=1e-6)
+    before = (tmp_path / "out").read_bytes()
+    for bad in (1e300, -3.5e38, np.inf, np.nan):
+        np.save(tmp_path / "bad.npy", np.array([1.0, bad]))
+        with pytest.raises(UserError, match=r"bad\.npy: (holds|must hold)"):
+            call(trials, enrol=scp, test=scp, mean=tmp_path / "bad.npy")
+    assert (tmp_path / "out").read_bytes() == before
+    with pytest.raises(UserError, match="too large for float32"):
+        scoring.directions(read_embeddings(scp), np.array([0, 1e39]))
+
+
+HEADER = b"\x93NUMPY\x01\x00v\x00"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"text", b"PK\x03\x04", HEADER, HEADER + b"{" * 117 + b"\n", HEADER + b"'''" + b" " * 114 + b"\n",
+     *(HEADER + f"{{'descr': {d}, 'fortran_order': False, 'shape': {s}}}".encode().ljust(117) + b"\n" + b"\0" * 64
+       for d, s in [("'<f8'", "(1000000000000000,)"), ("'<f8'", "(10,)"), ("'<f8'", f"({10**30},)"), ("'|O'", "(8,)"),
+                    ("'<f8'", "(-1,)"), ("'<f8'", "(0,)"), ("'<f8'", "()"), ("'<i8'", "(8,)"), ("'<c16'", "(4,)"),
+                    ("'zz'", "(8,)"), ("3", "(8,)")])],
+)  # fmt: skip
+def test_a_damaged_mean_is_a_short_error(tmp_path, raw):
+    (tmp_path / "m.npy").write_bytes(raw)
+    with pytest.raises(UserError, match=r"m\.npy: "):
+        scoring.read_mean(str(tmp_path / "m.npy"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_no_score_that_is_not_finite_is_written(tmp_path, bad):
+    scoring.write_scores(tmp_path / "s", ["a", "b"], ["x", "y"], np.array([1.0, 2.0]))
+    with pytest.raises(UserError, match="s: 2 scores are not finite; the first, b y, is"):
+        scoring.write_scores(tmp_path / "s", ["a", "b", "c"], ["x", "y", "z"], np.array([1.0, bad, bad]))
+    assert (tmp_path / "s").read_text() == "a x 1\nb y 2\n"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_calibration_that_overflows_is_refused_by_pair(tmp_path, call):
+    scp = write(tmp_path / "e", {"a": np.ones(3), "b": np.ones(3), "c": np.float32([1, -1, 0])})
+    values = {"scale": 1e308, "offset": 1.7e308, "threshold": 0, "prior": 0.5, "source": "x"}
+    values |= {"num_target": 1, "num_nontarget": 1, "eer_threshold": 0}
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="1 scores are not finite; the first, a b, is inf"):
+        call([("a", "c"), ("a", "b")], enrol=scp, test=scp, calibration=tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    "number", ["1", "-1", "+1.5", "1.", ".5", "1e3", "1E-3", "-2.5e+07", "0" * 5000, "1e-999"]
+)
+@pytest.mark.parametrize("form", ["{}\n", "{}\r\n", "{}", " {} \n", "\ufeff{}\n"])
+def test_decimal_scores_are_read_with_any_line_end_and_mark(tmp_path, number, form):
+    (tmp_path / "s").write_bytes(form.format(f"a\tb  {number}").encode())
+    np.testing.assert_array_equal(scoring.read_scores(tmp_path / "s", ["a"], ["b"]), [float(number)])
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [("1_0", "plain decimal"), ("\u0663", "plain decimal"), ("1,5", "plain decimal"), ("0x1p3", "plain decimal"),
+     ("e5", "plain decimal"), ("1e", "plain decimal"), ("\uff11", "plain decimal"), ("1\u00a0", "plain decimal"),
+     ("nan", "is not finite"), ("-Infinity", "is not finite"), ("1e999", "is not finite"),
+     ("9" * 5000, "is not finite"),
+     ("", "must be `enrol test score`"), ("1 2", "must be `enrol test score`"), ("1\r2", "must be `enrol test score`"),
+     ("1\x0b", "a line must be"), ("1\x1c", "a line must be"), ("\ufeff1", "plain decimal")],
+)  # fmt: skip
+def test_other_numbers_are_refused_with_their_line(tmp_path, number, says):
+    (tmp_path / "s").write_text(f"a b 0.5\nc d {number}\n", newline="")
+    with pytest.raises(UserError) as err:
+        scoring.read_scores(tmp_path / "s", ["a", "c"], ["b", "d"])
+    assert str(err.value).startswith(f"{tmp_path}/s:2: ") and says in str(err.value)
+    assert len(str(err.value)) < len(str(tmp_path)) + 250
+
+
+def test_ids_of_any_script_and_odd_blanks(tmp_path):
+    (tmp_path / "s").write_text("ü 見 0.5\n")
+    assert scoring.read_scores(tmp_path / "s", ["ü"], ["見"]) == [0.5]
+    (tmp_path / "s").write_bytes("ü 見 0.5\n".encode("utf-16"))
+    with pytest.raises(UserError, match="s:1: a line must be"):
+        scoring.read_scores(tmp_path / "s", ["ü"], ["見"])
+    (tmp_path / "s").write_text("a\u00a0b 0.5\n")  # no blank
+    with pytest.raises(UserError, match="s:1: a line must be"):
+        scoring.read_scores(tmp_path / "s", ["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["score", "--trials", "x", "--enrol", "x", "--test", "x", "--out", "o"],
+     ["metrics", "--scores", "x", "--trials", "x"], ["calibrate", "--scores", "x", "--trials", "x", "--out", "o"],
+     ["verify", "--model", "x", "a.wav", "b.wav"],
+     ["evaluate", "--systems", "s", "--data", "d"]],
+)  # fmt: skip
+def test_ctrl_c_while_numpy_is_imported_is_no_traceback(tmp_path, argv):
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "numpy/__init__.py").write_text("raise KeyboardInterrupt\n")
+    for file in ("s/embed/d/embedding.scp", "d/trials", "d/utt2spk"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(scoring.__file__).parents[1]}"}
+    command = [sys.executable, "-m", f"pyspkv.bin.{argv[0]}", *argv[1:]]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")

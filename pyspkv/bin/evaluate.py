@@ -155,7 +155,7 @@ def stamp(path: str | Path) -> list[int] | None:
     """Size and times of a file, which any change of it changes; None: it is not there."""
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         return None
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
@@ -181,7 +181,7 @@ class Inputs:
         found, arks = {scp: self.file(scp)}, set()
         with open(scp, "rb") as f:
             for line in f:
-                place = line.split(None, 1)[-1].strip()
+                place = line.split(None, 1)[-1].strip() if line.strip() else b""  # read_embeddings says it
                 ark, colon, offset = place.rpartition(b":")
                 arks.add(os.fsdecode(ark if colon and offset.isdigit() else place))
         self.sets[folder] = found | {ark: self.file(ark) for ark in sorted(arks)}
