@@ -11,7 +11,7 @@
 #
 # `--some-name value` and `--some-name=value` set some_name, if the block has it; any other option is refused. A default
 # of true or false takes only those; a default that is a whole number takes whole numbers from 0, from 1 where the
-# help says "from 1"; an array is split at blanks. In a recipe (`recipe` is set) an option whose help starts with
+# help says "from 1"; "(one|two)" in the help lists the values that are taken; an array is split at blanks. In a recipe (`recipe` is set) an option whose help starts with
 # "file" or "folder" is a path: relative to where you stand, and afterwards relative to $SPKV_ROOT, where run.sh works.
 # --config FILE holds lines name=value; the command line wins. The first word that is no option, or `--`, ends the
 # options and stays in "$@"; po_given holds the options as --name=value. --help prints the comment and the block.
@@ -47,8 +47,12 @@ po_help() { # FILE: its comment and its options
 }
 
 po_set() { # NAME VALUE: set the option, if the block has it
-  local name=${1//-/_} value=$2
+  local name=${1//-/_} value=$2 choice='\(([a-z0-9_]+(\|[a-z0-9_]+)+)\)'
   [ -n "${po_text[$name]+set}" ] || po_die "unknown option --$1; the options are:$po_names"
+  if [[ ${po_text[$name]} =~ $choice ]]; then
+    choice=${BASH_REMATCH[1]}
+    [[ $value =~ ^($choice)$ ]] || po_die "--$1 is ${choice//|/ or }, not '$value'"
+  fi
   case ${po_default[$name]} in
     "("*)
       # shellcheck disable=SC2229  # the variable whose name it holds
@@ -105,6 +109,7 @@ if [ -n "${recipe:-}" ]; then
   { [ "$stage" -ge 1 ] && [ "$stage" -le 8 ]; } || po_die "--stage is a number from 1 to 8, not '$stage'"
   { [ "$stop_stage" -ge 1 ] && [ "$stop_stage" -le 8 ]; } || po_die "--stop-stage is a number from 1 to 8, not '$stop_stage'"
   [ "$stage" -le "$stop_stage" ] || po_die "--stage $stage comes after --stop-stage $stop_stage"
+  [ "${round:-1}" -le "${num_rounds:-1}" ] || po_die "--round $round comes after --num-rounds $num_rounds"
   recipe=$(realpath -ms --relative-base="$SPKV_ROOT" -- "$recipe")
   for po_name in "${!po_text[@]}"; do
     [[ ${po_text[$po_name]} == @(file|folder)* ]] || continue

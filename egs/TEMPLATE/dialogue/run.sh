@@ -14,7 +14,7 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 # -- options of the method
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
-mode=random         # devices: random = a speaker each, household = two speakers share one
+mode=random         # devices (random|household): a speaker each, or two speakers share one
 rate=10             # percent of the dialogues with a second speaker (household: the other one at home)
 dialogue_opts=()    # further options of bin.simulate_dialogues
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml
@@ -50,7 +50,6 @@ if stage 1 "data directories from the corpus"; then
 fi
 
 # -- the same in every dialogue recipe from here on (utils/sync_recipes.sh)
-[[ $mode == random || $mode == household ]] || po_die "--mode is random or household, not '$mode'"
 [ "$rate" -le 100 ] || po_die "--rate is a percentage, not '$rate'"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)

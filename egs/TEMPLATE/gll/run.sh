@@ -18,8 +18,8 @@ stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-t
 stop_stage=8        # last stage, from 1
 labels=10           # labelled utterances of each speaker, from 1
 baseline=           # name of a config in conf/baselines to train instead of GLL; empty: GLL
-use_labels=few      # what a baseline is trained on: few (labels and the unlabelled rest), only (labels alone), all
-init=pretrain       # what a baseline starts from: pretrain (Stage I), or none (from scratch)
+use_labels=few      # of a baseline (few|only|all): the labels and the unlabelled rest, the labels only, all true labels
+init=pretrain       # what a baseline starts from (pretrain|none): Stage I, or from scratch
 threshold_from=     # folder of a FixMatch model: the gate's threshold is a factor times its mean confidence
 threshold_factor=0.9 # that factor, of the highest epoch mean
 num_rounds=3        # GLL's iterations, from 1
@@ -28,7 +28,7 @@ phase_epochs=()     # at most so many epochs in each phase, as "4 3 3"; empty: a
 phase_rates=()      # learning rates of the phases, as "2e-3 5e-4 5e-4"; empty: as conf/semi.yaml
 patience=3          # epochs without a lower dev EER that end a phase or a baseline; the best epoch counts
 cluster_opts=()     # options of bin.seeded_cluster, as "--whiten 0.5"
-flip=0              # an experiment: change this share of the first pseudo-labels; the list is round1/flipped
+flip=0.0            # an experiment: change this share of the first pseudo-labels; the list is round1/flipped
 pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
 learn_opts=()       # settings of stage 4
 reuse=              # folder of another experiment whose finished phases before --stage are gone on from
@@ -55,8 +55,7 @@ if stage 1 "data directories from the corpus"; then
 fi
 
 # -- the same in every gll recipe from here on (utils/sync_recipes.sh)
-[[ $init == pretrain || ($init == none && -n $baseline) ]] || po_die "--init is pretrain, or none with --baseline"
-[[ $use_labels =~ ^(few|only|all)$ ]] || po_die "--use-labels is few, only or all, not '$use_labels'"
+[ "$init" = pretrain ] || [ -n "$baseline" ] || po_die "--init none is for a --baseline"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
@@ -89,7 +88,7 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels labels a speaker"; then
     from=$exp/pretrain
     for r in $(seq "$num_rounds"); do
       flips=() start=$exp/pretrain/model keep_head=false trained=()
-      { [ "$r" -gt 1 ] || [ "$flip" = 0 ]; } || flips=(--flip "$flip")
+      { [ "$r" -gt 1 ] || [ "$flip" = 0.0 ]; } || flips=(--flip "$flip")
       log_run steps/extract.sh "${extract_opts[@]}" "${systems[r - 1]}" --data "$data/train"
       log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" \
         --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$exp/round$r/data" \

@@ -51,7 +51,6 @@ if stage 1 "data directories from the corpus"; then
 fi
 
 # -- the same in every ssl recipe from here on (utils/sync_recipes.sh)
-[ "$round" -le "$num_rounds" ] || po_die "--round $round comes after --num-rounds $num_rounds"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")

@@ -19,12 +19,12 @@ round=1             # first round of stage 4, from 1
 num_rounds=3        # rounds, from 1
 trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: the student starts from it
 student=()          # files of settings for stages 4 and 5, as conf/small_wavlm.yaml: another encoder
-labels_from=pretrain # what gives the first clusters: pretrain (DINO), or trunk (the trunk's states, averaged)
-round_init=pretrain # what rounds start from: pretrain (DINO's model), or none (the trunk, or from scratch)
+labels_from=pretrain # what gives the first clusters (pretrain|trunk): DINO, or the trunk's states, averaged
+round_init=pretrain # what rounds start from (pretrain|none): DINO's model, or the trunk, if any, else from scratch
 num_clusters=auto   # pseudo-speakers; auto estimates their number without labels
 cluster_opts=(--whiten 0.75 --linkage average --metric cosine) # options of bin.cluster
 finetune=true       # whether there is a stage 5
-label_noise=0       # an experiment: make this share of each round's labels wrong; the list is round<r>/corrupted
+label_noise=0.0     # an experiment: make this share of each round's labels wrong; the list is round<r>/corrupted
 crops=15            # also score by so many crops of 4 s together with the whole utterance
 pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
 round_opts=()       # settings of stage 4
@@ -59,10 +59,7 @@ if stage 1 "data directories from the corpus"; then
 fi
 
 # -- the same in every trunk_ssl recipe from here on (utils/sync_recipes.sh)
-[ "$round" -le "$num_rounds" ] || po_die "--round $round comes after --num-rounds $num_rounds"
-[[ $labels_from == pretrain || ($labels_from == trunk && -n $trunk) ]] ||
-  po_die "--labels-from is pretrain, or trunk with --trunk"
-[[ $round_init == pretrain || $round_init == none ]] || po_die "--round-init is pretrain or none, not '$round_init'"
+[ "$labels_from" = pretrain ] || [ -n "$trunk" ] || po_die "--labels-from trunk needs --trunk"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
@@ -96,7 +93,7 @@ if stage 4 "rounds of clustering and training"; then
     log_run steps/extract.sh "${extract_opts[@]}" "$from/model" --data "$data/train"
     log_run steps/cluster.sh --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
       "$from/embed/train/embedding.scp" "$data/train" "$labels" "${cluster_opts[@]}"
-    if [ "$label_noise" != 0 ]; then
+    if [ "$label_noise" != 0.0 ]; then
       labels=$exp/round$r/noisy_data
       log_run python -m pyspkv.bin.datadir corrupt --share "$label_noise" --seed "$seed" \
         --list "$exp/round$r/corrupted" "$exp/round$r/data" "$labels"
