@@ -148,12 +148,8 @@ class Table:
         except CycleError as err:
             raise UserError(f"cells wait for each other: {' after '.join(err.args[1])}", file=path) from None
         except UserError as err:
-            text = (
-                str(err)
-                .removeprefix(f"{path}: ")
-                .replace("--print-config", "python -m pyspkv.bin.grid --help")
-            )
-            raise UserError(where + text, file=path) from None
+            text = str(err).replace("--print-config", "python -m pyspkv.bin.grid --help")
+            raise UserError(text if text.startswith(str(path)) else f"{path}: {where}{text}") from None
         self.exp, self.results = self.home / self.file.exp, self.home / self.file.results
         for look in self.file.tables.values():
             look.title = f"{self.file.title}. {look.title}" if self.file.title else look.title

@@ -288,5 +288,7 @@ class Runner:
         left = sum(max(0, sum(w) / len(w) - held) for w, held in known if w)
         print(", ".join(f"{n} {state}" for state, n in states.items()))
         jobs = max(jobs, states["running"])
-        print(f"about {duration(left / jobs)} left, {jobs} at a time", end="")
-        print(f"; nobody knows yet how long {n} cells take" if (n := sum(not w for w, _ in known)) else "")
+        unknown = sum(not w for w, _ in known)
+        parts = [f"about {duration(left / jobs)} left, {jobs} at a time"] if left or not unknown else []
+        parts += [f"nobody knows yet how long {unknown} cells take"] if unknown else []
+        print("; ".join(parts))

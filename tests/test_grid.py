@@ -123,6 +123,7 @@ def test_products_options_and_order(recipe):
         ("pre-{seed}:\n", "pre:\n", r"'pre' is a second cell's name"),
         ("pre-{seed}:\n", '"a/{seed}":\n', r"'a/0' is a second cell's name or cannot be one"),
         ("    rows: [{table: main, row: St", "    after: [gll-1-0]\n    rows: [{table: main, row: St", "wait for"),
+        ("title: Toy", "title: [", r"t.yaml:\d+: cannot be read as YAML"),
         ("seed: [0, 1]}\n    rows", "seed: [true]}\n    rows", r"seed"),
     ],
 )  # fmt: skip
@@ -131,6 +132,7 @@ def test_a_fault_of_the_table_is_said_with_file_and_key(recipe, old, new, says):
     with pytest.raises(UserError, match=says) as err:
         Table(table(recipe, PRODUCT.replace(old, new)))
     assert str(err.value).startswith(str(recipe / "tables/t.yaml")) and len(str(err.value).splitlines()) <= 2
+    assert str(err.value).count("t.yaml") == 1
 
 
 def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, capsys):
@@ -148,8 +150,10 @@ def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, caps
     assert row["cell"] == "gll-4-1"
     assert "my recipe' && ./run.sh --exp exp/grid/gll-4-1 --seed 1 --labels 4 " in row["command"]
     assert row["machine"] and row["commit"] and row["grid"].endswith("tables/t.yaml")
-    text = (recipe / "RESULTS.md").read_text()
-    assert "| GLL | 10.50 ± 0.00 | 10.50 ± 0.00 | - |" in text and "| GLL | -1.50 (-1.50 .. -1.50) |" in text
+    tables = (recipe / "RESULTS.md").read_text()
+    assert (
+        "| GLL | 10.50 ± 0.00 | 10.50 ± 0.00 | - |" in tables and "| GLL | -1.50 (-1.50 .. -1.50) |" in tables
+    )
     assert (recipe / "exp/grid/plots/Toy_Table_1.png").stat().st_size > 1000
     before = (recipe / "RESULTS.jsonl").read_bytes()
     assert call(monkeypatch, path) == 0

@@ -231,7 +231,7 @@ def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
     assert text.count("| pretrain") == 1
     before = file.read_text()
     file.write_text(before + '{"table": 1}\n')
-    with pytest.raises(UserError, match=r"RESULTS\.jsonl:16: a line must be a JSON object"):
+    with pytest.raises(UserError, match=r"RESULTS\.jsonl:11: a line must be a JSON object"):
         append(2)
     assert file.read_text() == before + '{"table": 1}\n'
 
