@@ -59,6 +59,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def alive(process: subprocess.Popen) -> bool:
+    """Whether anything of its process group runs: what it started may take longer to end than itself."""
+    try:
+        return process.poll() is None or os.killpg(process.pid, 0) is None
+    except ProcessLookupError:
+        return False
+
+
 class Runner:
     """The chosen cells of a table in the folder `exp`."""
 
@@ -249,7 +257,7 @@ class Runner:
             for process, *_ in self.jobs.values():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
-            while time.monotonic() < until and any(p.poll() is None for p, *_ in self.jobs.values()):
+            while time.monotonic() < until and any(alive(process) for process, *_ in self.jobs.values()):
                 time.sleep(0.05)
         for cell in [c for c in self.cells if c.name in self.jobs]:
             self.end(cell)

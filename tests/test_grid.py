@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -275,6 +276,19 @@ def test_a_signal_ends_the_cell_and_status_sees_who_runs(recipe, monkeypatch, ca
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
     call(monkeypatch, path, "--status")
     assert re.search(r"^a +interrupted", capsys.readouterr().out, re.M)
+
+
+def test_a_signal_lets_the_jobs_of_a_runner_end_in_their_own_time(recipe):
+    """utils/run.sh gives each job a process group of its own and ends it itself, which takes a moment."""
+    job = "trap 'sleep 0.5; touch cleaned; exit 0' TERM; echo $$ > job; while :; do sleep 0.05; done"
+    (recipe / "run.sh").write_text(f"#!/bin/bash\n{ROOT}/utils/run.sh job.log bash -c {shlex.quote(job)}\n")
+    process = start(table(recipe, "cells:\n  a: {}\n"))
+    wait_for(lambda: (recipe / "job").exists() and (recipe / "job").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
+    assert (recipe / "cleaned").exists() and not Path(
+        f"/proc/{(recipe / 'job').read_text().strip()}"
+    ).exists()
 
 
 def test_processes_killed_at_random_leave_no_row_twice_and_no_cell_undone(recipe):
