@@ -291,6 +291,18 @@ def test_a_signal_lets_the_jobs_of_a_runner_end_in_their_own_time(recipe):
     ).exists()
 
 
+def test_what_a_killed_process_left_running_is_waited_for(recipe):
+    path = table(recipe, "cells:\n  a: {options: {wait: 30}}\n")
+    first = start(path)
+    wait_for(lambda: (recipe / "exp/grid/a/step1").exists())
+    first.kill()
+    first.communicate()
+    said, _ = start(path).communicate(timeout=30)
+    assert "in the hands of other processes" in said and "1 of 1 cells are done" in said
+    assert not (recipe / "exp/grid/a/two").exists()
+
+
+@pytest.mark.slow
 def test_processes_killed_at_random_leave_no_row_twice_and_no_cell_undone(recipe):
     text = """
 tables: {m: {title: M}}
@@ -308,7 +320,7 @@ cells:
     path, rng = table(recipe, text), random.Random(0)
     pair = [start(path), start(path)]
     for kill in range(10):
-        time.sleep(rng.uniform(0.1, 0.7))
+        time.sleep(rng.uniform(0.1, 0.5))
         pair[kill % 2].send_signal(signal.SIGKILL)
         pair[kill % 2].communicate()
         pair[kill % 2] = start(path)
