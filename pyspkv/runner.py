@@ -246,7 +246,7 @@ class Runner:
                 return self.summary(blocked)
             if not self.jobs and not said:
                 print(said := "the rest is in the hands of other processes: waiting", flush=True)
-            time.sleep(0.1 if self.jobs else 0.5)
+            time.sleep(0.1 + len(left) / 1000)
         return 128 + self.signal
 
     def stop(self) -> None:

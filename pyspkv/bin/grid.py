@@ -48,7 +48,8 @@ def main() -> int:
     table = Table(args.table)
     looks = {}
     for file in sorted(Path(args.table).parent.glob("*.yaml")):  # RESULTS.md has the tables of all of them
-        looks |= other.looks if (other := Table(file)).results == table.results else {}
+        other = table if file.resolve() == args.table.resolve() else Table(file)
+        looks |= other.looks if other.results == table.results else {}
     if args.cmd and "/" in args.cmd[0]:  # as it is called from here, or from the repository
         args.cmd[0] = str((here if (here := Path(args.cmd[0])).is_file() else runner.ROOT / here).absolute())
     exp = Path(args.exp or table.exp).absolute()
