@@ -34,6 +34,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt
+
 from pyspkv import config as cfg
 from pyspkv.errors import UserError
 from pyspkv.results import UNITS, Look
@@ -58,7 +60,7 @@ class Row:
 class Cell:
     recipe: str | None = None
     options: dict[str, Scalar] = field(default_factory=dict)
-    seed: int = 0
+    seed: NonNegativeInt = 0
     fold: int | str | None = None
     draw: int | str | None = None
     speaker: int | str | None = None
@@ -114,7 +116,9 @@ def _combinations(each: Any) -> list[dict[str, Any]]:
             for v in items
         ]
         if not items or not all(sound) or len(out) * len(items) > MAX_CELLS:
-            rule = f"each: '{key}' must be a list with {len(names)} value(s) an item, for at most {MAX_CELLS} cells"
+            rule = (
+                f"each: '{key}' must be a list, {len(names)} value(s) an item, for at most {MAX_CELLS} cells"
+            )
             raise UserError(
                 rule, mend="each: {seed: [0, 1], 'system, name': [[gll, GLL], [wo-gll, w/o GLL]]}"
             )
@@ -144,12 +148,8 @@ class Table:
         except CycleError as err:
             raise UserError(f"cells wait for each other: {' after '.join(err.args[1])}", file=path) from None
         except UserError as err:
-            text = (
-                str(err)
-                .removeprefix(f"{path}: ")
-                .replace("--print-config", "python -m pyspkv.bin.grid --help")
-            )
-            raise UserError(where + text, file=path) from None
+            text = str(err).replace("--print-config", "python -m pyspkv.bin.grid --help")
+            raise UserError(text if text.startswith(str(path)) else f"{path}: {where}{text}") from None
         self.exp, self.results = self.home / self.file.exp, self.home / self.file.results
         for look in self.file.tables.values():
             look.title = f"{self.file.title}. {look.title}" if self.file.title else look.title
@@ -166,8 +166,10 @@ class Table:
         options = {**self.file.options, **reuse, **cell.options}
         cell.options = {k: word(v) for k, v in options.items() if v is not None}
         bad = [k for k in cell.options if not re.fullmatch("[a-z][a-z0-9_-]*", k) or k in ("exp", "seed")]
-        if bad or cell.seed < 0 or "\0" in "".join(cell.options.values()):
-            raise UserError(f"an option cannot be called {bad}, nor a seed negative, nor a value have a NUL")
+        if bad or "\0" in "".join(cell.options.values()):
+            raise UserError(
+                f"no option can be called {bad} or hold a NUL", mend="exp and seed are the cell's own"
+            )
         self.cells[name] = cell
         for row in cell.rows:
             if row.table not in self.file.tables or not all(
@@ -181,7 +183,9 @@ class Table:
 
     def known(self, names: list[str]) -> list[str]:
         if lost := [n for n in names if n not in self.cells]:
-            raise UserError(f"no cell is called '{lost[0]}'")
+            raise UserError(
+                f"no cell is called '{lost[0]}'", mend=f"cells are: {', '.join(self.cells)[:300]}"
+            )
         return names
 
     def select(self, pattern: str) -> list[Cell]:

@@ -9,7 +9,9 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from pyspkv.atomic import atomic_file
 from pyspkv.errors import UserError
@@ -21,19 +23,6 @@ UNITS = (
     "seed",
 )  # what runs of a row differ in; draw: which utterances have labels
 KEY = ("table", "row", "column", *UNITS)
-TEXT = (
-    "table",
-    "row",
-    "column",
-    "command",
-    "commit",
-    "machine",
-    "ended",
-    "cell",
-    "grid",
-    "run",
-    "eer_ci_over",
-)
 MATRIX = ("eer", "dev_eer", "label_accuracy")  # what a table with columns shows
 FIGURES = {  # key of a row: decimals, unit, title
     "eer": (2, 1, "EER %"),
@@ -82,47 +71,47 @@ def key_of(row: dict) -> tuple:
     return tuple(row.get(k) for k in KEY)
 
 
-def _wanted(key: str, value) -> str | None:
-    """What a value of a row should be, if it is not that; a figure is a finite number or null."""
-    number = type(value) in (int, float) and abs(value) < 1e300  # False for NaN
-    if value is None and key not in ("table", "row", "seed", "eer"):
-        return None
-    if key in TEXT or (key in UNITS[:3] and isinstance(value, str)):
-        return None if isinstance(value, str) and not re.search("[\ud800-\udfff]", value) else "text"
-    if key in UNITS:
-        return None if type(value) is int and value >= 0 else "a whole number from 0"
-    if key == "eer":
-        return None if number and 0 <= value <= 100 else "a number from 0 to 100"
-    return None if number else "a finite number"
+class Result(BaseModel):
+    """A row; every further key is a figure, a finite number or null."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, float | None]
+    table: str
+    row: str
+    seed: NonNegativeInt
+    eer: Annotated[float, Field(ge=0, le=100)]
+    column: str | None = None
+    fold: int | str | None = None
+    draw: int | str | None = None
+    speaker: int | str | None = None
+    command: str | None = None
+    commit: str | None = None
+    machine: str | None = None
+    ended: str | None = None  # UTC
+    cell: str | None = None  # of the table file `grid`
+    grid: str | None = None
+    run: str | None = None
+    eer_ci_over: str | None = None
 
 
-def checked(row, file: Path, line: int | None = None) -> dict:
-    """`row` itself. UserError: it is no row."""
-    rule, mend = (
-        "a line must be a JSON object with table, row, seed and eer",
-        "remove it and run that row again",
-    )
-    if not isinstance(row, dict):
-        raise UserError(rule, file=file, line=line, mend=mend)
-    for key in dict.fromkeys(("table", "row", "seed", "eer", *row)):
-        if what := _wanted(key, row.get(key)):
-            got = json.dumps(row.get(key))[:60]
-            raise UserError(f"{rule}; {key} must be {what}, not {got}", file=file, line=line, mend=mend)
-    return row
+def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
+    """The row of a line of JSON. UserError: it is no row."""
+    try:
+        Result.model_validate_json(line)
+        return json.loads(line)
+    except ValidationError as err:
+        key, said = ".".join(map(str, err.errors()[0]["loc"][:1])), err.errors()[0]["msg"].lower()
+        rule = f"a line must be a JSON object with table, row, seed and eer; {key or 'it'}: {said}"
+        mend = "remove it and run that row again"
+        raise UserError(rule, file=file, line=number, mend=mend) from None
 
 
 def _read_lines(path: Path) -> list[tuple[str, dict]]:
     """(line as it stands, its row). Only a line feed ends a line: texts may hold U+2028."""
     data = path.read_bytes() if path.exists() else b""
-    out = []
-    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n") if data else [], 1):
-        try:
-            text = line.decode()
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            text, row = "", None
-        out.append((text, checked(row, path, number)))
-    return out
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    found = [(line, checked(line, path, number)) for number, line in enumerate(lines, 1)]
+    return [(line.decode(), row) for line, row in found]
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -147,14 +136,13 @@ def add_rows(path: Path, rows: list[dict]) -> None:
     with locked(path.parent):
         old = _read_lines(path)  # nothing is added to a broken file
         ended = {key_of(row): row.get("ended") or "" for _, row in old}
-        new = {key_of(checked(r, path)): r for r in rows}
-        new = {k: r for k, r in new.items() if not r.get("ended") or r["ended"] > ended.get(k, "")}
+        texts = [json.dumps(r, ensure_ascii=False) for r in rows]
+        new = {key_of(row): (text, row.get("ended")) for text in texts for row in [checked(text, path)]}
+        new = {k: text for k, (text, end) in new.items() if not end or end > ended.get(k, "")}
         if new:
-            lines = [line for line, row in old if key_of(row) not in new]
             with atomic_file(path) as f:
-                f.writelines(
-                    x + "\n" for x in [*lines, *(json.dumps(r, ensure_ascii=False) for r in new.values())]
-                )
+                kept = [text for text, row in old if key_of(row) not in new]
+                f.writelines(f"{text}\n" for text in [*kept, *new.values()])
 
 
 # ---- what an experiment leaves -----------------------------------------------------------------------------------
@@ -217,8 +205,7 @@ def row_of(exp: Path, system: str, phases: list[str] | None = None) -> dict:
         out["dev_eer"] = min(dev)
     out["audio_seconds"], out["wall_seconds"] = cost(*[exp / p for p in phases] if phases else [folder])
     record = folder / "model/run.json"
-    out["commit"] = read_json(record).get("git") if record.exists() else None
-    return checked({"table": "", "row": system, "seed": 0} | out, exp / "results.json")
+    return out | {"commit": read_json(record).get("git") if record.exists() else None}
 
 
 # ---- means, spreads and paired differences -----------------------------------------------------------------------
@@ -359,7 +346,7 @@ class Shown:
         from pyspkv import plots
 
         title, *names = (x.replace("$", r"\$") for x in (self.rows[0]["table"], *self.names))
-        file = folder / f"{re.sub(r'[^A-Za-z0-9]+', '_', title)[:80]}.png"
+        file = folder / (re.sub(r"\W+", "_", title)[:80] + ".png")
         with plots._figure(file, size=(8, 1.5 + 0.3 * len(names))) as ax:
             for k, column in enumerate(self.columns):
                 found = {y: self.units(n, column) for y, n in enumerate(self.names)}

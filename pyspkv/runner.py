@@ -50,28 +50,29 @@ def now() -> str:
 def commit() -> str:
     """Commit of the working tree, with `+` where files differ: pyspkv.runlog.git_id without its torch."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or os.environ.get(
-        "SPKV_COMMIT", ""
-    )
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return found or os.environ.get("SPKV_COMMIT", "")
 
 
 def duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s" if seconds < 120 else f"{int(seconds) // 3600} h {int(seconds) % 3600 // 60} min"
-    )
+    minutes = int(seconds) // 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def alive(process: subprocess.Popen) -> bool:
+    """Whether anything of its process group runs: what it started may take longer to end than itself."""
+    try:
+        return process.poll() is None or os.killpg(process.pid, 0) is None
+    except ProcessLookupError:
+        return False
 
 
 class Runner:
     """The chosen cells of a table in the folder `exp`."""
 
     def __init__(self, table: Table, exp: Path, only: str, cmd: list[str], run_opts: list[str]):
-        self.table, self.exp, self.cells, self.cmd, self.run_opts = (
-            table,
-            exp,
-            table.select(only),
-            cmd,
-            run_opts,
-        )
+        self.table, self.exp, self.cells = table, exp, table.select(only)
+        self.cmd, self.run_opts = cmd, run_opts
         self.began, self.signal, self.stopping = now(), 0, False
         self.jobs: dict[str, tuple] = {}  # cell: (its process, its mark, its lock, when it was started)
         self.done: set[str] = set()
@@ -81,22 +82,22 @@ class Runner:
         return self.exp / cell.name / "log/grid.log"
 
     def command(self, cell: Cell) -> list[str]:
-        return [
-            *self.cmd,
-            *[str(self.log(cell))] * bool(self.cmd),
-            *self.table.command(cell, self.exp),
-            *self.run_opts,
-        ]
+        words = self.table.command(cell, self.exp) + self.run_opts
+        return [*self.cmd, str(self.log(cell)), *words] if self.cmd else words
+
+    def shown(self, cell: Cell) -> str:
+        """The command as rows have it: from the repository's root."""
+        recipe = self.table.recipe(cell)
+        words = [w.replace(f"{recipe}/", "") for w in self.table.command(cell, self.exp) + self.run_opts]
+        return f"cd {shlex.quote(os.path.relpath(recipe, ROOT))} && ./{shlex.join(words)}"
 
     # ---- what has been done ------------------------------------------------------------------------------------
     def mark(self, name: str) -> Mark | None:
         file = self.exp / name / "grid.json"
         try:
-            return cfg.validate(Mark, json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+            return cfg.validate(Mark, json.loads(file.read_bytes())) if file.exists() else None
         except (ValueError, RecursionError, UserError):
-            raise UserError(
-                "is no mark of a cell", file=file, mend=f"begin anew with --force {name}"
-            ) from None
+            raise UserError("is no mark of a cell", file=file, mend=f"--force {name}") from None
 
     def write(self, cell: Cell, mark: Mark) -> None:
         with atomic_file(self.exp / cell.name / "grid.json") as f:
@@ -104,13 +105,12 @@ class Runner:
 
     def definition(self, cell: Cell) -> dict[str, str]:
         """What makes it another run: its settings, and when the cells that it needs had ended."""
-        out = {"recipe": cell.recipe, "--seed": str(cell.seed)} | {
-            f"--{k}": v for k, v in cell.options.items()
-        }
-        marks = {name: self.mark(name) for name in cell.needs()}
-        return out | {
-            f"end of {n}": mark.ended if mark and mark.state == "done" else "" for n, mark in marks.items()
-        }
+        out = {"recipe": cell.recipe, "--seed": str(cell.seed)}
+        out |= {f"--{option}": value for option, value in cell.options.items()}
+        for name in cell.needs():
+            mark = self.mark(name)
+            out[f"end of {name}"] = mark.ended if mark and mark.state == "done" else ""
+        return out
 
     def changed(self, cell: Cell) -> str:
         """The first difference from what was started in the cell's folder; empty: none."""
@@ -159,11 +159,8 @@ class Runner:
             if (said := self.changed(cell)) or (old and old.state == "failed" and old.ended > self.began):
                 self.failed[cell.name] = said or f"in another process: {self.log(cell)}"
                 return
-            shown = shlex.join(self.table.command(cell, self.exp) + self.run_opts).replace(
-                f"{self.table.home}/", ""
-            )
-            mark = Mark(self.definition(cell), seconds=old.seconds if old else 0.0, command=shown)
-            mark.commit, mark.machine = commit(), results.machine()
+            mark = Mark(self.definition(cell), seconds=old.seconds if old else 0.0)
+            mark.command, mark.commit, mark.machine = self.shown(cell), commit(), results.machine()
             self.write(cell, mark)
             self.log(cell).parent.mkdir(exist_ok=True)
             kept = fcntl.fcntl(lock, fcntl.F_DUPFD, 200)  # a number that no script redirects
@@ -171,9 +168,12 @@ class Runner:
             out = None if self.cmd else stack.enter_context(open(self.log(cell), "a"))
             env = {k: v for k, v in os.environ.items() if k != "SPKV_RECIPE"}
             how = {"cwd": self.table.recipe(cell), "env": env, "pass_fds": [kept], "start_new_session": True}
-            process = subprocess.Popen(
-                self.command(cell), stdin=subprocess.DEVNULL, stdout=out, stderr=out, **how
-            )
+            how |= {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+            try:
+                process = subprocess.Popen(self.command(cell), **how)
+            except OSError as err:
+                self.failed[cell.name] = f"cannot be started: {err}"
+                return
             print(f"{time.strftime('%T')} {cell.name}: started, see {self.log(cell)}", flush=True)
             held = os.fdopen(os.dup(lock.fileno()))  # until its end is written down
             self.jobs[cell.name] = process, mark, held, time.monotonic()
@@ -197,24 +197,18 @@ class Runner:
         """The rows of a finished cell go into RESULTS.jsonl, where they are not there yet."""
         self.done.add(cell.name)
         exp, rows = self.exp / cell.name, []
+        same = {"cell": cell.name, "grid": os.path.relpath(self.table.path, ROOT)}
+        same |= {k: getattr(mark, k) for k in ("command", "commit", "machine", "ended")}
+        same |= {u: getattr(cell, u) for u in results.UNITS}
         try:
             for row in cell.rows:
-                names = (
-                    [n for n in results.systems(exp) if n != "final"] if row.system == "all" else [row.system]
-                )
-                for name in names:
-                    new = {
-                        "commit": mark.commit,
-                        "command": mark.command,
-                        "machine": mark.machine,
-                        "ended": mark.ended,
-                    }
-                    new |= {k: v for k, v in results.row_of(exp, name, row.cost).items() if v is not None}
-                    new |= {u: getattr(cell, u) for u in results.UNITS if getattr(cell, u) is not None}
-                    new |= {"column": word(row.column)} if row.column is not None else {}
-                    new |= {"table": self.table.file.tables[row.table].title, "cell": cell.name}
+                known = [n for n in results.systems(exp) if n != "final"]
+                for name in known if row.system == "all" else [row.system]:
+                    new = same | {"table": self.table.file.tables[row.table].title}
                     new |= {"row": name if row.system == "all" else row.row}
-                    rows.append(new | {"grid": os.path.relpath(self.table.path, ROOT)})
+                    new |= {"column": None if row.column is None else word(row.column)}
+                    found = results.row_of(exp, name, row.cost)
+                    rows.append({k: v for part in (new, found) for k, v in part.items() if v is not None})
             results.add_rows(self.table.results, rows)
         except (UserError, OSError) as err:
             self.failed[cell.name] = f"done, but its rows are not written: {err}"
@@ -252,7 +246,7 @@ class Runner:
                 return self.summary(blocked)
             if not self.jobs and not said:
                 print(said := "the rest is in the hands of other processes: waiting", flush=True)
-            time.sleep(0.1 if self.jobs else 0.5)
+            time.sleep(0.1 + len(left) / 1000)
         return 128 + self.signal
 
     def stop(self) -> None:
@@ -263,7 +257,7 @@ class Runner:
             for process, *_ in self.jobs.values():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
-            while time.monotonic() < until and any(p.poll() is None for p, *_ in self.jobs.values()):
+            while time.monotonic() < until and any(alive(process) for process, *_ in self.jobs.values()):
                 time.sleep(0.05)
         for cell in [c for c in self.cells if c.name in self.jobs]:
             self.end(cell)
@@ -302,5 +296,7 @@ class Runner:
         left = sum(max(0, sum(w) / len(w) - held) for w, held in known if w)
         print(", ".join(f"{n} {state}" for state, n in states.items()))
         jobs = max(jobs, states["running"])
-        print(f"about {duration(left / jobs)} left, {jobs} at a time", end="")
-        print(f"; nobody knows yet how long {n} cells take" if (n := sum(not w for w, _ in known)) else "")
+        unknown = sum(not w for w, _ in known)
+        parts = [f"about {duration(left / jobs)} left, {jobs} at a time"] if left or not unknown else []
+        parts += [f"nobody knows yet how long {unknown} cells take"] if unknown else []
+        print("; ".join(parts))

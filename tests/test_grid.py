@@ -35,8 +35,8 @@ echo "${exp##*/}" >> "$(dirname "$exp")/../order"
 for i in $(seq "$wait"); do [ -e "$exp/step$i" ] || { sleep 0.05; touch "$exp/step$i"; }; done
 if [ "$fail" = true ]; then echo "no such noise list"; exit 3; fi
 one='{"eer": '$eer', "min_dcf_0.01": 0.5, "eer_ci_low": 1, "eer_ci_over": "speakers", "nmi": null}'
-echo '{"pretrain": '$one', "rounds": [{"round": 2, "num_clusters": 7, '"${one#?}"'], "final": '$one', "supervised": null,
- "others": {}, "trials": "test"}' > "$exp/results.json"
+echo '{"pretrain": '$one', "rounds": [{"round": 2, "num_clusters": 7, '"${one#?}"'], "final": '$one',
+ "supervised": null, "others": {}, "trials": "test"}' > "$exp/results.json"
 rm -r "$exp/alone"
 """
 
@@ -110,11 +110,11 @@ def test_products_options_and_order(recipe):
         ("unit: draw", "unti: draw", r"unknown config key 'tables.main.unti'"),
         ("unit: draw", "unit: round", r"tables.main.unit"),
         ("labels: [1, 4]", "labels: 4", r"cells.{system}-{labels}-{seed}: each: 'labels' must be a list"),
-        ("[gll, GLL, 10.5]", "[gll, GLL]", r"'system, name, eer' must be a list with 3"),
+        ("[gll, GLL, 10.5]", "[gll, GLL]", r"'system, name, eer' must be a list, 3"),
         ('"{labels}", eer', '"{label}", eer', r"'{label}': label is no variable.*\n.*system, name, eer, labels, seed"),
         ("flag: true", "flag: [1]", r"options.flag"),
-        ("flag: true", "exp: /etc", r"an option cannot be called \['exp'\]"),
-        ("flag: true", "'a b': 1", r"an option cannot be called \['a b'\]"),
+        ("flag: true", "exp: /etc", r"no option can be called \['exp'\]"),
+        ("flag: true", "'a b': 1", r"no option can be called \['a b'\]"),
         ('draw: "{seed}"', "drow: 1", r"unknown config key 'drow'"),
         ("column: none", "colum: none", r"unknown config key 'rows.0.colum'"),
         ("{table: main, row: Stage", "{table: mian, row: Stage", r"no table is called 'mian'.*\n.*main"),
@@ -122,7 +122,8 @@ def test_products_options_and_order(recipe):
         ('["pre-{seed}"]', '["pre-7"]', r"no cell is called 'pre-7'"),
         ("pre-{seed}:\n", "pre:\n", r"'pre' is a second cell's name"),
         ("pre-{seed}:\n", '"a/{seed}":\n', r"'a/0' is a second cell's name or cannot be one"),
-        ("    rows: [{table: main, row: Stage", "    after: [gll-1-0]\n    rows: [{table: main, row: Stage", "wait for"),
+        ("    rows: [{table: main, row: St", "    after: [gll-1-0]\n    rows: [{table: main, row: St", "wait for"),
+        ("title: Toy", "title: [", r"t.yaml:\d+: cannot be read as YAML"),
         ("seed: [0, 1]}\n    rows", "seed: [true]}\n    rows", r"seed"),
     ],
 )  # fmt: skip
@@ -131,10 +132,12 @@ def test_a_fault_of_the_table_is_said_with_file_and_key(recipe, old, new, says):
     with pytest.raises(UserError, match=says) as err:
         Table(table(recipe, PRODUCT.replace(old, new)))
     assert str(err.value).startswith(str(recipe / "tables/t.yaml")) and len(str(err.value).splitlines()) <= 2
+    assert str(err.value).count("t.yaml") == 1
 
 
 def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, capsys):
-    path = table(recipe, PRODUCT)
+    text = PRODUCT.replace("init={exp:pre-{seed}}/m", "a b")  # the folder's name has a space
+    path = table(recipe, text)
     assert call(monkeypatch, path, "--jobs", 2) == 0
     order = (recipe / "exp/order").read_text().split()
     assert len(order) == 10 and set(order[:2]) == {"pre-0", "pre-1"}
@@ -144,12 +147,13 @@ def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, caps
     assert len(found) == len(rows(recipe)) == 10
     row = found["GLL", "4", 1]
     assert (row["eer"], row["draw"], row["table"], row["eer_ci_low"]) == (10.5, 1, "Toy. Table 1", 1)
-    assert row["cell"] == "gll-4-1" and row["command"].startswith(
-        "run.sh --exp exp/grid/gll-4-1 --seed 1 --labels 4"
-    )
+    assert row["cell"] == "gll-4-1"
+    assert "my recipe' && ./run.sh --exp exp/grid/gll-4-1 --seed 1 --labels 4 " in row["command"]
     assert row["machine"] and row["commit"] and row["grid"].endswith("tables/t.yaml")
-    text = (recipe / "RESULTS.md").read_text()
-    assert "| GLL | 10.50 ± 0.00 | 10.50 ± 0.00 | - |" in text and "| GLL | -1.50 (-1.50 .. -1.50) |" in text
+    tables = (recipe / "RESULTS.md").read_text()
+    assert (
+        "| GLL | 10.50 ± 0.00 | 10.50 ± 0.00 | - |" in tables and "| GLL | -1.50 (-1.50 .. -1.50) |" in tables
+    )
     assert (recipe / "exp/grid/plots/Toy_Table_1.png").stat().st_size > 1000
     before = (recipe / "RESULTS.jsonl").read_bytes()
     assert call(monkeypatch, path) == 0
@@ -162,7 +166,7 @@ def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, caps
 
     # A row that was lost between the mark and RESULTS.jsonl comes back without a run; a row can be added later.
     (recipe / "RESULTS.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows(recipe)[1:]))
-    more = PRODUCT.replace("system: pretrain}", "system: pretrain}, {table: main, row: two, system: round2}")
+    more = text.replace("system: pretrain}", "system: pretrain}, {table: main, row: two, system: round2}")
     assert call(monkeypatch, table(recipe, more)) == 0
     assert (recipe / "exp/order").read_text().split() == order and len(rows(recipe)) == 12
     assert {r["num_clusters"] for r in rows(recipe) if r["row"] == "two"} == {7}
@@ -217,7 +221,7 @@ def test_a_changed_cell_is_refused_with_the_difference(recipe, monkeypatch, caps
 
 def test_the_dry_run_can_be_pasted_and_writes_nothing(recipe, monkeypatch, capsys):
     nasty = "a b'; touch hacked; $(touch hacked) `touch hacked` \u2028 \"é"
-    path = table(recipe, "cells:\n  a: {options: {opts: %s}}\n" % json.dumps(nasty))
+    path = table(recipe, f"cells:\n  a: {{options: {{opts: {json.dumps(nasty)}}}}}\n")
     before = sorted(recipe.rglob("*"))
     exp = recipe / "exp '$(touch hacked)'"
     assert call(monkeypatch, path, "--dry-run", "--exp", exp, "--run-opts", "--nj 2") == 0
@@ -229,6 +233,10 @@ def test_the_dry_run_can_be_pasted_and_writes_nothing(recipe, monkeypatch, capsy
         ["--exp", f"{exp}/a", "--seed", "0", "--opts", nasty, "--nj", "2", ""]
     )
     assert not list(recipe.rglob("hacked"))
+    call(monkeypatch, path, "--exp", exp)
+    (exp / "a/grid.json").write_text('{"seconds": "x"}')
+    with pytest.raises(UserError, match=r"grid.json: is no mark of a cell\n  mend: --force a"):
+        call(monkeypatch, path, "--exp", exp)
     text = "cells:\n  a: {}\n  b: {options: {x: '{exp:a}', y: 'k={exp:a}'}}\n"
     with pytest.raises(UserError, match="cannot be a part of the option y"):
         call(monkeypatch, table(recipe, text), "--dry-run", "--exp", exp)
@@ -269,16 +277,41 @@ def test_a_signal_ends_the_cell_and_status_sees_who_runs(recipe, monkeypatch, ca
     assert re.search(r"^a +interrupted", capsys.readouterr().out, re.M)
 
 
+def test_a_signal_lets_the_jobs_of_a_runner_end_in_their_own_time(recipe):
+    """utils/run.sh gives each job a process group of its own and ends it itself, which takes a moment."""
+    job = "trap 'sleep 0.5; touch cleaned; exit 0' TERM; echo $$ > job; while :; do sleep 0.05; done"
+    (recipe / "run.sh").write_text(f"#!/bin/bash\n{ROOT}/utils/run.sh job.log bash -c {shlex.quote(job)}\n")
+    process = start(table(recipe, "cells:\n  a: {}\n"))
+    wait_for(lambda: (recipe / "job").exists() and (recipe / "job").read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
+    assert (recipe / "cleaned").exists() and not Path(
+        f"/proc/{(recipe / 'job').read_text().strip()}"
+    ).exists()
+
+
+def test_what_a_killed_process_left_running_is_waited_for(recipe):
+    path = table(recipe, "cells:\n  a: {options: {wait: 30}}\n")
+    first = start(path)
+    wait_for(lambda: (recipe / "exp/grid/a/step1").exists())
+    first.kill()
+    first.communicate()
+    said, _ = start(path).communicate(timeout=30)
+    assert "in the hands of other processes" in said and "1 of 1 cells are done" in said
+    assert not (recipe / "exp/grid/a/two").exists()
+
+
+@pytest.mark.slow
 def test_processes_killed_at_random_leave_no_row_twice_and_no_cell_undone(recipe):
     text = """
 tables: {m: {title: M}}
 cells:
   a{seed}:
-    each: {seed: [0, 1, 2, 3]}
+    each: {seed: [0, 1, 2]}
     options: {wait: 8}
     rows: [{table: m, row: a}]
   b{seed}:
-    each: {seed: [0, 1, 2, 3]}
+    each: {seed: [0, 1, 2]}
     after: ["a{seed}"]
     options: {wait: 4}
     rows: [{table: m, row: b}, {table: m, system: round2}]
@@ -286,15 +319,15 @@ cells:
     path, rng = table(recipe, text), random.Random(0)
     pair = [start(path), start(path)]
     for kill in range(10):
-        time.sleep(rng.uniform(0.1, 0.9))
+        time.sleep(rng.uniform(0.1, 0.5))
         pair[kill % 2].send_signal(signal.SIGKILL)
         pair[kill % 2].communicate()
         pair[kill % 2] = start(path)
     assert [p.communicate(timeout=60) and p.returncode for p in pair] == [0, 0]
     found = [(r["row"], r["seed"]) for r in rows(recipe)]
-    assert sorted(found) == [(row, s) for row in ("a", "b", "round2") for s in range(4)]
+    assert sorted(found) == [(row, s) for row in ("a", "b", "round2") for s in range(3)]
     marks = [json.loads(p.read_text()) for p in (recipe / "exp/grid").glob("*/grid.json")]
-    assert [m["state"] for m in marks] == ["done"] * 8
+    assert [m["state"] for m in marks] == ["done"] * 6
     assert not list(recipe.rglob("two")), "a run was started beside one that still ran"
 
 
@@ -324,7 +357,7 @@ def test_a_bad_row_is_refused_by_line_before_anything_is_added(tmp_path, bad):
         with pytest.raises(UserError, match=r"RESULTS\.jsonl:2: a line must be"):
             what()
     path.write_text(json.dumps(ROW))  # without its line feed
-    if bad.startswith('{"table"'):
+    if bad.startswith('{"table"') and len(bad) < 1000:
         with pytest.raises(UserError, match="must be"):
             results.add_rows(path, [json.loads(bad)])
     results.add_rows(path, [{**ROW, "seed": 1}])
@@ -415,8 +448,8 @@ def test_recorded_tables_of_dialogues_come_out_as_they_were(tmp_path):
     new, old = ((f / "RESULTS.md").read_text() for f in (tmp_path, source))
     seen = 0
     for table in dict.fromkeys(t for t, _ in names if t != "untrained"):
-        old_head, old_rows = cells(old, f"## {table}\n")
-        head, lines = cells(new, f"## {table}\n")
+        old_head, old_rows = cells(old, f"## {table}")
+        head, lines = cells(new, f"## {table}")
         assert lines.keys() == old_rows.keys()
         for row, line in lines.items():
             new_line, old_line = dict(zip(head, line)), dict(zip(old_head, old_rows[row]))

@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
 from pyspkv import metrics, scoring
+from pyspkv import results as recorded
 from pyspkv.bin import metrics as metrics_cli
 from pyspkv.bin import report as report_cli
 from pyspkv.bin import results as results_cli
@@ -213,7 +214,9 @@ def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
 
     append(0)
     first = json.loads(file.read_text().splitlines()[0])
-    assert set(first) == set(results_cli.FIELDS)
+    assert {"min_dcf_0.01", "eer_ci_low", "eer_ci_over", "machine"} <= set(first) and first[
+        "command"
+    ] == "run.sh"
     assert (first["row"], first["audio_seconds"], first["wall_seconds"]) == ("pretrain", 10800.0, 180)
     out = json.loads((exp / "results.json").read_text())
     out["final"]["eer"] += 2.0
@@ -228,57 +231,35 @@ def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
     assert text.count("| pretrain") == 1
     before = file.read_text()
     file.write_text(before + '{"table": 1}\n')
-    with pytest.raises(UserError, match=r"RESULTS\.jsonl:16: a line must be a JSON object"):
+    with pytest.raises(UserError, match=r"RESULTS\.jsonl:11: a line must be a JSON object"):
         append(2)
     assert file.read_text() == before + '{"table": 1}\n'
 
 
-def test_results_matrix_of_rows_and_columns(tmp_path, monkeypatch):
-    """One system's folder a row: dev EER of the best epoch, costs of several runs, share of right pseudo-labels."""
-    system = tmp_path / "round2"
-    (system / "score").mkdir(parents=True)
-    (system / "model").mkdir()
-    (system / "data").mkdir()
-    (system / "data/utt2spk").write_text("a x\nb x\nc y\nd y\n")
-    (tmp_path / "truth").write_text("a x\nb y\nc y\nd y\n")
-    (system / "score/test.json").write_text('{"eer": 10.0, "min_dcf_0.01": 0.5, "min_dcf_0.05": 0.4}')
-    epochs = [
-        {"kind": "epoch", "dev_eer": e, "seconds": 30, "audio_seconds": 60 * k}
-        for k, e in ((1, 9.0), (2, 7.0))
-    ]
-    (system / "model/train.jsonl").write_text("".join(json.dumps(e) + "\n" for e in epochs))
-    file = tmp_path / "RESULTS.jsonl"
-
-    def append(row, column, seed, *more):
-        argv = [
-            "results",
-            "--file",
-            file,
-            "--system",
-            system,
-            "--table",
-            "T",
-            "--row",
-            row,
-            "--column",
-            column,
-        ]
-        monkeypatch.setattr("sys.argv", [str(a) for a in [*argv, "--seed", seed, *more]])
-        results_cli.main()
-
-    append("GLL", 4, 0, "--cost", system / "model", system / "model", "--labels", system / "data",
-           "--truth", tmp_path / "truth")  # fmt: skip
-    found = json.loads(file.read_text())
-    assert (found["eer"], found["dev_eer"], found["label_accuracy"]) == (10.0, 7.0, 0.75)
-    assert (found["audio_seconds"], found["wall_seconds"]) == (240, 120)
-    (system / "score/test.json").write_text('{"eer": 12.0, "min_dcf_0.01": 0.5, "min_dcf_0.05": 0.4}')
-    append("GLL", 4, 1)
-    append("FixMatch", 10, 0)
-    append("FixMatch", 10, 0)  # counts once
-    text = (tmp_path / "RESULTS.md").read_text()
-    assert "| system | 4 | 10 |" in text
-    assert "| GLL | 11.00 ± 1.41 | - |" in text and "| FixMatch | - | 12.00 |" in text
-    assert "| GLL | 0.750 | - |" in text
+def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_path):
+    """GLL's iterations have several trainings each; a link to one of them does not count twice."""
+    for phase, models in (("round1", "TV"), ("round2", "TL")):
+        for k, model in enumerate(models):
+            epochs = [
+                {"kind": "epoch", "dev_eer": e, "seconds": 30 + k, "audio_seconds": 60 * n}
+                for n, e in ((1, 9.0), (2, 7.0), (3, 8.0))
+            ]
+            write_lines(tmp_path / phase / model / "train.jsonl", map(json.dumps, epochs))
+        (tmp_path / phase / "model").symlink_to(models[-1])
+    one = {"eer": 10.0, "min_dcf_0.01": 0.5, "num_clusters": 4, "label_accuracy": 0.75}
+    rounds = [{"round": r, **one} for r in (1, 2)]
+    write_lines(tmp_path / "results.json", [json.dumps({"rounds": rounds, "final": one, "trials": "test"})])
+    found = recorded.row_of(tmp_path, "round2")
+    assert (found["dev_eer"], found["label_accuracy"], found["num_clusters"]) == (7.0, 0.75, 4)
+    assert (found["audio_seconds"], found["wall_seconds"]) == (360, 90 + 93) and "round" not in found
+    found = recorded.row_of(tmp_path, "final", ["round1", "round2"])
+    assert (found["audio_seconds"], found["wall_seconds"], found["dev_eer"]) == (720, 2 * (90 + 93), 7.0)
+    with pytest.raises(UserError, match="has no system 'round3'\n.*it has round1, round2, final"):
+        recorded.row_of(tmp_path, "round3")
+    for bad in ('{"rounds": 5}', '{"rounds": [{}]}', '{"pretrain": 3}', '{"others": [1]}', "[]"):
+        (tmp_path / "results.json").write_text(bad)
+        with pytest.raises(UserError, match=r"results\.json"):
+            recorded.systems(tmp_path)
 
 
 def test_questions_to_runs(tmp_path, monkeypatch, capsys):
@@ -339,9 +320,9 @@ def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
     assert first[7:] == ["0.750", "0.250 |"]
     assert second[3] == "0.100" and second[4] == second[5] == second[6] == "1.000"
     assert (exp / "plots/labels_round1.png").exists()
-    rows = {r["row"]: r for r in results_cli.rows_of_exp(exp, "t", 0, "")}
+    rows = recorded.systems(exp)
     assert (rows["round1"]["live_end"], rows["round1"]["purity_end"]) == (10, 1.0)
-    assert rows["round2"]["live_end"] is None
+    assert "live_end" not in rows["round2"]
 
 
 def test_other_systems_are_reported_between_the_last_phase_and_supervised(whole, tmp_path, monkeypatch):
@@ -354,8 +335,8 @@ def test_other_systems_are_reported_between_the_last_phase_and_supervised(whole,
     out = json.loads((tmp_path / "exp/results.json").read_text())
     assert list(out["others"]) == ["no_gate"]
     assert out["others"]["no_gate"]["eer"] == pytest.approx(want["round1"]["eer"])
-    names = [row["row"] for row in results_cli.rows_of_exp(tmp_path / "exp", "t", 0, "")]
-    assert names == ["pretrain", "round1", "round2", "finetune", "no_gate", "supervised"]
+    names = list(recorded.systems(tmp_path / "exp"))
+    assert names == ["pretrain", "round1", "round2", "finetune", "no_gate", "supervised", "final"]
 
 
 def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):

@@ -8,6 +8,13 @@ from pathlib import Path
 from pyspkv.errors import UserError, natural, run
 
 
+def pattern(text: str) -> re.Pattern:
+    try:
+        return re.compile(text)
+    except re.error as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {err}") from None
+
+
 def parse_args() -> argparse.Namespace:
     from pyspkv import grid
 
@@ -20,9 +27,7 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument("table", type=Path, help="the table file")
     p.add_argument("--exp", type=Path, help="folder of the cells' experiments; default: the table's")
-    p.add_argument(
-        "--only", type=re.compile, default="", metavar="REGEX", help="these cells and what they need"
-    )
+    p.add_argument("--only", type=pattern, default="", metavar="REGEX", help="these cells and what they need")
     p.add_argument("--jobs", type=natural, default=1, help="cells at a time")
     p.add_argument("--cmd", type=shlex.split, default=[], help="runner: 'utils/run.sh --num-threads 1'")
     p.add_argument("--run-opts", type=shlex.split, default=[], help="of every run.sh, as '--nj 2 --ngpu 1'")
@@ -43,19 +48,16 @@ def main() -> int:
     table = Table(args.table)
     looks = {}
     for file in sorted(Path(args.table).parent.glob("*.yaml")):  # RESULTS.md has the tables of all of them
-        looks |= other.looks if (other := Table(file)).results == table.results else {}
-    here = [
-        p
-        for p in (Path(x) for x in args.cmd[:1])
-        for p in (p, runner.ROOT / p)
-        if "/" in args.cmd[0] and p.is_file()
-    ]
-    cmd = [str(here[0].absolute()), *args.cmd[1:]] if here else args.cmd
+        other = table if file.resolve() == args.table.resolve() else Table(file)
+        looks |= other.looks if other.results == table.results else {}
+    if args.cmd and "/" in args.cmd[0]:  # as it is called from here, or from the repository
+        args.cmd[0] = str((here if (here := Path(args.cmd[0])).is_file() else runner.ROOT / here).absolute())
     exp = Path(args.exp or table.exp).absolute()
-    grid = runner.Runner(table, exp, args.only, cmd, args.run_opts)
+    grid = runner.Runner(table, exp, args.only, args.cmd, args.run_opts)
+    commands = [(cell, grid.command(cell)) for cell in grid.cells]
     if args.dry_run:
-        for cell in grid.cells:
-            print(f"cd {shlex.quote(str(table.recipe(cell)))} && {shlex.join(grid.command(cell))}")
+        for cell, words in commands:
+            print(f"cd {shlex.quote(str(table.recipe(cell)))} && {shlex.join(words)}")
         return 0
     if args.status:
         grid.status(args.jobs)
