@@ -1,6 +1,7 @@
 """Questions of recipes to finished runs: which has the lowest dev EER, how high did a logged quantity rise."""
 
 import argparse
+import math
 from pathlib import Path
 
 from pyspkv.errors import UserError, run
@@ -19,13 +20,16 @@ def parse_args() -> argparse.Namespace:
     sub.add_argument("--factor", type=float, default=1.0)
     sub.add_argument("key")
     sub.add_argument("run", type=Path, metavar="DIR")
-    return p.parse_args()
+    args = p.parse_args()
+    if args.command == "peak" and not math.isfinite(args.factor):
+        p.error("--factor is a finite number")
+    return args
 
 
 def dev_eer(folder: Path) -> float:
     from pyspkv import checkpoint
 
-    eer = checkpoint.state(checkpoint.find(folder))["best_eer"]
+    eer = checkpoint.state(checkpoint.find(folder)).get("best_eer")
     if eer is None:
         raise UserError("was trained without a dev list", file=folder, mend="bin.train --dev --dev-trials")
     return eer
@@ -34,7 +38,7 @@ def dev_eer(folder: Path) -> float:
 def peak(folder: Path, key: str) -> float:
     from pyspkv.bin.report import epochs_of
 
-    values = [r[key] for r in epochs_of(folder.parent, folder.name) if r.get(key) is not None]
+    values = [r[key] for r in epochs_of(folder.parent, folder.name) if key in r and key != "kind"]
     if not values:
         raise UserError(f"no epoch has '{key}'", file=folder / "train.jsonl")
     return max(values)
