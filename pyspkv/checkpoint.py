@@ -36,7 +36,7 @@ def _pointer(exp: Path, name: str) -> Path | None:
     if not file.is_file():
         return None
     found = read_text(file, 4096, AGAIN).strip()
-    if not found or found in (".", "..") or "/" in found or not found.isprintable():
+    if not found or found in (".", "..") or len(found) > 60 or "/" in found or not found.isprintable():
         raise UserError(f"names {short(found)}, which is no folder beside it", file=file, mend=AGAIN)
     target = exp / found
     if not (target / "state.json").is_file():

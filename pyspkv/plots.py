@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pyspkv.atomic import atomic_file
+from pyspkv.errors import printable
 from pyspkv.metrics import Curve
 
 # Okabe & Ito's colours, distinguishable with every common colour blindness; lines also differ in their dashes.
@@ -47,7 +48,7 @@ def _figure(path: str | Path, rows: int = 1, columns: int = 1, size: tuple[float
 def _text(name: str) -> str:
     """A name as matplotlib draws it as it is: `$` begins a formula, a leading `_` hides a line from the legend."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a name of any bytes
-    name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    name = printable(name)
     name = name if len(name) <= 80 else name[:77] + "..."
     return ("\N{NO-BREAK SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pyspkv import foreign
-from pyspkv.errors import UserError, run
+from pyspkv.errors import UserError, printable, run
 
 KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_ci_high", "eer_ci_over")
 KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
@@ -295,7 +295,7 @@ def moving_table(phase: str, epochs: list[dict]) -> list[str]:
 def text(name: str) -> str:
     """A name in Markdown: what is shown is the name, whatever HTML, link or line end it holds."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a name of any bytes
-    name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    name = printable(name)
     return re.sub(r"([\\`|\[\]])", r"\\\1", html.escape(name, quote=False))
 
 
