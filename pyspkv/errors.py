@@ -31,6 +31,14 @@ PIPE_CLOSED = 128 + 13  # what a shell shows for a program that SIGPIPE ended
 RANK_WAIT = 3.0  # seconds in which rank 0 meets the same error and the launcher ends the others
 
 
+MEND = "\n  mend: "
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would act on or not show (line ends, escapes, odd blanks) written out."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
     """Input or usage is wrong. The message says what, where, and what to do about it.
 
@@ -47,7 +55,11 @@ class UserError(Exception):
         local: bool = False,
     ):
         place = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
-        super().__init__(place + message + (f"\n  mend: {mend}" if mend else ""))
+        parts = [
+            *(place + message).split(MEND),
+            *([mend] if mend else []),
+        ]  # of an error that is raised anew: both
+        super().__init__(MEND.join(map(printable, parts)))
         self.local = local
 
 
@@ -215,9 +227,8 @@ def _line(text: str, most: int = 300) -> str:
 
 def _print(text: str) -> None:
     """On stderr, if somebody listens; what a terminal would act on, or not show, is written out."""
-    safe = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
     try:
-        print(safe, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         _to_nowhere(sys.stderr)
 
@@ -265,7 +276,11 @@ def _leave(code: int) -> None:
 def _ignored(args) -> None:
     """sys.unraisablehook: Ctrl-C in a destructor or an import's callback counts, of the rest one line is left."""
     if issubclass(args.exc_type, KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)  # as if it had come a moment later
+        again = threading.Timer(
+            0.05, os.kill, (os.getpid(), signal.SIGINT)
+        )  # as if it had come a moment later:
+        again.daemon = True  # what is raised in here is lost once more
+        again.start()
     else:
         _print(f"warning: ignored {_line(f'{args.exc_type.__name__}: {args.exc_value}')}")
 

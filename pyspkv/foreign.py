@@ -24,7 +24,7 @@ _PACKED = {
 
 
 def regular(path: str | Path, mend: str | None = None) -> int:
-    """The size of a plain file, in bytes. UserError: a folder, a pipe, a device (/dev/fd/N is fine)."""
+    """The size of a plain file, in bytes. UserError: a folder, a pipe, a device (but /dev/fd/N)."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode) and not str(path).startswith(
         ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")

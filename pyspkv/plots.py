@@ -1,5 +1,6 @@
 """Figures of a system or an experiment as PNG files; matplotlib is only imported when one is drawn."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from pyspkv.atomic import atomic_file
+from pyspkv.errors import printable
 from pyspkv.metrics import Curve
 
 # Okabe & Ito's colours, distinguishable with every common colour blindness; lines also differ in their dashes.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
 DASHES = ["-", "--", "-.", ":"]
+MAX_PANELS = 60
 STYLE = {
     "figure.dpi": 120,
     "font.size": 10,
@@ -31,7 +34,8 @@ def _figure(path: str | Path, rows: int = 1, columns: int = 1, size: tuple[float
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # the font lacks a character of a name: a box is drawn
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
         try:
             yield axes[0, 0] if rows == columns == 1 else list(axes.flat)
@@ -39,6 +43,14 @@ def _figure(path: str | Path, rows: int = 1, columns: int = 1, size: tuple[float
                 figure.savefig(f, format="png")
         finally:
             plt.close(figure)
+
+
+def _text(name: str) -> str:
+    """A name as matplotlib draws it as it is: `$` begins a formula, a leading `_` hides a line from the legend."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a name of any bytes
+    name = printable(name)
+    name = name if len(name) <= 80 else name[:77] + "..."
+    return ("\N{NO-BREAK SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _line(k: int) -> dict:
@@ -73,7 +85,7 @@ def det(systems: Mapping[str, Curve], path: str | Path) -> None:
             keep = (fpr > 0) & (fnr > 0) & (fpr < 1) & (fnr < 1)
             rate = curve.eer()[0]
             x, y = _probit(fpr[keep]), _probit(fnr[keep])
-            ax.plot(x, y, drawstyle="steps-post", label=f"{name}: {100 * rate:.2f} %", **_line(k))
+            ax.plot(x, y, drawstyle="steps-post", label=f"{_text(name)}: {100 * rate:.2f} %", **_line(k))
             ax.plot(*_probit([rate, rate]).reshape(2, 1), "o", color=_line(k)["color"], markersize=5)
             seen += [fpr[keep], fnr[keep]]
         low = max(1e-4, min(0.02, *(v.min() for v in seen if len(v))) / 1.3)
@@ -108,17 +120,17 @@ def eer_by_system(systems: Sequence[tuple[str, float, float | None, float | None
     with _figure(path) as ax:
         rest = [s for s in systems if s[0] != "supervised"]
         for x, (_, eer, low, high) in enumerate(rest):
-            if low is not None:
+            if low is not None and high is not None:
                 ax.plot([x, x], [low, high], color=COLOURS[0], linewidth=2, alpha=0.5, solid_capstyle="butt")
             ax.annotate(f"{eer:.2f}", (x, eer), xytext=(6, 7), textcoords="offset points")
         ax.plot(range(len(rest)), [s[1] for s in rest], "o-", color=COLOURS[0])
         for name, eer, low, high in systems:
             if name == "supervised":
                 ax.axhline(eer, label=f"supervised: {eer:.2f} %", **_line(1))
-                if low is not None:
+                if low is not None and high is not None:
                     ax.axhspan(low, high, color=COLOURS[1], alpha=0.12)
                 ax.legend(loc="upper right")
-        ax.set_xticks(range(len(rest)), [s[0] for s in rest])
+        ax.set_xticks(range(len(rest)), [_text(s[0]) for s in rest])
         ax.set(
             xlim=(-0.4, len(rest) - 0.3), ylabel="EER (%)", title="Equal error rate, 95 % bootstrap interval"
         )
@@ -129,7 +141,7 @@ def eer_by_cost(arms: Mapping[str, Sequence[tuple[float, float]]], path: str | P
     """Dev EER in percent against hours of audio processed, a line per arm: name -> [(hours, eer)]."""
     with _figure(path) as ax:
         for k, (name, points) in enumerate(arms.items()):
-            ax.plot(*zip(*points), marker="." if len(points) > 10 else "o", label=name, **_line(k))
+            ax.plot(*zip(*points), marker="." if len(points) > 10 else "o", label=_text(name), **_line(k))
         ax.set(xlabel="hours of audio processed in training", ylabel="dev EER (%)")
         ax.set(xlim=(0, None), ylim=(0, None), title="EER against cost")
         ax.legend()
@@ -153,7 +165,12 @@ def cluster_sizes(rounds: Mapping[str, np.ndarray], path: str | Path) -> None:
     with _figure(path) as ax:
         for k, (name, sizes) in enumerate(rounds.items()):
             sizes = np.sort(sizes)[::-1]
-            ax.plot(np.arange(1, len(sizes) + 1), sizes, label=f"{name}: {len(sizes):,} clusters", **_line(k))
+            ax.plot(
+                np.arange(1, len(sizes) + 1),
+                sizes,
+                label=f"{_text(name)}: {len(sizes):,} clusters",
+                **_line(k),
+            )
         largest = max(int(max(sizes)) for sizes in rounds.values())
         if largest > 200:
             ax.set_yscale("log")
@@ -170,7 +187,7 @@ def per_round(series: Mapping[str, Mapping[int, float]], ylabel: str, title: str
 
     with _figure(path) as ax:
         for k, (name, values) in enumerate(series.items()):
-            ax.plot(list(values), list(values.values()), marker="o", label=name, **_line(k))
+            ax.plot(list(values), list(values.values()), marker="o", label=_text(name), **_line(k))
         rounds = sorted(set(chain.from_iterable(series.values())))
         flat = [v for values in series.values() for v in values.values()]
         ax.set_xticks(rounds)
@@ -199,27 +216,32 @@ def num_clusters(curve: Sequence[Mapping], chosen: int, path: str | Path) -> Non
 
 
 def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
-    """Every number of the end-of-epoch records (train.jsonl, `"kind": "epoch"`) over epochs, one panel each."""
+    """Every number of the end-of-epoch records (train.jsonl, `"kind": "epoch"`) over epochs, one panel each.
+
+    Of more than MAX_PANELS kinds of numbers the first are drawn.
+    """
     epochs = [r for r in records if r.get("kind") == "epoch"]
     skip = ("kind", "epoch", "step")
     names = list(dict.fromkeys(k for r in epochs for k, v in r.items() if k not in skip and _number(v)))
+    names = names[:MAX_PANELS]
     if not names:
         return
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     with _figure(path, rows, columns, size=(3.6 * columns, 2.6 * rows + 0.4)) as axes:
         for ax, name in zip(axes if isinstance(axes, list) else [axes], names):
-            points = [(r["epoch"], r[name]) for r in epochs if _number(r.get(name))]
+            points = [(r.get("epoch", k), r[name]) for k, r in enumerate(epochs, 1) if _number(r.get(name))]
             ax.plot(*zip(*points), marker="." if len(points) < 40 else None, **_line(0))
-            ax.set(xlabel="epoch", title=name)
+            ax.set(xlabel="epoch", title=_text(name))
             ax.xaxis.get_major_locator().set_params(integer=True)
         for ax in axes[len(names) :] if isinstance(axes, list) else []:
             ax.set_axis_off()
-        ax.figure.suptitle(title)
+        ax.figure.suptitle(_text(title))
 
 
 def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    """Whether it can be drawn: beyond 1e30 the arithmetic of an axis overflows."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def gates(epochs: Sequence[Mapping], path: str | Path) -> None:
@@ -228,12 +250,12 @@ def gates(epochs: Sequence[Mapping], path: str | Path) -> None:
     at = list(range(1, len(epochs) + 1))
     with _figure(path, size=(7.2, 4.4)) as ax:
         for k, name in enumerate(names):
-            ax.plot(at, [e[name] for e in epochs], marker="o", markersize=3, label=name, **_line(k))
+            ax.plot(at, [e[name] for e in epochs], marker="o", markersize=3, label=_text(name), **_line(k))
         for x, (before, now) in enumerate(zip(epochs, epochs[1:]), 2):
             if before["run"] != now["run"] or now["epoch"] <= before["epoch"]:
                 ax.axvline(x - 0.5, color="#999999", linewidth=0.8)
-                ax.annotate(now["run"], (x - 0.4, 1.03), fontsize=8)
-        ax.annotate(epochs[0]["run"], (0.6, 1.03), fontsize=8)
+                ax.annotate(_text(now["run"]), (x - 0.4, 1.03), fontsize=8)
+        ax.annotate(_text(epochs[0]["run"]), (0.6, 1.03), fontsize=8)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="epoch", ylabel="share", ylim=(-0.02, 1.1), xlim=(0.5, len(epochs) + 0.5))
         ax.set_title("What the gate let through")
@@ -246,7 +268,7 @@ def gate_comparison(systems: Mapping[str, Sequence[Mapping]], path: str | Path) 
         for ax, key in zip(axes, ("quantity", "quality")):
             for k, (name, epochs) in enumerate(systems.items()):
                 at, values = range(1, len(epochs) + 1), [e.get(key, np.nan) for e in epochs]
-                ax.plot(at, values, marker="o", markersize=3, label=name, **_line(k))
+                ax.plot(at, values, marker="o", markersize=3, label=_text(name), **_line(k))
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set(xlabel="epoch", ylabel="share", ylim=(-0.02, 1.05), title=key)
         axes[0].legend(fontsize=9, frameon=True)

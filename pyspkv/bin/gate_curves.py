@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
+from pyspkv import foreign
 from pyspkv.errors import UserError, run
 
 
@@ -33,6 +35,8 @@ def parse_args() -> argparse.Namespace:
     args = p.parse_args()
     if bool(args.compare) == bool(args.runs) or (args.runs and not args.unlabelled):
         p.error("give --runs with --unlabelled, or --compare")
+    if args.compare and not all(pair.partition("=")[2] for pair in args.compare):
+        p.error("--compare takes NAME=JSON")
     if args.runs and len(args.unlabelled) not in (1, len(args.runs)):
         p.error("--unlabelled: one folder, or as many as --runs")
     return args
@@ -65,28 +69,51 @@ def selection(kept, target, true=None, flipped=None) -> dict[str, float]:
 
 
 def curves(run_folder: Path, data, truth: dict | None, flipped: set | None) -> list[dict]:
-    """`selection` of every epoch of one run, whose last rows are the utterances of `data`."""
+    """`selection` of every epoch of one run, whose last rows are the utterances of `data`. UserError: of others."""
     import numpy as np
-    from safetensors.numpy import load_file
 
-    record = run_folder / "run.json"
+    from pyspkv.bin.report import rows_of
+    from pyspkv.tables import decode
+
     utts = data.utts
-    trained_on = (
-        json.loads(record.read_text()).get("label_hash", "").split("+")[1:] if record.exists() else []
-    )
+    trained_on = label_hash(run_folder / "run.json").split("+")[1:]
     if trained_on and trained_on[0] != data.label_hash():
         rule = f"was trained on other unlabelled utterances or labels than {data.path} has"
         raise UserError(rule, file=run_folder, mend="give the directory that it was trained on")
-    classes = (run_folder / "classes.txt").read_text().split()
-    number = {spk: k for k, spk in enumerate(classes)}
+    number = {spk: k for k, spk in enumerate(decode(run_folder / "classes.txt").split())}
     true = None if truth is None else np.array([number.get(truth[u], -1) for u in utts])
     wrong = None if flipped is None else np.array([u in flipped for u in utts])
     out, name = [], f"{run_folder.parent.name}/{run_folder.name}"
-    for file in sorted((run_folder / "rows").glob("epoch-*.safetensors")):
-        rows = load_file(file)
-        kept, target = rows["kept"][-len(utts) :], rows["target"][-len(utts) :]
-        out.append({"run": name, "epoch": int(file.stem[6:]), **selection(kept, target, true, wrong)})
+    for epoch, rows in rows_of(run_folder):
+        for key in ("kept", "target"):
+            if key not in rows or rows[key].ndim != 1 or len(rows[key]) < len(utts):
+                rule = f"epoch {epoch} has no {key} of {len(utts)} utterances"
+                raise UserError(
+                    rule, file=run_folder / "rows", mend="give a run of objective gll and its data"
+                )
+        kept, target = rows["kept"][-len(utts) :].astype(np.float64), rows["target"][-len(utts) :]
+        out.append({"run": name, "epoch": epoch, **selection(kept, target, true, wrong)})
     return out
+
+
+def label_hash(record: Path) -> str:
+    """What run.json says of the labels; "" where it says nothing. UserError: it is none."""
+    found = foreign.read_json(record).get("label_hash", "") if record.exists() else ""
+    if not isinstance(found, str):
+        raise UserError(f"label_hash is {foreign.short(found)}", file=record)
+    return found
+
+
+def read_curve(file: Path) -> list[dict]:
+    """What this program has written: a list of epochs. UserError: it is none."""
+    mend = "make it with bin.gate_curves --runs"
+    found = foreign.read_json(file, list, nan=True, mend=mend)
+    for epoch in found:
+        for key in ("quantity", "quality"):
+            value = epoch.get(key, math.nan) if isinstance(epoch, dict) else None
+            if not (isinstance(value, float) and math.isnan(value)):
+                foreign.number(value, key, 0, 1, file=file, mend=mend)
+    return found
 
 
 def main() -> None:
@@ -94,16 +121,14 @@ def main() -> None:
     from pyspkv import plots
     from pyspkv.atomic import atomic_file
     from pyspkv.datadir import DataDir, read_table
-    from pyspkv.tables import of_each
+    from pyspkv.tables import decode, of_each
 
     if args.compare:
         pairs = [pair.partition("=")[::2] for pair in args.compare]
-        plots.gate_comparison(
-            {n: json.loads(Path(f).read_text()) for n, f in pairs}, args.out.with_suffix(".png")
-        )
+        plots.gate_comparison({n: read_curve(Path(f)) for n, f in pairs}, args.out.with_suffix(".png"))
         return
     truth = read_table(args.truth, "id") if args.truth else None
-    flipped = set(Path(args.flipped).read_text().split()) if args.flipped else None
+    flipped = set(decode(args.flipped).split()) if args.flipped else None
     folders = args.unlabelled * (len(args.runs) if len(args.unlabelled) == 1 else 1)
     found = []
     for run_folder, data in zip(args.runs, folders):

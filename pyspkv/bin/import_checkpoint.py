@@ -7,11 +7,13 @@ DIR then works wherever a model does: bin.extract, bin.verify, --init, encoder.p
 
 import argparse
 import hashlib
-import json
 import sys
 from pathlib import Path
 
 from pyspkv.errors import UserError, run
+from pyspkv.foreign import read_json
+
+MEND = "import WavLM-Base, WavLM-Base+ or a model fine-tuned from one: other kinds have other layers"
 
 
 def parse() -> argparse.Namespace:
@@ -41,31 +43,47 @@ def digest(source: Path) -> str:
     return found.hexdigest()
 
 
+def is_made_of(record: Path, made_of: dict[str, str]) -> bool:
+    """Whether the run.json of a finished import names the same source and options. UserError: it is none."""
+    mend = "give another --out, or remove this one"
+    found = read_json(record, mend=mend) if record.exists() else {}
+    return all(found.get(key) == value for key, value in made_of.items())
+
+
 def main() -> None:
     args = parse()
+    source, out = Path(args.source), Path(args.out)
+    if not source.is_dir() and not source.is_file():
+        rule = "is no plain file" if source.exists() else "no such file"
+        raise UserError(rule, file=source, mend="give WavLM-Base+.pt, a speaker checkpoint, or a folder")
+    made_of = {"sha256": digest(source), "pooling": args.pooling}
+    if (out / "LATEST").exists() and is_made_of(out / "run.json", made_of):
+        print(f"imported already: {out}")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "holds another model" if (out / "LATEST").exists() else "is there already, and not empty"
+        raise UserError(what, file=out, mend="give another --out")
+
     import torch
 
     from pyspkv import checkpoint
     from pyspkv import config as cfg
     from pyspkv.models import wavlm_import
 
-    source, out = Path(args.source), Path(args.out)
-    made_of = {"sha256": digest(source), "pooling": args.pooling}
-    if (out / "LATEST").exists() and made_of.items() <= json.loads((out / "run.json").read_text()).items():
-        print(f"imported already: {out}")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds another model" if (out / "LATEST").exists() else "is there already, and not empty"
-        raise UserError(what, file=out, mend="give another --out")
     trunk, backend, head = wavlm_import.read(source)
     sizes = wavlm_import.config_of(trunk, backend, source)
     sizes.pooling = args.pooling
     torch.manual_seed(0)
     config = cfg.resolve("encoder", {"name": "wavlm", **cfg.dump(sizes)})
+    weights = {f"trunk.{k}": v for k, v in trunk.items()}
+    mhfa = backend if args.pooling == "mhfa" else {}
+    weights |= {f"backend.{k}": v for k, v in mhfa.items()}
+    # The mask of pre-training is not used to embed: a model saved without it gets the one that was made.
+    made = {"trunk.masked_spec_embed"} - weights.keys() | ({"backend."} if not mhfa else set())
+    checkpoint.check_sizes(config, weights, source, tuple(made), mend=MEND)
     encoder = cfg.build("encoder", config)
-    checkpoint.load_exactly(encoder.trunk, trunk, source)
-    if backend and args.pooling == "mhfa":
-        checkpoint.load_exactly(encoder.backend, backend, source)
+    own = {k: v for k, v in encoder.state_dict().items() if k.startswith(tuple(made))} if made else {}
+    checkpoint.load_exactly(encoder, {**own, **weights}, source, mend=MEND)
     checkpoint.save_import(out, encoder, config, {"command": sys.argv, "source": str(source), **made_of})
     count = sum(p.numel() for p in encoder.parameters())
     with_head = f", {len(head)} class centres left out" if head is not None else ""

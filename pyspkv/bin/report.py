@@ -1,21 +1,31 @@
 """Collect an experiment: results.json, report.md with its tables, and plots."""
 
 import argparse
+import html
 import json
+import os
 import re
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
-import numpy as np
-
-from pyspkv.atomic import atomic_file
-from pyspkv.errors import UserError, run
-from pyspkv.tables import of_each, read_table
+from pyspkv import foreign
+from pyspkv.errors import UserError, printable, run
 
 KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_ci_high", "eer_ci_over")
 KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
 KEYS += ("eer_difference_ci_low", "eer_difference_ci_high")
-PIPELINE = re.compile(r"pretrain|round[1-9]\d*|finetune|supervised")
+ROUND = re.compile(r"round([1-9][0-9]{0,5})")
+PIPELINE = re.compile(rf"pretrain|{ROUND.pattern}|finetune|supervised")
+# What bin.metrics --json writes: the least and the most that a figure can be; other keys are not shown.
+EER, COST, ANY = (0, 100), (0, 1e9), (None, None)
+FIGURES = {"eer": EER, "min_dcf_0.01": COST, "min_dcf_0.05": COST, "threshold": ANY, "eer_ci_low": EER}
+FIGURES |= {"eer_ci_high": EER, "cllr": COST, "act_dcf_0.01": COST, "num_target": COST, "num_nontarget": COST}
+FIGURES |= dict.fromkeys(("eer_difference", "eer_difference_ci_low", "eer_difference_ci_high"), (-100, 100))
+# Of train.jsonl; all else that is a number is drawn.
+TIMES = {"epoch": (0, 1e9), "step": (0, 1e15), "audio_seconds": (0, 1e15), "seconds": (0, 1e12)}
+TIMES |= {"loss": ANY, "accuracy": (0, 1), "dev_eer": EER, "dev_eer_student": EER}
+AGAIN = "make it again: run stages 4 and 7"
 VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the training mean, AS-normed, with crops
 
 
@@ -39,18 +49,29 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise UserError(f"is not JSON ({err})", file=path, mend="make it again: run stages 4 and 7") from None
-    if not isinstance(found, dict):
-        raise UserError("is not a JSON object", file=path, mend="make it again: run stages 4 and 7")
+    """A JSON object of at most 16 MB. UserError: it is none."""
+    return foreign.read_json(path, mend=AGAIN)
+
+
+def read_metrics(path: Path) -> dict:
+    """What bin.metrics --json wrote, every figure a number of its range; null counts as absent. UserError names the
+    figure that is none."""
+    mend = "make it with bin.metrics --json"
+    found = {k: v for k, v in foreign.read_json(path, mend=mend).items() if v is not None or k == "eer"}
+    if missing := [k for k in ("eer", "min_dcf_0.01", "min_dcf_0.05") if k not in found]:
+        raise UserError(f"has no {missing[0]}", file=path, mend=mend)
+    for key, span in FIGURES.items():
+        if key in found:
+            foreign.number(found[key], key, *span, file=path, mend=mend)
+    for key in ("eer_ci_over", "trials"):
+        if not isinstance(found.get(key, ""), str):
+            raise UserError(f"{key} is {foreign.short(found[key])}, not a text", file=path, mend=mend)
     return found
 
 
 def find_phases(exp: Path) -> dict[str, Path]:
     """Phase name -> folder, in the order of the pipeline, of every phase that stands in `exp`."""
-    rounds = sorted(int(m[1]) for d in exp.glob("round*") if (m := re.fullmatch(r"round([1-9]\d*)", d.name)))
+    rounds = sorted(int(m[1]) for d in exp.glob("round*") if (m := ROUND.fullmatch(d.name)))
     names = ["pretrain", *(f"round{r}" for r in rounds), "finetune", "supervised"]
     others = sorted(d.parent.name for d in exp.glob("*/score") if d.parent.name not in names)
     return {name: exp / name for name in names[:-1] + others + names[-1:] if (exp / name).is_dir()}
@@ -61,22 +82,22 @@ def read_scores(phases: dict[str, Path]) -> dict[str, dict[str, dict]]:
     out: dict[str, dict[str, dict]] = {}
     for phase, folder in phases.items():
         for path in sorted((folder / "score").glob("*.json")):
-            found = read_json(path)
-            if missing := [k for k in ("eer", "min_dcf_0.01", "min_dcf_0.05") if k not in found]:
-                raise UserError(f"has no {missing[0]}", file=path, mend="make it with bin.metrics --json")
-            out.setdefault(phase, {})[path.stem] = found
+            out.setdefault(phase, {})[path.stem] = read_metrics(path)
     return out
 
 
 def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
     """What a round's labels were: sizes [K], num_clusters, report.json, and diagnostics where a truth is given."""
+    import numpy as np
+
+    from pyspkv.tables import of_each, read_table
+
     spk = read_table(folder / "data/utt2spk", "id")
     _, sizes = np.unique(list(spk.values()), return_counts=True)
-    report = read_json(folder / "report.json") if (folder / "report.json").exists() else {}
     out = {
         "sizes": sizes,
         "num_clusters": len(sizes),
-        "stability": report.get("stability", {}),
+        "stability": stability(folder / "report.json"),
         "diagnostics": None,
     }
     if truth is not None:
@@ -84,6 +105,17 @@ def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
 
         out["diagnostics"] = quality.diagnostics(list(spk.values()), of_each(truth, list(spk), truth_file))
     return out
+
+
+def stability(file: Path) -> dict[str, float]:
+    """How far a round's labels are those of the round before, of its report.json; {} where it does not say."""
+    found = read_json(file).get("stability") if file.exists() else None
+    if not isinstance(found, (dict, type(None))):
+        raise UserError(f"stability is {foreign.short(found)}", file=file, mend=AGAIN)
+    found = {k: v for k, v in (found or {}).items() if v is not None}
+    for key in {"ami", "kept"} & found.keys():
+        foreign.number(found[key], f"stability.{key}", -1, 1.000001, file=file, mend=AGAIN)
+    return found
 
 
 def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, list[dict]]) -> dict:
@@ -125,62 +157,95 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
 
 
 def epochs_of(folder: Path, model: str = "model") -> list[dict]:
-    """End-of-epoch records of a phase's training."""
+    """End-of-epoch records of a phase's training, without what is null or no number.
+
+    A last line that a kill has cut is passed over. UserError: another line is no record, or a figure no number.
+    """
     log = folder / model / "train.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    records = [
-        json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")
-    ]  # one may be cut
-    return [r for r in records if r.get("kind") == "epoch"]
+    if not log.exists():
+        return []
+    foreign.regular(log)
+    out = []
+    with open(log, "rb") as f:
+        for number, raw in enumerate(iter(lambda: f.readline(1 << 20), b""), 1):
+            if not raw.strip():
+                continue
+            try:
+                record = foreign.parse_json(raw.decode(), file=log, line=number, mend="remove that line")
+            except UnicodeDecodeError:
+                raise UserError("is not UTF-8 text", file=log, line=number, mend="remove that line") from None
+            except UserError:
+                if raw.endswith(b"\n"):
+                    raise
+                break
+            if record.get("kind") != "epoch":
+                continue
+            record = {
+                k: v for k, v in record.items() if foreign.is_number(v) or (k in TIMES and v is not None)
+            }
+            for key, span in TIMES.items():
+                if key in record:
+                    foreign.number(record[key], key, *span, file=log, line=number)
+            out.append({"kind": "epoch", **record})
+    return out
 
 
 def cost_curve(phases: dict[str, Path]) -> list[tuple[float, float]]:
     """(hours of audio trained on since pre-training, dev EER) of the rounds' epochs with one, and of their ends."""
     out, before = [], 0.0
     for name, folder in phases.items():
-        if not name.startswith("round") or not (records := epochs_of(folder)):
+        records = [r for r in epochs_of(folder) if "audio_seconds" in r] if ROUND.fullmatch(name) else []
+        if not records:
             continue
         out += [((before + r["audio_seconds"]) / 3600, r["dev_eer"]) for r in records if "dev_eer" in r]
         before += records[-1]["audio_seconds"]
         dev = folder / "score/dev.json"
         if dev.exists() and "dev_eer" not in records[-1]:
-            out.append((before / 3600, read_json(dev)["eer"]))
+            out.append((before / 3600, read_metrics(dev)["eer"]))
     return out
 
 
-def moving_labels(folder: Path, truth: dict[str, str] | None) -> list[dict]:
+def rows_of(folder: Path) -> list[tuple[int, dict]]:
+    """(epoch, arrays) of a run's rows/epoch-N.safetensors, in the order of the epochs' names."""
+    files = sorted((folder / "rows").glob("epoch-*.safetensors"))
+    named = [(f, re.fullmatch(r"epoch-(\d{1,9})", f.stem, re.ASCII)) for f in files]
+    return [(int(m[1]), foreign.read_rows(f)) for f, m in named if m]
+
+
+def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the truth") -> list[dict]:
     """Per epoch, what a phase's objective had made of the labels: sizes, and diagnostics where a truth is given.
 
     Where PHASE/corrupted lists utterances whose labels were made wrong on purpose (`bin.datadir corrupt`): recall,
     the share of them that the gate keeps out, and precision, their share among all that it keeps out.
     """
-    from safetensors.numpy import load_file
+    if not any((folder / "model/rows").glob("epoch-*.safetensors")) or not (folder / "data/utt2spk").exists():
+        return []
+    import numpy as np
 
     from pyspkv.labels import quality
+    from pyspkv.tables import decode, of_each, read_table
 
-    files = sorted((folder / "model/rows").glob("epoch-*.safetensors"))
-    spk = read_table(folder / "data/utt2spk", "id") if files and (folder / "data/utt2spk").exists() else {}
-    if not spk:
-        return []
+    spk = read_table(folder / "data/utt2spk", "id")
+    true = of_each(truth, list(spk), truth_file) if truth is not None else None
     given = np.unique(list(spk.values()), return_inverse=True)[1]
     out, before = [], None
-    dev = {r["epoch"]: {k: r[k] for k in ("dev_eer", "dev_eer_student") if k in r} for r in epochs_of(folder)}
-    spoilt = set((folder / "corrupted").read_text().split()) if (folder / "corrupted").exists() else set()
+    kept = ("dev_eer", "dev_eer_student")
+    dev = {r.get("epoch"): {k: r[k] for k in kept if k in r} for r in epochs_of(folder)}
+    spoilt = set(decode(folder / "corrupted").split()) if (folder / "corrupted").exists() else set()
     spoilt = np.array([u in spoilt for u in spk]) if spoilt else None
-    for file in files:
-        rows = load_file(file)
+    for epoch, rows in rows_of(folder / "model"):
         if not {"label", "weight"} & rows.keys():
             continue  # a confidence gate's: bin.gate_curves
         label = rows.get("label", given)
-        if len(label) != len(spk):
-            continue
-        found = {"epoch": int(file.stem.split("-")[1])}
+        weight = rows.get("weight", given)
+        if label.shape != (len(spk),) or weight.shape != label.shape or label.dtype.kind not in "iu":
+            continue  # of other utterances
+        found = {"epoch": epoch}
         sizes = quality.sizes(label)
         found |= {"live": sizes["num_clusters"], "effective": sizes["effective_clusters"]}
         found["flipped"] = float(np.mean(label != before)) if before is not None else 0.0
         before = label
         if truth is not None:
-            true = [truth[u] for u in spk]
             found |= {
                 k: v for k, v in quality.diagnostics(label, true).items() if k in ("nmi", "ami", "purity")
             }
@@ -205,10 +270,10 @@ def training_table(phases: dict[str, Path]) -> list[str]:
     for phase, folder in phases.items():
         if records := epochs_of(folder):
             three = [records[0], records[(len(records) - 1) // 2], records[-1]]
-            loss = ", ".join(f"{r['loss']:.2f}" for r in three)
+            loss = ", ".join(f"{r['loss']:.2f}" if "loss" in r else "-" for r in three)
             accuracy = ", ".join(f"{100 * r['accuracy']:.0f}" for r in three if "accuracy" in r) or "-"
             minutes = sum(r.get("seconds", 0) for r in records) / 60
-            lines.append(f"| {phase} | {len(records)} | {loss} | {accuracy} | {minutes:.1f} |")
+            lines.append(f"| {text(phase)} | {len(records)} | {loss} | {accuracy} | {minutes:.1f} |")
     return lines
 
 
@@ -216,15 +281,22 @@ def moving_table(phase: str, epochs: list[dict]) -> list[str]:
     keys = list(epochs[0])
     lines = [
         "",
-        f"## Labels while training: {phase}",
+        f"## Labels while training: {text(phase)}",
         "",
         "| " + " | ".join(keys) + " |",
         "|" + "---|" * len(keys),
     ]
     for e in epochs:
-        cells = [f"{e[k]:.3f}" if isinstance(e[k], float) else str(e[k]) for k in keys]
+        cells = [f"{e[k]:.3f}" if isinstance(e.get(k), float) else str(e.get(k, "-")) for k in keys]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def text(name: str) -> str:
+    """A name in Markdown: what is shown is the name, whatever HTML, link or line end it holds."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a name of any bytes
+    name = printable(name)
+    return re.sub(r"([\\`|\[\]])", r"\\\1", html.escape(name, quote=False))
 
 
 def markdown(
@@ -236,17 +308,19 @@ def markdown(
     plots: list[str],
     with_truth: bool,
 ) -> str:
+    import numpy as np
+
     compared = any("eer_difference" in m for lists in scores.values() for m in lists.values())
     head = ["system", "trials", "EER %", "95 % interval", "minDCF 0.01", "minDCF 0.05", "Cllr"]
     head += ["EER less supervised (paired 95 %)"] * compared
-    lines = [f"# {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = [f"# {text(title)}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for phase, lists in scores.items():
         for name, m in lists.items():
             low, high = m.get("eer_ci_low"), m.get("eer_ci_high")
             span = f"{low:.2f} .. {high:.2f}" if low is not None and high is not None else "-"
             cells = [
-                phase,
-                name,
+                text(phase),
+                text(name),
                 f"{m['eer']:.2f}",
                 span,
                 f"{m['min_dcf_0.01']:.3f}",
@@ -257,7 +331,7 @@ def markdown(
                 cells.append(difference(m))
             lines.append("| " + " | ".join(cells) + " |")
     over = {m["eer_ci_over"] for lists in scores.values() for m in lists.values() if m.get("eer_ci_over")}
-    lines += ["", f"Intervals: bootstrap over {' / '.join(sorted(over)) or 'nothing'}."]
+    lines += ["", f"Intervals: bootstrap over {' / '.join(map(text, sorted(over))) or 'nothing'}."]
     lines += ["`final` in results.json is finetune where it was run, else the last round; no score chose it."]
     if rounds:
         lines += ["", "## Labels of each round", ""]
@@ -285,13 +359,13 @@ def markdown(
     lines += ["", "## Training", "", *training]
     for phase, epochs in moving.items():
         lines += moving_table(phase, epochs)
-    lines += ["", "## Plots", ""] + [f"![{name}](plots/{name})" for name in plots]
+    lines += ["", "## Plots", ""] + [f"![{text(name)}](plots/{quote(os.fsencode(name))})" for name in plots]
     return "\n".join(lines) + "\n"
 
 
 def difference(m: dict) -> str:
     low, high = m.get("eer_difference_ci_low"), m.get("eer_difference_ci_high")
-    if m.get("eer_difference") is None or low is None:
+    if m.get("eer_difference") is None or low is None or high is None:
         return "-"
     return f"{m['eer_difference']:+.2f} ({low:+.2f} .. {high:+.2f})"
 
@@ -306,7 +380,7 @@ def draw(
 
     def path(file: str) -> Path:
         drawn.append(file)
-        return folder / file
+        return inside(folder, folder / file)
 
     main = {phase: lists[name] for phase, lists in scores.items() if name in lists}
     systems = [(p, m["eer"], m.get("eer_ci_low"), m.get("eer_ci_high")) for p, m in main.items()]
@@ -335,6 +409,13 @@ def draw(
     return drawn
 
 
+def inside(folder: Path, path: Path) -> Path:
+    """`path`, unless somebody's link leads out of `folder`: then UserError."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError("is a link out of the experiment's folder", file=path, mend="remove the link")
+    return path
+
+
 def read_curves(main: dict[str, dict], phases: dict[str, Path], name: str) -> tuple[dict, tuple | None]:
     """DET curves of each phase and (scores, target, threshold) of the last unsupervised one, where files remain."""
     from pyspkv import metrics, scoring
@@ -343,7 +424,7 @@ def read_curves(main: dict[str, dict], phases: dict[str, Path], name: str) -> tu
     curves, last = {}, None
     for phase, m in main.items():
         file = phases[phase] / "score" / f"{name}.scores"  # the phase may have moved since
-        if not file.exists() or not m.get("trials") or not Path(m["trials"]).exists():
+        if not file.exists() or not m.get("trials") or not Path(m["trials"]).is_file():
             continue
         enrol, test, target = read_trials(m["trials"])
         found = scoring.read_scores(file, enrol, test)
@@ -355,7 +436,14 @@ def read_curves(main: dict[str, dict], phases: dict[str, Path], name: str) -> tu
 
 def main() -> None:
     args = parse_args()
+
+    from pyspkv import plots
+    from pyspkv.atomic import atomic_file
+    from pyspkv.tables import read_table
+
     exp = Path(args.exp)
+    if not exp.is_dir():
+        raise UserError("no such folder", file=exp, mend="give --exp the folder that run.sh wrote")
     phases = find_phases(exp)
     scores = read_scores(phases)
     if not any(args.name in lists for lists in scores.values()):
@@ -363,29 +451,30 @@ def main() -> None:
         have = f"there are scores of: {', '.join(names)}" if names else "there are no scores at all"
         mend = f"give --name {names[0]}" if names else "run stages 6 and 7 first"
         raise UserError(f"no phase has score/{args.name}.json; {have}", file=exp, mend=mend)
+    for name in ("report.md", "results.json", "plots"):
+        inside(exp, exp / name)
     for phase in phases:
         if args.name not in scores.get(phase, {}):
             print(f"{phase} has no score/{args.name}.json and is left out of results.json", file=sys.stderr)
     truth = read_table(args.truth, "id") if args.truth else None
     rounds = {
-        int(name[5:]): clustering(folder, truth, args.truth)
+        int(found[1]): clustering(folder, truth, args.truth)
         for name, folder in phases.items()
-        if name.startswith("round") and (folder / "data/utt2spk").exists()
+        if (found := ROUND.fullmatch(name)) and (folder / "data/utt2spk").exists()
     }
     drawn = draw(exp / "plots", phases, scores, rounds, args.name)
-    moving = {name: found for name, folder in phases.items() if (found := moving_labels(folder, truth))}
-    for name, epochs in moving.items():
-        from pyspkv import plots
-
-        drawn.append(f"labels_{name}.png")
-        plots.training([{"kind": "epoch", **e} for e in epochs], exp / "plots" / drawn[-1], f"Labels: {name}")
+    moving = {}
+    for name, folder in phases.items():
+        if epochs := moving_labels(folder, truth, args.truth):
+            moving[name] = epochs
+            drawn.append(f"labels_{name}.png")
+            to = inside(exp, exp / "plots" / drawn[-1])
+            plots.training([{"kind": "epoch", **e} for e in epochs], to, f"Labels: {name}")
     if args.beside:
-        from pyspkv import plots
-
         arms = {p.resolve().name: cost_curve(find_phases(p)) for p in (exp, Path(args.beside))}
         if all(arms.values()):
             drawn.append("cost.png")
-            plots.eer_by_cost(arms, exp / "plots/cost.png")
+            plots.eer_by_cost(arms, inside(exp, exp / "plots/cost.png"))
     with atomic_file(exp / "report.md") as f:
         title = args.title or exp.resolve().name
         training = training_table(phases)

@@ -1,6 +1,7 @@
 """What a later step takes from finished trainings, as files: the best of several, a gate's threshold, a step count."""
 
 import argparse
+import math
 from pathlib import Path
 
 from pyspkv.errors import UserError, run
@@ -30,7 +31,10 @@ def parse() -> argparse.Namespace:
     sub.add_argument("--labelled", required=True, type=Path, metavar="DIR")
     sub.add_argument("--unlabelled", required=True, type=Path, metavar="DIR")
     sub.add_argument("--out", required=True, type=Path, metavar="YAML")
-    return p.parse_args()
+    args = p.parse_args()
+    if args.command == "threshold" and not math.isfinite(args.factor):
+        p.error("--factor is a finite number")
+    return args
 
 
 def dev_eer(model: Path) -> float:

@@ -55,7 +55,8 @@ def main() -> None:
     mixed = read_table(args.mixed, "flag") if args.mixed else None
     device = distributed.device()
     raw = cfg.read(find(args.model).parent / "config.yaml").get("objective", {})
-    reject = cfg.resolve("objective", raw).reject if raw.get("name") == "pairs" else PairsConfig().reject
+    pairs = isinstance(raw, dict) and raw.get("name") == "pairs"
+    reject = cfg.resolve("objective", raw).reject if pairs else PairsConfig().reject
     table, found = score(
         load_encoder(args.model).to(device),
         data,

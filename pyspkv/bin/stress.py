@@ -6,15 +6,19 @@ Every utterance of both sides is changed: cut to a random stretch of N seconds, 
 simulated rooms of one reverberation time. Drawn from (seed, condition, row), so two models hear the same.
 """
 
+from __future__ import annotations  # np.ndarray is named below, and numpy imported where it is needed
+
 import argparse
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pyspkv.errors import UserError, natural, run
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def parse() -> argparse.Namespace:
@@ -47,6 +51,8 @@ def parse() -> argparse.Namespace:
 
 def conditions(args, cache: Path) -> dict[str, Callable]:
     """Name -> change(row, wave)."""
+    import numpy as np
+
     from pyspkv.audio import SAMPLE_RATE
     from pyspkv.augment import AugmentConfig, Augmenter
 

@@ -5,15 +5,20 @@ model (259 tensors `__S__.model.*`, `__S__.backend.*`, `__L__.weight`), and a Hu
 weights_only: nothing in them is executed.
 """
 
-import json
 import re
+import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pyspkv.errors import UserError
+from pyspkv.foreign import first_bytes, read_json, regular, safetensors_header, short
 from pyspkv.models.wavlm import WavLMConfig
+
+AGAIN = "copy or download it again"
+MAX_LAYERS = 200  # WavLM-Large has 24
 
 _RENAMES = [  # unilm -> transformers, in this order
     (r"^mask_emb$", "masked_spec_embed"),
@@ -57,33 +62,67 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | Non
         )
     found = _load(path)
     if isinstance(found.get("model"), dict) and all(isinstance(v, Tensor) for v in found["model"].values()):
-        return _trunk(found["model"]), {}, None  # Microsoft's; its cfg says nothing that the shapes do not
+        return _trunk(_sound(found["model"], path)), {}, None  # its cfg says nothing that the shapes do not
     if not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError("holds neither {cfg, model} nor tensors by name", file=path)
     parts = {"__S__.model.": {}, "__S__.backend.": {}, "__L__.": {}}
-    for key, value in found.items():
+    for key, value in _sound(found, path).items():
         prefix = next((p for p in parts if key.startswith(p)), None)
         if prefix is None:
-            raise UserError(f"its tensor {key} belongs to no layout known here", file=path)
+            raise UserError(f"its tensor {short(key)} belongs to no layout known here", file=path)
         parts[prefix][key[len(prefix) :]] = value
     trunk, backend, head = parts.values()
-    return _trunk(trunk), backend, head.get("weight")
+    return _trunk(trunk), {k: v.float() for k, v in backend.items()}, head.get("weight")
 
 
-def _load(path: Path):
+def _load(path: Path) -> dict:
+    """The dictionary in a checkpoint file. Nothing in it is executed; what torch says of a broken file, which may be
+    the advice to load it unsafely, is not passed on."""
+    first_bytes(path)
+    if path.suffix == ".safetensors":
+        safetensors_header(path)
+    with open(path, "rb") as f:
+        zipped = f.read(4) == b"PK\x03\x04"
+    if zipped:
+        _check_zip(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # whatever a broken or hostile file makes torch raise
-        raise UserError(
-            f"is not a checkpoint that can be read without running its code ({err})", file=path
-        ) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (Exception, RecursionError) as err:  # whatever a broken or hostile file makes torch raise
+        raise UserError(f"is not a checkpoint that can be read{_why(err)}", file=path, mend=AGAIN) from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UserError("holds no dictionary of tensors", file=path)
     return found
+
+
+def _why(err: BaseException) -> str:
+    """What torch's unpickler found, in our words."""
+    if wanted := re.search(r"GLOBAL ([\w.]{1,100})", str(err)):
+        return f" without running its code ({wanted[1]})"
+    if isinstance(err, EOFError):
+        return ": it is cut short"
+    return f" without running its code ({type(err).__name__})"
+
+
+def _check_zip(path: Path) -> None:
+    """UserError: the archive that torch writes is cut short, or its parts are packed or lie over one another."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError):
+        raise UserError(
+            "is cut short, or damaged: its table of contents is missing", file=path, mend=AGAIN
+        ) from None
+    packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+    if packed or sum(part.file_size for part in parts) > regular(path):
+        raise UserError(
+            "is packed: unfolded it would be larger than the file", file=path, mend="unpack it first"
+        )
 
 
 def _folder(path: Path) -> dict[str, Tensor]:
@@ -91,15 +130,39 @@ def _folder(path: Path) -> dict[str, Tensor]:
     file = next((f for f in files if f.is_file()), None)
     if file is None or not (path / "config.json").is_file():
         raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=path)
-    try:
-        kind = json.loads((path / "config.json").read_text())["model_type"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError("names no model_type", file=path / "config.json") from None
+    kind = read_json(path / "config.json", mend=AGAIN, nan=True).get("model_type")
+    if kind is None:
+        raise UserError("names no model_type", file=path / "config.json")
     if kind != "wavlm":
-        raise UserError(f"model_type is {kind!r}, not 'wavlm'", file=path / "config.json")
-    tensors = {k: v for k, v in _load(file).items() if isinstance(v, Tensor)}
+        raise UserError(f"model_type is {short(kind)}, not 'wavlm'", file=path / "config.json")
+    tensors = _sound({k: v for k, v in _load(file).items() if isinstance(v, Tensor)}, file)
     inner = {k[6:]: v for k, v in tensors.items() if k.startswith("wavlm.")}  # a model with a head around it
     return inner or tensors
+
+
+def _sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors themselves. UserError: one is no plain array of numbers that lies in the file as a whole."""
+    total = 0
+    for key, v in tensors.items():
+        odd = None
+        if v.layout != torch.strided or v.is_quantized or v.is_nested:
+            odd = "is sparse, quantised or nested"
+        elif v.device.type != "cpu":
+            odd = "is a shape without numbers"
+        elif not (v.is_floating_point() and v.element_size() >= 2):
+            odd = f"is of type {str(v.dtype).removeprefix('torch.')}"
+        elif v.numel() == 0:
+            odd = "is empty"
+        elif v.untyped_storage().nbytes() < v.numel() * v.element_size():
+            odd = "repeats its numbers (expanded)"
+        if odd:
+            raise UserError(
+                f"its tensor {short(key)} {odd}", file=path, mend="save the weights as plain float tensors"
+            )
+        total += v.numel() * v.element_size()
+    if total > 4 * regular(path):  # many names may share one array, but not without end
+        raise UserError("its tensors are larger than the file", file=path, mend="save each tensor once")
+    return tensors
 
 
 def _trunk(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -113,7 +176,7 @@ def config_of(trunk: dict[str, Tensor], backend: dict[str, Tensor], file) -> Wav
         heads = trunk["encoder.layers.0.attention.rel_attn_embed.weight"].shape[1]
         pos = trunk["encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
         c = WavLMConfig(
-            layers=1 + max(int(k.split(".")[2]) for k in trunk if k.startswith("encoder.layers.")),
+            layers=_count_layers(trunk, file),
             dim=proj.shape[0],
             heads=heads,
             ffn=trunk["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0],
@@ -126,8 +189,17 @@ def config_of(trunk: dict[str, Tensor], backend: dict[str, Tensor], file) -> Wav
             c.embed_dim = backend["pooling_fc.weight"].shape[0]
     except KeyError as err:
         raise UserError(f"is no WavLM: tensor {err.args[0]} is missing", file=file) from None
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, ZeroDivisionError):
         raise UserError("is no WavLM: its tensors have other names or shapes", file=file) from None
     if bad := next((k for k, v in {**trunk, **backend}.items() if not v.isfinite().all()), None):
-        raise UserError(f"tensor {bad} has NaN or infinity in it", file=file)
+        raise UserError(f"tensor {short(bad)} has NaN or infinity in it", file=file)
     return c
+
+
+def _count_layers(trunk: dict[str, Tensor], file) -> int:
+    """Layers 0 .. L-1, each with tensors."""
+    named = {k.split(".")[2] for k in trunk if k.startswith("encoder.layers.")}
+    if len(named) > MAX_LAYERS or named != {str(n) for n in range(len(named))}:
+        rule = f"is no WavLM: {len(named)} layers, which are not numbered from 0 to {min(len(named), MAX_LAYERS) - 1}"
+        raise UserError(rule, file=file)
+    return len(named)
