@@ -6,8 +6,11 @@ workers, so a run that was killed goes on with the same samples.
 
 import errno
 import hashlib
+import multiprocessing
 import multiprocessing.queues
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -245,6 +248,7 @@ class Batches(torch.utils.data.Dataset):
 
 
 SMALLER = "lower batch_size or cache_mb, or set workers=0"
+MORE_SHM = "set workers=0, or docker run --shm-size=1g"
 UNSENT = 75  # exit code of a worker that could not hand its batch over
 
 
@@ -255,7 +259,7 @@ def _shm_full() -> UserError:
         text = f" ({size} KB)" if size < 10_000 else f" ({size // 1024} MB)"
     except OSError:
         text = ""
-    return UserError(f"/dev/shm is full{text}", mend="set workers=0, or docker run --shm-size=1g")
+    return UserError(f"/dev/shm is full{text}", mend=MORE_SHM)
 
 
 def _too_many_files() -> UserError:
@@ -277,8 +281,27 @@ def _shared(batch: Batch) -> Batch:
 def _start_worker(on_fork: Callable[[], None]) -> None:
     end_with_parent()
     on_fork()
-    # What is left of sending can fail too (descriptors); then the worker ends, which the training notices.
+    # What is left of sending is done by threads, and can fail too (descriptors): end, which the training notices.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda err, item: os._exit(UNSENT))
+    sys.excepthook = lambda *_: os._exit(UNSENT)
+
+
+def _why(err: Exception, workers: list = ()) -> UserError | None:
+    """What an error means that comes of a worker's death; None for any other. `workers`: it was met while receiving
+    from these, where no file is read."""
+    for worker in workers:
+        worker.join(0.1)  # an exit code may come later than the error
+    text, codes = str(err), [worker.exitcode for worker in workers]
+    few = getattr(err, "errno", None) in (errno.EMFILE, errno.ENFILE) or UNSENT in codes
+    if few or any(words in text for words in ("ancdata", "Too many open files", f"exit code {UNSENT}")):
+        return _too_many_files()
+    if not text.startswith("DataLoader worker") and not (workers and isinstance(err, OSError | EOFError)):
+        return None
+    killed = "killed by signal" in text or any(code and code < 0 for code in codes)
+    what = "a process that prepares batches " + ("was killed" if killed else "ended unexpectedly")
+    if "Bus error" in text or -signal.SIGBUS in codes:
+        return UserError(f"{what}: is /dev/shm full?", mend=MORE_SHM)
+    return UserError(f"{what}: out of memory?", mend=SMALLER)
 
 
 @contextmanager
@@ -286,20 +309,23 @@ def worker_errors():
     """UserError in place of what torch raises, at any moment, when a process that prepares batches has died."""
     try:
         yield
-    except RuntimeError as err:
-        text = str(err)
-        if any(words in text for words in ("ancdata", "Too many open files", f"exit code {UNSENT}")):
-            raise _too_many_files() from None
-        if not text.startswith("DataLoader worker"):
-            raise
-        if "Bus error" in text:
-            raise _shm_full() from None
-        how = "was killed: out of memory?" if "Killed" in text else "ended unexpectedly: out of memory?"
-        raise UserError(f"a process that prepares batches {how}", mend=SMALLER) from None
-    except OSError as err:
-        if err.errno in (errno.EMFILE, errno.ENFILE):
-            raise _too_many_files() from None
+    except (RuntimeError, OSError) as err:
+        if why := _why(err):
+            raise why from None
         raise
+
+
+def _received(batches: Iterator, workers: list) -> Iterator[Batch | Exception]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as err:
+            if why := _why(err, workers):
+                raise why from None
+            raise
+        yield batch
 
 
 def loader(
@@ -331,7 +357,9 @@ def loader(
         multiprocessing_context="fork" if workers else None,  # they share the audio in memory
     )  # fmt: skip
     try:
-        return iter(batches)
+        before = set(multiprocessing.active_children())
+        batches = iter(batches)
+        return _received(batches, list(set(multiprocessing.active_children()) - before))
     except OSError as err:
         if err.errno in (errno.EMFILE, errno.ENFILE):
             raise _too_many_files() from None
