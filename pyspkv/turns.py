@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,6 +110,8 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
                 raise UserError(f"no '{name}'", file=path, line=line, mend="see the --*-field options")
             if isinstance(held, bool) or not isinstance(held, str | int | float):
                 raise UserError(f"'{name}' is neither text nor a number", file=path, line=line)
+            if re.search("[\ud800-\udfff]", text):  # JSON can write what no file or terminal can
+                raise UserError(f"{ascii(text)} holds half a character", file=path, line=line)
             return text
 
         has = tuple(name for name in (fields.source, fields.duration) if raw.get(name) not in (None, ""))
