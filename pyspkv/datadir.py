@@ -568,5 +568,5 @@ def check_replaceable(path: Path) -> None:
     if path.is_dir() and (other := _foreign(path)):
         raise UserError(
             "this is no data-directory file, and replacing the folder would delete it",
-            file=other, mend=f"move {other.name} elsewhere, or choose another folder",
+            file=other, mend="move it elsewhere, or choose another folder",
         )  # fmt: skip
