@@ -57,8 +57,10 @@ def _resolved(path: str | Path, inside: str | Path | None, own: bool) -> Path:
         return target
     links = [p for p in (path, *path.parents) if p.is_symlink()]
     out = [p for p in links if root not in (to := Path(os.path.realpath(p)), *to.parents)]
-    if not out:  # `.` and the like
+    if not out and inside is None:  # `.` and the like
         return target
+    if not out:
+        raise UserError(f"lies outside {root}", file=path)
     rule = f"is a link out of {root} (to {os.path.realpath(out[0])}), and nothing is written through it"
     raise UserError(rule, file=out[0], mend=command_line("unlink", out[0]))
 

@@ -419,7 +419,9 @@ class DataDir:
     def write_split(self, n: int, *, per_utt: bool = False) -> Path:
         """Write the parts to PATH/split<n>/<1..n> (split<n>utt with per_utt), all of them at once."""
         folder = self.path / f"split{n}{'utt' if per_utt else ''}"
-        if folder.is_dir() and not folder.is_symlink() and (other := _foreign_in_parts(folder)):
+        if folder.is_symlink():
+            raise UserError("is a link, no folder of parts", file=folder, mend=command_line("unlink", folder))
+        if folder.is_dir() and (other := _foreign_in_parts(folder)):
             raise UserError(
                 "is no part, and a new split would delete it", file=other, mend="move it elsewhere"
             )
@@ -566,5 +568,5 @@ def check_replaceable(path: Path) -> None:
     if path.is_dir() and (other := _foreign(path)):
         raise UserError(
             "this is no data-directory file, and replacing the folder would delete it",
-            file=other, mend=f"move {other.name} elsewhere, or choose another folder",
+            file=other, mend="move it elsewhere, or choose another folder",
         )  # fmt: skip

@@ -213,10 +213,11 @@ def _cut_segments(path: Path, tables: dict, notes: list[str], changed: set[str])
         raise UserError(rule, file=path / "segments", mend=_BY_HAND)
     for utt in unknown:
         del segments[utt]
-    before = len(segments)
+    before = dict(segments)
     _fit(path, tables, {r: float(d) for r, d in tables.get("reco2dur", {}).items()}, notes, changed)
-    if 2 * len(segments) < before:
-        rule = f"{before - len(segments)} of {before} begin beyond their recording's end by reco2dur"
+    other = sum(segments.get(utt) != value for utt, value in before.items())
+    if 2 * other > len(before):
+        rule = f"by reco2dur {other} of {len(before)} lie beyond their recording's end"
         raise UserError(
             rule, file=path / "segments", mend="correct reco2dur or segments; nothing was changed"
         )

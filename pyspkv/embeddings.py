@@ -219,7 +219,8 @@ def read_embeddings(scp: str | Path) -> Embeddings:
     x = entries.read_vectors()
     offsets = np.arange(len(ids) + 1, dtype=np.int64)
     if x is None:
-        x, offsets = entries.read_any()
+        with np.errstate(over="ignore"):  # a double beyond float32 is infinite, which is found below
+            x, offsets = entries.read_any()
     step = max(1, CHUNK // (4 * x.shape[1]))
     for start in range(
         0, len(x), step

@@ -131,7 +131,9 @@ def read_text(path: str | Path, mend: str | None = None, odd_ok: bool = False) -
     """The file as text. UserError: empty, not UTF-8, CR, no final LF, control characters, odd blanks."""
     raw = Path(path).read_bytes()
     if not raw:
-        raise UserError("the file is empty", file=path, mend=mend)
+        raise UserError(
+            "the file is empty", file=path, mend="write it again, or remove it if nothing needs it"
+        )
     if raw.translate(None, _CONTROL) != raw:
         pos = re.search(b"[" + re.escape(_CONTROL) + b"]", raw).start()
         raise UserError(f"control character 0x{raw[pos]:02x}", file=path, line=_line_of(raw, pos), mend=mend)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -100,6 +101,7 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
     neither seconds nor ISO 8601, or times of which only some name their zone.
     """
     rows, zoned, dropped, optional, sources = {}, None, 0, None, set()
+    plain = (fields.time, fields.source, fields.duration)  # ids and paths have stricter rules of their own
     for line, raw in _jsonl(path) if kind == "jsonl" else _csv(path):
 
         def value(name: str, raw=raw, line=line) -> str:
@@ -109,6 +111,10 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
                 raise UserError(f"no '{name}'", file=path, line=line, mend="see the --*-field options")
             if isinstance(held, bool) or not isinstance(held, str | int | float):
                 raise UserError(f"'{name}' is neither text nor a number", file=path, line=line)
+            if name in plain and re.search(
+                "[\ud800-\udfff]", text
+            ):  # JSON can write what no file or terminal can
+                raise UserError(f"{ascii(text)} holds half a character", file=path, line=line)
             return text
 
         has = tuple(name for name in (fields.source, fields.duration) if raw.get(name) not in (None, ""))

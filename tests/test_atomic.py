@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyspkv import atomic
+from pyspkv.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,7 +30,7 @@ def test_links_stay_and_pipes_are_written_to(tmp_path):
     (tmp_path / "target").write_text("old")
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("target")
-    (tmp_path / "dir").symlink_to("real")
+    (tmp_path / "dir").symlink_to("real")  # links within the folder
     with atomic.atomic_file(tmp_path / "link") as f:
         f.write("new")
     with atomic.atomic_dir(tmp_path / "dir") as tmp:
@@ -80,3 +81,115 @@ def test_a_reader_never_misses_a_folder_that_is_being_replaced(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [len((path / name).read_text()) for name in ("a", "b")] == [99, 99]
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_links_lead_out_of_the_folder_only_where_the_user_named_them(tmp_path, kind):
+    """What is below the folder that was given may come from a stranger; the name that was given is the user's own."""
+    write = {"file": _file, "dir": _folder}[kind]
+    away, folder = tmp_path / "away", tmp_path / "given"
+    (away / "x").mkdir(parents=True)
+    (away / "x" / "diary").write_text("dear")
+    (away / "f").write_text("dear")
+    folder.mkdir()
+    target = {"file": away / "f", "dir": away / "x"}[kind]
+    (folder / "link").symlink_to(target)
+    (folder / "nowhere").symlink_to(away / "not yet")
+    (folder / "sub").symlink_to(away)
+    (folder / "up").symlink_to("..")
+    for name, inside in (
+        ("link", None),
+        ("nowhere", None),
+        ("link", folder),
+        ("sub/new", folder),
+        ("up/new", folder),
+    ):
+        with pytest.raises(UserError, match="is a link out of"):
+            write(folder / name, inside=inside)
+        assert sorted(os.listdir(away)) == ["f", "x"] and sorted(os.listdir(tmp_path)) == ["away", "given"]
+    assert (away / "f").read_text() == (away / "x" / "diary").read_text() == "dear"
+    # Named by the user: the link stays, and what it points to is replaced.
+    (tmp_path / "disk").symlink_to(away)
+    write(folder / "link", own=True)
+    write(tmp_path / "disk" / "new")
+    write(tmp_path / "disk" / "newer", inside=tmp_path / "disk")
+    assert (folder / "link").is_symlink() and {"new", "newer"} <= set(os.listdir(away))
+    assert target.read_text() == "x" if kind == "file" else os.listdir(target) == ["x"]
+
+
+def _file(path, **options):
+    with atomic.atomic_file(path, **options) as f:
+        f.write("x")
+
+
+def _folder(path, **options):
+    with atomic.atomic_dir(path, **options) as tmp:
+        (tmp / "x").write_text("x")
+
+
+HANGS = """
+import sys, time
+from pyspkv.atomic import atomic_dir, atomic_file
+with atomic_file(sys.argv[1] + "/f") as f, atomic_dir(sys.argv[1] + "/d") as d:
+    f.write("half")
+    (d / "half").write_text("half")
+    print("there", flush=True)
+    time.sleep(600)
+"""
+WRITES = """
+import sys
+from pyspkv.atomic import atomic_dir, atomic_file
+with atomic_file(sys.argv[1] + "/f") as f, atomic_dir(sys.argv[1] + "/d") as d:
+    f.write("whole")
+"""
+
+
+def test_what_killed_writers_left_goes_and_what_is_alive_stays(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def hang():
+        started = subprocess.Popen(
+            [sys.executable, "-c", HANGS, tmp_path], env=env, stdout=subprocess.PIPE, text=True
+        )
+        assert started.stdout.readline() == "there\n"
+        return started
+
+    mine = (
+        "..f.ab12cd34.tmp",
+        ".f.backup.tmp",
+        ".f.original",
+        ".d.backups",
+        ".g.ab12cd34.tmp",
+    )  # are nobody's litter
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    killed, alive = hang(), hang()
+    killed.kill()
+    killed.wait()
+    assert len(os.listdir(tmp_path)) == len(mine) + 4
+    subprocess.run([sys.executable, "-c", WRITES, tmp_path], env=env, check=True)
+    held = {p.name for p in tmp_path.iterdir()} - {*mine, "f", "d"}
+    assert len(held) == 2 and all((tmp_path / name).exists() for name in mine)  # those of the living one
+    assert (tmp_path / "f").read_text() == "whole" and os.listdir(tmp_path / "d") == []
+    alive.kill()
+    alive.wait()
+    subprocess.run([sys.executable, "-c", WRITES, tmp_path], env=env, check=True)
+    assert {p.name for p in tmp_path.iterdir()} == {*mine, "f", "d"}
+
+
+def test_without_exchange_the_only_whole_folder_is_no_litter(tmp_path, monkeypatch):
+    """A kill between the two renames leaves the old folder aside: it goes once another whole one stands."""
+    monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
+    old = tmp_path / ".d.0123abcd.old"
+    old.mkdir()
+    os.utime(old, (1, 1))
+    with pytest.raises(ZeroDivisionError), atomic.atomic_dir(tmp_path / "d"):
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == [old.name]
+
+
+def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path):
+    (tmp_path / "f").mkdir()
+    with pytest.raises(OSError) as err, atomic.atomic_file(tmp_path / "f") as f:
+        f.write("x")
+    assert err.value.filename == str(tmp_path / "f") and os.listdir(tmp_path) == ["f"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pyspkv.bin.datadir import main
 from pyspkv.datadir import DataDir, combine, read_table, read_trials
 from pyspkv.datafix import fix
 from pyspkv.errors import UserError
+from pyspkv.tables import plain_number, whole_number
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -246,6 +248,314 @@ def test_fix_refuses_to_leave_nothing(tmp_path):
     with pytest.raises(UserError, match="text: no utterance of the other files"):
         fix(path)
     assert contents(path) == before
+
+
+# What fix must refuse, with not one byte changed: file, its content, words of the refusal.
+REFUSED = {
+    "trials of another form": ("trials", "m1,a-2,target\nm1,c-1,nontarget\n", "2 of 2 lines cannot be read"),
+    "trials with scores": (
+        "trials",
+        "m1 a-2 target 0.1\nm1 c-1 nontarget 0.2\nm2 b-1 target\n",
+        "2 of 3 lines",
+    ),
+    "trials half converted": ("trials", "1 a-1 a-2\n0 a-1 b-1\na-1 c-1 nontarget\n", "2 of 3 lines"),
+    "trials of labels on both sides": ("trials", "1 a-1 0\n0 a-2 1\n", "2 of 2 lines"),
+    "trials of others": ("trials", "x y target\nx z nontarget\n", "2 of 2 lines name utterances"),
+    "voxceleb of others": ("trials", "1 x/y/z.wav x/y/q.wav\n0 x/y/z.wav v.wav\n", "name utterances"),
+    "trials mostly of others": ("trials", "m1 a-2 target\nm1 y target\nm1 z target\n", "2 of 3 lines name"),
+    "trials empty": ("trials", "\n\n", "the file is empty"),
+    "trials binary": ("trials", b"\x80\x04\x95\x00\nxyz\x00", "lines cannot be read"),
+    "trials UTF-16": ("trials", KALDI["trials"].encode("utf-16"), "lines cannot be read"),
+    "enrol_map": ("enrol_map", "m1\nm2\n", "2 of 2 lines cannot be read"),
+    "enrol_map of others": ("enrol_map", "m1 x y\nm2 z\n", "name utterances"),
+    "segments": ("segments", KALDI["segments"].replace(" ", ","), "4 of 4 lines cannot be read"),
+    "segments in samples": (
+        "segments",
+        KALDI["segments"].replace("r1", "q").replace("r3", "q"),
+        "3 of 4 name record",
+    ),
+    "reco2dur": ("reco2dur", "r1 3:25\nr2 2:00\nr3 11\n", "2 of 3 lines cannot be read"),
+    "reco2dur in minutes": ("reco2dur", "r1 0.05\nr2 0.03\nr3 0.2\n", "4 of 4 lie beyond"),
+    "utt2dur": ("utt2dur", "a-1 1,5\na-2 1,75\nb-1 2,0\nc-1 0.5\n", "3 of 4 lines cannot be read"),
+    "utt2num_samples": (
+        "utt2num_samples",
+        "a-1 1e4\na-2 1e4\nb-1 5\nc-1 1e4\n",
+        "3 of 4 lines cannot be read",
+    ),
+    "utt2dialogue": ("utt2dialogue", "a-1 d 1\na-2 d 1\nb-1 d 2\nc-1 d2\n", "3 of 4 lines cannot be read"),
+    "utt2dialogue of few": ("utt2dialogue", "a-1 d1\n", "has 1 of 4 utterances"),
+    "dialogue2device": ("dialogue2device", "d1\nd2\n", "2 of 2 lines cannot be read"),
+    "dialogue2device of others": ("dialogue2device", "e1 x\ne2 y\n", "no utterance"),
+    "spk2gender": ("spk2gender", "a female\nb male\nc f\n", "2 of 3 lines cannot be read"),
+    "text of few": ("text", "b-1 x\n", "has 1 of 4 utterances"),
+    "utt2spk": ("utt2spk", "a-1\na-2\nb-1 b\nc-1\n", "3 of 4 lines cannot be read"),
+    "utt2spk contradicts itself": (
+        "utt2spk",
+        "".join(f"a-1 {i}\n" for i in range(9)),
+        "8 of 9 lines cannot be read",
+    ),
+    "an odd file": ("utt2lang", "x\ny z\nz\n", "2 of 3 lines cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_fix_refuses_and_changes_nothing(tmp_path, kind):
+    name, text, words = REFUSED[kind]
+    files = {**KALDI, "utt2dur": KALDI["utt2dur"].replace("a-2 1.75", "a-2  1.75")}  # this it would mend
+    path = put(tmp_path / "d", {**files, name: text})
+    before = contents(path)
+    with pytest.raises(UserError) as err:
+        fix(path)
+    assert words in str(err.value)
+    assert str(err.value).startswith(f"{path / ('segments' if kind.endswith('minutes') else name)}:")
+    assert contents(path) == before and [p for p in path.iterdir() if p.is_dir()] == []
+
+
+def test_fix_says_so_where_no_rule_mends(tmp_path, monkeypatch):
+    """What would be written is checked aside as `validate` would check it."""
+    path = put(tmp_path / "d", {**KALDI, "utt2spk": "a-2 a\na-1 a\nb-1 b\nc-1 c\n"})
+    before = contents(path)
+    monkeypatch.setattr("pyspkv.datafix.spk2utt_lines", lambda utts, spk: ["a b-1"])
+    with pytest.raises(UserError, match="spk2utt:1: not the inverse .*nothing was changed"):
+        fix(path)
+    assert contents(path) == before and [p for p in path.iterdir() if p.is_dir()] == []
+
+
+def test_fix_converts_a_published_list_whose_paths_are_those_of_the_audio(tmp_path):
+    utts = [f"id{i}-v{k}-0000{k}" for i in (1, 2) for k in (1, 2)]
+    wav = [f"/corpora/vox1/wav/{u.replace('-', '/')}.flac" for u in utts]
+    files = {
+        "utt2spk": "".join(f"{u} {u[:3]}\n" for u in utts),
+        "wav.scp": "".join(f"{u} {w}\n" for u, w in zip(utts, wav)),
+        "trials": "1 id1/v1/00001.wav id1/v2/00002.wav\r\n0 id1/v1/00001.wav id2/v1/00001.wav\r\n",
+    }
+    path = put(tmp_path / "d", files)
+    assert "converted" in " ".join(fix(path))
+    assert (path / "trials").read_text() == f"{utts[0]} {utts[1]} target\n{utts[0]} {utts[2]} nontarget\n"
+    assert (path / ".backup" / "trials").read_text().startswith("1 id1/v1") and fix(path) == []
+
+
+def test_fix_makes_utt2spk_from_spk2utt(tmp_path):
+    path = put(tmp_path / "d", {"spk2utt": "b u3\na u2 u1\n", "wav.scp": "u1 x\nu2 y\nu3 z\n"})
+    fix(path)
+    assert (path / "utt2spk").read_text() == "u1 a\nu2 a\nu3 b\n" and DataDir.read(path).spk == [
+        "a",
+        "a",
+        "b",
+    ]
+    path = put(tmp_path / "e", {"spk2utt": "b u1\na u2 u1\n", "wav.scp": "u1 x\nu2 y\n"})
+    with pytest.raises(UserError, match="u1 has two speakers"):
+        fix(path)
+
+
+def test_cutting_utt2spk_by_hand_and_mending_the_rest_is_kaldis_way(tmp_path):
+    path = put(tmp_path / "d", {**KALDI, "utt2spk": "c-1 c\n"})
+    fix(path)
+    data = DataDir.read(path)
+    assert data.utts == ["c-1"] and data.enrol_map == {"m2": "c-1"} and data.wav == {"r3": "foo.ark:123"}
+
+
+# ---- segments that end with their recording, or beyond it ----------------------------------------------------
+def to_the_end(tmp_path, **files) -> Path:
+    segments = "a-1 r1 0.00 1.50\na-2 r1 1.50 -1\nb-1 r2 0 -1.0\nc-1 r3 10.5 11\n"
+    return put(tmp_path / "d", {**KALDI, "segments": segments, **files})
+
+
+def test_an_end_of_minus_one_is_kept_by_every_tool(tmp_path):
+    path = to_the_end(tmp_path)
+    data = DataDir.read(path)
+    assert data.segments["a-2"] == ("r1", 1.5, -1.0) and data.segments["b-1"] == ("r2", 0.0, -1.0)
+    assert fix(path) == []
+    run("subset", "--utt-list", _ids(tmp_path, "a-2\nc-1\n"), path, tmp_path / "sub")
+    run("copy", "--utt-prefix", "x-", path, tmp_path / "copy")
+    for name in ("enrol_map", "trials"):  # whose models would have two meanings
+        (path / name).unlink()
+    run("combine", tmp_path / "both", path, tmp_path / "copy")
+    run("split", "--per-utt", path, 4)
+    for folder, utt in (
+        ("sub", "a-2"),
+        ("copy", "x-a-2"),
+        ("both", "x-a-2"),
+        ("both", "a-2"),
+        ("d/split4utt/2", "a-2"),
+    ):
+        assert DataDir.read(tmp_path / folder).segments[utt] == ("r1", 1.5, -1.0)
+        assert f"{utt} r1 1.5 -1\n" in (tmp_path / folder / "segments").read_text()
+    (path / "segments").write_text(KALDI["segments"].replace("1.50 3.25", "3.25 -1"))
+    with pytest.raises(UserError, match="a-2 starts at 3.25 s but r1 has 3.25 s"):
+        DataDir.read(path)
+    for end in ("-2", "-0.5", "-1.5", "-0"):
+        (path / "segments").write_text(KALDI["segments"].replace("1.50 3.25", f"1.50 {end}"))
+        with pytest.raises(UserError, match="0 <= start < end"):
+            DataDir.read(path)
+
+
+def _ids(tmp_path, text) -> Path:
+    (tmp_path / "ids").write_text(text)
+    return tmp_path / "ids"
+
+
+def test_the_shortest_by_segments_need_the_recordings_lengths(tmp_path):
+    path = to_the_end(tmp_path)
+    (path / "utt2dur").unlink()
+    run("subset", "--shortest", path, 2, tmp_path / "out")  # 1.5, 1.75, 2 and 0.5 seconds
+    assert DataDir.read(tmp_path / "out").utts == ["a-1", "c-1"]
+    (path / "reco2dur").unlink()
+    with pytest.raises(UserError, match="a-2 ends with its recording .*\n.*write reco2dur"):
+        run("subset", "--shortest", path, 2, tmp_path / "out")
+
+
+@pytest.fixture
+def heard(tmp_path) -> Path:
+    """Recordings of 2 s and 1 s; of the segments one ends a little late, one much too late, one begins too late."""
+    import numpy as np
+    import soundfile
+
+    for name, seconds in (("r1", 2), ("r2", 1)):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(8000 * seconds, 0.1), 8000)
+    files = {
+        "wav.scp": "".join(f"{r} {tmp_path}/{r}.wav\n" for r in ("r1", "r2")),
+        "segments": "a r1 0 2.4\nb r1 1.5 7\nc r1 2 3\nd r2 0.25 -1\ne r2 1.5 -1\nf r2 0 1\n",
+        "utt2spk": "a s\nb s\nc s\nd s\ne s\nf s\n",
+        "utt2dur": "a 2\nb 5.5\nc 1\nd 0.75\ne 1\nf 1\n",
+        "utt2num_samples": "a 16000\nb 44000\nc 8000\nd 6000\ne 8000\nf 8000\n",
+    }
+    return put(tmp_path / "d", files)
+
+
+@pytest.mark.parametrize("options", [[], ["--check-audio"]])
+def test_fix_cuts_segments_to_the_audio(heard, options):
+    run("fix", *options, heard)
+    data = DataDir.read(heard)
+    assert data.segments == {
+        "a": ("r1", 0, 2.4),  # within Kaldi's half second
+        "b": ("r1", 1.5, 2),
+        "d": ("r2", 0.25, -1),
+        "f": ("r2", 0, 1),
+    }
+    assert data.extra == {"utt2dur": {"a": "2", "b": "0.5", "d": "0.75", "f": "1"}}
+    assert (heard / ".backup" / "utt2num_samples").exists()
+    assert fix(heard, check_audio=True) == []
+
+
+def test_check_audio_names_what_cannot_be_read(heard, tmp_path):
+    (tmp_path / "r1.wav").write_text("<html>404</html>")
+    (tmp_path / "r2.wav").unlink()
+    (heard / "wav.scp").write_text((heard / "wav.scp").read_text() + "r3 sox x.wav - |\n")
+    (heard / "segments").write_text((heard / "segments").read_text().replace("f r2", "f r3"))
+    before = contents(heard)
+    with pytest.raises(UserError) as err:
+        run("fix", "--check-audio", heard)
+    text = str(err.value)
+    assert "2 of 3 recordings cannot be read" in text and "r1.wav" in text and "r2.wav does not exist" in text
+    assert contents(heard) == before
+
+
+# ---- numbers ------------------------------------------------------------------------------------------------
+NO_NUMBERS = ["9" * 5000, "9" * 30, "9" * 19, "\u00b2", "\u0663", "1_0", "+1", "1.0", "-1", "", " 1", "0x1"]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_whole_numbers_are_ascii_digits_of_a_sane_length(tmp_path, text, capsys):
+    assert whole_number(text) is None
+    path = put(tmp_path / "d", {**KALDI, "utt2num_samples": f"a-1 1\na-2 {text}\nb-1 1\nc-1 1\n"})
+    if text.strip() == text:  # a blank parts columns
+        with pytest.raises(UserError, match="utt2num_samples:2: "):
+            DataDir.read(path)
+    (path / "utt2num_samples").unlink()
+    for words in (["subset", path, text, "x"], ["split", path, text], ["filter", "-f", text, path / "text"]):
+        with pytest.raises(SystemExit) as err:
+            run(*words)
+        assert err.value.code == 2
+    assert len(capsys.readouterr().err) < 2500
+
+
+def test_whole_numbers():
+    assert [whole_number(t) for t in ("0", "007", "9" * 18)] == [0, 7, 10**18 - 1]
+    assert plain_number("1e3") == 1000 and all(
+        plain_number(t) != plain_number(t) for t in ("\u0663", "1_0", "nan", "1e999")
+    )
+
+
+# ---- several directories, and none ----------------------------------------------------------------------------
+def test_validate_checks_every_directory_it_is_given(tmp_path, capsys):
+    good, bad, other = (put(tmp_path / n, KALDI) for n in ("good", "bad", "other"))
+    (bad / "spk2utt").unlink()
+    run("validate", good, other)
+    assert capsys.readouterr().out.count("Successfully validated") == 2
+    with pytest.raises(UserError) as err:
+        run("validate", "--no-text", bad, good, tmp_path / "none", other)
+    faults = [line for line in str(err.value).split("\n") if not line.startswith("  mend: ")]
+    assert faults == [
+        f"{bad / 'spk2utt'}: no such file",
+        f"error: {tmp_path / 'none'}: no such data directory",
+    ]
+    assert capsys.readouterr().out.count("Successfully validated") == 2  # those behind a bad one too
+    with pytest.raises(UserError, match="utterances are in|4 utterances"):
+        run("validate", good, "--disjoint", other)
+    with pytest.raises(SystemExit):
+        run("validate", good, bad, "--disjoint", other)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["validate D", "validate D D", "fix D", "copy D out", "subset D 1 out", "subset --utt-list /dev/null D out",
+     "combine out D", "combine out good D", "split D 2", "split-labels D 2 out", "validate good --disjoint D",
+     "corrupt --share 0.5 --list l D out"],
+)  # fmt: skip
+def test_no_such_data_directory_is_one_clear_error(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    put(Path("good"), KALDI)
+    Path("file").write_text("x")
+    for name, rule in (
+        ("gone", "gone: no such data directory"),
+        ("file", "file: is a file, no data directory"),
+    ):
+        with pytest.raises(UserError, match=rule):
+            run(*words.replace("D", name).split())
+    assert sorted(os.listdir()) == ["file", "good"]
+    for name in ("gone", "file"):
+        with pytest.raises(UserError):
+            DataDir.read(name)
+
+
+def test_a_table_that_is_a_pipe_or_a_link_to_nowhere_is_named(tmp_path):
+    path = put(tmp_path / "d", KALDI)
+    (path / "utt2lang").symlink_to("gone")
+    with pytest.raises(UserError, match="utt2lang: is a link to nowhere"):
+        DataDir.read(path)
+    (path / "utt2lang").unlink()
+    os.mkfifo(path / "utt2lang")
+    with pytest.raises(UserError, match="utt2lang: is no file but a pipe"):
+        DataDir.read(path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "split3/1/diary",
+        "split3/9/diary",
+        "split3/1/sub/text",
+        "split3/01/text",
+        ".backup/diary",
+        "notes/text",
+    ],
+)
+def test_nothing_of_others_goes_with_a_folder_that_is_replaced(tmp_path, place):
+    data = DataDir.read(put(tmp_path / "d", KALDI))
+    data.write_split(3)
+    file = data.path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("dear")
+    with pytest.raises(UserError, match="would delete it"):
+        replace(data, path=tmp_path / "x").write(data.path)
+    if place.startswith("split"):
+        with pytest.raises(UserError, match="would delete it"):
+            data.write_split(3)
+    assert file.read_text() == "dear"
+    shutil.rmtree(data.path / "split3") if place.startswith("split") else shutil.rmtree(file.parent)
+    data.write(data.path)
+    data.write_split(3)
 
 
 # ---- cutting and joining -------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def validate(args: argparse.Namespace) -> None:
         except (UserError, OSError) as err:
             if len(args.dirs) == 1:
                 raise
-            faults.append(str(err) if isinstance(err, UserError) else f"{err.filename}: {err.strerror}")
+            named = isinstance(err, OSError) and err.filename
+            faults.append(f"{err.filename}: {err.strerror}" if named else str(err))
     if faults:
         raise UserError("\nerror: ".join(faults))
 
