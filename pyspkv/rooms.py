@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from pyspkv.atomic import atomic_file
 from pyspkv.audio import SAMPLE_RATE
 from pyspkv.errors import UserError
 
+log = logging.getLogger(__name__)
 SPEED_OF_SOUND = 343.0
 MAX_LENGTH = SAMPLE_RATE // 2  # samples of an impulse response that are kept
 _ORDER = 17  # image sources to this order take about 15 ms; the cost grows with its third power
@@ -80,11 +83,16 @@ def simulate(
 def bank(
     num: int, seed: int, rt60: tuple[float, float], distance: tuple[float, float], cache_dir: str | Path = ""
 ) -> list[np.ndarray]:
-    """`num` impulse responses, a function of the arguments; kept as one .npy in `cache_dir` if given."""
+    """`num` impulse responses, a function of the arguments; kept as one .npy in `cache_dir` if given.
+
+    What is there is used where it is `num` responses as `align` leaves them; else it is made anew, with a warning.
+    """
     key = hashlib.sha256(repr((num, seed, tuple(map(float, (*rt60, *distance))))).encode()).hexdigest()[:12]
     file = Path(cache_dir) / f"rir_bank-{key}.npy" if cache_dir else None
-    if file and file.exists():
-        return [row[: _length(row)] for row in np.load(file, allow_pickle=False)]
+    if file and os.path.lexists(file):
+        if kept := _read(file, num):
+            return kept
+        file.unlink()  # a link goes itself, not what it points to
     from tqdm import tqdm
 
     todo = tqdm(range(num), desc="simulate rooms", disable=None, leave=False)
@@ -96,6 +104,25 @@ def bank(
         with atomic_file(file, "wb") as f:
             np.save(f, table, allow_pickle=False)
     return rirs
+
+
+def _read(file: Path, num: int) -> list[np.ndarray]:
+    """The `num` impulse responses kept in `file`; empty, and a warning, where it holds anything else."""
+    try:
+        if not file.is_file():
+            raise UserError("no file")
+        table = np.load(file, allow_pickle=False)
+        shape = getattr(table, "shape", ())
+        if len(shape) != 2 or shape[0] != num or not 0 < shape[1] <= MAX_LENGTH or table.dtype != np.float32:
+            raise UserError(f"it holds no {num} impulse responses")
+        energy = np.einsum("rn,rn->r", table, table, dtype=np.float64)
+        if not (np.abs(energy - 1) < 1e-3).all() or (np.abs(table).argmax(1) != 0).any():
+            raise UserError("its values are no aligned impulse responses")
+    except Exception as err:  # whatever np.load makes of a damaged file
+        why = err if isinstance(err, UserError) else "it is damaged"
+        log.warning("%s cannot be used (%s); the rooms are simulated anew", file, why)
+        return []
+    return [row[: _length(row)] for row in table]
 
 
 def _length(row: np.ndarray) -> int:

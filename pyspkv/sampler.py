@@ -87,11 +87,56 @@ def one_each(label: np.ndarray, most: int, size: int, rng: np.random.Generator) 
     return rows[rng.permutation(len(rows))]
 
 
+def even(label: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows int64 [batches, size], no label int64 [N] twice in a batch, each row once at most, every batch a fair draw.
+
+    There are as many batches B as can be filled. A label with c rows takes part with min(c, B) of them, less what no
+    batch has room for, and is in every batch with the same probability, whether it has many rows or few (pools of j-th
+    rows, as `one_each` makes them, would put those with many into batches of their own).
+
+    The B batches are halved again and again, and each label's rows are shared out by the halves' sizes; what is
+    no whole number is decided by systematic sampling in random order (Madow 1949), which gives each label its exact
+    probability and each half its exact number of rows. A label never has more rows than batches to be in.
+    """
+    _, code, count = np.unique(label, return_inverse=True, return_counts=True)
+    code = code.reshape(-1)
+    low, high = 0, len(label) // size
+    while low < high:  # the most batches B with sum min(count, B) >= B size
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(count, middle).sum() >= middle * size else (low, middle - 1)
+    if low == 0:
+        return np.empty((0, size), np.int64)
+    order = rng.permutation(len(label))
+    order = order[np.argsort(code[order], kind="stable")]  # by label, random inside
+    turn = np.arange(len(order)) - (np.cumsum(count) - count)[code[order]]
+    order = order[turn < low]
+    order = order[np.sort(rng.permutation(len(order))[: low * size])]
+    ids, count = np.unique(code[order], return_counts=True)
+    batches = np.empty((low, size), np.int64)  # labels first
+    todo = [(0, low, ids, count)]
+    while todo:
+        first, last, ids, count = todo.pop()
+        whole, half = last - first, (last - first) // 2
+        if whole == 1:
+            batches[first] = ids
+            continue
+        share, rest = np.divmod(count * half, whole)
+        shuffled = rng.permutation(len(ids))
+        passed = np.cumsum(rest[shuffled]) + rng.integers(whole)
+        share[shuffled[passed // whole > (passed - rest[shuffled]) // whole]] += 1
+        for a, b, part in ((first, first + half, share), (first + half, last, count - share)):
+            todo.append((a, b, ids[part > 0], part[part > 0]))
+    place = np.argsort(batches, axis=None, kind="stable")
+    batches.reshape(-1)[place] = order
+    return rng.permuted(batches, axis=1)
+
+
 class Dialogues(Sampler):
     """N dialogues of N devices x M utterances in a batch (N M = batch_size), the utterances of a dialogue side by side.
 
     Each epoch cuts every dialogue, in random order, into draws of M utterances (what is left over waits), and no device
-    has two draws in a batch: the j-th draws of all devices form a pool, as in `OnePerLabel`. With a second, unlabelled
+    has two draws in a batch. Every batch is a fair draw: where devices have equally many draws, their j-th ones form a
+    pool, as in `OnePerLabel`; else `even` spreads each device's over the epoch. With a second, unlabelled
     data directory, `labelled` of the N are of the first one, in even distances, and a pass is over when one of the
     two is used up; `labelled` must then be a multiple of the number of processes.
     """
@@ -178,7 +223,11 @@ class Stream:
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Rows int64 [steps, num, per] of one pass."""
-        batches = one_each(self.device, len(self.device), self.num, rng)
+        _, uses = np.unique(self.device, return_counts=True)
+        if (uses == uses[0]).all():
+            batches = one_each(self.device, len(self.device), self.num, rng)
+        else:
+            batches = even(self.device, self.num, rng)
         shuffled = self.rows[np.lexsort((rng.random(len(self.rows)), self.owner))]  # inside each dialogue
         return shuffled[self.first[batches][..., None] + np.arange(self.per)]
 

@@ -268,6 +268,47 @@ def test_bank_is_fixed_and_kept(tmp_path, monkeypatch):
     assert {aug.draw(np.random.default_rng(i)).rir for i in range(60)} == {0, 1, 2, 3}
 
 
+def test_a_damaged_bank_is_made_anew_with_a_word(tmp_path, caplog):
+    args = (3, 7, (0.1, 0.2), (0.5, 1.0), tmp_path)
+    want = rooms.bank(*args)
+    (path,) = tmp_path.iterdir()
+    whole, table = path.read_bytes(), np.load(path)
+    other = tmp_path / "precious.npy"
+    np.save(other, table[:2])
+    kept = other.read_bytes()
+
+    def link():
+        path.unlink()
+        path.symlink_to(other)
+
+    for name, damage in {
+        "empty": lambda: path.write_bytes(b""),
+        "garbage": lambda: path.write_bytes(b"x" * 50),
+        "cut": lambda: path.write_bytes(whole[:-9]),
+        "zeros": lambda: np.save(path, np.zeros((3, 9), np.float32)),
+        "ones": lambda: np.save(path, np.ones((3, 9), np.float32)),
+        "NaN": lambda: np.save(path, np.full_like(table, np.nan)),
+        "fewer rooms": lambda: np.save(path, table[:2]),
+        "more rooms": lambda: np.save(path, np.concatenate([table, table])),
+        "one room": lambda: np.save(path, table[0]),
+        "another type": lambda: np.save(path, table.astype(np.float64)),
+        "not aligned": lambda: np.save(path, table[:, ::-1]),
+        "pickles": lambda: np.save(path, np.array([[{}] * 9] * 3, dtype=object), allow_pickle=True),
+        "an archive": lambda: np.savez(open(path, "wb"), table),
+        "a link to another bank": link,
+        "a link to nothing": lambda: (path.unlink(), path.symlink_to(tmp_path / "nothing")),
+    }.items():
+        damage()
+        caplog.clear()
+        found = rooms.bank(*args)
+        assert all(np.array_equal(a, b) for a, b in zip(want, found, strict=True)), name
+        assert "simulated anew" in caplog.text, name
+        assert path.read_bytes() == whole and not path.is_symlink() and other.read_bytes() == kept, name
+    caplog.clear()
+    rooms.bank(*args)
+    assert not caplog.text
+
+
 def test_a_short_reverberation_and_a_far_source_find_their_room():
     """Room 94 of seed 27 draws 0.101 s, for which its first size is too large; no room of 0.15 s holds 5 m."""
     assert np.isfinite(rooms.simulate(np.random.default_rng((27, 94)), (0.1, 0.7), (0.5, 4.0))).all()

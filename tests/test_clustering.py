@@ -6,7 +6,6 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 import pyspkv.labels.kmeans as module
-from pyspkv.errors import UserError
 from pyspkv.labels import clustering
 from pyspkv.labels.clustering import ahc, cluster, constrained_kmeans, kmeans, l2_normalise
 from pyspkv.labels.num_clusters import choose_num_clusters, first_peak
@@ -118,9 +117,52 @@ def test_a_killed_run_goes_on_with_the_same_digits(tmp_path, monkeypatch, stop_a
     assert np.array_equal(kmeans(x, **other, checkpoint=path)[0], kmeans(x, **other)[0]), (
         "another run starts anew"
     )
-    path.write_bytes(b"PK nonsense")
-    with pytest.raises(UserError, match="no k-means state"):
-        kmeans(x, **args, checkpoint=path)
+
+
+def test_a_damaged_or_foreign_state_is_made_anew_with_a_word(tmp_path, caplog):
+    x, _ = blobs(400, 8, 10, 0.8, 4)
+    args, path = {"k": 30, "seed": 1, "max_iter": 4, "tol": 0}, tmp_path / "state.npz"
+    want = kmeans(x, **args, checkpoint=path)
+    whole = path.read_bytes()
+    precious = tmp_path / "precious"
+    precious.write_bytes(whole)
+
+    def rewritten(**changes):
+        with np.load(tmp_path / "precious", allow_pickle=False) as f:
+            np.savez(path, **{**f, **changes})
+
+    def link():
+        path.unlink()
+        path.symlink_to(precious)
+
+    changed = x.copy()
+    changed[7] = -changed[7]
+    bad_labels = np.full(400, 30, np.int32)
+    for name, damage in {
+        "empty": lambda: path.write_bytes(b""),
+        "garbage": lambda: path.write_bytes(b"x" * 50),
+        "a head": lambda: path.write_bytes(b"PK nonsense"),
+        "cut": lambda: path.write_bytes(whole[:-9]),
+        "a flipped bit": lambda: path.write_bytes(whole[:700] + bytes([whole[700] ^ 8]) + whole[701:]),
+        "fewer labels": lambda: rewritten(labels=np.zeros(9, np.int32)),
+        "labels out of range": lambda: rewritten(labels=bad_labels),
+        "NaN": lambda: rewritten(centroids=np.full((30, 8), np.nan, np.float32)),
+        "pickles": lambda: rewritten(numbers=np.array([1, None, {}], dtype=object)),
+        "a large one": lambda: rewritten(more=np.zeros(10**6)),
+        "a link": link,
+    }.items():
+        damage()
+        caplog.clear()
+        got = kmeans(x, **args, checkpoint=path)
+        assert np.array_equal(got[0], want[0]) and np.array_equal(got[1], want[1]), name
+        assert "starts anew" in caplog.text, name
+        assert not path.is_symlink() and precious.read_bytes() == whole, name
+    caplog.clear()
+    kmeans(x, **args, checkpoint=path)
+    assert not caplog.text, "a sound one is gone on with"
+    kmeans(changed, **args, checkpoint=path)
+    assert "other embeddings" in caplog.text, "one row differs"
+    assert np.array_equal(kmeans(changed, **args)[0], kmeans(changed, **args, checkpoint=path)[0])
 
 
 # ---- constrained ------------------------------------------------------------------------------------------

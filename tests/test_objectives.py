@@ -198,7 +198,7 @@ def test_label_correction_by_hand(faithful):
         target = posterior[i].argmax()
         if keep[i]:
             terms.append(loss[i])
-        elif posterior[i, target] > 0.4:
+        elif posterior[i, target] > 0.4 and (faithful or target != data.label[i]):
             logits = u[i] if faithful else 10 * margin_logits(cos[i : i + 1], target[None], 0.2)[0]
             terms.append(F.cross_entropy(logits, target))
     assert len(terms) > 2, "the case must correct something"
@@ -216,6 +216,76 @@ def test_released_correction_joins_every_ranks_statistics_and_knows_sub_centres(
         out = o(data)
         assert o.encoder.out_norm.num_batches_tracked == passes
     assert out.stats["corrected"][0] > 0 and torch.isfinite(out.stats["cross_entropy"][0])
+
+
+# (label, speed, cosines of the clean crop with some classes, the class it should get or None);
+# class = 3 speed + speaker
+CORRECTED = {
+    3: [
+        (
+            0,
+            0,
+            {4: 0.9, 2: 0.4},
+            2,
+        ),  # another speaker at another speed is nearest; at its own speed it is speaker 2
+        (1, 2, {7: 0.9}, None),  # the refused label again
+        (2, 1, {2: 0.9, 3: 0.4}, 3),  # its own speaker at another speed is nearest, which says nothing
+        (0, 0, {8: 0.9, 1: 0.3, 2: 0.3}, None),  # unsure at its own speed
+        (1, 1, {0: 0.9, 4: 0.4}, None),  # the refused label, behind a class of another speed
+    ],
+    1: [
+        (0, 0, {2: 0.4}, 2),
+        (1, 0, {1: 0.9}, None),
+        (2, 0, {0: 0.5, 1: 0.5}, None),
+        (0, 0, {1: 0.7, 0: 0.2}, 1),
+    ],
+}
+
+
+@pytest.mark.parametrize("speeds", CORRECTED)
+@pytest.mark.parametrize("faithful", [False, True])
+def test_a_corrected_label_is_another_speaker_at_the_crops_own_speed(speeds, faithful):
+    """All are rejected. The centres are the axes, so that an embedding's entries are its cosines."""
+    rows, classes = CORRECTED[speeds], 3 * speeds
+    spec = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0, "confidence": 0.6}
+    o = margin_objective(num_speeds=speeds, gate=spec, scale=20.0, margin=0.2, faithful=faithful).eval()
+    o.gate.tau.fill_(-1.0)
+    o.gate.loss = torch.full((len(rows),), torch.nan)
+    o.head.weight = torch.nn.Parameter(torch.eye(classes, classes + len(rows)))
+    clean = torch.zeros(len(rows), classes + len(rows))
+    for i, (_, _, cosines, _) in enumerate(rows):
+        for k, value in cosines.items():
+            clean[i, k] = value
+        clean[i, classes + i] = math.sqrt(
+            1 - sum(v**2 for v in cosines.values())
+        )  # the rest, away from all centres
+    main = unit(len(rows), classes + len(rows), seed=3).float()
+    seen = {1: main, 2: clean}
+    o.encode = lambda view, spec=None: seen[int(view[0][0, 0])][view[1]]
+    data = batch(["main", "clean"], [r[0] for r in rows], speed=[r[1] for r in rows])
+    number = torch.arange(len(rows))
+    data.views = {
+        "main": (torch.full((len(rows), 1), 1.0), number),
+        "clean": (torch.full((len(rows), 1), 2.0), number),
+    }
+
+    out = o(data)
+    terms, same = [], 0
+    for i, (label, speed, cosines, target) in enumerate(rows):
+        old = 3 * speed + label
+        again = max(range(3 * speed, 3 * speed + 3), key=lambda k: cosines.get(k, 0)) == old
+        same += again
+        if target is None and not (faithful and again):
+            continue
+        target = old if target is None else target
+        cos = main[i, :classes].tolist()
+        at = old if faithful else target  # where the margin is
+        cos[at] = math.cos(math.acos(cos[at]) + 0.2)
+        terms.append(math.log(sum(math.exp(20 * v) for v in cos)) - 20 * cos[target])
+    assert out.stats["corrected"][0] == len(terms) >= 2 and out.stats["corrected_same"][0] == same > 0
+    total, weight = out.stats["cross_entropy"] if faithful else out.terms["aam"]
+    assert total.item() == pytest.approx(sum(terms), rel=1e-5)
+    assert weight == (len(rows) if faithful else len(terms))
 
 
 def test_gate_may_see_the_loss_without_the_margin():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pyspkv import config as cfg
 from pyspkv.dataset import place
 from pyspkv.errors import UserError
-from pyspkv.sampler import part
+from pyspkv.sampler import even, one_each, part
 
 
 def make(name, label, batch, seed=0, source=None, **fields):
@@ -116,3 +116,77 @@ def test_two_stream_shuffles_the_labelled_anew_each_pass():
 def test_repeat_fills_its_steps_from_few_utterances():
     rows = make("repeat", np.zeros(5), 5, steps=7).epoch(0)
     assert rows.shape == (7, 5) and (np.bincount(rows.ravel()) == 7).all()
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=120), st.integers(1, 6), st.integers(0, 9))
+def test_even_fills_as_many_batches_as_can_be_filled(label, size, seed):
+    label = np.asarray(label)
+    rows = even(label, size, np.random.default_rng(seed))
+    count = np.bincount(label)
+    most = max((b for b in range(1, 121) if np.minimum(count, b).sum() >= b * size), default=0)
+    assert rows.shape == (most, size)
+    assert all(len(set(label[step])) == size for step in rows), "no label twice in a batch"
+    assert len(np.unique(rows)) == rows.size
+
+
+def dialogues(device, size, seed=0):
+    """Of dialogues of two utterances, one for each entry of `device`: epoch -> the dialogues of its batches."""
+    group = np.repeat(np.arange(len(device)), 2)
+    columns = {"group": group, "device": np.repeat(device, 2), "source": 0 * group}
+    config = cfg.resolve("sampler", {"name": "dialogues"})
+    sampler = cfg.build("sampler", config, group, 2 * size, seed, columns)
+    return lambda epoch: group[sampler.epoch(epoch)][:, ::2]
+
+
+def test_batches_of_dialogues_do_not_tell_busy_devices_from_others():
+    """Log-normal use: the batches' mean log use is as in random batches, at any place in the epoch."""
+    rng = np.random.default_rng(0)
+    weight = rng.lognormal(0, 1.5, 6000)
+    device = rng.choice(6000, 30_000, p=weight / weight.sum())
+    use = np.log(np.bincount(device)[device])
+    found, epoch = [], dialogues(device, 32)
+    for e in range(4):
+        batches = epoch(e)
+        assert len(batches) > 0.99 * 30_000 / 32, "hardly a dialogue is left out"
+        mean = use[batches].mean(1)
+        found.append(np.corrcoef(np.arange(len(mean)), mean)[0, 1])
+        assert mean.std() == pytest.approx(use.std() / 32**0.5, rel=0.1)
+        assert (batches == dialogues(device, 32)(e)).all(), "a function of seed and epoch"
+    assert np.abs(found).max() < 4 / len(mean) ** 0.5
+    assert (epoch(0)[:5] != dialogues(device, 32, seed=1)(0)[:5]).any()
+
+
+def test_every_dialogue_comes_equally_often_and_devices_meet_by_chance():
+    """Devices of 1 to 12 dialogues, none with more than there are batches: 52 of 54 dialogues in each epoch."""
+    use = np.array([1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 12])
+    device, epochs, size = np.repeat(np.arange(12), use), 400, 4
+    epoch = dialogues(device, size)
+    batches = np.concatenate([epoch(e) for e in range(epochs)])
+    steps = len(batches) // epochs
+    assert steps == 13 and use.max() <= steps
+    share = 13 * size / use.sum()
+    times = np.bincount(batches.ravel(), minlength=len(device))
+    assert np.abs(times - share * epochs).max() < 4.5 * np.sqrt(share * (1 - share) * epochs)
+    there = np.zeros((len(batches), 12))
+    there[np.arange(len(batches))[:, None], device[batches]] = 1
+    by_step = there.reshape(epochs, steps, 12).mean(0)  # how often a device is in the t-th batch
+    p = share * use / steps
+    assert np.abs(by_step - p).max() < 4.5 * np.sqrt(0.25 / epochs), "the same at any place in the epoch"
+    met = there.T @ there / len(batches)
+    i, j = np.triu_indices(12, 1)
+    assert np.corrcoef(met[i, j], p[i] * p[j])[0, 1] > 0.98
+
+
+def test_devices_of_equal_use_are_drawn_in_pools():
+    device = np.repeat(np.arange(20), 6)
+    rng = np.random.default_rng((0, 3))
+    assert (dialogues(device, 5)(3) == one_each(device, 120, 5, rng)).all()
+
+
+@pytest.mark.parametrize("use", [[4, 9, 9, 30], [5, 5, 6, 6, 400]])
+def test_a_batch_of_nearly_all_devices(use):
+    """The busiest can be in every batch, and no more."""
+    device = np.repeat(np.arange(len(use)), use)
+    batches = dialogues(device, 4)(0)
+    most = {4: 4, 5: (5 + 5 + 6 + 6) // 3}[len(use)]
+    assert len(batches) == most and (np.sum(device[batches] == len(use) - 1, axis=1) == 1).all()

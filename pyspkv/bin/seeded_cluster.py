@@ -4,16 +4,25 @@
         --unlabelled split/unlabelled --out-data round1/data
 
 --out-data holds the unlabelled utterances, each with one of the labelled speakers; labelled utterances keep theirs.
+Labels that are there already are kept or refused as by bin.cluster.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 from pyspkv.errors import UserError, natural, run
 
 METHODS = ("constrained", "propagation")
+OPTIONS = (
+    "method",
+    "faithful",
+    "whiten",
+    "neighbours",
+    "flip",
+    "seed",
+    "with_labelled",
+)  # what labels depend on
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -49,7 +58,7 @@ def parse(argv=None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
         p.error(f"--whiten {args.whiten}: must be in 0..1")
-    if args.neighbours < 1:
+    if not 1 <= args.neighbours < 10**9:
         p.error("--neighbours is at least 1")
     if not 0 <= args.flip < 1:
         p.error(f"--flip {args.flip}: must be in 0..1")
@@ -59,19 +68,31 @@ def parse(argv=None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before OpenMP is loaded, see bin.cluster
-    import numpy as np
-
-    from pyspkv.atomic import atomic_file
-    from pyspkv.bin.cluster import unit_vectors
-    from pyspkv.datadir import DataDir, check_replaceable, combine, read_table
-    from pyspkv.embeddings import read_embeddings
-    from pyspkv.labels import clustering, quality
-    from pyspkv.tables import of_each
+    from pyspkv.datadir import check_replaceable
+    from pyspkv.labels import made
 
     for option in ("labelled", "unlabelled"):
         if Path(args.out_data).resolve() == Path(getattr(args, option)).resolve():
             raise UserError(f"is --{option} itself", file=args.out_data, mend="give another --out-data")
+    path = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
+    asked = {name: getattr(args, name) for name in OPTIONS} | {
+        "labelled": made.data_digest(args.labelled, speakers=True),
+        "unlabelled": made.data_digest(args.unlabelled),
+    }
+    if made.is_kept(args.out_data, path, asked, [args.embeddings]):
+        return
     check_replaceable(Path(args.out_data))
+    with made.sole_writer(args.out_data):
+        if not made.is_kept(args.out_data, path, asked, [args.embeddings]):  # by another process, just now
+            label(args, path, asked)
+
+
+def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
+    """Make the labels; write the report to `path`, then the data directory."""
+    from pyspkv.datadir import DataDir, combine, read_table
+    from pyspkv.labels import made
+    from pyspkv.tables import of_each
+
     labelled, unlabelled = (DataDir.read(d) for d in (args.labelled, args.unlabelled))
     if both := set(labelled.utts) & set(unlabelled.utts):
         raise UserError(
@@ -80,6 +101,14 @@ def main() -> None:
             mend="utils/split_labels.sh",
         )
     truth = of_each(read_table(args.truth, "id"), unlabelled.utts, args.truth) if args.truth else None
+    import numpy as np
+
+    from pyspkv.atomic import atomic_file
+    from pyspkv.embeddings import read_embeddings
+    from pyspkv.labels import clustering, quality
+    from pyspkv.labels.round import unit_vectors, write_round
+
+    digest = made.embeddings_digest(args.embeddings)
     emb = read_embeddings(args.embeddings)
     x = np.concatenate([unit_vectors(emb, data, args.embeddings) for data in (labelled, unlabelled)])
     if args.whiten is not None:
@@ -107,16 +136,13 @@ def main() -> None:
         true = np.array(truth)
         report["diagnostics"] = quality.diagnostics(found, true)
         report["diagnostics"]["label_accuracy"] = float(np.mean(np.array(out.spk) == true))
-    folder = Path(args.out_data).parent
-    with atomic_file(Path(args.report) if args.report else folder / "report.json") as f:
-        json.dump({**report, "label_hash": out.label_hash()}, f, indent=1)
-        f.write("\n")
     if args.flip:
-        with atomic_file(folder / "flipped") as f:
+        with atomic_file(Path(args.out_data).with_name("flipped")) as f:
             f.writelines(f"{out.utts[row]}\n" for row in flipped)
     if args.with_labelled:
         out, _ = combine(args.out_data, [labelled, out], [])
-    out.write(args.out_data)  # the last: where it stands, its report does
+    report |= {"label_hash": out.label_hash(), "asked": asked, "embeddings": [digest]}
+    write_round(out, report, args.out_data, path)
     s = report["sizes"]
     each = f"{s['size_min']} to {s['size_max']} each"
     print(f"{len(found)} unlabelled utterances of {s['num_clusters']} speakers, {each}: {args.out_data}")

@@ -18,6 +18,10 @@ __all__ = [
 ]
 
 
+COLLAPSED = "all embeddings point one way: the model that made them has collapsed"
+COLLAPSED_MEND = "look at `spread` in its train.jsonl; lower optim.lr, or train longer"
+
+
 def unit_rows(x: np.ndarray) -> np.ndarray:
     """L2-normalise float32 x [N, D] in place, in blocks; the rows that are all zeros (left so), int64 [M]."""
     bad = []
@@ -50,10 +54,7 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
         part = x[first : first + 8192] - mean
         covariance += part.T @ part
     if np.trace(covariance) < 1e-9 * len(x):  # of unit vectors: 1 - |mean|^2
-        raise UserError(
-            "all embeddings point one way: the model that made them has collapsed",
-            mend="look at `spread` in its train.jsonl; lower optim.lr, or train longer",
-        )
+        raise UserError(COLLAPSED, mend=COLLAPSED_MEND)
     axes = whitening(covariance / len(x), power)
     for first in range(0, len(x), 8192):
         x[first : first + 8192] = (x[first : first + 8192] - mean.astype(np.float32)) @ axes
@@ -141,13 +142,49 @@ def cluster(
     seed: int = 0,
     device: str = "cpu",
     checkpoint=None,
+    first: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict]:
     """Unit vectors x float32 [N, D] -> (int64 labels [N] from 0, how it was done, for the report).
 
     method "kmeans-ahc", the two steps of arXiv 2406.02285: k-means into num_kmeans (all N: none), AHC of the centroids,
-    unweighted as in the authors' code; "kmeans"; "ahc". num_clusters
-    "auto": `num_clusters.choose_num_clusters`. `checkpoint`: see `kmeans`.
+    unweighted as in the authors' code; "kmeans"; "ahc". num_clusters "auto": `num_clusters.choose_num_clusters`, of
+    the distinct vectors, and copies go where their first goes. `first`: what `copies.first_of_each` gave, if it was
+    asked already. `checkpoint`: see `kmeans`. UserError: auto, and all vectors are one.
     """
+    if num_clusters != "auto":
+        labels, info = _cluster(
+            x, method, num_clusters, num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
+        )
+        return _codes(labels), info
+    from pyspkv.labels.copies import first_of_each
+
+    first = first_of_each(x) if first is None else first
+    rows, of_each = np.unique(first, return_inverse=True)
+    if len(rows) == 1 < len(x):
+        raise UserError(COLLAPSED, mend=COLLAPSED_MEND)
+    some = x if len(rows) == len(x) else x[rows]
+    labels, info = _cluster(
+        some, method, "auto", num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
+    )
+    curve = {point["num_clusters"]: point["silhouette"] for point in info["auto"]}
+    if len(x) >= OFTEN * len(rows) and curve.get(info["num_clusters_chosen"], 0.0) < GROUPED:
+        labels, info["num_clusters_chosen"] = np.arange(len(rows)), len(rows)
+    return _codes(labels[of_each.reshape(-1)]), info
+
+
+OFTEN, GROUPED = (
+    3,
+    0.3,
+)  # vectors that occur so often and are no tighter groups are a cluster each (`cluster`)
+
+
+def _codes(labels: np.ndarray) -> np.ndarray:
+    return np.unique(labels, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _cluster(
+    x, method, num_clusters, num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
+) -> tuple[np.ndarray, dict]:
     n, info = len(x), {}
     auto = num_clusters == "auto"
     k1 = min(max(num_kmeans, 2 if auto else num_clusters), n)
@@ -177,7 +214,7 @@ def cluster(
         rows = centroids if two else x
         tree = ahc(rows, num_clusters, linkage=linkage, metric=metric, device=device, progress=_bar(linkage))
         labels = tree[labels] if two else tree
-    return np.unique(labels, return_inverse=True)[1].reshape(-1).astype(np.int64), info
+    return labels, info
 
 
 def _bar(name: str):

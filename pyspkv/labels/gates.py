@@ -111,7 +111,7 @@ class DynamicLossGate(LossGate):
     crossing, leaves the threshold as it was, at first infinite, and so does one that would keep a share below `least`:
     then the losses fall apart into what is learnt and what is not yet, rather than into right and wrong labels (short
     runs, early epochs). From `correct_epoch` on, a rejected utterance counts with the class that the classifier gives
-    its clean crop, if that is surer than `confidence`.
+    its clean crop, if that is surer than `confidence` and not the rejected label again.
     """
 
     @dataclass(kw_only=True)

@@ -8,10 +8,16 @@ Ward clusters of the centroids themselves, k / 8 of them, about one speaker each
 nearest centroid of 99.97 % of them. Exact assignment is the same code with one cell. Figures: benchmarks/RESULTS.md.
 """
 
+import hashlib
+import logging
+import os
 from pathlib import Path
 
 import numpy as np
 
+from pyspkv.errors import UserError
+
+log = logging.getLogger(__name__)
 BLOCK = 24 << 20  # bytes of one block of products on a CPU
 EXACT_BELOW = 8192  # centroids up to which `cells=None` is exact, and not slower
 PROBES = 64  # 32 cost 0.006 of NMI at full size, these 0.003 (benchmarks/RESULTS.md)
@@ -205,8 +211,8 @@ def kmeans(
     sphere (x should be too), inner products. `cells`: 1 = exact assignment; None = `default_cells(k)`; `probes` =
     cells a point looks into. An empty cluster is moved onto a random member of one of the largest clusters
     (one each) and counted. `checkpoint`: file that every iteration replaces; a rerun with the same arguments goes on
-    from it with the same result, another starts anew. `stats` receives iterations, empty_repaired, moved (last share),
-    objective (mean squared distance; 1 - cosine when spherical).
+    from it with the same result; one of other data or arguments, or a damaged one, is made anew with a warning. `stats`
+    receives iterations, empty_repaired, moved (last share), objective (mean squared distance; 1 - cosine if spherical).
 
     On a GPU the order of float64 sums is fixed too (they are made on the CPU), only products differ by rounding.
     """
@@ -222,10 +228,14 @@ def kmeans(
     if spherical:
         centroids = _unit(centroids)
     labels, start, repaired, moved = None, 0, 0, 1.0
-    key = repr((n, x.shape[1], k, seed, spherical, cells, probes, tol, float(x[:: max(1, n // 997)].sum())))
-    if checkpoint is not None and Path(checkpoint).exists():
-        state = _load(checkpoint, key)
-        if state is not None:
+    if checkpoint is not None:
+        checkpoint = Path(checkpoint)
+        key = repr((n, x.shape[1], k, seed, spherical, cells, probes, tol, hashlib.sha256(x).hexdigest()))
+    if checkpoint is not None and os.path.lexists(checkpoint):
+        state = _load(checkpoint, key, n, k, x.shape[1])
+        if state is None:
+            checkpoint.unlink()  # a link goes itself, not what it points to
+        else:
             centroids, labels, coarse, start, repaired, moved = state
             if len(coarse):
                 assign.use_cells(coarse, probes)
@@ -300,20 +310,30 @@ def _save(path, key, centroids, labels, coarse, iteration, repaired, moved):
                  numbers=np.array([iteration, repaired, moved]))  # fmt: skip
 
 
-def _load(path, key):
-    from zipfile import BadZipFile
-
-    from pyspkv.errors import UserError
-
+def _load(path, key, n: int, k: int, dim: int):
+    """The state kept in `path`; None, and a warning, where it is damaged or of other data or options."""
     try:
+        if not path.is_file() or path.is_symlink():
+            raise UserError("no file of ours")
         with np.load(path, allow_pickle=False) as f:
-            if str(f["key"]) != key:  # of other data or options
-                return None
+            if sum(part.file_size for part in f.zip.infolist()) > 8 * k * dim + 4 * n + 10_000:
+                raise UserError("it is too large")
+            if str(f["key"]) != key:
+                raise UserError("it is of other embeddings or options")
             iteration, repaired, moved = f["numbers"].tolist()
-            labels = f["labels"].astype(np.int64)
-            return f["centroids"], labels, f["coarse"], int(iteration), int(repaired), moved
-    except (BadZipFile, ValueError, KeyError) as err:
-        raise UserError(f"is no k-means state ({err})", file=path, mend=f"rm {path}") from None
+            centroids, labels, coarse = f["centroids"], f["labels"].astype(np.int64), f["coarse"]
+        fits = (
+            centroids.shape == (k, dim)
+            and labels.shape == (n,)
+            and coarse.shape in ((0, 0), (len(coarse), dim))
+        )
+        if not fits or not 0 <= labels.min() <= labels.max() < k or not np.isfinite(centroids).all():
+            raise UserError("its arrays do not fit")
+        return centroids, labels, coarse, int(iteration), int(repaired), moved
+    except Exception as err:  # whatever np.load makes of a damaged file
+        why = err if isinstance(err, UserError) else "it is damaged"
+        log.warning("%s cannot be gone on with (%s); k-means starts anew", path, why)
+        return None
 
 
 def constrained_kmeans(

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+CLOSE = 1e-3  # cosine distances below it need float64: float32 products are off by up to 1e-6
+ROUNDING = 1e-12  # cosine distances below it are of copies: float32 vectors are off by some 1e-7, squared
+
 
 def _codes(labels: Sequence) -> np.ndarray:
     """Any labels [N] -> int64 codes 0..K-1 [N], in sorted order of the labels."""
@@ -62,7 +65,8 @@ def silhouette(x: np.ndarray, codes: np.ndarray, sums: np.ndarray, counts: np.nd
 
     sums [K, D] and counts [K] come from `centre_sums` of the whole. Each vector has cosine distance a to its own
     centre (the mean direction of the *others* in its cluster: a centre must not look near because it was made
-    of the point) and b to the nearest other one; the silhouette is the mean of (b - a) / max(a, b), 0 for singletons.
+    of the point) and b to the nearest other one; the silhouette is the mean of (b - a) / max(a, b), 0 for singletons
+    and where a = b = 0. It lies in [-1, 1].
     """
     k = len(sums)
     centres = _unit(sums).astype(np.float32)
@@ -76,14 +80,30 @@ def silhouette(x: np.ndarray, codes: np.ndarray, sums: np.ndarray, counts: np.nd
             cos[np.arange(len(own)), own] = -np.inf
             between[part] = cos.max(1)
     a, b = 1 - within, 1 - between
+    close = np.flatnonzero(np.fmax(a, b) < CLOSE)
+    for rows in np.split(close, range(1024, len(close), 1024)):
+        a[rows], b[rows] = _exact_distances(x[rows], codes[rows], sums)
+    a, b = (np.where(d < ROUNDING, 0, d) for d in (a, b))
     single = counts[codes] == 1
-    value = np.where(single, 0.0, (b - a) / np.maximum(np.maximum(a, b), 1e-12)) if k > 1 else np.zeros(1)
+    # where both are 0, a cluster of copies was cut in two: neither part is the better one
+    value = np.where(single, 0.0, (b - a) / np.maximum(np.maximum(a, b), ROUNDING)) if k > 1 else np.zeros(1)
     return {
         "within_similarity": float(within[~single].mean()) if not single.all() else None,
         "between_similarity": float(between.mean()) if k > 1 else None,
         "silhouette": float(value.mean()),
         "sampled_utts": int(len(x)),
     }
+
+
+def _exact_distances(x: np.ndarray, codes: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a and b of `silhouette` [M] in float64, for vectors that lie too near to their centres for float32."""
+    unit, row = _unit(x.astype(np.float64)), np.arange(len(x))
+    a = 1 - (_unit(sums[codes] - _unit(x)) * unit).sum(1)
+    if len(sums) == 1:
+        return a, np.full(len(x), np.nan)
+    cos = unit @ _unit(sums).T
+    cos[row, codes] = -np.inf
+    return a, 1 - cos.max(1)
 
 
 def contingency(a: np.ndarray, b: np.ndarray):

@@ -56,7 +56,18 @@ class AAMHead(nn.Module):
 
 
 class Margin(HasGate, Objective):
-    """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate."""
+    """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate.
+
+    With labels y_i (classes: speaker x speed), gate weights g_i, logits u_i with the margin at the label, and the class
+    t_i that `predict` gives the clean crop:
+
+        L = (sum_i g_i CE(u_i, y_i) + sum_(i in C) CE(u_i, t_i)) / (sum_i g_i + |C|)
+        C = {i: g_i = 0, the classifier is sure of t_i, t_i is not y_i}
+
+    In C the margin moves to t_i. A class of another speed would be false, as the crop was made at this one. Where the
+    classifier is sure of the very label that the gate refused nothing is corrected, and the utterance stays out (logged
+    as `corrected_same`); `faithful` takes it back in, as the released code does.
+    """
 
     Config = MarginConfig
     takes_unlabelled = False
@@ -96,13 +107,16 @@ class Margin(HasGate, Objective):
             )
         kept = self.gate(batch.index, seen, self.epoch_now)
         total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
-        rejected, looked_at = torch.nonzero(kept == 0)[:, 0], 0
+        rejected, looked_at, same = torch.nonzero(kept == 0)[:, 0], 0, torch.zeros_like(kept)
         if self.gate.corrects(self.epoch_now) and (c.faithful or len(rejected)):
             # In training mode batch statistics are all-reduced, so that every rank must take part.
             rows = torch.arange(len(label), device=label.device) if c.faithful else rejected
             looked_at = len(rows)
-            target, sure = self.predict(batch.views["clean"], rows)
+            target, sure = self.predict(batch.views["clean"], rows, batch.speed[rows])
             sure = sure & (kept[rows] == 0)
+            same = sure & (target == label[rows])
+            if not c.faithful:
+                sure = sure & ~same
             rows, target = rows[sure], target[sure]
             if not c.faithful:
                 logits = c.scale * margin_logits(cos, label.scatter(0, rows, target), margin)
@@ -117,6 +131,7 @@ class Margin(HasGate, Objective):
         stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
         if "clean" in batch.views:
             stats["clean"] = torch.full_like(size, looked_at)
+            stats["corrected_same"] = same.float().sum()
         stats = {k: (v, size) for k, v in stats.items()}
         if c.faithful:
             stats["cross_entropy"] = total.detach(), weight
@@ -129,8 +144,13 @@ class Margin(HasGate, Objective):
         return super().pull(self.config.faithful)
 
     @torch.no_grad()
-    def predict(self, view: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Classes [R] of the clean crops in `rows`, and whether each is sure enough (bool [R])."""
+    def predict(self, view: tuple[Tensor, Tensor], rows: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes [R] of the clean crops in `rows`, which have speeds [R], and whether each is sure enough (bool [R]).
+
+        With K speakers, class s K + j is speaker j at speed s. At the crop's own speed s the posterior is
+        p_j = softmax_j(scale cos(z, W_(s K + j)) / temperature), j < K; the class is s K + argmax p, sure where
+        max p > confidence (label correction of arXiv 2406.02285, there with one speed).
+        """
         c, was = self.config, self.encoder.training
         wave, lengths = view
         self.encoder.train(was and c.faithful)
@@ -141,5 +161,6 @@ class Margin(HasGate, Objective):
                 logits = self.head.nearest(F.linear(z, self.head.weight)) / 0.1
             else:
                 logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
-        confidence, target = logits.softmax(1).max(1)
-        return target, confidence > c.gate.confidence
+        own = logits.unflatten(1, (-1, self.num_classes))[torch.arange(len(rows), device=rows.device), speed]
+        confidence, target = own.softmax(1).max(1)
+        return target + speed * self.num_classes, confidence > c.gate.confidence
