@@ -8,18 +8,27 @@ import numpy as np
 
 from pyspkv.calibration import Calibration
 from pyspkv.embeddings import normalise
-from pyspkv.errors import run
+from pyspkv.errors import UserError, run
 
 
 def embed_files(model: str, paths: list[str]) -> np.ndarray:
-    """float32 [n, D] length-normalised embeddings of whole audio files, embedded as bin.extract does."""
+    """float32 [n, D] length-normalised embeddings of whole audio files, embedded as bin.extract does.
+
+    UserError: audio that cannot be read, or that has no signal (`audio.signal_problem`).
+    """
     import torch
 
+    from pyspkv.audio import AudioReader
     from pyspkv.checkpoint import load_encoder
     from pyspkv.datadir import DataDir
     from pyspkv.embed import embed
 
     files = DataDir(None, paths, paths, {path: path for path in paths})
+    reader = AudioReader(files)
+    for row in range(len(paths)):
+        reader.read(row)
+    if reader.silent:  # they would all be "the same speaker"
+        raise UserError(reader.silence_note(most=len(paths)), mend="give recordings of speech")
     return normalise(embed(load_encoder(model), files, torch.device("cpu"), "fp32").x)
 
 
