@@ -46,6 +46,7 @@ _ARK = re.compile(r"(.+):(\d{1,18})(\[.*\])?")
 _RATES = range(100, 10_000_001)  # Hz
 _MOST_SECONDS = 1e7  # 16 weeks: of a table's figures
 _MOST_CACHE_MB = 2**30  # a PiB
+_FETCH = "fetch it again, or remove it"
 _STEP = 2.0**-15  # of 16-bit samples
 
 
@@ -102,7 +103,7 @@ class _Decoded:
 
     def __init__(self, f, name: str):
         self.samplerate, self.channels, self.subtype = f.samplerate, f.channels, f.subtype
-        self._x = _frames(f, name, 0, f.frames, from_start=True)
+        self._x = _frames(f, name, f.subtype, 0, f.frames, from_start=True)
         self.frames, self._at = f.frames, 0
 
     def seekable(self) -> bool:
@@ -208,19 +209,17 @@ def _open(entry: str, allow_pipes: bool, held: _Held | None = None):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
         raise AudioError(f"{path} cannot be read: {err.strerror}") from None
-    try:
-        return _open_in_ark(fd, path, int(ark[2]), size) if ark else _open_file(fd, path, size)
-    finally:
-        os.close(fd)
+    return _open_in_ark(fd, path, int(ark[2]), size) if ark else _open_file(fd, path, size)
 
 
 def _open_file(fd: int, path: str, size: int):
     found = promise(os.pread(fd, HEAD, 0), lambda pos, number: os.pread(fd, number, pos), size)
     if found is None or not found.patch:
-        return _libsndfile(path, path, size, found)
+        return _libsndfile(fd, path, size, found)
     patched = mmap.mmap(
         fd, size, access=mmap.ACCESS_COPY
     )  # pages of the file but for the one that is written
+    os.close(fd)
     for pos, raw in found.patch:
         patched[pos : pos + len(raw)] = raw
     return _libsndfile(patched, path, size, found)
@@ -241,34 +240,41 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
     head = os.pread(fd, HEAD, offset)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
         found = promise(head, lambda pos, number: os.pread(fd, number, offset + pos), size)
-        if found is not None and found.bytes is None:
-            raise AudioError(f"{name} does not tell its length, and other entries may follow it")
-        own = os.dup(fd)
-        os.lseek(own, offset, os.SEEK_SET)
-        return _libsndfile(own, name, size, found)
-    if head[:5] == b"AUDIO" and len(head) > 6 and 1 <= head[5] <= 8:
+        if found is None or found.bytes is not None:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return _libsndfile(fd, name, size, found)
+        why, mend = "does not tell its length, and other entries may follow it", None
+    elif head[:5] == b"AUDIO" and len(head) > 6 and 1 <= head[5] <= 8:
         start = 6 + head[5]
-        length = int.from_bytes(head[6:start], "little")
-        if start + length > size:
-            raise AudioError(f"{name} is cut short: it promises {length} bytes, {size - start} are there")
-        return _open_bytes(os.pread(fd, length, offset + start), name)
-    raise AudioError(
-        f"no WAV (RIFF) at byte {offset} of {path}, and no audio as kaldiio writes it (AUDIO)",
-        "point the offset behind the archive's key",
-    )
+        length, there = int.from_bytes(head[6:start], "little"), size - start
+        if length <= there:
+            data = os.pread(fd, length, offset + start)
+            os.close(fd)
+            return _open_bytes(data, name)
+        why, mend = f"is cut short: it promises {length} bytes, {there} are there", _FETCH
+    else:
+        name = f"no WAV (RIFF) at byte {offset} of {path}"
+        why, mend = "and no audio as kaldiio writes it (AUDIO)", "point the offset behind the archive's key"
+    os.close(fd)
+    raise AudioError(f"{name} {why}", mend)
 
 
 def _libsndfile(source, name: str, size: int, found):
-    """Open a path, a descriptor (at its position) or a file-like object of `size` bytes; `found` is its promise."""
+    """Open a descriptor (at its position) or a file-like object of `size` bytes; `found` is its promise."""
     import soundfile
 
     there = size - found.start if found is not None else 0
     cut = found is not None and found.bytes is not None and found.bytes - there >= found.block
     try:
-        f = soundfile.SoundFile(source)
+        try:
+            f = soundfile.SoundFile(source)  # closes a descriptor that it cannot use
+        except soundfile.LibsndfileError:
+            if not isinstance(source, int) or not os.path.exists(name):
+                raise
+            f = soundfile.SoundFile(name)  # some kinds are known by their name alone
     except (soundfile.LibsndfileError, TypeError, OSError) as err:  # TypeError: headerless .raw wants a rate
         if cut:
-            raise AudioError(f"{name} is cut short", "fetch it again, or remove it") from None
+            raise AudioError(f"{name} is cut short", _FETCH) from None
         reason = getattr(err, "error_string", "raw samples without a header")
         raise AudioError(f"{name} is not audio that libsndfile reads ({reason})") from None
     if not cut:
@@ -280,9 +286,7 @@ def _libsndfile(source, name: str, size: int, found):
         rule = "its last page is incomplete"
     elif seconds:
         rule = f"its header promises {seconds * found.bytes / there:.3f} s"
-    raise AudioError(
-        f"{name} is cut short: {rule}, {seconds:.3f} s are there", "fetch it again, or remove it"
-    )
+    raise AudioError(f"{name} is cut short: {rule}, {seconds:.3f} s are there", _FETCH)
 
 
 def _checked(f, name: str, size: int):
@@ -295,11 +299,12 @@ def _checked(f, name: str, size: int):
             raise AudioError(f"{name} has a rate of {f.samplerate} Hz; {_RATES[0]} to {_RATES[-1]} are read")
         if not 1 <= f.channels <= 1024:
             raise AudioError(f"{name} has {f.channels} channels")
-        kind = "FLAC" if isinstance(f, _Flac) else f.format
         # Samples that a byte can stand for: FLAC has 65535 of a constant in some ten bytes, Opus 120 ms in two.
-        if f.frames > size * (8192 if kind in ("FLAC", "OGG", "CAF") else 128):
-            raise AudioError(f"{name} is damaged: its header promises {f.frames} samples in {size} bytes")
-        if kind == "RAW" and not _raw_by_name(name):
+        if f.frames > size * 128:
+            dense = isinstance(f, _Flac) or f.format in ("FLAC", "OGG", "CAF")
+            if not dense or f.frames > size * 8192:
+                raise AudioError(f"{name} is damaged: its header promises {f.frames} samples in {size} bytes")
+        if not isinstance(f, _Flac) and f.format == "RAW" and not _raw_by_name(name):
             raise AudioError(f"{name} is not audio that libsndfile reads (raw samples without a header)")
     except AudioError:
         f.close()
@@ -332,7 +337,7 @@ def _samples(seconds: float, table: str) -> int:
     return round(seconds * SAMPLE_RATE)
 
 
-def _entry_point(f, first: int) -> int:
+def _entry_point(f, subtype: str, first: int) -> int:
     """Where decoding has to start so that frame `first` is what it is in the whole recording.
 
     Vorbis: libsndfile 1.2.2 seeks to a wrong place within the last page (libsndfile#885), which has at most 255
@@ -341,10 +346,7 @@ def _entry_point(f, first: int) -> int:
     """
     if isinstance(f, _Decoded):
         return first
-    subtype = f.subtype
-    if subtype.startswith("PCM"):
-        return first
-    if _from_start(f):
+    if _from_start(f, subtype):
         return 0
     if subtype == "VORBIS":
         return max(0, min(first, f.frames - (1 << 20)) - 8192)
@@ -353,16 +355,16 @@ def _entry_point(f, first: int) -> int:
     return first
 
 
-def _from_start(f) -> bool:
+def _from_start(f, subtype: str) -> bool:
     """Whether any crop takes decoding from the recording's start."""
-    return not f.seekable() or f.subtype == "OPUS"
+    return subtype == "OPUS" or not f.seekable()
 
 
-def _frames(f, name: str, first: int, last: int, from_start: bool) -> np.ndarray:
+def _frames(f, name: str, subtype: str, first: int, last: int, from_start: bool) -> np.ndarray:
     """Frames [first, last) of an open file as they are, float32 [n] or [n, channels]."""
     import soundfile
 
-    begin = 0 if from_start else _entry_point(f, first)
+    begin = 0 if from_start else _entry_point(f, subtype, first)
     if begin:
         try:
             f.seek(begin)
@@ -409,8 +411,9 @@ def _decode(
         first = max(0, (start * rate // SAMPLE_RATE - margin) // period * period)
         last = min(total, -(-stop * rate // SAMPLE_RATE) + margin)
         offset = first * SAMPLE_RATE // rate
-    x = _frames(f, name, first, last, from_start)
-    if f.subtype in ("FLOAT", "DOUBLE"):
+    subtype = f.subtype
+    x = _frames(f, name, subtype, first, last, from_start)
+    if subtype in ("FLOAT", "DOUBLE"):
         _scaled(x, name)
     channels = None
     if f.channels > 1:
@@ -420,7 +423,7 @@ def _decode(
             channels, x = x, x.mean(1, dtype=np.float32)
         else:
             x = np.ascontiguousarray(x[:, channel])
-    exact = f.subtype in ("PCM_16", "PCM_24", "PCM_S8", "PCM_U8")  # cannot leave [-1, 1] nor be NaN
+    exact = subtype in ("PCM_16", "PCM_24", "PCM_S8", "PCM_U8")  # cannot leave [-1, 1] nor be NaN
     if not exact and not np.isfinite(x).all():
         raise AudioError(f"{name} has non-finite samples (NaN or infinity)")
     problem = signal_problem(x, channels, rate) if whole else None
@@ -452,15 +455,15 @@ def signal_problem(
         return (
             f"{len(wave)} sample{'s' * (len(wave) != 1)} at {rate} Hz, less than {LEAST_SECONDS * 1000:g} ms"
         )
-    few = wave[:: max(1, len(wave) // 64)]  # the common case, cheap: there is a signal
-    if channels is None and np.ptp(few) > 2.5 * _STEP:
-        return None
+    least, n = 2.5 * _STEP, len(wave)
+    if channels is None and abs(float(wave[n // 2]) - float(wave[n // 3])) > least:
+        return None  # the common case, cheap
     if channels is not None and channels.shape[1] > 1:
         own = float(channels.std(0).max())
         if own > _STEP and float(wave.std()) < own / 32:
             return "its channels cancel out in their mean"
-    swing = float(np.ptp(wave))
-    if swing > 2.5 * _STEP:
+    swing = float(wave.max() - wave.min())
+    if swing > least:
         return None
     if not wave.any():
         return "digital silence"
@@ -580,7 +583,12 @@ class AudioReader:
             return held
         f = _open(entry, self.allow_pipes, self._held)
         size = f.frames * f.channels * 4
-        if not self.data.segments or held is not None or not _from_start(f) or size > HELD_MB << 20:
+        if (
+            not self.data.segments
+            or held is not None
+            or not _from_start(f, f.subtype)
+            or size > HELD_MB << 20
+        ):
             return f
         with f:
             decoded = _Decoded(f, entry[:200])

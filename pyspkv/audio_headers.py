@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 HEAD = 4096  # bytes of a file that `promise` gets at once; what lies behind them is asked for
 _MOST_CHUNKS = 1000
+_PLAIN = b"fmt \x10\0\0\0"
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the GUIDs of chunks
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}  # encoding -> bytes of a sample
 
@@ -185,6 +186,10 @@ def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
     def at(pos: int, number: int) -> bytes:
         return head[pos : pos + number] if pos + number <= len(head) else peek(pos, number)
 
+    if head[:4] == b"RIFF" and head[12:20] == _PLAIN and head[36:40] == b"data":  # most WAVs, in less time
+        length = int.from_bytes(head[40:44], "little")
+        if 0 < length <= size - 44:
+            return Promise(44, length)
     magic = head[:4]
     if magic in (b"RIFF", b"RIFX", b"RF64"):
         return _riff(at, size, magic)
