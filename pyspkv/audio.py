@@ -20,15 +20,15 @@ Ogg when they are opened, FLAC and MP3 when they are read to where they end. A h
 encoder that wrote into a pipe, a recorder switched off) is read to the file's end.
 """
 
-import io
 import math
-import mmap
 import os
 import re
 import shlex
 import stat
 import subprocess
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -116,10 +116,35 @@ class _Decoded:
         return self._x[self._at : self._at + frames].copy()
 
     def __enter__(self) -> "_Decoded":
+        self._at = 0
         return self
 
     def __exit__(self, *_) -> None:
         pass
+
+
+class _Patched:
+    """A file for soundfile of what `peek` gives, some bytes of it replaced; no seek raises, whatever a header says."""
+
+    def __init__(self, peek: Callable[[int, int], bytes], size: int, patch: tuple[tuple[int, bytes], ...]):
+        self._peek, self._size, self._patch, self._at = peek, size, patch, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> None:
+        self._at = min(max(0, offset + (0, self._at, self._size)[whence]), 1 << 62)
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, number: int) -> bytes:
+        data, start = self._peek(self._at, number), self._at
+        self._at = start + len(data)
+        for pos, raw in self._patch:
+            if pos < self._at and start < pos + len(raw):
+                data = bytearray(data)
+                for i, byte in enumerate(raw, pos - start):
+                    if 0 <= i < len(data):
+                        data[i] = byte
+        return data
 
 
 class _Held(OrderedDict):
@@ -213,35 +238,38 @@ def _open(entry: str, allow_pipes: bool, held: _Held | None = None):
 
 
 def _open_file(fd: int, path: str, size: int):
-    found = promise(os.pread(fd, HEAD, 0), lambda pos, number: os.pread(fd, number, pos), size)
+    def peek(pos: int, number: int) -> bytes:
+        return os.pread(fd, number, pos)
+
+    found = promise(peek(0, HEAD), peek, size)
     if found is None or not found.patch:
         return _libsndfile(fd, path, size, found)
-    patched = mmap.mmap(
-        fd, size, access=mmap.ACCESS_COPY
-    )  # pages of the file but for the one that is written
-    os.close(fd)
-    for pos, raw in found.patch:
-        patched[pos : pos + len(raw)] = raw
-    return _libsndfile(patched, path, size, found)
+    source = _Patched(peek, size, found.patch)
+    weakref.finalize(source, os.close, fd)
+    return _libsndfile(source, path, size, found)
 
 
 def _open_bytes(data: bytes, name: str):
-    found = promise(data[:HEAD], lambda pos, number: data[pos : pos + number], len(data))
-    if found is not None and found.patch:
-        data = bytearray(data)
-        for pos, raw in found.patch:
-            data[pos : pos + len(raw)] = raw
-    return _libsndfile(io.BytesIO(data), name, len(data), found)
+    view = memoryview(data)
+
+    def peek(pos: int, number: int) -> bytes:
+        return view[pos : pos + number]
+
+    found = promise(data[:HEAD], lambda pos, number: bytes(peek(pos, number)), len(data))
+    return _libsndfile(_Patched(peek, len(data), found.patch if found else ()), name, len(data), found)
 
 
 def _open_in_ark(fd: int, path: str, offset: int, size: int):
     """Kaldi's WAVs as they are, kaldiio's `AUDIO`, size of the length (one byte), length (little-endian), any file."""
     name, size = f"{path}:{offset}", size - offset
+    os.lseek(fd, offset, os.SEEK_SET)
     head = os.pread(fd, HEAD, offset)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
         found = promise(head, lambda pos, number: os.pread(fd, number, offset + pos), size)
+        if found is not None and found.cut(size):  # libsndfile would not see that the archive ends
+            with open(fd, "rb") as file:
+                return _open_bytes(file.read(), name)
         if found is None or found.bytes is not None:
-            os.lseek(fd, offset, os.SEEK_SET)
             return _libsndfile(fd, name, size, found)
         why, mend = "does not tell its length, and other entries may follow it", None
     elif head[:5] == b"AUDIO" and len(head) > 6 and 1 <= head[5] <= 8:
@@ -263,8 +291,7 @@ def _libsndfile(source, name: str, size: int, found):
     """Open a descriptor (at its position) or a file-like object of `size` bytes; `found` is its promise."""
     import soundfile
 
-    there = size - found.start if found is not None else 0
-    cut = found is not None and found.bytes is not None and found.bytes - there >= found.block
+    cut = found is not None and found.cut(size)
     try:
         try:
             f = soundfile.SoundFile(source)  # closes a descriptor that it cannot use
@@ -285,7 +312,7 @@ def _libsndfile(source, name: str, size: int, found):
     if f.format == "OGG":
         rule = "its last page is incomplete"
     elif seconds:
-        rule = f"its header promises {seconds * found.bytes / there:.3f} s"
+        rule = f"its header promises {seconds * found.bytes / (size - found.start):.3f} s"
     raise AudioError(f"{name} is cut short: {rule}, {seconds:.3f} s are there", _FETCH)
 
 

@@ -27,6 +27,10 @@ class Promise(NamedTuple):
     block: int = 1  # bytes that are decoded together: less than one may be missing
     patch: tuple[tuple[int, bytes], ...] = ()  # (position, bytes) that make libsndfile read to the end
 
+    def cut(self, size: int) -> bool:
+        """Whether a file of `size` bytes holds less."""
+        return self.bytes is not None and self.start + self.bytes - size >= self.block
+
 
 def _unknown(size: int) -> bool:
     """Whether a size of 32 or 64 bits stands for "not known": 0, -1, and the greatest one less a header (sox writes
@@ -61,9 +65,8 @@ def _riff(at: Peek, size: int, magic: bytes) -> Promise | None:
             there = size - pos
             if not _unknown(long) or long == there:
                 return Promise(pos, long, block)
-            needed = long == 0 or long >= 1 << 63
             counts = struct.pack("<QQ", there, there // block)
-            return Promise(pos, None, block, ((ds64, counts),) if needed else ())
+            return Promise(pos, None, block, ((ds64, counts),))
         elif name == b"data":
             there = size - pos
             if length == 0 and _only_chunks(at, pos, size, order + "4sI"):
@@ -94,8 +97,9 @@ def _w64(at: Peek, size: int) -> Promise | None:
         if name == b"fmt " and tail == _W64_TAIL:
             block = max(1, struct.unpack("<H", at(pos + 36, 2).ljust(2, b"\0"))[0])
         if name == b"data":
-            known = not _unknown(length) and not _unknown(length - 24)
-            return Promise(pos + 24, length - 24 if known else None, block)
+            if not _unknown(length) and not _unknown(length - 24):
+                return Promise(pos + 24, length - 24, block)
+            return Promise(pos + 24, None, block, ((pos + 16, struct.pack("<Q", size - pos)),))
         if length < 24:
             return None
         pos += -(-length // 8) * 8
