@@ -5,22 +5,31 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyspkv.errors import run
+from pyspkv.errors import UserError, run
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 def embed_files(model: str, paths: list[str]) -> "np.ndarray":
-    """float32 [n, D] length-normalised embeddings of whole audio files, embedded as bin.extract does."""
+    """float32 [n, D] length-normalised embeddings of whole audio files, embedded as bin.extract does.
+
+    UserError: audio that cannot be read, or that has no signal (`audio.signal_problem`).
+    """
     import torch
 
+    from pyspkv.audio import AudioReader
     from pyspkv.checkpoint import load_encoder
     from pyspkv.datadir import DataDir
     from pyspkv.embed import embed
     from pyspkv.embeddings import normalise
 
     files = DataDir(None, paths, paths, {path: path for path in paths})
+    reader = AudioReader(files)
+    for row in range(len(paths)):
+        reader.read(row)
+    if reader.silent:  # they would all be "the same speaker"
+        raise UserError(reader.silence_note(most=len(paths)), mend="give recordings of speech")
     return normalise(embed(load_encoder(model), files, torch.device("cpu"), "fp32").x)
 
 

@@ -1,0 +1,212 @@
+"""What a container's header promises: the bytes of samples, which libsndfile cuts to what is there without a word.
+
+Only headers are read, a few hundred bytes. Sizes that say "unknown" (an encoder that wrote into a pipe, a recorder that
+was switched off) are told from promises that are broken, and `patch` puts the size that is there in their place where
+libsndfile would read nothing. Sources: Microsoft/IBM RIFF, EBU Tech 3306 (RF64), Sony's Wave64, Apple's AIFF-C and CAF,
+NeXT's .snd, NIST SPHERE, RFC 3533 (Ogg).
+"""
+
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+HEAD = 4096  # bytes of a file that `promise` gets at once; what lies behind them is asked for
+_MOST_CHUNKS = 1000
+_PLAIN = b"fmt \x10\0\0\0"
+_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the GUIDs of chunks
+_AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}  # encoding -> bytes of a sample
+
+Peek = Callable[[int, int], bytes]  # (position, number) -> bytes, fewer at the end
+
+
+class Promise(NamedTuple):
+    """Where samples start and how many bytes of them the header promises; None where it does not tell."""
+
+    start: int
+    bytes: int | None
+    block: int = 1  # bytes that are decoded together: less than one may be missing
+    patch: tuple[tuple[int, bytes], ...] = ()  # (position, bytes) that make libsndfile read to the end
+
+    def cut(self, size: int) -> bool:
+        """Whether a file of `size` bytes holds less."""
+        return self.bytes is not None and self.start + self.bytes - size >= self.block
+
+
+def _unknown(size: int) -> bool:
+    """Whether a size of 32 or 64 bits stands for "not known": 0, -1, and the greatest one less a header (sox writes
+    0x7ffff000 or 0x7f000000, ffmpeg 0xffffffff, arecord 0x80000000)."""
+    return size <= 0 or 0x7EFFF000 <= size <= 0x80001000 or 0xFFFFF000 <= size < 1 << 32 or size >= 1 << 62
+
+
+def _chunks(at: Peek, pos: int, form: str):
+    """(id, position of the content, its size) of chunks padded to even lengths; `form` as for struct."""
+    head = struct.calcsize(form)
+    for _ in range(_MOST_CHUNKS):
+        raw = at(pos, head)
+        if len(raw) < head:
+            return
+        name, length = struct.unpack(form, raw)
+        yield name, pos + head, length
+        if length < 0:
+            return
+        pos += head + length + (length & 1 if form != ">4sq" else 0)
+
+
+def _riff(at: Peek, size: int, magic: bytes) -> Promise | None:
+    order = ">" if magic == b"RIFX" else "<"
+    block, ds64 = 1, None
+    for name, pos, length in _chunks(at, 12, order + "4sI"):
+        if name == b"fmt ":
+            block = max(1, struct.unpack(order + "H", at(pos + 12, 2).ljust(2, b"\0"))[0])
+        elif name == b"ds64" and len(raw := at(pos + 8, 8)) == 8:
+            ds64 = pos + 8
+            (long,) = struct.unpack("<Q", raw)
+        elif name == b"data" and ds64 is not None and magic != b"RIFF":
+            there = size - pos
+            if not _unknown(long) or long == there:
+                return Promise(pos, long, block)
+            counts = struct.pack("<QQ", there, there // block)
+            return Promise(pos, None, block, ((ds64, counts),))
+        elif name == b"data":
+            there = size - pos
+            if length == 0 and _only_chunks(at, pos, size, order + "4sI"):
+                return Promise(pos, 0, block)
+            if not _unknown(length) or length == there:
+                return Promise(pos, length, block)
+            patch = ((pos - 4, struct.pack(order + "I", min(there, 0xFFFFFFFF))),) if length == 0 else ()
+            return Promise(pos, None, block, patch)
+    return None
+
+
+def _only_chunks(at: Peek, pos: int, size: int, form: str) -> bool:
+    """Whether nothing but whole chunks follows, so that an empty one before them is empty indeed."""
+    for name, start, length in _chunks(at, pos, form):
+        if not all(32 <= byte < 127 for byte in name):
+            return False
+        pos = start + length
+    return abs(size - pos) <= 1
+
+
+def _w64(at: Peek, size: int) -> Promise | None:
+    pos, block = 40, 1
+    for _ in range(_MOST_CHUNKS):
+        raw = at(pos, 24)
+        if len(raw) < 24:
+            return None
+        name, tail, length = struct.unpack("<4s12sQ", raw)  # the length counts these 24 bytes
+        if name == b"fmt " and tail == _W64_TAIL:
+            block = max(1, struct.unpack("<H", at(pos + 36, 2).ljust(2, b"\0"))[0])
+        if name == b"data":
+            if not _unknown(length) and not _unknown(length - 24):
+                return Promise(pos + 24, length - 24, block)
+            return Promise(pos + 24, None, block, ((pos + 16, struct.pack("<Q", size - pos)),))
+        if length < 24:
+            return None
+        pos += -(-length // 8) * 8
+    return None
+
+
+def _iff(at: Peek, size: int) -> Promise | None:
+    """AIFF, AIFF-C and 8SVX."""
+    block = 1
+    for name, pos, length in _chunks(at, 12, ">4sI"):
+        if name == b"COMM" and len(raw := at(pos, 8)) == 8:
+            channels, _, bits = struct.unpack(">HIH", raw)
+            block = max(1, channels * (bits + 7) // 8)
+        elif name == b"BODY":
+            return Promise(pos, None if _unknown(length) else length, 1)
+        elif name == b"SSND" and len(raw := at(pos, 4)) == 4:
+            start = pos + 8 + struct.unpack(">I", raw)[0]
+            if not _unknown(length) and not _unknown(length - 8):
+                return Promise(start, length - (start - pos), block)
+            if length == 8 and _only_chunks(at, pos + 8, size, ">4sI"):
+                return Promise(start, 0, block)
+            there = struct.pack(">I", min(size - pos, 0x7FFFFFFF))
+            return Promise(start, None, block, ((pos - 4, there),) if length == 8 else ())
+    return None
+
+
+def _au(head: bytes, size: int) -> Promise | None:
+    order = ">" if head[:4] == b".snd" else "<"
+    if len(head) < 24:
+        return None
+    start, length, encoding, _, channels = struct.unpack(order + "5I", head[4:24])
+    block = max(1, channels) * _AU_BYTES.get(encoding, 1)
+    if not _unknown(length):
+        return Promise(start, length, block)
+    if length == 0 and size <= start:
+        return Promise(start, 0, block)
+    return Promise(start, None, block, () if length == 0xFFFFFFFF else ((8, b"\xff" * 4),))
+
+
+def _caf(at: Peek, size: int) -> Promise | None:
+    block = 1
+    for name, pos, length in _chunks(at, 8, ">4sq"):
+        if name == b"desc":
+            block = max(1, struct.unpack(">I", at(pos + 16, 4).rjust(4, b"\0"))[0])
+        elif name == b"data":  # its first four bytes count edits
+            if not _unknown(length):
+                return Promise(pos + 4, length - 4, block)
+            return Promise(pos + 4, None, block, ((pos - 8, struct.pack(">q", size - pos)),))
+    return None
+
+
+def _sphere(head: bytes) -> Promise | None:
+    try:
+        fields = dict(line.split(b" ", 1) for line in head.split(b"\n") if b" -i " in line)
+        count, each, channels = (
+            int(fields[name].removeprefix(b"-i"))
+            for name in (b"sample_count", b"sample_n_bytes", b"channel_count")
+        )
+        start = int(head[8:16])
+    except (ValueError, KeyError):
+        return None
+    if count <= 0 or each <= 0 or channels <= 0:
+        return Promise(start, None)
+    return Promise(start, count * each * channels, each * channels)
+
+
+def _ogg(at: Peek, size: int) -> Promise | None:
+    """The last page, which a file that was cut holds in part. Less than a page is not promised by any header."""
+    first = max(0, size - (27 + 255 + 255 * 255))  # a page is no longer
+    tail = at(first, size - first)
+    pos = tail.rfind(b"OggS\0")
+    if pos < 0:
+        return None
+    number = tail[pos + 26 : pos + 27]
+    lengths = tail[pos + 27 : pos + 27 + number[0]] if number else b""
+    return Promise(first + pos, 27 + sum(number) + sum(lengths))
+
+
+def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
+    """What a container promises of its samples; None where it is none of those known here.
+
+    Args:
+        head: its first `HEAD` bytes.
+        peek: gives what lies behind them.
+        size: its length in bytes.
+    """
+
+    def at(pos: int, number: int) -> bytes:
+        return head[pos : pos + number] if pos + number <= len(head) else peek(pos, number)
+
+    if head[:4] == b"RIFF" and head[12:20] == _PLAIN and head[36:40] == b"data":  # most WAVs, in less time
+        length = int.from_bytes(head[40:44], "little")
+        if 0 < length <= size - 44:
+            return Promise(44, length)
+    magic = head[:4]
+    if magic in (b"RIFF", b"RIFX", b"RF64"):
+        return _riff(at, size, magic)
+    if magic == b"riff":
+        return _w64(at, size)
+    if magic == b"FORM":
+        return _iff(at, size)
+    if magic in (b".snd", b"dns."):
+        return _au(head, size)
+    if magic == b"caff":
+        return _caf(at, size)
+    if magic == b"NIST":
+        return _sphere(head)
+    if magic == b"OggS":
+        return _ogg(at, size)
+    return None
