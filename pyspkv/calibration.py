@@ -39,7 +39,7 @@ class Calibration:
             return self.scale * scores + self.offset
 
     def write(self, path: str | Path) -> None:
-        with atomic_file(path) as f:
+        with atomic_file(path, own=True) as f:
             json.dump(asdict(self), f, indent=1)
             f.write("\n")
 

@@ -196,7 +196,7 @@ def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
 
 def save_import(exp: Path, encoder: torch.nn.Module, config: Any, record: dict) -> None:
     """A run folder that was not trained here: one checkpoint with the encoder alone."""
-    with atomic_dir(exp) as tmp:
+    with atomic_dir(exp, own=True) as tmp:
         (tmp / "config.yaml").write_text(cfg.to_yaml_section("encoder", config))
         (tmp / "run.json").write_text(json.dumps(record, indent=1) + "\n")
         (tmp / "ckpt-0").mkdir()

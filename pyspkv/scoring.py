@@ -263,7 +263,7 @@ def write_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str], sc
             file=path,
             mend="look at the embeddings of these two, and at the calibration if there is one",
         )
-    with atomic_file(path) as f:
+    with atomic_file(path, own=True) as f:
         f.writelines(f"{e} {t} {s:.9g}\n" for e, t, s in zip(enrol, test, scores.tolist()))
 
 

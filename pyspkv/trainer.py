@@ -488,7 +488,7 @@ class Trainer:
         labels = self.objective.labels()
         data = self.corpus.parts[0]
         names = [self.corpus.classes[k] for k in labels[: len(data.utts)].tolist()]
-        data.with_speakers(names).write(self.labels_out)
+        data.with_speakers(names).write(self.labels_out, own=True)
         self._say(f"labels: {self.labels_out}")
 
     def _check_collapse(self, stats: dict) -> None:

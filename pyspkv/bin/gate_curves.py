@@ -138,7 +138,7 @@ def main() -> None:
         found += curves(run_folder, unlabelled, truth, flipped)
     if not found:
         raise UserError("no epoch of these runs has a gate's rows", file=args.runs[0])
-    with atomic_file(args.out) as f:
+    with atomic_file(args.out, own=True) as f:
         json.dump(found, f, indent=1)
         f.write("\n")
     plots.gates(found, args.out.with_suffix(".png"))

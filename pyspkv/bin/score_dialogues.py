@@ -68,7 +68,7 @@ def main() -> None:
         precision=args.precision,
         allow_pipes=args.allow_pipes,
     )
-    with atomic_file(Path(args.out)) as f:
+    with atomic_file(Path(args.out), own=True) as f:
         f.writelines(f"{name} {n} {mean:.4f} {low:.4f} {w:.4f}\n" for name, n, mean, low, w in table)
     print(
         f"{args.out}: {len(table)} dialogues, the least compact first: {' '.join(row[0] for row in table[:3])}"

@@ -131,7 +131,7 @@ def main() -> None:
         extra={**kept.extra, **extra},
         dialogue2device={dialogue[row]: found.device[row] for row in rows},
     )
-    kept.write(args.out)
+    kept.write(args.out, own=True)
     hours = sum(float(seconds[row]) for row in rows) / 3600
     print(
         f"{args.out}: {len(rows)} of {len(data.utts)} turns in {len(kept.dialogue2device)} dialogues, "
