@@ -204,7 +204,16 @@ def folder_lock(folder: str | Path, name: str = ".lock") -> Iterator:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "a+", encoding="utf-8") as lock:
+    try:
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as err:
+        if err.errno != errno.ELOOP:
+            raise
+        hint = command_line("rm", folder / name)
+        raise UserError(
+            "is a link, and nothing is written through it", file=folder / name, mend=hint
+        ) from None
+    with os.fdopen(handle, "r+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -18,8 +18,6 @@ from pyspkv.embeddings import Embeddings, read_embeddings
 from pyspkv.errors import UserError
 from pyspkv.trials import read_trials
 
-TRAIN = "train"  # the set whose mean is subtracted, and whose pseudo-speakers are the AS-norm cohort
-
 
 @dataclass
 class TrialList:
@@ -150,20 +148,20 @@ class System:
         crops = self._sides(trials, f"{trials.name}-crops")
         return np.mean([self.plain(trials), scoring.cosine(*crops)], 0)
 
-    def mean(self, trials: TrialList) -> np.ndarray:
-        """Cosines of embeddings less the mean of the training embeddings, float64 [n]."""
-        x = self._set(TRAIN, self._set(trials.name).dim).x
+    def mean(self, trials: TrialList, cohort: str) -> np.ndarray:
+        """Cosines of embeddings less the mean of the set `cohort`, float64 [n]."""
+        x = self._set(cohort, self._set(trials.name).dim).x
         mean = x.mean(0, dtype=np.float64).astype(np.float32)
         return scoring.cosine(*self._sides(trials, trials.name, mean))
 
-    def asnorm(self, trials: TrialList, utt2spk: str, top_n: int) -> np.ndarray:
-        """AS-normed scores, float64 [n]; the cohort are the training embeddings' (pseudo-)speakers of `utt2spk`.
+    def asnorm(self, trials: TrialList, utt2spk: str, top_n: int, cohort_set: str) -> np.ndarray:
+        """AS-normed scores, float64 [n]; the cohort are the (pseudo-)speakers of `utt2spk` in the set `cohort_set`.
 
         Of a cohort of fewer than `top_n` all are used.
         """
         sides = self._plain_sides(trials)[0]
         if self._cohort is None or self._cohort[0] != utt2spk:
-            train = self._set(TRAIN, self._set(trials.name).dim)
+            train = self._set(cohort_set, self._set(trials.name).dim)
             means = scoring.speaker_means(train.ids, scoring.directions(train), utt2spk)
             self._cohort = utt2spk, means
             if len(means) < top_n:

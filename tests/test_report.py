@@ -1,6 +1,7 @@
 """An experiment folder as run.sh leaves it -> results.json, report.md, plots, RESULTS.md."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -278,10 +279,18 @@ def test_questions_to_runs(tmp_path, monkeypatch, capsys):
         runs.main()
         return capsys.readouterr().out.strip()
 
-    assert ask("best", *(tmp_path / n for n in "TVL")) == str(tmp_path / "V"), "of equal ones the first"
-    assert float(ask("peak", "--factor", 0.9, "confidence", tmp_path / "T")) == pytest.approx(0.27)
-    with pytest.raises(UserError, match="no epoch has 'quality'"):
-        ask("peak", "quality", tmp_path / "T")
+    ask("best", "--link", tmp_path / "model", *(tmp_path / n for n in "TVL"))
+    assert os.readlink(tmp_path / "model") == "V", "of equal ones the first"
+    ask("best", "--link", tmp_path / "model", tmp_path / "T")
+    assert os.readlink(tmp_path / "model") == "T", "made anew"
+    with pytest.raises(UserError, match="is no link"):
+        ask("best", "--link", tmp_path / "V", tmp_path / "T")
+    out = tmp_path / "threshold.yaml"
+    ask("threshold", "--factor", 0.9, "--out", out, tmp_path / "T")
+    assert out.read_text() == "objective.gate.threshold: 0.27\n"
+    (tmp_path / "T/train.jsonl").write_text('{"kind": "epoch", "loss": 1.0}\n')
+    with pytest.raises(UserError, match="no epoch has 'confidence'"):
+        ask("threshold", "--out", out, tmp_path / "T")
 
 
 def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):

@@ -40,6 +40,8 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--name", nargs="+", metavar="NAME",
                    help="names of these lists, as many (default: the last component of each --data)")
     p.add_argument("--dev", metavar="DIR", help="data directory of dev trials: calibration is fitted on them")
+    p.add_argument("--cohort-set", default="train", metavar="NAME",
+                   help="name of the cohort's embeddings, embed/NAME (default: train)")  # fmt: skip
     p.add_argument("--cohort-data", metavar="DIR",
                    help="data directory of (pseudo-)speakers of embed/train: adds NAME-mean, scores less the training "
                    "embeddings' mean, and NAME-asnorm, AS-normed with these speakers")
@@ -68,6 +70,7 @@ class Part:
     kind: str
     name: str  # of the trial list
     data: str  # its data directory
+    cohort: str = "train"  # the set whose mean is subtracted, and whose speakers are the AS-norm cohort
 
     @property
     def stem(self) -> str:
@@ -76,7 +79,7 @@ class Part:
     @property
     def sets(self) -> list[str]:
         """The sets of embeddings that it takes."""
-        more = {"crops": [f"{self.name}-crops"], "mean": ["train"], "asnorm": ["train"]}
+        more = {"crops": [f"{self.name}-crops"], "mean": [self.cohort], "asnorm": [self.cohort]}
         return [self.name, *more.get(self.kind, [])]
 
 
@@ -84,7 +87,9 @@ def parts_of(args: argparse.Namespace) -> list[Part]:
     """What is wanted of every system, in the order in which it is made. UserError: two files of one name."""
     parts = [Part("dev", os.path.basename(os.path.abspath(args.dev)), args.dev)] if args.dev else []
     kinds = ["plain", *(["crops"] if args.crops else []), *(["mean", "asnorm"] if args.cohort_data else [])]
-    parts += [Part(kind, name, data) for name, data in zip(args.name, args.data) for kind in kinds]
+    parts += [
+        Part(kind, name, data, args.cohort_set) for name, data in zip(args.name, args.data) for kind in kinds
+    ]
     seen = set()
     for part in parts:
         if not part.name or "/" in part.name or part.name.startswith("."):
@@ -128,7 +133,7 @@ def check_there(systems: list[str], args: argparse.Namespace, parts: list[Part])
 def extract_command(args: argparse.Namespace, folder: str, system: str, part: Part, name: str) -> str:
     """The command that makes an embedding set."""
     own = name == part.name
-    data = args.cohort_data if name == "train" and not own else part.data
+    data = args.cohort_data if name == part.cohort and not own else part.data
     crops = ["--crops", "5"] if name.endswith("-crops") and not own else []
     return shlex.join([str(ROOT / "steps/extract.sh"), *crops, f"{system}/model", data, folder])
 
@@ -254,10 +259,12 @@ def make(system: "System", trials: "TrialList", part: Part, args: argparse.Names
         llr = Calibration.read(calibration) if calibration.exists() else None
         evaluation.write(trials, path, system.plain(trials), llr, compared_to(args, folder, part))
     elif kind == "asnorm":
-        scores = system.asnorm(trials, f"{args.cohort_data}/utt2spk", args.top_n)
+        scores = system.asnorm(trials, f"{args.cohort_data}/utt2spk", args.top_n, part.cohort)
         evaluation.write(trials, path, scores)
+    elif kind == "mean":
+        evaluation.write(trials, path, system.mean(trials, part.cohort))
     else:
-        evaluation.write(trials, path, getattr(system, kind)(trials))
+        evaluation.write(trials, path, system.crops(trials))
 
 
 def evaluate(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inputs: Inputs) -> None:

@@ -17,10 +17,10 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument("--compare", nargs="+", metavar="NAME=JSON",
                    help="draw these curves together; nothing else is done")  # fmt: skip
-    p.add_argument("--runs", nargs="+", type=Path, metavar="DIR",
-                   help="run folders, one after another (GLL's T, V, L)")  # fmt: skip
+    p.add_argument("--exp", type=Path, metavar="EXP", help="experiment of a gll recipe: all its gates")
+    p.add_argument("--runs", nargs="+", type=Path, metavar="DIR", help="or: model folders, one after another")
     p.add_argument("--unlabelled", nargs="+", metavar="DIR",
-                   help="what they had as --unlabelled; one, or one for each run")  # fmt: skip
+                   help="what they had as --unlabelled; one, or one for each model (of --exp: a baseline)")  # fmt: skip
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the unlabelled utterances")
     p.add_argument(
         "--flipped", metavar="FILE", help="utterances whose label bin.seeded_cluster --flip changed"
@@ -33,8 +33,8 @@ def parse_args() -> argparse.Namespace:
         help="curves; a .png is written beside it, or alone",
     )
     args = p.parse_args()
-    if bool(args.compare) == bool(args.runs) or (args.runs and not args.unlabelled):
-        p.error("give --runs with --unlabelled, or --compare")
+    if sum(map(bool, (args.compare, args.runs, args.exp))) != 1 or not (args.compare or args.unlabelled):
+        p.error("give --exp or --runs with --unlabelled, or --compare")
     if args.compare and not all(pair.partition("=")[2] for pair in args.compare):
         p.error("--compare takes NAME=JSON")
     if args.runs and len(args.unlabelled) not in (1, len(args.runs)):
@@ -83,7 +83,7 @@ def curves(run_folder: Path, data, truth: dict | None, flipped: set | None) -> l
     number = {spk: k for k, spk in enumerate(decode(run_folder / "classes.txt").split())}
     true = None if truth is None else np.array([number.get(truth[u], -1) for u in utts])
     wrong = None if flipped is None else np.array([u in flipped for u in utts])
-    out, name = [], f"{run_folder.parent.name}/{run_folder.name}"
+    out, name = [], "/".join(run_folder.parts[-3:-1] if run_folder.name == "model" else run_folder.parts[-2:])
     for epoch, rows in rows_of(run_folder):
         for key in ("kept", "target"):
             if key not in rows or rows[key].ndim != 1 or len(rows[key]) < len(utts):
@@ -94,6 +94,15 @@ def curves(run_folder: Path, data, truth: dict | None, flipped: set | None) -> l
         kept, target = rows["kept"][-len(utts) :].astype(np.float64), rows["target"][-len(utts) :]
         out.append({"run": name, "epoch": epoch, **selection(kept, target, true, wrong)})
     return out
+
+
+def models_of(exp: Path, unlabelled: str) -> list[tuple[Path, str]]:
+    """(model folder, what it had as --unlabelled) of the gates in a gll experiment, in the order of training."""
+    rounds = sorted(exp.glob("round[1-9]*"), key=lambda r: (len(r.name), r.name))
+    found = [(phase / "model", str(r / "data")) for r in rounds for phase in sorted(r.iterdir())]
+    found = [pair for pair in found if pair[0].is_dir() and pair[0].parent.name != "model"]
+    found.sort(key=lambda pair: (len(pair[1]), pair[1], (pair[0] / "run.json").stat().st_mtime_ns))
+    return [pair for pair in [*found, (exp / "baseline/model", unlabelled)] if (pair[0] / "rows").is_dir()]
 
 
 def label_hash(record: Path) -> str:
@@ -128,16 +137,24 @@ def main() -> None:
         plots.gate_comparison({n: read_curve(Path(f)) for n, f in pairs}, args.out.with_suffix(".png"))
         return
     truth = read_table(args.truth, "id") if args.truth else None
+    if args.exp:
+        pairs = models_of(args.exp, args.unlabelled[0])
+        if not pairs:
+            print(f"{args.exp}: no training here has a gate")
+            return
+        if (there := args.exp / "round1/flipped").is_file():
+            args.flipped = there
+    else:
+        pairs = list(zip(args.runs, args.unlabelled * (len(args.runs) if len(args.unlabelled) == 1 else 1)))
     flipped = set(decode(args.flipped).split()) if args.flipped else None
-    folders = args.unlabelled * (len(args.runs) if len(args.unlabelled) == 1 else 1)
     found = []
-    for run_folder, data in zip(args.runs, folders):
+    for run_folder, data in pairs:
         unlabelled = DataDir.read(data)
         if truth is not None:
             of_each(truth, unlabelled.utts, args.truth)
         found += curves(run_folder, unlabelled, truth, flipped)
     if not found:
-        raise UserError("no epoch of these runs has a gate's rows", file=args.runs[0])
+        raise UserError("no epoch of these runs has a gate's rows", file=pairs[0][0])
     with atomic_file(args.out, own=True) as f:
         json.dump(found, f, indent=1)
         f.write("\n")

@@ -16,7 +16,7 @@ KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_c
 KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
 KEYS += ("eer_difference_ci_low", "eer_difference_ci_high")
 ROUND = re.compile(r"round([1-9][0-9]{0,5})")
-PIPELINE = re.compile(rf"pretrain|{ROUND.pattern}|finetune|supervised")
+PIPELINE = re.compile(rf"pretrain|{ROUND.pattern}|finetune|baseline|supervised")
 # What bin.metrics --json writes: the least and the most that a figure can be; other keys are not shown.
 EER, COST, ANY = (0, 100), (0, 1e9), (None, None)
 FIGURES = {"eer": EER, "min_dcf_0.01": COST, "min_dcf_0.05": COST, "threshold": ANY, "eer_ci_low": EER}
@@ -40,9 +40,12 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--name", default="test", help="trial list of the headline figures: PHASE/score/NAME.json")
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the training data: adds diagnostics")
     p.add_argument(
-        "--beside",
+        "--compare-with",
+        nargs="+",
+        default=[],
+        type=Path,
         metavar="EXP2",
-        help="another experiment from the same pre-training: plots dev EER against the cost of both",
+        help="other experiments: a table of paired differences, and dev EER against the cost of all",
     )
     p.add_argument("--title", help="title of report.md (default: the name of EXP)")
     return p.parse_args()
@@ -72,7 +75,7 @@ def read_metrics(path: Path) -> dict:
 def find_phases(exp: Path) -> dict[str, Path]:
     """Phase name -> folder, in the order of the pipeline, of every phase that stands in `exp`."""
     rounds = sorted(int(m[1]) for d in exp.glob("round*") if (m := ROUND.fullmatch(d.name)))
-    names = ["pretrain", *(f"round{r}" for r in rounds), "finetune", "supervised"]
+    names = ["pretrain", *(f"round{r}" for r in rounds), "finetune", "baseline", "supervised"]
     others = sorted(d.parent.name for d in exp.glob("*/score") if d.parent.name not in names)
     return {name: exp / name for name in names[:-1] + others + names[-1:] if (exp / name).is_dir()}
 
@@ -140,10 +143,11 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
     for r, labels in rounds.items():
         truth = labels["diagnostics"] or {}
         more = {"num_clusters": labels["num_clusters"], "nmi": truth.get("nmi"), "ami": truth.get("ami")}
+        more |= {"purity": truth.get("purity"), "ami_with_previous": labels["stability"].get("ami")}
         scored = entry(f"round{r}")
         if scored:
             listed.append({"round": r, **scored, **more})
-    final = entry("finetune")
+    final = entry("finetune") or entry("baseline")
     if final is None and listed:
         final = entry(f"round{listed[-1]['round']}")
     return {
@@ -154,6 +158,20 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
         "others": {p: found for p in scores if not PIPELINE.fullmatch(p) and (found := entry(p))},
         "trials": name,
     }
+
+
+def last_systems(others: list[tuple[Path, dict]], name: str) -> list[tuple[Path, str, dict]]:
+    """(experiment, its last phase, that one's metrics) of each. UserError: one has no scores of this list."""
+    from pyspkv import side_by_side
+
+    out = []
+    for exp, phases in others:
+        scores = read_scores(phases)
+        if not any(name in lists for lists in scores.values()):
+            raise UserError(f"no phase has score/{name}.json", file=exp, mend="run its stages 6 and 7 first")
+        last = side_by_side.last_phase(scores, name)
+        out.append((exp, last, scores[last][name]))
+    return out
 
 
 def epochs_of(folder: Path, model: str = "model") -> list[dict]:
@@ -303,6 +321,7 @@ def markdown(
     title: str,
     scores: dict,
     rounds: dict,
+    aside: list[str],
     training: list[str],
     moving: dict[str, list[dict]],
     plots: list[str],
@@ -356,7 +375,7 @@ def markdown(
                 "",
                 "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
             ]
-    lines += ["", "## Training", "", *training]
+    lines += [*aside, "", "## Training", "", *training]
     for phase, epochs in moving.items():
         lines += moving_table(phase, epochs)
     lines += ["", "## Plots", ""] + [f"![{text(name)}](plots/{quote(os.fsencode(name))})" for name in plots]
@@ -470,16 +489,28 @@ def main() -> None:
             drawn.append(f"labels_{name}.png")
             to = inside(exp, exp / "plots" / drawn[-1])
             plots.training([{"kind": "epoch", **e} for e in epochs], to, f"Labels: {name}")
-    if args.beside:
-        arms = {p.resolve().name: cost_curve(find_phases(p)) for p in (exp, Path(args.beside))}
+    compared, aside = [], []
+    if args.compare_with:
+        from pyspkv import side_by_side
+
+        others = [(other, find_phases(other)) for other in args.compare_with]
+        last = side_by_side.last_phase(scores, args.name)
+        ours = scores[last][args.name]
+        compared = side_by_side.compare(phases[last], ours, last_systems(others, args.name), args.name)
+        aside = side_by_side.table((last, ours), compared)
+        arms = {str(p): cost_curve(found) for p, found in [(exp, phases), *others]}
         if all(arms.values()):
             drawn.append("cost.png")
             plots.eer_by_cost(arms, inside(exp, exp / "plots/cost.png"))
     with atomic_file(exp / "report.md") as f:
         title = args.title or exp.resolve().name
         training = training_table(phases)
-        f.write(markdown(title, scores, rounds, training, moving, drawn, truth is not None))
+        f.write(markdown(title, scores, rounds, aside, training, moving, drawn, truth is not None))
     out = results(scores, rounds, args.name, moving)
+    if compared:
+        out["compared"] = compared
+    if (ranked := exp / "pretrain/dialogues.json").exists():
+        out["dialogues"] = read_json(ranked)
     with atomic_file(exp / "results.json") as f:
         json.dump(out, f, indent=1)
         f.write("\n")

@@ -1,6 +1,7 @@
 """Rank a directory's dialogues by compactness, the most doubtful first, for a person to listen to."""
 
 import argparse
+import json
 from pathlib import Path
 
 from pyspkv.errors import UserError, run
@@ -74,6 +75,8 @@ def main() -> None:
         f"{args.out}: {len(table)} dialogues, the least compact first: {' '.join(row[0] for row in table[:3])}"
     )
     if found:
+        with atomic_file(Path(f"{args.out}.json"), own=True) as f:
+            json.dump(found, f, indent=1)
         print(
             f"by the truth: AUC of the mean cosine {found['auc']:.4f}, of the lowest {found['auc_low']:.4f}; "
             f"mean weight of mixed dialogues / of clean ones {found['weight_ratio']:.3f} "
