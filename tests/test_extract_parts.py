@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +106,7 @@ def test_the_same_bytes_for_any_number_of_parts(world, run, tmp_path, crops):
     what = ["--model", one, "--data", data, *crops]
     run(*what, "--out", tmp_path / "whole")
     assert len(read_embeddings(tmp_path / "whole/embedding.scp").ids) == 13
-    for n in (1, 2, 3, 7, 40):  # there are fewer than 40 batches
+    for n in (1, 2, 3, 7, 20):  # there are fewer than 20 batches
         out = tmp_path / str(n)
         for k in sorted(range(1, n + 1), key=lambda k: k * 7 % n):  # in whatever order
             assert f"part {k} of {n}" in run(*what, "--out", out, "--part", f"{k}/{n}")
@@ -337,7 +336,7 @@ def test_up_to_date_opens_no_audio_and_loads_no_torch(world, run, tmp_path):
     for name in ("torch", "soundfile", "miniaudio"):
         (tmp_path / "stub").mkdir(exist_ok=True)
         (tmp_path / f"stub/{name}.py").write_text("raise SystemError('imported')\n")
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "pyspkv.bin.extract", *map(str, what)],
         env={**os.environ, "PYTHONPATH": f"{tmp_path / 'stub'}:{ROOT}"},
@@ -345,7 +344,10 @@ def test_up_to_date_opens_no_audio_and_loads_no_torch(world, run, tmp_path):
         text=True,
     )
     assert (done.stdout, done.stderr) == (f"up to date: {tmp_path}/m/embed/many\n", "")
-    assert time.perf_counter() - start < 5  # below 1 s on a machine that is not busy
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    )  # of a CPU, however busy it is
     assert (
         "imported"
         in subprocess.run(  # the stub does stop what is stale
@@ -486,8 +488,10 @@ def test_one_part_at_a_time_and_others_beside_it(world, run, tmp_path):
         assert leftovers(tmp_path) == WHOLE | {".part.1-of-2.ark.x"}
 
 
-@pytest.mark.parametrize("part", [[], ["--part", "1/1"]])
-@pytest.mark.parametrize("limit", [3, 600])  # at the first byte that the lock leaves; within the ark
+@pytest.mark.parametrize(
+    "part, limit",
+    [([], 600), (["--part", "1/1"], 600), ([], 3)],  # within the ark; the lock's own few words
+)
 def test_a_full_disk_names_the_file_and_keeps_what_stood(world, run, tmp_path, part, limit):
     _, (one, two), (data, *_) = world
     out = tmp_path / "e"
@@ -526,7 +530,7 @@ def test_threads_do_not_spin_unless_asked(world, tmp_path):
         "e.pairs = lambda *a: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules) or []\n"
         "extract.main()"
     )
-    for given, want in ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"):
+    for given, want in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
         done = subprocess.run(
             [sys.executable, "-c", code, "--model", one, "--data", data],
