@@ -99,6 +99,7 @@ def parse(words: list[str], monkeypatch) -> None:
     if words[0] == "-m":
         main, rest = importlib.import_module(words[1]).main, words[2:]
     else:
+        monkeypatch.syspath_prepend(str(Path(words[0]).parent))
         main, rest = runpy.run_path(words[0])["main"], words[1:]
     monkeypatch.setattr(sys, "argv", ["command", *rest])
     with pytest.raises(Parsed):
