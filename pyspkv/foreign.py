@@ -16,7 +16,7 @@ AGAIN = "copy it again, or download it again from the address of the file itself
 
 _WEB = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _PACKED = {
-    b"\x1f\x8b": "gzip",
+    b"\x1f\x8b\x08": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
     b"7z\xbc\xaf": "7z",
