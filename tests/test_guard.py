@@ -152,7 +152,8 @@ def test_of_several_processes_the_first_speaks(tmp_path):
 def test_an_error_of_one_rank_after_the_processes_have_met_is_said_if_rank_0_goes_on(tmp_path):
     """The launcher would end this process in the meantime, had rank 0 met the error too."""
     met = "types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)"
-    body = f"import types\nfrom pyspkv import errors\nerrors.RANK_WAIT = 0.1\nsys.modules['torch.distributed'] = {met}\n"
+    body = "import types\nfrom pyspkv import errors\nerrors.RANK_WAIT = 0.1\n"
+    body += f"sys.modules['torch.distributed'] = {met}\n"
     said = end(tmp_path, body + "raise UserError('bad')", RANK="1", WORLD_SIZE="2")
     assert said[:2] == (1, "[rank 1] error: bad\n")
 
