@@ -12,10 +12,11 @@ from pyspkv.errors import UserError
 MAX_JSON = 16 << 20  # bytes: the largest state.json or curve made here has a few hundred KB
 MAX_DEPTH = 50  # lists and mappings in one another
 MAX_INT = 2**63 - 1
+AGAIN = "copy it again, or download it again from the address of the file itself"
 
 _WEB = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _PACKED = {
-    b"\x1f\x8b": "gzip",
+    b"\x1f\x8b\x08": "gzip",
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",
     b"7z\xbc\xaf": "7z",
@@ -164,14 +165,13 @@ def first_bytes(path: str | Path) -> None:
     regular(path)
     with open(path, "rb") as f:
         head = f.read(512)
-    again = "download it again, from the address of the file itself"
     if not head:
-        raise UserError("is empty", file=path, mend=again)
+        raise UserError("is empty", file=path, mend=AGAIN)
     if head.startswith(b"version https://git-lfs"):
         rule = "is a Git LFS pointer, not the weights themselves"
         raise UserError(rule, file=path, mend="install git-lfs, then `git lfs pull` in that folder")
     if _WEB.match(head):
-        raise UserError("is a web page, not weights", file=path, mend=again)
+        raise UserError("is a web page, not weights", file=path, mend=AGAIN)
     for magic, name in _PACKED.items():
         if head.startswith(magic):
             raise UserError(f"is packed ({name})", file=path, mend="unpack it first")
@@ -188,25 +188,25 @@ def safetensors_header(path: str | Path) -> dict[str, Any]:
         length = int.from_bytes(f.read(8), "little")
         if size < 8 or length > size - 8:
             rule = f"is cut short, or no safetensors file: its header counts {length:,} bytes, the file has {size:,}"
-            raise UserError(rule, file=path, mend="copy or download it again")
+            raise UserError(rule, file=path, mend=AGAIN)
         if length > MAX_JSON:
-            raise UserError(f"is no safetensors file: a header of {length:,} bytes", file=path)
+            raise UserError(f"is no safetensors file: a header of {length:,} bytes", file=path, mend=AGAIN)
         raw = f.read(length)
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise UserError("is no safetensors file: its header is not UTF-8", file=path) from None
-    header = parse_json(text, file=path)
+        raise UserError("is no safetensors file: its header is not UTF-8", file=path, mend=AGAIN) from None
+    header = parse_json(text, file=path, mend=AGAIN)
     header.pop("__metadata__", None)
     end = 0
     for name, entry in header.items():
         span = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not isinstance(span, list) or len(span) != 2 or not all(isinstance(x, int) for x in span):
-            raise UserError(f"is no safetensors file: no offsets of {short(name)}", file=path)
+            raise UserError(f"is no safetensors file: no offsets of {short(name)}", file=path, mend=AGAIN)
         end = max(end, *span)
     if end > size - 8 - length:
         rule = f"is cut short: its header promises {end:,} bytes of tensors, {size - 8 - length:,} follow"
-        raise UserError(rule, file=path, mend="copy or download it again")
+        raise UserError(rule, file=path, mend=AGAIN)
     return header
 
 
@@ -219,4 +219,4 @@ def read_rows(path: str | Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as err:
-        raise UserError(f"is not a readable safetensors file ({err})", file=path) from None
+        raise UserError(f"is not a readable safetensors file ({err})", file=path, mend=AGAIN) from None

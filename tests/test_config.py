@@ -1,5 +1,9 @@
 """Strict configs: differences in, everything resolved out, anything else refused by name."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -69,3 +73,172 @@ def test_broken_yaml_names_the_file(tmp_path, text):
 def test_missing_section_is_named(tmp_path):
     with pytest.raises(UserError, match="objective"):
         load(tmp_path, "encoder: {name: ecapa}\n")
+
+
+HOSTILE = {
+    "a list as key": "? [1, 2]\n: 3\n",
+    "a mapping as key": "? {a: 1}\n: 3\n",
+    "a number as key": "1: 3\n",
+    "a date as key": "2020-01-01: 3\n",
+    "binary": "a: !!binary aGVsbG8=\n",
+    "a set": "a: !!set {x, y}\n",
+    "pairs": "a: !!pairs [x: 1]\n",
+    "a recursive anchor": "a: &x [*x]\n",
+    "an alias": "a: &x 1\nb: *x\n",
+    "no date": "a: 2020-99-99\n",
+    "no time zone": "a: 2001-12-14 21:59:43+99:99\n",
+    "no int": "a: !!int x\n",
+    "an empty int": "a: !!int ''\n",
+    "no bool": "a: !!bool x\n",
+    "no float": "a: !!float x\n",
+    "no timestamp": "a: !!timestamp x\n",
+    "no mapping": "a: !!map x\n",
+    "an object": "a: !!python/object/apply:os.system [x]\n",
+    "0b_": "a: 0b_\n",
+    "digits": f"a: {'9' * 5000}\n",
+    "hexadecimal digits": f"a: 0x{'f' * 200}\n",
+    "base 60": f"a: 1{':1' * 5000}\n",
+    "beyond 64 bits": "a: 99999999999999999999\n",
+    "brackets": f"a: {'[' * 20000}{']' * 20000}\n",
+    "dashes": f"{'- ' * 20000}x\n",
+    "braces": "{a: " * 51 + "1" + "}" * 51,
+    "no character": 'a: "\\U00110000"\n',
+    "half a pair": 'a: "\\ud800"\n',
+    "a version": f"%YAML 1.{'1' * 5000}\n---\na: 1\n",
+    "many values": f"a: [{'1,' * 100_000}]\n",
+    "two documents": "a: 1\n---\nb: 1\n",
+    "zero": "0\n",
+    "an empty list": "[]\n",
+    "NUL": "a: \0\n",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_yaml_of_strangers_names_file_and_line(tmp_path, text):
+    (path := tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as err:
+        cfg.read(path)
+    assert str(err.value).startswith((f"{path}:1: cannot", f"{path}:2: cannot", f"{path}: a config must"))
+    assert len(str(err.value)) < 500
+    value = text.partition("a: ")[2].strip()
+    if text.startswith("a: ") and "\n" not in value and "\0" not in value:
+        with pytest.raises(UserError, match=r"--set .*value is not YAML"):
+            cfg.load(TrainConfig, None, [f"seed={value}"])
+    path.write_text(text.replace("a:", "encoder:", 1))
+    with pytest.raises(UserError, match=r"c\.yaml"):
+        cfg.read_section(path, "encoder")
+
+
+def test_a_line_number_is_the_faults_own(tmp_path):
+    (path := tmp_path / "c.yaml").write_text("seed: 1\n# x\noptim:\n  lr: 1e-3\n  name: !!int x\n")
+    with pytest.raises(UserError, match=r"c\.yaml:5: .*'x' is no int"):
+        cfg.read(path)
+
+
+def test_nesting_that_is_allowed_and_deep_names(tmp_path):
+    (path := tmp_path / "c.yaml").write_text("{a: " * 49 + "1" + "}" * 49)
+    found = cfg.read(path)
+    for _ in range(49):
+        found = found["a"]
+    assert found == 1
+    with pytest.raises(UserError, match="nested deeper"):
+        cfg.load(TrainConfig, None, ["a." * 10_000 + "b=1"])
+
+
+def test_large_files_and_files_that_are_none(tmp_path):
+    (path := tmp_path / "c.yaml").write_text("# " + "x" * 1_000_001)
+    with pytest.raises(UserError, match="longer than 1,000,000 bytes"):
+        cfg.read(path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not a plain file"):
+        cfg.read(tmp_path / "pipe")
+    path.write_bytes(b"seed: 1\n# \xff\n")
+    with pytest.raises(UserError, match=r"c\.yaml:2: is not UTF-8"):
+        cfg.read(path)
+
+
+def test_nine_lines_that_stand_for_a_billion_values_end_at_once(tmp_path):
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    code = (
+        "import resource, sys\nfrom pyspkv import config\nfrom pyspkv.errors import UserError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: config.read(sys.argv[1])\nexcept UserError as err: print(err)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    said, kilobytes = done.stdout.splitlines()
+    assert "c.yaml:2: cannot be read as YAML: an alias (*a0)" in said
+    assert int(kilobytes) < 50_000
+
+
+@pytest.mark.parametrize("field", ["channels: 10000000", "n_mels: 1001", "scale: 2000"])
+def test_an_encoder_of_absurd_size_is_refused(tmp_path, field):
+    c = load(tmp_path, f"encoder: {{name: ecapa, {field}}}\nobjective: {{name: margin}}\n")
+    with pytest.raises(UserError, match=rf"encoder\.{field.split(':')[0]} \d+ is above"):
+        cfg.build("encoder", c.encoder)
+
+
+# -- several files
+
+
+def write(tmp_path, *texts):
+    paths = [tmp_path / f"{k}.yaml" for k in range(len(texts))]
+    for path, text in zip(paths, texts):
+        path.write_text(text)
+    return paths
+
+
+def test_of_several_files_a_later_one_wins_key_by_key(tmp_path):
+    base = MINIMAL + "optim: {lr: 0.5, schedule: {warmup_epochs: 2}}\nseed: 1\nbatch_size: 8\n"
+    files = write(tmp_path, base, "optim: {schedule: {warmup_epochs: 3}}\nseed: 2\n", "seed: 3\n")
+    c = cfg.load(TrainConfig, files, ["batch_size=4"])
+    assert (c.optim.lr, c.optim.schedule.warmup_epochs, c.seed, c.batch_size) == (0.5, 3.0, 3, 4)
+    assert cfg.dump(cfg.load(TrainConfig, files[:1])) == cfg.dump(cfg.load(TrainConfig, files[0]))
+    assert c.encoder.channels == 32
+
+
+def test_a_section_of_another_name_replaces_the_one_before(tmp_path):
+    gated = "encoder: {name: ecapa, channels: 32}\n"
+    gated += "objective: {name: margin, scale: 20, gate: {name: lgl, threshold: 2}}\n"
+    same = "encoder: {name: ecapa, embed_dim: 8}\nobjective: {margin: 0.1, gate: {threshold: 3}}\n"
+    c = cfg.load(TrainConfig, write(tmp_path, gated, same))
+    assert (c.encoder.channels, c.encoder.embed_dim) == (32, 8)
+    assert (c.objective.scale, c.objective.margin, c.objective.gate.threshold) == (20, 0.1, 3)
+    other = "encoder: {name: dvector}\nobjective: {gate: {name: none}}\n"
+    c = cfg.load(TrainConfig, write(tmp_path, gated, other))
+    assert (c.encoder.name, c.objective.gate.name, c.objective.scale) == ("dvector", "none", 20)
+    assert not hasattr(c.encoder, "channels"), "the fields of the class before are gone"
+
+
+def test_lists_and_single_values_replace(tmp_path):
+    lists = write(tmp_path, MINIMAL + "augment: {noise_snr: [1, 2]}\n", "augment: {noise_snr: [3, 4]}\n")
+    assert tuple(cfg.load(TrainConfig, lists).augment.noise_snr) == (3, 4)
+    with pytest.raises(UserError, match=r"1\.yaml: config key 'optim'"):
+        cfg.load(TrainConfig, write(tmp_path, MINIMAL + "optim: {lr: 1}\n", "optim: 3\n"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "sets", "where"),
+    [
+        ((MINIMAL + "optim: {lrr: 1}\n", "seed: 1\n"), [], "0.yaml: unknown config key 'optim.lrr'"),
+        ((MINIMAL, "optim: {lrr: 1}\n"), [], "1.yaml: unknown config key 'optim.lrr'"),
+        (
+            (MINIMAL, "objective: {gate: {name: lgl, tresh: 1}}\n"),
+            [],
+            "1.yaml: unknown config key 'gate.tresh'",
+        ),
+        ((MINIMAL + "seed: 1\n", "seed: x\n"), [], "1.yaml: config key 'seed'"),
+        ((MINIMAL + "seed: x\n", "epochs: 1\n"), [], "0.yaml: config key 'seed'"),
+        ((MINIMAL, "encoder: {name: ecapo}\n"), [], "1.yaml: encoder.name: no encoder"),
+        ((MINIMAL, "seed: 1\n"), ["seed=x"], "--set seed: config key 'seed'"),
+        (("encoder: {name: ecapa}\n", "seed: 1\n"), [], "objective"),
+        ((MINIMAL, "a: [\n"), [], "1.yaml:2: cannot be read"),
+    ],
+)
+def test_an_error_names_the_file_that_the_key_came_from(tmp_path, texts, sets, where):
+    with pytest.raises(UserError) as err:
+        cfg.load(TrainConfig, write(tmp_path, *texts), sets)
+    assert where in str(err.value)

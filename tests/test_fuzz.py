@@ -70,7 +70,7 @@ def test_mutated_files_are_read_or_refused(name, request):
     target, sound = targets.ALL[name]
     for data in sound():
         target(data)
-    examples = 5000 if request.config.getoption("--slow") else 60
+    examples = 3000 if request.config.getoption("--slow") else 30
     bounds = settings(
         max_examples=examples,
         deadline=5000,

@@ -149,6 +149,15 @@ def test_of_several_processes_the_first_speaks(tmp_path):
     assert end(tmp_path, "raise KeyboardInterrupt", **ranks)[:2] == (130, "")
 
 
+def test_an_error_of_one_rank_after_the_processes_have_met_is_said_if_rank_0_goes_on(tmp_path):
+    """The launcher would end this process in the meantime, had rank 0 met the error too."""
+    met = "types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)"
+    body = "import types\nfrom pyspkv import errors\nerrors.RANK_WAIT = 0.1\n"
+    body += f"sys.modules['torch.distributed'] = {met}\n"
+    said = end(tmp_path, body + "raise UserError('bad')", RANK="1", WORLD_SIZE="2")
+    assert said[:2] == (1, "[rank 1] error: bad\n")
+
+
 def interrupt(command, ready: Path, env) -> tuple[int, str]:
     process = subprocess.Popen(
         command, cwd=ready.parent, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True

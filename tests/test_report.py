@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -365,3 +366,197 @@ def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
     assert (other["noise_recall"], other["eer_crops"]) == (found["noise_recall"], 8.0)
     shutil.rmtree(tmp_path / "data")  # a system trained on another's labels
     assert report_cli.moving_labels(tmp_path, None) == []
+
+
+# -- what strangers may have written
+
+SOUND = {"eer": 5.0, "min_dcf_0.01": 0.4, "min_dcf_0.05": 0.3}
+
+
+def scored(folder, phase="pretrain", **more):
+    (folder / phase / "score").mkdir(parents=True, exist_ok=True)
+    (folder / phase / "score/test.json").write_text(json.dumps({**SOUND, **more}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "key", ["eer", "min_dcf_0.01", "eer_ci_low", "cllr", "num_target", "eer_difference", "threshold"]
+)
+@pytest.mark.parametrize("value", ["x", True, [1], {}, float("nan"), float("inf"), 10**30])
+def test_a_figure_that_is_none_is_named(tmp_path, monkeypatch, capsys, key, value):
+    scored(tmp_path, **{key: value})
+    with pytest.raises(UserError, match=r"test\.json: (.*" + key.replace(".", r"\.") + " is |is not JSON)"):
+        report(monkeypatch, capsys, "--exp", tmp_path)
+    assert not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    "more", [{"eer": None}, {"eer": -5}, {"eer": 101}, {"cllr": -1}, {"eer_ci_over": [1]}, {"trials": 5}]
+)
+def test_a_figure_out_of_its_range_is_named(tmp_path, monkeypatch, capsys, more):
+    scored(tmp_path, **more)
+    with pytest.raises(UserError, match=rf"test\.json: {next(iter(more))} is "):
+        report(monkeypatch, capsys, "--exp", tmp_path)
+
+
+def test_null_counts_as_absent(tmp_path, monkeypatch, capsys):
+    scored(tmp_path, cllr=None, eer_ci_low=1.0, eer_ci_high=None, eer_difference=1, eer_difference_ci_low=0.5)
+    scored(tmp_path, "supervised", eer_ci_low=1.0)
+    report(monkeypatch, capsys, "--exp", tmp_path)
+    assert "| pretrain | test | 5.00 | - | 0.400 | 0.300 | - | - |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["{garbage}"], "train.jsonl:1: is not JSON"),
+        (['{"kind": "step"}', "3"], "train.jsonl:2: is not a JSON object"),
+        (['{"kind": "epoch", "epoch": "1"}'], "train.jsonl:1: epoch is '1'"),
+        (['{"kind": "epoch", "epoch": 1, "loss": []}'], "train.jsonl:1: loss is []"),
+        (['{"kind": "epoch", "epoch": 1, "loss": NaN}'], "train.jsonl:1: is not JSON"),
+        (['{"kind": "epoch", "epoch": 1, "dev_eer": -5}'], "train.jsonl:1: dev_eer is -5"),
+        (["\udcff"], "train.jsonl:1: is not UTF-8"),
+        (["[" * 100_000], "train.jsonl:1: is not JSON"),
+    ],
+)
+def test_a_log_of_garbage_names_its_line(tmp_path, monkeypatch, capsys, lines, said):
+    log = scored(tmp_path) / "pretrain/model/train.jsonl"
+    log.parent.mkdir()
+    log.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as err:
+        report(monkeypatch, capsys, "--exp", tmp_path)
+    assert said in str(err.value)
+
+
+def test_a_log_with_gaps_and_a_last_line_that_a_kill_has_cut(tmp_path):
+    log = tmp_path / "model/train.jsonl"
+    log.parent.mkdir()
+    log.write_text(
+        '{"kind": "epoch"}\n\n{"kind": "epoch", "epoch": 2, "loss": null, "x": "y"}\n{"kind": "epoch", "ep'
+    )
+    assert report_cli.epochs_of(tmp_path) == [{"kind": "epoch"}, {"kind": "epoch", "epoch": 2}]
+    assert report_cli.training_table({"a": tmp_path})[-1] == "| a | 2 | -, -, - | - | 0.0 |"
+    assert report_cli.cost_curve({"round1": tmp_path}) == []
+
+
+@pytest.mark.parametrize(
+    "text", ['{"stability": 5}', '{"stability": {"ami": "x"}}', "[]", "{", '{"stability": {"kept": 7}}']
+)
+def test_a_rounds_report_of_garbage(tmp_path, monkeypatch, capsys, text):
+    scored(tmp_path, "round1")
+    write_lines(tmp_path / "round1/data/utt2spk", ["a s0", "b s1"])
+    (tmp_path / "round1/report.json").write_text(text)
+    with pytest.raises(UserError, match=r"round1/report\.json"):
+        report(monkeypatch, capsys, "--exp", tmp_path)
+
+
+def test_names_are_drawn_and_written_as_they_are(tmp_path, monkeypatch, capsys):
+    """matplotlib's formulas, HTML, links and bytes of no letters in the names of phases, lists and logged figures."""
+    exp = tmp_path / "<b>$x^{$"
+    names = [
+        "$$",
+        "a$\\frac{$",
+        "<img src=x onerror=alert(1)>",
+        "[x](y)",
+        "_hidden",
+        "a|b",
+        "b\nc",
+        "d\udcff",
+        "\u8bf4",
+    ]
+    for name in names:
+        scored(exp, name, eer_ci_over="<script>|\n\u202e")
+    scored(exp, "roundabout")
+    write_lines(exp / "roundabout/data/utt2spk", ["a s0", "b s1"])
+    write_lines(
+        exp / "$$/model/train.jsonl",
+        [json.dumps({"kind": "epoch", "epoch": 1, "loss": 1e300, "$\\foo$": 2.5})],
+    )
+    scored(exp)
+    scored(exp, "round1")
+    write_lines(exp / "round1/data/utt2spk", ["a s0", "b s1"])
+    (exp / "round1/report.json").write_text('{"stability": null}')
+    report(monkeypatch, capsys, "--exp", exp)
+    text = (exp / "report.md").read_text()
+    assert "<img" not in text and "<script" not in text and "<b>" not in text and "\u202e" not in text
+    rows = [line for line in text.splitlines() if "| test |" in line]
+    assert len(rows) == len(names) + 3 and all(len(re.findall(r"(?<!\\)\|", row)) == 8 for row in rows)
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text and "\\[x\\](y)" in text and "| \u8bf4 |" in text
+    assert (
+        Image.open(exp / "plots/eer.png").size[0] > 300
+        and Image.open(exp / "plots/train_$$.png").size[0] > 300
+    )
+    assert len(json.loads((exp / "results.json").read_text())["others"]) == len(names) + 1
+
+
+@pytest.mark.parametrize("name", ["report.md", "results.json", "plots", "plots/eer.png"])
+def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path, monkeypatch, capsys, name):
+    exp = scored(tmp_path / "exp")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/file").write_text("precious")
+    (exp / name).parent.mkdir(exist_ok=True)
+    (exp / name).symlink_to(tmp_path / ("elsewhere" if name == "plots" else "elsewhere/file"))
+    with pytest.raises(UserError, match="is a link out of"):
+        report(monkeypatch, capsys, "--exp", exp)
+    assert [p.read_text() for p in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+
+
+def test_rows_of_strangers(tmp_path):
+    """Arrays of other sizes and kinds are of other utterances; a file that is none is named."""
+    from safetensors.numpy import save_file
+
+    write_lines(tmp_path / "data/utt2spk", ["a s0", "b s0", "c s1"])
+    (rows := tmp_path / "model/rows").mkdir(parents=True)
+    save_file({"label": np.zeros((3, 2), np.int32)}, rows / "epoch-1.safetensors")
+    save_file({"label": np.zeros(3, np.float32)}, rows / "epoch-2.safetensors")
+    save_file(
+        {"label": np.zeros(3, np.int32), "weight": np.zeros(4, np.float32)}, rows / "epoch-3.safetensors"
+    )
+    save_file({"label": np.zeros(3, np.int32)}, rows / "epoch-x.safetensors")
+    assert report_cli.moving_labels(tmp_path, None) == []
+    save_file({"label": np.zeros(3, np.int32)}, rows / "epoch-4.safetensors")
+    assert [e["epoch"] for e in report_cli.moving_labels(tmp_path, None)] == [4]
+    with pytest.raises(UserError, match="lacks 2 of 3 utterances"):
+        report_cli.moving_labels(tmp_path, {"a": "S"}, "truth")
+    (rows / "epoch-5.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(UserError, match=r"epoch-5\.safetensors"):
+        report_cli.moving_labels(tmp_path, None)
+
+
+def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, capsys):
+    from pyspkv.bin import gate_curves, runs
+
+    (curve := tmp_path / "c.json").write_text('[{"quantity": 0.5, "quality": NaN}]')
+    assert gate_curves.read_curve(curve)[0]["quantity"] == 0.5
+    for text in (
+        "{}",
+        "[1]",
+        '[{"quantity": "x"}]',
+        '[{"quality": 2}]',
+        '[{"quality": Infinity}]',
+        '[{"quality": null}]',
+    ):
+        curve.write_text(text)
+        with pytest.raises(UserError, match=r"c\.json"):
+            gate_curves.read_curve(curve)
+    (record := tmp_path / "run.json").write_text('{"label_hash": 5}')
+    with pytest.raises(UserError, match="label_hash is 5"):
+        gate_curves.label_hash(record)
+    folder = tmp_path / "T"
+    (folder / "ckpt-3").mkdir(parents=True)
+    (folder / "LATEST").write_text("ckpt-3\n")
+    for best in ('"x"', "NaN", "true", "-1", "[]", "null"):
+        (folder / "ckpt-3/state.json").write_text(f'{{"best_eer": {best}}}')
+        with pytest.raises(UserError):
+            runs.dev_eer(folder)
+    (folder / "ckpt-3/state.json").write_text("{}")
+    with pytest.raises(UserError, match="without a dev list"):
+        runs.dev_eer(folder)
+    (folder / "train.jsonl").write_text('{"kind": "epoch", "confidence": "high"}\n')
+    for key in ("confidence", "kind"):
+        with pytest.raises(UserError, match="no epoch has"):
+            runs.peak(folder, key)
+    monkeypatch.setattr("sys.argv", ["runs", "peak", "--factor", "inf", "x", str(folder)])
+    with pytest.raises(SystemExit):
+        runs.main()
+    assert "finite" in capsys.readouterr().err

@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
+import shutil
+import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from pyspkv import checkpoint
@@ -333,6 +337,152 @@ def test_other_files_are_named(tmp_path, found, words, imported):
     with pytest.raises(UserError, match=words) as err:
         imported(tmp_path / "x.pt")
     assert "x.pt" in str(err.value)
+
+
+def smallest() -> dict[str, torch.Tensor]:
+    """The tensors that sizes are read from."""
+    return {
+        "feature_projection.projection.weight": torch.zeros(8, 4),
+        "encoder.layers.0.attention.rel_attn_embed.weight": torch.zeros(320, 2),
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original1": torch.zeros(8, 4, 4),
+        "encoder.layers.0.feed_forward.intermediate_dense.weight": torch.zeros(8, 8),
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"encoder.layers.999999999.y": torch.zeros(1)}, "not numbered from 0"),
+        ({f"encoder.layers.{'9' * 5000}.y": torch.zeros(1)}, "not numbered from 0"),
+        ({f"encoder.layers.{n}.y": torch.zeros(1) for n in range(300)}, "not numbered from 0"),
+        ({"encoder.pos_conv_embed.conv.parametrizations.weight.original1": torch.zeros(8, 0, 4)}, "is empty"),
+        ({"q": torch.zeros(3, 3).to_sparse()}, "sparse"),
+        ({"q": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)}, "quantised"),
+        ({"q": torch.zeros(2, device="meta")}, "without numbers"),
+        ({"q": torch.zeros(1).expand(10**6, 10**6)}, "expanded"),
+        ({"q": torch.zeros(1, dtype=torch.complex64)}, "complex64"),
+        ({"q": torch.zeros(4, dtype=torch.int64)}, "int64"),
+        ({"q": torch.full((3,), torch.nan)}, "NaN or infinity"),
+        ({"encoder.layers.0.attention.rel_attn_embed.weight": torch.zeros(320)}, "other names or shapes"),
+        ({"feature_projection.projection.weight": torch.zeros(8, 200_000)}, "differs from this config's"),
+        ({}, "differs from this config's"),
+    ],
+)  # fmt: skip
+def test_foreign_tensors_of_every_odd_kind(tmp_path, more, words, imported):
+    torch.save({"model": {**smallest(), **more}}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=words) as err:
+        imported(tmp_path / "x.pt")
+    assert "x.pt" in str(err.value) and "config.yaml" not in str(err.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_names_of_one_large_array(tmp_path, imported):
+    """Half precision: a copy in float32 of each name would take 200 times the file."""
+    whole = torch.zeros(1 << 16, dtype=torch.float16)
+    torch.save({"model": {**smallest(), **{f"q{n}": whole[:] for n in range(200)}}}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="larger than the file"):
+        imported(tmp_path / "x.pt")
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 377617425\n"
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "x.pt"])
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (LFS, "is a Git LFS pointer.*\n.*git lfs pull"),
+        (b"\n <!DOCTYPE html><html>404</html>", "is a web page"),
+        (b"", "is empty"),
+        (b"\x1f\x8b\x08\x00abc", r"is packed \(gzip\)"),
+        (b"PK\x03\x04" + bytes(100), "cut short"),
+        (b"\x80\x02}q\x00(X\x05\x00\x00", "cut short"),
+        (b"hello world, I am no weights", "cut short|cannot be|can be read"),
+    ],
+)
+def test_files_that_are_no_weights_are_told_by_their_first_bytes(tmp_path, name, raw, words, imported):
+    (source := tmp_path / "hf").mkdir()
+    (source / "config.json").write_text('{"model_type": "wavlm"}')
+    (source / name).write_bytes(raw)
+    with pytest.raises(UserError, match=words) as err:
+        imported(source / name if name == "x.pt" else source)
+    assert name in str(err.value) and len(str(err.value).splitlines()) <= 2
+    assert "weights_only" not in str(err.value) and "torch.load" not in str(err.value)
+
+
+def test_files_cut_at_any_place(tmp_path, imported):
+    torch.save({"model": smallest()}, tmp_path / "whole.pt")
+    save_file(smallest(), tmp_path / "whole.safetensors")
+    for name in ("whole.pt", "whole.safetensors"):
+        raw = (tmp_path / name).read_bytes()
+        for part in (4, 9, 100, len(raw) // 2, len(raw) - 1):
+            (cut := tmp_path / f"cut.{name}").write_bytes(raw[:part])
+            with pytest.raises(UserError) as err:
+                imported(cut)
+            assert "weights_only" not in str(err.value) and len(str(err.value)) < 400
+
+
+def test_a_packed_archive_is_not_unfolded(tmp_path, imported):
+    torch.save({"model": {"q": torch.zeros(1 << 20)}}, tmp_path / "whole.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pt") as whole,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as to,
+    ):
+        for part in whole.namelist():
+            to.writestr(part, whole.read(part))
+    with pytest.raises(UserError, match="is packed"):
+        imported(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "3", "{}", '{"model_type": ["wavlm"]}', "\xff", '{"a": ' + "9" * 5000 + "}"]
+)
+def test_config_json_of_strangers(tmp_path, text, imported):
+    (source := tmp_path / "hf").mkdir()
+    (source / "config.json").write_text(text)
+    save_file(smallest(), source / "model.safetensors")
+    with pytest.raises(UserError, match=r"config\.json"):
+        imported(source)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "3", "[" * 100_000])
+def test_a_broken_record_in_out(tmp_path, text, imported):
+    torch.save({"model": smallest()}, tmp_path / "x.pt")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/LATEST").write_text("ckpt-0\n")
+    (tmp_path / "out/run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json.*(\n.*)give another --out"):
+        imported(tmp_path / "x.pt")
+
+
+def test_a_model_without_the_mask_of_pretraining(tmp_path, imported):
+    """As transformers saves it where mask_time_prob is 0. The embeddings are those of the same model with one."""
+    encoder = build(seed=3).eval()
+    (source := tmp_path / "hf").mkdir()
+    (source / "config.json").write_text(json.dumps({"model_type": "wavlm", "mask_time_prob": 0.0}))
+    trunk = {k: v.clone() for k, v in encoder.trunk.state_dict().items() if k != "masked_spec_embed"}
+    save_file(trunk, source / "model.safetensors")
+    imported(source, "--pooling", "mean")
+    got = checkpoint.load_encoder(tmp_path / "out")
+    wave, lengths = 0.1 * torch.randn(1, 8000), torch.tensor([8000])
+    want = build(pooling="mean", seed=3).eval()
+    want.trunk.load_state_dict(encoder.trunk.state_dict())
+    torch.testing.assert_close(got(wave, lengths), want(wave, lengths))
+    del trunk["encoder.layer_norm.weight"]
+    save_file(trunk, source / "model.safetensors")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(UserError, match=r"trunk\.encoder\.layer_norm\.weight is absent there"):
+        imported(source)
+
+
+def test_an_imported_model_can_be_read_by_others(tmp_path, imported):
+    was = os.umask(0o022)
+    try:
+        imported(foreign(tmp_path, "authors", build(seed=3)))
+    finally:
+        os.umask(was)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert set(modes.values()) == {0o644}, modes
 
 
 def test_pull_is_the_squared_distance_to_the_pretrained_trunk(tmp_path):

@@ -6,6 +6,7 @@ weights_only: nothing in them is executed.
 """
 
 import re
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -104,7 +105,7 @@ def _why(err: BaseException) -> str:
     """What torch's unpickler found, in our words."""
     if wanted := re.search(r"GLOBAL ([\w.]{1,100})", str(err)):
         return f" without running its code ({wanted[1]})"
-    if isinstance(err, EOFError):
+    if isinstance(err, (EOFError, struct.error)):
         return ": it is cut short"
     return f" without running its code ({type(err).__name__})"
 

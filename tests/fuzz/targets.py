@@ -7,6 +7,7 @@ memory) is a defect. `ALL` names each target and the sound files that a fuzzer m
 import atexit
 import contextlib
 import functools
+import io
 import json
 import shutil
 import tempfile
@@ -200,6 +201,12 @@ def _wavlm() -> bytes:
     return save({"__S__.model.mask_emb": torch.zeros(3), "__L__.weight": torch.ones(2, 2)})
 
 
+def _torch() -> bytes:
+    file = io.BytesIO()
+    torch.save({"cfg": {"layers": 2}, "model": {"mask_emb": torch.zeros(3), "b": torch.ones(2, 2)}}, file)
+    return file.getvalue()
+
+
 def _json(value) -> bytes:
     return json.dumps(value).encode()
 
@@ -219,7 +226,10 @@ ALL = {
     "weights": (weights, lambda: [_of_run("model.safetensors")]),
     "optimiser": (optimiser, lambda: [_of_run("optim.safetensors")]),
     "rows": (rows, lambda: [save({"label": torch.arange(4), "weight": torch.ones(4)})]),
-    "foreign_weights": (foreign_weights, lambda: [_wavlm(), b"version https://git-lfs.github.com/spec/v1\n"]),
+    "foreign_weights": (
+        foreign_weights,
+        lambda: [_wavlm(), _torch(), b"version https://git-lfs.github.com/spec/v1\n"],
+    ),
     "metrics": (metrics, lambda: [_json(METRICS)]),
     "log": (log, lambda: [_json(EPOCH) + b"\n" + _json({**EPOCH, "audio_seconds": 9.5, "epoch": 2}) + b"\n"]),
     "clusters": (
