@@ -262,10 +262,9 @@ def test_what_would_do_nothing_is_refused(tmp_path, words, message):
 
 def test_several_pre_trainings_give_labels_side_by_side(mini, tmp_path):
     """The first round's clusters are those of both pre-trainings' embeddings, the second's of round 1's besides."""
-    (tmp_path / "exp").mkdir()
-    for name in ("data", "exp/pretrain"):
-        (tmp_path / name).symlink_to(mini[0] / name)
-    run("mini/ssl", tmp_path, *MINI, "--num-pretrain=2", "--ensemble=true", "--stage=3", "--stop-stage=4")
+    words = ["--data", mini[0] / "data", "--num-pretrain=2", "--ensemble=true", "--stage=3", "--stop-stage=4"]
+    run("mini/ssl", tmp_path, *MINI, *map(str, words), "--reuse", str(mini[0] / "exp"))
+    assert (tmp_path / "exp/pretrain/model").is_symlink()
     exp = tmp_path / "exp"
     seeds = [
         yaml.safe_load((exp / p / "model/config.yaml").read_text())["seed"] for p in ("pretrain", "pretrain2")
@@ -275,7 +274,7 @@ def test_several_pre_trainings_give_labels_side_by_side(mini, tmp_path):
         out = tmp_path / f"by_hand{number}"
         scps = [x for p in phases for x in ("--embeddings", str(exp / p / "embed/train/embedding.scp"))]
         more = ["--previous", str(exp / "round1/data")] if number == 2 else []
-        call = [sys.executable, "-m", "pyspkv.bin.cluster", *scps, "--data", str(tmp_path / "data/train")]
+        call = [sys.executable, "-m", "pyspkv.bin.cluster", *scps, "--data", str(mini[0] / "data/train")]
         call += ["--out-data", str(out), "--num-clusters=10", "--seed=0", "--whiten=0.5", *more]
         subprocess.run(call, check=True, env=env(), capture_output=True)
         assert (out / "utt2spk").read_text() == (exp / f"round{number}/data/utt2spk").read_text()
@@ -285,7 +284,7 @@ def test_several_pre_trainings_give_labels_side_by_side(mini, tmp_path):
     ("options", "words"),
     [
         (["--stag", "3"], "unknown option --stag"),
-        (["--supervised", "yes"], "true or false"),
+        (["--ensemble", "yes"], "true or false"),
         (["--nj"], "needs a value"),
         (["--nj", "abc"], "--nj is a number from 1"),
         (["--num-rounds", "0"], "--num-rounds is a number from 1"),

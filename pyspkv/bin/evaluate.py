@@ -153,7 +153,9 @@ def outputs(system: str, part: Part | None) -> list[Path]:
 
 
 def calibration_of(system: str) -> Path:
-    return Path(system, "model/calibration.json")
+    """With the model, where `verify` finds it; in the system's folder, where the model is another experiment's."""
+    own = Path(system, "model").resolve().is_relative_to(Path(system).resolve())
+    return Path(system, "model/calibration.json" if own else "calibration.json")
 
 
 def stamp(path: str | Path) -> list[int] | None:

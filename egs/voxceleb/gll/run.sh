@@ -67,7 +67,8 @@ train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
-split=$exp/split threshold=() systems=("$exp/pretrain/model")
+split=$exp/split threshold=() systems=()
+[ "$init" = none ] || systems=("$exp/pretrain/model")
 [ -z "$threshold_from" ] || threshold=("$exp/threshold.yaml")
 if [ -n "$baseline" ]; then
   systems+=("$exp/baseline/model@best") cohort=
@@ -81,7 +82,7 @@ if stage 2 "check the data directories"; then
   log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
 fi
 
-if stage 3 "Stage I: pre-train without labels"; then
+if [ "$init" = pretrain ] && stage 3 "Stage I: pre-train without labels"; then
   log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
     "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
 fi
