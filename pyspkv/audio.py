@@ -242,11 +242,21 @@ def _open_file(fd: int, path: str, size: int):
         return os.pread(fd, number, pos)
 
     found = promise(peek(0, HEAD), peek, size)
-    if found is None or not found.patch:
-        return _libsndfile(fd, path, size, found)
-    source = _Patched(peek, size, found.patch)
+    return (
+        _libsndfile(fd, path, size, found) if found is None or not found.patch else _window(fd, 0, size, path)
+    )
+
+
+def _window(fd: int, start: int, size: int, name: str):
+    """A file that lies at bytes [start, start + size) of another."""
+
+    def peek(pos: int, number: int) -> bytes:
+        return os.pread(fd, max(0, min(number, size - pos)), start + pos)
+
+    found = promise(peek(0, HEAD), peek, size)
+    source = _Patched(peek, size, found.patch if found else ())
     weakref.finalize(source, os.close, fd)
-    return _libsndfile(source, path, size, found)
+    return _libsndfile(source, name, size, found)
 
 
 def _open_bytes(data: bytes, name: str):
@@ -266,9 +276,8 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
     head = os.pread(fd, HEAD, offset)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
         found = promise(head, lambda pos, number: os.pread(fd, number, offset + pos), size)
-        if found is not None and found.cut(size):  # libsndfile would not see that the archive ends
-            with open(fd, "rb") as file:
-                return _open_bytes(file.read(), name)
+        if found is not None and found.bytes is not None and (found.patch or found.cut(size)):
+            return _window(fd, offset, size, name)  # libsndfile alone would not see that the archive ends
         if found is None or found.bytes is not None:
             return _libsndfile(fd, name, size, found)
         why, mend = "does not tell its length, and other entries may follow it", None
@@ -276,9 +285,7 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
         start = 6 + head[5]
         length, there = int.from_bytes(head[6:start], "little"), size - start
         if length <= there:
-            data = os.pread(fd, length, offset + start)
-            os.close(fd)
-            return _open_bytes(data, name)
+            return _window(fd, offset + start, length, name)
         why, mend = f"is cut short: it promises {length} bytes, {there} are there", _FETCH
     else:
         name = f"no WAV (RIFF) at byte {offset} of {path}"

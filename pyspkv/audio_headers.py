@@ -52,12 +52,19 @@ def _chunks(at: Peek, pos: int, form: str):
         pos += head + length + (length & 1 if form != ">4sq" else 0)
 
 
+def _whole_blocks(tag: int, block: int, there: int) -> int | None:
+    """Bytes of an IMA ADPCM file (tag 0x11) without its last block where that is there in part: libsndfile would fill
+    it with what its buffer holds. None: all may be read."""
+    return there // block * block if tag == 0x11 and there % block else None
+
+
 def _riff(at: Peek, size: int, magic: bytes) -> Promise | None:
     order = ">" if magic == b"RIFX" else "<"
-    block, ds64 = 1, None
+    tag, block, ds64 = 1, 1, None
     for name, pos, length in _chunks(at, 12, order + "4sI"):
-        if name == b"fmt ":
-            block = max(1, struct.unpack(order + "H", at(pos + 12, 2).ljust(2, b"\0"))[0])
+        if name == b"fmt " and len(raw := at(pos, 14)) == 14:
+            tag, block = struct.unpack(order + "H10xH", raw)
+            block = max(1, block)
         elif name == b"ds64" and len(raw := at(pos + 8, 8)) == 8:
             ds64 = pos + 8
             (long,) = struct.unpack("<Q", raw)
@@ -71,10 +78,14 @@ def _riff(at: Peek, size: int, magic: bytes) -> Promise | None:
             there = size - pos
             if length == 0 and _only_chunks(at, pos, size, order + "4sI"):
                 return Promise(pos, 0, block)
-            if not _unknown(length) or length == there:
-                return Promise(pos, length, block)
-            patch = ((pos - 4, struct.pack(order + "I", min(there, 0xFFFFFFFF))),) if length == 0 else ()
-            return Promise(pos, None, block, patch)
+            known = not _unknown(length) or length == there
+            if known:
+                there = min(length, there)
+            fit = _whole_blocks(tag, block, there)
+            if fit is None and length == 0:
+                fit = min(there, 0xFFFFFFFF)
+            patch = ((pos - 4, struct.pack(order + "I", fit)),) if fit is not None else ()
+            return Promise(pos, length if known else None, block, patch)
     return None
 
 
@@ -88,18 +99,24 @@ def _only_chunks(at: Peek, pos: int, size: int, form: str) -> bool:
 
 
 def _w64(at: Peek, size: int) -> Promise | None:
-    pos, block = 40, 1
+    pos, tag, block = 40, 1, 1
     for _ in range(_MOST_CHUNKS):
         raw = at(pos, 24)
         if len(raw) < 24:
             return None
         name, tail, length = struct.unpack("<4s12sQ", raw)  # the length counts these 24 bytes
-        if name == b"fmt " and tail == _W64_TAIL:
-            block = max(1, struct.unpack("<H", at(pos + 36, 2).ljust(2, b"\0"))[0])
-        if name == b"data":
-            if not _unknown(length) and not _unknown(length - 24):
-                return Promise(pos + 24, length - 24, block)
-            return Promise(pos + 24, None, block, ((pos + 16, struct.pack("<Q", size - pos)),))
+        if tail == _W64_TAIL and name == b"fmt " and len(raw := at(pos + 24, 14)) == 14:
+            tag, block = struct.unpack("<H10xH", raw)
+            block = max(1, block)
+        elif tail == _W64_TAIL and name == b"data":
+            there, known = size - pos - 24, not _unknown(length) and not _unknown(length - 24)
+            if known:
+                there = min(length - 24, there)
+            fit = _whole_blocks(tag, block, there)
+            if fit is None and not known:
+                fit = there
+            patch = ((pos + 16, struct.pack("<Q", fit + 24)),) if fit is not None else ()
+            return Promise(pos + 24, length - 24 if known else None, block, patch)
         if length < 24:
             return None
         pos += -(-length // 8) * 8
@@ -188,7 +205,9 @@ def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
     """
 
     def at(pos: int, number: int) -> bytes:
-        return head[pos : pos + number] if pos + number <= len(head) else peek(pos, number)
+        if pos + number <= len(head):
+            return head[pos : pos + number]
+        return peek(pos, number) if pos < size else b""
 
     if head[:4] == b"RIFF" and head[12:20] == _PLAIN and head[36:40] == b"data":  # most WAVs, in less time
         length = int.from_bytes(head[40:44], "little")
