@@ -242,9 +242,8 @@ def _open_file(fd: int, path: str, size: int):
         return os.pread(fd, number, pos)
 
     found = promise(peek(0, HEAD), peek, size)
-    return (
-        _libsndfile(fd, path, size, found) if found is None or not found.patch else _window(fd, 0, size, path)
-    )
+    plain = found is None or not found.patch and not found.prefix
+    return _libsndfile(fd, path, size, found) if plain else _window(fd, 0, size, path)
 
 
 def _window(fd: int, start: int, size: int, name: str):
@@ -253,20 +252,29 @@ def _window(fd: int, start: int, size: int, name: str):
     def peek(pos: int, number: int) -> bytes:
         return os.pread(fd, max(0, min(number, size - pos)), start + pos)
 
-    found = promise(peek(0, HEAD), peek, size)
-    source = _Patched(peek, size, found.patch if found else ())
+    source, found = _patched(peek, size)
     weakref.finalize(source, os.close, fd)
     return _libsndfile(source, name, size, found)
 
 
 def _open_bytes(data: bytes, name: str):
-    view = memoryview(data)
+    source, found = _patched(lambda pos, number: data[pos : pos + number], len(data))
+    return _libsndfile(source, name, len(data), found)
 
-    def peek(pos: int, number: int) -> bytes:
-        return view[pos : pos + number]
 
-    found = promise(data[:HEAD], lambda pos, number: bytes(peek(pos, number)), len(data))
-    return _libsndfile(_Patched(peek, len(data), found.patch if found else ()), name, len(data), found)
+def _patched(peek: Callable[[int, int], bytes], size: int):
+    """(a file for soundfile of the `size` bytes that `peek` gives, what its header promises)."""
+    found = promise(peek(0, HEAD), peek, size)
+    if found is None or not found.prefix:
+        return _Patched(peek, size, found.patch if found else ()), found
+    prefix, moved = found.prefix, found.start - len(found.prefix)
+
+    def behind(pos: int, number: int) -> bytes:
+        if pos >= len(prefix):
+            return peek(pos + moved, number)
+        return prefix[pos : pos + number] + peek(found.start, max(0, pos + number - len(prefix)))
+
+    return _Patched(behind, size - moved, ()), found
 
 
 def _open_in_ark(fd: int, path: str, offset: int, size: int):

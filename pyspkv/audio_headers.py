@@ -1,9 +1,11 @@
 """What a container's header promises: the bytes of samples, which libsndfile cuts to what is there without a word.
 
-Only headers are read, a few hundred bytes. Sizes that say "unknown" (an encoder that wrote into a pipe, a recorder that
-was switched off) are told from promises that are broken, and `patch` puts the size that is there in their place where
-libsndfile would read nothing. Sources: Microsoft/IBM RIFF, EBU Tech 3306 (RF64), Sony's Wave64, Apple's AIFF-C and CAF,
-NeXT's .snd, NIST SPHERE, RFC 3533 (Ogg).
+Only headers are read, a few hundred bytes; of an MP3 without a tag that counts its frames, those of all frames.
+Sizes that say "unknown" (an encoder that wrote into a pipe, a recorder that was switched off) are told from promises
+that are broken, and `patch` puts the size that is there in their place where libsndfile would read nothing.
+
+Sources: Microsoft/IBM RIFF, EBU Tech 3306 (RF64), Sony's Wave64, Apple's AIFF-C and CAF, NeXT's .snd, NIST SPHERE,
+RFC 3533 (Ogg), ISO 11172-3 and 13818-3 (MP3), Xing's tag of an MP3's first frame.
 """
 
 import struct
@@ -26,6 +28,8 @@ class Promise(NamedTuple):
     bytes: int | None
     block: int = 1  # bytes that are decoded together: less than one may be missing
     patch: tuple[tuple[int, bytes], ...] = ()  # (position, bytes) that make libsndfile read to the end
+
+    prefix: bytes = b""  # belongs in front of what starts at `start`, so that libsndfile knows the length
 
     def cut(self, size: int) -> bool:
         """Whether a file of `size` bytes holds less."""
@@ -195,6 +199,54 @@ def _ogg(at: Peek, size: int) -> Promise | None:
     return Promise(first + pos, 27 + sum(number) + sum(lengths))
 
 
+_BITRATES = (  # kbit/s of layer III by the header's index: MPEG-1, then MPEG-2 and 2.5
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+
+
+def _mp3_frame(head: bytes) -> int:
+    """Bytes of a frame of layer III by the first three of its header; 0: it is none, or of free bit rate."""
+    version, layer, index, rate = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if head[0] != 0xFF or head[1] < 0xE0 or version == 1 or layer != 1 or index in (0, 15) or rate == 3:
+        return 0
+    hertz = (44100, 48000, 32000)[rate] // {3: 1, 2: 2, 0: 4}[version]
+    samples, kbits = (1152, _BITRATES[0]) if version == 3 else (576, _BITRATES[1])
+    return samples * kbits[index - 1] * 125 // hertz + (head[2] >> 1 & 1)
+
+
+def _mp3(at: Peek, size: int) -> Promise | None:
+    """An MP3 whose frames no tag counts: libsndfile would guess its length from the first one's bit rate. They are
+    counted here, and the tag is what is to be put before them."""
+    start = 0
+    while (tag := at(start, 10))[:3] == b"ID3" and len(tag) == 10:
+        start += 10 + sum((byte & 127) << 7 * i for i, byte in enumerate(reversed(tag[6:10])))
+    first = at(start, 200)
+    if len(first) < 200 or not (length := _mp3_frame(first)):
+        return None
+    mono, mpeg1 = first[3] >> 6 == 3, first[1] >> 3 & 3 == 3
+    side = 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))
+    if first[side : side + 4] in (b"Xing", b"Info") and first[side + 7] & 1 or first[36:40] == b"VBRI":
+        return None
+    count, pos, base, block = 0, start, 0, b""
+    lengths: dict[bytes, int] = {}
+    while True:
+        if pos + 4 > base + len(block):
+            base, block = pos, at(pos, 1 << 20)
+        head = block[pos - base : pos - base + 3]
+        if len(head) < 3:
+            break
+        length = lengths.get(head)
+        if length is None:
+            length = lengths[head] = _mp3_frame(head) if (head[1] ^ first[1]) & 0xFE == 0 else 0
+        if not length or pos + length > size:
+            break
+        count, pos = count + 1, pos + length
+    header = bytes([0xFF, first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])
+    body = header + bytes(side - 4) + b"Info" + struct.pack(">II", 1, count)
+    return Promise(start, None, 1, (), body.ljust(_mp3_frame(header), b"\0"))
+
+
 def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
     """What a container promises of its samples; None where it is none of those known here.
 
@@ -228,4 +280,6 @@ def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
         return _sphere(head)
     if magic == b"OggS":
         return _ogg(at, size)
+    if magic[:3] == b"ID3" or (len(head) > 3 and _mp3_frame(head)):
+        return _mp3(at, size)
     return None
