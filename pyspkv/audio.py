@@ -320,7 +320,7 @@ def _libsndfile(source, name: str, size: int, found):
         reason = getattr(err, "error_string", "raw samples without a header")
         raise AudioError(f"{name} is not audio that libsndfile reads ({reason})") from None
     if not cut:
-        return _checked(f, name, size)
+        return _checked(f, name, size, found)
     with f:
         seconds = f.frames / max(1, f.samplerate)
     rule = "more is promised"
@@ -331,7 +331,7 @@ def _libsndfile(source, name: str, size: int, found):
     raise AudioError(f"{name} is cut short: {rule}, {seconds:.3f} s are there", _FETCH)
 
 
-def _checked(f, name: str, size: int):
+def _checked(f, name: str, size: int, found=None):
     """An open file of `size` bytes whose header's figures can be true; else it is closed."""
     try:
         if f.frames > 1 << 60:  # libsndfile's "unknown": an encoder wrote into a pipe
@@ -346,7 +346,7 @@ def _checked(f, name: str, size: int):
             dense = isinstance(f, _Flac) or f.format in ("FLAC", "OGG", "CAF")
             if not dense or f.frames > size * 8192:
                 raise AudioError(f"{name} is damaged: its header promises {f.frames} samples in {size} bytes")
-        if not isinstance(f, _Flac) and f.format == "RAW" and not _raw_by_name(name):
+        if found is None and not isinstance(f, _Flac) and f.format == "RAW" and not _raw_by_name(name):
             raise AudioError(f"{name} is not audio that libsndfile reads (raw samples without a header)")
     except AudioError:
         f.close()
@@ -386,7 +386,7 @@ def _entry_point(f, subtype: str, first: int) -> int:
     packets of 4096 samples. MP3: a frame needs up to 511 bytes of those before it, 47 of the shortest frames of 576
     samples. Opus: its speech coder may remember more than 20 s.
     """
-    if isinstance(f, _Decoded):
+    if subtype.startswith("PCM") or isinstance(f, _Decoded):
         return first
     if _from_start(f, subtype):
         return 0
@@ -425,11 +425,13 @@ def _frames(f, name: str, subtype: str, first: int, last: int, from_start: bool)
     return x[first - begin :]
 
 
-def _scaled(x: np.ndarray, name: str) -> None:
-    """AudioError: samples of a float file that are not on the scale of [-1, 1]."""
-    peak = max(float(x.max(initial=0)), -float(x.min(initial=0)))
-    if not MAX_PEAK < peak < math.inf:  # NaN and infinity are told after the channels are chosen
-        return
+def _peak(x: np.ndarray, name: str) -> float:
+    """The greatest magnitude in a float file. AudioError: it is not on the scale of [-1, 1], or no number."""
+    peak = max(float(x.max()), -float(x.min()))  # of NaN it is NaN
+    if not math.isfinite(peak):
+        raise AudioError(f"{name} has non-finite samples (NaN or infinity)")
+    if peak <= MAX_PEAK:
+        return peak
     scale = next((2**bits for bits in (15, 23, 31) if 128 < peak <= 2**bits), math.ceil(peak))
     raise AudioError(
         f"{name} has float samples up to {peak:.6g}, not within [-1, 1]",
@@ -455,8 +457,6 @@ def _decode(
         offset = first * SAMPLE_RATE // rate
     subtype = f.subtype
     x = _frames(f, name, subtype, first, last, from_start)
-    if subtype in ("FLOAT", "DOUBLE"):
-        _scaled(x, name)
     channels = None
     if f.channels > 1:
         if channel is not None and channel >= f.channels:
@@ -466,7 +466,9 @@ def _decode(
         else:
             x = np.ascontiguousarray(x[:, channel])
     exact = subtype in ("PCM_16", "PCM_24", "PCM_S8", "PCM_U8")  # cannot leave [-1, 1] nor be NaN
-    if not exact and not np.isfinite(x).all():
+    if subtype in ("FLOAT", "DOUBLE"):
+        exact = _peak(x if channels is None else channels, name) <= 1
+    elif not exact and not np.isfinite(x).all():
         raise AudioError(f"{name} has non-finite samples (NaN or infinity)")
     problem = signal_problem(x, channels, rate) if whole else None
     if rate != SAMPLE_RATE:
@@ -501,6 +503,9 @@ def signal_problem(
     if channels is None and abs(float(wave[n // 2]) - float(wave[n // 3])) > least:
         return None  # the common case, cheap
     if channels is not None and channels.shape[1] > 1:
+        step = max(1, n // 256)
+        if np.ptp(wave[::step]) > max(least, np.ptp(channels[::step]) / 8):
+            return None
         own = float(channels.std(0).max())
         if own > _STEP and float(wave.std()) < own / 32:
             return "its channels cancel out in their mean"
@@ -624,13 +629,10 @@ class AudioReader:
         if isinstance(held, _Decoded):
             return held
         f = _open(entry, self.allow_pipes, self._held)
+        if not self.data.segments or held is not None or not _from_start(f, f.subtype):
+            return f
         size = f.frames * f.channels * 4
-        if (
-            not self.data.segments
-            or held is not None
-            or not _from_start(f, f.subtype)
-            or size > HELD_MB << 20
-        ):
+        if size > HELD_MB << 20:
             return f
         with f:
             decoded = _Decoded(f, entry[:200])
