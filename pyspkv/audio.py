@@ -242,21 +242,39 @@ def _open_file(fd: int, path: str, size: int):
         return os.pread(fd, number, pos)
 
     found = promise(peek(0, HEAD), peek, size)
-    if found is None or not found.patch:
-        return _libsndfile(fd, path, size, found)
-    source = _Patched(peek, size, found.patch)
+    plain = found is None or not found.patch and not found.prefix
+    return _libsndfile(fd, path, size, found) if plain else _window(fd, 0, size, path)
+
+
+def _window(fd: int, start: int, size: int, name: str):
+    """A file that lies at bytes [start, start + size) of another."""
+
+    def peek(pos: int, number: int) -> bytes:
+        return os.pread(fd, max(0, min(number, size - pos)), start + pos)
+
+    source, found = _patched(peek, size)
     weakref.finalize(source, os.close, fd)
-    return _libsndfile(source, path, size, found)
+    return _libsndfile(source, name, size, found)
 
 
 def _open_bytes(data: bytes, name: str):
-    view = memoryview(data)
+    source, found = _patched(lambda pos, number: data[pos : pos + number], len(data))
+    return _libsndfile(source, name, len(data), found)
 
-    def peek(pos: int, number: int) -> bytes:
-        return view[pos : pos + number]
 
-    found = promise(data[:HEAD], lambda pos, number: bytes(peek(pos, number)), len(data))
-    return _libsndfile(_Patched(peek, len(data), found.patch if found else ()), name, len(data), found)
+def _patched(peek: Callable[[int, int], bytes], size: int):
+    """(a file for soundfile of the `size` bytes that `peek` gives, what its header promises)."""
+    found = promise(peek(0, HEAD), peek, size)
+    if found is None or not found.prefix:
+        return _Patched(peek, size, found.patch if found else ()), found
+    prefix, moved = found.prefix, found.start - len(found.prefix)
+
+    def behind(pos: int, number: int) -> bytes:
+        if pos >= len(prefix):
+            return peek(pos + moved, number)
+        return prefix[pos : pos + number] + peek(found.start, max(0, pos + number - len(prefix)))
+
+    return _Patched(behind, size - moved, ()), found
 
 
 def _open_in_ark(fd: int, path: str, offset: int, size: int):
@@ -266,9 +284,8 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
     head = os.pread(fd, HEAD, offset)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
         found = promise(head, lambda pos, number: os.pread(fd, number, offset + pos), size)
-        if found is not None and found.cut(size):  # libsndfile would not see that the archive ends
-            with open(fd, "rb") as file:
-                return _open_bytes(file.read(), name)
+        if found is not None and found.bytes is not None and (found.patch or found.cut(size)):
+            return _window(fd, offset, size, name)  # libsndfile alone would not see that the archive ends
         if found is None or found.bytes is not None:
             return _libsndfile(fd, name, size, found)
         why, mend = "does not tell its length, and other entries may follow it", None
@@ -276,9 +293,7 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
         start = 6 + head[5]
         length, there = int.from_bytes(head[6:start], "little"), size - start
         if length <= there:
-            data = os.pread(fd, length, offset + start)
-            os.close(fd)
-            return _open_bytes(data, name)
+            return _window(fd, offset + start, length, name)
         why, mend = f"is cut short: it promises {length} bytes, {there} are there", _FETCH
     else:
         name = f"no WAV (RIFF) at byte {offset} of {path}"
@@ -305,7 +320,7 @@ def _libsndfile(source, name: str, size: int, found):
         reason = getattr(err, "error_string", "raw samples without a header")
         raise AudioError(f"{name} is not audio that libsndfile reads ({reason})") from None
     if not cut:
-        return _checked(f, name, size)
+        return _checked(f, name, size, found)
     with f:
         seconds = f.frames / max(1, f.samplerate)
     rule = "more is promised"
@@ -316,7 +331,7 @@ def _libsndfile(source, name: str, size: int, found):
     raise AudioError(f"{name} is cut short: {rule}, {seconds:.3f} s are there", _FETCH)
 
 
-def _checked(f, name: str, size: int):
+def _checked(f, name: str, size: int, found=None):
     """An open file of `size` bytes whose header's figures can be true; else it is closed."""
     try:
         if f.frames > 1 << 60:  # libsndfile's "unknown": an encoder wrote into a pipe
@@ -331,7 +346,7 @@ def _checked(f, name: str, size: int):
             dense = isinstance(f, _Flac) or f.format in ("FLAC", "OGG", "CAF")
             if not dense or f.frames > size * 8192:
                 raise AudioError(f"{name} is damaged: its header promises {f.frames} samples in {size} bytes")
-        if not isinstance(f, _Flac) and f.format == "RAW" and not _raw_by_name(name):
+        if found is None and not isinstance(f, _Flac) and f.format == "RAW" and not _raw_by_name(name):
             raise AudioError(f"{name} is not audio that libsndfile reads (raw samples without a header)")
     except AudioError:
         f.close()
@@ -371,7 +386,7 @@ def _entry_point(f, subtype: str, first: int) -> int:
     packets of 4096 samples. MP3: a frame needs up to 511 bytes of those before it, 47 of the shortest frames of 576
     samples. Opus: its speech coder may remember more than 20 s.
     """
-    if isinstance(f, _Decoded):
+    if subtype.startswith("PCM") or isinstance(f, _Decoded):
         return first
     if _from_start(f, subtype):
         return 0
@@ -410,11 +425,13 @@ def _frames(f, name: str, subtype: str, first: int, last: int, from_start: bool)
     return x[first - begin :]
 
 
-def _scaled(x: np.ndarray, name: str) -> None:
-    """AudioError: samples of a float file that are not on the scale of [-1, 1]."""
-    peak = max(float(x.max(initial=0)), -float(x.min(initial=0)))
-    if not MAX_PEAK < peak < math.inf:  # NaN and infinity are told after the channels are chosen
-        return
+def _peak(x: np.ndarray, name: str) -> float:
+    """The greatest magnitude in a float file. AudioError: it is not on the scale of [-1, 1], or no number."""
+    peak = max(float(x.max()), -float(x.min()))  # of NaN it is NaN
+    if not math.isfinite(peak):
+        raise AudioError(f"{name} has non-finite samples (NaN or infinity)")
+    if peak <= MAX_PEAK:
+        return peak
     scale = next((2**bits for bits in (15, 23, 31) if 128 < peak <= 2**bits), math.ceil(peak))
     raise AudioError(
         f"{name} has float samples up to {peak:.6g}, not within [-1, 1]",
@@ -440,8 +457,6 @@ def _decode(
         offset = first * SAMPLE_RATE // rate
     subtype = f.subtype
     x = _frames(f, name, subtype, first, last, from_start)
-    if subtype in ("FLOAT", "DOUBLE"):
-        _scaled(x, name)
     channels = None
     if f.channels > 1:
         if channel is not None and channel >= f.channels:
@@ -451,7 +466,9 @@ def _decode(
         else:
             x = np.ascontiguousarray(x[:, channel])
     exact = subtype in ("PCM_16", "PCM_24", "PCM_S8", "PCM_U8")  # cannot leave [-1, 1] nor be NaN
-    if not exact and not np.isfinite(x).all():
+    if subtype in ("FLOAT", "DOUBLE"):
+        exact = _peak(x if channels is None else channels, name) <= 1
+    elif not exact and not np.isfinite(x).all():
         raise AudioError(f"{name} has non-finite samples (NaN or infinity)")
     problem = signal_problem(x, channels, rate) if whole else None
     if rate != SAMPLE_RATE:
@@ -486,6 +503,9 @@ def signal_problem(
     if channels is None and abs(float(wave[n // 2]) - float(wave[n // 3])) > least:
         return None  # the common case, cheap
     if channels is not None and channels.shape[1] > 1:
+        step = max(1, n // 256)
+        if np.ptp(wave[::step]) > max(least, np.ptp(channels[::step]) / 8):
+            return None
         own = float(channels.std(0).max())
         if own > _STEP and float(wave.std()) < own / 32:
             return "its channels cancel out in their mean"
@@ -609,13 +629,10 @@ class AudioReader:
         if isinstance(held, _Decoded):
             return held
         f = _open(entry, self.allow_pipes, self._held)
+        if not self.data.segments or held is not None or not _from_start(f, f.subtype):
+            return f
         size = f.frames * f.channels * 4
-        if (
-            not self.data.segments
-            or held is not None
-            or not _from_start(f, f.subtype)
-            or size > HELD_MB << 20
-        ):
+        if size > HELD_MB << 20:
             return f
         with f:
             decoded = _Decoded(f, entry[:200])

@@ -1,18 +1,19 @@
 """What a container's header promises: the bytes of samples, which libsndfile cuts to what is there without a word.
 
-Only headers are read, a few hundred bytes. Sizes that say "unknown" (an encoder that wrote into a pipe, a recorder that
-was switched off) are told from promises that are broken, and `patch` puts the size that is there in their place where
-libsndfile would read nothing. Sources: Microsoft/IBM RIFF, EBU Tech 3306 (RF64), Sony's Wave64, Apple's AIFF-C and CAF,
-NeXT's .snd, NIST SPHERE, RFC 3533 (Ogg).
+Only headers are read, a few hundred bytes; of an MP3 without a tag that counts its frames, those of all frames.
+Sizes that say "unknown" (an encoder that wrote into a pipe, a recorder that was switched off) are told from promises
+that are broken, and `patch` puts the size that is there in their place where libsndfile would read nothing.
+
+Sources: Microsoft/IBM RIFF, EBU Tech 3306 (RF64), Sony's Wave64, Apple's AIFF-C and CAF, NeXT's .snd, NIST SPHERE,
+RFC 3533 (Ogg), ISO 11172-3 and 13818-3 (MP3), Xing's tag of an MP3's first frame.
 """
 
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-HEAD = 4096  # bytes of a file that `promise` gets at once; what lies behind them is asked for
+HEAD = 1024  # bytes of a file that `promise` gets at once; what lies behind them is asked for
 _MOST_CHUNKS = 1000
-_PLAIN = b"fmt \x10\0\0\0"
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the GUIDs of chunks
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}  # encoding -> bytes of a sample
 
@@ -26,6 +27,8 @@ class Promise(NamedTuple):
     bytes: int | None
     block: int = 1  # bytes that are decoded together: less than one may be missing
     patch: tuple[tuple[int, bytes], ...] = ()  # (position, bytes) that make libsndfile read to the end
+
+    prefix: bytes = b""  # belongs in front of what starts at `start`, so that libsndfile knows the length
 
     def cut(self, size: int) -> bool:
         """Whether a file of `size` bytes holds less."""
@@ -52,12 +55,19 @@ def _chunks(at: Peek, pos: int, form: str):
         pos += head + length + (length & 1 if form != ">4sq" else 0)
 
 
+def _whole_blocks(tag: int, block: int, there: int) -> int | None:
+    """Bytes of an IMA ADPCM file (tag 0x11) without its last block where that is there in part: libsndfile would fill
+    it with what its buffer holds. None: all may be read."""
+    return there // block * block if tag == 0x11 and there % block else None
+
+
 def _riff(at: Peek, size: int, magic: bytes) -> Promise | None:
     order = ">" if magic == b"RIFX" else "<"
-    block, ds64 = 1, None
+    tag, block, ds64 = 1, 1, None
     for name, pos, length in _chunks(at, 12, order + "4sI"):
-        if name == b"fmt ":
-            block = max(1, struct.unpack(order + "H", at(pos + 12, 2).ljust(2, b"\0"))[0])
+        if name == b"fmt " and len(raw := at(pos, 14)) == 14:
+            tag, block = struct.unpack(order + "H10xH", raw)
+            block = max(1, block)
         elif name == b"ds64" and len(raw := at(pos + 8, 8)) == 8:
             ds64 = pos + 8
             (long,) = struct.unpack("<Q", raw)
@@ -71,10 +81,27 @@ def _riff(at: Peek, size: int, magic: bytes) -> Promise | None:
             there = size - pos
             if length == 0 and _only_chunks(at, pos, size, order + "4sI"):
                 return Promise(pos, 0, block)
-            if not _unknown(length) or length == there:
-                return Promise(pos, length, block)
-            patch = ((pos - 4, struct.pack(order + "I", min(there, 0xFFFFFFFF))),) if length == 0 else ()
-            return Promise(pos, None, block, patch)
+            known = not _unknown(length) or length == there
+            if known:
+                there = min(length, there)
+            fit = _whole_blocks(tag, block, there)
+            if fit is None and length == 0:
+                fit = min(there, 0xFFFFFFFF)
+            patch = ((pos - 4, struct.pack(order + "I", fit)),) if fit is not None else ()
+            return Promise(pos, length if known else None, block, patch)
+    return None
+
+
+def _sound_wav(head: bytes, size: int) -> Promise | None:
+    """Most WAVs, in less time: their samples are there, and are no IMA ADPCM."""
+    if head[12:16] != b"fmt " or head[20:22] == b"\x11\0":
+        return None
+    pos = 12
+    while pos + 8 <= len(head):
+        length = int.from_bytes(head[pos + 4 : pos + 8], "little")
+        if head[pos : pos + 4] == b"data":
+            return Promise(pos + 8, length) if 0 < length <= size - pos - 8 else None
+        pos += 8 + length + (length & 1)
     return None
 
 
@@ -88,18 +115,24 @@ def _only_chunks(at: Peek, pos: int, size: int, form: str) -> bool:
 
 
 def _w64(at: Peek, size: int) -> Promise | None:
-    pos, block = 40, 1
+    pos, tag, block = 40, 1, 1
     for _ in range(_MOST_CHUNKS):
         raw = at(pos, 24)
         if len(raw) < 24:
             return None
         name, tail, length = struct.unpack("<4s12sQ", raw)  # the length counts these 24 bytes
-        if name == b"fmt " and tail == _W64_TAIL:
-            block = max(1, struct.unpack("<H", at(pos + 36, 2).ljust(2, b"\0"))[0])
-        if name == b"data":
-            if not _unknown(length) and not _unknown(length - 24):
-                return Promise(pos + 24, length - 24, block)
-            return Promise(pos + 24, None, block, ((pos + 16, struct.pack("<Q", size - pos)),))
+        if tail == _W64_TAIL and name == b"fmt " and len(raw := at(pos + 24, 14)) == 14:
+            tag, block = struct.unpack("<H10xH", raw)
+            block = max(1, block)
+        elif tail == _W64_TAIL and name == b"data":
+            there, known = size - pos - 24, not _unknown(length) and not _unknown(length - 24)
+            if known:
+                there = min(length - 24, there)
+            fit = _whole_blocks(tag, block, there)
+            if fit is None and not known:
+                fit = there
+            patch = ((pos + 16, struct.pack("<Q", fit + 24)),) if fit is not None else ()
+            return Promise(pos + 24, length - 24 if known else None, block, patch)
         if length < 24:
             return None
         pos += -(-length // 8) * 8
@@ -178,6 +211,54 @@ def _ogg(at: Peek, size: int) -> Promise | None:
     return Promise(first + pos, 27 + sum(number) + sum(lengths))
 
 
+_BITRATES = (  # kbit/s of layer III by the header's index: MPEG-1, then MPEG-2 and 2.5
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
+
+
+def _mp3_frame(head: bytes) -> int:
+    """Bytes of a frame of layer III by the first three of its header; 0: it is none, or of free bit rate."""
+    version, layer, index, rate = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
+    if head[0] != 0xFF or head[1] < 0xE0 or version == 1 or layer != 1 or index in (0, 15) or rate == 3:
+        return 0
+    hertz = (44100, 48000, 32000)[rate] // {3: 1, 2: 2, 0: 4}[version]
+    samples, kbits = (1152, _BITRATES[0]) if version == 3 else (576, _BITRATES[1])
+    return samples * kbits[index - 1] * 125 // hertz + (head[2] >> 1 & 1)
+
+
+def _mp3(at: Peek, size: int) -> Promise | None:
+    """An MP3 whose frames no tag counts: libsndfile would guess its length from the first one's bit rate. They are
+    counted here, and the tag is what is to be put before them."""
+    start = 0
+    while (tag := at(start, 10))[:3] == b"ID3" and len(tag) == 10:
+        start += 10 + sum((byte & 127) << 7 * i for i, byte in enumerate(reversed(tag[6:10])))
+    first = at(start, 200)
+    if len(first) < 200 or not (length := _mp3_frame(first)):
+        return None
+    mono, mpeg1 = first[3] >> 6 == 3, first[1] >> 3 & 3 == 3
+    side = 4 + ((17 if mono else 32) if mpeg1 else (9 if mono else 17))
+    if first[side : side + 4] in (b"Xing", b"Info") and first[side + 7] & 1 or first[36:40] == b"VBRI":
+        return None
+    count, pos, base, block = 0, start, 0, b""
+    lengths: dict[bytes, int] = {}
+    while True:
+        if pos + 4 > base + len(block):
+            base, block = pos, at(pos, 1 << 20)
+        head = block[pos - base : pos - base + 3]
+        if len(head) < 3:
+            break
+        length = lengths.get(head)
+        if length is None:
+            length = lengths[head] = _mp3_frame(head) if (head[1] ^ first[1]) & 0xFE == 0 else 0
+        if not length or pos + length > size:
+            break
+        count, pos = count + 1, pos + length
+    header = bytes([0xFF, first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])
+    body = header + bytes(side - 4) + b"Info" + struct.pack(">II", 1, count)
+    return Promise(start, None, 1, (), body.ljust(_mp3_frame(header), b"\0"))
+
+
 def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
     """What a container promises of its samples; None where it is none of those known here.
 
@@ -188,12 +269,12 @@ def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
     """
 
     def at(pos: int, number: int) -> bytes:
-        return head[pos : pos + number] if pos + number <= len(head) else peek(pos, number)
+        if pos + number <= len(head):
+            return head[pos : pos + number]
+        return peek(pos, number) if pos < size else b""
 
-    if head[:4] == b"RIFF" and head[12:20] == _PLAIN and head[36:40] == b"data":  # most WAVs, in less time
-        length = int.from_bytes(head[40:44], "little")
-        if 0 < length <= size - 44:
-            return Promise(44, length)
+    if head[:4] == b"RIFF" and (sound := _sound_wav(head, size)):
+        return sound
     magic = head[:4]
     if magic in (b"RIFF", b"RIFX", b"RF64"):
         return _riff(at, size, magic)
@@ -209,4 +290,6 @@ def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
         return _sphere(head)
     if magic == b"OggS":
         return _ogg(at, size)
+    if magic[:3] == b"ID3" or (len(head) > 3 and _mp3_frame(head)):
+        return _mp3(at, size)
     return None

@@ -192,6 +192,39 @@ def test_unknown_lengths_are_read_to_the_end(tmp_path):
         assert file.read_bytes() == raw  # read, not mended
 
 
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (16000, 1), (16000, 2), (44100, 1), (48000, 2)])
+def test_mp3_without_a_tag(tmp_path, mode, rate, channels):
+    """libsndfile takes its length from the first frame's bit rate: here a third of it, of variable rate."""
+    x, out, file = noise(6.0, rate, channels), io.BytesIO(), tmp_path / "a.mp3"
+    x[rate : 3 * rate] *= 1e-4
+    soundfile.write(
+        out, x, rate, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode=mode, compression_level=0.5
+    )
+    raw = out.getvalue()
+    first = raw.index(b"\xff", 4)
+    while raw[first : first + 2] != raw[:2]:
+        first = raw.index(b"\xff", first + 1)
+    tagged, bare = one(file), raw[first:]
+    file.write_bytes(raw)
+    sound = tagged.read(0)
+    title = b"ID3\x03\0\0\0\0\x27\x10" + bytes(5008)
+    for made in (bare, title + bare, bare + b"TAG" + bytes(125), title + bare + b"TAG" + bytes(125)):
+        file.write_bytes(made)
+        for entry in (str(file), f"cat {file} |"):
+            reader = one(entry, allow_pipes=True)
+            found = reader.read(0)
+            assert len(found) == reader.num_samples(0)
+            late = int(np.argmax(np.correlate(found[:4000], sound[:1000])))  # no tag, no delay of the encoder
+            n = min(len(sound), len(found) - late) - 2500  # the end's padding is cut where a tag tells
+            assert n > 0.9 * len(sound)
+            delayed, same = found[late + 2500 : late + n], sound[2500:n]  # at 44.1 kHz not by whole samples
+            assert np.corrcoef(delayed, same)[0, 1] > (0.9999 if rate != 44100 else 0.95)
+            np.testing.assert_allclose(reader.read(0, 50000, 3000), found[50000:53000], atol=1e-6)
+    file.write_bytes(bare[: len(bare) // 2])  # nothing says that there was more
+    assert len(one(file).read(0)) == one(file).num_samples(0)
+
+
 def test_empty_ones_stay_empty(tmp_path):
     for form in ("WAV", "W64", "RF64", "AIFF", "AU", "CAF"):
         file = tmp_path / f"a.{form.lower()}"
