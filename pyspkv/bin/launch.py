@@ -6,6 +6,7 @@ too, one message says why, and no process is left, whatever ends the launcher. T
 """
 
 import argparse
+import importlib.util
 import os
 import signal
 import socket
@@ -30,6 +31,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.nproc < 1:
         parser.error(f"--nproc {args.nproc} is below 1")
+    if not importlib.util.find_spec(args.module.partition(".")[0]):
+        parser.error(f"no module is called {args.module}")
     return args
 
 
