@@ -595,7 +595,9 @@ def test_permuting_the_truth_changes_nothing_but_the_logged_quality(tmp_path, sp
 
 def test_stages_start_from_the_weights_they_should(tmp_path, split):
     """C -> T: Stage I's encoder and a new classifier; T -> V: the best T epoch, a new gate."""
-    dev = toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7)
+    dev = toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7).renamed(
+        lambda utt, spk: f"x-{utt}", "x-{}".format
+    )
     more = {"unlabelled": split.given, "dev": dev, "dev_trials": toy.trials(tmp_path / "dev", dev)}
     Trainer(config(tmp_path, **{**AAT, "epochs": 1}), split.given, tmp_path / "stage1").run()
     start = checkpoint.body(checkpoint.find(tmp_path / "stage1"))

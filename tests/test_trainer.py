@@ -55,6 +55,11 @@ def config(tmp_path, **changes) -> TrainConfig:
     return cfg.load(TrainConfig, path, [f"{k}={json.dumps(v)}" for k, v in changes.items()])
 
 
+def others(data: DataDir) -> DataDir:
+    """The same under names of other speakers."""
+    return data.renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
+
+
 def final(exp) -> dict:
     return load_file(checkpoint.latest(exp) / "model.safetensors")
 
@@ -189,7 +194,7 @@ def test_a_collapsed_run_stops(tmp_path, data):
 
 
 def test_dev_list_gives_best_and_patience_stops(tmp_path, data):
-    dev = toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7)
+    dev = others(toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7))
     exp = tmp_path / "exp"
     c = config(tmp_path, epochs=30, **{"optim.lr": 1e-5, "optim.schedule.warmup_epochs": 0})
     Trainer(c, data, exp, dev=dev, dev_trials=toy.trials(tmp_path / "dev", dev), patience=2).run()
@@ -410,7 +415,7 @@ def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
     monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"dev_eer": next(eers)})
     trials = tmp_path / "trials"
     trials.write_text("x-s00-u00 x-s00-u01 target\nx-s00-u00 x-s01-u00 nontarget\n")
-    c, dev = config(tmp_path, epochs=10), data.renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
+    c, dev = config(tmp_path, epochs=10), others(data)
     Trainer(c, data, tmp_path / "exp", dev=dev, dev_trials=trials, patience=2).run()
     assert len(epochs(tmp_path / "exp")) == 9
     assert checkpoint.state(checkpoint.find(f"{tmp_path / 'exp'}@best"))["best_epoch"] == 4
@@ -420,8 +425,8 @@ def test_moved_labels_do_not_replace_the_training_data(tmp_path, data):
     c = config(tmp_path, **REFLECTIVE)
     with pytest.raises(UserError, match="is the training data itself"):
         Trainer(c, data, tmp_path / "exp", labels_out=data.path)
-    dev, trials = toy.make(tmp_path / "dev", speakers=2, utts=2), tmp_path / "trials"
-    trials.write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
+    dev, trials = others(toy.make(tmp_path / "dev", speakers=2, utts=2)), tmp_path / "trials"
+    trials.write_text("x-s00-u00 x-s00-u01 target\nx-s00-u00 x-s01-u00 nontarget\n")
     with pytest.raises(UserError, match="is the dev list itself"):
         Trainer(c, data, tmp_path / "exp", dev=dev, dev_trials=trials, labels_out=dev.path)
     (tmp_path / "mine").mkdir()
@@ -523,6 +528,20 @@ def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
 # -- runs that are finished, or only read
 
 
+def stopped_at(step: int, trainer: Trainer) -> None:
+    """Train until it dies before this step."""
+    go = trainer._step
+
+    def fatal(model, batch, number):
+        if number == step:
+            raise toy.Killed
+        return go(model, batch, number)
+
+    trainer._step = fatal
+    with pytest.raises(toy.Killed):
+        trainer.run()
+
+
 def snapshot(folder) -> dict:
     return {str(p): (p.lstat().st_mtime_ns, p.lstat().st_size) for p in [folder, *folder.rglob("*")]}
 
@@ -577,8 +596,7 @@ def test_a_finished_model_behind_a_link_is_taken_and_left_alone(finished, tmp_pa
 def test_a_link_to_what_is_not_trained_to_its_end_is_refused(tmp_path, data, there):
     exp, link = tmp_path / "exp", tmp_path / "link"
     if there == "unfinished":
-        with pytest.raises(toy.Killed):
-            toy.killed_at([4, 4], lambda: Trainer(config(tmp_path, epochs=1), data, exp).run())
+        stopped_at(4, Trainer(config(tmp_path, epochs=1), data, exp))
     elif there == "empty":
         exp.mkdir()
     link.symlink_to(exp)
@@ -625,8 +643,7 @@ def test_dev_shares_nothing_with_training_whoever_calls(tmp_path, data):
 def killed(tmp_path_factory, data):
     """A run that died in its second epoch (6 steps an epoch, checkpoint of step 8)."""
     folder = tmp_path_factory.mktemp("killed")
-    with pytest.raises(toy.Killed):
-        toy.killed_at([9, 9], lambda: Trainer(config(folder, save_steps=2), data, folder / "exp").run())
+    stopped_at(9, Trainer(config(folder, save_steps=2), data, folder / "exp"))
     assert checkpoint.latest(folder / "exp").name == "ckpt-8"
     return folder
 
