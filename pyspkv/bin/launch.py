@@ -116,6 +116,29 @@ def why(codes: list[int | None], errors: Path) -> str | None:
     return f"process {failed[0] + 1} of {len(codes)} ended with exit code {codes[failed[0]]}; see above"
 
 
+def start(rank: int, args: argparse.Namespace, env: dict[str, str]) -> subprocess.Popen:
+    quiet = (
+        {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} if rank else {}
+    )  # the first speaks for all
+    command = [sys.executable, "-u", "-m", args.module, *args.args]
+    return subprocess.Popen(command, env=env, preexec_fn=end_with_parent, **quiet)
+
+
+def until_one_fails(ranks: list[subprocess.Popen], errors: Path, stopped: Stopped) -> list[int | None]:
+    """Exit codes once one has failed and it is known why, all have ended, or a signal came; None where one still runs."""
+
+    def codes() -> list[int | None]:
+        return [r.poll() for r in ranks]
+
+    def is_known() -> bool:
+        return any((code or 0) < 0 for code in codes()) or any(left_by(codes(), errors).values())
+
+    wait(ranks, float("inf"), lambda: stopped.signal or any(codes()))
+    if any(codes()):
+        wait(ranks, PATIENCE, lambda: stopped.signal or is_known())
+    return codes()
+
+
 def main() -> int:
     args = parse()
     stopped, ranks = Stopped(), []
@@ -126,19 +149,8 @@ def main() -> int:
         errors, port = Path(folder), held.getsockname()[1]
         try:
             for rank in range(args.nproc):
-                quiet = {} if rank == 0 else {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-                command = [sys.executable, "-u", "-m", args.module, *args.args]
-                env = environment(rank, args, port, errors)
-                ranks.append(subprocess.Popen(command, env=env, preexec_fn=end_with_parent, **quiet))
-            wait(ranks, float("inf"), lambda: stopped.signal or any(r.poll() for r in ranks))
-            if any(r.poll() for r in ranks):
-
-                def is_known() -> bool:
-                    codes = [r.poll() for r in ranks]
-                    return min(code or 0 for code in codes) < 0 or any(left_by(codes, errors).values())
-
-                wait(ranks, PATIENCE, lambda: stopped.signal or is_known())
-            codes = [r.poll() for r in ranks]
+                ranks.append(start(rank, args, environment(rank, args, port, errors)))
+            codes = until_one_fails(ranks, errors, stopped)
         finally:
             end(ranks)
         text = why(codes, errors) if not stopped.signal and any(codes) else None
