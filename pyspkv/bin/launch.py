@@ -125,7 +125,7 @@ def start(rank: int, args: argparse.Namespace, env: dict[str, str]) -> subproces
 
 
 def until_one_fails(ranks: list[subprocess.Popen], errors: Path, stopped: Stopped) -> list[int | None]:
-    """Exit codes once one has failed and it is known why, all have ended, or a signal came; None where one still runs."""
+    """Exit codes once one has failed and it is known why, all have ended, or a signal came; None: it still runs."""
 
     def codes() -> list[int | None]:
         return [r.poll() for r in ranks]
