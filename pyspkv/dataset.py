@@ -252,14 +252,14 @@ MORE_SHM = "set workers=0, or docker run --shm-size=1g"
 UNSENT = 75  # exit code of a worker that could not hand its batch over
 
 
-def _shm_full() -> UserError:
+def _shm_full(what: str = "is full") -> UserError:
     try:
         stat = os.statvfs("/dev/shm")
         size = stat.f_blocks * stat.f_frsize // 1024
         text = f" ({size} KB)" if size < 10_000 else f" ({size // 1024} MB)"
     except OSError:
         text = ""
-    return UserError(f"/dev/shm is full{text}", mend=MORE_SHM)
+    return UserError(f"/dev/shm {what}{text}", mend=MORE_SHM)
 
 
 def _too_many_files() -> UserError:
@@ -304,15 +304,39 @@ def _why(err: Exception, workers: list = ()) -> UserError | None:
     return UserError(f"{what}: out of memory?", mend=SMALLER)
 
 
+def _end_workers() -> None:
+    """End them all, that none of them raises torch's error once more, where nobody expects it."""
+    for _ in range(1000):
+        try:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+                worker.join(1)
+            return
+        except RuntimeError:  # the handler of this death, or of one before
+            continue
+
+
 @contextmanager
 def worker_errors():
     """UserError in place of what torch raises, at any moment, when a process that prepares batches has died."""
+    before = sys.unraisablehook
+
+    def hook(
+        met,
+    ) -> None:  # it came while Python tidied up, where nobody can catch it; `_received` notices too
+        if not str(met.exc_value).startswith("DataLoader worker"):
+            before(met)
+
+    sys.unraisablehook = hook
     try:
         yield
-    except (RuntimeError, OSError) as err:
+    except Exception as err:
+        _end_workers()
         if why := _why(err):
             raise why from None
         raise
+    finally:
+        sys.unraisablehook = before
 
 
 def _received(batches: Iterator, workers: list) -> Iterator[Batch | Exception]:
@@ -357,14 +381,19 @@ def loader(
         multiprocessing_context="fork" if workers else None,  # they share the audio in memory
     )  # fmt: skip
     try:
+        # Queues as torch is about to make, which takes a failure there without grace: their locks lie in /dev/shm.
+        for queue in [multiprocessing.Queue() for _ in range(workers + 3 if workers else 0)]:
+            queue.close()
         before = set(multiprocessing.active_children())
         batches = iter(batches)
         return _received(batches, list(set(multiprocessing.active_children()) - before))
     except OSError as err:
         if err.errno in (errno.EMFILE, errno.ENFILE):
             raise _too_many_files() from None
-        if err.errno == errno.ENOSPC:  # semaphores are files there
+        if err.errno == errno.ENOSPC:
             raise _shm_full() from None
+        if err.errno in (errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOSYS):
+            raise _shm_full("cannot be written") from None
         raise UserError(
             f"no process can be started to prepare batches ({err.strerror})", mend=SMALLER
         ) from None

@@ -210,12 +210,13 @@ class Trainer:
                 file=exp,
                 mend="train it where it lies, or remove the link to train here",
             )
+        self.objective = None
         if not self.finished or labels_out:
-            self._build(data)
+            self._build()
 
-    def _build(self, data: DataDir) -> None:
+    def _build(self) -> None:
         """Sampler, model and optimisers; a run that is finished needs them for the labels that it moved only."""
-        config, init, labels_out = self.config, self.init, self.labels_out
+        config, init, labels_out, data = self.config, self.init, self.labels_out, self.corpus.parts[0]
         columns = {c: getattr(self.corpus, c) for c in OF_CORPUS}
         self.sampler = cfg.build(
             "sampler", config.sampler, self.corpus.label, config.batch_size, config.seed, columns
@@ -561,6 +562,9 @@ class Trainer:
             )
         saved = checkpoint.state(folder)
         check_state(saved, folder / "state.json")
+        if saved["done"] and saved["epoch"] < self.config.epochs and saved.get("best_epoch") is None:
+            rule = f"not a checkpoint's state: done after {saved['epoch']} of {self.config.epochs} epochs"
+            raise UserError(rule, file=folder / "state.json", mend=BROKEN)
         if saved["label_hash"] != self.label_hash:
             raise UserError(
                 "this run was started with other utterances or labels",
@@ -581,6 +585,8 @@ class Trainer:
             if self.objective.wants_embeddings and not self.keep_head:
                 self._begin()
             return
+        if self.objective is None:
+            self._build()
         steps, epoch, step = self.sampler.steps, saved["epoch"], saved["step"]
         whole = step == epoch * steps if saved["done"] else step // steps == epoch < self.config.epochs
         if not whole:

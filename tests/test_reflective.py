@@ -261,7 +261,9 @@ def test_a_run_moves_labels_writes_them_and_resumes(tmp_path):
     toy.killed_at([5, 11], lambda: Trainer(c, given, tmp_path / "killed", labels_out=tmp_path / "out2").run())
     assert DataDir.read(tmp_path / "out2").spk == found.spk
     # a dev list is looked at, teacher and student, and changes nothing
-    dev = toy.make(tmp_path / "dev", speakers=3, utts=3, seed=5)
+    dev = toy.make(tmp_path / "dev", speakers=3, utts=3, seed=5).renamed(
+        lambda utt, spk: f"x-{utt}", "x-{}".format
+    )
     trials = toy.trials(tmp_path / "dev", dev)
     Trainer(c, given, tmp_path / "watched", dev=dev, dev_trials=trials).run()
     last = json.loads((tmp_path / "watched/train.jsonl").read_text().splitlines()[-1])

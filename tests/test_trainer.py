@@ -55,6 +55,11 @@ def config(tmp_path, **changes) -> TrainConfig:
     return cfg.load(TrainConfig, path, [f"{k}={json.dumps(v)}" for k, v in changes.items()])
 
 
+def others(data: DataDir) -> DataDir:
+    """The same under names of other speakers."""
+    return data.renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
+
+
 def final(exp) -> dict:
     return load_file(checkpoint.latest(exp) / "model.safetensors")
 
@@ -165,7 +170,7 @@ def test_keep_head_takes_all_and_only_for_the_same_labels(tmp_path, data):
 
 def test_two_runs_cannot_write_one_folder(tmp_path, data):
     first = Trainer(config(tmp_path), data, tmp_path / "exp")
-    with first._lock(), pytest.raises(UserError, match="another run"):
+    with first._lock(), pytest.raises(UserError, match="another process is writing here"):
         Trainer(config(tmp_path), data, tmp_path / "exp").run()
 
 
@@ -189,7 +194,7 @@ def test_a_collapsed_run_stops(tmp_path, data):
 
 
 def test_dev_list_gives_best_and_patience_stops(tmp_path, data):
-    dev = toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7)
+    dev = others(toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7))
     exp = tmp_path / "exp"
     c = config(tmp_path, epochs=30, **{"optim.lr": 1e-5, "optim.schedule.warmup_epochs": 0})
     Trainer(c, data, exp, dev=dev, dev_trials=toy.trials(tmp_path / "dev", dev), patience=2).run()
@@ -278,13 +283,11 @@ def test_extraction_runs_the_saved_encoder_in_eval_mode(tmp_path, data):
 
 
 def train_command(tmp_path, data, exp, *more, nproc=1):
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)] if nproc > 1 else []
-    )
+    launch = ["pyspkv.bin.launch", "--nproc", str(nproc)] if nproc > 1 else []
     return [
         sys.executable,
-        *launch,
         "-m",
+        *launch,
         "pyspkv.bin.train",
         "--config",
         str(tmp_path / "config.yaml"),
@@ -411,9 +414,9 @@ def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
     eers = iter([10.0, 10.0, 10.0, 10.0, 9.0, 11.0, 9.0, 12.0, 10.0, 1.0])
     monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"dev_eer": next(eers)})
     trials = tmp_path / "trials"
-    trials.write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
-    c = config(tmp_path, epochs=10)
-    Trainer(c, data, tmp_path / "exp", dev=data, dev_trials=trials, patience=2).run()
+    trials.write_text("x-s00-u00 x-s00-u01 target\nx-s00-u00 x-s01-u00 nontarget\n")
+    c, dev = config(tmp_path, epochs=10), others(data)
+    Trainer(c, data, tmp_path / "exp", dev=dev, dev_trials=trials, patience=2).run()
     assert len(epochs(tmp_path / "exp")) == 9
     assert checkpoint.state(checkpoint.find(f"{tmp_path / 'exp'}@best"))["best_epoch"] == 4
 
@@ -422,8 +425,8 @@ def test_moved_labels_do_not_replace_the_training_data(tmp_path, data):
     c = config(tmp_path, **REFLECTIVE)
     with pytest.raises(UserError, match="is the training data itself"):
         Trainer(c, data, tmp_path / "exp", labels_out=data.path)
-    dev, trials = toy.make(tmp_path / "dev", speakers=2, utts=2), tmp_path / "trials"
-    trials.write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
+    dev, trials = others(toy.make(tmp_path / "dev", speakers=2, utts=2)), tmp_path / "trials"
+    trials.write_text("x-s00-u00 x-s00-u01 target\nx-s00-u00 x-s01-u00 nontarget\n")
     with pytest.raises(UserError, match="is the dev list itself"):
         Trainer(c, data, tmp_path / "exp", dev=dev, dev_trials=trials, labels_out=dev.path)
     (tmp_path / "mine").mkdir()
@@ -520,3 +523,181 @@ def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
         with pytest.raises(UserError, match="no multiples of 2 processes"):
             cfg.build("sampler", cfg.resolve("sampler", {"name": "dialogues", **fields}), label, batch, 0,
                       {"source": 0 * label})  # fmt: skip
+
+
+# -- runs that are finished, or only read
+
+
+def stopped_at(step: int, trainer: Trainer) -> None:
+    """Train until it dies before this step."""
+    go = trainer._step
+
+    def fatal(model, batch, number):
+        if number == step:
+            raise toy.Killed
+        return go(model, batch, number)
+
+    trainer._step = fatal
+    with pytest.raises(toy.Killed):
+        trainer.run()
+
+
+def snapshot(folder) -> dict:
+    return {str(p): (p.lstat().st_mtime_ns, p.lstat().st_size) for p in [folder, *folder.rglob("*")]}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder of config.yaml, data, a run trained to its end): audio that is read to check it is gone."""
+    folder = tmp_path_factory.mktemp("finished")
+    data = toy.make(folder)
+    Trainer(config(folder, epochs=1), data, folder / "exp").run()
+    shutil.rmtree(folder / "wav")
+    return folder, data, folder / "exp"
+
+
+def no_building(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("a finished run was built anew")
+
+    monkeypatch.setattr(cfg, "build", fail)
+
+
+def test_a_finished_run_opens_no_audio_builds_nothing_and_writes_nothing(finished, capsys, monkeypatch):
+    folder, data, exp = finished
+    no_building(monkeypatch)
+    before = snapshot(exp)
+    Trainer(config(folder, epochs=1, workers=2, cache_mb=1), data, exp).run()
+    assert capsys.readouterr().out == f"already trained: {exp}\n" and snapshot(exp) == before
+
+
+def test_a_finished_model_behind_a_link_is_taken_and_left_alone(finished, tmp_path, capsys, monkeypatch):
+    folder, data, exp = finished
+    no_building(monkeypatch)
+    (exp / ".lock").unlink(missing_ok=True)
+    link, before = tmp_path / "exp", snapshot(exp)
+    link.symlink_to(exp)
+    Trainer(config(folder, epochs=1), data, link).run()
+    assert capsys.readouterr().out == f"already trained: {link}\n"
+    other = data.with_speakers(["x" if s == "s00" else s for s in data.spk])
+    for c, of, words in (
+        (config(folder, epochs=1, batch_size=8), data, "batch_size was 4, now 8"),
+        (config(folder, epochs=2), data, "epochs was 1, now 2"),
+        (config(folder, epochs=1), other, "other utterances or labels"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Trainer(c, of, link).run()
+    with pytest.raises(UserError, match="another model: none, now"):
+        Trainer(config(folder, epochs=1), data, link, init=str(exp)).run()
+    assert snapshot(exp) == before and link.is_symlink()
+
+
+@pytest.mark.parametrize("there", ["unfinished", "empty", "nothing"])
+def test_a_link_to_what_is_not_trained_to_its_end_is_refused(tmp_path, data, there):
+    exp, link = tmp_path / "exp", tmp_path / "link"
+    if there == "unfinished":
+        stopped_at(4, Trainer(config(tmp_path, epochs=1), data, exp))
+    elif there == "empty":
+        exp.mkdir()
+    link.symlink_to(exp)
+    before = snapshot(exp) if exp.exists() else None
+    with pytest.raises(UserError, match="link to a model that is not trained to its end"):
+        Trainer(config(tmp_path, epochs=1), data, link).run()
+    assert (snapshot(exp) if exp.exists() else None) == before
+
+
+def test_moved_labels_come_from_behind_a_link_too(tmp_path, data):
+    c = config(tmp_path, **REFLECTIVE)
+    Trainer(c, data, tmp_path / "exp", labels_out=tmp_path / "one").run()
+    (tmp_path / "exp/.lock").unlink()
+    before = snapshot(tmp_path / "exp")
+    (tmp_path / "link").symlink_to("exp")
+    Trainer(c, data, tmp_path / "link", labels_out=tmp_path / "two").run()
+    assert (tmp_path / "two/utt2spk").read_bytes() == (tmp_path / "one/utt2spk").read_bytes()
+    assert snapshot(tmp_path / "exp") == before
+
+
+def test_the_lock_is_free_for_the_next_and_names_its_holder(tmp_path, data):
+    with (
+        atomic.folder_lock(tmp_path / "exp"),
+        pytest.raises(UserError, match=f'"pid": {os.getpid()}'),
+    ):
+        Trainer(config(tmp_path, epochs=1), data, tmp_path / "exp").run()
+    Trainer(config(tmp_path, epochs=1), data, tmp_path / "exp").run()
+
+
+def test_dev_shares_nothing_with_training_whoever_calls(tmp_path, data):
+    trials = toy.trials(tmp_path, data)
+    with pytest.raises(UserError, match="dev and training share 4 speakers"):
+        Trainer(config(tmp_path), data, tmp_path / "exp", dev=data, dev_trials=trials)
+    other = data.renamed(lambda utt, spk: utt, "x-{}".format)  # other names of speakers, the same utterances
+    with pytest.raises(UserError, match="dev and --unlabelled share 24 utterances"):
+        Trainer(config(tmp_path), data, tmp_path / "exp", unlabelled=data, dev=other, dev_trials=trials)
+    assert not (tmp_path / "exp").exists()
+
+
+# -- resuming onto what was changed
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, data):
+    """A run that died in its second epoch (6 steps an epoch, checkpoint of step 8)."""
+    folder = tmp_path_factory.mktemp("killed")
+    stopped_at(9, Trainer(config(folder, save_steps=2), data, folder / "exp"))
+    assert checkpoint.latest(folder / "exp").name == "ckpt-8"
+    return folder
+
+
+GONE = object()
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("step", "8"), ("step", -2), ("step", 8.0), ("step", True), ("step", None), ("step", GONE), ("step", 10**9),
+    ("step", 3), ("step", [8]), ("epoch", -1), ("epoch", "1"), ("epoch", 2), ("epoch", GONE), ("done", 0),
+    ("done", "no"), ("done", True), ("label_hash", 3), ("label_hash", GONE), ("audio_seconds", "x"),
+    ("audio_seconds", float("nan")), ("means", []), ("means", {"loss": 3}), ("means", {"loss": ["1", 2]}),
+    ("collapsed", {}), ("best_eer", "low"), ("best_epoch", 0.5), ("worse", -1),
+])  # fmt: skip
+def test_a_state_that_no_training_wrote_is_refused(tmp_path, data, killed, key, value):
+    exp = tmp_path / "exp"
+    shutil.copytree(killed / "exp", exp)
+    file = checkpoint.latest(exp) / "state.json"
+    state = json.loads(file.read_text()) | {key: value}
+    if value is GONE:
+        del state[key]
+    file.write_text(json.dumps(state))
+    with pytest.raises(UserError, match="not a checkpoint's state"):
+        Trainer(config(killed, save_steps=2), data, exp).run()
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"x"', "{", "", "[" * 100_000, "\xff"])
+def test_a_broken_record_is_refused(tmp_path, data, killed, text):
+    shutil.copytree(killed / "exp", tmp_path / "exp")
+    (tmp_path / "exp/run.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="run.json: cannot be read"):
+        Trainer(config(killed, save_steps=2), data, tmp_path / "exp").run()
+
+
+def test_lines_of_the_log_that_are_no_records_are_dropped(tmp_path, data, killed):
+    exp = tmp_path / "exp"
+    shutil.copytree(killed / "exp", exp)
+    old = (exp / "train.jsonl").read_bytes()
+    bad = b'garbage\n[]\n{}\n{"step": "x"}\nnull\n\xff\n' + b"[" * 100_000 + b"\n"
+    (exp / "train.jsonl").write_bytes(bad + old)
+    Trainer(config(killed, save_steps=2), data, exp).run()
+    text = (exp / "train.jsonl").read_text()
+    assert [r["epoch"] for r in epochs(exp)] == [1, 2, 3]
+    assert text.startswith(old.decode().splitlines()[0])
+
+
+def test_later_config_files_win_and_another_name_replaces_the_section(tmp_path, data):
+    config(tmp_path)
+    (tmp_path / "two.yaml").write_text(
+        "encoder: {name: dvector}\nobjective: {crop_seconds: 0.75}\nepochs: 2\n"
+    )
+    command = train_command(tmp_path, data, tmp_path / "exp", "--set", "epochs=5", "--print-config")
+    command.insert(command.index("--data"), str(tmp_path / "two.yaml"))
+    text = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "merged.yaml").write_text(text)
+    c = cfg.load(TrainConfig, tmp_path / "merged.yaml")
+    assert (c.encoder.name, c.objective.crop_seconds, c.epochs, c.batch_size) == ("dvector", 0.75, 5, 4)

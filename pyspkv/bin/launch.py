@@ -6,6 +6,7 @@ too, one message says why, and no process is left, whatever ends the launcher. T
 """
 
 import argparse
+import importlib.util
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 from pyspkv.errors import UserError, run
 from pyspkv.processes import ERROR_FILE, end_with_parent
 
-PATIENCE = 2.0  # seconds that the others have to end by themselves once one has failed
+PATIENCE = 2.0  # seconds in which the others may say why, once one has failed without a word
 TO_TERMINATE = 5.0  # and from SIGTERM to SIGKILL
 
 
@@ -30,6 +31,12 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.nproc < 1:
         parser.error(f"--nproc {args.nproc} is below 1")
+    try:
+        known = importlib.util.find_spec(args.module)
+    except (ImportError, ValueError):
+        known = None
+    if known is None:
+        parser.error(f"no module is called {args.module}")
     return args
 
 
@@ -82,24 +89,54 @@ def end(ranks: list[subprocess.Popen]) -> None:
             return
 
 
+def left_by(codes: list[int | None], errors: Path) -> dict[int, str]:
+    """Messages of the processes that failed and left one; an empty one came of another's end."""
+    files = {rank: errors / str(rank) for rank, code in enumerate(codes) if code}
+    return {
+        rank: file.read_text(encoding="utf-8", errors="surrogateescape")
+        for rank, file in files.items()
+        if file.exists()
+    }
+
+
 def why(codes: list[int | None], errors: Path) -> str | None:
     """What to print of processes that ended by themselves with these codes; None where that has been said."""
-    texts = {}
-    for rank, code in enumerate(codes):
-        if code and (errors / str(rank)).exists():
-            texts[rank] = (errors / str(rank)).read_text(encoding="utf-8", errors="surrogateescape")
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             mend = "\n  mend: out of memory? lower batch_size or cache_mb" if code == -signal.SIGKILL else ""
             return f"process {rank + 1} of {len(codes)} was killed by signal {-code}; see above{mend}"
+    texts = left_by(codes, errors)
     if said := [text for text in texts.values() if text]:
         return said[0]
     failed = [rank for rank, code in enumerate(codes) if code and rank not in texts]
-    if not failed:  # all of them lost another, and none is the cause
+    if not failed:
         return "the processes of this run lost each other\n  mend: run it again; GLOO_SOCKET_IFNAME names the network"
     if failed[0] == 0:
         return None  # by what it printed itself
     return f"process {failed[0] + 1} of {len(codes)} ended with exit code {codes[failed[0]]}; see above"
+
+
+def start(rank: int, args: argparse.Namespace, env: dict[str, str]) -> subprocess.Popen:
+    quiet = (
+        {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} if rank else {}
+    )  # the first speaks for all
+    command = [sys.executable, "-u", "-m", args.module, *args.args]
+    return subprocess.Popen(command, env=env, preexec_fn=end_with_parent, **quiet)
+
+
+def until_one_fails(ranks: list[subprocess.Popen], errors: Path, stopped: Stopped) -> list[int | None]:
+    """Exit codes once one has failed and it is known why, all have ended, or a signal came; None: it still runs."""
+
+    def codes() -> list[int | None]:
+        return [r.poll() for r in ranks]
+
+    def is_known() -> bool:
+        return any((code or 0) < 0 for code in codes()) or any(left_by(codes(), errors).values())
+
+    wait(ranks, float("inf"), lambda: stopped.signal or any(codes()))
+    if any(codes()):
+        wait(ranks, PATIENCE, lambda: stopped.signal or is_known())
+    return codes()
 
 
 def main() -> int:
@@ -112,14 +149,8 @@ def main() -> int:
         errors, port = Path(folder), held.getsockname()[1]
         try:
             for rank in range(args.nproc):
-                quiet = {} if rank == 0 else {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-                command = [sys.executable, "-u", "-m", args.module, *args.args]
-                env = environment(rank, args, port, errors)
-                ranks.append(subprocess.Popen(command, env=env, preexec_fn=end_with_parent, **quiet))
-            wait(ranks, float("inf"), lambda: stopped.signal or any(r.poll() for r in ranks))
-            if not stopped.signal and any(r.poll() for r in ranks):
-                wait(ranks, PATIENCE, lambda: stopped.signal)
-            codes = [r.poll() for r in ranks]
+                ranks.append(start(rank, args, environment(rank, args, port, errors)))
+            codes = until_one_fails(ranks, errors, stopped)
         finally:
             end(ranks)
         text = why(codes, errors) if not stopped.signal and any(codes) else None

@@ -1,0 +1,261 @@
+"""The launcher: one message whatever fails, and no process that stays behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import toy
+from test_dataset_workers import alive, children
+from test_trainer import ENV, config, train_command
+
+CHILD = """
+import json, os, signal, sys, time
+from pathlib import Path
+from pyspkv.errors import UserError, run
+from pyspkv.processes import PeerLost, is_first, reported
+
+rank = os.environ["RANK"]
+
+def main():
+    out = Path(sys.argv[1])
+    (out / f"{rank}.tmp").write_text(json.dumps({**os.environ, "argv": sys.argv[1:], "pid": os.getpid()}))
+    os.replace(out / f"{rank}.tmp", out / f"{rank}.json")
+    what = json.loads(sys.argv[2]).get(rank, "ends")
+    if what == "user":
+        raise UserError(f"wrong at {rank}", file="x", mend="right it")
+    if what == "same":
+        raise UserError("wrong everywhere")
+    if what == "disk":
+        raise OSError(28, "No space left on device", "model.bin")
+    if what == "lost":
+        raise PeerLost
+    if what == "late":
+        time.sleep(0.5)
+        raise UserError(f"wrong at {rank}")
+    if what == "waits":
+        time.sleep(600)
+    if what.startswith("kill"):
+        os.kill(os.getpid(), int(what[4:]))
+    if what.startswith("exit"):
+        sys.exit(int(what[4:]))
+    if what == "bug":
+        raise AssertionError("a bug")
+
+run(reported(main))
+"""
+
+
+@pytest.fixture
+def call(tmp_path):
+    """(command and environment of the launcher with a child that does what `what` says of each rank)"""
+    (tmp_path / "child.py").write_text(CHILD)
+
+    def made(what: dict, *more, nproc=2) -> dict:
+        launch = [sys.executable, "-m", "pyspkv.bin.launch", "--nproc", str(nproc)]
+        args = [*launch, "child", str(tmp_path), json.dumps(what), *more]
+        env = {**ENV, "PYTHONPATH": f"{ENV['PYTHONPATH']}:{tmp_path}"}
+        env.pop("OMP_NUM_THREADS")
+        return {"args": args, "env": env}
+
+    return made
+
+
+def seen(folder: Path, nproc: int = 2) -> list[dict]:
+    """What each child was given, once it runs."""
+    end = time.monotonic() + 20
+    files = [folder / f"{rank}.json" for rank in range(nproc)]
+    while not all(f.exists() for f in files) and time.monotonic() < end:
+        time.sleep(0.02)
+    return [json.loads(f.read_text()) for f in files]
+
+
+def assert_gone(pids: list[int], seconds: float = 3.0) -> None:
+    end = time.monotonic() + seconds
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.02)
+    left = [pid for pid in pids if alive(pid)]
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def test_processes_get_what_torchrun_gives_and_their_arguments_as_they_are(tmp_path, call):
+    more = ["--set", "a=b c", "$(x)", "--", "--nproc", "9", ""]
+    subprocess.run(**call({}, *more, nproc=3), check=True)
+    ranks = seen(tmp_path, 3)
+    assert [r["RANK"] for r in ranks] == [r["LOCAL_RANK"] for r in ranks] == ["0", "1", "2"]
+    for r in ranks:
+        assert r["argv"][2:] == more and r["WORLD_SIZE"] == "3" and r["MASTER_ADDR"] == "127.0.0.1"
+        assert r["OMP_NUM_THREADS"] == "1" and r["OMP_WAIT_POLICY"] == "PASSIVE"
+        assert r["MASTER_PORT"] == ranks[0]["MASTER_PORT"]
+    assert_gone([r["pid"] for r in ranks])
+
+
+def test_a_double_dash_before_the_module_is_taken_too(tmp_path, call):
+    given = call({}, "x")
+    given["args"].insert(given["args"].index("child"), "--")
+    subprocess.run(**given, check=True)
+    assert seen(tmp_path)[1]["argv"][2:] == ["x"]
+
+
+@pytest.mark.parametrize(("what", "message"), [
+    ({"0": "user", "1": "waits"}, "error: x: wrong at 0\n  mend: right it\n"),
+    ({"0": "waits", "1": "user"}, "error: x: wrong at 1\n  mend: right it\n"),
+    ({"0": "same", "1": "same"}, "error: wrong everywhere\n"),
+    ({"0": "lost", "1": "user"}, "error: x: wrong at 1\n  mend: right it\n"),
+    ({"0": "lost", "1": "late"}, "error: wrong at 1\n"),
+    ({"0": "waits", "1": "disk"}, "error: model.bin: No space left on device\n"),
+    ({"0": "ends", "1": "user"}, "error: x: wrong at 1\n  mend: right it\n"),
+    ({"0": "kill9", "1": "lost"}, "error: process 1 of 2 was killed by signal 9; see above\n"),
+    ({"0": "lost", "1": "kill9"}, "error: process 2 of 2 was killed by signal 9; see above\n"),
+    ({"0": "waits", "1": "kill11"}, "error: process 2 of 2 was killed by signal 11; see above\n"),
+    ({"0": "waits", "1": "exit3"}, "error: process 2 of 2 ended with exit code 3; see above\n"),
+    ({"0": "exit3", "1": "waits"}, ""),
+    ({"0": "lost", "1": "lost"}, "error: the processes of this run lost each other\n"),
+])  # fmt: skip
+def test_one_message_says_why_and_all_end(tmp_path, call, what, message):
+    done = subprocess.run(**call(what), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith(message) and len(done.stderr.splitlines()) <= 2
+    if "mend" in message or not message:
+        assert done.stderr == message
+    assert_gone([json.loads(f.read_text())["pid"] for f in tmp_path.glob("*.json")])
+
+
+def test_a_bug_keeps_its_traceback(call):
+    done = subprocess.run(**call({"0": "waits", "1": "bug"}), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and done.stderr.count("Traceback") == 1
+    assert "AssertionError: a bug\nerror: process 2 of 2 ended with exit code 1; see above\n" in done.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_signals_to_the_launcher_end_all(tmp_path, call, sent):
+    process = subprocess.Popen(**call({"0": "waits", "1": "waits"}), stderr=subprocess.PIPE, text=True)
+    pids = [r["pid"] for r in seen(tmp_path)]
+    process.send_signal(sent)
+    assert process.wait(10) == -sent and process.stderr.read() == ""
+    assert_gone(pids)
+
+
+def test_an_ignored_hangup_stays_ignored(tmp_path, call):
+    given = call({"0": "waits", "1": "waits"})
+    process = subprocess.Popen(["nohup", *given["args"]], env=given["env"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    pids = [r["pid"] for r in seen(tmp_path)]
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    assert all(map(alive, pids))
+    process.terminate()
+    process.wait(10)
+    assert_gone(pids)
+
+
+def test_two_launchers_at_once_have_two_ports(tmp_path, call):
+    ports = set()
+    running = []
+    for _ in range(2):
+        running.append(subprocess.Popen(**call({"0": "waits", "1": "waits"})))
+        ports.add(seen(tmp_path)[0]["MASTER_PORT"])
+        (tmp_path / "0.json").unlink()
+    for process in running:
+        process.terminate()
+        process.wait(10)
+    assert len(ports) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--nproc", "0", "child"], "--nproc 0 is below 1"),
+        (["--nproc", "two", "child"], "invalid int value"),
+        (["--nproc", "2"], "MODULE"),
+        (["--nproc", "2", "nosuch"], "no module is called nosuch"),
+        (["--nproc", "2", "pyspkv.bin.nosuch"], "no module is called pyspkv.bin.nosuch"),
+        (["--nproc", "2", "-", "child"], "no module is called -"),
+    ],
+)
+def test_wrong_calls(call, args, words):
+    given = call({})
+    done = subprocess.run([*given["args"][:3], *args], env=given["env"], capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+
+
+# -- with a training
+
+
+def launched(tmp_path, data, *more):
+    return train_command(tmp_path, data, tmp_path / "exp", "--set", *more, nproc=2)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["batch_size=500"], "lower batch_size"),
+        pytest.param(["batch_size=15"], "batch_size 15 is not a multiple of 2", marks=pytest.mark.slow),
+        pytest.param(["optim.learn=1"], "unknown config key", marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_of_every_process_is_said_once(tmp_path, more, words):
+    data = toy.make(tmp_path, speakers=2, utts=2)
+    config(tmp_path)
+    done = subprocess.run(
+        launched(tmp_path, data, *more), env=ENV, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and words in done.stderr and done.stderr.count("error:") == 1
+    assert len(done.stderr.splitlines()) <= 2 and not (tmp_path / "exp/LATEST").exists()
+
+
+def test_a_usage_error_is_said_once(tmp_path):
+    data = toy.make(tmp_path, speakers=2, utts=2)
+    command = [*launched(tmp_path, data, "epochs=1"), "--no-such-option"]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.count("unrecognized arguments: --no-such-option") == 1
+    assert "Traceback" not in done.stderr and "process " not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_the_other_in_its_collective(tmp_path):
+    """One utterance's audio is gone, so one process fails while the other waits for its part of the sum."""
+    data = toy.make(tmp_path, speakers=2, utts=4)
+    config(tmp_path)
+    gone = sorted(data.wav.values())[3]
+    os.remove(gone)
+    (tmp_path / "data/utt2num_samples").write_text("".join(f"{u} 16000\n" for u in data.utts))
+    command = launched(tmp_path, data, "cache_mb=0", "batch_size=2", "objective.augment=false")
+    start = time.monotonic()
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert done.returncode == 1 and len(errors) == 1 and gone in errors[0]
+    assert "Traceback" not in done.stderr and time.monotonic() - start < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank 0", "rank 1", "launcher", "worker"])
+def test_killed_in_training(tmp_path, victim):
+    data = toy.make(tmp_path, speakers=2, utts=4)
+    config(tmp_path)
+    command = launched(tmp_path, data, "workers=1", "epochs=2000", "save_steps=1", "augment.rir_bank=0")
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "exp/LATEST").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    ranks = children(process.pid)
+    workers = [pid for rank in ranks for pid in children(rank)]
+    assert len(ranks) == len(workers) == 2
+    os.kill(
+        {"rank 0": ranks[0], "rank 1": ranks[1], "launcher": process.pid, "worker": workers[1]}[victim], 9
+    )
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (-9 if victim == "launcher" else 1) and "Traceback" not in said
+    words = {"rank 0": "process 1 of 2 was killed by signal 9", "rank 1": "process 2 of 2 was killed by signal 9",
+             "launcher": "", "worker": "a process that prepares batches was killed"}[victim]  # fmt: skip
+    assert words in said and said.count("error:") == bool(words)
+    assert_gone([*ranks, *workers])
