@@ -1,6 +1,7 @@
 """The shell fronts, the option parser, the job runner and the set-up's refusals, each as a user would call it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,86 @@ def test_options_take_both_forms(script):
     shown = SCRIPT + """printf '<%s>' "${po_given[@]}"\n"""
     (script / "script.sh").write_text(shown)
     assert sh("./script.sh --nj 7 --some-name='a b' c", script).stdout.endswith("<--nj=7><--some-name=a b>")
+
+
+def test_only_options_of_the_block_are_taken(script):
+    """Not variables of the environment, of the parser itself, or of the script below the block."""
+    text = SCRIPT.replace("set -euo", "inner=1 && true\nset -euo").replace("printf", "later=2\nprintf")
+    (script / "script.sh").write_text(text.replace("inner=1 &&", "  inner=1 &&"))
+    for name in ("inner", "later", "po-names", "path", "PATH", "ifs"):
+        done = sh(f"./script.sh --{name} x", script, code=1, inner="x")
+        assert f"unknown option --{name}; the options are: --nj --some-name --supervised" in done.stderr
+
+
+BLOCK = """#!/usr/bin/env bash
+# A recipe in small.
+set -euo pipefail
+recipe=$PWD
+stage=1           # first stage, from 1
+stop_stage=8      # last stage, from 1
+mode=one          # what to do (one|two): this or that
+words=(a "b c")   # some words
+exp=$recipe/exp   # folder of results
+files=()          # files to read
+dry_run=false     # only print
+. parse_options.sh
+printf '<%s>' "$mode" "${words[@]}" "$exp" "${files[@]}"; echo
+if stage 2 "the second"; then log_run echo "it's" 'a b' '$HOME' plain/path=1; fi
+if stage 3 "the third"; then log_run steps/inner.sh "x y"; fi
+"""
+
+
+@pytest.fixture
+def block(tmp_path) -> Path:
+    (tmp_path / "run.sh").write_text(BLOCK)
+    (tmp_path / "run.sh").chmod(0o755)
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps/inner.sh").write_text(
+        "#!/usr/bin/env bash\nset -euo pipefail\ndry_run=false\n. parse_options.sh\nlog_run printf '%s.\\n' \"$1\"\n"
+    )
+    (tmp_path / "steps/inner.sh").chmod(0o755)
+    return tmp_path
+
+
+def test_arrays_choices_and_paths(block):
+    env = {"PATH": f"{ROOT}/utils:{os.environ['PATH']}", "SPKV_ROOT": str(block)}
+    first = sh("./run.sh --stop-stage 1", block, **env).stdout.splitlines()[0]
+    assert first == "<one><a><b c><exp>", "paths below the repository are relative to it"
+    words = "./run.sh --stop-stage 1 --words 'x  y' --words=z --exp ../other --files 'f /g'"
+    first = sh(words, block, **env).stdout.splitlines()[0]
+    assert first == f"<one><z><{block.parent}/other><f></g>"
+    (block / "sub").mkdir()
+    first = sh(f"cd sub && {block}/run.sh --stop-stage 1 --exp here", block, **env).stdout.splitlines()[0]
+    assert first.endswith("<sub/here>")
+    told = sh("./run.sh --mode three", block, code=1, **env).stderr
+    assert "--mode is one or two, not 'three'" in told
+    for words, message in (("--stage 9", "from 1 to 8, not '9'"), ("--stage 0", "number from 1 to 8, not '0'"),
+                           ("--stage 4 --stop-stage 3", "--stage 4 comes after --stop-stage 3"),
+                           ("extra", "'extra' belongs to no option")):  # fmt: skip
+        assert message in sh(f"./run.sh {words}", block, code=1, **env).stderr
+
+
+def test_commands_are_shown_noted_and_run(block):
+    env = {"PATH": f"{ROOT}/utils:{os.environ['PATH']}", "SPKV_ROOT": str(block)}
+    shown = sh("./run.sh --dry-run true", block, **env).stdout.splitlines()[1:]
+    want = ["== stage 2: the second", """echo 'it'\\''s' 'a b' '$HOME' plain/path=1""", "== stage 3: the third",
+            "steps/inner.sh 'x y'", "  printf '%s.\\n' 'x y'"]  # fmt: skip
+    assert shown == want and not (block / "exp").exists()
+    ran = sh("./run.sh", block, **env).stdout.splitlines()[1:]
+    assert [line.split(" (")[0] for line in ran] == [
+        want[0],
+        want[1],
+        "it's a b $HOME plain/path=1",
+        *want[2:],
+        "x y.",
+    ]
+    noted = (block / "exp/log/commands").read_text().splitlines()
+    assert noted == [line for line in want if not line.startswith("==")]
+    pasted = subprocess.run(["bash", "-c", noted[0]], capture_output=True, text=True, check=True).stdout
+    assert pasted == "it's a b $HOME plain/path=1\n"
+    (block / "steps/inner.sh").write_text("#!/bin/sh\nexit 3\n")
+    failed = sh("./run.sh --stage 3", block, code=3, **env)
+    assert "this command failed (exit code 3): steps/inner.sh 'x y'" in failed.stderr
 
 
 def test_options_refuse_with_the_scripts_name(script):
@@ -270,12 +351,27 @@ def test_path_gives_the_named_interpreter(tmp_path):
     (odd / "mypython3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (odd / "mypython3").chmod(0o755)
     code = "import pyspkv, sys; print(sys.executable, pyspkv.__file__)"
-    show = f". {ROOT}/path.sh; env python -c '{code}'; echo $ROOT $LC_ALL"
+    show = f". {ROOT}/path.sh; env python -c '{code}'; echo $SPKV_ROOT $LC_ALL"
     for python in (sys.executable, str(odd / "mypython3")):
         out = sh(show, tmp_path, SPKV_PYTHON=python, PYTHONPATH="").stdout.split()
         assert out == [sys.executable, str(ROOT / "pyspkv/__init__.py"), str(ROOT), "C"]
     bad = sh(f"set -e; . {ROOT}/path.sh; echo not reached", tmp_path, code=1, SPKV_PYTHON="/no/python")
     assert "SPKV_PYTHON is no program" in bad.stderr and bad.stdout == ""
+
+
+def test_path_installs_nothing_and_says_what_to_run(tmp_path):
+    """Sourcing path.sh in a tree without .venv is quiet and writes nothing; `python` then names the set-up."""
+    tree = tmp_path / "tree"
+    (tree / "utils/bin").mkdir(parents=True)
+    for name in ("path.sh", "utils/bin/python"):
+        shutil.copy(ROOT / name, tree / name)
+    before = sorted(tree.rglob("*"))
+    clean = {k: v for k, v in ENV.items() if k not in ("SPKV_PYTHON", "PYTHONPATH")}
+    words = ["bash", "-c", ". tree/path.sh && python -c 1"]
+    done = subprocess.run(words, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"no .venv: run {tree}/utils/setup_env.sh\n"
+    assert sorted(tree.rglob("*")) == before
 
 
 @pytest.fixture
