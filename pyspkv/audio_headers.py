@@ -209,9 +209,10 @@ def _ogg(at: Peek, size: int) -> Promise | None:
         return None
     whole, serial = _ogg_page(tail[pos : pos + 27 + 255])
     begun, start = set(), 0
-    while (
-        (page := at(start, 27 + 255))[:4] == b"OggS" and len(page) > 27 and page[5] & 2
-    ):  # a stream's first page
+    for _ in range(_MOST_CHUNKS):
+        page = at(start, 27 + 255)
+        if page[:4] != b"OggS" or len(page) < 28 or not page[5] & 2:  # not a stream's first page
+            break
         length, number = _ogg_page(page)
         begun.add(number)
         start += length
@@ -244,7 +245,10 @@ def _mp3(at: Peek, size: int) -> Promise | None:
     """An MP3 whose frames no tag counts: libsndfile would guess its length from the first one's bit rate. They are
     counted here, and the tag is what is to be put before them."""
     start = 0
-    while (tag := at(start, 10))[:3] == b"ID3" and len(tag) == 10:
+    for _ in range(_MOST_CHUNKS):
+        tag = at(start, 10)
+        if tag[:3] != b"ID3" or len(tag) < 10:
+            break
         start += 10 + sum((byte & 127) << 7 * i for i, byte in enumerate(reversed(tag[6:10])))
     first = at(start, 200)
     if len(first) < 200 or not (length := _mp3_frame(first)):
