@@ -319,6 +319,11 @@ def _libsndfile(source, name: str, size: int, found):
             raise AudioError(f"{name} is cut short", _FETCH) from None
         reason = getattr(err, "error_string", "raw samples without a header")
         raise AudioError(f"{name} is not audio that libsndfile reads ({reason})") from None
+    if found is not None and found.chained:
+        f.close()
+        raise AudioError(
+            f"{name} holds several Ogg streams one behind another", "write each to a file of its own"
+        )
     if not cut:
         return _checked(f, name, size, found)
     with f:

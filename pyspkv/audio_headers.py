@@ -28,6 +28,7 @@ class Promise(NamedTuple):
     block: int = 1  # bytes that are decoded together: less than one may be missing
     patch: tuple[tuple[int, bytes], ...] = ()  # (position, bytes) that make libsndfile read to the end
 
+    chained: bool = False  # Ogg streams one behind another, of which libsndfile reads the first alone
     prefix: bytes = b""  # belongs in front of what starts at `start`, so that libsndfile knows the length
 
     def cut(self, size: int) -> bool:
@@ -206,9 +207,22 @@ def _ogg(at: Peek, size: int) -> Promise | None:
     pos = tail.rfind(b"OggS\0")
     if pos < 0:
         return None
-    number = tail[pos + 26 : pos + 27]
-    lengths = tail[pos + 27 : pos + 27 + number[0]] if number else b""
-    return Promise(first + pos, 27 + sum(number) + sum(lengths))
+    whole, serial = _ogg_page(tail[pos : pos + 27 + 255])
+    begun, start = set(), 0
+    for _ in range(_MOST_CHUNKS):
+        page = at(start, 27 + 255)
+        if page[:4] != b"OggS" or len(page) < 28 or not page[5] & 2:  # not a stream's first page
+            break
+        length, number = _ogg_page(page)
+        begun.add(number)
+        start += length
+    return Promise(first + pos, whole, chained=bool(begun) and len(serial) == 4 and serial not in begun)
+
+
+def _ogg_page(page: bytes) -> tuple[int, bytes]:
+    """A page's length in bytes and its stream's serial number, by its header."""
+    number = page[26:27]
+    return 27 + sum(number) + sum(page[27 : 27 + sum(number)]), page[14:18]
 
 
 _BITRATES = (  # kbit/s of layer III by the header's index: MPEG-1, then MPEG-2 and 2.5
@@ -231,7 +245,10 @@ def _mp3(at: Peek, size: int) -> Promise | None:
     """An MP3 whose frames no tag counts: libsndfile would guess its length from the first one's bit rate. They are
     counted here, and the tag is what is to be put before them."""
     start = 0
-    while (tag := at(start, 10))[:3] == b"ID3" and len(tag) == 10:
+    for _ in range(_MOST_CHUNKS):
+        tag = at(start, 10)
+        if tag[:3] != b"ID3" or len(tag) < 10:
+            break
         start += 10 + sum((byte & 127) << 7 * i for i, byte in enumerate(reversed(tag[6:10])))
     first = at(start, 200)
     if len(first) < 200 or not (length := _mp3_frame(first)):
@@ -256,7 +273,7 @@ def _mp3(at: Peek, size: int) -> Promise | None:
         count, pos = count + 1, pos + length
     header = bytes([0xFF, first[1] | 1, 0x90 | first[2] & 0x0C, first[3]])
     body = header + bytes(side - 4) + b"Info" + struct.pack(">II", 1, count)
-    return Promise(start, None, 1, (), body.ljust(_mp3_frame(header), b"\0"))
+    return Promise(start, None, prefix=body.ljust(_mp3_frame(header), b"\0"))
 
 
 def promise(head: bytes, peek: Peek, size: int) -> Promise | None:

@@ -234,6 +234,19 @@ def test_empty_ones_stay_empty(tmp_path):
                 one(file).read(0)
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_chained_ogg_is_not_read_as_its_first_part(tmp_path, subtype):
+    parts = [coded("OGG", subtype, noise(1.0, seed=seed)) for seed in (0, 1)]
+    for made, ok in ((parts[0], True), (parts[1], True), (parts[0] + parts[1], False)):
+        (tmp_path / "a.ogg").write_bytes(made)
+        for entry in (str(tmp_path / "a.ogg"), f"cat {tmp_path}/a.ogg |"):
+            if ok:
+                assert len(one(entry, allow_pipes=True).read(0)) == RATE
+            else:
+                with pytest.raises(UserError, match="several Ogg streams"):
+                    one(entry, allow_pipes=True).read(0)
+
+
 # --- scales
 
 
