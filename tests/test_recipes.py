@@ -227,37 +227,22 @@ def test_a_rounds_data_is_a_data_directory_of_clusters(mini):
     assert train.spk == train.utts, "training data must not carry the truth"
 
 
-def test_rerunning_does_nothing_and_an_edited_round_trains_anew(mini):
+def test_rerunning_does_nothing_and_an_edited_round_is_refused(mini, tmp_path):
     folder, _ = mini
     before = {p: p.stat().st_mtime_ns for p in folder.glob("exp/*/model/LATEST")}
     run("mini/ssl", folder, *MINI, "--stage", "3", "--stop-stage", "5")
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    round2 = DataDir.read(folder / "exp/round2/data")
+    shutil.copytree(folder / "exp", tmp_path / "exp")
+    round2 = DataDir.read(tmp_path / "exp/round2/data")
     round2.with_speakers(["x" if s == round2.spk[0] else s for s in round2.spk]).write(
-        folder / "exp/round2/data"
+        tmp_path / "exp/round2/data"
     )
-    stages = ["--stage", "4", "--stop-stage", "4", "--round", "2"]
+    words = ["--data", str(folder / "data"), "--stage", "4", "--stop-stage", "4", "--round", "2"]
     done = subprocess.run(
-        command("mini/ssl", folder, *MINI, *stages), env=env(), capture_output=True, text=True
+        command("mini/ssl", tmp_path, *MINI, *words), env=env(), capture_output=True, text=True
     )
     assert done.returncode == 1 and "other utterances or labels" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--stage", "x"], "--stage is a number from 1 to 8, not 'x'"),
-        (["--stop-stage", "9"], "--stop-stage is a number from 1 to 8"),
-        (["--stage", "5", "--stop-stage", "3"], "--stage 5 comes after --stop-stage 3"),
-        (["supervised", "true"], "'supervised' belongs to no option"),
-        (["--stage", "6"], "no such model folder"),
-    ],
-)
-def test_what_would_do_nothing_is_refused(tmp_path, words, message):
-    for recipe in ("mini/ssl", "mini/dialogue"):
-        done = subprocess.run(command(recipe, tmp_path, *words), env=env(), capture_output=True, text=True)
-        assert done.returncode == 1 and message in done.stderr, done.stderr
-    assert not any(tmp_path.glob("exp/*/model"))
+    assert "edited by hand" in done.stdout
 
 
 def test_several_pre_trainings_give_labels_side_by_side(mini, tmp_path):
