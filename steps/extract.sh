@@ -16,11 +16,11 @@ dry_run=false     # only print the commands
 . parse_options.sh
 if [[ " $* " == *" --data "* ]]; then
   args=(--model "$@")
-  log=$(dirname "$1")/log
+  log=$(dirname "$1")
 else
   [ $# -eq 3 ] || po_die "give <model-dir> <data-dir> <out-dir>, or <model-dir>... --data <data-dir>..."
   args=(--model "$1" --data "$2" --out "$3")
-  log=$3/log
+  log=$3
 fi
 [ "$precision" = fp32 ] || args+=(--precision "$precision")
 [ "$crops" -eq 0 ] || args+=(--crops "$crops")

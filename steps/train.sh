@@ -37,5 +37,5 @@ export SPKV_NGPU="$ngpu"
 launch=()
 [ "$nproc" -eq 1 ] || launch=(pyspkv.bin.launch --nproc "$nproc")
 read -ra cmd <<< "$cmd"
-log_run "${cmd[@]}" --gpu "$ngpu" "$(dirname "$model")/log/train.$(basename "$model").log" \
+log_run "${cmd[@]}" --gpu "$ngpu" "$model.log" \
   python -m "${launch[@]}" pyspkv.bin.train "${args[@]}"
