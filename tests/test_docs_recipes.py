@@ -190,3 +190,15 @@ def test_only_a_wavlm_student_starts_from_the_trunk():
         ]
         assert len(trainings) == 4
         assert {"encoder.pretrained=" in line for line in trainings} == {starts}
+
+
+def test_a_recipes_path_sh_may_be_sourced_in_a_shell(tmp_path):
+    """Another recipe's run.sh keeps to its own folder afterwards; where it finds no repository, the shell lives on."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SPKV_")}
+    script = "cd egs/mini/ssl && . ./path.sh && ../../librispeech/ssl/run.sh --dry-run true --stop-stage 2"
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert "egs/librispeech/ssl/data/train" in done.stdout and "egs/mini" not in done.stdout
+    shutil.copy(ROOT / "egs/TEMPLATE/path.sh", tmp_path)
+    script = ". ./path.sh || echo alive"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert done.stdout == "alive\n" and "set SPKV_ROOT to" in done.stderr
