@@ -98,21 +98,20 @@ def test_two_lines_in_a_stage(own, shell, tmp_path):
     try:
         run_sh.write_text(edited(before, diff))
         shown = shell(command, "--dry-run true")
-        shell(command, "--stop-stage 4")
+        shell(command, "--stop-stage 4 --num-rounds 1")
     finally:
         run_sh.write_text(before)
     exp = recipe / "exp_large"
     for r in (1, 2):
         line = f"--spk-list {exp}/round{r}/large {exp}/round{r}/clusters {exp}/round{r}/data"
         assert f"python -m pyspkv.bin.datadir subset {line}" in shown.splitlines()
-        clusters, data = (DataDir.read(exp / f"round{r}" / name) for name in ("clusters", "data"))
-        size = collections.Counter(clusters.spk)
-        assert min(size.values()) < 4 <= max(size.values()), "nothing would be dropped or kept"
-        assert dict(zip(data.utts, data.spk)) == {
-            u: s for u, s in zip(clusters.utts, clusters.spk) if size[s] >= 4
-        }
-        classes = (exp / f"round{r}/model/classes.txt").read_text().split()
-        assert set(classes) == set(data.spk)
+    clusters, data = (DataDir.read(exp / "round1" / name) for name in ("clusters", "data"))
+    size = collections.Counter(clusters.spk)
+    assert min(size.values()) < 4 <= max(size.values()), "nothing would be dropped or kept"
+    assert dict(zip(data.utts, data.spk)) == {
+        u: s for u, s in zip(clusters.utts, clusters.spk) if size[s] >= 4
+    }
+    assert set((exp / "round1/model/classes.txt").read_text().split()) == set(data.spk)
     call = ["--embeddings", exp / "pretrain/embed/train/embedding.scp", "--data", recipe / "data/train"]
     call += [
         "--out-data",
@@ -126,7 +125,7 @@ def test_two_lines_in_a_stage(own, shell, tmp_path):
     ]
     subprocess.run([sys.executable, "-m", "pyspkv.bin.cluster", *map(str, call)], check=True, cwd=ROOT)
     by_option = DataDir.read(tmp_path / "min_size")
-    assert (by_option.utts, by_option.spk) == ((d := DataDir.read(exp / "round1/data")).utts, d.spk)
+    assert (by_option.utts, by_option.spk) == (data.utts, data.spk)
 
 
 def test_another_learning_rate_for_one_round(own, shell):
@@ -202,3 +201,26 @@ def test_a_recipes_path_sh_may_be_sourced_in_a_shell(tmp_path):
     script = ". ./path.sh || echo alive"
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=clean, capture_output=True, text=True)
     assert done.stdout == "alive\n" and "set SPKV_ROOT to" in done.stderr
+
+
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("egs/*/*/README.md"))]
+
+
+@pytest.mark.parametrize("page", READMES, ids=lambda p: str(p.parent.relative_to(ROOT)))
+def test_a_readmes_commands_are_taken(page, tmp_path):
+    """Every block with a run.sh: its options are refused or shown by a dry run. Blocks go on where one has `cd` to."""
+    text = page.read_text()
+    fenced = re.findall(r"(?ms)^```sh\n(.*?)^```", text)
+    found = fenced + re.findall(r"(?m)(?:^    .*\n)+", re.sub(r"(?ms)^```.*?^```", "", text))
+    lines = "".join(block for block in found if "run.sh" in block).replace("SPKV_CORPORA=... ", "")
+    lines = re.sub(r"(?m)^ *(python|tensorboard|utils/).*\n", "", lines)
+    lines = re.sub(r"run\.sh(?=[\s)])", "run.sh --dry-run true", lines)
+    assert "run.sh --dry-run true" in lines
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "SPKV_CORPORA": "/corpora",
+        "SPKV_ROOT": str(ROOT),
+    }
+    done = subprocess.run(["bash", "-euc", lines], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "== stage" in done.stdout, done.stderr
