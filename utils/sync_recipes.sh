@@ -31,13 +31,11 @@ merge() { # TEMPLATE RECIPE: the recipe as it should be
     }
     where == "comment" { if (!done++) printf "%s", comment; next }
     where == "method" && match($0, /^[a-z_]+=/) {
-      name = substr($0, 1, RLENGTH - 1)
-      if (name in values) {
-        help = ""; if (match($0, /[ \t]+# .*/)) help = substr($0, RSTART)
-        sub(/^[ \t]+/, "", help)
-        printf "%-19s %s\n", name "=" values[name], help
-        next
-      }
+      name = substr($0, 1, RLENGTH - 1); value = substr($0, RLENGTH + 1); help = ""
+      if (match(value, /[ \t]+# .*/)) { help = substr(value, RSTART); value = substr(value, 1, RSTART - 1) }
+      sub(/^[ \t]+/, "", help)
+      printf "%-19s %s\n", name "=" (name in values ? values[name] : value), help
+      next
     }
     where == "corpus" || where == "own" { if (next_block) printf "%s\n%s", $0, own[where]; next }
     { print }' "$2" "$1"
