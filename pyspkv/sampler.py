@@ -52,7 +52,7 @@ class Plain(Sampler):
 
 
 class OnePerLabel(Sampler):
-    """No label twice in a batch, at most `per_label` utterances of a label per epoch (spec wavlm_ssl, section 3).
+    """No label twice in a batch, at most `per_label` utterances of a label per epoch (arXiv 2406.02285).
 
     The j-th utterances of all labels (in random order) form a pool that is cut into batches, for each j; a pool's
     remainder is left out of this epoch. Large clusters therefore weigh less than their size.

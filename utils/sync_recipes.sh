@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Carry the templates egs/TEMPLATE/<method>/run.sh into every egs/<corpus>/<method>/run.sh: all but the recipe's comment,
 # its option values, its corpus' options and its stage 1. path.sh, cmd.sh and the help of the options are the template's.
+# A recipe without the line "# -- the same in every ..." is its owner's: it is left alone.
 # Usage: utils/sync_recipes.sh [--check true]
 set -euo pipefail
 check=false   # change nothing; exit 1 and name the recipes that differ
@@ -44,6 +45,7 @@ different=0
 for recipe in */*/run.sh; do
   method=$(basename "$(dirname "$recipe")")
   case $recipe in TEMPLATE/*) continue ;; esac
+  grep -q '^# -- the same in every' "$recipe" || continue
   [ -f "TEMPLATE/$method/run.sh" ] || { echo "$0: egs/$recipe has no template" >&2; exit 1; }
   new=$(mktemp)
   for file in run.sh path.sh cmd.sh; do

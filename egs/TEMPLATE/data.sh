@@ -4,7 +4,7 @@
 #   dev, test       wav.scp, utt2spk, spk2utt with the speakers, and trials `enrol test target|nontarget`
 #   noise           optional: a data directory of noises to augment with; then set noise=(...) in run.sh
 #   train_labelled  wav.scp, utt2spk, spk2utt with the true speakers: for the methods supervised and gll
-# utils/utt2spk_to_spk2utt.sh, fix_data_dir.sh and validate_data_dir.sh help; local/librispeech.py is an example.
+# utils/fix_data_dir.sh sorts and makes spk2utt. docs/recipes.md has this file for a folder of <speaker>/<file>.wav.
 # Usage: local/data.sh [options] <corpus> <data>
 set -euo pipefail
 dry_run=false      # only print the commands

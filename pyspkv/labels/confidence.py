@@ -1,7 +1,7 @@
 """Which unlabelled utterances a semi-supervised objective trains on: gates on the classifier's confidences.
 
 q [U, K] are the probabilities of the weak view, without gradient; q_max and their argmax decide. Equation numbers are
-those of GLL (Wang et al., IJCAI 2024; spec gll, section 3). What a gate remembers are buffers, so it travels in the
+those of GLL (Wang et al., IJCAI 2024). What a gate remembers are buffers, so it travels in the
 checkpoint; a run that starts from another's weights starts with a new gate.
 """
 

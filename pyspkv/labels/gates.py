@@ -170,8 +170,8 @@ def two_gaussians(x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def crossing_of(w: np.ndarray, mu: np.ndarray, var: np.ndarray) -> float | None:
-    """Where w_1 N(x; mu_1, var_1) = w_2 N(x; mu_2, var_2) between the means (spec wavlm_ssl, section 4); None if
-    nowhere."""
+    """Where w_1 N(x; mu_1, var_1) = w_2 N(x; mu_2, var_2) between the means; None if nowhere (arXiv 2406.02285's
+    dynamic loss gate)."""
     a = 0.5 / var[1] - 0.5 / var[0]
     b = mu[0] / var[0] - mu[1] / var[1]
     c = (

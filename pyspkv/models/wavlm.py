@@ -88,7 +88,7 @@ def frame_counts(lengths: Tensor) -> Tensor:
 
 
 class MHFA(nn.Module):
-    """Hidden states H_l [B, T, D], l = 0..L -> [B, E] (spec wavlm_ssl, section 3).
+    """Hidden states H_l [B, T, D], l = 0..L -> [B, E] (Peng et al., SLT 2022).
 
     a = softmax(w^k), b = softmax(w^v); K = (sum_l a_l H_l) Wk + bk, V likewise; weights over time of head h are
     softmax_t(K w_h); c_h = sum_t weight_th V_t; e = Wo [c_1 .. c_H] + bo. No normalisation.

@@ -1,6 +1,6 @@
 """Foreign WavLM files -> our encoder's config and weights: key names of unilm and of the paper's speaker checkpoint.
 
-Three layouts are known (spec wavlm_ssl, section 10): Microsoft's `{cfg, model}` (WavLM-Base+.pt), the authors' speaker
+Three layouts are known: Microsoft's `{cfg, model}` (WavLM-Base+.pt), the authors' speaker
 model (259 tensors `__S__.model.*`, `__S__.backend.*`, `__L__.weight`), and a Hugging Face folder. Files are read with
 weights_only: nothing in them is executed.
 """

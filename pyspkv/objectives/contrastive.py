@@ -73,7 +73,7 @@ def reverse_gradient(x: Tensor, weight: float) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Two embeddings [B, 2 D] -> logits [B, 2]: 1 = of crops with the same augmentation (spec gll, 1.3)."""
+    """Two embeddings [B, 2 D] -> logits [B, 2]: 1 = of crops with the same augmentation (AAT)."""
 
     def __init__(self, dim: int, hidden: int = 512):
         super().__init__()

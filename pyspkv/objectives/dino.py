@@ -25,7 +25,7 @@ FLAT_STEPS = 200  # this many such steps in a row stop the run
 
 @dataclass(kw_only=True)
 class DINOConfig:
-    """Defaults: RDINO of 3D-Speaker (spec wavlm_ssl, section 1), without its regularisers."""
+    """Defaults: RDINO of 3D-Speaker, without its regularisers."""
 
     global_seconds: float = 4.0
     local_seconds: float = 2.0

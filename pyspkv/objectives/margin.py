@@ -28,7 +28,7 @@ class MarginConfig:
     encoder_lr: float = (
         1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
     )
-    # What the authors of arXiv 2406.02285 released, to compare (spec wavlm_ssl, sections 3 and 4): the loss and the
+    # What the authors of arXiv 2406.02285 released, to compare: the loss and the
     # pull to the pre-trained weights (norms, not squares) are each divided by their own value; labels are corrected
     # by softmax(W z / 0.1) in training mode, the margin stays on the old label, the sum is divided by B.
     faithful: bool = False

@@ -84,7 +84,7 @@ def angular_proto(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tenso
 
 
 def all_versus_all(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
-    """AvA: every pair of a dialogue against all utterances of the others, no centroid (spec dialogues, candidate A).
+    """AvA: every pair of a dialogue against all utterances of the others, no centroid: our form of arXiv 2202.03484's.
 
     G = w e e^T; l_a = mean over the positives p of -G_ap + log(exp G_ap + sum over negatives n of exp G_an).
     """

@@ -2,8 +2,8 @@
 
 The student learns each utterance's pseudo-label on short augmented crops; the teacher, its moving average, labels a
 long clean crop with its classifier over the classes that are alive. A queue of the last votes gives the label by its
-mode, a mixture of two Gaussians on the teacher's log loss the weight. Written from the equations (spec ssrl); where
-the released code differs for no good reason, `faithful` follows it.
+mode, a mixture of two Gaussians on the teacher's log loss the weight. Written from the equations of arXiv
+2401.01473; where the released code differs for no good reason, `faithful` follows it.
 """
 
 import logging

@@ -1,5 +1,5 @@
 """Semi-supervised training of a speaker classifier: supervised loss, and gated label learning (GLL, Wang et al., IJCAI
-2024; spec gll) with FixMatch and FlexMatch, which differ from it in whose label an unlabelled utterance gets.
+2024) with FixMatch and FlexMatch, which differ from it in whose label an unlabelled utterance gets.
 
 The rows of the first data directory are labelled, those of `--unlabelled` are not: their "speaker" is a pseudo-label
 where it names one of the classes. Two views of one crop: weak (plain) and strong (augmented).

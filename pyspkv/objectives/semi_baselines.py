@@ -1,4 +1,4 @@
-"""What GLL is compared with, on the same head, views and batches (spec gll, section 4).
+"""What GLL is compared with, on the same head, views and batches (its paper's Table 1).
 
 FixMatch and FlexMatch are `gll` with `target: own`, fine-tuning on the labelled part is `supervised`.
 """

@@ -17,7 +17,7 @@ stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-t
 stop_stage=8        # last stage, from 1
 round=1             # first round of stage 4, from 1
 num_rounds=3        # rounds, from 1
-trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: the student starts from it
+trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a WavLM student starts from it
 student=()          # files of settings for stages 4 and 5, as conf/small_wavlm.yaml: another encoder
 labels_from=pretrain # what gives the first clusters (pretrain|trunk): DINO, or the trunk's states, averaged
 round_init=pretrain # what rounds start from (pretrain|none): DINO's model, or the trunk, if any, else from scratch
@@ -65,7 +65,9 @@ train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 extract_opts=("${train_opts[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 student_settings=("${settings[@]}") init=()
-[ -z "$trunk" ] || student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model")
+if [ -n "$trunk" ] && grep -qs "name: *wavlm" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}"; then
+  student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model") # another student has only labels from the trunk
+fi
 [ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
 systems=("$exp/pretrain")
 [ -z "$trunk" ] || systems+=("$exp/trunk")
