@@ -44,6 +44,7 @@ po_help() { # FILE: its comment and its options
   echo
   echo "Options (with their defaults):"
   po_block "$1" | awk -F'\t' '{ gsub(/_/, "-", $1); printf "  --%-20s %-12s %s\n", $1, $2, $3 }'
+  echo "Options may stand in a file, as lines name=value: --config FILE"
 }
 
 po_set() { # NAME VALUE: set the option, if the block has it
