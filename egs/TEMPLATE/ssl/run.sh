@@ -98,6 +98,7 @@ if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
   log_run steps/train.sh "${train_opts[@]}" --init "$exp/round$num_rounds/model" --keep-head true "$conf/encoder.yaml" \
     "$conf/finetune.yaml" "$exp/round$num_rounds/data" "$exp/finetune/model" "${settings[@]}" "${finetune_opts[@]}"
 fi
+
 if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
   log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
   [ "$crops" -eq 0 ] ||

@@ -80,6 +80,7 @@ fi
 # SSRL has no stage 5.
 
 systems=("$exp/pretrain" "$exp/round1")
+
 if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
   log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
   [ "$crops" -eq 0 ] ||
