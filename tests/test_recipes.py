@@ -375,6 +375,26 @@ def test_reuse_links_what_is_finished_and_refuses_what_differs(mini, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in old.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_commands_in_wav_scp_pass_a_whole_recipe_only_where_they_are_allowed(mini, tmp_path):
+    """The same results as without them, in a folder whose name is hard on shells and patterns."""
+    folder = tmp_path / "a [b] * \\c;$(touch hacked)"
+    shutil.copytree(mini[0] / "data", folder / "data")
+    for part in ("train", "dev", "test"):
+        wav = folder / "data" / part / "wav.scp"
+        lines = [line.split(" ", 1) for line in wav.read_text().splitlines()]
+        wav.write_text("".join(f"{utt} cat {path} |\n" for utt, path in lines))
+    refused = subprocess.run(
+        command("mini/ssl", folder, *MINI, "--stage", "3"), env=env(), capture_output=True, text=True
+    )
+    assert refused.returncode != 0 and "allow_pipes" in refused.stderr
+    run("mini/ssl", folder, *MINI, "--stage", "3", "--allow-pipes", "true", "--exp", str(folder / "exp2"))
+    results = json.loads((folder / "exp2/results.json").read_text())
+    assert results == json.loads((mini[0] / "exp/results.json").read_text())
+    assert not list(tmp_path.rglob("hacked")) and not (ROOT / "hacked").exists()
+
+
 def test_one_run_an_experiment(tmp_path):
     """A second run.sh in the same --exp is refused while the first one works."""
     (tmp_path / "exp/log").mkdir(parents=True)
