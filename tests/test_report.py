@@ -13,7 +13,6 @@ from pyspkv import metrics, scoring
 from pyspkv import results as recorded
 from pyspkv.bin import metrics as metrics_cli
 from pyspkv.bin import report as report_cli
-from pyspkv.bin import results as results_cli
 from pyspkv.errors import UserError
 
 SHIFT = {"pretrain": 1.0, "round1": 1.6, "round2": 2.2, "finetune": 2.4, "supervised": 3.0}
@@ -197,21 +196,10 @@ def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
     file = exp.parent / "RESULTS.jsonl"
 
     def append(seed, table="Toy corpus"):
-        argv = [
-            "results",
-            "--file",
-            file,
-            "--exp",
-            exp,
-            "--table",
-            table,
-            "--seed",
-            seed,
-            "--command",
-            "run.sh",
-        ]
-        monkeypatch.setattr("sys.argv", [str(a) for a in argv])
-        results_cli.main()
+        same = {"table": table, "seed": seed, "command": "run.sh", "machine": "m"}
+        rows = [same | {"row": n, **recorded.row_of(exp, n)} for n in recorded.systems(exp) if n != "final"]
+        recorded.add_rows(file, rows)
+        recorded.write_tables(file, {})
 
     append(0)
     first = json.loads(file.read_text().splitlines()[0])
