@@ -17,9 +17,9 @@
         rows: [{table: main, row: "{name}", column: "{labels}", system: [round1, round2]}]
 
 `system` of a row (default: final): one of results.json, or all; of several the one with the lowest dev EER. `base`: the
-row that it is compared to. `cost`: phases whose training counts (default: the system's). `zero`: the cell/system whose
-EER is that before fine-tuning. A table may also have `order`, of rows. compare: points, or percent of the base's EER.
-unit: what the spread is over (default: the first of fold, draw, speaker and seed that its rows have).
+row that it is compared to. `cost`: phases whose training counts (default: the system's). `trials`: another list than test.
+`zero`: the cell/system whose EER is that before fine-tuning. A table may also have `order`, of rows. compare: points, or
+percent of the base's EER. unit: what the spread is over (default: the first of fold, draw, speaker, seed that there is).
 """
 
 import os
@@ -53,6 +53,7 @@ class Row:
     system: System | list[System] = "final"
     base: str | None = None
     cost: list[System] | None = None
+    trials: System | None = None
     zero: Annotated[str, Field(pattern=f"^{NAME}/{NAME}$")] | None = None
 
 

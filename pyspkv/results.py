@@ -188,23 +188,31 @@ def systems(exp: Path) -> dict[str, dict]:
         ) from None
 
 
-def row_of(exp: Path, system: str | list[str], phases: list[str] | None = None) -> dict:
+def row_of(
+    exp: Path, system: str | list[str], phases: list[str] | None = None, trials: str | None = None
+) -> dict:
     """The figures of a system, its best dev EER, its commit and what its training cost (or that of `phases`).
 
-    Of several systems it is the one with the lowest dev EER, and the cost is that of all. UserError: it is not there.
+    Of several systems it is the one with the lowest dev EER, and the cost is that of all. trials: another list than the
+    headline's. UserError: it is not there.
     """
-    from pyspkv.bin.report import epochs_of, read_json
+    from pyspkv.bin.report import KEYS, epochs_of, read_json, read_metrics
 
     if isinstance(system, list):
-        found = [row_of(exp, name, phases or system) for name in system]
+        found = [row_of(exp, name, phases or system, trials) for name in system]
         return min(found, key=lambda row: row.get("dev_eer", float("inf")))
     known = systems(exp)
     if system not in known:
         mend = f"it has {', '.join(known) or 'none'}"
         raise UserError(f"has no system '{system}'", file=exp / "results.json", mend=mend)
-    entry, skip = known[system], ("round", "threshold", "folder")
-    folder = entry["folder"]
-    out = {k: v for k, v in entry.items() if k not in skip and not isinstance(v, list | dict)}
+    entry = known[system]
+    folder = entry.pop("folder")
+    if trials:
+        found = read_metrics(folder / "score" / f"{trials}.json")
+        entry = {k: v for k, v in entry.items() if not k.startswith("eer")} | {k: found.get(k) for k in KEYS}
+    out = {
+        k: v for k, v in entry.items() if k not in ("round", "threshold") and not isinstance(v, list | dict)
+    }
     if dev := [e["dev_eer"] for e in epochs_of(folder) if "dev_eer" in e]:
         out["dev_eer"] = min(dev)
     out["audio_seconds"], out["wall_seconds"] = cost(*[exp / p for p in phases] if phases else [folder])

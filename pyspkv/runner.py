@@ -152,7 +152,7 @@ class Runner:
                     new = same | {"table": self.table.file.tables[row.table].title}
                     new |= {"row": system if row.row == "all" else row.row}
                     new |= {"column": None if row.column is None else word(row.column)}
-                    new |= results.row_of(exp, system, row.cost)
+                    new |= results.row_of(exp, system, row.cost, row.trials)
                     if row.zero:
                         before, phase = row.zero.split("/")
                         new["eer_zero"] = results.row_of(self.exp / before, phase)["eer"]

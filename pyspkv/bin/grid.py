@@ -54,7 +54,9 @@ def main() -> int:
         files = [
             Table(file) for file in sorted(args.table.parent.glob("*.yaml"))
         ]  # RESULTS.md has all their tables
-        looks = {title: look for t in [*files, table] for title, look in t.looks.items()}
+        looks = {}
+        for other in [*files, table]:
+            looks |= {title: look for title, look in other.looks.items() if title not in looks}
         results.read_rows(table.results)  # before hours of work
         if not args.report:
             code = grid.work(jobs)
