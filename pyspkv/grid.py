@@ -17,9 +17,10 @@
         rows: [{table: main, row: "{name}", column: "{labels}", system: [round1, round2]}]
 
 `system` of a row (default: final): one of results.json, or all; of several the one with the lowest dev EER. `base`: the
-row that it is compared to. `cost`: phases whose training counts (default: the system's). `trials`: another list than test.
-`zero`: the cell/system whose EER is that before fine-tuning. A table may also have `order`, of rows. compare: points, or
-percent of the base's EER. unit: what the spread is over (default: the first of fold, draw, speaker, seed that there is).
+row that it is compared to. `cost`: phases whose training counts (default: the system's). `trials`: another list than
+test. `zero`: the cell/system whose EER is that before fine-tuning. A table may also have `order`, of rows. compare:
+points, or percent of the base's EER. unit: what the spread is over (default: the first of fold, draw, speaker and seed
+that its rows have).
 """
 
 import os
@@ -178,3 +179,11 @@ class Table:
                 raise UserError(rule, file=self.path, mend="give an --exp without spaces and quotes")
             words += [f"--{key}", FOLDER.sub(lambda found: str(exp / found[1]), value)]
         return words
+
+
+def looks(files: list[Path]) -> dict[str, Look]:
+    """Title -> how RESULTS.md shows it, as the first of the table files says that has it."""
+    out = {}
+    for table in map(Table, files):
+        out |= {title: look for title, look in table.looks.items() if title not in out}
+    return out

@@ -318,7 +318,7 @@ class Shown:
             if self.bases:
                 found = self.versus(n, None)
                 better = sum(v > 0 if self.compare == "percent" else v < 0 for v in found)
-                line += [difference_text(found, self.unit), f"{better} of {len(found)}"]
+                line += [difference_text(found, self.unit), f"{better} of {len(found)}" if found else "-"]
             body.append(line)
         head = [
             "system",

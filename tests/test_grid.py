@@ -18,7 +18,7 @@ import pytest
 from pyspkv import results
 from pyspkv.bin import grid as cli
 from pyspkv.errors import UserError
-from pyspkv.grid import Table
+from pyspkv.grid import Table, looks
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -426,76 +426,85 @@ def cells(text, name):
     return lines[0][1:], {line[0]: line[1:] for line in lines[2:]}
 
 
-def test_recorded_tables_of_gll_come_out_as_they_were(tmp_path):
+def looks_of(recipe):
+    return looks(sorted(recipe.glob("tables/*.yaml")))
+
+
+def mean_text(values, digits=2):
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def interval_text(values, quantile):
+    half = quantile * np.std(values, ddof=1) / len(values) ** 0.5  # Student's t, two-sided 95 %
+    return f"{np.mean(values):+.2f} ({np.mean(values) - half:+.2f} .. {np.mean(values) + half:+.2f})"
+
+
+def test_recorded_tables_of_gll_are_means_over_draws():
     source = ROOT / "egs/mini/gll"
-    (tmp_path / "RESULTS.jsonl").write_bytes((source / "RESULTS.jsonl").read_bytes())
+    text, title = (source / "RESULTS.md").read_text(), "egs/mini. Table 1: by labels a speaker"
     found = [json.loads(x) for x in (source / "RESULTS.jsonl").read_text().splitlines()]
-    title = "egs/mini. Table 1: by labels a speaker"
-    looks = {title: results.Look(title, base="w/o GLL", order=["w/o GLL", "GLL"])}
-    results.write_tables(tmp_path / "RESULTS.jsonl", looks)
-    new, old = ((f / "RESULTS.md").read_text() for f in (tmp_path, source))
     for table in dict.fromkeys(r["table"] for r in found):
-        for figure in ("EER %:", "dev EER %:", "Share of right pseudo-labels:"):
-            want = cells(old.split(f"## {table}")[1], f"\n{figure}")
-            assert cells(new.split(f"## {table}")[1], f"\n{figure}") == want, (table, figure)
-    columns, differences = cells(new.split(f"## {title}")[1], "\nEER less its base's:")
-    eer = {(r["row"], r["column"], r["seed"]): r["eer"] for r in found if r["table"] == title}
-    for column, text in zip(columns[:4], differences["GLL"]):
-        d = np.array([eer["GLL", column, s] - eer["w/o GLL", column, s] for s in range(3)])
-        assert text == f"{d.mean():+.2f} ± {d.std(ddof=1):.2f} (seeds: no interval)"
+        for figure, key, digits in (
+            ("EER %", "eer", 2),
+            ("Share of right pseudo-labels", "label_accuracy", 3),
+        ):
+            columns, lines = cells(text.split(f"## {table}\n")[1], f"\n{figure}:")
+            for name, line in lines.items():
+                for column, shown in zip(columns, line):
+                    some = [r for r in found if (r["table"], r["row"], r["column"]) == (table, name, column)]
+                    values = [r[key] for r in some if r.get(key) is not None]
+                    assert shown == (mean_text(values, digits) if values else "-"), (table, name, column)
+    columns, differences = cells(text.split(f"## {title}\n")[1], "\nEER less its base's:")
+    eer = {(r["row"], r["column"], r["draw"]): r["eer"] for r in found if r["table"] == title and "draw" in r}
+    for column, shown in zip(columns[:4], differences["GLL"]):
+        d = np.array([eer["GLL", column, n] - eer["w/o GLL", column, n] for n in range(3)])
+        assert shown == interval_text(d, 4.3026527)  # two degrees of freedom
 
 
-def test_recorded_tables_of_dialogues_come_out_as_they_were(tmp_path):
+def test_recorded_tables_of_dialogues_are_means_over_folds():
     source = ROOT / "egs/arabic_speech_commands/dialogue"
-    (tmp_path / "RESULTS.jsonl").write_bytes((source / "RESULTS.jsonl").read_bytes())
+    text, shows = (source / "RESULTS.md").read_text(), looks_of(source)
     found = [json.loads(x) for x in (source / "RESULTS.jsonl").read_text().splitlines()]
-    names = dict.fromkeys((r["table"], r["row"]) for r in found)
-    bases = {row: re.sub("(, |^)[^,]+$", r"\1none", row) for table, row in names if table.startswith("B")}
-    bases |= {row: f"{row.split(',')[0]}, none" for table, row in names if table.startswith("C")}
-    by_size = {r: "random 50 %, AvA, 6 dialogues, none" for t, r in names if t.endswith("by batch size")}
-    first = "supervised, LibriSpeech (GE2E)"
-    looks = {t: results.Look(t, compare="percent", base=first if t[0] == "A" else None,
-                             bases={} if t[0] == "A" else by_size if t.endswith("size") else bases)
-             for t, _ in names}  # fmt: skip
-    results.write_tables(tmp_path / "RESULTS.jsonl", looks)
-    new, old = ((f / "RESULTS.md").read_text() for f in (tmp_path, source))
+    titles = {"EER %": ("eer", 2), "minDCF 0.01": ("min_dcf_0.01", 3), "AUC": ("auc", 3),
+              "AUC, one channel a dialogue": ("auc_channel", 3), "weight mixed / clean": ("weight_ratio", 3),
+              "EER %, no step of fine-tuning": ("eer_zero", 2)}  # fmt: skip
     seen = 0
-    for table in dict.fromkeys(t for t, _ in names if t != "untrained"):
-        old_head, old_rows = cells(old, f"## {table}")
-        head, lines = cells(new, f"## {table}")
-        assert lines.keys() == old_rows.keys()
+    for table in dict.fromkeys(r["table"] for r in found if r["table"] != "untrained"):
+        head, lines = cells(text, f"## {table}")
+        assert lines.keys() == {r["row"] for r in found if r["table"] == table}
         for row, line in lines.items():
-            new_line, old_line = dict(zip(head, line)), dict(zip(old_head, old_rows[row]))
-            for title in (
-                "EER %",
-                "minDCF 0.01",
-                "AUC",
-                "AUC, one channel a dialogue",
-                "weight mixed / clean",
-                "runs",
-            ):
-                if title in old_line:
-                    assert new_line[title].split(" ± ")[0] == old_line[title], (row, title)
-            side = [{(r["fold"], r["seed"]): r["eer"] for r in found if (r["table"], r["row"]) == (table, name)}
-                    for name in (row, looks[table].bases.get(row, looks[table].base))]  # fmt: skip
-            assert new_line["EER %"].split(" ± ")[0] == f"{np.mean(list(side[0].values())):.2f}"
-            if old_line["EER reduction %"] != "0.00":
-                pairs = [
-                    (100 * (side[1][k] - side[0][k]) / side[1][k], k[0])
-                    for k in side[0].keys() & side[1].keys()
+            shown = dict(zip(head, line))
+
+            def folds(name, key, table=table):
+                runs = [
+                    r for r in found if (r["table"], r["row"]) == (table, name) and r.get(key) is not None
                 ]
-                folds = [np.mean([d for d, fold in pairs if fold == f]) for f in range(5)]
-                half = 2.7764451 * np.std(folds, ddof=1) / 5**0.5  # Student's t, four degrees of freedom
-                mean = np.mean([d for d, _ in pairs])
-                assert (
-                    new_line["EER reduction %"] == f"{mean:+.2f} ({mean - half:+.2f} .. {mean + half:+.2f})"
-                )
-                assert new_line["EER reduction %"].split()[0] == old_line["EER reduction %"].split()[0], row
-                seen += 1
+                return [[r[key] for r in runs if r["fold"] == f] for f in range(5)] if runs else []
+
+            for title, (key, digits) in titles.items():
+                values = [np.mean(f) for f in folds(row, key)]
+                assert shown.get(title, "-") == (mean_text(values, digits) if values else "-"), (row, title)
+            look = shows[table]
+            base = look.bases.get(row, look.base)
+            if base == row:
+                assert shown["EER reduction %"] == shown["better in"] == "-"
+                continue
+            side = [{(r["fold"], r["seed"]): r["eer"] for r in found if (r["table"], r["row"]) == (table, name)}
+                    for name in (row, base)]  # fmt: skip
+            pairs = [
+                (f, 100 * (side[1][f, s] - e) / side[1][f, s])
+                for (f, s), e in side[0].items()
+                if (f, s) in side[1]
+            ]
+            change = [np.mean([d for f, d in pairs if f == fold]) for fold in range(5)]
+            assert shown["EER reduction %"] == interval_text(change, 2.7764451)  # four degrees of freedom
+            assert shown["better in"] == f"{sum(d > 0 for d in change)} of 5"
+            seen += 1
     assert seen > 60
 
 
-def test_every_recorded_file_can_be_read_and_drawn(tmp_path):
+def test_the_committed_tables_are_those_of_the_recorded_rows(tmp_path):
     for file in sorted(ROOT.glob("egs/*/*/RESULTS.jsonl")):
         (tmp_path / "RESULTS.jsonl").write_bytes(file.read_bytes())
-        assert results.write_tables(tmp_path / "RESULTS.jsonl", {}) == len(results.read_rows(file)) > 0
+        results.write_tables(tmp_path / "RESULTS.jsonl", looks_of(file.parent))
+        assert (tmp_path / "RESULTS.md").read_text() == (file.parent / "RESULTS.md").read_text(), file

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     from pyspkv import results, runner
-    from pyspkv.grid import Table
+    from pyspkv.grid import Table, looks
 
     table, jobs, code = Table(args.table), max(1, args.jobs), 0
     if args.cmd and "/" in args.cmd[0]:  # as it is called from here, or from the repository
@@ -51,17 +51,13 @@ def main() -> int:
     elif args.status:
         grid.status(jobs)
     else:
-        files = [
-            Table(file) for file in sorted(args.table.parent.glob("*.yaml"))
-        ]  # RESULTS.md has all their tables
-        looks = {}
-        for other in [*files, table]:
-            looks |= {title: look for title, look in other.looks.items() if title not in looks}
+        files = [*sorted(args.table.parent.glob("*.yaml")), args.table]  # RESULTS.md has the tables of all
+        shown = looks(files)
         results.read_rows(table.results)  # before hours of work
         if not args.report:
             code = grid.work(jobs)
         if table.results.exists():
-            number = results.write_tables(table.results, looks, exp / "plots" if code < 128 else None)
+            number = results.write_tables(table.results, shown, exp / "plots" if code < 128 else None)
             print(f"{number} rows in {table.results}, tables in {table.results.with_suffix('.md')}")
     return code
 
