@@ -13,13 +13,13 @@ def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.grid",
         description="Run the cells of a table of experiments that are not done yet, and write their rows into "
-        "RESULTS.jsonl, RESULTS.md and EXP/plots. Any number of processes may work on one table.",
+        "the recipe's RESULTS.jsonl and RESULTS.md, and exp/grid/plots. Any number of processes may work on one table.",
         epilog=grid.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("table", type=Path, help="the table file")
     p.add_argument(
-        "--exp", type=Path, help="folder of the cells' experiments; default: exp/grid of the recipe"
+        "--exp", type=Path, help="a trial: folder of its experiments, RESULTS.jsonl and RESULTS.md"
     )
     p.add_argument("--only", default="*", metavar="NAME", help="these cells ('gll-*') and what they need")
     p.add_argument("--jobs", type=natural, default=1, help="cells at a time")
@@ -42,6 +42,8 @@ def main() -> int:
     if args.cmd and "/" in args.cmd[0]:  # as it is called from here, or from the repository
         args.cmd[0] = str((here if (here := Path(args.cmd[0])).is_file() else runner.ROOT / here).absolute())
     exp = Path(args.exp or table.exp).absolute()
+    if args.exp:
+        table.results = exp / "RESULTS.jsonl"
     grid = runner.Runner(table, exp, args.only, args.cmd, args.run_opts)
     commands = [
         f"cd {shlex.quote(str(table.recipe(c)))} && {shlex.join(grid.command(c))}" for c in grid.cells
