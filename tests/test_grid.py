@@ -181,6 +181,25 @@ def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, caps
     assert {r["num_clusters"] for r in rows(recipe) if r["row"] == "two"} == {7}
 
 
+def test_a_row_may_hold_the_figure_of_the_start_and_a_trial_has_rows_of_its_own(recipe, monkeypatch):
+    text = """
+tables: {m: {title: M, base: a}}
+cells:
+  a: {options: {eer: 20}, rows: [{table: m, row: a}]}
+  b: {options: {eer: 15}, rows: [{table: m, row: b, zero: a/round2}]}
+  c: {options: {eer: 5}, rows: [{table: m, system: all}]}
+"""
+    path, exp = table(recipe, text), recipe / "trial"
+    assert call(monkeypatch, path, "--exp", exp) == 0
+    assert not (recipe / "RESULTS.jsonl").exists() and not (recipe / "exp/grid").exists()
+    found = {r["row"]: r for r in map(json.loads, (exp / "RESULTS.jsonl").read_text().splitlines())}
+    assert (found["b"]["eer"], found["b"]["eer_zero"]) == (15, 20) and "eer_zero" not in found["a"]
+    assert found.keys() == {"a", "b", "pretrain", "round2"}
+    columns, lines = cells((exp / "RESULTS.md").read_text(), "## M")
+    assert lines["b"][columns.index("EER %, no step of fine-tuning")] == "20.00"
+    assert lines["b"][-2:] == ["-5.00 (one seed: no interval)", "1 of 1"] and lines["a"][-2:] == ["-", "-"]
+
+
 def test_a_failed_cell_is_named_and_stops_only_what_waits_for_it(recipe, monkeypatch, capfd):
     text = """
 tables: {m: {title: M}}
