@@ -101,17 +101,13 @@ def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
         raise UserError(rule, file=file, line=number, mend="remove it and run that row again") from None
 
 
-def _read_lines(path: Path) -> list[tuple[str, dict]]:
-    """(line as it stands, its row). Only a line feed ends a line: texts may hold U+2028."""
-    data = path.read_bytes() if path.exists() else b""
-    lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    found = [(line, checked(line, path, number)) for number, line in enumerate(lines, 1)]
-    return [(line.decode(), row) for line, row in found]
-
-
 def read_rows(path: Path) -> list[dict]:
     """Rows of RESULTS.jsonl; of rows with the same KEY the last one counts. UserError: file and line of a bad row."""
-    return list({key_of(row): row for _, row in _read_lines(path)}.values())
+    data = path.read_bytes() if path.exists() else b""
+    lines = (
+        data.removesuffix(b"\n").split(b"\n") if data else []
+    )  # only a line feed ends one: texts may hold U+2028
+    return list({key_of(r): r for r in (checked(line, path, n) for n, line in enumerate(lines, 1))}.values())
 
 
 @contextmanager
@@ -129,17 +125,14 @@ def add_rows(path: Path, rows: list[dict]) -> None:
     """Write rows into RESULTS.jsonl in one step; a row replaces one with its KEY, unless that `ended` as late."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        old = _read_lines(path)  # nothing is added to a broken file
-        ended = {key_of(row): row.get("ended") or "" for _, row in old}
-        new = {}
-        for text in (json.dumps(r, ensure_ascii=False) for r in rows):
-            row = checked(text, path)
-            if not row.get("ended") or row["ended"] > ended.get(key_of(row), ""):
-                new[key_of(row)] = text
+        old = {key_of(row): row for row in read_rows(path)}  # nothing is added to a broken file
+        rows = [checked(json.dumps(row, ensure_ascii=False), path) for row in rows]
+        late = {key: row.get("ended") or "" for key, row in old.items()}
+        new = {key_of(r): r for r in rows if not r.get("ended") or r["ended"] > late.get(key_of(r), "")}
         if new:
+            kept = [row for key, row in old.items() if key not in new]
             with atomic_file(path) as f:
-                kept = [text for text, row in old if key_of(row) not in new]
-                f.writelines(f"{text}\n" for text in [*kept, *new.values()])
+                f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in [*kept, *new.values()])
 
 
 # ---- what an experiment leaves -----------------------------------------------------------------------------------
