@@ -58,9 +58,7 @@ train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 extract_opts=("${train_opts[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 student_settings=("${settings[@]}") init=()
-# An ECAPA-TDNN cannot start from a trunk, which then only gives the first labels.
-[ -z "$trunk" ] || ! grep -qs "name: wavlm" "$conf/encoder.yaml" "${student[@]}" ||
-  student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model")
+[ -z "$trunk" ] || student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model")
 [ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
 systems=("$exp/pretrain")
 [ -z "$trunk" ] || systems+=("$exp/trunk")
