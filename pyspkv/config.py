@@ -9,6 +9,7 @@ stop the run with the key's full name.
 """
 
 import dataclasses
+import functools
 import importlib
 import json
 import re
@@ -208,13 +209,18 @@ def build(kind: str, config: Any, *args, **kwargs) -> Any:
     return made
 
 
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter:
+    """Made once a class: it takes a hundred times as long as a validation."""
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return TypeAdapter(cls)
+
+
 def validate(cls: type, raw: dict, where: str = "") -> Any:
     """Build dataclass `cls` from `raw`; strict about names and types."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     try:
-        return TypeAdapter(cls).validate_json(
-            json.dumps(raw, default=str)
-        )  # JSON mode: a list may fill a tuple
+        text = json.dumps(raw, default=str)
+        return _adapter(cls).validate_json(text)  # JSON mode: a list may fill a tuple
     except ValidationError as err:
         first = err.errors()[0]
         path = (*([where] if where else []), *map(str, first["loc"]))

@@ -16,12 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from pyspkv.atomic import atomic_file
 from pyspkv.errors import UserError
 
-UNITS = (
-    "fold",
-    "draw",
-    "speaker",
-    "seed",
-)  # what runs of a row differ in; draw: which utterances have labels
+UNITS = ("fold", "draw", "speaker", "seed")  # what a row's runs differ in; draw: which utterances have labels
 KEY = ("table", "row", "column", *UNITS)
 MATRIX = ("eer", "dev_eer", "label_accuracy")  # what a table with columns shows
 FIGURES = {  # key of a row: decimals, unit, title
@@ -38,6 +33,7 @@ FIGURES = {  # key of a row: decimals, unit, title
     "purity": (3, 1, "purity"),
     "nmi": (3, 1, "NMI"),
     "ami": (3, 1, "AMI"),
+    "ami_with_previous": (3, 1, "AMI with the round before"),
     "live_end": (0, 1, "classes at the end"),
     "nmi_end": (3, 1, "NMI at the end"),
     "ami_end": (3, 1, "AMI at the end"),
@@ -67,10 +63,6 @@ class Look:
 
 
 # ---- RESULTS.jsonl -----------------------------------------------------------------------------------------------
-def key_of(row: dict) -> tuple:
-    return tuple(row.get(k) for k in KEY)
-
-
 class Result(BaseModel):
     """A row; every further key is a figure, a finite number or null."""
 
@@ -94,6 +86,10 @@ class Result(BaseModel):
     eer_ci_over: str | None = None
 
 
+def key_of(row: dict) -> tuple:
+    return tuple(row.get(k) for k in KEY)
+
+
 def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
     """The row of a line of JSON. UserError: it is no row."""
     try:
@@ -102,21 +98,16 @@ def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
     except ValidationError as err:
         key, said = ".".join(map(str, err.errors()[0]["loc"][:1])), err.errors()[0]["msg"].lower()
         rule = f"a line must be a JSON object with table, row, seed and eer; {key or 'it'}: {said}"
-        mend = "remove it and run that row again"
-        raise UserError(rule, file=file, line=number, mend=mend) from None
-
-
-def _read_lines(path: Path) -> list[tuple[str, dict]]:
-    """(line as it stands, its row). Only a line feed ends a line: texts may hold U+2028."""
-    data = path.read_bytes() if path.exists() else b""
-    lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    found = [(line, checked(line, path, number)) for number, line in enumerate(lines, 1)]
-    return [(line.decode(), row) for line, row in found]
+        raise UserError(rule, file=file, line=number, mend="remove it and run that row again") from None
 
 
 def read_rows(path: Path) -> list[dict]:
     """Rows of RESULTS.jsonl; of rows with the same KEY the last one counts. UserError: file and line of a bad row."""
-    return list({key_of(row): row for _, row in _read_lines(path)}.values())
+    data = path.read_bytes() if path.exists() else b""
+    lines = (
+        data.removesuffix(b"\n").split(b"\n") if data else []
+    )  # only a line feed ends one: texts may hold U+2028
+    return list({key_of(r): r for r in (checked(line, path, n) for n, line in enumerate(lines, 1))}.values())
 
 
 @contextmanager
@@ -134,15 +125,14 @@ def add_rows(path: Path, rows: list[dict]) -> None:
     """Write rows into RESULTS.jsonl in one step; a row replaces one with its KEY, unless that `ended` as late."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        old = _read_lines(path)  # nothing is added to a broken file
-        ended = {key_of(row): row.get("ended") or "" for _, row in old}
-        texts = [json.dumps(r, ensure_ascii=False) for r in rows]
-        new = {key_of(row): (text, row.get("ended")) for text in texts for row in [checked(text, path)]}
-        new = {k: text for k, (text, end) in new.items() if not end or end > ended.get(k, "")}
+        old = {key_of(row): row for row in read_rows(path)}  # nothing is added to a broken file
+        rows = [checked(json.dumps(row, ensure_ascii=False), path) for row in rows]
+        late = {key: row.get("ended") or "" for key, row in old.items()}
+        new = {key_of(r): r for r in rows if not r.get("ended") or r["ended"] > late.get(key_of(r), "")}
         if new:
+            kept = [row for key, row in old.items() if key not in new]
             with atomic_file(path) as f:
-                kept = [text for text, row in old if key_of(row) not in new]
-                f.writelines(f"{text}\n" for text in [*kept, *new.values()])
+                f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in [*kept, *new.values()])
 
 
 # ---- what an experiment leaves -----------------------------------------------------------------------------------
@@ -156,12 +146,12 @@ def cost(*phases: Path) -> tuple[float | None, float | None]:
     """(audio seconds, wall seconds) of all training in these phases' folders, from its end-of-epoch records."""
     from pyspkv.bin.report import epochs_of
 
-    models = {
-        log.parent.resolve(): log.parent for phase in phases for log in sorted(phase.glob("*/train.jsonl"))
-    }
+    logs = [
+        log for phase in phases for log in (*phase.glob("*/train.jsonl"), *phase.glob("*/model/train.jsonl"))
+    ]
+    models = {log.parent.resolve() for log in logs}  # a link to one of them is no other one
     runs = [
-        [e for e in epochs_of(m.parent, m.name) if "audio_seconds" in e and "seconds" in e]
-        for m in models.values()
+        [e for e in epochs_of(m.parent, m.name) if {"audio_seconds", "seconds"} <= e.keys()] for m in models
     ]
     if not any(runs):
         return None, None
@@ -174,34 +164,49 @@ def systems(exp: Path) -> dict[str, dict]:
 
     found = read_json(exp / "results.json")
     try:
-        phases = {"pretrain": found.get("pretrain")} | {
-            f"round{r['round']}": r for r in found.get("rounds") or []
-        }
-        if (exp / f"finetune/score/{found.get('trials')}.json").is_file():  # else the last round is final
-            phases["finetune"] = found.get("final")
+        phases = {"pretrain": found.get("pretrain")}
+        if phases["pretrain"]:
+            phases["pretrain"] |= {k: v for k, v in (found.get("dialogues") or {}).items() if k != "mixed"}
+        phases |= {f"round{r['round']}": r for r in found.get("rounds") or []}
+        for name in ("finetune", "baseline"):  # else the last round is final
+            if (exp / f"{name}/score/{found.get('trials')}.json").is_file():
+                phases[name] = found.get("final")
         last = list(phases)[-1]
         phases |= {**(found.get("others") or {}), "supervised": found.get("supervised")}
         out = {name: {**entry, "folder": exp / name} for name, entry in phases.items() if entry}
         return out | ({"final": {**found["final"], "folder": exp / last}} if found.get("final") else {})
-    except (TypeError, KeyError):
-        rule = "is no results.json of bin.report"
-        raise UserError(rule, file=exp / "results.json", mend="run stage 8 again") from None
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            "is no results.json of bin.report", file=exp / "results.json", mend="run stage 8 again"
+        ) from None
 
 
-def row_of(exp: Path, system: str, phases: list[str] | None = None) -> dict:
-    """The figures of a system, with its best dev EER, what its training cost (or that of `phases`) and its commit."""
-    from pyspkv.bin.report import epochs_of, read_json
+def row_of(
+    exp: Path, system: str | list[str], phases: list[str] | None = None, trials: str | None = None
+) -> dict:
+    """The figures of a system, its best dev EER, its commit and what its training cost (or that of `phases`).
 
+    Of several systems it is the one with the lowest dev EER, and the cost is that of all. trials: another list than the
+    headline's. UserError: it is not there.
+    """
+    from pyspkv.bin.report import KEYS, epochs_of, read_json, read_metrics
+
+    if isinstance(system, list):
+        found = [row_of(exp, name, phases or system, trials) for name in system]
+        return min(found, key=lambda row: row.get("dev_eer", float("inf")))
     known = systems(exp)
     if system not in known:
         mend = f"it has {', '.join(known) or 'none'}"
         raise UserError(f"has no system '{system}'", file=exp / "results.json", mend=mend)
     entry = known[system]
     folder = entry.pop("folder")
+    if trials:
+        found = read_metrics(folder / "score" / f"{trials}.json")
+        entry = {k: v for k, v in entry.items() if not k.startswith("eer")} | {k: found.get(k) for k in KEYS}
     out = {
         k: v for k, v in entry.items() if k not in ("round", "threshold") and not isinstance(v, list | dict)
     }
-    if dev := [e["dev_eer"] for e in epochs_of(folder) if e.get("dev_eer") is not None]:
+    if dev := [e["dev_eer"] for e in epochs_of(folder) if "dev_eer" in e]:
         out["dev_eer"] = min(dev)
     out["audio_seconds"], out["wall_seconds"] = cost(*[exp / p for p in phases] if phases else [folder])
     record = folder / "model/run.json"
@@ -210,11 +215,11 @@ def row_of(exp: Path, system: str, phases: list[str] | None = None) -> dict:
 
 # ---- means, spreads and paired differences -----------------------------------------------------------------------
 def by_unit(pairs: list[tuple[dict, float | None]], unit: str) -> list[float]:
-    """(row, value) of each run -> one value a unit, the mean over its runs."""
+    """(row, value) of each run -> a value a unit, the mean over its runs; a row without the unit counts by its seed."""
     groups = defaultdict(list)
     for row, value in pairs:
         if value is not None:
-            groups[row.get(unit)].append(value)
+            groups[("seed", row["seed"]) if row.get(unit) is None else row[unit]].append(value)
     return [sum(v) / len(v) for v in groups.values()]
 
 
@@ -238,8 +243,10 @@ def statistics(values: list[float]) -> tuple[float, float, float]:
 
 
 def spread_text(values: list[float], digits: int, scale: float = 1) -> str:
-    mean, deviation, _ = statistics([v / scale for v in values]) if values else (0, 0, 0)
-    return "-" if not values else f"{mean:.{digits}f}" + f" ± {deviation:.{digits}f}" * (len(values) > 1)
+    if not values:
+        return "-"
+    mean, deviation, _ = statistics([v / scale for v in values])
+    return f"{mean:.{digits}f}" + f" ± {deviation:.{digits}f}" * (len(values) > 1)
 
 
 def difference_text(values: list[float], unit: str) -> str:
@@ -262,11 +269,15 @@ def _markdown(head: list[str], body: list[list[str]]) -> list[str]:
     return ["", lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
+def _number(text: str | None) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+\.?\d*", text or "")] or [float("inf")]
+
+
 class Shown:
     """One table of RESULTS.md: its rows in order, by name and column."""
 
     def __init__(self, rows: list[dict], look: Look):
-        self.rows, self.percent = rows, look.compare == "percent"
+        self.rows, self.compare = rows, look.compare
         self.unit = look.unit or next(
             u for u in UNITS if u == "seed" or any(r.get(u) is not None for r in rows)
         )
@@ -288,58 +299,71 @@ class Shown:
 
     def versus(self, name: str, column: str | None) -> list[float]:
         base = self.part(self.bases[name], column) if name in self.bases else []
-        return paired(self.part(name, column), base, self.unit, "percent" if self.percent else "points")
+        return paired(self.part(name, column), base, self.unit, self.compare)
 
-    def lines(self) -> list[str]:
-        """A line a row with all figures; where rows have columns, a table of rows and columns for each figure."""
-        compared = "EER reduction %" if self.percent else "EER less its base's"
-        titles = [title for _, _, title in self.figures.values()]
-        if self.columns == [None]:
-            body = []
-            for n in self.names:
+    def systems(self) -> list[str]:
+        """A line a row with all its figures."""
+        body = []
+        for n in self.names:
+            seeds = [r["seed"] for r in self.part(n, None)]
+            line = [n, ", ".join(map(str, sorted(seeds))) if self.unit == "seed" else len(seeds)]
+            line += [spread_text(self.units(n, None, k), d, unit) for k, (d, unit, _) in self.figures.items()]
+            if self.bases:
                 found = self.versus(n, None)
-                better = sum(v > 0 if self.percent else v < 0 for v in found)
-                runs = sorted(r["seed"] for r in self.part(n, None))
-                cells = [n, ", ".join(map(str, runs)) if self.unit == "seed" else len(runs)]
-                cells += [
-                    spread_text(self.units(n, None, k), d, unit) for k, (d, unit, _) in self.figures.items()
-                ]
-                body.append(
-                    cells
-                    + [difference_text(found, self.unit), f"{better} of {len(found)}"] * bool(self.bases)
-                )
-            head = ["system", "seeds" if self.unit == "seed" else "runs", *titles]
-            return _markdown(head + [compared, "better in"] * bool(self.bases), body)
-        head, out = ["system", *(c or "" for c in self.columns)], []
-        for k, (digits, unit, title) in self.figures.items():
-            cells = {
-                n: [spread_text(self.units(n, c, k), digits, unit) for c in self.columns] for n in self.names
-            }
-            out += ["", f"{title}:", *_markdown(head, [[n, *line] for n, line in cells.items()])]
+                better = sum(v > 0 if self.compare == "percent" else v < 0 for v in found)
+                line += [difference_text(found, self.unit), f"{better} of {len(found)}" if found else "-"]
+            body.append(line)
+        head = [
+            "system",
+            "seeds" if self.unit == "seed" else "runs",
+            *(t for _, _, t in self.figures.values()),
+        ]
+        return _markdown(head + [self.compared, "better in"] * bool(self.bases), body)
+
+    def matrices(self) -> list[str]:
+        """A table of rows and columns for each figure."""
+
+        def matrix(title: str, names, text) -> list[str]:
+            body = [[n, *(text(n, column) for column in self.columns)] for n in names]
+            return ["", f"{title}:", *_markdown(["system", *(c or "" for c in self.columns)], body)]
+
+        out = []
+        for k, (d, unit, title) in self.figures.items():
+            out += matrix(
+                title, self.names, lambda n, c, k=k, d=d, u=unit: spread_text(self.units(n, c, k), d, u)
+            )
         if self.bases:
-            cells = {
-                n: [difference_text(self.versus(n, c), self.unit) for c in self.columns] for n in self.bases
-            }
-            out += ["", f"{compared}:", *_markdown(head, [[n, *line] for n, line in cells.items()])]
+            out += matrix(
+                self.compared, self.bases, lambda n, c: difference_text(self.versus(n, c), self.unit)
+            )
         return out
+
+    @property
+    def compared(self) -> str:
+        return "EER reduction %" if self.compare == "percent" else "EER less its base's"
 
     def markdown(self) -> list[str]:
         said = f"Mean ± standard deviation over {self.unit}s" + ", each its seeds' mean" * (
             self.unit != "seed"
         )
         if self.bases:
-            said += f". Compared run by run with {'; '.join(dict.fromkeys(self.bases.values()))}: mean"
+            bases = list(dict.fromkeys(self.bases.values()))
+            said += f". Compared run by run with {bases[0] if len(bases) == 1 else 'the first of its group'}: mean"
             said += f" and Student's 95 % interval over {self.unit}s" * (self.unit != "seed")
         seeds = ", ".join(map(str, sorted({r["seed"] for r in self.rows})))
-        said += f". Seeds {seeds}; {sum(r.get('wall_seconds') or 0 for r in self.rows) / 60:.0f} minutes of training."
-        return [
-            "",
-            f"## {_text(self.rows[0]['table'])}",
-            *self.lines(),
-            "",
-            _text(said),
-            *provenance(self.rows),
+        minutes = sum(r.get("wall_seconds") or 0 for r in self.rows) / 60
+        said += f". Seeds {seeds}; {minutes:.0f} minutes of training."
+        out = ["", f"## {_text(self.rows[0]['table'])}"]
+        out += self.systems() if self.columns == [None] else self.matrices()
+        out += ["", _text(said)]
+        grids = [
+            {**r, "command": f"python -m pyspkv.bin.grid {r['grid']}"} if r.get("grid") else r
+            for r in self.rows
         ]
+        for key in ("command", "commit", "machine"):
+            if values := sorted({_text(r[key]).replace("`", "'") for r in grids if r.get(key)}):
+                out += ["", f"{key.capitalize()}s: " + "; ".join(f"`{v}`" for v in values)]
+        return out
 
     def plot(self, folder: Path) -> None:
         """Mean EER and its spread over the units: a line a row, a colour a column."""
@@ -362,26 +386,15 @@ class Shown:
                 ax.legend(fontsize=8)
 
 
-def _number(text: str | None) -> list[float]:
-    return [float(x) for x in re.findall(r"\d+\.?\d*", text or "")] or [float("inf")]
-
-
-def provenance(rows: list[dict]) -> list[str]:
-    grids = [{**r, "command": f"python -m pyspkv.bin.grid {r['grid']}"} if r.get("grid") else r for r in rows]
-    out = []
-    for key in ("command", "commit", "machine"):
-        if values := sorted({_text(r[key]).replace("`", "'") for r in grids if r.get(key)}):
-            out += ["", f"{key.capitalize()}s: " + "; ".join(f"`{v}`" for v in values)]
-    return out
-
-
 def write_tables(path: Path, looks: dict[str, Look], plots: Path | None = None) -> int:
     """RESULTS.md from RESULTS.jsonl, and plots into a folder; how many rows there are. `looks`: title -> Look."""
     said = "Written from RESULTS.jsonl by `python -m pyspkv.bin.grid TABLE --report`; do not edit by hand."
     with locked(path.parent):
         rows = read_rows(path)
-        tables = {t: [r for r in rows if r["table"] == t] for t in dict.fromkeys(r["table"] for r in rows)}
-        shown = [Shown(part, looks.get(title) or Look(title)) for title, part in tables.items()]
+        shown = []
+        places = {title: k for k, title in enumerate(looks)}
+        for title in sorted(dict.fromkeys(r["table"] for r in rows), key=lambda t: places.get(t, len(looks))):
+            shown.append(Shown([r for r in rows if r["table"] == title], looks.get(title) or Look(title)))
         with atomic_file(path.with_suffix(".md")) as f:
             f.write(
                 "\n".join(["# Results", "", said, *(line for s in shown for line in s.markdown())]) + "\n"

@@ -5,7 +5,6 @@ as well: where the process that started it is killed, the next one waits for wha
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shlex
@@ -13,9 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +24,6 @@ from pyspkv.atomic import atomic_file, folder_lock
 from pyspkv.errors import UserError
 from pyspkv.grid import Cell, Table, word
 
-CLAIM = ".grid.lock"
 GRACE = 10  # seconds that a run has to end after SIGTERM
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,160 +32,106 @@ ROOT = Path(__file__).resolve().parent.parent
 class Mark:
     """EXP/<cell>/grid.json."""
 
-    definition: dict[str, str]  # what was started
+    command: str  # as it is called with the table's own exp
+    after: dict[str, str]  # cell that it needs: when that one had ended
+    machine: str
     state: Literal["interrupted", "failed", "done"] = "interrupted"
     ended: str = ""  # UTC
     seconds: float = 0.0  # of all its tries, less those that were killed without warning
-    command: str = ""
-    commit: str = ""
-    machine: str = ""
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def commit() -> str:
-    """Commit of the working tree, with `+` where files differ: pyspkv.runlog.git_id without its torch."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
-    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return found or os.environ.get("SPKV_COMMIT", "")
-
-
-def duration(seconds: float) -> str:
-    minutes = int(seconds) // 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def alive(process: subprocess.Popen) -> bool:
-    """Whether anything of its process group runs: what it started may take longer to end than itself."""
-    try:
-        return process.poll() is None or os.killpg(process.pid, 0) is None
-    except ProcessLookupError:
-        return False
-
-
 class Runner:
-    """The chosen cells of a table in the folder `exp`."""
+    """The chosen cells of a table in the folder `exp`; `cmd` starts a run on another machine."""
 
     def __init__(self, table: Table, exp: Path, only: str, cmd: list[str], run_opts: list[str]):
         self.table, self.exp, self.cells = table, exp, table.select(only)
-        self.cmd, self.run_opts = cmd, run_opts
-        self.began, self.signal, self.stopping = now(), 0, False
+        self.cmd, self.run_opts, self.began, self.signal = cmd, run_opts, now(), 0
         self.jobs: dict[str, tuple] = {}  # cell: (its process, its mark, its lock, when it was started)
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}  # cell: why
 
-    def log(self, cell: Cell) -> Path:
-        return self.exp / cell.name / "log/grid.log"
-
     def command(self, cell: Cell) -> list[str]:
-        words = self.table.command(cell, self.exp) + self.run_opts
-        return [*self.cmd, str(self.log(cell)), *words] if self.cmd else words
+        return self.table.command(cell, self.exp) + self.run_opts
 
-    def shown(self, cell: Cell) -> str:
-        """The command as rows have it: from the repository's root."""
-        recipe = self.table.recipe(cell)
-        words = [w.replace(f"{recipe}/", "") for w in self.table.command(cell, self.exp) + self.run_opts]
-        return f"cd {shlex.quote(os.path.relpath(recipe, ROOT))} && ./{shlex.join(words)}"
+    def claim(self, cell: Cell):
+        return folder_lock(self.exp / cell.name, ".grid.lock")
 
-    # ---- what has been done ------------------------------------------------------------------------------------
     def mark(self, name: str) -> Mark | None:
         file = self.exp / name / "grid.json"
         try:
             return cfg.validate(Mark, json.loads(file.read_bytes())) if file.exists() else None
         except (ValueError, RecursionError, UserError):
-            raise UserError("is no mark of a cell", file=file, mend=f"--force {name}") from None
+            raise UserError("is no mark of a cell", file=file, mend=f"remove {file.parent}") from None
 
     def write(self, cell: Cell, mark: Mark) -> None:
         with atomic_file(self.exp / cell.name / "grid.json") as f:
             json.dump(asdict(mark), f, indent=1)
 
-    def definition(self, cell: Cell) -> dict[str, str]:
-        """What makes it another run: its settings, and when the cells that it needs had ended."""
-        out = {"recipe": cell.recipe, "--seed": str(cell.seed)}
-        out |= {f"--{option}": value for option, value in cell.options.items()}
-        for name in cell.needs():
-            mark = self.mark(name)
-            out[f"end of {name}"] = mark.ended if mark and mark.state == "done" else ""
-        return out
+    def new_mark(self, cell: Cell) -> Mark:
+        folder = shlex.quote(os.path.relpath(self.table.recipe(cell), ROOT))
+        words = shlex.join(self.table.command(cell, Path("exp/grid")))
+        marks = {name: self.mark(name) for name in cell.needs()}
+        ends = {name: m.ended if m and m.state == "done" else "" for name, m in marks.items()}
+        return Mark(f"cd {folder} && {words}", ends, results.machine())
 
     def changed(self, cell: Cell) -> str:
-        """The first difference from what was started in the cell's folder; empty: none."""
-        mark, new = self.mark(cell.name), self.definition(cell)
-        old = mark.definition if mark else new
-        keys = [k for k in [*new, *old] if old.get(k) != new.get(k)]
-        return f"{keys[0]} was {old.get(keys[0])!r} and is now {new.get(keys[0])!r}" if keys else ""
-
-    def refuse_changed(self) -> None:
-        changed = {cell.name: said for cell in self.cells if (said := self.changed(cell))}
-        for name, said in changed.items():
-            mend = f"undo it, give another --exp, or begin anew with --force {' '.join(changed)}"
-            raise UserError(
-                f"cell {name} is another one than it was: {said}", file=self.table.path, mend=mend
-            )
-
-    def set_aside(self, names: list[str]) -> None:
-        """Move what cells have left to EXP/.before: they begin anew."""
-        for folder in [self.exp / name for name in self.table.known(names) if (self.exp / name).exists()]:
-            with folder_lock(folder, CLAIM):
-                to = self.exp / ".before" / f"{folder.name}-{now()}"
-                to.parent.mkdir(exist_ok=True)
-                folder.rename(to)
-            print(f"what {folder.name} had left is now in {to}")
-
-    def held(self, cell: Cell) -> float | None:
-        """For how many seconds somebody has had the cell; None: nobody has it."""
-        with contextlib.suppress(FileNotFoundError), open(self.exp / cell.name / CLAIM) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return max(0.0, time.time() - os.fstat(lock.fileno()).st_mtime)
-        return None
+        """How the cell differs from what was started in its folder; empty: not at all."""
+        old, new = self.mark(cell.name), self.new_mark(cell)
+        if old is None or (old.command, old.after) == (new.command, new.after):
+            return ""
+        return f"it was {old.command} after {old.after}; now it is {new.command} after {new.after}"
 
     # ---- one cell ----------------------------------------------------------------------------------------------
     def start(self, cell: Cell) -> None:
         """Claim the cell and start it, unless another process has it or has just ended it."""
         with contextlib.ExitStack() as stack:
             try:
-                lock = stack.enter_context(folder_lock(self.exp / cell.name, CLAIM))
+                lock = stack.enter_context(self.claim(cell))
             except UserError:
                 return
-            old = self.mark(cell.name)
-            if old and old.state == "done":
+            old, mark = self.mark(cell.name), self.new_mark(cell)
+            if old and old.ended > self.began and old.state == "failed":
+                self.failed[cell.name] = "in another process"
+            if old and old.state == "done" or cell.name in self.failed:
                 return
-            if (said := self.changed(cell)) or (old and old.state == "failed" and old.ended > self.began):
-                self.failed[cell.name] = said or f"in another process: {self.log(cell)}"
-                return
-            mark = Mark(self.definition(cell), seconds=old.seconds if old else 0.0)
-            mark.command, mark.commit, mark.machine = self.shown(cell), commit(), results.machine()
+            mark.seconds = old.seconds if old else 0.0
             self.write(cell, mark)
-            self.log(cell).parent.mkdir(exist_ok=True)
-            kept = fcntl.fcntl(lock, fcntl.F_DUPFD, 200)  # a number that no script redirects
-            stack.callback(os.close, kept)
-            out = None if self.cmd else stack.enter_context(open(self.log(cell), "a"))
-            env = {k: v for k, v in os.environ.items() if k != "SPKV_RECIPE"}
-            how = {"cwd": self.table.recipe(cell), "env": env, "pass_fds": [kept], "start_new_session": True}
-            how |= {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+            log, words = self.exp / cell.name / "log/grid.log", self.command(cell)
+            log.parent.mkdir(exist_ok=True)
+            out = stack.enter_context(open(os.devnull if self.cmd else log, "a"))
             try:
-                process = subprocess.Popen(self.command(cell), **how)
-            except OSError as err:
+                process = subprocess.Popen(
+                    [*self.cmd, str(log), *words] if self.cmd else words,
+                    cwd=self.table.recipe(cell),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    pass_fds=[lock.fileno()],
+                )
+            except (OSError, ValueError) as err:
                 self.failed[cell.name] = f"cannot be started: {err}"
                 return
-            print(f"{time.strftime('%T')} {cell.name}: started, see {self.log(cell)}", flush=True)
-            held = os.fdopen(os.dup(lock.fileno()))  # until its end is written down
-            self.jobs[cell.name] = process, mark, held, time.monotonic()
+            print(f"{time.strftime('%T')} {cell.name}: started, see {log}", flush=True)
+            self.jobs[cell.name] = process, mark, stack.pop_all(), time.monotonic()
 
     def end(self, cell: Cell) -> None:
-        """Write down how the cell's run ended."""
-        process, mark, held, began = self.jobs.pop(cell.name)
-        code, log = process.wait(), self.log(cell)
+        """Write down how the cell's run ended, then give up the claim."""
+        process, mark, lock, began = self.jobs.pop(cell.name)
+        code, log = process.wait(), self.exp / cell.name / "log/grid.log"
         mark.seconds += time.monotonic() - began
-        if code == 0 or not self.stopping:
+        if code == 0 or not self.signal:
             mark.state, mark.ended = "failed" if code else "done", now()
         self.write(cell, mark)
-        held.close()
-        print(f"{time.strftime('%T')} {cell.name}: {mark.state} after {duration(mark.seconds)}", flush=True)
+        lock.close()
+        print(
+            f"{time.strftime('%T')} {cell.name}: {mark.state} after {timedelta(seconds=round(mark.seconds))}",
+            flush=True,
+        )
         if mark.state == "failed":
             self.failed[cell.name] = f"exit code {code}: {log}"
             lines = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else []
@@ -197,106 +141,106 @@ class Runner:
         """The rows of a finished cell go into RESULTS.jsonl, where they are not there yet."""
         self.done.add(cell.name)
         exp, rows = self.exp / cell.name, []
-        same = {"cell": cell.name, "grid": os.path.relpath(self.table.path, ROOT)}
-        same |= {k: getattr(mark, k) for k in ("command", "commit", "machine", "ended")}
-        same |= {u: getattr(cell, u) for u in results.UNITS}
+        same = {"command": mark.command, "machine": mark.machine, "ended": mark.ended, "cell": cell.name}
+        same |= {"grid": os.path.relpath(self.table.path, ROOT)} | {
+            u: getattr(cell, u) for u in results.UNITS
+        }
         try:
             for row in cell.rows:
-                known = [n for n in results.systems(exp) if n != "final"]
-                for name in known if row.system == "all" else [row.system]:
+                every = [name for name in results.systems(exp) if name != "final"]
+                for system in every if row.system == "all" else [row.system]:
                     new = same | {"table": self.table.file.tables[row.table].title}
-                    new |= {"row": name if row.system == "all" else row.row}
+                    new |= {"row": system if row.row == "all" else row.row}
                     new |= {"column": None if row.column is None else word(row.column)}
-                    found = results.row_of(exp, name, row.cost)
-                    rows.append({k: v for part in (new, found) for k, v in part.items() if v is not None})
+                    new |= results.row_of(exp, system, row.cost, row.trials)
+                    if row.zero:
+                        before, phase = row.zero.split("/")
+                        new["eer_zero"] = results.row_of(self.exp / before, phase)["eer"]
+                    rows.append({k: v for k, v in new.items() if v is not None})
             results.add_rows(self.table.results, rows)
         except (UserError, OSError) as err:
             self.failed[cell.name] = f"done, but its rows are not written: {err}"
 
     # ---- all cells ---------------------------------------------------------------------------------------------
     def work(self, jobs: int) -> int:
-        """`work_on`, after which nothing that it started runs on."""
-        try:
-            return self.work_on(jobs)
-        finally:
-            self.stop()
-
-    def work_on(self, jobs: int) -> int:
         """Run what is not done, `jobs` cells at a time. 0: all done; 1: a cell failed; 128 + n: ended by signal n."""
+        for cell in self.cells:
+            if said := self.changed(cell):
+                mend = f"undo it, give another --exp, or remove {self.exp / cell.name}"
+                raise UserError(f"cell {cell.name} has changed: {said}", file=self.table.path, mend=mend)
+        os.environ.pop("SPKV_RECIPE", None)  # run.sh knows its own folder
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, lambda got, _: setattr(self, "signal", got))
         said = ""
-        while not self.signal:
-            left, blocked = [], {}
-            for cell in self.cells:
-                if cell.name in self.jobs and self.jobs[cell.name][0].poll() is not None:
-                    self.end(cell)
-                if cell.name not in self.done and (mark := self.mark(cell.name)) and mark.state == "done":
-                    self.record(cell, mark)
-                lost = [n for n in cell.needs() if n in blocked or (n in self.failed and n not in self.done)]
-                if cell.name in self.failed or lost:
-                    blocked[cell.name] = lost
-                elif cell.name not in self.done:
-                    left.append(cell)
-                    free = cell.name not in self.jobs and len(self.jobs) < jobs and not self.signal
-                    if free and self.done.issuperset(cell.needs()):
-                        self.start(cell)
-            if not left:
-                return self.summary(blocked)
-            if not self.jobs and not said:
-                print(said := "the rest is in the hands of other processes: waiting", flush=True)
-            time.sleep(0.1 + len(left) / 1000)
-        return 128 + self.signal
+        try:
+            while (left := self.step(jobs)) and not self.signal:
+                if not self.jobs and not said:
+                    print(said := "the rest is in the hands of other processes: waiting", flush=True)
+                time.sleep(0.05 + left / 1000)
+        finally:
+            self.stop()
+        print(f"{len(self.done)} of {len(self.cells)} cells are done")
+        for name, why in self.failed.items():
+            print(f"failed: {name} ({why})", file=sys.stderr)
+        return 128 + self.signal if self.signal else 1 if self.failed else 0
+
+    def step(self, jobs: int) -> int:
+        """Look once at every cell and start what can be; how many are left."""
+        left = 0
+        for cell in self.cells:
+            if cell.name in self.jobs and self.jobs[cell.name][0].poll() is not None:
+                self.end(cell)
+            if cell.name in self.done or cell.name in self.failed:
+                continue
+            lost = [n for n in cell.needs() if n in self.failed and n not in self.done]
+            if (mark := self.mark(cell.name)) and mark.state == "done":
+                self.record(cell, mark)
+            elif lost:
+                self.failed[cell.name] = f"not run, for it waits for {lost[0]}"
+            else:
+                left += 1
+                free = cell.name not in self.jobs and len(self.jobs) < jobs and not self.signal
+                if free and self.done.issuperset(cell.needs()):
+                    self.start(cell)
+        return left
 
     def stop(self) -> None:
-        """End the process groups of all runs; the stubborn after GRACE seconds."""
-        self.stopping = True
+        """End what runs, the stubborn after GRACE seconds; run.sh itself waits for what it has started."""
+        self.signal = self.signal or (signal.SIGTERM if self.jobs else 0)
         until = time.monotonic() + GRACE
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process, *_ in self.jobs.values():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
-            while time.monotonic() < until and any(alive(process) for process, *_ in self.jobs.values()):
-                time.sleep(0.05)
+            for process, *_ in self.jobs.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
         for cell in [c for c in self.cells if c.name in self.jobs]:
             self.end(cell)
 
-    def summary(self, blocked: dict[str, list[str]]) -> int:
-        print(f"{len(self.done)} of {len(self.cells)} cells are done")
-        for name, why in self.failed.items():
-            print(f"failed: {name} ({why})", file=sys.stderr)
-        for name, lost in blocked.items():
-            if lost:
-                print(f"not run: {name}, which waits for {lost[0]}", file=sys.stderr)
-        return 1 if self.failed else 0
-
     def status(self, jobs: int) -> None:
-        """A line a cell, and about how long the rest takes by the finished cells of the same template or recipe."""
-        walls, states, rest = defaultdict(list), defaultdict(int), []
+        """A line a cell, and about how long the rest takes by the finished cells of the same template, or of all."""
+        walls, states, rest = defaultdict(list), Counter(), []
         for cell in self.cells:
-            mark, held, needs = self.mark(cell.name), self.held(cell), self.definition(cell)
-            waits = [n for n in cell.needs() if not needs[f"end of {n}"]]
-            if said := self.changed(cell):
-                state, text = "changed", said
-            elif mark and mark.state == "done" or held is None and mark:
-                state, text = mark.state, duration(mark.seconds)
-            elif held is not None:
-                state, text = "running", f"for {duration(held)}"
-            else:
-                state, text = ("waiting", f"for {waits[0]}") if waits else ("to do", "")
-            print(f"{cell.name:<32} {state:<12} {text}".rstrip())
+            mark, said = self.mark(cell.name), self.changed(cell)
+            state = "changed" if said else mark.state if mark else "to do"
+            try:
+                with self.claim(cell) if state == "interrupted" else contextlib.nullcontext():
+                    pass
+            except UserError:
+                state = "running"
+            print(f"{cell.name:<32} {state:<12} {said}".rstrip())
             states[state] += 1
             if state == "done":
                 walls[cell.template].append(mark.seconds)
-                walls["", cell.recipe].append(mark.seconds)
             else:
-                rest.append((cell, held or 0))
-        known = [(walls[c.template] or walls["", c.recipe], held) for c, held in rest]
-        left = sum(max(0, sum(w) / len(w) - held) for w, held in known if w)
-        print(", ".join(f"{n} {state}" for state, n in states.items()))
-        jobs = max(jobs, states["running"])
-        unknown = sum(not w for w, _ in known)
-        parts = [f"about {duration(left / jobs)} left, {jobs} at a time"] if left or not unknown else []
-        parts += [f"nobody knows yet how long {unknown} cells take"] if unknown else []
-        print("; ".join(parts))
+                rest.append(cell.template)
+        every = [seconds for found in walls.values() for seconds in found]
+        left = sum(sum(found) / len(found) for found in (walls[t] or every for t in rest) if found)
+        about = (
+            f"about {timedelta(seconds=round(left / jobs))} left, {jobs} at a time"
+            if every
+            else "nobody knows how long it takes"
+        )
+        print(", ".join(f"{n} {state}" for state, n in states.items()) + f"; {about}")

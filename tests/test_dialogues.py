@@ -14,7 +14,7 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyspkv import dialogues, turns
+from pyspkv import dialogues, foreign, turns
 from pyspkv.datadir import DataDir
 from pyspkv.datafix import fix
 from pyspkv.embeddings import normalise
@@ -499,6 +499,14 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
     mixed = [data.dialogue2mixed[r[0]] == "1" for r in rows]
     pairs = [(a < b) + (a == b) / 2 for a, m in zip(mean, mixed) if m for b, n in zip(mean, mixed) if not n]
     assert f"AUC of the mean cosine {np.mean(pairs):.4f}" in done.stdout
+    figures = foreign.read_json(tmp_path / "again.json")
+    tool(*args, "--out", tmp_path / "heard", "--mixed", truth, "--shared-channel")
+    heard = foreign.read_json(tmp_path / "heard.json")
+    assert figures["auc"] == pytest.approx(np.mean(pairs), abs=0.05)
+    assert figures["auc_channel"] == heard["auc"] != figures["auc"] and "auc_channel" not in heard
+    (tmp_path / "clean").write_text("".join(f"{name} 0\n" for name in data.dialogue2mixed))
+    tool(*args, "--out", tmp_path / "none", "--mixed", tmp_path / "clean")
+    assert foreign.read_json(tmp_path / "none.json") == {"mixed": 0}, "NaN is no JSON, and report reads it"
     (tmp_path / "short").write_text(f"{sorted(data.dialogue2mixed)[0]} 1\n")
     done = tool(*args, "--out", tmp_path / "x", "--mixed", tmp_path / "short", code=1)
     assert "lacks 7 dialogues" in done.stderr

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from pyspkv import results
 from pyspkv.bin import grid as cli
 from pyspkv.errors import UserError
-from pyspkv.grid import Table
+from pyspkv.grid import Table, looks
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -71,13 +72,15 @@ def rows(recipe):
 
 
 PRODUCT = """
-title: Toy
 options: {labels: 9, wait: 0, nj: 2}
 tables:
-  main: {title: "Table 1", base: w/o GLL, unit: draw}
+  main: {title: "Toy. Table 1", base: w/o GLL, unit: draw}
 cells:
   "{system}-{labels}-{seed}":
-    each: {"system, name, eer": [[wo, w/o GLL, 12], [gll, GLL, 10.5]], labels: [1, 4], seed: [0, 1]}
+    each:
+      system: [{system: wo, name: w/o GLL, eer: 12}, {system: gll, name: GLL, eer: 10.5}]
+      labels: [1, 4]
+      seed: [0, 1]
     after: ["pre-{seed}"]
     options: {labels: "{labels}", eer: "{eer}", nj: null, opts: "init={exp:pre-{seed}}/m x={labels}", flag: true}
     draw: "{seed}"
@@ -98,10 +101,11 @@ def test_products_options_and_order(recipe):
     cell = t.cells["gll-4-1"]
     assert (cell.seed, cell.draw, cell.fold, cell.needs()) == (1, 1, None, ["pre-1"])
     assert t.command(cell, Path("/x")) == [
-        *(f"{recipe}/run.sh", "--exp", "/x/gll-4-1", "--seed", "1", "--labels", "4", "--wait", "0"),
+        *("./run.sh", "--exp", "/x/gll-4-1", "--seed", "1", "--labels", "4", "--wait", "0"),
         *("--reuse", "/x/pre-1", "--eer", "10.5", "--opts", "init=/x/pre-1/m x=4", "--flag", "true"),
     ]
-    assert [c.name for c in t.select("^gll-4")] == ["pre-0", "pre-1", "gll-4-0", "gll-4-1"]
+    assert [c.name for c in t.select("gll-4-*")] == ["pre-0", "pre-1", "gll-4-0", "gll-4-1"]
+    assert t.recipe(cell) == recipe
     assert t.looks["Toy. Table 1"].order == ["w/o GLL", "GLL", "Stage I"]
 
 
@@ -110,21 +114,25 @@ def test_products_options_and_order(recipe):
     [
         ("unit: draw", "unti: draw", r"unknown config key 'tables.main.unti'"),
         ("unit: draw", "unit: round", r"tables.main.unit"),
-        ("labels: [1, 4]", "labels: 4", r"cells.{system}-{labels}-{seed}: each: 'labels' must be a list"),
-        ("[gll, GLL, 10.5]", "[gll, GLL]", r"'system, name, eer' must be a list, 3"),
+        ("labels: [1, 4]", "labels: 4", r"cells.{system}-{labels}-{seed}: config key 'each.labels'.* array"),
+        ("labels: [1, 4]", "labels: []", r"each.labels.* at least 1"),
+        ("labels: [1, 4]", "labels: [[1, 4]]", r"each.labels.0"),
         ('"{labels}", eer', '"{label}", eer', r"'{label}': label is no variable.*\n.*system, name, eer, labels, seed"),
         ("flag: true", "flag: [1]", r"options.flag"),
-        ("flag: true", "exp: /etc", r"no option can be called \['exp'\]"),
-        ("flag: true", "'a b': 1", r"no option can be called \['a b'\]"),
+        ("flag: true", "exp: /etc", r"options: exp is the cell's own"),
+        ("flag: true", "'a b': 1", r"options.a b.* pattern"),
         ('draw: "{seed}"', "drow: 1", r"unknown config key 'drow'"),
         ("column: none", "colum: none", r"unknown config key 'rows.0.colum'"),
         ("{table: main, row: Stage", "{table: mian, row: Stage", r"no table is called 'mian'.*\n.*main"),
-        ("system: pretrain", "system: ../x", r"no phase '../x'"),
+        ("system: pretrain", "system: ../x", r"rows.0.system.* pattern"),
+        ("system: pretrain", "system: [pretrain, a/b]", r"rows.0.system"),
+        ("system: pretrain", "zero: pretrain", r"rows.0.zero.* pattern"),
+        ("system: pretrain", "zero: x/y", r"no cell is called 'x'"),
         ('["pre-{seed}"]', '["pre-7"]', r"no cell is called 'pre-7'"),
         ("pre-{seed}:\n", "pre:\n", r"'pre' is a second cell's name"),
         ("pre-{seed}:\n", '"a/{seed}":\n', r"'a/0' is a second cell's name or cannot be one"),
         ("    rows: [{table: main, row: St", "    after: [gll-1-0]\n    rows: [{table: main, row: St", "wait for"),
-        ("title: Toy", "title: [", r"t.yaml:\d+: cannot be read as YAML"),
+        ("options: {labels: 9", "options: [", r"t.yaml:\d+: cannot be read as YAML"),
         ("seed: [0, 1]}\n    rows", "seed: [true]}\n    rows", r"seed"),
     ],
 )  # fmt: skip
@@ -150,7 +158,7 @@ def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, caps
     assert (row["eer"], row["draw"], row["table"], row["eer_ci_low"]) == (10.5, 1, "Toy. Table 1", 1)
     assert row["cell"] == "gll-4-1"
     assert "my recipe' && ./run.sh --exp exp/grid/gll-4-1 --seed 1 --labels 4 " in row["command"]
-    assert row["machine"] and row["commit"] and row["grid"].endswith("tables/t.yaml")
+    assert row["machine"] and row["grid"].endswith("tables/t.yaml")
     tables = (recipe / "RESULTS.md").read_text()
     assert (
         "| GLL | 10.50 ± 0.00 | 10.50 ± 0.00 | - |" in tables and "| GLL | -1.50 (-1.50 .. -1.50) |" in tables
@@ -173,6 +181,25 @@ def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, caps
     assert {r["num_clusters"] for r in rows(recipe) if r["row"] == "two"} == {7}
 
 
+def test_a_row_may_hold_the_figure_of_the_start_and_a_trial_has_rows_of_its_own(recipe, monkeypatch):
+    text = """
+tables: {m: {title: M, base: a}}
+cells:
+  a: {options: {eer: 20}, rows: [{table: m, row: a}]}
+  b: {options: {eer: 15}, rows: [{table: m, row: b, zero: a/round2}]}
+  c: {options: {eer: 5}, rows: [{table: m, system: all}]}
+"""
+    path, exp = table(recipe, text), recipe / "trial"
+    assert call(monkeypatch, path, "--exp", exp) == 0
+    assert not (recipe / "RESULTS.jsonl").exists() and not (recipe / "exp/grid").exists()
+    found = {r["row"]: r for r in map(json.loads, (exp / "RESULTS.jsonl").read_text().splitlines())}
+    assert (found["b"]["eer"], found["b"]["eer_zero"]) == (15, 20) and "eer_zero" not in found["a"]
+    assert found.keys() == {"a", "b", "pretrain", "round2"}
+    columns, lines = cells((exp / "RESULTS.md").read_text(), "## M")
+    assert lines["b"][columns.index("EER %, no step of fine-tuning")] == "20.00"
+    assert lines["b"][-2:] == ["-5.00 (one seed: no interval)", "1 of 1"] and lines["a"][-2:] == ["-", "-"]
+
+
 def test_a_failed_cell_is_named_and_stops_only_what_waits_for_it(recipe, monkeypatch, capfd):
     text = """
 tables: {m: {title: M}}
@@ -187,13 +214,15 @@ cells:
     assert call(monkeypatch, path) == 1
     err = capfd.readouterr().err
     assert "no such noise list" in err and f"failed: a (exit code 3: {recipe}/exp/grid/a/log/grid.log)" in err
-    assert "not run: b, which waits for a" in err and "not run: c, which waits for b" in err
+    assert (
+        "failed: b (not run, for it waits for a)" in err and "failed: c (not run, for it waits for b)" in err
+    )
     assert "failed: e (done, but its rows are not written" in err and "has no system 'round9'" in err
     assert [r["row"] for r in rows(recipe)] == ["d"]
     call(monkeypatch, path, "--status")
     out = capfd.readouterr().out
-    assert re.search(r"^a +failed", out, re.M) and re.search(r"^b +waiting +for a$", out, re.M)
-    assert "2 done" in out and "left, 1 at a time" in out
+    assert re.search(r"^a +failed", out, re.M) and re.search(r"^b +to do$", out, re.M)
+    assert "2 done" in out and "2 to do" in out and "left, 1 at a time" in out
     (recipe / "run.sh").write_text(RECIPE.replace("exit 3", "true"))  # mended
     assert call(monkeypatch, path) == 1 and not (recipe / "exp/grid/b/reuse").exists()
     assert (recipe / "exp/order").read_text().split().count("d") == 1, "what is done is not done again"
@@ -206,18 +235,18 @@ def test_a_changed_cell_is_refused_with_the_difference(recipe, monkeypatch, caps
     path = table(recipe, text)
     assert call(monkeypatch, path) == 0
     call(monkeypatch, table(recipe, text.replace("labels: 1", "labels: 2")), "--status")
-    assert re.search(r"^a +changed +--labels was '1' and is now '2'$", capsys.readouterr().out, re.M)
-    with pytest.raises(UserError, match=r"cell a .*--labels was '1' and is now '2'\n.*--force a$"):
-        call(monkeypatch, path)
+    assert re.search(r"^a +changed .*--labels 1 .*--labels 2 ", capsys.readouterr().out, re.M)
     with pytest.raises(
-        UserError, match=r"cell b .*end of a was .*\n.*--force b$"
-    ):  # made from another run of a
-        call(monkeypatch, path, "--force", "a")
-    assert not (recipe / "exp/grid/a").exists() and list((recipe / "exp/grid/.before").glob("a-*/words"))
-    assert call(monkeypatch, path, "--force", "b") == 0
+        UserError, match=r"cell a has changed.*--labels 1 after.*--labels 2 .*\n.*remove .*grid/a$"
+    ):
+        call(monkeypatch, path)
+    shutil.rmtree(recipe / "exp/grid/a")
+    assert call(monkeypatch, path, "--only", "a") == 0
+    with pytest.raises(UserError, match=r"cell b has changed.* after {'a': .*\n.*remove .*grid/b$"):
+        call(monkeypatch, path)  # made from another run of a
+    shutil.rmtree(recipe / "exp/grid/b")
+    assert call(monkeypatch, path) == 0
     assert (recipe / "exp/order").read_text().split() == ["a", "c", "b", "a", "b"]
-    with pytest.raises(UserError, match="no cell is called 'x'"):
-        call(monkeypatch, path, "--force", "x")
 
 
 def test_the_dry_run_can_be_pasted_and_writes_nothing(recipe, monkeypatch, capsys):
@@ -236,7 +265,7 @@ def test_the_dry_run_can_be_pasted_and_writes_nothing(recipe, monkeypatch, capsy
     assert not list(recipe.rglob("hacked"))
     call(monkeypatch, path, "--exp", exp)
     (exp / "a/grid.json").write_text('{"seconds": "x"}')
-    with pytest.raises(UserError, match=r"grid.json: is no mark of a cell\n  mend: --force a"):
+    with pytest.raises(UserError, match=r"grid.json: is no mark of a cell\n  mend: remove .*/a$"):
         call(monkeypatch, path, "--exp", exp)
     text = "cells:\n  a: {}\n  b: {options: {x: '{exp:a}', y: 'k={exp:a}'}}\n"
     with pytest.raises(UserError, match="cannot be a part of the option y"):
@@ -269,7 +298,7 @@ def test_a_signal_ends_the_cell_and_status_sees_who_runs(recipe, monkeypatch, ca
     call(monkeypatch, path, "--status")
     out = capsys.readouterr().out
     assert (
-        re.search(r"^a +running +for \d+ s$", out, re.M) and "nobody knows yet how long 2 cells take" in out
+        re.search(r"^a +running$", out, re.M) and "1 running, 1 to do; nobody knows how long it takes" in out
     )
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
@@ -281,7 +310,9 @@ def test_a_signal_ends_the_cell_and_status_sees_who_runs(recipe, monkeypatch, ca
 def test_a_signal_lets_the_jobs_of_a_runner_end_in_their_own_time(recipe):
     """utils/run.sh gives each job a process group of its own and ends it itself, which takes a moment."""
     job = "trap 'sleep 0.5; touch cleaned; exit 0' TERM; echo $$ > job; while :; do sleep 0.05; done"
-    (recipe / "run.sh").write_text(f"#!/bin/bash\n{ROOT}/utils/run.sh job.log bash -c {shlex.quote(job)}\n")
+    (recipe / "run.sh").write_text(
+        f"#!/bin/bash\nexec {ROOT}/utils/run.sh job.log bash -c {shlex.quote(job)}\n"
+    )
     process = start(table(recipe, "cells:\n  a: {}\n"))
     wait_for(lambda: (recipe / "job").exists() and (recipe / "job").read_text())
     process.send_signal(signal.SIGINT)
@@ -414,76 +445,85 @@ def cells(text, name):
     return lines[0][1:], {line[0]: line[1:] for line in lines[2:]}
 
 
-def test_recorded_tables_of_gll_come_out_as_they_were(tmp_path):
+def looks_of(recipe):
+    return looks(sorted(recipe.glob("tables/*.yaml")))
+
+
+def mean_text(values, digits=2):
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def interval_text(values, quantile):
+    half = quantile * np.std(values, ddof=1) / len(values) ** 0.5  # Student's t, two-sided 95 %
+    return f"{np.mean(values):+.2f} ({np.mean(values) - half:+.2f} .. {np.mean(values) + half:+.2f})"
+
+
+def test_recorded_tables_of_gll_are_means_over_draws():
     source = ROOT / "egs/mini/gll"
-    (tmp_path / "RESULTS.jsonl").write_bytes((source / "RESULTS.jsonl").read_bytes())
+    text, title = (source / "RESULTS.md").read_text(), "egs/mini. Table 1: by labels a speaker"
     found = [json.loads(x) for x in (source / "RESULTS.jsonl").read_text().splitlines()]
-    title = "egs/mini. Table 1: by labels a speaker"
-    looks = {title: results.Look(title, base="w/o GLL", order=["w/o GLL", "GLL"])}
-    results.write_tables(tmp_path / "RESULTS.jsonl", looks)
-    new, old = ((f / "RESULTS.md").read_text() for f in (tmp_path, source))
     for table in dict.fromkeys(r["table"] for r in found):
-        for figure in ("EER %:", "dev EER %:", "Share of right pseudo-labels:"):
-            want = cells(old.split(f"## {table}")[1], f"\n{figure}")
-            assert cells(new.split(f"## {table}")[1], f"\n{figure}") == want, (table, figure)
-    columns, differences = cells(new.split(f"## {title}")[1], "\nEER less its base's:")
-    eer = {(r["row"], r["column"], r["seed"]): r["eer"] for r in found if r["table"] == title}
-    for column, text in zip(columns[:4], differences["GLL"]):
-        d = np.array([eer["GLL", column, s] - eer["w/o GLL", column, s] for s in range(3)])
-        assert text == f"{d.mean():+.2f} ± {d.std(ddof=1):.2f} (seeds: no interval)"
+        for figure, key, digits in (
+            ("EER %", "eer", 2),
+            ("Share of right pseudo-labels", "label_accuracy", 3),
+        ):
+            columns, lines = cells(text.split(f"## {table}\n")[1], f"\n{figure}:")
+            for name, line in lines.items():
+                for column, shown in zip(columns, line):
+                    some = [r for r in found if (r["table"], r["row"], r["column"]) == (table, name, column)]
+                    values = [r[key] for r in some if r.get(key) is not None]
+                    assert shown == (mean_text(values, digits) if values else "-"), (table, name, column)
+    columns, differences = cells(text.split(f"## {title}\n")[1], "\nEER less its base's:")
+    eer = {(r["row"], r["column"], r["draw"]): r["eer"] for r in found if r["table"] == title and "draw" in r}
+    for column, shown in zip(columns[:4], differences["GLL"]):
+        d = np.array([eer["GLL", column, n] - eer["w/o GLL", column, n] for n in range(3)])
+        assert shown == interval_text(d, 4.3026527)  # two degrees of freedom
 
 
-def test_recorded_tables_of_dialogues_come_out_as_they_were(tmp_path):
+def test_recorded_tables_of_dialogues_are_means_over_folds():
     source = ROOT / "egs/arabic_speech_commands/dialogue"
-    (tmp_path / "RESULTS.jsonl").write_bytes((source / "RESULTS.jsonl").read_bytes())
+    text, shows = (source / "RESULTS.md").read_text(), looks_of(source)
     found = [json.loads(x) for x in (source / "RESULTS.jsonl").read_text().splitlines()]
-    names = dict.fromkeys((r["table"], r["row"]) for r in found)
-    bases = {row: re.sub("(, |^)[^,]+$", r"\1none", row) for table, row in names if table.startswith("B")}
-    bases |= {row: f"{row.split(',')[0]}, none" for table, row in names if table.startswith("C")}
-    by_size = {r: "random 50 %, AvA, 6 dialogues, none" for t, r in names if t.endswith("by batch size")}
-    first = "supervised, LibriSpeech (GE2E)"
-    looks = {t: results.Look(t, compare="percent", base=first if t[0] == "A" else None,
-                             bases={} if t[0] == "A" else by_size if t.endswith("size") else bases)
-             for t, _ in names}  # fmt: skip
-    results.write_tables(tmp_path / "RESULTS.jsonl", looks)
-    new, old = ((f / "RESULTS.md").read_text() for f in (tmp_path, source))
+    titles = {"EER %": ("eer", 2), "minDCF 0.01": ("min_dcf_0.01", 3), "AUC": ("auc", 3),
+              "AUC, one channel a dialogue": ("auc_channel", 3), "weight mixed / clean": ("weight_ratio", 3),
+              "EER %, no step of fine-tuning": ("eer_zero", 2)}  # fmt: skip
     seen = 0
-    for table in dict.fromkeys(t for t, _ in names if t != "untrained"):
-        old_head, old_rows = cells(old, f"## {table}")
-        head, lines = cells(new, f"## {table}")
-        assert lines.keys() == old_rows.keys()
+    for table in dict.fromkeys(r["table"] for r in found if r["table"] != "untrained"):
+        head, lines = cells(text, f"## {table}")
+        assert lines.keys() == {r["row"] for r in found if r["table"] == table}
         for row, line in lines.items():
-            new_line, old_line = dict(zip(head, line)), dict(zip(old_head, old_rows[row]))
-            for title in (
-                "EER %",
-                "minDCF 0.01",
-                "AUC",
-                "AUC, one channel a dialogue",
-                "weight mixed / clean",
-                "runs",
-            ):
-                if title in old_line:
-                    assert new_line[title].split(" ± ")[0] == old_line[title], (row, title)
-            side = [{(r["fold"], r["seed"]): r["eer"] for r in found if (r["table"], r["row"]) == (table, name)}
-                    for name in (row, looks[table].bases.get(row, looks[table].base))]  # fmt: skip
-            assert new_line["EER %"].split(" ± ")[0] == f"{np.mean(list(side[0].values())):.2f}"
-            if old_line["EER reduction %"] != "0.00":
-                pairs = [
-                    (100 * (side[1][k] - side[0][k]) / side[1][k], k[0])
-                    for k in side[0].keys() & side[1].keys()
+            shown = dict(zip(head, line))
+
+            def folds(name, key, table=table):
+                runs = [
+                    r for r in found if (r["table"], r["row"]) == (table, name) and r.get(key) is not None
                 ]
-                folds = [np.mean([d for d, fold in pairs if fold == f]) for f in range(5)]
-                half = 2.7764451 * np.std(folds, ddof=1) / 5**0.5  # Student's t, four degrees of freedom
-                mean = np.mean([d for d, _ in pairs])
-                assert (
-                    new_line["EER reduction %"] == f"{mean:+.2f} ({mean - half:+.2f} .. {mean + half:+.2f})"
-                )
-                assert new_line["EER reduction %"].split()[0] == old_line["EER reduction %"].split()[0], row
-                seen += 1
+                return [[r[key] for r in runs if r["fold"] == f] for f in range(5)] if runs else []
+
+            for title, (key, digits) in titles.items():
+                values = [np.mean(f) for f in folds(row, key)]
+                assert shown.get(title, "-") == (mean_text(values, digits) if values else "-"), (row, title)
+            look = shows[table]
+            base = look.bases.get(row, look.base)
+            if base == row:
+                assert shown["EER reduction %"] == shown["better in"] == "-"
+                continue
+            side = [{(r["fold"], r["seed"]): r["eer"] for r in found if (r["table"], r["row"]) == (table, name)}
+                    for name in (row, base)]  # fmt: skip
+            pairs = [
+                (f, 100 * (side[1][f, s] - e) / side[1][f, s])
+                for (f, s), e in side[0].items()
+                if (f, s) in side[1]
+            ]
+            change = [np.mean([d for f, d in pairs if f == fold]) for fold in range(5)]
+            assert shown["EER reduction %"] == interval_text(change, 2.7764451)  # four degrees of freedom
+            assert shown["better in"] == f"{sum(d > 0 for d in change)} of 5"
+            seen += 1
     assert seen > 60
 
 
-def test_every_recorded_file_can_be_read_and_drawn(tmp_path):
+def test_the_committed_tables_are_those_of_the_recorded_rows(tmp_path):
     for file in sorted(ROOT.glob("egs/*/*/RESULTS.jsonl")):
         (tmp_path / "RESULTS.jsonl").write_bytes(file.read_bytes())
-        assert results.write_tables(tmp_path / "RESULTS.jsonl", {}) == len(results.read_rows(file)) > 0
+        results.write_tables(tmp_path / "RESULTS.jsonl", looks_of(file.parent))
+        assert (tmp_path / "RESULTS.md").read_text() == (file.parent / "RESULTS.md").read_text(), file

@@ -287,7 +287,9 @@ def test_wrong_options_stop_at_once(tmp_path, options, words):
 def test_every_config_of_every_recipe_loads(recipe):
     """With the encoder's config below it; gates and baselines of GLL on top of what they change."""
     conf = recipe / "conf"
-    stacks = [[p] for p in sorted(conf.glob("*.yaml")) if p.name not in ("encoder.yaml", "small_wavlm.yaml")]
+    encoders = ("encoder.yaml", "small_wavlm.yaml", "dvector.yaml")
+    stacks = [[p] for p in sorted(conf.glob("*.yaml")) if p.name not in encoders]
+    stacks += [[p, conf / "dvector.yaml"] for [p] in stacks if (conf / "dvector.yaml").exists()]
     stacks += [[conf / "semi.yaml", p] for p in sorted(conf.glob("*/*.yaml"))]
     stacks += [[conf / "round.yaml", p] for p in sorted(conf.glob("small_wavlm.yaml"))]
     assert stacks

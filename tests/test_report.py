@@ -14,7 +14,6 @@ from pyspkv import metrics, scoring
 from pyspkv import results as recorded
 from pyspkv.bin import metrics as metrics_cli
 from pyspkv.bin import report as report_cli
-from pyspkv.bin import results as results_cli
 from pyspkv.errors import UserError
 
 SHIFT = {"pretrain": 1.0, "round1": 1.6, "round2": 2.2, "finetune": 2.4, "supervised": 3.0}
@@ -191,6 +190,21 @@ def test_bad_input_is_a_short_error_and_nothing_is_written(whole, exp, monkeypat
     fails("there are no scores at all")
 
 
+def test_labels_that_are_speakers_names_have_their_share_of_right_ones(exp, monkeypatch, capsys):
+    """GLL's are; clusters have names of their own, and no such share."""
+    monkeypatch.setattr(report_cli, "draw", lambda *a: [])
+    labels = dict(line.split() for line in (exp / "round2/data/utt2spk").read_text().splitlines())
+    truth = {u: f"s{k // 3}" for k, u in enumerate(labels)}
+    write_lines(exp.parent / "true", [f"{u} {s}" for u, s in truth.items()])
+    write_lines(
+        exp / "round2/data/utt2spk", [f"{u} {'s0' if k < 5 else truth[u]}" for k, u in enumerate(truth)]
+    )
+    report(monkeypatch, capsys, "--exp", exp, "--truth", exp.parent / "true")
+    first, second = json.loads((exp / "results.json").read_text())["rounds"]
+    assert "label_accuracy" not in first
+    assert second["label_accuracy"] == pytest.approx(1 - 2 / len(truth))  # the fourth and the fifth are s1's
+
+
 def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
     root, want = whole
     monkeypatch.setattr(report_cli, "draw", lambda *a: [])
@@ -198,21 +212,10 @@ def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
     file = exp.parent / "RESULTS.jsonl"
 
     def append(seed, table="Toy corpus"):
-        argv = [
-            "results",
-            "--file",
-            file,
-            "--exp",
-            exp,
-            "--table",
-            table,
-            "--seed",
-            seed,
-            "--command",
-            "run.sh",
-        ]
-        monkeypatch.setattr("sys.argv", [str(a) for a in argv])
-        results_cli.main()
+        same = {"table": table, "seed": seed, "command": "run.sh", "machine": "m"}
+        rows = [same | {"row": n, **recorded.row_of(exp, n)} for n in recorded.systems(exp) if n != "final"]
+        recorded.add_rows(file, rows)
+        recorded.write_tables(file, {})
 
     append(0)
     first = json.loads(file.read_text().splitlines()[0])
@@ -256,6 +259,20 @@ def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_pa
     assert (found["audio_seconds"], found["wall_seconds"]) == (360, 90 + 93) and "round" not in found
     found = recorded.row_of(tmp_path, "final", ["round1", "round2"])
     assert (found["audio_seconds"], found["wall_seconds"], found["dev_eer"]) == (720, 2 * (90 + 93), 7.0)
+    write_lines(
+        tmp_path / "round1/L/train.jsonl",
+        [json.dumps({"kind": "epoch", "dev_eer": 6.5, "seconds": 1, "audio_seconds": 2})],
+    )
+    (tmp_path / "round1/model").unlink()
+    (tmp_path / "round1/model").symlink_to("L")
+    found = recorded.row_of(
+        tmp_path, ["round1", "round2"]
+    )  # the one with the lowest dev EER, at the cost of both
+    assert (found["dev_eer"], found["wall_seconds"]) == (6.5, 2 * (90 + 93) + 1)
+    dev = {"eer": 20.0, "min_dcf_0.01": 0.9, "min_dcf_0.05": 0.8}
+    write_lines(tmp_path / "round2/score/dev.json", [json.dumps(dev)])
+    found = recorded.row_of(tmp_path, "round2", trials="dev")
+    assert (found["eer"], found["min_dcf_0.01"], found["label_accuracy"]) == (20.0, 0.9, 0.75)
     with pytest.raises(UserError, match="has no system 'round3'\n.*it has round1, round2, final"):
         recorded.row_of(tmp_path, "round3")
     for bad in ('{"rounds": 5}', '{"rounds": [{}]}', '{"pretrain": 3}', '{"others": [1]}', "[]"):

@@ -106,7 +106,11 @@ def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
     if truth is not None:
         from pyspkv.labels import quality
 
-        out["diagnostics"] = quality.diagnostics(list(spk.values()), of_each(truth, list(spk), truth_file))
+        true = of_each(truth, list(spk), truth_file)
+        out["diagnostics"] = quality.diagnostics(list(spk.values()), true)
+        if set(spk.values()) <= set(true):  # of labels that are speakers' names, as seeded_cluster gives them
+            right = np.array(list(spk.values())) == np.array(true)
+            out["diagnostics"]["label_accuracy"] = float(right.mean())
     return out
 
 
@@ -143,6 +147,7 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
     for r, labels in rounds.items():
         truth = labels["diagnostics"] or {}
         more = {"num_clusters": labels["num_clusters"], "nmi": truth.get("nmi"), "ami": truth.get("ami")}
+        more |= {"label_accuracy": truth["label_accuracy"]} if "label_accuracy" in truth else {}
         more |= {"purity": truth.get("purity"), "ami_with_previous": labels["stability"].get("ami")}
         scored = entry(f"round{r}")
         if scored:

@@ -26,7 +26,8 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--mixed",
         metavar="FILE",
-        help="the truth, `dialogue 0|1`: adds the AUC of compactness, for diagnosis only",
+        help="the truth, `dialogue 0|1`: adds the AUC of compactness, as it is and over one synthetic channel, for "
+        "diagnosis only",
     )
     p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     p.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
@@ -58,17 +59,16 @@ def main() -> None:
     raw = cfg.read(find(args.model).parent / "config.yaml").get("objective", {})
     pairs = isinstance(raw, dict) and raw.get("name") == "pairs"
     reject = cfg.resolve("objective", raw).reject if pairs else PairsConfig().reject
-    table, found = score(
-        load_encoder(args.model).to(device),
-        data,
-        device,
-        reject=reject,
-        most=args.max_utts,
-        channel=args.shared_channel,
-        mixed=mixed,
-        precision=args.precision,
-        allow_pipes=args.allow_pipes,
-    )
+    encoder = load_encoder(args.model).to(device)
+    how = {
+        "reject": reject,
+        "most": args.max_utts,
+        "precision": args.precision,
+        "allow_pipes": args.allow_pipes,
+    }
+    table, found = score(encoder, data, device, channel=args.shared_channel, mixed=mixed, **how)
+    if mixed and not args.shared_channel:
+        found["auc_channel"] = score(encoder, data, device, channel=True, mixed=mixed, **how)[1]["auc"]
     with atomic_file(Path(args.out), own=True) as f:
         f.writelines(f"{name} {n} {mean:.4f} {low:.4f} {w:.4f}\n" for name, n, mean, low, w in table)
     print(
@@ -76,7 +76,9 @@ def main() -> None:
     )
     if found:
         with atomic_file(Path(f"{args.out}.json"), own=True) as f:
-            json.dump(found, f, indent=1)
+            json.dump(
+                {k: v for k, v in found.items() if v == v}, f, indent=1
+            )  # without mixed ones there is no AUC
         print(
             f"by the truth: AUC of the mean cosine {found['auc']:.4f}, of the lowest {found['auc_low']:.4f}; "
             f"mean weight of mixed dialogues / of clean ones {found['weight_ratio']:.3f} "

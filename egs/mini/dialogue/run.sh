@@ -20,6 +20,8 @@ rate=10             # percent of the dialogues with a second speaker (household:
 dialogue_opts=()    # further options of bin.simulate_dialogues
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml
 pretrain=           # file of the config of stage 3; empty: conf/pretrain.yaml
+train_set=train     # name of the dialogues that stage 3 trains on; train_labelled: with their true speakers
+finetune=true       # whether there is a stage 5
 joint=false         # stage 5 trains on labelled speakers and dialogues together, from scratch (conf/joint.yaml)
 labelled=12         # speakers of the labelled set that fine-tuning has, from 1
 pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
@@ -70,8 +72,8 @@ if stage 2 "check the data directories"; then
 fi
 
 if stage 3 "pre-train on dialogues"; then
-  log_run steps/train.sh "${train_opts[@]}" "$encoder" "${pretrain:-$conf/pretrain.yaml}" "$dialogues/train" \
-    "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
+  log_run steps/train.sh "${train_opts[@]}" "$encoder" "${pretrain:-$conf/pretrain.yaml}" \
+    "$dialogues/$train_set" "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
 fi
 
 if stage 4 "rank the dialogues by compactness"; then
@@ -79,7 +81,9 @@ if stage 4 "rank the dialogues by compactness"; then
     --out "$exp/pretrain/dialogues"
 fi
 
-if stage 5 "fine-tune on $labelled labelled speakers"; then
+models=("$exp/pretrain/model")
+! $finetune || models+=("$exp/finetune/model@best")
+if $finetune && stage 5 "fine-tune on $labelled labelled speakers"; then
   if $joint; then
     how=(--unlabelled "$dialogues/train") config=$conf/joint.yaml
   else
@@ -90,12 +94,11 @@ if stage 5 "fine-tune on $labelled labelled speakers"; then
 fi
 
 if stage 6 "extract embeddings"; then
-  log_run steps/extract.sh "${extract_opts[@]}" "$exp/pretrain/model" "$exp/finetune/model@best" \
-    --data "$speech/dev" "$speech/test"
+  log_run steps/extract.sh "${extract_opts[@]}" "${models[@]}" --data "$speech/dev" "$speech/test"
 fi
 
 if stage 7 "score"; then
-  log_run steps/score.sh --dev "$speech/dev" "$exp/pretrain" "$exp/finetune" "$speech/test" test
+  log_run steps/score.sh --dev "$speech/dev" "${models[@]%/model*}" "$speech/test" test
 fi
 
 if stage 8 "report"; then
