@@ -58,7 +58,7 @@ class TrainConfig:
     )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    epochs: int = 10
+    epochs: int = 10  # 0: the model stays as it starts
     batch_size: int = 64  # over all processes
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it fast
     seed: int = 0
@@ -76,7 +76,7 @@ HOW = ("workers", "cache_mb", "log_steps", "save_steps", "rooms_dir")
 
 def _check(c: TrainConfig) -> None:
     """UserError: a number outside its range."""
-    least = {"epochs": 1, "batch_size": 1, "log_steps": 1, "save_steps": 1, "workers": 0, "seed": 0}
+    least = {"epochs": 0, "batch_size": 1, "log_steps": 1, "save_steps": 1, "workers": 0, "seed": 0}
     for key, low in least.items():
         if getattr(c, key) < low:
             raise UserError(f"{key} {getattr(c, key)} is below {low}")
@@ -316,6 +316,9 @@ class Trainer:
             self._start_or_resume()
             if self.state["done"]:
                 self._say(f"already trained: {self.exp}")
+            elif self.config.epochs == 0:  # the untrained model, as a system to compare with
+                self.state["done"] = True
+                self._save(Means())
             else:
                 model = self.objective
                 if distributed.world() > 1:

@@ -220,6 +220,18 @@ def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypa
     assert named == ["best", "LATEST"] and checkpoint.find(f"{tmp_path}/exp@best").name == "ckpt-3"
 
 
+def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
+    """The untrained encoder: that of the seed, to be embedded with, and never gone on with by a longer training."""
+    settings = config(tmp_path, epochs=0)
+    Trainer(settings, data, tmp_path / "none").run()
+    torch.manual_seed(settings.seed)
+    encoder = cfg.build("encoder", settings.encoder)
+    assert_same(checkpoint.body(checkpoint.find(tmp_path / "none")), encoder.state_dict())
+    assert Trainer(settings, data, tmp_path / "none").run() is None
+    with pytest.raises(UserError, match="epochs was 0, now 2"):
+        Trainer(config(tmp_path, epochs=2), data, tmp_path / "none").run()
+
+
 def test_a_run_is_not_gone_on_with_from_another_start(tmp_path, data):
     for seed in (1, 2):
         Trainer(config(tmp_path, seed=seed, epochs=1), data, tmp_path / f"pre{seed}").run()
@@ -234,7 +246,7 @@ def test_a_run_is_not_gone_on_with_from_another_start(tmp_path, data):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 0}, {"batch_size": -4}, {"save_steps": 0}, {"workers": -1}, {"seed": -1}, {"optim.clip_norm": -1.0},
+    [{"epochs": -1}, {"batch_size": -4}, {"save_steps": 0}, {"workers": -1}, {"seed": -1}, {"optim.clip_norm": -1.0},
      {"optim.lr": 0.0}, {"encoder.channels": 10}, {"encoder.embed_dim": 0}, {"objective.sub_centres": 0},
      {"encoder": {"name": "resnet", "channels": 0}}, {"encoder": {"name": "dvector", "hidden": 0}},
      {"objective": {**DINO["objective"], "local_crops": -1}}],

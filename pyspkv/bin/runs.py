@@ -64,7 +64,7 @@ def peak(model: Path, key: str) -> float:
     """The highest of the epochs' means of `key` in a training's log."""
     from pyspkv.bin.report import epochs_of
 
-    values = [r[key] for r in epochs_of(model.parent, model.name) if r.get(key) is not None]
+    values = [r[key] for r in epochs_of(model.parent, model.name) if key in r and key != "kind"]
     if not values:
         raise UserError(f"no epoch has '{key}'", file=model / "train.jsonl", mend="give a FixMatch model")
     return max(values)
