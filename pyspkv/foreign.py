@@ -63,6 +63,14 @@ def read_json(
     return parse_json(read_text(path, limit, mend), kind, file=path, mend=mend, nan=nan)
 
 
+def read_json_or_empty(path: str | Path, *, limit: int = MAX_JSON) -> dict:
+    """`read_json`, or {} where there is nothing that can be read: of records without which work is done again."""
+    try:
+        return read_json(path, limit=limit)
+    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
+        return {}
+
+
 def parse_json(
     text: str, kind: type = dict, *, file, line: int | None = None, mend: str | None = None, nan: bool = False
 ) -> Any:

@@ -37,7 +37,7 @@ from typing import Any
 from pydantic import NonNegativeInt
 
 from pyspkv import config as cfg
-from pyspkv.errors import UserError
+from pyspkv.errors import Shown, UserError, printable
 from pyspkv.results import UNITS, Look
 
 MAX_CELLS = 10_000
@@ -149,7 +149,8 @@ class Table:
             raise UserError(f"cells wait for each other: {' after '.join(err.args[1])}", file=path) from None
         except UserError as err:
             text = str(err).replace("--print-config", "python -m pyspkv.bin.grid --help")
-            raise UserError(text if text.startswith(str(path)) else f"{path}: {where}{text}") from None
+            begin = "" if text.startswith(printable(str(path))) else printable(f"{path}: {where}")
+            raise UserError(Shown(begin + text)) from None
         self.exp, self.results = self.home / self.file.exp, self.home / self.file.results
         for look in self.file.tables.values():
             look.title = f"{self.file.title}. {look.title}" if self.file.title else look.title
