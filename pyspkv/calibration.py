@@ -55,6 +55,9 @@ class Calibration:
                 raise TypeError("a value is no number")
         except TypeError as err:
             raise UserError(f"is not a calibration ({err})", file=path, mend=mend) from None
+        except UserError as err:
+            why = str(err).partition("\n")[0].removeprefix(f"{path}: ")
+            raise UserError(f"is not a calibration ({why})", file=path, mend=mend) from None
         if not all(map(math.isfinite, numbers)) or out.scale <= 0:
             raise UserError("scale must be above 0 and every number finite", file=path, mend=mend)
         return out
