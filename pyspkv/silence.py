@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pyspkv import foreign
+from pyspkv.errors import printable
 
 MAX_RECORD = 1 << 28  # bytes of a made_by: it may name a million utterances
 
@@ -26,7 +27,7 @@ def note(found: dict[str, str], most: int = 10) -> str:
 def warn(found: dict[str, str], what: str | Path) -> None:
     """`note` on stderr, as "warning: <what>: 2 utterances have no signal: u1 (digital silence), ..."."""
     if found:
-        print(f"warning: {what}: {note(found)}", file=sys.stderr, flush=True)
+        print(printable(f"warning: {what}: {note(found)}"), file=sys.stderr, flush=True)
 
 
 def of_record(record: dict) -> dict[str, str]:

@@ -124,8 +124,8 @@ def stability(file: Path) -> dict[str, float]:
 
 def silent(file: Path) -> int:
     """How many of the utterances that a round labelled have no signal, by its report.json; 0 where it does not say."""
-    found = read_json(file).get("silent", 0) if file.exists() else 0
-    return foreign.number(found, "silent", 0, 1e9, whole=True, file=file, mend=AGAIN)
+    found = read_json(file).get("silent") if file.exists() else None
+    return foreign.number(found or 0, "silent", 0, 1e9, whole=True, file=file, mend=AGAIN)
 
 
 def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, list[dict]]) -> dict:
