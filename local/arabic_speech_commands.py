@@ -12,12 +12,9 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from pyspkv.atomic import atomic_file
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError, natural, run
-from pyspkv.make_trials import make_trials
 from pyspkv.tables import decode
 
 SPLITS = {"train": "train", "dev": "val", "test": "test"}
@@ -65,6 +62,8 @@ def given_trials(file: Path, known: set[str]) -> list[str]:
 
 def own_trials(data: DataDir, seed: int) -> list[str]:
     """The rule of the given lists: never one keyword twice; 6,000 targets of two rounds, 18,000 nontargets."""
+    from pyspkv.make_trials import make_trials
+
     keyword = {u: u.split("-")[1] for u in data.utts}
     rounds = {u: u.rsplit("-", 1)[1] for u in data.utts}
     lines = make_trials(
@@ -83,6 +82,8 @@ def own_trials(data: DataDir, seed: int) -> list[str]:
 
 def other_trials(data: DataDir, targets: int, nontargets: int, seed: int) -> list[str]:
     """Pairs of another word and another round: all, or so many drawn."""
+    import numpy as np
+
     word, number, spk = (np.unique(x, return_inverse=True)[1] for x in (
         [u.split("-")[1] for u in data.utts], [u.rsplit("-", 1)[1] for u in data.utts], data.spk))  # fmt: skip
     i, j = np.triu_indices(len(data.utts), 1)
@@ -105,6 +106,8 @@ def make_fold(args: argparse.Namespace) -> None:
     truth/utt2session (the round) and truth/utt2content (word and round). Dialogue pre-training uses all 24 without
     labels, dev included.
     """
+    import numpy as np
+
     wav: dict[str, str] = {}
     listed = 0
     for name in SPLITS.values():

@@ -8,11 +8,8 @@ least --segment-seconds by a `segments` file; test keeps its files whole, with t
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError, natural, run
-from pyspkv.make_trials import make_trials
 from pyspkv.trials import read_trials
 
 
@@ -38,6 +35,7 @@ def find_audio(root: Path, part: str) -> dict[str, str]:
 
 def cut(wav: dict[str, str], seconds: float) -> dict[str, tuple[str, float, float]]:
     """Segments `recording-SSSSSSS-EEEEEEE` (hundredths of a second) of at least `seconds`, without a rest."""
+    import numpy as np
     import soundfile
     from tqdm import tqdm
 
@@ -92,6 +90,10 @@ def main() -> int:
     )
     p.add_argument("--seed", type=natural, default=0, help="of held-out speakers and sampled trials")
     args = p.parse_args()
+    import numpy as np
+
+    from pyspkv.make_trials import make_trials
+
     if not 0 <= args.segment_seconds < float("inf") or args.num_dev_spk < 2 or args.max_trials < 4:
         p.error("--segment-seconds >= 0, --num-dev-spk >= 2, --max-trials >= 4")
 

@@ -10,12 +10,17 @@ run, started again, makes what is missing.
 
 import os
 
+from pyspkv.errors import guard
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: one process per job is enough
+if __name__ == "__main__":
+    guard()  # before numpy likewise, which takes its time: Ctrl-C ends in one line
 
 import argparse
 import ctypes
 import json
 import multiprocessing
+import shlex
 import signal
 import sys
 import zlib
@@ -25,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from mini_sound import KNOTS, curve, noise, samples, shaped, write_flac
 
-from pyspkv import espeak, rooms
+from pyspkv import espeak, foreign, rooms
 from pyspkv.atomic import atomic_file
 from pyspkv.audio import SAMPLE_RATE
 from pyspkv.datadir import DataDir
@@ -396,13 +401,12 @@ def check_options(args) -> None:
     file = args.dir / "mini.json"
     options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dir", "nj")}
     text = json.dumps(options, indent=1) + "\n"
-    if file.exists() and file.read_text() != text:
-        old = json.loads(file.read_text())
+    if file.exists() and file.read_bytes() != text.encode():
+        mend = f"rm -r {shlex.quote(str(args.dir))}"
+        old = foreign.read_json(file, mend=mend)
         now = json.loads(text)
         names = ", ".join(k for k in {**old, **now} if old.get(k) != now.get(k))
-        raise UserError(
-            f"this corpus was made with other options ({names})", file=file, mend=f"rm -r {args.dir}"
-        )
+        raise UserError(f"this corpus was made with other options ({names})", file=file, mend=mend)
     with atomic_file(file) as f:
         f.write(text)
 

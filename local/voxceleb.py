@@ -11,11 +11,8 @@ turned to .wav (or .flac) first; a file of either name is taken.
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from pyspkv.datadir import DataDir
 from pyspkv.errors import UserError, natural, run
-from pyspkv.make_trials import make_trials
 from pyspkv.tables import decode
 
 ENDINGS = (".wav", ".flac")
@@ -78,6 +75,10 @@ def main() -> int:
     )
     p.add_argument("--seed", type=natural, default=0, help="of dev's speakers and trials")
     args = p.parse_args()
+    import numpy as np
+
+    from pyspkv.make_trials import make_trials
+
     if args.num_dev_spk < 2 or args.max_trials < 4:
         p.error("--num-dev-spk >= 2, --max-trials >= 4")
     vox1 = find_audio(args.vox1.absolute(), ("dev/wav", "test/wav", "wav"))

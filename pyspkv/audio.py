@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pyspkv import silence
 from pyspkv.audio_headers import HEAD, promise
 from pyspkv.errors import UserError
 
@@ -712,13 +713,7 @@ class AudioReader:
 
     def silence_note(self, most: int = 10) -> str:
         """One line on the utterances in `silent`, the first `most` by name and reason; "" where there are none."""
-        rows = sorted(self.silent)
-        if not rows:
-            return ""
-        named = [f"{self.data.utts[row]} ({self.silent[row]})" for row in rows[:most]]
-        more = ["..."] if len(rows) > most else []
-        subject = "1 utterance has" if len(rows) == 1 else f"{len(rows)} utterances have"
-        return f"{subject} no signal: {', '.join(named + more)}"
+        return silence.note({self.data.utts[row]: self.silent[row] for row in sorted(self.silent)}, most)
 
     def _stretch(self, row: int, first: int, last: int, start: int, num: int | None, back: bool):
         """[start, stop) within the utterance's [first, last)."""

@@ -137,6 +137,7 @@ class Augmenter:
         seed: of the bank of simulated rooms only.
         cache_dir: folder where that bank is kept ("" = simulated again each time, about 4 s).
         train: the training data's reader, for `babble: self`.
+        rooms_later: simulate no rooms, and write nothing, until `make_rooms` is called.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Augmenter:
         cache_dir: str | Path = "",
         train: AudioReader | None = None,
         allow_pipes: bool = False,
+        rooms_later: bool = False,
     ):
         _check(config)
         self.config = c = config
@@ -163,13 +165,15 @@ class Augmenter:
             raise UserError(
                 "augment.babble_music needs lists of both", mend="name them, or babble_music: false"
             )
-        self._rir_reader, self._rirs = None, []
+        self._rir_reader, self._rirs, self._bank = None, [], None
         if c.prob and c.reverb_weight + c.both_weight:
             # Microphone arrays: one channel is an impulse response, the mean of several is not.
             self._rir_reader = open_list(c.rir, "rir", allow_pipes, channel=0)
             if self._rir_reader is None and c.rir_bank:
-                self._rirs = rooms.bank(c.rir_bank, seed, c.rir_rt60, c.rir_distance, cache_dir)
-        self.num_rirs = len(self._rir_reader or self._rirs)
+                self._bank = c.rir_bank, seed, c.rir_rt60, c.rir_distance, cache_dir
+        self.num_rirs = len(self._rir_reader) if self._rir_reader else self._bank[0] if self._bank else 0
+        if not rooms_later:
+            self.make_rooms()
         # reverberation alone, addition alone, both; what is not there goes to what is
         reverb, add, both = c.reverb_weight, c.additive_weight, c.both_weight
         if not self.lists:
@@ -180,6 +184,11 @@ class Augmenter:
         if c.prob and not self._modes[-1]:
             log.warning("augment: no list and no impulse response: crops stay as they are")
         self._fft: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+
+    def make_rooms(self) -> None:
+        """Simulate the rooms of the bank, or read them from `cache_dir`; nothing where that is done or not wanted."""
+        if self._bank and not self._rirs:
+            self._rirs = rooms.bank(*self._bank)
 
     # ---- drawing -----------------------------------------------------------------------------------------
     def draw_speed(self, rng: np.random.Generator) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pyspkv.atomic import atomic_file
 from pyspkv.errors import UserError
+from pyspkv.foreign import read_json
 from pyspkv.metrics import Curve
 
 
@@ -48,15 +49,16 @@ class Calibration:
         """Raises UserError when the file is not what `write` makes."""
         mend = "make it with python -m pyspkv.bin.calibrate"
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            out = cls(**values)
+            out = cls(**read_json(path, mend=mend, nan=True))
             numbers = [getattr(out, key) for key in cls.__annotations__ if key != "source"]
             if any(type(n) not in (int, float) for n in numbers) or not isinstance(out.source, str):
-                raise ValueError("a value is no number")
-            finite = all(math.isfinite(n) for n in numbers)
-        except (ValueError, TypeError, OverflowError, RecursionError) as err:
+                raise TypeError("a value is no number")
+        except TypeError as err:
             raise UserError(f"is not a calibration ({err})", file=path, mend=mend) from None
-        if not finite or out.scale <= 0:
+        except UserError as err:
+            why = str(err).partition("\n")[0].removeprefix(f"{path}: ")
+            raise UserError(f"is not a calibration ({why})", file=path, mend=mend) from None
+        if not all(map(math.isfinite, numbers)) or out.scale <= 0:
             raise UserError("scale must be above 0 and every number finite", file=path, mend=mend)
         return out
 

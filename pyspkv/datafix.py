@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyspkv.atomic import atomic_dir, command_line, scratch_dir
 from pyspkv.datadir import OVERSHOOT, DataDir, list_tables, spk2utt_lines
-from pyspkv.errors import UserError
+from pyspkv.errors import Shown, UserError, printable
 from pyspkv.tables import no_gc, parse_segment, read_columns, salvage
 from pyspkv.trials import contradiction, cut_trials, enrol_side, other_form
 
@@ -157,7 +157,7 @@ def _lengths(path: Path, wav: dict[str, str], strict: bool) -> dict[str, float]:
         shown = [*bad[:100], *([f"and {len(bad) - 100} more"] if len(bad) > 100 else [])]
         mend = "put these files in place, or remove their lines from wav.scp, and run this again"
         rule = f"{len(bad)} of {len(wav)} recordings cannot be read; nothing was changed"
-        raise UserError("\n  ".join([rule, *shown]), file=path / "wav.scp", mend=mend)
+        raise UserError(Shown("\n  ".join([rule, *map(printable, shown)])), file=path / "wav.scp", mend=mend)
     return seconds
 
 

@@ -26,6 +26,7 @@ import threading
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+ERROR_FILE = "SPKV_ERROR_FILE"  # where a launched process leaves its message; the launcher prints one of them
 INTERNAL = 70  # EX_SOFTWARE of sysexits.h: the exit code of a defect of this program
 PIPE_CLOSED = 128 + 13  # what a shell shows for a program that SIGPIPE ended
 RANK_WAIT = 3.0  # seconds in which rank 0 meets the same error and the launcher ends the others
@@ -39,11 +40,19 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+class Shown(str):
+    """Text of a message whose line ends are ours: the names in it are `printable`, so none of them fakes a line."""
+
+
 class UserError(Exception):
     """Input or usage is wrong. The message says what, where, and what to do about it.
 
     local: of several processes only this one may have met it, so it speaks even if it is not rank 0.
+    message: of an error that is raised anew `str(err)`, whose lines stay lines; what else has line ends of its own is
+    a `Shown`. Anything else is written out in one line, whatever names it holds.
     """
+
+    consequence = False  # of another process's end, which tells the cause
 
     def __init__(
         self,
@@ -55,18 +64,20 @@ class UserError(Exception):
         local: bool = False,
     ):
         place = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
-        parts = [
-            *(place + message).split(MEND),
-            *([mend] if mend else []),
-        ]  # of an error that is raised anew: both
-        super().__init__(MEND.join(map(printable, parts)))
+        text = printable(place) + (message if isinstance(message, Shown) else printable(message))
+        super().__init__(Shown(text + (MEND + printable(mend) if mend else "")))
         self.local = local
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def natural(text: str) -> int:
-    """argparse type of seeds and the like: a whole number from 0."""
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"{text!r} is no whole number from 0")
+    """argparse type of seeds and the like: a whole number from 0 in plain digits, below 2^63."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ArgumentTypeError(f"{text[:40]!a} is no whole number from 0")
+    if len(text) > 19 or int(text) >= 2**63:
+        raise ArgumentTypeError(f"{text[:40]} is not below 2^63")
     return int(text)
 
 
@@ -121,9 +132,15 @@ def _end(err: BaseException) -> int:
     if os.environ.get("SPKV_TRACEBACK"):
         raise err
     text, code = _what(err)
+    if file := os.environ.get(ERROR_FILE):
+        with contextlib.suppress(OSError):
+            leave(file, "" if isinstance(err, UserError) and err.consequence else text)
+            return code
     rank = _rank()
-    if rank and isinstance(err, UserError) and not err.local and _is_rank_0s(err):
-        return code
+    if rank and isinstance(err, UserError) and not err.local:
+        # All read the same options and files: rank 0, if it has met it too, says it, and the launcher (torchrun, srun)
+        # ends this process while it waits.
+        threading.Event().wait(RANK_WAIT)
     _print(f"[rank {rank}] error: {text}" if rank else f"error: {text}")
     return code
 
@@ -177,7 +194,7 @@ def _memory(err: BaseException) -> str | None:
 def _os_error(err: OSError) -> str:
     if not err.strerror:
         return _line(str(err))
-    names = [os.fsdecode(n) for n in (err.filename, err.filename2) if isinstance(n, (str, bytes))]
+    names = [printable(os.fsdecode(n)) for n in (err.filename, err.filename2) if isinstance(n, (str, bytes))]
     return f"{' -> '.join(names)}: {err.strerror}" if names else err.strerror
 
 
@@ -206,14 +223,11 @@ def _rank() -> int:
     return int(found) if found.isdecimal() and len(found) < 10 else 0
 
 
-def _is_rank_0s(err: UserError) -> bool:
-    """Whether rank 0 says it. Before the processes have met, all read the same options and files. Later it may be
-    about one rank's batch: rank 0, if it has met it too, ends now, and the launcher then ends us while we wait."""
-    group = sys.modules.get("torch.distributed")
-    if group is None or not group.is_available() or not group.is_initialized():
-        return True
-    threading.Event().wait(RANK_WAIT)
-    return False
+def leave(file: str, text: str) -> None:
+    """Write a message for pyspkv.bin.launch, whole or not at all; an empty one: another process is the cause."""
+    with open(f"{file}.part", "w", encoding="utf-8", errors="surrogateescape") as f:
+        f.write(text)
+    os.replace(f"{file}.part", file)
 
 
 # -- output that cannot fail

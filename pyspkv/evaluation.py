@@ -5,8 +5,10 @@ wanted and which are there already; here they are made.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,11 @@ class TrialList:
     @cached_property
     def models(self) -> dict[str, list[str]] | None:
         return scoring.read_models(self.enrol_map) if self.enrol_map else None
+
+    def utts(self) -> Iterator[str]:
+        """The utterances behind its trials, some of them many times."""
+        enrol, test, _ = self.trials
+        return chain(enrol, test, *(self.models or {}).values())
 
     @cached_property
     def units(self) -> metrics.Resampling:

@@ -1,7 +1,8 @@
 """Embeddings of several models and data directories: what is stale is made anew, whole or in parts.
 
     OUT/embedding.ark, .scp               the embeddings
-    OUT/made_by                           JSON: the weights, audio and options they are of; the last to be written
+    OUT/made_by                           JSON: the weights, audio and options they are of, and `silent`: the utterances
+                                          without a signal and why; the last to be written
     OUT/part.K-of-N.ark, .scp, .made_by   a part, until all are merged
 
 The batches are those of the whole directory, whoever embeds them, and a part is a run of them. So the files have the
@@ -18,6 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyspkv import foreign, silence
 from pyspkv.atomic import atomic_file
 from pyspkv.datadir import DataDir
 from pyspkv.embeddings import EmbeddingWriter, hold, refuse_links
@@ -170,12 +172,7 @@ def _record_file(out: Path, name: str) -> Path:
 
 def _record(out: Path, name: str) -> dict:
     """What made_by says; {} where there is none of ours."""
-    file = _record_file(out, name)
-    try:
-        found = json.loads(file.read_text()) if file.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return foreign.read_json_or_empty(_record_file(out, name), limit=silence.MAX_RECORD)
 
 
 def _sizes(out: Path, name: str) -> list[int]:
@@ -193,8 +190,8 @@ def _differs(out: Path, name: str, identity: dict) -> list[str]:
     return wrong or ["size"] * (record.get("bytes") != _sizes(out, name))
 
 
-def _write_record(pair: Pair, name: str, batches: str | None) -> None:
-    record = {**pair.identity, "bytes": _sizes(pair.out, name)}
+def _write_record(pair: Pair, name: str, batches: str | None, silent: dict[str, str]) -> None:
+    record = {**pair.identity, "bytes": _sizes(pair.out, name), "silent": dict(sorted(silent.items()))}
     if batches is not None:
         record["batches"] = batches
     with atomic_file(_record_file(pair.out, name)) as f:
@@ -274,8 +271,10 @@ def _embed(same: list[Pair], encoders: list, device, least: int, crops, options:
             for write, vector in zip(writers, vectors):
                 write(data.utts[row], vector)
     digest = hashlib.sha256(repr(batches.plans).encode()).hexdigest() if options.part else None
+    silent = {data.utts[row]: reason for row, reason in batches.reader.silent.items()}
+    silence.warn(dict(sorted(silent.items())), data.path)
     for pair in same:
-        _write_record(pair, name, digest)
+        _write_record(pair, name, digest, silent)
         if not options.part:
             _remove_parts(pair.out)
         print(f"embeddings: {pair.out}/{name}.scp", flush=True)
@@ -303,6 +302,9 @@ def _join(pair: Pair, n: int) -> None:
         for k in range(1, n + 1):
             hold(locks, pair.out, _lock_name(k, n))
         _check_parts(pair, n)  # again, now that nobody can change them
+        silent = {}
+        for k in range(1, n + 1):
+            silent |= silence.of_record(_record(pair.out, _part_name(k, n)))
         _begin(pair, "embedding")
         with EmbeddingWriter(pair.out, lock=None) as write:
             for k in range(1, n + 1):
@@ -313,7 +315,8 @@ def _join(pair: Pair, n: int) -> None:
                     file=pair.out,
                     mend=_anew(pair, n),
                 )
-        _write_record(pair, "embedding", None)
+        _write_record(pair, "embedding", None, silent)
+        silence.warn(dict(sorted(silent.items())), pair.data.path)
 
 
 def _anew(pair: Pair, n: int) -> str:

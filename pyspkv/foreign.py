@@ -63,13 +63,28 @@ def read_json(
     return parse_json(read_text(path, limit, mend), kind, file=path, mend=mend, nan=nan)
 
 
+def read_json_or_empty(path: str | Path, *, limit: int = MAX_JSON) -> dict:
+    """`read_json`, or {} where there is nothing that can be read: of records without which work is done again."""
+    try:
+        return read_json(path, limit=limit)
+    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
+        return {}
+
+
 def parse_json(
-    text: str, kind: type = dict, *, file, line: int | None = None, mend: str | None = None, nan: bool = False
+    text: str,
+    kind: type = dict,
+    *,
+    file,
+    line: int | None = None,
+    mend: str | None = None,
+    nan: bool = False,
+    most: int = MAX_INT,
 ) -> Any:
-    """JSON text -> an object of `kind`, nested at most MAX_DEPTH deep, its numbers finite and within 64 bits."""
+    """JSON text -> an object of `kind`, nested at most MAX_DEPTH deep, its numbers finite, whole ones up to `most`."""
     try:
         hooks = {} if nan else {"parse_constant": _no_constant, "parse_float": _finite}
-        found = json.loads(text, parse_int=_int, **hooks)
+        found = json.loads(text, parse_int=lambda digits: _int(digits, most), **hooks)
         if "\\ud" in text.lower():  # half of a surrogate pair: a string that no file can take
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
@@ -87,8 +102,8 @@ def parse_json(
     return found
 
 
-def _int(text: str) -> int:
-    if len(text) > 20 or abs(int(text)) > MAX_INT:
+def _int(text: str, most: int) -> int:
+    if len(text) > len(str(most)) + 1 or abs(int(text)) > most:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
 

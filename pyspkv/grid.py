@@ -36,7 +36,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt
 
 from pyspkv import config as cfg
-from pyspkv.errors import UserError
+from pyspkv.errors import Shown, UserError, printable
 from pyspkv.results import UNITS, Look
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"  # safe as a folder's name and in a shell
@@ -135,7 +135,8 @@ class Table:
             raise UserError(f"cells wait for each other: {' after '.join(err.args[1])}", file=path) from None
         except UserError as err:
             text = str(err).replace("--print-config", "python -m pyspkv.bin.grid --help")
-            raise UserError(text if text.startswith(str(path)) else f"{path}: {where}{text}") from None
+            begin = "" if text.startswith(printable(str(path))) else printable(f"{path}: {where}")
+            raise UserError(Shown(begin + text)) from None
         self.looks = {look.title: look for look in self.file.tables.values()}
 
     def add(self, key: str, raw: dict, variables: dict[str, Scalar]) -> None:

@@ -1,4 +1,4 @@
-"""Processes that belong together: children that end with their parent, and one error message out of several.
+"""Processes that belong together: children that end with their parent, and who of them speaks.
 
 Light on purpose (no torch): the launcher of `pyspkv.bin.launch` imports it, and so do the processes that it starts.
 """
@@ -6,15 +6,14 @@ Light on purpose (no torch): the launcher of `pyspkv.bin.launch` imports it, and
 import ctypes
 import os
 import signal
-from collections.abc import Callable
 
 from pyspkv.errors import UserError
-
-ERROR_FILE = "SPKV_ERROR_FILE"  # where a launched process leaves its message; the launcher prints one of them
 
 
 class PeerLost(UserError):
     """A collective failed because another process of the run is gone: a consequence, whose cause that one tells."""
+
+    consequence = True
 
     def __init__(self):
         super().__init__("another process of this training has ended; see what it said")
@@ -33,32 +32,3 @@ def end_with_parent() -> None:
 def is_first() -> bool:
     """Whether this process is the one that speaks for all, of those that a launcher started (RANK) or by itself."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def reported(main: Callable[[], int | None]) -> Callable[[], int | None]:
-    """`main` whose user errors go to the launcher that started this process; without a launcher, as it is."""
-
-    def inner() -> int | None:
-        file = os.environ.get(ERROR_FILE)
-        try:
-            return main()
-        except BrokenPipeError:
-            raise
-        except (UserError, OSError) as err:
-            if not file or os.environ.get("SPKV_TRACEBACK"):
-                raise
-            plain = isinstance(err, UserError) or not err.filename
-            leave(
-                file,
-                "" if isinstance(err, PeerLost) else str(err) if plain else f"{err.filename}: {err.strerror}",
-            )
-            return 1
-
-    return inner
-
-
-def leave(file: str, text: str) -> None:
-    """Write a message for the launcher, whole or not at all; an empty one says that another process is the cause."""
-    with open(f"{file}.part", "w", encoding="utf-8", errors="surrogateescape") as f:
-        f.write(text)
-    os.replace(f"{file}.part", file)

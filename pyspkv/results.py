@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
+from pyspkv import foreign
 from pyspkv.atomic import atomic_file
 from pyspkv.errors import UserError
 
@@ -92,13 +93,15 @@ def key_of(row: dict) -> tuple:
 
 def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
     """The row of a line of JSON. UserError: it is no row."""
+    mend = "remove it and run that row again"
     try:
         Result.model_validate_json(line)
-        return json.loads(line)
+        text = line.decode() if isinstance(line, bytes) else line  # it is UTF-8, or no row
+        return foreign.parse_json(text, file=file, line=number, mend=mend)
     except ValidationError as err:
         key, said = ".".join(map(str, err.errors()[0]["loc"][:1])), err.errors()[0]["msg"].lower()
         rule = f"a line must be a JSON object with table, row, seed and eer; {key or 'it'}: {said}"
-        raise UserError(rule, file=file, line=number, mend="remove it and run that row again") from None
+        raise UserError(rule, file=file, line=number, mend=mend) from None
 
 
 def read_rows(path: Path) -> list[dict]:

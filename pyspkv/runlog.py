@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from pyspkv import distributed
+from pyspkv import distributed, foreign
 from pyspkv.atomic import atomic_file
+from pyspkv.errors import UserError
 
 
 class Means:
@@ -39,9 +40,10 @@ class Means:
 def _is_record_until(line: str, step: int) -> bool:
     """Whether it is a whole record (a kill cuts the last one) of a step up to `step`."""
     try:
-        return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError, RecursionError):
+        found = foreign.parse_json(line, file="train.jsonl", nan=True).get("step")
+    except UserError:
         return False
+    return foreign.is_number(found) and found <= step
 
 
 class Log:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from pyspkv import config as cfg
-from pyspkv import results
+from pyspkv import foreign, results
 from pyspkv.atomic import atomic_file, folder_lock
 from pyspkv.errors import UserError
 from pyspkv.grid import Cell, Table, word
@@ -63,8 +63,11 @@ class Runner:
     def mark(self, name: str) -> Mark | None:
         file = self.exp / name / "grid.json"
         try:
-            return cfg.validate(Mark, json.loads(file.read_bytes())) if file.exists() else None
-        except (ValueError, RecursionError, UserError):
+            mark = cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
+            if mark is not None:
+                foreign.number(mark.seconds, "seconds", 0, 1e12, file=file)
+            return mark
+        except UserError:
             raise UserError("is no mark of a cell", file=file, mend=f"remove {file.parent}") from None
 
     def write(self, cell: Cell, mark: Mark) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from pyspkv import __version__, checkpoint, distributed
+from pyspkv import __version__, checkpoint, distributed, foreign
 from pyspkv import config as cfg
 from pyspkv.atomic import atomic_file, folder_lock
 from pyspkv.augment import AugmentConfig, Augmenter
@@ -77,19 +77,28 @@ HOW = ("workers", "cache_mb", "log_steps", "save_steps", "rooms_dir")
 def _check(c: TrainConfig) -> None:
     """UserError: a number outside its range."""
     least = {"epochs": 0, "batch_size": 1, "log_steps": 1, "save_steps": 1, "workers": 0, "seed": 0}
+    most = {"epochs": 10**6, "batch_size": 10**6, "log_steps": 10**12, "save_steps": 10**12, "workers": 1024}
     for key, low in least.items():
         if getattr(c, key) < low:
             raise UserError(f"{key} {getattr(c, key)} is below {low}")
-    if c.seed >= 2**31:
+    for key, high in most.items():
+        if getattr(c, key) > high:
+            raise UserError(f"{key} {getattr(c, key)} is above {high}")
+    if c.seed >= 2**31:  # see `_seed_of`
         raise UserError(f"seed {c.seed} is not below 2^31")
-    if c.optim.schedule.final < 0 or c.optim.schedule.warmup_epochs < 0:
-        raise UserError("optim.schedule: final or warmup_epochs is below 0")
-    if c.optim.weight_decay < 0 or not 0 <= c.optim.momentum < 1:
-        raise UserError("optim.weight_decay is below 0, or optim.momentum not in 0 .. 1")
+    if not (0 <= c.optim.schedule.final < math.inf and 0 <= c.optim.schedule.warmup_epochs < math.inf):
+        raise UserError("optim.schedule: final or warmup_epochs is below 0, or no number")
+    if not 0 <= c.optim.weight_decay < math.inf or not 0 <= c.optim.momentum < 1:
+        raise UserError("optim.weight_decay is below 0 or no number, or optim.momentum not in 0 .. 1")
     for key in ("lr", "clip_norm"):
         value = getattr(c.optim, key)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"optim.{key} {value} is no number above 0")
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    """Of all that is random inside the model in a step; below 2^63, as torch wants it, up to 10^14 steps."""
+    return (seed * 1_000_003 + step) * 4_099 + rank
 
 
 def check_apart(dev: DataDir, data: DataDir, unlabelled: DataDir | None = None) -> None:
@@ -255,6 +264,7 @@ class Trainer:
                 cache_dir=self.config.rooms_dir or self.exp / "rooms",
                 train=self.corpus.readers[-1],  # the unlabelled part, where there is one: it is the larger
                 allow_pipes=config.allow_pipes,
+                rooms_later=True,
             )
         self.optimisers = {
             name: self._optimiser(groups) for name, groups in self.objective.optimisers().items()
@@ -320,6 +330,11 @@ class Trainer:
                 self.state["done"] = True
                 self._save(Means())
             else:
+                if (
+                    self.augmenter
+                ):  # only now: what they are kept in may be another run's folder until it is locked
+                    distributed.barrier()
+                    self.augmenter.make_rooms()
                 model = self.objective
                 if distributed.world() > 1:
                     model = DistributedDataParallel(self.objective, broadcast_buffers=False)
@@ -393,7 +408,7 @@ class Trainer:
     def _step(self, model, batch: Batch, step: int) -> tuple[float, dict[str, tuple[float, float]]]:
         c = self.config
         # All that is random inside the model is a function of (seed, step, rank).
-        torch.manual_seed((c.seed * 1_000_003 + step) * 4_099 + distributed.rank())
+        torch.manual_seed(_seed_of(c.seed, step, distributed.rank()))
         self.objective.before_step(step)
         factor = rate(c.optim.schedule, self.objective.epoch_now, c.epochs)
         for optimiser in self.optimisers.values():
@@ -551,11 +566,10 @@ class Trainer:
                 mend=mend,
             )
         try:
-            record = json.loads((self.exp / "run.json").read_text(encoding="utf-8"))
-            if not isinstance(record, dict):
-                raise ValueError("it is no JSON object")
-        except (OSError, ValueError, RecursionError) as err:
-            raise UserError(f"cannot be read ({err})", file=self.exp / "run.json", mend=BROKEN) from None
+            record = foreign.read_json(self.exp / "run.json", mend=BROKEN)
+        except OSError as err:
+            rule = f"cannot be read ({err.strerror})"
+            raise UserError(rule, file=self.exp / "run.json", mend=BROKEN) from None
         if record.get("start", self.start) != self.start:
             was = record.get("init") or "none"
             raise UserError(
@@ -598,7 +612,8 @@ class Trainer:
                 file=checkpoint.latest(self.exp) / "state.json",
                 mend=BROKEN,
             )
-        saved = checkpoint.restore(checkpoint.latest(self.exp), self.objective, self.optimisers)
+        last, folder = steps * self.config.epochs, checkpoint.latest(self.exp)
+        saved = checkpoint.restore(folder, self.objective, self.optimisers, last=last)
         kept = self.state.keys() - (set() if self.main else {"means"})  # rank 0 carries the sums on
         self.state.update({k: saved[k] for k in kept & saved.keys()})
         if not self.state["done"]:

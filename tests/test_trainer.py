@@ -629,6 +629,30 @@ def test_moved_labels_come_from_behind_a_link_too(tmp_path, data):
     assert snapshot(tmp_path / "exp") == before
 
 
+def test_who_does_not_get_the_lock_has_written_nothing(tmp_path, data):
+    exp = tmp_path / "exp"
+    with atomic.folder_lock(exp), pytest.raises(UserError, match="another process is writing here"):
+        Trainer(config(tmp_path), data, exp).run()
+    assert [p.name for p in exp.iterdir()] == [".lock"], "no rooms either"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 2**31}, "not below 2"),
+        ({"epochs": 10**6 + 1}, "epochs 1000001 is above"),
+        ({"batch_size": 10**9}, "batch_size .* is above"),
+        ({"workers": 5000}, "workers 5000 is above"),
+        ({"log_steps": 10**15}, "log_steps .* is above"),
+        ({"save_steps": 0}, "save_steps 0 is below 1"),
+    ],
+)
+def test_numbers_have_bounds(tmp_path, data, change, words):
+    with pytest.raises(UserError, match=words):
+        Trainer(config(tmp_path, **change), data, tmp_path / "exp")
+    assert not (tmp_path / "exp").exists()
+
+
 def test_the_lock_is_free_for_the_next_and_names_its_holder(tmp_path, data):
     with (
         atomic.folder_lock(tmp_path / "exp"),

@@ -116,6 +116,7 @@ def label(args: argparse.Namespace, options, path: Path, asked: dict) -> None:
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda: there is no GPU here", mend="leave --device out")
+    from pyspkv import silence
     from pyspkv.datadir import DataDir, read_table
     from pyspkv.labels import made
     from pyspkv.tables import of_each
@@ -128,6 +129,8 @@ def label(args: argparse.Namespace, options, path: Path, asked: dict) -> None:
     from pyspkv.labels.round import label_round, side_by_side, write_round
 
     digests = [made.embeddings_digest(scp) for scp in args.embeddings]
+    silent = silence.among(args.embeddings, data.utts)
+    silence.warn(silent, args.data)
     x = side_by_side(args.embeddings, data, args.whiten)
     k1 = options.centroids(len(x))
     print(memory_estimate(*x.shape, args.method, k1, args.linkage, args.metric), file=sys.stderr)
@@ -135,7 +138,12 @@ def label(args: argparse.Namespace, options, path: Path, asked: dict) -> None:
     out, report = label_round(
         x, data, options, previous=previous, truth=truth, device=args.device, checkpoint=state
     )
-    report |= {"asked": asked, "embeddings": digests, "seconds": round(time.time() - start, 2)}
+    report |= {
+        "silent": len(silent),
+        "asked": asked,
+        "embeddings": digests,
+        "seconds": round(time.time() - start, 2),
+    }
     write_round(out, report, args.out_data, path)
     state.unlink(missing_ok=True)
     s = report["sizes"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyspkv.datadir import DataDir, combine, segment_seconds, spk2utt_lines
 from pyspkv.datafix import fix
-from pyspkv.errors import UserError, run
+from pyspkv.errors import Shown, UserError, printable, run
 from pyspkv.tables import decode, decode_bytes, plain_number, whole_number
 
 _WHOLE = {"spk": "speakers", "dialogue": "dialogues", "device": "devices"}  # what a subset leaves whole
@@ -36,9 +36,9 @@ def validate(args: argparse.Namespace) -> None:
             if len(args.dirs) == 1:
                 raise
             named = isinstance(err, OSError) and err.filename
-            faults.append(f"{err.filename}: {err.strerror}" if named else str(err))
+            faults.append(printable(f"{err.filename}: {err.strerror}") if named else str(err))
     if faults:
-        raise UserError("\nerror: ".join(faults))
+        raise UserError(Shown("\nerror: ".join(faults)))
 
 
 def _validate(path: str, args: argparse.Namespace) -> None:

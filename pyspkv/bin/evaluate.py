@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyspkv import foreign
 from pyspkv.errors import UserError, run
 
 if TYPE_CHECKING:
@@ -226,11 +227,7 @@ def compared_to(args: argparse.Namespace, system: str, part: Part) -> str | None
 
 def read_made_by(system: str) -> dict:
     """Score file -> what it was made from and is; {} where that is not known."""
-    try:
-        found = json.loads(Path(system, "score/made_by").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return foreign.read_json_or_empty(Path(system, "score/made_by"), limit=1 << 28)
 
 
 def entry(system: str, part: Part, inputs: dict) -> dict:
@@ -269,6 +266,15 @@ def make(system: "System", trials: "TrialList", part: Part, args: argparse.Names
         evaluation.write(trials, path, system.crops(trials))
 
 
+def warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
+    """Name the utterances of a list's trials that extraction has found without a signal. No audio is opened."""
+    from pyspkv import silence
+
+    scp = Path(folder, "embed", part.name, "embedding.scp")
+    if part.kind in ("dev", "plain"):  # the variants have the same trials
+        silence.warn(silence.among([scp], trials.utts()), f"{part.data}/trials")
+
+
 def evaluate(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inputs: Inputs) -> None:
     """Make what is not up to date of one system."""
     from pyspkv.atomic import atomic_file
@@ -280,6 +286,7 @@ def evaluate(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inpu
     for part in parts:
         if up_to_date(folder, part, inputs):
             continue
+        warn_silent(folder, lists[part.stem], part)
         before = inputs.of(folder, part)
         make(system, lists[part.stem], part, inputs.args)
         known = read_made_by(folder) | {part.stem: entry(folder, part, before)}
@@ -321,7 +328,7 @@ def table(systems: list[str], args: argparse.Namespace) -> str:
         for name in args.name:
             found, norm = (read(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm"))
             low, high = found.get("eer_ci_low"), found.get("eer_ci_high")
-            interval = "-" if low is None else f"{low:.2f} .. {high:.2f}"
+            interval = "-" if low is None or high is None else f"{low:.2f} .. {high:.2f}"
             figures = [(found, "eer", 2), (found, "min_dcf_0.01", 4), (found, "cllr", 4), (norm, "eer", 2)]
             eer, dcf, cllr, normed = (f"{m[k]:.{n}f}" if k in m else "-" for m, k, n in figures)
             rows.append((system, name, eer, interval, dcf, cllr, normed))
@@ -333,7 +340,12 @@ def table(systems: list[str], args: argparse.Namespace) -> str:
 
 
 def read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Those figures of a metrics file that `table` shows; {} where there is none. UserError: one is no number."""
+    mend = f"rm {shlex.quote(str(path))}, then the same command"
+    found = foreign.read_json(path, mend=mend) if path.exists() else {}
+    shown = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")
+    shown = {k: found[k] for k in shown if found.get(k) is not None}
+    return {k: foreign.number(v, k, file=path, mend=mend) for k, v in shown.items()}
 
 
 def in_order(args: argparse.Namespace) -> list[str]:

@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
-from pyspkv.processes import ERROR_FILE, end_with_parent
+from pyspkv.errors import ERROR_FILE, Shown, UserError, run
+from pyspkv.processes import end_with_parent
 
 PATIENCE = 2.0  # seconds in which the others may say why, once one has failed without a word
 TO_TERMINATE = 5.0  # and from SIGTERM to SIGKILL
@@ -107,7 +107,7 @@ def why(codes: list[int | None], errors: Path) -> str | None:
             return f"process {rank + 1} of {len(codes)} was killed by signal {-code}; see above{mend}"
     texts = left_by(codes, errors)
     if said := [text for text in texts.values() if text]:
-        return said[0]
+        return min(said, key=lambda text: text.startswith("internal error"))  # perhaps of what the other told
     failed = [rank for rank, code in enumerate(codes) if code and rank not in texts]
     if not failed:
         return "the processes of this run lost each other\n  mend: run it again; GLOO_SOCKET_IFNAME names the network"
@@ -158,7 +158,7 @@ def main() -> int:
         signal.signal(stopped.signal, signal.SIG_DFL)
         os.kill(os.getpid(), stopped.signal)
     if text:
-        raise UserError(text)
+        raise UserError(Shown(text))
     return int(any(codes))
 
 

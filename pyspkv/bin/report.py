@@ -101,6 +101,7 @@ def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
         "sizes": sizes,
         "num_clusters": len(sizes),
         "stability": stability(folder / "report.json"),
+        "silent": silent(folder / "report.json"),
         "diagnostics": None,
     }
     if truth is not None:
@@ -123,6 +124,12 @@ def stability(file: Path) -> dict[str, float]:
     for key in {"ami", "kept"} & found.keys():
         foreign.number(found[key], f"stability.{key}", -1, 1.000001, file=file, mend=AGAIN)
     return found
+
+
+def silent(file: Path) -> int:
+    """How many of the utterances that a round labelled have no signal, by its report.json; 0 where it does not say."""
+    found = read_json(file).get("silent") if file.exists() else None
+    return foreign.number(found or 0, "silent", 0, 1e9, whole=True, file=file, mend=AGAIN)
 
 
 def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, list[dict]]) -> dict:
@@ -150,6 +157,7 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
         more |= {"label_accuracy": truth["label_accuracy"]} if "label_accuracy" in truth else {}
         more |= {"purity": truth.get("purity"), "ami_with_previous": labels["stability"].get("ami")}
         scored = entry(f"round{r}")
+        more |= {"silent": labels["silent"]} if labels.get("silent") else {}
         if scored:
             listed.append({"round": r, **scored, **more})
     final = entry("finetune") or entry("baseline")
@@ -375,6 +383,10 @@ def markdown(
             if with_truth:
                 cells += [f"{labels['diagnostics'][k]:.3f}" for k in ("nmi", "ami", "ari", "purity")]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
+        for r, labels in rounds.items():
+            if n := labels.get("silent"):
+                some = "1 labelled utterance has" if n == 1 else f"{n} labelled utterances have"
+                lines += ["", f"Round {r}: {some} no signal; extraction's log and made_by name them."]
         if with_truth:
             lines += [
                 "",

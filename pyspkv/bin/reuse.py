@@ -6,12 +6,12 @@ it, as when it resumes, where the recipe would train it with other settings, dat
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
 from pathlib import Path
 
+from pyspkv import foreign
 from pyspkv.errors import UserError, natural, run
 
 
@@ -29,10 +29,11 @@ def parse() -> argparse.Namespace:
 def finished(model: Path) -> bool:
     """Whether training of this model folder is done; an imported model always is."""
     try:
-        state = json.loads((model / (model / "LATEST").read_text().strip() / "state.json").read_text())
-    except (OSError, ValueError):
+        name = foreign.read_text(model / "LATEST", 4096).strip()
+        state = foreign.read_json(model / name / "state.json", nan=True)
+    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
         return False
-    return isinstance(state, dict) and state.get("done", True) is True
+    return "/" not in name and state.get("done", True) is True
 
 
 def wanted(phase: str, stage: int, first_round: int) -> bool:
@@ -72,7 +73,9 @@ def main() -> None:
                 raise UserError(f"is there already, and is not {target}", file=place, mend=mend)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.symlink(target, place)
-        report = model.parent / "report.json"  # what the labels were: a copy, for this experiment's own report
+        report = (
+            model.parent / "report.json"
+        )  # what the labels were: a copy, for this experiment's own report
         if report.is_file():
             shutil.copyfile(report, args.exp / phase / "report.json", follow_symlinks=False)
         linked += 1

@@ -89,6 +89,7 @@ def main() -> None:
 
 def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
     """Make the labels; write the report to `path`, then the data directory."""
+    from pyspkv import silence
     from pyspkv.datadir import DataDir, combine, read_table
     from pyspkv.labels import made
     from pyspkv.tables import of_each
@@ -109,6 +110,8 @@ def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
     from pyspkv.labels.round import unit_vectors, write_round
 
     digest = made.embeddings_digest(args.embeddings)
+    silent = silence.among([args.embeddings], labelled.utts + unlabelled.utts)
+    silence.warn(silent, args.unlabelled)
     emb = read_embeddings(args.embeddings)
     x = np.concatenate([unit_vectors(emb, data, args.embeddings) for data in (labelled, unlabelled)])
     if args.whiten is not None:
@@ -141,7 +144,7 @@ def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
             f.writelines(f"{out.utts[row]}\n" for row in flipped)
     if args.with_labelled:
         out, _ = combine(args.out_data, [labelled, out], [])
-    report |= {"label_hash": out.label_hash(), "asked": asked, "embeddings": [digest]}
+    report |= {"silent": len(silent), "label_hash": out.label_hash(), "asked": asked, "embeddings": [digest]}
     write_round(out, report, args.out_data, path)
     s = report["sizes"]
     each = f"{s['size_min']} to {s['size_max']} each"

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from pyspkv import foreign
 from pyspkv.errors import UserError, natural, run
 
 
@@ -61,9 +62,10 @@ def main() -> None:
     asked = {k: str(v) for k, v in vars(args).items() if k != "out"}
     record = args.out / "made_by.json"
     if record.is_file() and (args.out / "train/utt2dialogue").is_file():
-        if (before := json.loads(record.read_text(encoding="utf-8"))) != asked:
-            name = next(k for k in asked if before.get(k) != asked[k])
-            rule = f"was made with another {name}: {before.get(name)}, now {asked[name]}"
+        before = foreign.read_json(record, mend="give another OUT, or remove this one")
+        if before != asked:
+            name = next(k for k in [*asked, *before] if before.get(k) != asked.get(k))
+            rule = f"was made with another {name}: {foreign.short(before.get(name))}, now {asked.get(name)}"
             raise UserError(rule, file=args.out, mend="give another OUT, or remove this one")
         print(f"up to date: {args.out}")
         return

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from pyspkv.errors import UserError, run
-from pyspkv.processes import is_first, reported
+from pyspkv.processes import is_first
 
 # Before torch is loaded: a thread that waits for the others lets go of its core. By default it spins, and with busy
 # neighbours an epoch takes several times as long.
@@ -105,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(reported(main))
+    run(main)

@@ -12,9 +12,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pyspkv import foreign
 from pyspkv.atomic import folder_lock
 from pyspkv.datadir import list_tables
 from pyspkv.errors import UserError
+from pyspkv.silence import MAX_RECORD
 
 _LENGTHS = (
     "utt2dur",
@@ -22,11 +24,8 @@ _LENGTHS = (
     "utt2num_frames",
     "reco2dur",
 )  # follow from the audio, may be added later
-_OF_THE_PLACE = (
-    "out",
-    "bytes",
-    "batches",
-)  # entries of an extraction's made_by that say where or how, not of what
+# Entries of an extraction's made_by that say where, how or what was found, not of what it is.
+_OF_THE_PLACE = ("out", "bytes", "batches", "silent")
 
 
 def data_digest(folder: str | Path, speakers: bool = False) -> str:
@@ -75,13 +74,10 @@ def content_digest(scp: str | Path) -> str:
 
 
 def _made_by(scp: str | Path) -> str | None:
-    try:
-        record = json.loads(Path(scp).with_name("made_by").read_bytes())
-    except (OSError, ValueError, RecursionError):
+    found = foreign.read_json_or_empty(Path(scp).with_name("made_by"), limit=MAX_RECORD)
+    record = {k: v for k, v in found.items() if k not in _OF_THE_PLACE}
+    if not record:
         return None
-    if not isinstance(record, dict):
-        return None
-    record = {k: v for k, v in record.items() if k not in _OF_THE_PLACE}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
@@ -120,10 +116,10 @@ def _read(report: Path) -> dict:
     if not report.is_file():
         return {}
     try:
-        made = json.loads(report.read_bytes())
+        made = foreign.read_json(report, limit=MAX_RECORD, nan=True)
         asked, found = made.get("asked", {}), made.get("embeddings", [])
-        good = isinstance(asked, dict) and all(isinstance(e, dict) for e in found)
-    except (ValueError, RecursionError, AttributeError, TypeError):
+        good = isinstance(asked, dict) and isinstance(found, list) and all(isinstance(e, dict) for e in found)
+    except UserError:
         good = False
     if not good:
         mend = f"rm {shlex.quote(str(report))} (the labels beside it are then kept as they are)"
