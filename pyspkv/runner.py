@@ -49,6 +49,8 @@ def now() -> str:
 
 def commit() -> str:
     """Commit of the working tree, with `+` where files differ: pyspkv.runlog.git_id without its torch."""
+    if not (ROOT / ".git").exists():  # installed: a repository above site-packages is somebody else's
+        return os.environ.get("SPKV_COMMIT", "")
     command = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return found or os.environ.get("SPKV_COMMIT", "")
