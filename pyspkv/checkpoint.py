@@ -194,9 +194,13 @@ def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
         f.write(serialise({k: v.detach().cpu().contiguous() for k, v in rows.items()}))
 
 
-def save_import(exp: Path, encoder: torch.nn.Module, config: Any, record: dict) -> None:
-    """A run folder that was not trained here: one checkpoint with the encoder alone."""
+def save_import(
+    exp: Path, encoder: torch.nn.Module, config: Any, record: dict, texts: dict[str, str] | None = None
+) -> None:
+    """A run folder that was not trained here: one checkpoint, the encoder alone. texts: other files, by name."""
     with atomic_dir(exp, own=True) as tmp:
+        for name, text in (texts or {}).items():
+            (tmp / name).write_text(text, encoding="utf-8", errors="backslashreplace")
         (tmp / "config.yaml").write_text(cfg.to_yaml_section("encoder", config))
         (tmp / "run.json").write_text(json.dumps(record, indent=1) + "\n")
         (tmp / "ckpt-0").mkdir()

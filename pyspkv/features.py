@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyspkv.errors import UserError
+from pyspkv.guarded import mel_banks
 
 WINDOW, HOP, FFT = 400, 160, 512  # samples at 16 kHz: 25 ms windows every 10 ms
 CPU_SAMPLES = 25 * 16000  # taken at once there, 8 crops of 3 s: what is made of them stays in a CPU's cache
@@ -32,9 +33,7 @@ class Fbank(nn.Module):
 
     def __init__(self, n_mels: int = 80, low_hz: float = 20.0, high_hz: float = 7600.0):
         super().__init__()
-        from torchaudio.compliance.kaldi import get_mel_banks  # slow import, needed only to build
-
-        mel, _ = get_mel_banks(n_mels, FFT, 16000.0, low_hz, high_hz, 100.0, -500.0, 1.0)
+        mel = mel_banks(n_mels, FFT, low_hz, high_hz)
         self.register_buffer("mel", mel.T.contiguous(), persistent=False)  # [256, n_mels]
         povey = torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(0.85).float()
         self.register_buffer("window", povey, persistent=False)

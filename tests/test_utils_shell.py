@@ -376,10 +376,11 @@ def test_path_installs_nothing_and_says_what_to_run(tmp_path):
 
 @pytest.fixture
 def clone(tmp_path) -> Path:
-    """A copy with the set-up script and a requirements file only."""
+    """A copy with the set-up script and the requirements files only."""
     (tmp_path / "repo/utils").mkdir(parents=True)
     (tmp_path / "repo/utils/setup_env.sh").write_bytes((ROOT / "utils/setup_env.sh").read_bytes())
-    (tmp_path / "repo/requirements.txt").write_bytes((ROOT / "requirements.txt").read_bytes())
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        (tmp_path / "repo" / name).write_bytes((ROOT / name).read_bytes())
     return tmp_path / "repo"
 
 
@@ -430,10 +431,11 @@ def test_setup_trusts_only_a_finished_venv(clone):
     assert "making it anew" in again.stderr and "torch: cpu build (nvidia-smi lists no GPU)" in again.stderr
     assert (clone / "log").read_text().split() == ["venv", "install"] * 2
     assert sh("bash utils/setup_env.sh", clone, PATH=path).stderr == ""
-    with open(clone / "requirements.txt", "a") as f:
-        f.write("# changed\n")
-    assert "requirements.txt has changed" in sh("bash utils/setup_env.sh", clone, PATH=path).stderr
-    assert (clone / "log").read_text().split() == ["venv", "install"] * 2 + ["install"]
+    for i, name in enumerate(("requirements.txt", "requirements-dev.txt"), 1):
+        with open(clone / name, "a") as f:
+            f.write("# changed\n")
+        assert "requirements.txt has changed" in sh("bash utils/setup_env.sh", clone, PATH=path).stderr
+        assert (clone / "log").read_text().split() == ["venv", "install"] * 2 + ["install"] * i
     clone.rename(clone.parent / "moved")  # a virtual environment does not survive a move
     moved = clone.parent / "moved"
     done = sh("bash utils/setup_env.sh", moved, PATH=f"{moved}/bin:{os.environ['PATH']}")
@@ -451,7 +453,9 @@ def test_setup_asks_torchs_own_index_only_when_pip_would_take_cuda(clone):
     fake(clone / "bin", "nvidia-smi", "exit 9")
     path = f"{clone}/bin:{os.environ['PATH']}"
     assert "torch: cpu build" in sh("bash utils/setup_env.sh", clone, PATH=path).stderr
-    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in (clone / "log").read_text()
+    installed = (clone / "log").read_text()
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu" in installed
+    assert f"-r {clone}/requirements.txt -r {clone}/requirements-dev.txt" in installed
     (clone / ".venv/.complete").unlink()
     (clone / "log").unlink()
     fake(clone / "bin", "nvidia-smi", "echo GPU 0")

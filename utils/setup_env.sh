@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv from requirements.txt, byte-compiled, unless it is there and complete. run.sh and run_tests.sh call this on first use.
+# Make .venv from requirements.txt and requirements-dev.txt, byte-compiled, unless it is there and complete.
+# run.sh and run_tests.sh call this on first use.
 #
 # Usage: utils/setup_env.sh
 #
@@ -9,9 +10,10 @@ set -euo pipefail
 
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 venv=$root/.venv
-requirements=$root/requirements.txt
-stamp=$venv/.complete # holds the hash of requirements.txt and the folder's place (a moved .venv does not work)
-want="$(sha256sum < "$requirements" | cut -d' ' -f1) $venv"
+requirements=$root/requirements.txt # the extra [mini] of pyproject.toml is among them: the recipes of egs/mini need it
+dev=$root/requirements-dev.txt      # run_tests.sh needs these
+stamp=$venv/.complete # holds the hash of both and the folder's place (a moved .venv does not work)
+want="$(cat "$requirements" "$dev" | sha256sum | cut -d' ' -f1) $venv"
 
 say() { echo "setup_env.sh: $*" >&2; }
 die() { say "$@"; exit 1; }
@@ -43,7 +45,7 @@ fi
 
 # --- a new environment, or the finished old one brought up to date
 if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cut -d' ' -f2- < "$stamp")" = "$venv" ]; then
-  say "requirements.txt has changed: updating $venv"
+  say "requirements.txt has changed, or requirements-dev.txt: updating $venv"
   rm "$stamp"
 else
   [ ! -e "$venv" ] || say "$venv is incomplete or was moved here: making it anew"
@@ -73,7 +75,7 @@ if [ "$kind" = cpu ]; then
 fi
 say "torch: $kind build (${reason})${index[*]:+, from ${index[1]}}"
 
-"${pip[@]}" install -qq --compile "${index[@]}" -r "$requirements" || die "the installation failed: see above; run again"
+"${pip[@]}" install -qq --compile "${index[@]}" -r "$requirements" -r "$dev" || die "the installation failed: see above; run again"
 
 # --- make sure of it
 "$python" - << 'PY'

@@ -7,11 +7,16 @@ model, audio and options, is kept. On several machines, each with the same comma
 
     python -m pyspkv.bin.extract --model exp/round1/model --data data/train --part 1/4
     python -m pyspkv.bin.extract --model exp/round1/model --data data/train --merge 4
+
+Without a data directory, files and folders of audio go into one .npz (--audio --help):
+
+    python -m pyspkv.bin.extract --model exp/round1/model --audio recordings --out x.npz
 """
 
 import argparse
 import os
 import re
+import sys
 
 from pyspkv.errors import natural, run
 
@@ -77,6 +82,11 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    if any(word == "--audio" or word.startswith("--audio=") for word in sys.argv[1:]):
+        from pyspkv.bin import embed_audio
+
+        embed_audio.main()
+        return
     args = parse()
     # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

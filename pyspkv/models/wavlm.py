@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyspkv.distributed import BatchNorm
 from pyspkv.errors import UserError
+from pyspkv.guarded import transformers
 from pyspkv.models.encoder import Encoder, frame_mask
 
 CONV_KERNELS, CONV_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # stride 320, receptive field 400
@@ -55,9 +56,7 @@ class WavLMConfig:
 
 
 def hf_config(c: WavLMConfig):
-    from transformers import WavLMConfig as HFConfig
-
-    return HFConfig(
+    return transformers().WavLMConfig(
         hidden_size=c.dim,
         num_hidden_layers=c.layers,
         num_attention_heads=c.heads,
@@ -140,8 +139,6 @@ class WavLM(Encoder):
 
     def __init__(self, config: WavLMConfig):
         nn.Module.__init__(self)  # no filterbanks
-        from transformers import WavLMModel
-
         if config.dim % config.heads or config.dim % config.pos_conv_groups:
             raise UserError(
                 f"encoder.dim {config.dim} is not a multiple of heads {config.heads} and "
@@ -153,7 +150,7 @@ class WavLM(Encoder):
             if not 0 <= getattr(config, name) < 1:
                 raise UserError(f"encoder.{name} {getattr(config, name)} is not in 0 .. 1")
         self.config = c = config
-        self.trunk = WavLMModel(hf_config(c))
+        self.trunk = transformers().WavLMModel(hf_config(c))
         if c.pooling == "mhfa":
             self.embed_dim = c.embed_dim
             self.backend = MHFA(c.layers, c.dim, c.mhfa_heads, c.mhfa_dim, c.embed_dim)

@@ -1,0 +1,50 @@
+"""What an experiment weighs and what of it may go, with the commands that remove it and that make it again."""
+
+import argparse
+
+from pyspkv.errors import run
+
+
+def size(number: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.disk",
+        description="What an experiment weighs and what may go. Removes nothing.",
+    )
+    p.add_argument("exp", metavar="EXP", help="experiment, the folder of run.sh --exp")
+    p.add_argument("--json", action="store_true", help="print JSON")
+    args = p.parse_args()
+    from pyspkv.atomic import command_line
+    from pyspkv.disk import KINDS, weigh
+
+    parts = weigh(args.exp)
+    if args.json:
+        import json
+
+        print(json.dumps({k: {**vars(part), "removable": [str(x) for x in part.removable],
+                              "kept": sorted(part.kept), "remake": sorted(part.remake)}
+                          for k, part in parts.items()}, indent=1))  # fmt: skip
+        return
+    print(f"{args.exp}: {size(sum(part.bytes for part in parts.values()))}, "
+          f"{size(sum(part.free for part in parts.values()))} may go")  # fmt: skip
+    for kind, part in parts.items():
+        if not part.files:
+            continue
+        print(f"  {kind:11} {size(part.bytes):>9}, {size(part.free):>9} may go: {KINDS[kind]}")
+        for why in sorted(part.kept):
+            print(f"    kept: {why}")
+        if part.removable:
+            print(f"    remove: {command_line('rm', '-r', *part.removable)}")
+        for how in sorted(part.remake):
+            print(f"    again:  {how}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,41 @@
+"""Which enrolled speaker is it? The most alike first; with a calibrated model also whether it is one of them at all."""
+
+import argparse
+
+from pyspkv.errors import UserError, natural, run
+
+
+def parse() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.identify",
+        description="Compare recordings with the speakers of a store that pyspkv enrol made. One line a speaker: "
+        "recording, name, score, and where the model is calibrated llr and decision.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("audio", nargs="+", help="recordings")
+    p.add_argument("--store", default="speakers.npz", metavar="FILE", help="the enrolled speakers")
+    p.add_argument("--model", metavar="DIR", help="where the model lies now, if it has moved")
+    p.add_argument("--top", type=natural, default=3, metavar="N", help="so many speakers; 0: all")
+    return p.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    from pyspkv import enrolment
+    from pyspkv.speaker_model import judge, load
+
+    store = enrolment.Store.read(args.store)
+    if not store.names:
+        raise UserError("holds no speaker", file=args.store, mend="pyspkv enrol NAME a.wav")
+    model = load(enrolment.model_of(args.model, store, args.store)[0])
+    for path, x in zip(args.audio, model.embed_speech(args.audio)):
+        for name, score in store.scores(x)[: args.top or None]:
+            found = judge(score, model.calibration)
+            line = f"{path} {name} score {score:.4f}"
+            if found.decision is not None:
+                line += f" llr {found.llr:+.2f} decision: {'same speaker' if found.decision else 'different speakers'}"
+            print(line)
+
+
+if __name__ == "__main__":
+    run(main)
