@@ -15,5 +15,8 @@ if [ -n "${SPKV_PYTHON:-}" ]; then
   export SPKV_PYTHON
 fi
 
-case :$PATH: in ":$SPKV_ROOT/utils/bin:"*) ;; *) export PATH="$SPKV_ROOT/utils/bin:$SPKV_ROOT/utils:$PATH" ;; esac
+case :$PATH: in
+  ":$SPKV_ROOT/utils/bin:"*) ;;
+  *) export PATH="$SPKV_ROOT/utils/bin:$SPKV_ROOT/utils:$PATH:$SPKV_ROOT/.venv/bin" ;; # the last for tensorboard
+esac
 case :${PYTHONPATH:-}: in ":$SPKV_ROOT:"*) ;; *) export PYTHONPATH="$SPKV_ROOT${PYTHONPATH:+:$PYTHONPATH}" ;; esac

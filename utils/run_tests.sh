@@ -26,6 +26,7 @@ check() { # NAME COMMAND...
 mapfile -t scripts < <(git ls-files -co --exclude-standard | while read -r f; do
   if [[ -f $f && ! -L $f ]] && { [[ $f == *.sh ]] || head -c 40 "$f" | head -n 1 | grep -aq '^#!.*bash'; }; then echo "$f"; fi
 done)
+PATH=$(python -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH # for the linter
 check ruff python -m ruff check
 check "ruff format" python -m ruff format --check
 check "shellcheck (${#scripts[@]} scripts)" shellcheck "${scripts[@]}"
