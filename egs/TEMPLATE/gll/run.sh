@@ -95,11 +95,12 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels labels a speaker"; then
         --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$exp/round$r/data" \
         "${cluster_opts[@]}" "${flips[@]}"
       for i in "${!phases[@]}"; do
-        phase=${phases[i]} more=()
+        phase=${phases[i]} more=() gate=("$conf/gates/${phases[i]}.yaml")
+        [ "$phase" != F ] || gate+=("${threshold[@]}")
         [ -z "${phase_epochs[i]:-}" ] || more+=(epochs="${phase_epochs[i]}")
         [ -z "${phase_rates[i]:-}" ] || more+=(optim.lr="${phase_rates[i]}")
         log_run "${learn[@]}" --init "$start" --keep-head $keep_head --unlabelled "$exp/round$r/data" \
-          "$conf/encoder.yaml" "$conf/semi.yaml" "$conf/gates/$phase.yaml" "${threshold[@]}" "$split/labelled" \
+          "$conf/encoder.yaml" "$conf/semi.yaml" "${gate[@]}" "$split/labelled" \
           "$exp/round$r/$phase/model" "${settings[@]}" "${more[@]}" "${learn_opts[@]}"
         start=$exp/round$r/$phase/model@best keep_head=true trained+=("$exp/round$r/$phase/model")
       done

@@ -66,6 +66,8 @@ student_settings=("${settings[@]}") init=()
 if [ -n "$trunk" ] && grep -qs "name: *wavlm" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}"; then
   student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model") # another student has only labels from the trunk
 fi
+labels=data # of a round: what stages 4 and 5 train on
+[ "$label_noise" = 0.0 ] || labels=noisy_data
 [ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
 systems=("$exp/pretrain")
 [ -z "$trunk" ] || systems+=("$exp/trunk")
@@ -88,25 +90,23 @@ fi
 
 if stage 4 "rounds of clustering and training"; then
   for r in $(seq "$round" "$num_rounds"); do
-    from=$exp/$labels_from previous=() labels=$exp/round$r/data
+    from=$exp/$labels_from previous=()
     [ "$r" -eq 1 ] || from=$exp/round$((r - 1)) previous=(--previous "$exp/round$((r - 1))/data")
     log_run steps/extract.sh "${extract_opts[@]}" "$from/model" --data "$data/train"
     log_run steps/cluster.sh --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
-      "$from/embed/train/embedding.scp" "$data/train" "$labels" "${cluster_opts[@]}"
-    if [ "$label_noise" != 0.0 ]; then
-      labels=$exp/round$r/noisy_data
+      "$from/embed/train/embedding.scp" "$data/train" "$exp/round$r/data" "${cluster_opts[@]}"
+    [ "$label_noise" = 0.0 ] ||
       log_run python -m pyspkv.bin.datadir corrupt --share "$label_noise" --seed "$seed" \
-        --list "$exp/round$r/corrupted" "$exp/round$r/data" "$labels"
-    fi
+        --list "$exp/round$r/corrupted" "$exp/round$r/data" "$exp/round$r/noisy_data"
     log_run steps/train.sh "${train_opts[@]}" "${init[@]}" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}" \
-      "$labels" "$exp/round$r/model" "${student_settings[@]}" "${round_opts[@]}"
+      "$exp/round$r/$labels" "$exp/round$r/model" "${student_settings[@]}" "${round_opts[@]}"
   done
 fi
 
 if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
   log_run steps/train.sh "${train_opts[@]}" --init "$exp/round$num_rounds/model" --keep-head true "$conf/encoder.yaml" \
-    "$conf/finetune.yaml" "${student[@]}" "$exp/round$num_rounds/data" "$exp/finetune/model" "${student_settings[@]}" \
-    "${finetune_opts[@]}"
+    "$conf/finetune.yaml" "${student[@]}" "$exp/round$num_rounds/$labels" "$exp/finetune/model" \
+    "${student_settings[@]}" "${finetune_opts[@]}"
 fi
 
 if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
