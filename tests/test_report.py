@@ -556,7 +556,7 @@ def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, c
     for key in ("confidence", "kind"):
         with pytest.raises(UserError, match="no epoch has"):
             runs.peak(folder, key)
-    monkeypatch.setattr("sys.argv", ["runs", "threshold", "--factor", "inf", "x", str(folder)])
+    monkeypatch.setattr("sys.argv", ["runs", "threshold", "--factor", "inf", "--out", "x", str(folder)])
     with pytest.raises(SystemExit):
         runs.main()
     assert "finite" in capsys.readouterr().err
