@@ -86,7 +86,7 @@ class Parsed(Exception):
 
 def parse(words: list[str], monkeypatch) -> None:
     """Give a command's words to its own parser. Raises SystemExit where it refuses them."""
-    words = [word.replace("JOB", "1") for word in words]
+    words = [word.replace("SPKV_JOB", "1") for word in words]
     if words[:3] == ["-m", "pyspkv.bin.launch", "--nproc"]:
         words = ["-m", *words[4:]]
     real = argparse.ArgumentParser.parse_args

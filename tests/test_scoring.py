@@ -387,4 +387,4 @@ def test_ctrl_c_while_numpy_is_imported_is_no_traceback(tmp_path, argv):
     env = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(scoring.__file__).parents[1]}"}
     command = [sys.executable, "-m", f"pyspkv.bin.{argv[0]}", *argv[1:]]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -62,9 +62,10 @@ def link_best(models: list[Path], link: Path) -> None:
 
 def peak(model: Path, key: str) -> float:
     """The highest of the epochs' means of `key` in a training's log."""
+    from pyspkv import foreign
     from pyspkv.bin.report import epochs_of
 
-    values = [r[key] for r in epochs_of(model.parent, model.name) if key in r and key != "kind"]
+    values = [r[key] for r in epochs_of(model.parent, model.name) if foreign.is_number(r.get(key))]
     if not values:
         raise UserError(f"no epoch has '{key}'", file=model / "train.jsonl", mend="give a FixMatch model")
     return max(values)

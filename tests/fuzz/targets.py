@@ -159,7 +159,7 @@ def metrics(data: bytes) -> None:
     (exp / "pretrain/score/test.json").write_bytes(data)
     scores = report.read_scores(report.find_phases(exp))
     json.dumps(report.results(scores, {}, "test", {}))
-    report.markdown("title", scores, {}, [], {}, [], False).encode()
+    report.markdown("title", scores, {}, [], [], {}, [], False).encode()
 
 
 @_target
