@@ -1,12 +1,14 @@
 """What an experiment weighs, and what of it may go: what is made again by a command, or was needed to resume only."""
 
 import os
+import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyspkv.atomic import command_line
-from pyspkv.errors import UserError
+from pyspkv.errors import UserError, printable
 from pyspkv.speaker_model import is_finished
 
 KINDS = {  # kind -> what it is; the order of the table
@@ -117,9 +119,10 @@ def _extraction(folder: Path, exp: Path) -> str:
     if commands.is_file():
         with open(commands, encoding="utf-8", errors="replace") as f:
             for line in f:
-                words = line.split()
-                if words and words[0].endswith("extract.sh") and _same(model, words):
-                    return line.strip()
+                with suppress(ValueError):  # shlex: a quote that is not closed
+                    words = shlex.split(line) if "extract.sh" in line else []
+                    if words and words[0].endswith("extract.sh") and _same(model, words):
+                        return printable(line.strip())
     data = sorted(d.name for d in folder.iterdir() if d.is_dir())
     return command_line("python", "-m", "pyspkv.bin.extract", "--model", Path(model), "--data") + "".join(
         f" DATA/{name}" for name in data
