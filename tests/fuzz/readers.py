@@ -138,10 +138,9 @@ def _npy(x: np.ndarray) -> bytes:
 
 
 def _npz() -> bytes:
-    whole = dict(
-        key=np.array("k"), centroids=np.ones((2, 2), np.float32), labels=np.array([0, 1, 1], np.int32)
-    )
-    np.savez(out := io.BytesIO(), **whole, coarse=np.zeros((0, 0), np.float32), numbers=np.array([3, 0, 1]))
+    out, labels, numbers = io.BytesIO(), np.array([0, 1, 1], np.int32), np.array([3, 0, 1])
+    centroids, coarse = np.ones((2, 2), np.float32), np.zeros((0, 0), np.float32)
+    np.savez(out, key=np.array("k"), centroids=centroids, labels=labels, coarse=coarse, numbers=numbers)
     return out.getvalue()
 
 
