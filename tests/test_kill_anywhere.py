@@ -132,12 +132,11 @@ def kill_and_go_on(
     """Kill it at each (stage, signal, whole group), going on from where it stopped or from its first stage."""
     done, stage = Counter(), first
     for at, way, group in moments:
-        delay = rng.uniform(0, took[at])
+        delay = rng.uniform(0, 0.8 * took[at])
         where = recipe.killed(stage, max(at, stage), delay, way, group)
-        if where is None:
-            break
-        done[where, way.name, "group" if group else "run.sh"] += 1
-        stage = rng.choice([where, where, first])
+        if where:
+            done[where, way.name, "group" if group else "run.sh"] += 1
+        stage = rng.choice([where or at, where or at, first])
     recipe.to_the_end(first)
     recipe.no_orphans()
     return done
