@@ -21,7 +21,8 @@ from pyspkv import errors
 from pyspkv.bin import train
 from pyspkv.datadir import DataDir
 
-CONF = Path(__file__).parent / "conf"
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "tests/conf"
 LIMITS = [0, 40, 400, 1500, 8000, 60_000]  # bytes: in a lock, a table, a record, an ark, a checkpoint
 TRAIN = ["--config", str(CONF / "encoder.yaml"), str(CONF / "round.yaml")]
 SETTINGS = ["--set", "epochs=1", "batch_size=8", "save_steps=1", "augment.rir_bank=0", "workers=0"]
@@ -192,6 +193,19 @@ def test_a_full_disk(world, tmp_path, request, name):
         assert set(now) - {f for f in now if "/tb/" in f} == set(want) - {f for f in want if "/tb/" in f}
         assert [f for f in want if now.get(f) != want[f] and not LOOSE.search(f"/{f}")] == []
     assert failed >= 1
+
+
+@pytest.mark.parametrize("limit", [0, 400])
+def test_a_full_disk_while_a_corpus_is_made(tmp_path, limit):
+    """Stage 1 of egs/mini, whose recordings are written by processes of a pool."""
+    few = [f"--num-{name}-spk=4" for name in ("train", "dev", "test")]
+    words = [sys.executable, "local/mini.py", tmp_path / "m", *few, "--sessions=2", "--utts-per-session=2"]
+    done = subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(rf"^error: {tmp_path}/m/.*: File too large$", done.stderr, re.M), done.stderr
 
 
 def test_a_disk_that_is_really_full(world, tmp_path):
