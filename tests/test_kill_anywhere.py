@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import toy
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [str(ROOT / "egs/mini/ssl/run.sh"), "--conf", str(ROOT / "tests/conf"), "--num-clusters", "10"]
@@ -110,7 +111,7 @@ def assert_same(got: Recipe, want: Recipe) -> None:
     assert set(ours) == set(theirs), sorted(set(ours) ^ set(theirs))
     assert got.folders() == want.folders()
     assert [name for name in theirs if ours[name] != theirs[name]] == []
-    assert len([name for name, raw in theirs.items() if raw is not None]) > 3
+    assert len([name for name, raw in theirs.items() if raw is not None]) > 1
     assert got.left_in_temp() == want.left_in_temp()
 
 
@@ -194,15 +195,15 @@ def test_ten_kills_from_stage_1_to_8(whole, tmp_path, number):
 def training(folder: Path, data: Path) -> Recipe:
     """steps/train.sh in two processes, saving at every second of its steps."""
     conf = [str(ROOT / "tests/conf" / name) for name in ("encoder.yaml", "pretrain.yaml")]
-    words = [str(ROOT / "steps/train.sh"), "--nproc", "2", *conf, str(data / "train"), str(folder / "model")]
+    words = [str(ROOT / "steps/train.sh"), "--nproc", "2", *conf, str(data), str(folder / "model")]
     return Recipe(folder, command=[*words, "epochs=6", f"rooms_dir={folder}/rooms"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_training_in_two_processes(whole, tmp_path):
+def test_training_in_two_processes(tmp_path):
     """Killed in each way twice, at any moment: the same weights."""
-    data = whole(1, "--num-rounds", "2")[0].folder / "data"
+    data = Path(toy.make(tmp_path, speakers=8, utts=6, labelled=False).path)
     for name in ("want", "got"):
         (tmp_path / name).mkdir()
     want, got = training(tmp_path / "want", data), training(tmp_path / "got", data)
