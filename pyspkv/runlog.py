@@ -75,7 +75,9 @@ class Log:
     def write(self, kind: str, state: dict, epoch: int, values: dict) -> None:
         record = {"kind": kind, "epoch": epoch + 1, "step": state["step"], **values}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        line = (json.dumps(finite) + "\n").encode()  # JSON knows no infinity: an open gate's threshold is null
+        line = (
+            json.dumps(finite) + "\n"
+        ).encode()  # JSON knows no infinity: an open gate's threshold is null
         with self._naming(self.path):
             if self.file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -72,7 +72,9 @@ def main() -> None:
                 raise UserError(f"is there already, and is not {target}", file=place, mend=mend)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.symlink(target, place)
-        report = model.parent / "report.json"  # what the labels were: a copy, for this experiment's own report
+        report = (
+            model.parent / "report.json"
+        )  # what the labels were: a copy, for this experiment's own report
         if report.is_file():
             shutil.copyfile(report, args.exp / phase / "report.json", follow_symlinks=False)
         linked += 1
