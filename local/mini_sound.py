@@ -1,5 +1,6 @@
 """Signal processing of the synthetic corpus: from espeak's samples to a recording in a room."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -80,4 +81,6 @@ def write_flac(path: Path, x: np.ndarray) -> None:
 
     pcm = np.rint(np.clip(x, -1, 1) * 32767).astype(np.int16)
     with atomic_file(path, "wb") as f:
-        soundfile.write(f, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        whole = io.BytesIO()  # soundfile itself meets a full disk with an AssertionError
+        soundfile.write(whole, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        f.write(whole.getvalue())

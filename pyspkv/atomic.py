@@ -99,7 +99,11 @@ def _lock(fd: int) -> None:
 
 def _name(err: BaseException, path: Path, tmp: str | Path) -> None:
     """Say which file the error is about: a full disk names none, and nobody knows the temporary name."""
-    if isinstance(err, OSError) and err.errno is not None and err.filename in (None, tmp, str(tmp)):
+    if isinstance(err, OSError) and err.filename in (None, tmp, str(tmp)):
+        if err.errno is None:  # numpy's: "1000 requested and 40 written"
+            if type(err) is not OSError:
+                return
+            err.strerror = f"cannot be written whole ({err})"
         err.filename = str(path)
 
 
@@ -165,6 +169,9 @@ def scratch_dir(path: Path) -> Iterator[Path]:
     _lock(fd)
     try:
         yield tmp
+    except BaseException as err:
+        _name(err, path, tmp)
+        raise
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
         os.close(fd)
@@ -224,12 +231,11 @@ def folder_lock(folder: str | Path, name: str = ".lock") -> Iterator:
                 file=folder,
                 mend="wait until it has ended, or give another output folder",
             ) from None
-        lock.truncate(0)
-        lock.write(
-            json.dumps(
-                {"host": socket.gethostname(), "pid": os.getpid(), "command": " ".join(sys.argv)[:500]}
-            )
-            + "\n"
-        )
-        lock.flush()
+        words = {"host": socket.gethostname(), "pid": os.getpid(), "command": " ".join(sys.argv)[:500]}
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, (json.dumps(words) + "\n").encode(), 0)
+        except OSError as err:  # the disk is full
+            _name(err, folder / name, "")
+            raise
         yield lock

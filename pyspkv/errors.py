@@ -303,7 +303,10 @@ def _thread_died(args) -> None:
     """threading.excepthook: the program goes on, as it does without this hook."""
     if args.exc_type is not SystemExit:
         what = _line(f"{args.exc_type.__name__}: {args.exc_value}")
-        _print(f"warning: a thread died ({what}); please report it with {_log(args.exc_value)}")
+        report = (
+            "" if isinstance(args.exc_value, OSError) else f"; please report it with {_log(args.exc_value)}"
+        )
+        _print(f"warning: a thread died ({what}){report}")  # a full disk is no defect of ours
 
 
 def _log(err: BaseException) -> str:

@@ -1,9 +1,11 @@
 """What a run leaves for people to read: train.jsonl and tensorboard, running means, the commit that trained."""
 
+import errno
 import json
 import math
 import os
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -58,20 +60,37 @@ class Log:
                 lines = [line.rstrip("\n") + "\n" for line in f if _is_record_until(line, step)]
             with atomic_file(path) as f:
                 f.writelines(lines)
-        self.file = open(path, "a", encoding="utf-8")
-        self.board = SummaryWriter(exp / "tb", purge_step=step + 1)
+        self.path = path
+        self.file = open(path, "ab", buffering=0)  # what cannot be written is not tried again by close()
+        with self._naming(exp / "tb"):
+            self.board = SummaryWriter(exp / "tb", purge_step=step + 1)
+
+    @contextmanager
+    def _naming(self, path: Path):
+        """The OSError of a full disk does not say which file it is about."""
+        try:
+            yield
+        except OSError as err:
+            err.filename = err.filename or str(path)
+            raise
 
     def write(self, kind: str, state: dict, epoch: int, values: dict) -> None:
         record = {"kind": kind, "epoch": epoch + 1, "step": state["step"], **values}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self.file.write(json.dumps(finite) + "\n")  # JSON knows no infinity: an open gate's threshold is null
-        self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(f"{kind}/{name}", value, state["step"])
+        line = (
+            json.dumps(finite) + "\n"
+        ).encode()  # JSON knows no infinity: an open gate's threshold is null
+        with self._naming(self.path):
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with self._naming(self.path.with_name("tb")):
+            for name, value in values.items():
+                self.board.add_scalar(f"{kind}/{name}", value, state["step"])
 
     def close(self) -> None:
         self.file.close()
-        self.board.close()
+        with self._naming(self.path.with_name("tb")):
+            self.board.close()
 
 
 def git_id() -> str | None:

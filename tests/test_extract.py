@@ -98,7 +98,7 @@ def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_
     shutil.rmtree(system / "model")
     shutil.copytree(tmp_path / "other", system / "model")
     runner = tmp_path / "runner.sh"
-    runner.write_text('#!/bin/bash\nrun.sh "${@/JOB=1:2/JOB=1:1}" && exit 1\n')
+    runner.write_text('#!/bin/bash\nrun.sh "${@/SPKV_JOB=1:2/SPKV_JOB=1:1}" && exit 1\n')
     runner.chmod(0o755)
     step("extract.sh", "--nj", 2, "--cmd", runner, system / "model", test, out, ok=False)
     assert (vectors() == second).all()  # what stood stands, whole, until all parts are there

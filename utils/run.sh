@@ -5,7 +5,8 @@
 # e.g.:  utils/run.sh --max-jobs-run 4 JOB=1:32 exp/log/extract.JOB.log python -m pyspkv.bin.extract --data d/split32/JOB
 #
 # A single job without JOB shows its output on a terminal, too. JOB (any name in capitals) becomes the number in LOG and in every argument. The arguments reach the command as they
-# are; nothing is parsed by a shell again, so write pipes as: bash -c '... | ...'.
+# are; nothing is parsed by a shell again, so write pipes as: bash -c '... | ...'. When this script ends, even by
+# kill -9, all that the jobs started ends too.
 #   --max-jobs-run N   so many at a time (default: all)
 #   --num-threads N    OMP_NUM_THREADS of each job
 #   --gpu N            so many devices for each job, by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if need be
@@ -58,6 +59,7 @@ fi
 
 job() { # NUMBER SLOT COMMAND...: one job in its own process; the log gets its head, output and end
   local slot=$2 start=$SECONDS code=0
+  exec {guard}>&- # held by this script alone: see guard
   shift 2
   if [ "$gpu" -gt 0 ]; then
     CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${devices[*]:slot*gpu:gpu}")
@@ -97,9 +99,23 @@ reap() { # wait for one job
   if [ "$code" -ne 0 ]; then failed+=("${log_of[$pid]}"); fi
   free+=("${slot_of[$pid]}")
   unset "log_of[$pid]"
+  tell "-$pid"
 }
 
 set -m # job control: each background job becomes a process group
+guard() { # is told "+GROUP" and "-GROUP"; once nobody can tell it more, it ends the groups that are left
+  trap '' INT TERM HUP
+  local line
+  local -A left=()
+  while read -r line; do
+    if [[ $line == +* ]]; then left[${line#+}]=1; else unset "left[${line#-}]"; fi
+  done
+  for line in "${!left[@]}"; do kill -KILL -- "-$line" 2> /dev/null || true; done
+}
+coproc GUARD { guard > /dev/null 2>&1; }
+exec {guard}>&"${GUARD[1]}" {GUARD[1]}>&- {GUARD[0]}<&-
+trap : PIPE # had somebody killed it
+tell() { echo "$1" 2> /dev/null >&"$guard" || true; }
 for ((i = first; i <= last; i++)); do
   if [ "${#free[@]}" -eq 0 ]; then reap; fi
   slot=${free[0]}
@@ -117,6 +133,7 @@ for ((i = first; i <= last; i++)); do
   fi
   log_of[$!]=$this_log
   slot_of[$!]=$slot
+  tell "+$!"
 done
 while [ "${#log_of[@]}" -gt 0 ]; do reap; done
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from pyspkv.atomic import scratch_dir
 from pyspkv.errors import ERROR_FILE, Shown, UserError, run
 from pyspkv.processes import end_with_parent
 
@@ -143,10 +144,10 @@ def main() -> int:
     args = parse()
     stopped, ranks = Stopped(), []
     # Bound and not listened at, the port is given to nobody else; the first process may listen there, by SO_REUSEADDR.
-    with tempfile.TemporaryDirectory(prefix="spkv-launch-") as folder, socket.socket() as held:
+    with scratch_dir(Path(tempfile.gettempdir(), "spkv-launch")) as errors, socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
-        errors, port = Path(folder), held.getsockname()[1]
+        port = held.getsockname()[1]
         try:
             for rank in range(args.nproc):
                 ranks.append(start(rank, args, environment(rank, args, port, errors)))

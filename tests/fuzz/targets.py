@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from fuzz import ark, datadir, readers, trials, turns
 from safetensors.torch import save
 
 from pyspkv import checkpoint, foreign
@@ -237,3 +238,20 @@ ALL = {
         lambda: [_json({"stability": {"ami": 0.5}, "sha256": "x"}), _json([{"quality": 0.5}])],
     ),
 }
+for _name, _module in {"ark": ark, "datadir": datadir, "trials": trials, "turns": turns}.items():
+    ALL[_name] = (_target(_module.target), lambda module=_module: module.SEEDS)
+
+
+def _in_folder(read):
+    """A target of readers.py: each case in a folder of its own."""
+
+    @_target
+    @functools.wraps(read)
+    def target(data: bytes) -> None:
+        with tempfile.TemporaryDirectory(dir=_folder()) as folder:
+            read(Path(folder), data)
+
+    return target
+
+
+ALL |= {name: (_in_folder(read), seeds) for name, (read, seeds) in readers.ALL.items()}
