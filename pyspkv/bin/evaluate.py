@@ -129,6 +129,22 @@ def check_there(systems: list[str], args: argparse.Namespace, parts: list[Part])
         more = f", nor in {len(missing) - 1} other folders that are needed" if missing[1:] else ""
         mend = extract_command(args, missing[0], *wanted[missing[0]])
         raise UserError(f"no embeddings are there{more}", file=missing[0], mend=mend)
+    for system in systems:
+        check_one_model(system, args, parts)
+
+
+def check_one_model(system: str, args: argparse.Namespace, parts: list[Part]) -> None:
+    """UserError: sets that are scored together are of different models, as far as extraction has noted them."""
+    models: dict[str, object] = {}
+    for part in parts:
+        for name in part.sets:
+            folder = f"{system}/embed/{name}"
+            if name not in models:
+                models[name] = foreign.read_json_or_empty(Path(folder, "made_by"), limit=1 << 28).get("model")
+            first = models[part.name]
+            if isinstance(first, str) and isinstance(models[name], str) and models[name] != first:
+                rule = f"these embeddings are of another model than {system}/embed/{part.name}"
+                raise UserError(rule, file=folder, mend=extract_command(args, folder, system, part, name))
 
 
 def extract_command(args: argparse.Namespace, folder: str, system: str, part: Part, name: str) -> str:
