@@ -1,27 +1,4 @@
-"""A table of experiments: cells, each one run of a recipe, and the rows that they leave in RESULTS.jsonl.
-
-    options: {num-rounds: 3}                   # of run.sh, for every cell: --num-rounds 3; null takes one away again
-    tables:
-      main: {title: By labels a speaker, base: w/o GLL, compare: points, unit: draw, figures: [eer]}
-    cells:
-      pretrain-{seed}:                         # its experiment is exp/grid/pretrain-0
-        each: {seed: [0, 1, 2]}                # a cell for each; seed, fold, draw and speaker go into its rows too
-        options: {stop-stage: 3}
-        rows: [{table: main, row: Stage I only, column: none, system: pretrain}]
-      "{system}-{labels}-{seed}":              # every combination; an item may set several variables
-        each: {labels: [1, 4], seed: [0, 1, 2], system: [{system: gll, name: GLL}, {system: wo, name: w/o GLL}]}
-        recipe: ../gll                         # folder of run.sh (default: that above tables/)
-        after: ["pretrain-{seed}"]             # finished before; the first one's phases are taken: --reuse <its folder>
-        options: {stage: 4, labels: "{labels}", system: "{system}", init: "{exp:pretrain-{seed}}/pretrain/model"}
-        draw: "{seed}"                         # which utterances have labels
-        rows: [{table: main, row: "{name}", column: "{labels}", system: [round1, round2]}]
-
-`system` of a row (default: final): one of results.json, or all; of several the one with the lowest dev EER. `base`: the
-row that it is compared to. `cost`: phases whose training counts (default: the system's). `trials`: another list than
-test. `zero`: the cell/system whose EER is that before fine-tuning. A table may also have `order`, of rows. compare:
-points, or percent of the base's EER. unit: what the spread is over (default: the first of fold, draw, speaker and seed
-that its rows have).
-"""
+"""A table of experiments (docs/tables.md): cells, each a run of a recipe, and the rows that they leave."""
 
 import os
 import re
@@ -43,6 +20,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"  # safe as a folder's name and in a shell
 FOLDER = re.compile(r"\{exp:([^{}]*)\}")
 Scalar = str | int | float | bool | None
 System = Annotated[str, Field(pattern=f"^{NAME}$")]
+Items = Annotated[list[Scalar | dict[str, Scalar]], Field(min_length=1)]
 Option = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]*$")]
 
 
@@ -60,9 +38,7 @@ class Row:
 
 @dataclass
 class Cell:
-    each: dict[str, Annotated[list[Scalar | dict[str, Scalar]], Field(min_length=1)]] = field(
-        default_factory=dict
-    )
+    each: dict[str, Items] = field(default_factory=dict)
     recipe: str = "."
     options: dict[Option, Scalar] = field(default_factory=dict)
     seed: NonNegativeInt = 0
@@ -77,9 +53,8 @@ class Cell:
     def needs(self) -> list[str]:
         """Cells that must be finished first."""
         named = FOLDER.findall(" ".join(self.options.values()))
-        return list(
-            dict.fromkeys([*self.after, *named, *(r.zero.split("/")[0] for r in self.rows if r.zero)])
-        )
+        zero = [row.zero.split("/")[0] for row in self.rows if row.zero]
+        return list(dict.fromkeys([*self.after, *named, *zero]))
 
 
 @dataclass
@@ -154,9 +129,8 @@ class Table:
         self.cells[name], cell.name, cell.template = cell, name, key
         for row in cell.rows:
             if row.table not in self.file.tables:
-                raise UserError(
-                    f"no table is called '{row.table}'", mend=f"they are {', '.join(self.file.tables)}"
-                )
+                tables = ", ".join(self.file.tables)
+                raise UserError(f"no table is called '{row.table}'", mend=f"they are {tables}")
             look, row.row = self.file.tables[row.table], row.row or str(row.system)
             look.order += [] if row.row in ["all", *look.order] else [row.row]
             look.bases |= {row.row: row.base} if row.base else {}

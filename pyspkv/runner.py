@@ -16,7 +16,9 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pyspkv import config as cfg
 from pyspkv import foreign, results
@@ -37,7 +39,9 @@ class Mark:
     machine: str
     state: Literal["interrupted", "failed", "done"] = "interrupted"
     ended: str = ""  # UTC
-    seconds: float = 0.0  # of all its tries, less those that were killed without warning
+    seconds: Annotated[float, Field(ge=0, le=1e12)] = (
+        0.0  # of all its tries, less those that were killed without warning
+    )
 
 
 def now() -> str:
@@ -63,10 +67,7 @@ class Runner:
     def mark(self, name: str) -> Mark | None:
         file = self.exp / name / "grid.json"
         try:
-            mark = cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
-            if mark is not None:
-                foreign.number(mark.seconds, "seconds", 0, 1e12, file=file)
-            return mark
+            return cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
         except UserError:
             raise UserError("is no mark of a cell", file=file, mend=f"remove {file.parent}") from None
 
@@ -106,15 +107,11 @@ class Runner:
             log, words = self.exp / cell.name / "log/grid.log", self.command(cell)
             log.parent.mkdir(exist_ok=True)
             out = stack.enter_context(open(os.devnull if self.cmd else log, "a"))
+            words = [*self.cmd, str(log), *words] if self.cmd else words
+            how = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "start_new_session": True}
             try:
                 process = subprocess.Popen(
-                    [*self.cmd, str(log), *words] if self.cmd else words,
-                    cwd=self.table.recipe(cell),
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                    pass_fds=[lock.fileno()],
+                    words, cwd=self.table.recipe(cell), pass_fds=[lock.fileno()], **how
                 )
             except (OSError, ValueError) as err:
                 self.failed[cell.name] = f"cannot be started: {err}"
@@ -131,10 +128,8 @@ class Runner:
             mark.state, mark.ended = "failed" if code else "done", now()
         self.write(cell, mark)
         lock.close()
-        print(
-            f"{time.strftime('%T')} {cell.name}: {mark.state} after {timedelta(seconds=round(mark.seconds))}",
-            flush=True,
-        )
+        took = timedelta(seconds=round(mark.seconds))
+        print(f"{time.strftime('%T')} {cell.name}: {mark.state} after {took}", flush=True)
         if mark.state == "failed":
             self.failed[cell.name] = f"exit code {code}: {log}"
             lines = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else []
@@ -145,9 +140,8 @@ class Runner:
         self.done.add(cell.name)
         exp, rows = self.exp / cell.name, []
         same = {"command": mark.command, "machine": mark.machine, "ended": mark.ended, "cell": cell.name}
-        same |= {"grid": os.path.relpath(self.table.path, ROOT)} | {
-            u: getattr(cell, u) for u in results.UNITS
-        }
+        same |= {"grid": os.path.relpath(self.table.path, ROOT)}
+        same |= {unit: getattr(cell, unit) for unit in results.UNITS}
         try:
             for row in cell.rows:
                 every = [name for name in results.systems(exp) if name != "final"]

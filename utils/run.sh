@@ -113,9 +113,10 @@ guard() { # is told "+GROUP" and "-GROUP"; once nobody can tell it more, it ends
   for line in "${!left[@]}"; do kill -KILL -- "-$line" 2> /dev/null || true; done
 }
 coproc GUARD { guard > /dev/null 2>&1; }
-exec {guard}>&"${GUARD[1]}" {GUARD[1]}>&- {GUARD[0]}<&-
+to_guard=${GUARD[1]} from_guard=${GUARD[0]}
+exec {guard}>&"$to_guard" {to_guard}>&- {from_guard}<&-
 trap : PIPE # had somebody killed it
-tell() { echo "$1" 2> /dev/null >&"$guard" || true; }
+tell() { { echo "$1" >&"$guard"; } 2> /dev/null || true; }
 for ((i = first; i <= last; i++)); do
   if [ "${#free[@]}" -eq 0 ]; then reap; fi
   slot=${free[0]}
