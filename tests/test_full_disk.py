@@ -90,7 +90,6 @@ def world(tmp_path_factory):
     evaluate = ["--systems", exp / "pretrain", "--data", lists, "--name", "data"]
     done("pyspkv.bin.evaluate", evaluate)
     done("pyspkv.bin.report", ["--exp", exp, "--name", "data"])
-    done("pyspkv.bin.results", ["--exp", exp, "--file", exp / "R.jsonl", "--table", "t", "--seed", 0])
     words = [*TRAIN, "--data", str(lists), "--exp", str(exp / "second"), *SETTINGS, "seed=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *words])
@@ -131,7 +130,6 @@ WRITERS = {
     "calibrate": ("calibrate", ["--scores", E + "/pretrain/score/data.scores", "--trials", D + "/trials",
                                 "--out", E + "/calibration.json"]),
     "report": ("report", ["--exp", E, "--name", "data", "--truth", D + "/utt2spk"]),
-    "results": ("results", ["--exp", E, "--file", E + "/R.jsonl", "--table", "t", "--seed", 1]),
     "copy": ("datadir", ["copy", D, "{here}/copy"]),
     "subset": ("datadir", ["subset", "--first", D, 5, "{here}/half1"]),
     "combine": ("datadir", ["combine", "{here}/both", "{root}/half1", "{root}/half2"]),

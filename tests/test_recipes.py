@@ -46,7 +46,8 @@ def command(recipe, folder, *options) -> list[str]:
 
 
 def env(**more) -> dict:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "SPKV_PYTHON": sys.executable, **more}
+    own = {k: v for k, v in os.environ.items() if k not in ("SPKV_ROOT", "SPKV_RECIPE")}
+    return {**own, "OMP_NUM_THREADS": "1", "SPKV_PYTHON": sys.executable, **more}
 
 
 def run(*args, **more) -> subprocess.CompletedProcess:

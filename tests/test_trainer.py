@@ -500,7 +500,7 @@ def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--ngpu", "1", "torch sees no GPU"),
+        ("--ngpu", "1", "--gpu 1, but this machine has 0; without --ngpu the recipes use the CPU"),
         ("--ngpu", "one", "--ngpu is a number from 0, not 'one'"),
         ("--nproc", "0", "--nproc is a number from 1, not '0'"),
     ],
@@ -702,7 +702,7 @@ def test_a_state_that_no_training_wrote_is_refused(tmp_path, data, killed, key, 
     if value is GONE:
         del state[key]
     file.write_text(json.dumps(state))
-    with pytest.raises(UserError, match="not a checkpoint's state"):
+    with pytest.raises(UserError, match=r"state\.json: "):
         Trainer(config(killed, save_steps=2), data, exp).run()
 
 
@@ -710,7 +710,7 @@ def test_a_state_that_no_training_wrote_is_refused(tmp_path, data, killed, key, 
 def test_a_broken_record_is_refused(tmp_path, data, killed, text):
     shutil.copytree(killed / "exp", tmp_path / "exp")
     (tmp_path / "exp/run.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match="run.json: cannot be read"):
+    with pytest.raises(UserError, match=r"run\.json:"):
         Trainer(config(killed, save_steps=2), data, tmp_path / "exp").run()
 
 

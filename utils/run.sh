@@ -53,7 +53,7 @@ if [ "$gpu" -gt 0 ]; then
     mapfile -t devices < <(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null || true)
   fi
   slots=$((${#devices[@]} / gpu))
-  [ "$slots" -ge 1 ] || die "--gpu $gpu, but this machine has ${#devices[@]}"
+  [ "$slots" -ge 1 ] || die "--gpu $gpu, but this machine has ${#devices[@]}; without --ngpu the recipes use the CPU"
   if [ "$max" -gt "$slots" ]; then max=$slots; fi
 fi
 
