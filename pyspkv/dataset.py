@@ -11,6 +11,7 @@ import multiprocessing.queues
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -281,6 +282,9 @@ def _shared(batch: Batch) -> Batch:
 def _start_worker(on_fork: Callable[[], None]) -> None:
     end_with_parent()
     on_fork()
+    # Batches are handed over by a socket in the temporary folder, and a socket's path has at most 107 bytes.
+    if len(os.fsencode(tempfile.gettempdir())) > 107 - len("/pymp-12345678/listener-12345678"):
+        tempfile.tempdir = "/tmp"
     # What is left of sending is done by threads, and can fail too (descriptors): end, which the training notices.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda err, item: os._exit(UNSENT))
     sys.excepthook = lambda *_: os._exit(UNSENT)

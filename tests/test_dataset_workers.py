@@ -136,6 +136,18 @@ def test_a_small_dev_shm_is_told(tmp_path, data, size):
     assert len(done.stderr.splitlines()) == 2
 
 
+def test_a_long_temporary_folder_is_no_hindrance(tmp_path, data):
+    """Its name and that of a socket in it are longer than a socket's path can be."""
+    temp = tmp_path / ("long" * 20)
+    temp.mkdir()
+    config(tmp_path)
+    command = train_command(tmp_path, data, tmp_path / "exp", "--set", "workers=1", "epochs=1")
+    done = subprocess.run(
+        command, env={**ENV, "TMPDIR": str(temp)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def children(pid: int) -> list[int]:
     return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

@@ -143,7 +143,15 @@ def test_a_dry_run_shows_commands_that_their_own_parsers_take(recipe, tmp_path, 
 
 @each_recipe("recipe")
 def test_a_recipe_is_whole_and_short(recipe):
-    for name in ("run.sh", "cmd.sh", "path.sh", "local/data.sh", "README.md", "conf/encoder.yaml"):
+    for name in (
+        "run.sh",
+        "cmd.sh",
+        "path.sh",
+        "local/data.sh",
+        "README.md",
+        "RESULTS.md",
+        "conf/encoder.yaml",
+    ):
         assert (recipe / name).is_file() and not (recipe / name).is_symlink(), name
     for path in (recipe / "run.sh", recipe / "local/data.sh"):
         lines = path.read_text().splitlines()
