@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.tensorboard  # noqa: F401  first: a worker's death may interrupt the import, and leave half of it
 import toy
 from test_trainer import ENV, config, train_command
 
