@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pyspkv.atomic import command_line
 from pyspkv.errors import UserError, printable
-from pyspkv.speaker_model import is_finished
+from pyspkv.foreign import is_finished
 
 KINDS = {  # kind -> what it is; the order of the table
     "models": "weights and configs of the checkpoints that LATEST and best name",

@@ -235,3 +235,13 @@ def read_rows(path: str | Path) -> dict[str, Any]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as err:
         raise UserError(f"is not a readable safetensors file ({err})", file=path, mend=AGAIN) from None
+
+
+def is_finished(model: Path) -> bool:
+    """Whether training of this model folder is done; an imported or exported model always is."""
+    try:
+        name = read_text(model / "LATEST", 4096).strip()
+        state = read_json(model / name / "state.json", nan=True)
+    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
+        return False
+    return "/" not in name and state.get("done", True) is True

@@ -1,6 +1,5 @@
 """A trained model in Python: load it, embed audio, verify. The same digits as bin.extract on the same utterances."""
 
-import json
 import os
 import re
 import tempfile
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
+from pyspkv import foreign
 from pyspkv.errors import UserError
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _last_of(exp: Path, models: list[Path]) -> Path:
     """The model that stands for an experiment, the same as in its report."""
     from pyspkv.side_by_side import LAST
 
-    open_ = [m for m in models if not is_finished(m)]
+    open_ = [m for m in models if not foreign.is_finished(m)]
     if open_:
         rule = f"{open_[0].parent.name} is still being trained, so the experiment has no last model"
         raise UserError(rule, file=exp, mend=_meant(models))
@@ -244,15 +244,6 @@ def _last_of(exp: Path, models: list[Path]) -> Path:
 
 def is_model(folder: Path) -> bool:
     return (folder / "LATEST").is_file()
-
-
-def is_finished(model: Path) -> bool:
-    """Whether its training is done; an import or an export always is."""
-    try:
-        state = json.loads((model / (model / "LATEST").read_text().strip() / "state.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(state, dict) and state.get("done", True) is True
 
 
 def _below(folder: Path) -> set[Path]:

@@ -9,7 +9,7 @@ import torch
 
 from pyspkv import calibration, checkpoint, foreign, results, runlog, runner, turns
 from pyspkv.augment import AugmentConfig, Augmenter
-from pyspkv.bin import evaluate, reuse, simulate_dialogues
+from pyspkv.bin import evaluate, simulate_dialogues
 from pyspkv.errors import UserError
 from pyspkv.trainer import _seed_of
 
@@ -74,9 +74,9 @@ def test_where_it_counts_as_absent(file, tmp_path):
     (tmp_path / "LATEST").write_text("ckpt-1\n")
     (tmp_path / "ckpt-1/state.json").write_bytes(raw)
     odd = b'"done"' not in raw and isinstance(foreign.read_json_or_empty(file), dict)
-    assert reuse.finished(tmp_path) in ((False, True) if odd else (False,))
+    assert foreign.is_finished(tmp_path) in ((False, True) if odd else (False,))
     (tmp_path / "LATEST").write_bytes(raw or b"../x")
-    assert not reuse.finished(tmp_path)
+    assert not foreign.is_finished(tmp_path)
     assert not runlog._is_record_until(raw.decode("utf-8", "replace"), 10**6)
 
 

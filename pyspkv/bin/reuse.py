@@ -26,16 +26,6 @@ def parse() -> argparse.Namespace:
     return p.parse_args()
 
 
-def finished(model: Path) -> bool:
-    """Whether training of this model folder is done; an imported model always is."""
-    try:
-        name = foreign.read_text(model / "LATEST", 4096).strip()
-        state = foreign.read_json(model / name / "state.json", nan=True)
-    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
-        return False
-    return "/" not in name and state.get("done", True) is True
-
-
 def wanted(phase: str, stage: int, first_round: int) -> bool:
     """Whether a recipe has made this phase before `stage`, and before round `first_round` of stage 4."""
     if re.fullmatch(r"(pretrain|trunk)\w*", phase):
@@ -59,7 +49,7 @@ def main() -> None:
         phase = model.parent.name
         if not wanted(phase, args.stage, args.round):
             continue
-        if not finished(model):
+        if not foreign.is_finished(model):
             raise UserError(
                 "has not finished training", file=model, mend="run that experiment to its end first"
             )
