@@ -8,13 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import mini_espeak as espeak
 import numpy as np
 import pytest
 import soundfile
 
-from pyspkv import espeak
-from pyspkv.datadir import DataDir
-from pyspkv.make_trials import make_trials
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.make_trials import make_trials
 
 ROOT = Path(__file__).parents[1]
 SMALL = """--num-train-spk 5 --num-dev-spk 4 --num-test-spk 5 --sessions 2 --utts-per-session 2
@@ -144,7 +144,7 @@ def test_speech_is_a_function_of_the_list():
         np.testing.assert_array_equal(a, b)
         assert len(a) > 0.3 * espeak.RATE and np.abs(a).max() > 1000
     fresh = (
-        "import hashlib; from pyspkv import espeak; v = list(espeak.variants())[::4];"
+        "import hashlib; import mini_espeak as espeak; v = list(espeak.variants())[::4];"
         "s = [espeak.Utterance('seven small boats', f'en-us+{x}', rate=300) for x in v];"
         "print(*[hashlib.sha256(x.tobytes()).hexdigest() for x in espeak.speak(s)])"
     )

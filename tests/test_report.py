@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
-from pyspkv import metrics, scoring
-from pyspkv import results as recorded
+from pyspkv.base.errors import UserError
 from pyspkv.bin import metrics as metrics_cli
 from pyspkv.bin import report as report_cli
-from pyspkv.errors import UserError
+from pyspkv.experiments import results as recorded
+from pyspkv.score import metrics, scoring
 
 SHIFT = {"pretrain": 1.0, "round1": 1.6, "round2": 2.2, "finetune": 2.4, "supervised": 3.0}
 

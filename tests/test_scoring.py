@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pyspkv import scoring
+from pyspkv.base.errors import UserError
 from pyspkv.bin import score as cli
-from pyspkv.embeddings import EmbeddingWriter, normalise, read_embeddings
-from pyspkv.errors import UserError
+from pyspkv.data.ark import EmbeddingWriter, normalise, read_embeddings
+from pyspkv.score import scoring
 
 
 def write(folder, entries):
