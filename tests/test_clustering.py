@@ -7,8 +7,9 @@ from sklearn.metrics import adjusted_rand_score
 
 import pyspkv.clustering.kmeans as module
 from pyspkv.clustering import pipeline, vectors
+from pyspkv.clustering.kmeans import constrained_kmeans, kmeans
 from pyspkv.clustering.num_clusters import choose_num_clusters, first_peak
-from pyspkv.clustering.pipeline import ahc, cluster, constrained_kmeans, kmeans
+from pyspkv.clustering.pipeline import ahc, cluster
 from pyspkv.clustering.vectors import l2_normalise
 
 

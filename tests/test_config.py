@@ -162,7 +162,7 @@ def test_nine_lines_that_stand_for_a_billion_values_end_at_once(tmp_path):
     lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
     (tmp_path / "c.yaml").write_text("\n".join(lines))
     code = (
-        "import resource, sys\nfrom pyspkv import config\nfrom pyspkv.base.errors import UserError\n"
+        "import resource, sys\nfrom pyspkv.base import config\nfrom pyspkv.base.errors import UserError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: config.read(sys.argv[1])\nexcept UserError as err: print(err)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

@@ -233,9 +233,7 @@ def test_two_logs_of_one_device_keep_their_dialogues_apart(tmp_path):
 )
 def test_sessionize_keeps_its_thresholds(rows, max_gap, max_span, max_utts):
     device, time, seconds = [f"d{r[0]}" for r in rows], *np.array([r[1:] for r in rows], float).T
-    found = sessionize.sessionize(
-        device, time, seconds, max_gap=max_gap, max_span=max_span, max_utts=max_utts
-    )
+    found = module.sessionize(device, time, seconds, max_gap=max_gap, max_span=max_span, max_utts=max_utts)
     parts: dict[str, list[int]] = {}
     for row, name in enumerate(found):
         if name is not None:

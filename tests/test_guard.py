@@ -164,7 +164,7 @@ def test_of_several_processes_the_first_speaks(tmp_path):
 
 def test_an_error_of_one_rank_is_said_if_rank_0_goes_on(tmp_path):
     """The launcher would end this process in the meantime, had rank 0 met the error too."""
-    body = "from pyspkv import errors\nerrors.RANK_WAIT = 0.1\nraise UserError('bad')"
+    body = "from pyspkv.base import errors\nerrors.RANK_WAIT = 0.1\nraise UserError('bad')"
     said = end(tmp_path, body, RANK="1", WORLD_SIZE="2")
     assert said[:2] == (1, "[rank 1] error: bad\n")
 
@@ -302,7 +302,8 @@ def test_ctrl_c_while_an_entry_point_is_still_imported(tmp_path):
         "import pathlib, time\npathlib.Path(__file__).with_name('ready').touch()\ntime.sleep(40)\n"
     )
     (package := tmp_path / "pyspkv").mkdir()
-    for name in ("__init__.py", "errors.py"):
+    (package / "base").mkdir()
+    for name in ("__init__.py", "base/__init__.py", "base/errors.py"):
         (package / name).write_text((ROOT / "pyspkv" / name).read_text())
     (package / "entry.py").write_text("import argparse_slow\n")
     env = environment(tmp_path, PYTHONPATH=str(tmp_path))

@@ -318,7 +318,7 @@ def test_killed_at_any_moment_the_next_run_makes_the_same(runs, where):
     want = (runs.root / "round1/data/utt2spk").read_bytes()
     shutil.rmtree(runs.root / "round1")
     module = {"datadir": "pyspkv.data.datadir"}.get(
-        where.split(".")[0], f"pyspkv.labels.{where.split('.')[0]}"
+        where.split(".")[0], f"pyspkv.clustering.{where.split('.')[0]}"
     )
     code = (
         f"import os, {module} as {where.split('.')[0]}\nold = {where}\n"

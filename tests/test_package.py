@@ -199,7 +199,7 @@ BROKEN = """
 import sys
 import numpy as np
 import torch
-from pyspkv import config as cfg, guarded
+from pyspkv.base import config as cfg, guarded
 from test_package import SIZES
 try:
     import torchaudio

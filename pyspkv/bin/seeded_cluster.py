@@ -105,7 +105,7 @@ def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
     import numpy as np
 
     from pyspkv.base.atomic import atomic_file
-    from pyspkv.clustering import pipeline, quality, vectors
+    from pyspkv.clustering import kmeans, pipeline, quality, vectors
     from pyspkv.clustering.round import unit_vectors, write_round
     from pyspkv.data.ark import read_embeddings
 
@@ -127,7 +127,7 @@ def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
     }
     if args.method == "constrained":
         how = {"spherical": False, "tol": 0.05} if args.faithful else {}
-        labels, _ = pipeline.constrained_kmeans(
+        labels, _ = kmeans.constrained_kmeans(
             x, seeds, given, len(speakers), stats=report, progress=True, **how
         )
     else:

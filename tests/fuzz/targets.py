@@ -20,8 +20,9 @@ from safetensors.torch import save
 from pyspkv.base import checkpoint, foreign
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
-from pyspkv.bin import gate_curves, import_checkpoint, report
+from pyspkv.bin import gate_curves, import_checkpoint
 from pyspkv.models import wavlm_import
+from pyspkv.report import experiment as report
 from pyspkv.train.trainer import TrainConfig
 
 METRICS = {
