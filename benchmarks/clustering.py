@@ -4,7 +4,7 @@
     python benchmarks/clustering.py ward --num 50000 --only ours
     python benchmarks/clustering.py pipeline --num 100000       # k-means + Ward: ours, ours exact, faiss + scikit-learn
     python benchmarks/clustering.py kmeans                      # ways to k-means, 100,000 points, same Ward after each
-    python benchmarks/clustering.py constrained                 # 1,092,009 points, 5,994 speakers, 6 % labelled
+    python benchmarks/clustering.py constrained                 # 1,092,009 points, 5,994 speakers, 6 % labeled
     python benchmarks/clustering.py full                        # ark/scp -> data directory by bin.cluster
     python benchmarks/clustering.py growth                      # 10 k, 100 k, 1 M, with a plot
 
@@ -159,7 +159,7 @@ def _constrained(x, n, args, **options):
         )
         free = np.setdiff1d(np.arange(n), index)
         print(
-            f"  {stats}, accuracy on unlabelled {np.mean(labels[free] == speaker[free]):.4f}", file=sys.stderr
+            f"  {stats}, accuracy on unlabeled {np.mean(labels[free] == speaker[free]):.4f}", file=sys.stderr
         )
         return labels
 
@@ -179,7 +179,7 @@ CASES = {
     "kmeans scikit-learn Elkan's bounds": lambda x, n, a: _kmeans_sklearn(x, n, a, algorithm="elkan"),
     "kmeans scikit-learn mini-batch 16,384": lambda x, n, a: _kmeans_sklearn(x, n, a, True, batch_size=16384),
     "constrained spherical": _constrained,
-    "constrained ip-unnormalised tol 0.05": lambda x, n, a: _constrained(x, n, a, spherical=False, tol=0.05),
+    "constrained ip-unnormalized tol 0.05": lambda x, n, a: _constrained(x, n, a, spherical=False, tol=0.05),
 }
 
 

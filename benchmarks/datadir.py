@@ -79,7 +79,7 @@ def main() -> None:
         start = time.perf_counter()
         measure("fix (broken)", "fix", str(broken))
         print(f"(wall with start-up {time.perf_counter() - start:.1f} s)")
-        measure("validate the mended", "validate", str(broken))
+        measure("validate the repaired", "validate", str(broken))
 
 
 if __name__ == "__main__":

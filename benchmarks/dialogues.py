@@ -17,7 +17,7 @@ from pyspkv.objectives.base import Info
 
 
 def step_seconds(num: int) -> float:
-    """One optimiser step of ECAPA-512 on num dialogues of two crops of 2 s: the median of three."""
+    """One optimizer step of ECAPA-512 on num dialogues of two crops of 2 s: the median of three."""
     encoder = cfg.build("encoder", cfg.resolve("encoder", {"name": "ecapa"}))
     o = cfg.build(
         "objective", cfg.resolve("objective", {"name": "pairs"}), encoder, Info(100, 3, 10, 10)
@@ -26,14 +26,14 @@ def step_seconds(num: int) -> float:
     wave, lengths = 0.1 * torch.randn(2 * num, 32000), torch.full((2 * num,), 32000)
     columns = [torch.arange(2 * num), 0 * group, group, group, group, 0 * group]
     batch = Batch(0, 0, *columns, views={"main": (wave, lengths)})
-    optimiser = torch.optim.Adam(o.parameters())
+    optimizer = torch.optim.Adam(o.parameters())
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total, weight = o(batch).terms["ava"]
         (total / weight).backward()
-        optimiser.step()
+        optimizer.step()
         seconds.append(time.perf_counter() - start)
     return sorted(seconds)[1]
 

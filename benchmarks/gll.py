@@ -1,7 +1,7 @@
 """Cost of gated label learning beside supervised training on as many strong rows: milliseconds of a step.
 
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296   # as steps/train.sh
-OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/gll.py [--labelled 100] [--unlabelled 100] [--channels 128]
+OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/gll.py [--labeled 100] [--unlabeled 100] [--channels 128]
 """
 
 import argparse
@@ -22,14 +22,14 @@ def build(args, spec: dict):
         {"name": "ecapa", "channels": args.channels, "mfa_channels": 3 * args.channels, "bottleneck": 64},
     )
     spec = {"crop_seconds": args.seconds, **spec}
-    info = Info(10_000, 24, 100, 10, num_labelled=1000)
+    info = Info(10_000, 24, 100, 10, num_labeled=1000)
     o = cfg.build("objective", cfg.resolve("objective", spec), cfg.build("encoder", encoder), info)
-    return o.train(), torch.optim.Adam(o.optimisers()["main"], lr=1e-4)
+    return o.train(), torch.optim.Adam(o.optimizers()["main"], lr=1e-4)
 
 
-def batch(o, labelled: int, unlabelled: int) -> Batch:
-    size = labelled + unlabelled
-    source = (torch.arange(size) >= labelled).long()
+def batch(o, labeled: int, unlabeled: int) -> Batch:
+    size = labeled + unlabeled
+    source = (torch.arange(size) >= labeled).long()
     views = {
         n: (0.1 * torch.randn(size, v.samples), torch.full((size,), v.samples)) for n, v in o.views().items()
     }
@@ -37,37 +37,37 @@ def batch(o, labelled: int, unlabelled: int) -> Batch:
     return Batch(0, 0, rows + 1000 * source, source, rows % 24, none, none, 0 * rows, views)
 
 
-def step(o, optimiser, data: Batch) -> float:
+def step(o, optimizer, data: Batch) -> float:
     start = time.perf_counter()
     losses = o(data)
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     sum(total / weight for total, weight in losses.terms.values()).backward()
-    optimiser.step()
+    optimizer.step()
     return 1000 * (time.perf_counter() - start)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--labelled", type=int, default=100)
-    p.add_argument("--unlabelled", type=int, default=100)
+    p.add_argument("--labeled", type=int, default=100)
+    p.add_argument("--unlabeled", type=int, default=100)
     p.add_argument("--channels", type=int, default=128)
     p.add_argument("--seconds", type=float, default=0.9)
     p.add_argument("--turns", type=int, default=5)
     args = p.parse_args()
-    num = args.labelled, args.unlabelled
+    num = args.labeled, args.unlabeled
     systems = {
         "supervised": build(args, {"name": "margin"}),
         "gll": build(args, {"name": "gll", "gate": {"name": "flexible"}}),
     }
     times: dict[str, list[float]] = {name: [] for name in systems}
     for turn in range(args.turns + 1):  # in turns: the machine's load hits both alike
-        for name, (o, optimiser) in systems.items():
-            ms = step(o, optimiser, batch(o, *num))
+        for name, (o, optimizer) in systems.items():
+            ms = step(o, optimizer, batch(o, *num))
             if turn:
                 times[name].append(ms)
     supervised, gll = (statistics.median(times[name]) for name in systems)
     print(
-        f"{num[0]} labelled + {num[1]} unlabelled rows, ECAPA-{args.channels}, {args.seconds} s: supervised on "
+        f"{num[0]} labeled + {num[1]} unlabeled rows, ECAPA-{args.channels}, {args.seconds} s: supervised on "
         f"{sum(num)} strong rows {supervised:.0f} ms, GLL {gll:.0f} ms, {gll / supervised:.2f} x"
     )
 

@@ -19,13 +19,13 @@ from pyspkv.clustering.kmeans import kmeans
 from pyspkv.clustering.num_clusters import choose_num_clusters
 
 
-def eigengap(centroids: np.ndarray, neighbours: int = 10) -> int:
-    """Largest gap of the smallest eigenvalues of the kNN graph's normalised Laplacian (von Luxburg 2007, 8.3)."""
+def eigengap(centroids: np.ndarray, neighbors: int = 10) -> int:
+    """Largest gap of the smallest eigenvalues of the kNN graph's normalized Laplacian (von Luxburg 2007, 8.3)."""
     from scipy.sparse.csgraph import laplacian
     from sklearn.neighbors import kneighbors_graph
 
     unit = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
-    graph = kneighbors_graph(unit, min(neighbours, len(unit) - 1))
+    graph = kneighbors_graph(unit, min(neighbors, len(unit) - 1))
     values = np.linalg.eigvalsh(laplacian(graph.maximum(graph.T), normed=True).toarray())
     values = values[: len(values) // 2]
     return int(np.argmax(np.diff(values)[1:])) + 2
@@ -35,7 +35,7 @@ def choose(x: np.ndarray, k1: int, seed: int = 0) -> dict[str, int]:
     labels, centroids = kmeans(x, k1, seed, 10)
     grid = np.unique(np.round(np.geomspace(2, k1 - 1, 40)).astype(int))
     tree = cuts(centroids, grid.tolist())
-    sums, counts = quality.centre_sums(x, labels, k1)
+    sums, counts = quality.center_sums(x, labels, k1)
     rows = np.random.default_rng(seed).choice(len(x), min(len(x), 5000), replace=False)
     curve = []
     for cut in tree:
@@ -83,7 +83,7 @@ def synthetic(sizes, noises):
 
 
 def real(pairs):
-    from pyspkv.clustering.vectors import l2_normalise, whiten
+    from pyspkv.clustering.vectors import l2_normalize, whiten
     from pyspkv.data.ark import read_embeddings
     from pyspkv.data.tables import read_table
 
@@ -91,7 +91,7 @@ def real(pairs):
         found, spk = read_embeddings(scp), read_table(utt2spk, "id")
         yield (
             scp,
-            whiten(l2_normalise(found.x), 0.5),
+            whiten(l2_normalize(found.x), 0.5),
             np.array([spk[u] for u in found.ids]),
             len(found.ids) // 2,
         )

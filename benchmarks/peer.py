@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=2 python benchmarks/peer.py --sslsv /tmp/sslsv [score step extract data] [--profile]
 
 Both sides take turns in one process, and each figure is the median of the turns. `step`: ECAPA-TDNN-512, 80 mel
-bands, 192 dimensions, 3 s crops, batch 32, AAM-softmax over 1,000 classes, one whole optimiser step in fp32 (and bf16
+bands, 192 dimensions, 3 s crops, batch 32, AAM-softmax over 1,000 classes, one whole optimizer step in fp32 (and bf16
 for ours). `extract`: the same encoders in evaluation mode. `data`: decode, crop 3 s, reverberate, add noise, of the
 same files, no model. `score`: AS-norm of trials drawn as in VoxCeleb1-H.
 sslsv reads its responses and noises from files, as its users do; ours reads the same files.
@@ -55,7 +55,7 @@ def report(what: str, seconds: dict[str, float], items: int, unit: str, base: st
 
 
 def speech(folder: Path, count: int, seconds: float = 8.0) -> DataDir:
-    """`count` recordings of coloured noise as FLAC, one a speaker: content does not matter for speed."""
+    """`count` recordings of colored noise as FLAC, one a speaker: content does not matter for speed."""
     rng = np.random.default_rng(0)
     wav = {}
     (folder / "flac").mkdir(parents=True)
@@ -78,13 +78,13 @@ class Theirs:
         self.encoder = encoder.ECAPATDNN(encoder.ECAPATDNNConfig(mel_n_mels=80, encoder_dim=192))
         self.weight = torch.nn.Parameter(0.1 * torch.randn(CLASSES, 192))
         self.loss = loss.AAMSoftmaxLoss()
-        self.optimiser = torch.optim.Adam([*self.encoder.parameters(), self.weight], lr=1e-3)
+        self.optimizer = torch.optim.Adam([*self.encoder.parameters(), self.weight], lr=1e-3)
 
     def step(self, wave: torch.Tensor, label: torch.Tensor) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         cos = F.linear(F.normalize(self.encoder(wave)), F.normalize(self.weight))
         self.loss(cos, label)[0].backward()
-        self.optimiser.step()
+        self.optimizer.step()
 
 
 def our_trainer(folder: Path, data: DataDir) -> Trainer:

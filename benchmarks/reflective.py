@@ -1,5 +1,5 @@
 """SSRL's costs: one epoch's end at VoxCeleb2 size on synthetic losses and votes, and a step in which labels move beside
-a plain one of the same student crops (encoder and crops of egs/mini/ssrl, forward, backward, optimiser, teacher).
+a plain one of the same student crops (encoder and crops of egs/mini/ssrl, forward, backward, optimizer, teacher).
 
 OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/reflective.py [end|step] [--rows 1092009] [--classes 8000]
 """
@@ -51,7 +51,7 @@ def end_of_epoch(args) -> None:
 
 
 def build(file: str):
-    """(objective, optimiser, batch) of a config of the recipe; its labels have begun to move."""
+    """(objective, optimizer, batch) of a config of the recipe; its labels have begun to move."""
     from pyspkv.train.trainer import TrainConfig
 
     torch.manual_seed(0)
@@ -66,15 +66,15 @@ def build(file: str):
     none = torch.full_like(rows, -1)
     batch = Batch(20, 0, rows, 0 * rows, rows % 133, none, none, 0 * rows, views)
     o.train().before_step(20 * 15)
-    return o, torch.optim.Adam(o.optimisers()["main"], lr=1e-4), batch
+    return o, torch.optim.Adam(o.optimizers()["main"], lr=1e-4), batch
 
 
-def step(o, optimiser, batch: Batch) -> float:
+def step(o, optimizer, batch: Batch) -> float:
     start = time.perf_counter()
     losses = o(batch)
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=True)
     sum(total / weight for total, weight in losses.terms.values()).backward()
-    optimiser.step()
+    optimizer.step()
     o.after_step()
     return time.perf_counter() - start
 

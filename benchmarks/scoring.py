@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from pyspkv.data.ark import normalise
+from pyspkv.data.ark import normalize
 from pyspkv.score import metrics, scoring
 
 
@@ -27,13 +27,13 @@ def data(num_utt: int, num_trials: int, num_cohort: int, dim: int = 256):
     spk = np.sort(rng.integers(1251, size=num_utt))
     x = rng.standard_normal((1251, dim), dtype=np.float32)[spk]
     x += rng.standard_normal((num_utt, dim), dtype=np.float32)
-    x = normalise(x)
+    x = normalize(x)
     first = np.searchsorted(spk, np.arange(1252))
     i = rng.integers(num_utt, size=num_trials)
     j = rng.integers(num_utt, size=num_trials)
     same = rng.random(num_trials) < 0.5
     j[same] = rng.integers(first[spk[i[same]]], first[spk[i[same]] + 1])
-    cohort = normalise(rng.standard_normal((num_cohort, dim), dtype=np.float32))
+    cohort = normalize(rng.standard_normal((num_cohort, dim), dtype=np.float32))
     return x, i, j, spk[i] == spk[j], cohort
 
 

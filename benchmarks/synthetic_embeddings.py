@@ -2,7 +2,7 @@
 
     python benchmarks/synthetic_embeddings.py --num-utts 1092009 --out DIR   # ark/scp, data directory, utt2spk_true
 
-Speaker s has a centre, each of its sessions (about 7.5 utterances, as VoxCeleb2's videos) an offset, each utterance
+Speaker s has a center, each of its sessions (about 7.5 utterances, as VoxCeleb2's videos) an offset, each utterance
 noise whose scale varies (log-normal: some utterances are poor). The sum is put on the unit sphere. At the full
 size there are 5,994 speakers; at N utterances, N / 182.2. The default noise is set such that k-means + AHC has
 an NMI near 0.95, as the paper's authors report for DINO embeddings.
@@ -40,7 +40,7 @@ def generate(num_utts: int, *, dim: int = 256, num_speakers: int | None = None, 
     # speakers and sessions vary in a few directions more than in others, as real embeddings do
     scale = (1 + np.arange(dim) / 16.0) ** -0.5
     scale *= np.sqrt(dim / (scale**2).sum())
-    centre = (rng.standard_normal((num_speakers, dim)) * scale).astype(np.float32)
+    center = (rng.standard_normal((num_speakers, dim)) * scale).astype(np.float32)
     offset = (session * rng.standard_normal((sessions.sum(), dim)) * scale).astype(np.float32)
     order = rng.permutation(num_utts)
     speaker, which = speaker[order], which[order]
@@ -49,7 +49,7 @@ def generate(num_utts: int, *, dim: int = 256, num_speakers: int | None = None, 
         s, w = speaker[first : first + 65536], which[first : first + 65536]
         level = noise * np.exp(spread * rng.standard_normal((len(s), 1), dtype=np.float32))
         part = rng.standard_normal((len(s), dim), dtype=np.float32) * scale.astype(np.float32)
-        part = centre[s] + offset[w] + level * part
+        part = center[s] + offset[w] + level * part
         x[first : first + 65536] = part / np.linalg.norm(part, axis=1, keepdims=True)
     return x, speaker, which
 

@@ -78,15 +78,15 @@ class Step:
         self.weight = torch.nn.Parameter(0.02 * torch.randn(CLASSES, 256, device=device))
         params = [p for p in encoder.parameters() if p.requires_grad]
         fused = True if type(encoder) is WavLM else None  # as our trainer has it
-        self.optimiser = torch.optim.AdamW([*params, self.weight], lr=1e-5, fused=fused)
+        self.optimizer = torch.optim.AdamW([*params, self.weight], lr=1e-5, fused=fused)
 
     def __call__(self, wave, label, precision: str) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         with autocast(self.device, precision):
             z = self.call(self.encoder, wave).float()
         cos = F.linear(F.normalize(z), F.normalize(self.weight))
         F.cross_entropy(30 * margin_logits(cos, label, 0.2), label).backward()
-        self.optimiser.step()
+        self.optimizer.step()
 
 
 def ours(cls=WavLM) -> torch.nn.Module:
@@ -108,7 +108,7 @@ def sides(args, folder: Path) -> dict:
     return out
 
 
-def synchronised(call, device: torch.device):
+def synchronized(call, device: torch.device):
     """`call`, which returns when the GPU has done it."""
     if device.type == "cpu":
         return call
@@ -123,7 +123,7 @@ def synchronised(call, device: torch.device):
 def peak(device: torch.device) -> float:
     """Floating-point operations a second of large bf16 products of random numbers."""
     a, b = torch.randn(2, 8192, 8192, device=device, dtype=torch.bfloat16)
-    product = synchronised(lambda: [a @ b for _ in range(10)], device)
+    product = synchronized(lambda: [a @ b for _ in range(10)], device)
     return 10 * 2 * 8192**3 / take_turns({"peak": product}, 5)["peak"]
 
 
@@ -135,7 +135,7 @@ def compare(what: str, calls: dict, one, args) -> None:
     with FlopCounterMode(display=False) as flops:
         one()
     count, cuda = flops.get_total_flops(), args.device.type == "cuda"
-    seconds = take_turns({name: synchronised(call, args.device) for name, call in calls.items()}, args.turns)
+    seconds = take_turns({name: synchronized(call, args.device) for name, call in calls.items()}, args.turns)
     report(what, seconds, args.batch, "utterances", list(calls)[cuda])
     print(f"  {count / 1e9:.1f} GFLOP an utterance")
     if cuda:
@@ -183,8 +183,8 @@ def memory(args, folder: Path) -> None:
         Info(args.batch, CLASSES, 1, 1),
     )  # fmt: skip
     objective.gate.tau.fill_(0.0)  # every label is rejected, so every clean crop is embedded
-    params = [p for g in objective.optimisers()["main"] for p in g["params"]]
-    optimiser = torch.optim.AdamW(params, lr=1e-5)
+    params = [p for g in objective.optimizers()["main"] for p in g["params"]]
+    optimizer = torch.optim.AdamW(params, lr=1e-5)
     rows, none = torch.arange(args.batch), torch.full((args.batch,), -1)
     views = {
         n: (0.1 * torch.randn(args.batch, SAMPLES), torch.full((args.batch,), SAMPLES))
@@ -192,11 +192,11 @@ def memory(args, folder: Path) -> None:
     }
     batch = Batch(0, 0, rows, 0 * rows, rows, none, none, 0 * rows, views)
     for _ in range(2):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         losses = objective.train()(batch)
         total, weight = losses.terms["aam"]
         (total / weight.clamp_min(1)).backward()
-        optimiser.step()
+        optimizer.step()
     assert np.isfinite(total.item())
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"memory: {most:.2f} GiB at the peak of the process, step of {args.batch} with the clean pass")

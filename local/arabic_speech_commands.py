@@ -26,7 +26,7 @@ def read_list(root: Path, name: str) -> tuple[dict[str, str], int]:
     file, wav, rows = root / f"{name}.csv", {}, 0
     if not file.exists():
         raise UserError(
-            "no such list", file=file, mend="give the corpus's folder, with dataset/ and the three .csv"
+            "no such list", file=file, hint="give the corpus's folder, with dataset/ and the three .csv"
         )
     with io.StringIO(decode(file), newline="") as f:
         for line, row in enumerate(csv.DictReader(f), 2):
@@ -101,8 +101,8 @@ def other_trials(data: DataDir, targets: int, nontargets: int, seed: int) -> lis
 def make_fold(args: argparse.Namespace) -> None:
     """Speaker folds for dialogues: of the 30 speakers of all three lists, a fold tests on 6.
 
-    DATADIR gets `speech` (the other 24, with true speakers: what dialogues are simulated from), `labelled-<n>` (n of
-    them with 20 s each, nested in n), `dev` (6 that are in no labelled set) and `test`, both with trials, and
+    DATADIR gets `speech` (the other 24, with true speakers: what dialogues are simulated from), `labeled-<n>` (n of
+    them with 20 s each, nested in n), `dev` (6 that are in no labeled set) and `test`, both with trials, and
     truth/utt2session (the round) and truth/utt2content (word and round). Dialogue pre-training uses all 24 without
     labels, dev included.
     """
@@ -126,8 +126,8 @@ def make_fold(args: argparse.Namespace) -> None:
         )
     test, dev = folds[args.fold], folds[(args.fold + 1) % args.folds]
     rest = [s for s in order if s not in test and s not in dev]
-    if not min(args.labelled) >= 2 or max(args.labelled) > len(rest):
-        raise UserError(f"--labelled is 2 to {len(rest)} (those that are neither test nor dev)")
+    if not min(args.labeled) >= 2 or max(args.labeled) > len(rest):
+        raise UserError(f"--labeled is 2 to {len(rest)} (those that are neither test nor dev)")
 
     def of(names, per: int | None = None) -> list[str]:
         """The utterances of these speakers, or so many drawn of each."""
@@ -149,10 +149,10 @@ def make_fold(args: argparse.Namespace) -> None:
     write("speech", of(sorted(set(speakers) - set(test))))
     write("dev", of(dev, 2 * args.utts), targets=4000)
     write("test", of(test), targets=20000)
-    for old in args.dir.glob("labelled-*"):  # of another fold it may hold what is test here
+    for old in args.dir.glob("labeled-*"):  # of another fold it may hold what is test here
         shutil.rmtree(old)
-    for n in args.labelled:
-        write(f"labelled-{n}", of(rest[:n], args.utts))
+    for n in args.labeled:
+        write(f"labeled-{n}", of(rest[:n], args.utts))
     for name, value in (
         ("utt2session", lambda u: u.rsplit("-", 1)[1]),
         ("utt2content", lambda u: u.split("-", 1)[1]),
@@ -174,16 +174,16 @@ def main() -> int:
         "root", metavar="ROOT", type=Path, help="the corpus's folder, with dataset/ and the three .csv"
     )
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labelled, dev, test, truth go"
+        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, truth go"
     )
     p.add_argument("--dev-trials", type=Path, help="given list; without it trials are made by the same rule")
     p.add_argument("--test-trials", type=Path, help="given list; without it trials are made by the same rule")
-    p.add_argument("--seed", type=natural, default=0, help="of trials, folds and labelled sets")
+    p.add_argument("--seed", type=natural, default=0, help="of trials, folds and labeled sets")
     folds = p.add_argument_group("speaker folds for dialogues")
     folds.add_argument("--fold", type=natural, help="make this fold, from 0, in place of the official split")
     folds.add_argument("--folds", type=natural, default=5)
     folds.add_argument(
-        "--labelled", type=natural, nargs="+", default=[4, 8, 12, 18], help="speakers of the labelled sets"
+        "--labeled", type=natural, nargs="+", default=[4, 8, 12, 18], help="speakers of the labeled sets"
     )
     folds.add_argument("--utts", type=natural, default=20, help="utterances (of a second) of each of them")
     args = p.parse_args()

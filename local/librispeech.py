@@ -18,7 +18,7 @@ def find_audio(root: Path, part: str) -> dict[str, str]:
     if not (root / part).is_dir():
         have = ", ".join(p.name for p in sorted(root.iterdir()) if p.is_dir()) if root.is_dir() else "nothing"
         raise UserError(
-            f"no part {part} (there is: {have})", file=root, mend="give the folder that holds the parts"
+            f"no part {part} (there is: {have})", file=root, hint="give the folder that holds the parts"
         )
     files = sorted((root / part).glob("*/*/*.flac"))
     if not files:
@@ -68,7 +68,7 @@ def main() -> int:
     )
     p.add_argument("root", metavar="ROOT", type=Path, help="the folder LibriSpeech")
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labelled, dev, test, truth go"
+        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, truth go"
     )
     p.add_argument("--parts", default="train-clean-100", help="training parts, separated by blanks or commas")
     p.add_argument("--test-parts", default="test-other", help="test parts")
@@ -133,7 +133,7 @@ def main() -> int:
         enrol, other, _ = read_trials(args.trials)
         if unknown := sorted((set(enrol) | set(other)) - set(test.utts)):
             raise UserError(
-                f"{unknown[0]} is in no test part", file=args.trials, mend="mend --trials or --test-parts"
+                f"{unknown[0]} is in no test part", file=args.trials, hint="hint --trials or --test-parts"
             )
         test.trials = {"trials": args.trials.read_text(encoding="utf-8").splitlines()}
     else:

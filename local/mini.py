@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make the corpus of egs/mini: synthetic speakers in several sessions each, as Kaldi data directories.
 
-A speaker is a voice variant x accent x pitch x intonation x tempo x vocal-tract factor x spectral colour; a session
+A speaker is a voice variant x accent x pitch x intonation x tempo x vocal-tract factor x spectral color; a session
 adds a room, a microphone, a noise, a level and the day's voice; an utterance varies a little more. Rooms and
 microphones are shared by the sessions of all speakers of a split, so a channel does not give a speaker away.
 Each session is a function of (options, seed, its name): the order and number of jobs do not matter, and a killed
@@ -54,7 +54,7 @@ SPLITS = {
     "dev": ("dev", 0.2),
     "test": ("tst", 0.3),
 }  # id prefix, share of the variants
-NOISES = ("coloured", "hum", "traffic", "clatter", "babble")
+NOISES = ("colored", "hum", "traffic", "clatter", "babble")
 WORDS = """able about above across after again air almost along always animal answer apple around arrive ask autumn
 away baby back ball bank basket beach bear beautiful become before begin behind believe below bench better between
 big bird black blue boat body book border bottle bottom bread break breakfast bridge bring brother brown build bus
@@ -92,7 +92,7 @@ class Speaker:
     intonation: float
     rate: float  # words per minute
     tract: float  # factor on pitch and formants, by resampling
-    colour: tuple[float, ...]  # dB at KNOTS
+    color: tuple[float, ...]  # dB at KNOTS
 
 
 def generator(args, *name) -> np.random.Generator:
@@ -136,7 +136,7 @@ def make_speakers(args, split: str) -> list[Speaker]:
                 intonation=50 + rng.uniform(-30, 30) * args.spread,
                 rate=165 + rng.uniform(-25, 25) * args.spread,
                 tract=tracts[variant].pop(),
-                colour=tuple(rng.normal(0, 3 * args.spread, len(KNOTS))),
+                color=tuple(rng.normal(0, 3 * args.spread, len(KNOTS))),
             )
         )
     return speakers
@@ -179,7 +179,7 @@ class Maker:
         knots, low, high = self.mics[split][rng.integers(args.num_mics)]
         kind = NOISES[rng.integers(len(NOISES))]
         snr, level = rng.uniform(*args.snr), rng.uniform(-36, -18)
-        colour, fixed = rng.uniform(0, 2), rng.random()
+        color, fixed = rng.uniform(0, 2), rng.random()
         j = args.jitter
         day = rng.normal(0, [5 * j, 0.05 * j, 8 * j])  # pitch, log tempo, intonation
         said, plans = [], []
@@ -214,12 +214,12 @@ class Maker:
             own = generator(args, "utterance", utt)
             dry = samples(pcm, tract, seconds)
             num = len(dry)
-            wet = shaped(dry, lambda f: curve(f, speaker.colour), impulse)
+            wet = shaped(dry, lambda f: curve(f, speaker.color), impulse)
             wet /= wet.std()
             if babble:
                 added = sum(np.resize(np.roll(b, own.integers(len(b))), num) for b in babble)
             else:
-                added = noise(own, kind, num, colour, fixed)
+                added = noise(own, kind, num, color, fixed)
             x = wet + added / added.std() * 10 ** (-(snr + drift) / 20)
             x = shaped(x, lambda f: curve(f, knots, low, high))
             x *= 10 ** (level / 20) / x.std()
@@ -239,7 +239,7 @@ def _work(task) -> None:
     _maker.make_session(task)
 
 
-def synthesise(maker: Maker) -> None:
+def synthesize(maker: Maker) -> None:
     """Make every missing session."""
     from tqdm import tqdm
 
@@ -264,7 +264,7 @@ def synthesise(maker: Maker) -> None:
     _maker = maker
     with multiprocessing.get_context("fork").Pool(args.nj, _start_worker) as pool:
         done = pool.imap_unordered(_work, todo)
-        for _ in tqdm(done, total=len(todo), desc="synthesise", unit="session", disable=None, leave=False):
+        for _ in tqdm(done, total=len(todo), desc="synthesize", unit="session", disable=None, leave=False):
             pass
 
 
@@ -347,7 +347,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="local/mini.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labelled, dev, test, noise, truth go"
+        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, noise, truth go"
     )
     p.add_argument("--nj", type=int, default=2, help="processes")
     p.add_argument("--seed", type=natural, default=0, help="of everything")
@@ -404,11 +404,11 @@ def check_options(args) -> None:
     options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dir", "nj")}
     text = json.dumps(options, indent=1) + "\n"
     if file.exists() and file.read_bytes() != text.encode():
-        mend = f"rm -r {shlex.quote(str(args.dir))}"
-        old = foreign.read_json(file, mend=mend)
+        hint = f"rm -r {shlex.quote(str(args.dir))}"
+        old = foreign.read_json(file, hint=hint)
         now = json.loads(text)
         names = ", ".join(k for k in {**old, **now} if old.get(k) != now.get(k))
-        raise UserError(f"this corpus was made with other options ({names})", file=file, mend=mend)
+        raise UserError(f"this corpus was made with other options ({names})", file=file, hint=hint)
     with atomic_file(file) as f:
         f.write(text)
 
@@ -417,7 +417,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     check_options(args)
     maker = Maker(args)
-    synthesise(maker)
+    synthesize(maker)
     if args.num_noises:
         write_noise(args)
     write_dirs(maker)

@@ -58,7 +58,7 @@ def _speak_all(utterances: list[Utterance]) -> list[bytes]:
     lib = ctypes.CDLL(espeakng_loader.get_library_path())
     data = espeakng_loader.get_data_path()
     if lib.espeak_Initialize(_RETRIEVAL, 0, data.encode(), 0) != RATE:
-        raise UserError("espeak-ng does not start", file=data, mend="reinstall the wheel espeakng-loader")
+        raise UserError("espeak-ng does not start", file=data, hint="reinstall the wheel espeakng-loader")
     chunks: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -72,7 +72,7 @@ def _speak_all(utterances: list[Utterance]) -> list[bytes]:
     for u in utterances:
         chunks.clear()
         if lib.espeak_SetVoiceByName(u.voice.encode()):
-            raise UserError(f"espeak-ng has no voice {u.voice}", mend="reinstall the pinned espeakng-loader")
+            raise UserError(f"espeak-ng has no voice {u.voice}", hint="reinstall the pinned espeakng-loader")
         for parameter, value in ((_RATE, u.rate), (_PITCH, u.pitch), (_RANGE, u.range)):
             lib.espeak_SetParameter(parameter, value, 0)
         text = u.text.encode()
@@ -102,7 +102,7 @@ def speak(utterances: list[Utterance]) -> list[np.ndarray]:
         raw = f.read()
     os.waitpid(pid, 0)
     if not raw:
-        raise UserError("espeak-ng died while speaking", mend="rerun; files that exist are kept")
+        raise UserError("espeak-ng died while speaking", hint="rerun; files that exist are kept")
     result = pickle.loads(raw)  # our own child's bytes
     if isinstance(result, str):
         raise UserError(result)

@@ -38,9 +38,9 @@ def shaped(x: np.ndarray, gain=None, rir: np.ndarray | None = None) -> np.ndarra
     return fft.irfft(spectrum, length)[: len(x)]
 
 
-def noise(rng: np.random.Generator, kind: str, num: int, colour: float, fixed: float) -> np.ndarray:
-    """`num` samples of noise, RMS 1. `colour` = slope of its spectrum (0 white, 2 brown); `fixed` in [0, 1)."""
-    x = shaped(rng.standard_normal(num, np.float32), lambda f: np.maximum(f, 50.0) ** (-colour / 2))
+def noise(rng: np.random.Generator, kind: str, num: int, color: float, fixed: float) -> np.ndarray:
+    """`num` samples of noise, RMS 1. `color` = slope of its spectrum (0 white, 2 brown); `fixed` in [0, 1)."""
+    x = shaped(rng.standard_normal(num, np.float32), lambda f: np.maximum(f, 50.0) ** (-color / 2))
     x /= x.std()
     time = np.arange(num) / SAMPLE_RATE
     if kind == "hum":
@@ -67,7 +67,7 @@ def samples(pcm: np.ndarray, tract: float, seconds: float) -> np.ndarray:
 
     loud = np.flatnonzero(np.abs(pcm) > 300)
     if not len(loud):
-        raise UserError("espeak-ng gave silence", mend="reinstall the pinned espeakng-loader")
+        raise UserError("espeak-ng gave silence", hint="reinstall the pinned espeakng-loader")
     x = pcm[loud[0] : loud[-1] + 1].astype(np.float32) / np.float32(32768)
     x = soxr.resample(x, espeak.RATE * tract, SAMPLE_RATE)[: int(seconds * SAMPLE_RATE)]
     ramp = np.linspace(0, 1, 160, dtype=np.float32)

@@ -46,11 +46,11 @@ def main() -> int:
             reco = re.sub(r"[^\w.]+", "-", str(Path(name).with_suffix("")), flags=re.ASCII).strip("-")
             if not reco:
                 raise UserError(
-                    "its name has no ASCII letter or digit for an id", file=file, mend="rename it"
+                    "its name has no ASCII letter or digit for an id", file=file, hint="rename it"
                 )
             if reco in wav:
                 raise UserError(
-                    f"two files would be called {reco} ({wav[reco]})", file=file, mend="rename one"
+                    f"two files would be called {reco} ({wav[reco]})", file=file, hint="rename one"
                 )
             wav[reco] = str(file.absolute())
             try:

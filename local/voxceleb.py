@@ -22,7 +22,7 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
     """Utterance id -> file below the first-level folders that exist."""
     places = [root / f for f in folders if (root / f).is_dir()]
     if not places:
-        raise UserError(f"holds none of {', '.join(folders)}", file=root, mend="give the folder as unpacked")
+        raise UserError(f"holds none of {', '.join(folders)}", file=root, hint="give the folder as unpacked")
     wav = {}
     for place in places:
         for speaker in sorted(place.glob("id*")):
@@ -33,7 +33,7 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
         raise UserError(
             f"no id*/video/*.wav in {places[0]}",
             file=root,
-            mend="convert .m4a files: ffmpeg -i x.m4a -ar 16000 x.wav",
+            hint="convert .m4a files: ffmpeg -i x.m4a -ar 16000 x.wav",
         )
     return wav
 
@@ -64,7 +64,7 @@ def main() -> int:
     p.add_argument("vox1", metavar="VOX1", type=Path)
     p.add_argument("vox2", metavar="VOX2", type=Path)
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labelled, dev, test, truth go"
+        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, truth go"
     )
     p.add_argument(
         "--trials", type=Path, required=True, help="veri_test2.txt, list_test_all2.txt or list_test_hard2.txt"

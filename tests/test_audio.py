@@ -228,7 +228,7 @@ def test_pipes(files, tmp_path):
     (tmp_path / "wav.scp").write_text(f"a {folder / 'plain.wav'}\nu cat '{folder / 'plain.wav'}' |\n")
     wav = dict(line.split(" ", 1) for line in (tmp_path / "wav.scp").read_text().splitlines())
     data = data_dir(tmp_path, wav)
-    with pytest.raises(UserError, match=r"wav.scp:2: utterance u: is a command.*\n  mend: .*allow_pipes"):
+    with pytest.raises(UserError, match=r"wav.scp:2: utterance u: is a command.*\n  hint: .*allow_pipes"):
         AudioReader(data).read(1)
     np.testing.assert_array_equal(
         AudioReader(data, allow_pipes=True).read(1, 5, 50), truth["plain.wav"][5:55]
@@ -291,6 +291,6 @@ def test_segment_beyond_the_end(files, tmp_path):
     (tmp_path / "segments").write_text("a r 0 1\nb r 1 2.6\n")
     data = data_dir(tmp_path, {"r": str(folder / "8k.wav")}, {"a": ("r", 0, 1), "b": ("r", 1, 2.6)})
     with pytest.raises(
-        UserError, match=r"segments:2: utterance b: segment 1-2.6 s lies beyond .* 2.000 s\n  mend"
+        UserError, match=r"segments:2: utterance b: segment 1-2.6 s lies beyond .* 2.000 s\n  hint"
     ):
         AudioReader(data).read(1)

@@ -122,7 +122,7 @@ def test_a_profile_is_an_augmentation(lists):
     first = [one.apply(speech(), p) for p in drawn]
     for p, x in reversed(list(zip(drawn, first))):
         np.testing.assert_array_equal(two.apply(speech(), p), x)
-    # nor do its neighbours in a batch matter, to the bit: runs on one and on two processes see the same crops
+    # nor do its neighbors in a batch matter, to the bit: runs on one and on two processes see the same crops
     drawn = [replace(p, speed=1.0) for p in drawn]
     alone = np.stack([one.apply(speech(), p) for p in drawn])
     for size in (3, 5, 8, 30):

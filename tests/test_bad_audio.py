@@ -92,7 +92,7 @@ def test_cut_files_are_refused_and_whole_ones_are_not(tmp_path, form, subtype):
         with pytest.raises(UserError, match=r"cut short|damaged"):
             one(file).read(0)
         if subtype in ("PCM_16", "PCM_24") and form not in ("CAF", "FLAC"):
-            with pytest.raises(UserError, match=r"promises 1.000 s, 0\.\d+ s are there\n  mend: "):
+            with pytest.raises(UserError, match=r"promises 1.000 s, 0\.\d+ s are there\n  hint: "):
                 one(file).read(0, 5, 10)  # and before any sample is read
             with pytest.raises(UserError, match="cut short"):
                 one(file).num_samples(0)
@@ -189,7 +189,7 @@ def test_unknown_lengths_are_read_to_the_end(tmp_path):
         np.testing.assert_array_equal(reader.read(0, 777, 999), expected[777:1776], err_msg=name)
         piped = one(f"cat '{file}' |", allow_pipes=True)
         np.testing.assert_array_equal(piped.read(0), expected, err_msg=name)
-        assert file.read_bytes() == raw  # read, not mended
+        assert file.read_bytes() == raw  # read, not repaired
 
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
@@ -257,7 +257,7 @@ def test_float_files_of_another_scale(tmp_path, form, subtype):
     for peak, divisor in ((2**15, 2**15), (20000, 2**15), (2**31, 2**31), (3.3, 4)):
         file.write_bytes(coded(form, subtype, x / np.abs(x).max() * peak))
         with pytest.raises(
-            UserError, match=rf"(?s)float samples up to .*\n  mend: divide them by {divisor}\b"
+            UserError, match=rf"(?s)float samples up to .*\n  hint: divide them by {divisor}\b"
         ):
             one(file).read(0)
     file.write_bytes(coded(form, subtype, x / np.abs(x).max() * 1.9))  # overshoots
@@ -607,7 +607,7 @@ def test_no_memory_is_an_error_of_the_user(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "empty", few)
     most = 10**6
-    with pytest.raises(UserError, match=r"more memory than there is .*\n  mend: set a lower cache_mb"):
+    with pytest.raises(UserError, match=r"more memory than there is .*\n  hint: set a lower cache_mb"):
         reader.preload()
     most = 10**3
     with pytest.raises(UserError, match="utterance u: takes more memory"):
@@ -669,7 +669,7 @@ def test_the_mend_of_a_segment_beyond_the_end(tmp_path):
     data = DataDir(folder, ["u"], ["u"], {"r": str(folder / "a.wav")}, {"u": ("r", 0.1, 9.0)})
     with pytest.raises(UserError) as err:
         AudioReader(data).read(0)
-    command = str(err.value).split("\n  mend: ")[1]
+    command = str(err.value).split("\n  hint: ")[1]
     assert command == f"utils/fix_data_dir.sh --check-audio {shlex.quote(str(folder))}"
 
 

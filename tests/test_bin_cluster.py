@@ -82,7 +82,7 @@ def test_a_round_its_report_and_the_next_round(made, tmp_path):
     assert {"c00020", "c00021"} <= set(second.spk)
 
 
-def test_rows_are_averaged_after_normalisation(made, tmp_path):
+def test_rows_are_averaged_after_normalization(made, tmp_path):
     root, _, _ = made
     for name in ("embed", "rows"):
         run("--embeddings", root / name / "embedding.scp", "--data", root / "data", "--num-clusters", 20,
@@ -91,7 +91,7 @@ def test_rows_are_averaged_after_normalisation(made, tmp_path):
 
 
 def test_models_side_by_side_count_alike(made, tmp_path):
-    """Two halves of the axes, of other lengths: as one set of embeddings whose halves are normalised each."""
+    """Two halves of the axes, of other lengths: as one set of embeddings whose halves are normalized each."""
     from pyspkv.data.ark import read_embeddings
 
     root, utts, truth = made

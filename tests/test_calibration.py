@@ -1,4 +1,4 @@
-"""Calibration against scipy's optimiser; pseudo-speaker trials by their defining properties."""
+"""Calibration against scipy's optimizer; pseudo-speaker trials by their defining properties."""
 
 import json
 
@@ -186,10 +186,10 @@ def test_command_from_pseudo_speakers(tmp_path, monkeypatch, capsys, segmented):
     spk = {f"u{k:03d}": f"s{k % 10}" for k in range(200)}
     segments = {u: f"{s}-r{int(u[1:]) // 10 % 2} {int(u[1:])} {int(u[1:]) + 1}" for u, s in spk.items()}
     data_dir(tmp_path / "data", spk, segments if segmented else {})
-    centre = {s: rng.standard_normal(16) for s in sorted(set(spk.values()))}
+    center = {s: rng.standard_normal(16) for s in sorted(set(spk.values()))}
     with EmbeddingWriter(tmp_path) as write:
         for u, s in spk.items():
-            write(u, centre[s] + 0.8 * rng.standard_normal(16))
+            write(u, center[s] + 0.8 * rng.standard_normal(16))
     out = tmp_path / "model/calibration.json"
     argv = [
         "calibrate",

@@ -15,7 +15,7 @@ from pyspkv.base.errors import UserError
 
 STATE = {"epoch": 1, "audio_seconds": 3.5, "means": {"loss": [3.0, 2.0]}, "collapsed": 0, "done": False}
 STATE |= {"best_eer": None, "best_epoch": None, "worse": 0, "label_hash": "a+b", "evaluates": "0"}
-NEEDED = ("optimisers", "label_hash", "step", "epoch", "done", "means")
+NEEDED = ("optimizers", "label_hash", "step", "epoch", "done", "means")
 TINY = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 16, "bottleneck": 8, "n_mels": 40}
 
 
@@ -23,35 +23,35 @@ def make(kind="adam", seed=0):
     torch.manual_seed(seed)
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
     if kind == "adam":
-        optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     else:
-        optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9 if kind == "momentum" else 0)
-    return model, {"encoder": optimiser}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9 if kind == "momentum" else 0)
+    return model, {"encoder": optimizer}
 
 
-def step(model, optimisers):
+def step(model, optimizers):
     model.zero_grad()
     model(torch.ones(1, 3)).sum().backward()
-    optimisers["encoder"].step()
+    optimizers["encoder"].step()
 
 
 @pytest.fixture
 def run(tmp_path):
     """(folder, a function that restores it) of a run at step 3."""
-    model, optimisers = make()
-    step(model, optimisers)
-    checkpoint.save(tmp_path, 3, model, optimisers, STATE, best=True)
+    model, optimizers = make()
+    step(model, optimizers)
+    checkpoint.save(tmp_path, 3, model, optimizers, STATE, best=True)
     return tmp_path / "ckpt-3", lambda: checkpoint.restore(checkpoint.latest(tmp_path), *make(seed=1))
 
 
 @pytest.mark.parametrize("kind", ["adam", "momentum", "plain"])
 def test_what_was_saved_goes_on_as_if_never_stopped(tmp_path, kind):
-    model, optimisers = make(kind)
-    step(model, optimisers)
-    checkpoint.save(tmp_path, 1, model, optimisers, STATE)
+    model, optimizers = make(kind)
+    step(model, optimizers)
+    checkpoint.save(tmp_path, 1, model, optimizers, STATE)
     other = make(kind, seed=1)
     assert checkpoint.restore(tmp_path / "ckpt-1", *other, last=1)["means"] == {"loss": [3.0, 2.0]}
-    for pair in ((model, optimisers), other):
+    for pair in ((model, optimizers), other):
         step(*pair)
     for a, b in zip(model.parameters(), other[0].parameters()):
         assert torch.equal(a, b)
@@ -69,7 +69,7 @@ def change(**entries):
 def groups(**entries):
     def write(folder):
         state = json.loads((folder / "state.json").read_text())
-        state["optimisers"]["encoder"][0].update(entries)
+        state["optimizers"]["encoder"][0].update(entries)
         (folder / "state.json").write_text(json.dumps(state))
 
     return write
@@ -102,16 +102,16 @@ FAULTS = {
     **{f"evaluates {value}": change(evaluates=value) for value in (None, [1], 3)},
     **{f"means {value}": change(means=value) for value in (None, [], {"loss": 1}, {"loss": ["a", 1]}, {"loss": [1]})},
     **{f"other {k}": change(**{k: v}) for k, v in {"done": 1, "label_hash": 5, "best_eer": "x", "worse": -1,
-                                                   "audio_seconds": "x", "optimisers": []}.items()},
-    "other groups": change(optimisers={"encoder": []}),
-    "groups of nothing": change(optimisers={"encoder": [None]}),
-    "another optimiser": change(optimisers={"head": []}),
+                                                   "audio_seconds": "x", "optimizers": []}.items()},
+    "other groups": change(optimizers={"encoder": []}),
+    "groups of nothing": change(optimizers={"encoder": [None]}),
+    "another optimizer": change(optimizers={"head": []}),
     "betas of text": groups(betas=["a", "b"]),
     "a rate of text": groups(lr="fast"),
     "other parameters": groups(params=[0, 1]),
     "more settings": groups(extra=1),
-    "optimiser without tensors": put(ADAM, header(b"{}")),
-    "an optimiser's tensor is gone": tensors(ADAM, lambda t: t.pop("encoder/0/exp_avg")),
+    "optimizer without tensors": put(ADAM, header(b"{}")),
+    "an optimizer's tensor is gone": tensors(ADAM, lambda t: t.pop("encoder/0/exp_avg")),
     "all of one parameter is gone": tensors(ADAM, lambda t: [t.pop(k) for k in list(t) if k.startswith("encoder/0/")]),
     "of no parameter": tensors(ADAM, lambda t: t.update({"encoder/9/step": torch.tensor(1.0)})),
     "no name": tensors(ADAM, lambda t: t.update({"x": torch.tensor(1.0)})),
@@ -149,7 +149,7 @@ def test_a_damaged_run_is_refused_with_what_to_do(run, name):
     said = str(err.value)
     assert (
         str(folder.parent) in said
-        and "\n  mend: " in said
+        and "\n  hint: " in said
         and len(said.splitlines()) == 2
         and len(said) < 600
     )

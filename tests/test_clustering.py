@@ -10,14 +10,14 @@ from pyspkv.clustering import pipeline, vectors
 from pyspkv.clustering.kmeans import constrained_kmeans, kmeans
 from pyspkv.clustering.num_clusters import choose_num_clusters, first_peak
 from pyspkv.clustering.pipeline import ahc, cluster
-from pyspkv.clustering.vectors import l2_normalise
+from pyspkv.clustering.vectors import l2_normalize
 
 
 def blobs(n, dim, clusters, noise, seed):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, clusters, n)
     x = rng.normal(size=(clusters, dim))[truth] + noise * rng.normal(size=(n, dim))
-    return l2_normalise(x), truth
+    return l2_normalize(x), truth
 
 
 def test_exact_kmeans_is_lloyds():
@@ -28,7 +28,7 @@ def test_exact_kmeans_is_lloyds():
         labels, centroids = kmeans(x, 20, 3, steps, tol=0)
         ref = KMeans(20, init=start, n_init=1, max_iter=steps, tol=0, algorithm="lloyd").fit(x)
         assert np.array_equal(labels, ref.labels_)
-        if steps == 60:  # converged; before that scikit-learn returns the centres of the step before
+        if steps == 60:  # converged; before that scikit-learn returns the centers of the step before
             np.testing.assert_allclose(centroids, ref.cluster_centers_, atol=1e-5)
 
 
@@ -68,7 +68,7 @@ def test_top_columns_are_the_largest():
 
 def test_empty_clusters_are_repaired_and_counted():
     x = np.concatenate(
-        [np.repeat(np.eye(4), 30, axis=0), l2_normalise(np.random.default_rng(0).normal(size=(30, 4)))]
+        [np.repeat(np.eye(4), 30, axis=0), l2_normalize(np.random.default_rng(0).normal(size=(30, 4)))]
     )
     stats = {}
     labels, c = kmeans(
@@ -210,7 +210,7 @@ def test_bounds_leave_out_only_points_that_keep_their_centroid():
     assert 3000 * 2 < find.looked_at < 3000 * 8
 
 
-def test_labelled_points_never_move_even_when_wrong():
+def test_labeled_points_never_move_even_when_wrong():
     x, truth = blobs(600, 12, 6, 0.3, 6)
     index = np.arange(0, 600, 7)
     wrong = (truth[index] + 1 * (np.arange(len(index)) % 3 == 0)) % 6
@@ -221,7 +221,7 @@ def test_labelled_points_never_move_even_when_wrong():
     assert np.array_equal(everything, truth)
 
 
-def test_clusters_without_a_label_start_from_unlabelled_points():
+def test_clusters_without_a_label_start_from_unlabeled_points():
     x, truth = blobs(900, 16, 6, 0.2, 7)
     index = np.flatnonzero(truth < 4)[:200]
     stats = {}
@@ -229,7 +229,7 @@ def test_clusters_without_a_label_start_from_unlabelled_points():
     assert len(np.unique(labels)) == 6 and stats["iterations"] >= 2
     with pytest.raises(ValueError, match="out of range"):
         constrained_kmeans(x, index, truth[index] + 5, 6)
-    with pytest.raises(ValueError, match="without a labelled point"):
+    with pytest.raises(ValueError, match="without a labeled point"):
         constrained_kmeans(x[:20], np.arange(19), np.zeros(19, int), 6)
 
 
@@ -240,9 +240,9 @@ def test_whitening_is_a_power_of_the_covariance():
     np.testing.assert_allclose(whole @ covariance @ whole, np.eye(6), atol=1e-5)
     np.testing.assert_allclose(half @ half, whole, atol=1e-5)
     np.testing.assert_allclose(vectors.whitening(covariance, 0), np.eye(6), atol=1e-6)
-    x = l2_normalise(a)
+    x = l2_normalize(a)
     want = (x - x.mean(0)) @ vectors.whitening(np.cov(x.T, bias=True), 0.5)
-    np.testing.assert_allclose(vectors.whiten(x, 0.5), l2_normalise(want), atol=1e-5)
+    np.testing.assert_allclose(vectors.whiten(x, 0.5), l2_normalize(want), atol=1e-5)
 
 
 # ---- together ---------------------------------------------------------------------------------------------
@@ -273,9 +273,9 @@ def test_number_of_clusters_without_labels(method):
 def test_sessions_do_not_hide_the_speakers():
     """Two peaks, 30 speakers with 8 tight sessions each: the coarser one is chosen."""
     rng = np.random.default_rng(10)
-    centre = rng.normal(size=(30, 64))
-    session = np.repeat(centre, 8, axis=0) + 1.1 * rng.normal(size=(240, 64))
-    x = l2_normalise(np.repeat(session, 10, axis=0) + 1.2 * rng.normal(size=(2400, 64)))
+    center = rng.normal(size=(30, 64))
+    session = np.repeat(center, 8, axis=0) + 1.1 * rng.normal(size=(240, 64))
+    x = l2_normalize(np.repeat(session, 10, axis=0) + 1.2 * rng.normal(size=(2400, 64)))
     labels, c = kmeans(x, 600, 0)
     k, curve = choose_num_clusters(x, labels, c)
     best = max(curve, key=lambda p: p["silhouette"])
@@ -294,7 +294,7 @@ def test_first_peak_rules():
 
 def test_zero_rows_and_impossible_counts():
     with pytest.raises(ValueError, match="row 1"):
-        l2_normalise(np.array([[1.0, 0], [0, 0]]))
+        l2_normalize(np.array([[1.0, 0], [0, 0]]))
     with pytest.raises(ValueError, match="5 clusters of 3 points"):
         kmeans(np.eye(3), 5)
     assert pipeline.default_num_kmeans(1_092_009, 7500) == 50_000

@@ -10,7 +10,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.clustering import quality
 from pyspkv.clustering.copies import first_of_each, shared
 from pyspkv.clustering.pipeline import cluster
-from pyspkv.clustering.vectors import l2_normalise, whiten
+from pyspkv.clustering.vectors import l2_normalize, whiten
 
 
 def speakers(rng, noise=0.5, dim=32, num=20, each=12):
@@ -24,26 +24,26 @@ def speakers(rng, noise=0.5, dim=32, num=20, each=12):
 def test_copies_are_the_rows_of_one_vector(which, seed, rounding):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(10, 16))[which] * (1 + rounding * rng.normal(size=(len(which), 16)))
-    first = first_of_each(l2_normalise(x))
+    first = first_of_each(l2_normalize(x))
     assert first.tolist() == [which.index(v) for v in which]
     assert shared(first).tolist() == [i for i, v in enumerate(which) if which.count(v) > 1]
 
 
 def test_near_is_not_equal_and_the_scale_is_that_of_the_set():
-    """A cosine distance of 1e-7 is no copy in an ordinary set; nor are neighbours in a set that is narrow itself."""
+    """A cosine distance of 1e-7 is no copy in an ordinary set; nor are neighbors in a set that is narrow itself."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 24))
     near = np.concatenate([x, x + 5e-4 * rng.normal(size=x.shape)])
-    assert len(shared(first_of_each(l2_normalise(near)))) == 0
+    assert len(shared(first_of_each(l2_normalize(near)))) == 0
     narrow = rng.normal(size=24) + 1e-3 * x
-    assert len(shared(first_of_each(l2_normalise(narrow)))) == 0
-    assert len(shared(first_of_each(l2_normalise(np.concatenate([narrow, narrow[:7]]))))) == 14
+    assert len(shared(first_of_each(l2_normalize(narrow)))) == 0
+    assert len(shared(first_of_each(l2_normalize(np.concatenate([narrow, narrow[:7]]))))) == 14
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(2, 7), st.integers(0, 999), st.floats(0, 1))
 def test_silhouette_of_clusters_of_copies_is_scikit_learns(points, seed, cut):
-    """Where each cluster is copies of one vector its centre is that vector, and both definitions are one."""
+    """Where each cluster is copies of one vector its center is that vector, and both definitions are one."""
     rng = np.random.default_rng(seed)
     which = np.concatenate([np.arange(points), rng.integers(0, points, 3 * points)])
     x = rng.normal(size=(points, 6)).astype(np.float32)[which]
@@ -69,11 +69,11 @@ def test_silhouette_is_bounded_and_that_of_exact_numbers(seed, spread, double):
     unit = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
     values = []
     for i, own in enumerate(labels):
-        centres = {c: unit[(labels == c) & (np.arange(len(x)) != i)].sum(0) for c in set(labels.tolist())}
-        if (labels == own).sum() == 1 or len(centres) == 1:
+        centers = {c: unit[(labels == c) & (np.arange(len(x)) != i)].sum(0) for c in set(labels.tolist())}
+        if (labels == own).sum() == 1 or len(centers) == 1:
             values.append(0)
             continue
-        far = {c: max(0, 1 - unit[i] @ v / np.linalg.norm(v)) for c, v in centres.items()}
+        far = {c: max(0, 1 - unit[i] @ v / np.linalg.norm(v)) for c, v in centers.items()}
         a, b = far[own], min(v for c, v in far.items() if c != own)
         values.append((b - a) / max(a, b) if max(a, b) > 1e-12 else 0)
     assert got["silhouette"] == pytest.approx(np.mean(values), abs=1e-2 if spread == 1e-5 else 1e-4)
@@ -94,7 +94,7 @@ def test_copies_do_not_change_the_number_of_clusters(power, seed):
         (x, 22),
         (x * (1 + 1e-7 * rng.normal(size=x.shape)), 22),
     ):
-        y = l2_normalise(np.concatenate([x, more]))
+        y = l2_normalize(np.concatenate([x, more]))
         y = y if power is None else whiten(y, power)
         labels, info = cluster(y, "kmeans-ahc", "auto", num_kmeans=len(y), seed=seed)
         assert 18 <= labels.max() + 1 <= most, (len(more), labels.max() + 1)
@@ -106,7 +106,7 @@ def test_copies_do_not_change_the_number_of_clusters(power, seed):
 @pytest.mark.parametrize("each", [3, 15])
 def test_copies_alone_are_a_cluster_each(each):
     """A model that knows twenty points: they are no groups of each other, so twenty it is."""
-    x = l2_normalise(np.repeat(np.random.default_rng(each).normal(size=(20, 64)), each, 0))
+    x = l2_normalize(np.repeat(np.random.default_rng(each).normal(size=(20, 64)), each, 0))
     labels, _ = cluster(x, "kmeans-ahc", "auto", num_kmeans=len(x))
     assert labels.tolist() == np.repeat(np.arange(20), each).tolist()
 
@@ -114,7 +114,7 @@ def test_copies_alone_are_a_cluster_each(each):
 def test_narrow_embeddings_keep_their_groups_and_one_point_is_refused():
     x, _ = speakers(np.random.default_rng(3))
     for width in (1e-2, 1e-3):
-        labels, _ = cluster(l2_normalise(5 + width * x), "ahc", "auto", num_kmeans=len(x))
+        labels, _ = cluster(l2_normalize(5 + width * x), "ahc", "auto", num_kmeans=len(x))
         assert 19 <= labels.max() + 1 <= 21
     with pytest.raises(UserError, match="one way.*collapsed"):
-        cluster(l2_normalise(np.ones((40, 8))), "ahc", "auto", num_kmeans=40)
+        cluster(l2_normalize(np.ones((40, 8))), "ahc", "auto", num_kmeans=40)

@@ -95,7 +95,7 @@ def test_truth_is_neither_read_nor_copied(tmp_path):
     assert not (tmp_path / "e" / "utt2spk_true").exists()
 
 
-# (file, new content or None to delete it, line in the message or None, words in the message); the mend follows
+# (file, new content or None to delete it, line in the message or None, words in the message); the hint follows
 BAD = {
     "unsorted": ("utt2spk", "a-2 a\na-1 a\nb-1 b\nc-1 c\n", 2, "C order"),
     "duplicate": ("utt2spk", "a-1 a\na-1 a\nb-1 b\nc-1 c\n", 2, "twice"),
@@ -165,7 +165,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input_names_file_line_rule_and_mend(tmp_path, kind):
+def test_bad_input_names_file_line_rule_and_hint(tmp_path, kind):
     name, text, line, words = BAD[kind]
     path = put(tmp_path / "d", KALDI)
     if text is None:
@@ -174,13 +174,13 @@ def test_bad_input_names_file_line_rule_and_mend(tmp_path, kind):
         (path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as err:
         DataDir.read(path)
-    message, mend = str(err.value).split("\n")
+    message, hint = str(err.value).split("\n")
     place = message.split(": ", 1)[0]
     if kind == "devices alone":
         name = "dialogue2device"
     assert place == f"{path / name}" + (f":{line}" if line else "")
     assert words in message
-    assert mend.startswith("  mend: ")
+    assert hint.startswith("  hint: ")
 
 
 FIXABLE = [k for k in BAD if BAD[k][1] is not None and k not in ("empty file", "trial both ways")]
@@ -301,7 +301,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_fix_refuses_and_changes_nothing(tmp_path, kind):
     name, text, words = REFUSED[kind]
-    files = {**KALDI, "utt2dur": KALDI["utt2dur"].replace("a-2 1.75", "a-2  1.75")}  # this it would mend
+    files = {**KALDI, "utt2dur": KALDI["utt2dur"].replace("a-2 1.75", "a-2  1.75")}  # this it would hint
     path = put(tmp_path / "d", {**files, name: text})
     before = contents(path)
     with pytest.raises(UserError) as err:
@@ -485,7 +485,7 @@ def test_validate_checks_every_directory_it_is_given(tmp_path, capsys):
     assert capsys.readouterr().out.count("Successfully validated") == 2
     with pytest.raises(UserError) as err:
         run("validate", "--no-text", bad, good, tmp_path / "none", other)
-    faults = [line for line in str(err.value).split("\n") if not line.startswith("  mend: ")]
+    faults = [line for line in str(err.value).split("\n") if not line.startswith("  hint: ")]
     assert faults == [
         f"{bad / 'spk2utt'}: no such file",
         f"error: {tmp_path / 'none'}: no such data directory",
@@ -836,11 +836,11 @@ def test_trials_in_file_order(tmp_path):
     assert (enrol, test, target.tolist()) == (["b", "a", "b"], ["x", "y", "x"], [True, False, True])
 
 
-def test_published_voxceleb_trials_get_their_own_mend(tmp_path):
+def test_published_voxceleb_trials_get_their_own_hint(tmp_path):
     (tmp_path / "t").write_text("1 id1/a.wav id1/b.wav\n0 id1/a.wav id2/c.wav\n")
     with pytest.raises(UserError) as err:
         read_trials(tmp_path / "t")
-    command = str(err.value).split("mend: ")[1]
+    command = str(err.value).split("hint: ")[1]
     assert os.system(command) == 0
     enrol, _, target = read_trials(tmp_path / "t")
     assert enrol == ["id1/a.wav", "id1/a.wav"] and target.tolist() == [True, False]

@@ -72,7 +72,7 @@ def fail(err):
 
 
 @pytest.mark.parametrize(("err", "words"), [
-    (UserError("too short", file="a", line=3, mend="cut it"), r"^a:3: too short\n  mend: cut it$"),
+    (UserError("too short", file="a", line=3, hint="cut it"), r"^a:3: too short\n  hint: cut it$"),
     (MemoryError(), "not enough memory to prepare a batch"),
 ])  # fmt: skip
 def test_an_error_in_a_worker_is_the_users_error(tmp_path, data, monkeypatch, err, words):
@@ -133,7 +133,7 @@ def test_a_small_dev_shm_is_told(tmp_path, data, size):
     command = train_command(tmp_path, data, tmp_path / "exp", "--set", "workers=1", "objective.augment=false")
     done = subprocess.run([*small_shm(size), *command], env=ENV, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: /dev/shm is full ({size[:-1]} KB)\n  mend: set workers=0")
+    assert done.stderr.startswith(f"error: /dev/shm is full ({size[:-1]} KB)\n  hint: set workers=0")
     assert len(done.stderr.splitlines()) == 2
 
 

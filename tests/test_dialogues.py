@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pyspkv.base import foreign
 from pyspkv.base.errors import UserError
-from pyspkv.data.ark import normalise
+from pyspkv.data.ark import normalize
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.fix import fix
 from pyspkv.dialogue import rank, simulate
@@ -257,7 +257,7 @@ def test_sessionize_keeps_its_thresholds(rows, max_gap, max_span, max_utts):
 
 # ---- directory tools ------------------------------------------------------------------------------------------------
 @pytest.fixture
-def labelled(tmp_path) -> DataDir:
+def labeled(tmp_path) -> DataDir:
     """Four speakers, three sessions of four words each."""
     utts = [f"s{s}-w{w}-r{r}" for s in range(4) for w in range(4) for r in range(3)]
     return DataDir(
@@ -282,8 +282,8 @@ def tool(*args, code=0):
     return done
 
 
-def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labelled):
-    data = simulate.contaminate(simulate.simulate(labelled, session(labelled), sizes=(2, 2)), 0.5)
+def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labeled):
+    data = simulate.contaminate(simulate.simulate(labeled, session(labeled), sizes=(2, 2)), 0.5)
     times = {u: str(k) for k, u in enumerate(data.utts)}
     data.extra |= {"utt2time": times, "utt2source": dict.fromkeys(data.utts, "customer")}
     data.write(tmp_path / "all")
@@ -327,22 +327,22 @@ def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labell
     assert list(DataDir.read(tmp_path / "broken").dialogue2device) == ["s1-r0-0"]
 
 
-def test_validate_warns_of_dialogues_without_devices(tmp_path, labelled):
-    data = simulate.simulate(labelled, session(labelled), sizes=(2, 2))
+def test_validate_warns_of_dialogues_without_devices(tmp_path, labeled):
+    data = simulate.simulate(labeled, session(labeled), sizes=(2, 2))
     data.dialogue2device = None
     data.write(tmp_path / "all")
     done = tool("pyspkv.bin.datadir", "validate", tmp_path / "all")
     assert "warning: no dialogue2device: each dialogue counts as a device" in done.stdout
 
 
-def test_subset_by_device_needs_devices(tmp_path, labelled):
-    labelled.write(tmp_path / "plain")
+def test_subset_by_device_needs_devices(tmp_path, labeled):
+    labeled.write(tmp_path / "plain")
     done = tool("pyspkv.bin.datadir", "subset", "--devices", tmp_path / "plain", 3, tmp_path / "x", code=1)
     assert "utt2dialogue: no such file" in done.stderr and "sessionize" in done.stderr
 
 
-def test_disjoint_directories_pass_and_a_shared_device_does_not(labelled):
-    data = simulate.simulate(labelled, session(labelled), sizes=(2, 2), households=True)
+def test_disjoint_directories_pass_and_a_shared_device_does_not(labeled):
+    data = simulate.simulate(labeled, session(labeled), sizes=(2, 2), households=True)
     a, b = (data.subset([u for u in data.utts if u[:2] in part]) for part in (("s0", "s1"), ("s2", "s3")))
     homes = [set(x.dialogue2device.values()) for x in (a, b)]
     if homes[0] & homes[1]:
@@ -364,11 +364,11 @@ def test_cut_sizes_stay_in_range_where_they_can(n, low, more, seed):
         assert all(low <= s <= high for s in sizes)
 
 
-def test_dialogues_are_of_one_speaker_and_session(labelled):
-    data = simulate.simulate(labelled, session(labelled), sizes=(2, 3), seed=3)
+def test_dialogues_are_of_one_speaker_and_session(labeled):
+    data = simulate.simulate(labeled, session(labeled), sizes=(2, 3), seed=3)
     for utt, name in data.extra["utt2dialogue"].items():
         assert name.startswith(f"{utt[:2]}-{utt[-2:]}-") and data.dialogue2device[name] == utt[:2]
-    homes = simulate.simulate(labelled, session(labelled), sizes=(2, 3), households=True, seed=3)
+    homes = simulate.simulate(labeled, session(labeled), sizes=(2, 3), households=True, seed=3)
     assert homes.extra["utt2dialogue"] == data.extra["utt2dialogue"]
     people = {}
     for name, home in homes.dialogue2device.items():
@@ -377,11 +377,11 @@ def test_dialogues_are_of_one_speaker_and_session(labelled):
 
 
 @pytest.mark.parametrize("households", [False, True])
-def test_contamination_marks_and_mixes_what_it_says(labelled, households):
-    clean = simulate.simulate(labelled, session(labelled), sizes=(4, 4), households=households)
+def test_contamination_marks_and_mixes_what_it_says(labeled, households):
+    clean = simulate.simulate(labeled, session(labeled), sizes=(4, 4), households=households)
     before = None
     for rate in (0.0, 0.25, 0.5, 1.0):
-        data = simulate.contaminate(clean, rate, alike=key(labelled), seed=1)
+        data = simulate.contaminate(clean, rate, alike=key(labeled), seed=1)
         members = {}
         for utt, spk in zip(data.utts, data.spk):
             members.setdefault(data.extra["utt2dialogue"][utt], []).append((utt, spk))
@@ -412,27 +412,27 @@ def test_a_dialogue_keeps_its_size_where_the_second_speaker_has_said_little(tmp_
 
 
 def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_no_utterance(
-    tmp_path, labelled
+    tmp_path, labeled
 ):
-    labelled.write(tmp_path / "in")
+    labeled.write(tmp_path / "in")
     args = ["--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
     tool("pyspkv.bin.simulate_dialogues", *args)
     (tmp_path / "out/train/notes.txt").write_text("mine")
-    truth = tmp_path / "out/train_labelled/dialogue2mixed"
+    truth = tmp_path / "out/train_labeled/dialogue2mixed"
     before = truth.read_text()
     tool("pyspkv.bin.simulate_dialogues", "--percent", "100", *args, code=1)
     assert truth.read_text() == before
     truth.write_text(before.split("\n", 1)[1])
-    assert "lacks dialogues" in " ".join(fix(tmp_path / "out/train_labelled"))
-    assert DataDir.read(tmp_path / "out/train_labelled").utts == labelled.utts and not truth.exists()
+    assert "lacks dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
+    assert DataDir.read(tmp_path / "out/train_labeled").utts == labeled.utts and not truth.exists()
 
 
-def test_the_truth_stays_out_of_the_training_directory(tmp_path, labelled):
-    labelled.write(tmp_path / "in")
+def test_the_truth_stays_out_of_the_training_directory(tmp_path, labeled):
+    labeled.write(tmp_path / "in")
     args = ["--percent", "50", "--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
     done = tool("pyspkv.bin.simulate_dialogues", *args)
     assert "with a second speaker" in done.stdout
-    train, truth = DataDir.read(tmp_path / "out/train"), DataDir.read(tmp_path / "out/train_labelled")
+    train, truth = DataDir.read(tmp_path / "out/train"), DataDir.read(tmp_path / "out/train_labeled")
     assert train.utts == truth.utts == train.spk and train.dialogue2mixed is None
     assert truth.dialogue2mixed and set(truth.spk) == {"s0", "s1", "s2", "s3"}
     lines = (tmp_path / "out/truth/dialogue2mixed").read_text().splitlines()
@@ -447,7 +447,7 @@ def test_the_truth_stays_out_of_the_training_directory(tmp_path, labelled):
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(2, 8), st.integers(0, 99))
 def test_compactness_is_the_mean_and_the_lowest_pair(group, most, seed):
-    x = normalise(np.random.default_rng(seed).standard_normal((len(group), 5)).astype(np.float32))
+    x = normalize(np.random.default_rng(seed).standard_normal((len(group), 5)).astype(np.float32))
     names, used, mean, low = rank.compactness([f"d{g}" for g in group], x, most)
     want = {}
     for g in sorted(set(group)):

@@ -1,4 +1,4 @@
-"""DINO against the paper's double loop, and what its teacher, centre and alarm remember."""
+"""DINO against the paper's double loop, and what its teacher, center and alarm remember."""
 
 import math
 
@@ -36,11 +36,11 @@ def batch(o, size=6, seed=0):
 def test_loss_is_the_papers_double_loop():
     o = objective(teacher_temperature=[0.04, 0.08], temperature_epochs=2.0).eval()
     o.before_step(10)  # epoch 1: temperature 0.06
-    o.centre.copy_(torch.linspace(-0.2, 0.2, 20))
+    o.center.copy_(torch.linspace(-0.2, 0.2, 20))
     data = batch(o)
     names = ["global0", "global1", "local0", "local1"]
     student = {n: o.head(o.encoder(*data.views[n]))[0] / 0.1 for n in names}
-    teacher = {n: (o.teacher_head(o.teacher(*data.views[n]))[0] - o.centre) / 0.06 for n in names[:2]}
+    teacher = {n: (o.teacher_head(o.teacher(*data.views[n]))[0] - o.center) / 0.06 for n in names[:2]}
     want, count = 0.0, 0
     for q in names[:2]:
         for v in names:
@@ -52,23 +52,23 @@ def test_loss_is_the_papers_double_loop():
     torch.testing.assert_close(total / weight, (want / count).mean())
 
 
-def test_regularisers_are_zero_for_spread_and_uncorrelated_outputs():
+def test_regularizers_are_zero_for_spread_and_uncorrelated_outputs():
     o = objective(wide=4, variance=10.0, covariance=1.0)
     x = 2 * torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
     x = torch.cat([x, -x])  # uncorrelated columns of deviation above 1
     both = torch.cat([x, x])
-    assert [v.item() for v in o.regularise(both, both)] == [0, 0]
+    assert [v.item() for v in o.regularize(both, both)] == [0, 0]
     flat = torch.zeros(16, 4)
-    variance, covariance = o.regularise(flat, both)
+    variance, covariance = o.regularize(flat, both)
     assert variance.item() == pytest.approx(0.5 * (1 - 1e-2), abs=1e-6) and covariance.item() == 0
     y = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
     mean = (y[:8] + y[8:]) / 2
     cov = torch.cov(mean.T)
-    _, covariance = o.regularise(y, y)
+    _, covariance = o.regularize(y, y)
     assert covariance.item() == pytest.approx(
         (cov.square().sum() - cov.diag().square().sum()).item() / 20, rel=1e-4
     )
-    assert set(o(batch(o)).terms) == {"dino", "regulariser"}
+    assert set(o(batch(o)).terms) == {"dino", "regularizer"}
 
 
 def test_teacher_follows_by_the_schedule_and_gets_no_gradient():
@@ -85,16 +85,16 @@ def test_teacher_follows_by_the_schedule_and_gets_no_gradient():
         torch.testing.assert_close(new, 0.95 * old + 0.05 * student)
 
 
-def test_centre_is_the_moving_mean_of_the_teachers_logits():
+def test_center_is_the_moving_mean_of_the_teachers_logits():
     o = objective().train()
     data = batch(o)
     with torch.no_grad():
         logits = o.teacher_head(o.teacher(*dino._cat(data.views, ["global0", "global1"])))[0]
     o(data)
-    torch.testing.assert_close(o.centre, 0.1 * logits.mean(0), atol=1e-6, rtol=1e-4)
-    kept = o.centre.clone()
+    torch.testing.assert_close(o.center, 0.1 * logits.mean(0), atol=1e-6, rtol=1e-4)
+    kept = o.center.clone()
     o.eval()(data)
-    torch.testing.assert_close(o.centre, kept)
+    torch.testing.assert_close(o.center, kept)
 
 
 def test_last_layer_is_frozen_at_first_yet_takes_part():
@@ -104,9 +104,9 @@ def test_last_layer_is_frozen_at_first_yet_takes_part():
         o.before_step(step)
         o(batch(o)).terms["dino"][0].backward()
         assert bool(o.head.last.grad.abs().sum() > 0) is moves
-    last = [g for g in o.optimisers()["main"] if g["params"] == [o.head.last]]
+    last = [g for g in o.optimizers()["main"] if g["params"] == [o.head.last]]
     assert len(last) == 1 and last[0]["weight_decay"] == 0.0
-    grouped = [id(p) for g in o.optimisers()["main"] for p in g["params"]]
+    grouped = [id(p) for g in o.optimizers()["main"] for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in o.parameters() if p.requires_grad)
 
 
@@ -129,14 +129,14 @@ def test_a_loss_that_stays_at_the_ceiling_stops_the_run(monkeypatch):
 def test_it_learns_to_agree_and_embeds_with_the_teacher():
     o = objective(student_temperature=0.2).train()
     assert o.evaluates == "teacher"
-    optimiser = torch.optim.SGD([p for p in o.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in o.parameters() if p.requires_grad], lr=0.1)
     values = []
     for step in range(12):
         o.before_step(step + 10)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total, weight = o(batch(o)).terms["dino"]
         (total / weight).backward()
-        optimiser.step()
+        optimizer.step()
         o.after_step()
         values.append((total / weight).item())
     assert values[-1] < values[0] and all(math.isfinite(v) for v in values)

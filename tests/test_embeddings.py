@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyspkv.base.errors import UserError
-from pyspkv.data.ark import CHUNK, EmbeddingWriter, normalise, read_embeddings
+from pyspkv.data.ark import CHUNK, EmbeddingWriter, normalize, read_embeddings
 
 
 def arrays(rng, n, dim=7, rows=None):
@@ -105,9 +105,9 @@ def test_vectors_of_matrix_entries_are_mean_directions(tmp_path):
     np.testing.assert_allclose(got.vectors(), [[0.5, 0.5], [0, -1]])
 
 
-def test_normalise_leaves_a_zero_row_alone():
-    np.testing.assert_allclose(normalise(np.array([[3.0, 4.0], [0, 0]], np.float32)), [[0.6, 0.8], [0, 0]])
-    tiny = normalise(np.array([[3e-30, 4e-30]], np.float32))  # squares underflow in float32
+def test_normalize_leaves_a_zero_row_alone():
+    np.testing.assert_allclose(normalize(np.array([[3.0, 4.0], [0, 0]], np.float32)), [[0.6, 0.8], [0, 0]])
+    tiny = normalize(np.array([[3e-30, 4e-30]], np.float32))  # squares underflow in float32
     np.testing.assert_allclose(tiny, [[0.6, 0.8]], rtol=1e-6)
 
 
@@ -166,7 +166,7 @@ def test_reader_names_the_scp_line(good, line, text, says):
     spoil_line(good, line, text)
     with pytest.raises(UserError, match=says) as err:
         read_embeddings(good)
-    assert "mend:" in str(err.value)
+    assert "hint:" in str(err.value)
 
 
 def test_reader_refuses_wrong_offsets_and_cut_arks(good):

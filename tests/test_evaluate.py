@@ -40,10 +40,10 @@ def make_data(name, enrol_map=False):
 
 def embed(folder, name, seed, shape=(DIM,), letter=None):
     rng = np.random.default_rng(seed)
-    centre = {}
+    center = {}
     with EmbeddingWriter(Path(folder, "embed", name)) as write:
         for u in utts(letter or name[0]):
-            voice = centre.setdefault(u[:2], rng.standard_normal(DIM))
+            voice = center.setdefault(u[:2], rng.standard_normal(DIM))
             write(u, 0.5 + voice + 0.9 * rng.standard_normal(shape))
 
 
@@ -289,9 +289,9 @@ def test_missing_embeddings_are_named_with_their_command(place, call, missing):
     Path(system, "embed", missing, "embedding.scp").unlink()
     with pytest.raises(UserError) as err:
         call(*args)
-    rule, mend = str(err.value).splitlines()
+    rule, hint = str(err.value).splitlines()
     assert rule.startswith(f"{system}/embed/{missing}: no embeddings are there")
-    words = shlex.split(mend.removeprefix("  mend: "))
+    words = shlex.split(hint.removeprefix("  hint: "))
     assert Path(words[0]).samefile(ROOT / "steps/extract.sh")
     data = {"test-crops": "test"}.get(missing, missing)
     assert words[-3:] == [f"{system}/model", f"data/{data}", f"{system}/embed/{missing}"]
@@ -451,7 +451,7 @@ def test_nothing_is_written_through_a_link(place, call, name):
     with pytest.raises(UserError, match="is a link") as err:
         call("--systems", "a", "--data", "data/test", "--dev", "data/dev")
     assert Path("precious").read_text() == "mine"
-    subprocess.run(str(err.value).splitlines()[1].removeprefix("  mend: "), shell=True, check=True)
+    subprocess.run(str(err.value).splitlines()[1].removeprefix("  hint: "), shell=True, check=True)
     call("--systems", "a", "--data", "data/test", "--dev", "data/dev")
 
 

@@ -198,7 +198,7 @@ def test_merging_names_what_is_wrong_and_changes_nothing(world, run, tmp_path):
     def refused(words, *options, n=3):
         with pytest.raises(UserError, match=words) as err:
             run("--model", one, *what, *options, "--merge", n)
-        assert "mend:" in str(err.value) and pair(out) == stood
+        assert "hint:" in str(err.value) and pair(out) == stood
         assert run("--model", two, *what) == f"up to date: {out}\n"
 
     refused(r"part\.1-of-3.*part 1 of 3 is missing \(and 2 others: 2, 3\)")

@@ -223,7 +223,7 @@ cells:
     out = capfd.readouterr().out
     assert re.search(r"^a +failed", out, re.M) and re.search(r"^b +to do$", out, re.M)
     assert "2 done" in out and "2 to do" in out and "left, 1 at a time" in out
-    (recipe / "run.sh").write_text(RECIPE.replace("exit 3", "true"))  # mended
+    (recipe / "run.sh").write_text(RECIPE.replace("exit 3", "true"))  # repaired
     assert call(monkeypatch, path) == 1 and not (recipe / "exp/grid/b/reuse").exists()
     assert (recipe / "exp/order").read_text().split().count("d") == 1, "what is done is not done again"
     assert {p.name for p in (recipe / "exp/grid").glob("[abcd]/grid.json")} == {"grid.json"}
@@ -265,7 +265,7 @@ def test_the_dry_run_can_be_pasted_and_writes_nothing(recipe, monkeypatch, capsy
     assert not list(recipe.rglob("hacked"))
     call(monkeypatch, path, "--exp", exp)
     (exp / "a/grid.json").write_text('{"seconds": "x"}')
-    with pytest.raises(UserError, match=r"grid.json: is no mark of a cell\n  mend: remove .*/a$"):
+    with pytest.raises(UserError, match=r"grid.json: is no mark of a cell\n  hint: remove .*/a$"):
         call(monkeypatch, path, "--exp", exp)
     text = "cells:\n  a: {}\n  b: {options: {x: '{exp:a}', y: 'k={exp:a}'}}\n"
     with pytest.raises(UserError, match="cannot be a part of the option y"):

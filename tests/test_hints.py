@@ -14,7 +14,7 @@ from pyspkv.audio.reader import AudioReader
 from pyspkv.base.atomic import atomic_dir, atomic_file, command_line
 from pyspkv.base.errors import UserError
 from pyspkv.bin.datadir import main
-from pyspkv.data.datadir import DataDir, mend_command
+from pyspkv.data.datadir import DataDir, hint_command
 from pyspkv.data.fix import fix
 from pyspkv.data.trials import read_trials
 
@@ -44,7 +44,7 @@ def hint(call, *args) -> str:
     """The hint of the UserError that the call ends with."""
     with pytest.raises(UserError) as err:
         call(*args)
-    return str(err.value).rpartition("\n  mend: ")[2]
+    return str(err.value).rpartition("\n  hint: ")[2]
 
 
 def paste(command: str) -> None:
@@ -95,7 +95,7 @@ def test_a_segment_beyond_its_audio_is_cut_by_pasting(here):
     for row in (1, 2):
         with pytest.raises(UserError, match="beyond its recording"):
             reader.read(row)
-    paste(mend_command(d, "--check-audio"))
+    paste(hint_command(d, "--check-audio"))
     data = DataDir.read(d)
     assert data.segments == {"a": ("r", 0, 1), "b": ("r", 0.5, 1)}
     assert [len(AudioReader(data).read(row)) for row in (0, 1)] == [16000, 8000]

@@ -26,10 +26,10 @@ def write_data(folder, utts, spk=None):
 
 def write_embeddings(folder, seed=0, **made_by):
     rng = np.random.default_rng(seed)
-    centre = rng.normal(size=(5, 8))
+    center = rng.normal(size=(5, 8))
     with EmbeddingWriter(folder) as w:
         for i, u in enumerate(UTTS):
-            w(u, centre[i % 5] + 0.3 * rng.normal(size=8))
+            w(u, center[i % 5] + 0.3 * rng.normal(size=8))
     if made_by:
         (folder / "made_by").write_text(json.dumps(made_by))
 
@@ -77,9 +77,9 @@ def runs(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def seeded(runs):
-    write_data(runs.root / "labelled", UTTS[:10], [f"s{i % 5}" for i in range(10)])
-    write_data(runs.root / "unlabelled", UTTS[10:])
-    more = {"labelled": runs.root / "labelled", "unlabelled": runs.root / "unlabelled"}
+    write_data(runs.root / "labeled", UTTS[:10], [f"s{i % 5}" for i in range(10)])
+    write_data(runs.root / "unlabeled", UTTS[10:])
+    more = {"labeled": runs.root / "labeled", "unlabeled": runs.root / "unlabeled"}
     runs.given = {k: v for k, v in runs.given.items() if k in ("embeddings", "out_data")} | more
     runs.main = seeded_cluster.main
     return runs
@@ -91,7 +91,7 @@ def refused(runs, *words, **options):
     with pytest.raises(UserError) as err:
         runs(**options)
     assert {d: state(runs.root / d) for d in before} == before
-    assert all(w in str(err.value) for w in ("mend:", *words)), err.value
+    assert all(w in str(err.value) for w in ("hint:", *words)), err.value
     return str(err.value)
 
 
@@ -246,7 +246,7 @@ def test_a_damaged_report_is_refused_with_the_command_that_keeps_the_labels(runs
     file = runs.root / "round1/report.json"
     file.write_bytes(text)
     error = refused(runs, "report.json", "damaged")
-    command = error.split("mend: ")[1].split(" (")[0]
+    command = error.split("hint: ")[1].split(" (")[0]
     subprocess.run(shlex.split(command), check=True)
     assert "kept: " in runs()
 
@@ -391,10 +391,10 @@ def test_copies_are_warned_of_and_counted(runs, caplog):
         ({"method": "propagation"}, "with --method constrained, now propagation"),
         ({"faithful": True}, "without --faithful, now with --faithful"),
         ({"whiten": 0.5}, "without --whiten, now 0.5"),
-        ({"neighbours": 7}, "with --neighbours 15, now 7"),
+        ({"neighbors": 7}, "with --neighbors 15, now 7"),
         ({"flip": 0.2}, "with --flip 0.0, now 0.2"),
         ({"seed": 2}, "with --seed 0, now 2"),
-        ({"with_labelled": True}, "without --with-labelled, now with"),
+        ({"with_labeled": True}, "without --with-labeled, now with"),
     ],
 )
 def test_seeded_labels_are_kept_or_refused_likewise(seeded, options, words):
@@ -412,12 +412,12 @@ def test_seeded_labels_are_kept_or_refused_likewise(seeded, options, words):
 def test_seeded_labels_of_other_labels_or_embeddings_are_refused(seeded):
     seeded()
     spk = [f"s{i % 5}" for i in range(10)]
-    write_data(seeded.root / "labelled", UTTS[:10], spk[:-1] + ["s1"])
-    refused(seeded, "another --labelled")
-    write_data(seeded.root / "labelled", UTTS[:10], spk)
-    write_data(seeded.root / "unlabelled", UTTS[11:])
-    refused(seeded, "another --unlabelled")
-    write_data(seeded.root / "unlabelled", UTTS[10:], ["any"] * 50)
+    write_data(seeded.root / "labeled", UTTS[:10], spk[:-1] + ["s1"])
+    refused(seeded, "another --labeled")
+    write_data(seeded.root / "labeled", UTTS[:10], spk)
+    write_data(seeded.root / "unlabeled", UTTS[11:])
+    refused(seeded, "another --unlabeled")
+    write_data(seeded.root / "unlabeled", UTTS[10:], ["any"] * 50)
     assert "kept: " in seeded(), "its speakers are not used"
     write_embeddings(seeded.root / "embed", seed=4)
     refused(seeded, "other embeddings")

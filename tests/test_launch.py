@@ -28,7 +28,7 @@ def main():
     os.replace(out / f"{rank}.tmp", out / f"{rank}.json")
     what = json.loads(sys.argv[2]).get(rank, "ends")
     if what == "user":
-        raise UserError(f"wrong at {rank}", file="x", mend="right it")
+        raise UserError(f"wrong at {rank}", file="x", hint="right it")
     if what == "same":
         raise UserError("wrong everywhere")
     if what == "disk":
@@ -106,13 +106,13 @@ def test_a_double_dash_before_the_module_is_taken_too(tmp_path, call):
 
 
 @pytest.mark.parametrize(("what", "message"), [
-    ({"0": "user", "1": "waits"}, "error: x: wrong at 0\n  mend: right it\n"),
-    ({"0": "waits", "1": "user"}, "error: x: wrong at 1\n  mend: right it\n"),
+    ({"0": "user", "1": "waits"}, "error: x: wrong at 0\n  hint: right it\n"),
+    ({"0": "waits", "1": "user"}, "error: x: wrong at 1\n  hint: right it\n"),
     ({"0": "same", "1": "same"}, "error: wrong everywhere\n"),
-    ({"0": "lost", "1": "user"}, "error: x: wrong at 1\n  mend: right it\n"),
+    ({"0": "lost", "1": "user"}, "error: x: wrong at 1\n  hint: right it\n"),
     ({"0": "lost", "1": "late"}, "error: wrong at 1\n"),
     ({"0": "waits", "1": "disk"}, "error: model.bin: No space left on device\n"),
-    ({"0": "ends", "1": "user"}, "error: x: wrong at 1\n  mend: right it\n"),
+    ({"0": "ends", "1": "user"}, "error: x: wrong at 1\n  hint: right it\n"),
     ({"0": "kill9", "1": "lost"}, "error: process 1 of 2 was killed by signal 9; see above\n"),
     ({"0": "lost", "1": "kill9"}, "error: process 2 of 2 was killed by signal 9; see above\n"),
     ({"0": "waits", "1": "kill11"}, "error: process 2 of 2 was killed by signal 11; see above\n"),
@@ -124,7 +124,7 @@ def test_one_message_says_why_and_all_end(tmp_path, call, what, message):
     done = subprocess.run(**call(what), capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith(message) and len(done.stderr.splitlines()) <= 2
-    if "mend" in message or not message:
+    if "hint" in message or not message:
         assert done.stderr == message
     assert_gone([json.loads(f.read_text())["pid"] for f in tmp_path.glob("*.json")])
 

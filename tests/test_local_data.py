@@ -50,7 +50,7 @@ def librispeech(tmp_path_factory):
 def test_librispeech(librispeech, tmp_path):
     options = ["--parts", "train-a", "--test-parts", "test-b", "--num-dev-spk", 3]
     out = local("librispeech", *options, librispeech, tmp_path / "d")
-    train, known = DataDir.read(tmp_path / "d/train"), DataDir.read(tmp_path / "d/train_labelled")
+    train, known = DataDir.read(tmp_path / "d/train"), DataDir.read(tmp_path / "d/train_labeled")
     dev, test = DataDir.read(tmp_path / "d/dev"), DataDir.read(tmp_path / "d/test")
     assert len(set(known.spk)) == 5 and len(set(dev.spk)) == 3 and not set(known.spk) & set(dev.spk)
     assert train.utts == known.utts == train.spk
@@ -89,7 +89,7 @@ def test_librispeech_folds_share_no_held_out_speaker(librispeech, tmp_path):
     held = []
     for fold in (0, 1):
         local("librispeech", *options, "--fold", fold, librispeech, tmp_path / f"{fold}")
-        dev, known = DataDir.read(tmp_path / f"{fold}/dev"), DataDir.read(tmp_path / f"{fold}/train_labelled")
+        dev, known = DataDir.read(tmp_path / f"{fold}/dev"), DataDir.read(tmp_path / f"{fold}/train_labeled")
         assert len(set(dev.spk)) == 3 and len(set(known.spk)) == 5 and not set(dev.spk) & set(known.spk)
         held.append(set(dev.spk))
     assert not held[0] & held[1]
@@ -197,7 +197,7 @@ def test_real_librispeech(tmp_path):
     root = Path(CORPORA)
     trials = root / "trials" / "librispeech_test_other.trials"
     local("librispeech", "--trials", trials, root / "librispeech_subset" / "LibriSpeech", tmp_path)
-    train, dev, test = (DataDir.read(tmp_path / n) for n in ("train_labelled", "dev", "test"))
+    train, dev, test = (DataDir.read(tmp_path / n) for n in ("train_labeled", "dev", "test"))
     assert (len(set(train.spk)), len(set(dev.spk)), len(set(test.spk))) == (221, 30, 10)
     assert "\n".join(test.trials["trials"]) + "\n" == trials.read_text()
     assert 1.5 < AudioReader(dev).num_samples(0) / 16000 < 6
@@ -239,7 +239,7 @@ def test_voxceleb(voxceleb, tmp_path):
     local("voxceleb", *args, tmp_path / "d")
     train, dev, test = (DataDir.read(tmp_path / "d" / name) for name in ("train", "dev", "test"))
     assert train.utts == train.spk == [f"id2000{s}-v{s}-00001" for s in range(3)]
-    assert DataDir.read(tmp_path / "d/train_labelled").spk == ["id20000", "id20001", "id20002"]
+    assert DataDir.read(tmp_path / "d/train_labeled").spk == ["id20000", "id20001", "id20002"]
     assert test.utts == ["id10000--aB_c-00001", "id10000-xyz-00001", "id10000-xyz-00002", "id10001-xyz-00001"]
     assert test.trials["trials"] == [
         "id10000--aB_c-00001 id10000-xyz-00001 target",

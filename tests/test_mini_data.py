@@ -52,7 +52,7 @@ def corpus(tmp_path_factory):
 
 
 def test_folders(corpus):
-    for name, speakers, utts in (("train_labelled", 5, 20), ("dev", 4, 16), ("test", 5, 20)):
+    for name, speakers, utts in (("train_labeled", 5, 20), ("dev", 4, 16), ("test", 5, 20)):
         data = DataDir.read(corpus / name)
         assert (len(set(data.spk)), len(data.utts)) == (speakers, utts)
         assert data.spk == sorted(data.spk)  # what Kaldi's validator demands
@@ -62,11 +62,11 @@ def test_folders(corpus):
     )
     assert train.spk == train.utts  # no speaker is known in the training directory
     assert not list((corpus / "train").glob("*true*"))
-    labelled = DataDir.read(corpus / "train_labelled")
-    assert truth == [f"{u} {s}" for u, s in zip(labelled.utts, labelled.spk)]
-    for utt, path in labelled.wav.items():
+    labeled = DataDir.read(corpus / "train_labeled")
+    assert truth == [f"{u} {s}" for u, s in zip(labeled.utts, labeled.spk)]
+    for utt, path in labeled.wav.items():
         x, rate = soundfile.read(path)
-        assert rate == 16000 and len(x) == int(labelled.extra["utt2num_samples"][utt])
+        assert rate == 16000 and len(x) == int(labeled.extra["utt2num_samples"][utt])
         assert 0.3 < len(x) / rate <= 1.2 and 1e-3 < x.std() < 0.3 and np.abs(x).max() < 1
     assert len(DataDir.read(corpus / "noise").utts) == 3
 

@@ -41,8 +41,8 @@ def test_margin_gradient_is_finite_at_both_poles():
     assert cos.grad.isfinite().all()
 
 
-def test_sub_centres_take_the_nearest():
-    head = AAMHead(8, classes=3, sub_centres=2).double()
+def test_sub_centers_take_the_nearest():
+    head = AAMHead(8, classes=3, sub_centers=2).double()
     e, w = unit(5, 8), F.normalize(head.weight)
     want = torch.stack([torch.maximum(e @ w[2 * k], e @ w[2 * k + 1]) for k in range(3)], 1)
     torch.testing.assert_close(head(e), want)
@@ -206,10 +206,10 @@ def test_label_correction_by_hand(faithful):
     assert step(2) == pytest.approx(want.item(), rel=1e-5)
 
 
-def test_released_correction_joins_every_ranks_statistics_and_knows_sub_centres():
+def test_released_correction_joins_every_ranks_statistics_and_knows_sub_centers():
     """In training mode the clean pass all-reduces: it must be taken where this rank rejects nothing, too."""
     spec = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0, "confidence": 0.1}
-    o = margin_objective(gate=spec, faithful=True, sub_centres=3).train()
+    o = margin_objective(gate=spec, faithful=True, sub_centers=3).train()
     data = batch(["main", "clean"], [0, 2, 1, 0])
     for tau, passes in ((torch.inf, 2), (0.0, 4)):
         o.gate.tau.fill_(tau)
@@ -245,7 +245,7 @@ CORRECTED = {
 @pytest.mark.parametrize("speeds", CORRECTED)
 @pytest.mark.parametrize("faithful", [False, True])
 def test_a_corrected_label_is_another_speaker_at_the_crops_own_speed(speeds, faithful):
-    """All are rejected. The centres are the axes, so that an embedding's entries are its cosines."""
+    """All are rejected. The centers are the axes, so that an embedding's entries are its cosines."""
     rows, classes = CORRECTED[speeds], 3 * speeds
     spec = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0, "confidence": 0.6}
     o = margin_objective(num_speeds=speeds, gate=spec, scale=20.0, margin=0.2, faithful=faithful).eval()
@@ -258,7 +258,7 @@ def test_a_corrected_label_is_another_speaker_at_the_crops_own_speed(speeds, fai
             clean[i, k] = value
         clean[i, classes + i] = math.sqrt(
             1 - sum(v**2 for v in cosines.values())
-        )  # the rest, away from all centres
+        )  # the rest, away from all centers
     main = unit(len(rows), classes + len(rows), seed=3).float()
     seen = {1: main, 2: clean}
     o.encode = lambda view, spec=None: seen[int(view[0][0, 0])][view[1]]
@@ -344,7 +344,7 @@ def test_a_gate_that_rejects_all_gives_no_loss_and_no_nan():
 
 def test_every_parameter_is_in_exactly_one_group():
     o = margin_objective()
-    grouped = [id(p) for groups in o.optimisers().values() for g in groups for p in g["params"]]
+    grouped = [id(p) for groups in o.optimizers().values() for g in groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in o.parameters() if p.requires_grad)
 
 
@@ -352,7 +352,7 @@ def groups_of(objective: dict, encoder: dict = ENCODER) -> tuple:
     model = cfg.build("objective", cfg.resolve("objective", objective),
                       cfg.build("encoder", cfg.resolve("encoder", encoder)), Info(8, 4, 2, 1))  # fmt: skip
     name_of = {id(p): n for n, p in model.named_parameters()}
-    rates = {name_of[id(p)]: g["lr_scale"] for g in model.optimisers()["main"] for p in g["params"]}
+    rates = {name_of[id(p)]: g["lr_scale"] for g in model.optimizers()["main"] for p in g["params"]}
     return model, rates
 
 
@@ -369,7 +369,7 @@ def test_the_temperature_is_learnt_only_where_it_is_asked_for(learn):
     adversarial = {"name": "contrastive", "learn_temperature": learn, "adversarial": 3.0}
     model, rates = groups_of(adversarial)
     assert ("log_scale" in rates) == learn
-    assert not any(n.startswith("discriminator") for n in rates)  # those have an optimiser of their own
+    assert not any(n.startswith("discriminator") for n in rates)  # those have an optimizer of their own
     assert model.log_scale.exp().item() == pytest.approx(1 / model.config.temperature)
 
 

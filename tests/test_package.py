@@ -177,7 +177,7 @@ def test_command_is_the_entry_point():
     assert missing.stderr == direct.stderr and missing.stderr.startswith("error: ")
     wrong = run(*main, "extrct")
     assert (
-        wrong.returncode == 1 and "mend: pyspkv extract" in wrong.stderr and "Traceback" not in wrong.stderr
+        wrong.returncode == 1 and "hint: pyspkv extract" in wrong.stderr and "Traceback" not in wrong.stderr
     )
     assert run(*main).returncode == 2
 

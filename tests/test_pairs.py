@@ -21,7 +21,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, Corpus
 from pyspkv.data.datadir import DataDir
 from pyspkv.objectives.base import Info
-from pyspkv.objectives.dialogue import LOSSES, RejectConfig, compactness, normalised, per_dialogue, rejection
+from pyspkv.objectives.dialogue import LOSSES, RejectConfig, compactness, normalized, per_dialogue, rejection
 from pyspkv.train.trainer import TrainConfig, Trainer
 
 ENCODER = {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8}
@@ -169,7 +169,7 @@ def test_weight_forms():
     mean, std = torch.tensor(0.2), torch.tensor(0.4)
 
     def raw(**fields):
-        return rejection(c, RejectConfig(normalise=False, **fields), mean, std).tolist()
+        return rejection(c, RejectConfig(normalize=False, **fields), mean, std).tolist()
 
     assert raw(kind="power") == pytest.approx([0.81, 0.09, 0])
     assert raw(kind="power", gamma=1.0) == pytest.approx([0.9, 0.3, 0])
@@ -177,7 +177,7 @@ def test_weight_forms():
     assert raw(kind="sigmoid")[0] == pytest.approx(1 / (1 + math.exp(-(0.7 / 0.1 + 1))))
     e = [math.exp(x / 0.2) for x in c.tolist()]
     assert raw(kind="softmax") == pytest.approx([3 * x / sum(e) for x in e])
-    assert normalised(torch.zeros(4)).tolist() == [1, 1, 1, 1]
+    assert normalized(torch.zeros(4)).tolist() == [1, 1, 1, 1]
 
 
 # ---- the objective ------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_no_gradient_flows_through_the_weights():
     got = [p.grad.clone() for p in o.encoder.parameters()]
     o.zero_grad()
     e = embedded(o, data, 2)
-    w = torch.tensor(normalised(compactness(e).clamp_min(0) ** 2).tolist())
+    w = torch.tensor(normalized(compactness(e).clamp_min(0) ** 2).tolist())
     (w * loss_of("ava", e, range(3))).sum().backward()
     for a, p in zip(got, o.encoder.parameters()):
         torch.testing.assert_close(a, p.grad, atol=1e-6, rtol=1e-4)
@@ -253,7 +253,7 @@ def test_the_oracle_gives_no_weight_to_draws_of_two_speakers_and_wants_the_truth
         objective(rows=12, classes=12, reject={"kind": "oracle"})
 
 
-def test_sigmoid_standardises_by_running_moments_that_are_remembered():
+def test_sigmoid_standardizes_by_running_moments_that_are_remembered():
     o = objective(reject={"kind": "sigmoid", "warmup_epochs": [0.0, 0.0]})
     first, second = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.0, 0.2, 0.4])
     o.weights(first, torch.ones(3))
@@ -261,12 +261,12 @@ def test_sigmoid_standardises_by_running_moments_that_are_remembered():
     mean = 0.9 * first.mean() + 0.1 * second.mean()
     std = 0.9 * first.std(correction=0) + 0.1 * second.std(correction=0)
     torch.testing.assert_close(o.running[:2], torch.stack([mean, std]))
-    torch.testing.assert_close(got, normalised(torch.sigmoid((second - mean) / (0.25 * std) + 1)))
+    torch.testing.assert_close(got, normalized(torch.sigmoid((second - mean) / (0.25 * std) + 1)))
     assert "running" in o.state_dict()
 
 
-def test_unnormalised_weights_may_reject_a_whole_batch(monkeypatch):
-    o = objective(reject={"kind": "power", "normalise": False, "warmup_epochs": [0.0, 0.0]})
+def test_unnormalized_weights_may_reject_a_whole_batch(monkeypatch):
+    o = objective(reject={"kind": "power", "normalize": False, "warmup_epochs": [0.0, 0.0]})
     monkeypatch.setattr("pyspkv.objectives.dialogue.compactness", lambda e, kind: torch.full((len(e),), -0.5))
     losses = o(batch([0, 0, 1, 1, 2, 2]))
     assert losses.terms["ava"][0] == 0 and o.effective.tolist() == [0, 1]
@@ -280,19 +280,19 @@ def test_alarm_when_few_dialogues_carry_the_loss(capsys):
     assert o.end_epoch(4) == {} and (o.effective == 0).all()
 
 
-def test_labelled_speakers_beside_dialogues_have_a_loss_of_their_own():
+def test_labeled_speakers_beside_dialogues_have_a_loss_of_their_own():
     data = batch(
         [0, 0, 1, 1, 4, 4, 5, 5, 6, 6],
         source=[0, 0, 0, 0, 1, 1, 1, 1, 1, 1],
         device=[0] * 4 + [0, 0, 1, 1, 2, 2],
     )
     data.device[2:4] = 9
-    o = objective(labelled_weight=0.5)
+    o = objective(labeled_weight=0.5)
     e = embedded(o, data, 2)
     losses = o(data)
-    torch.testing.assert_close(losses.terms["labelled"][0], 0.5 * loss_of("ge2e", e[:2], range(2)).sum())
+    torch.testing.assert_close(losses.terms["labeled"][0], 0.5 * loss_of("ge2e", e[:2], range(2)).sum())
     torch.testing.assert_close(losses.terms["ava"][0], loss_of("ava", e[2:], range(3)).sum())
-    assert losses.terms["labelled"][1] == 2 and losses.terms["ava"][1] == 3
+    assert losses.terms["labeled"][1] == 2 and losses.terms["ava"][1] == 3
 
 
 @pytest.mark.parametrize("group", [[0, 1, 2, 3], [0, 0, 1, 2], [0, 1, 0, 1], [0, 0, 0, 1]])
@@ -304,10 +304,10 @@ def test_batches_without_dialogues_are_refused(group):
 
 
 # ---- the sampler --------------------------------------------------------------------------------------------------
-def sampler(group, device, size, m=2, seed=0, source=None, labelled=0):
+def sampler(group, device, size, m=2, seed=0, source=None, labeled=0):
     columns = {"group": np.asarray(group), "device": np.asarray(device)}
     columns["source"] = np.zeros(len(group), np.int64) if source is None else np.asarray(source)
-    spec = {"name": "dialogues", "per_dialogue": m, "labelled": labelled}
+    spec = {"name": "dialogues", "per_dialogue": m, "labeled": labeled}
     return cfg.build("sampler", cfg.resolve("sampler", spec), columns["group"], size * m, seed, columns)
 
 
@@ -353,13 +353,13 @@ def test_seeds_and_epochs_draw_other_dialogues_and_utterances():
 
 def test_two_streams_are_spread_evenly_and_so_over_ranks():
     group = np.repeat(np.arange(30), 4)
-    s = sampler(group, group, 8, source=np.repeat([0, 1], [40, 80]), labelled=2)
+    s = sampler(group, group, 8, source=np.repeat([0, 1], [40, 80]), labeled=2)
     for step in s.epoch(0).reshape(s.steps, 2, 8):
         assert [(group[half] < 10).sum() for half in step] == [2, 2]
-    with pytest.raises(UserError, match="sampler.labelled is 0"):
+    with pytest.raises(UserError, match="sampler.labeled is 0"):
         sampler(group, group, 8, source=np.repeat([0, 1], [40, 80]))
-    with pytest.raises(UserError, match="sampler.labelled is 2"):
-        sampler(group, group, 8, labelled=2)
+    with pytest.raises(UserError, match="sampler.labeled is 2"):
+        sampler(group, group, 8, labeled=2)
 
 
 def test_an_epoch_has_the_steps_asked_for_in_pass_after_pass():
@@ -512,17 +512,17 @@ def test_two_processes_equal_one(tmp_path, data):
 
 
 def test_a_directory_without_dialogues_trains_on_its_speakers_and_joins_dialogues(tmp_path, data):
-    labelled = DataDir.read(data.path.parent / "train_labelled")
-    labelled = DataDir(labelled.path, labelled.utts, labelled.spk, labelled.wav)
-    corpus = Corpus(labelled, data)
+    labeled = DataDir.read(data.path.parent / "train_labeled")
+    labeled = DataDir(labeled.path, labeled.utts, labeled.spk, labeled.wav)
+    corpus = Corpus(labeled, data)
     assert len(set(zip(corpus.group[:40], corpus.device[:40]))) == len(set(corpus.group[:40])) == 5
     assert not set(corpus.group[:40]) & set(corpus.group[40:])
     assert len(set(corpus.group[40:])) == 10 and len(set(corpus.device[40:])) == 5
-    Trainer(config(tmp_path, "epochs=1", "objective.loss=ge2e"), labelled, tmp_path / "labelled").run()
-    c = config(tmp_path, "epochs=1", "sampler.labelled=2", "batch_size=10")
-    Trainer(c, labelled, tmp_path / "joint", unlabelled=data, init=str(tmp_path / "labelled")).run()
+    Trainer(config(tmp_path, "epochs=1", "objective.loss=ge2e"), labeled, tmp_path / "labeled").run()
+    c = config(tmp_path, "epochs=1", "sampler.labeled=2", "batch_size=10")
+    Trainer(c, labeled, tmp_path / "joint", unlabeled=data, init=str(tmp_path / "labeled")).run()
     last = json.loads((tmp_path / "joint/train.jsonl").read_text().splitlines()[-1])
-    assert math.isfinite(last["labelled"]) and math.isfinite(last["ava"])
+    assert math.isfinite(last["labeled"]) and math.isfinite(last["ava"])
 
 
 def test_utterances_without_dialogues_are_refused_with_the_way_out(tmp_path, data):
@@ -585,7 +585,7 @@ def test_apc_predicts_frames_ahead_and_refuses_encoders_that_see_them():
     size = feats.shape[1]
     wrong = [(o.predictor(out[:, t]) - feats[:, t + 2]).abs().mean(1) for t in range(size - 2)]
     torch.testing.assert_close(o(data).terms["apc"][0], torch.stack(wrong).mean(0).sum())
-    grouped = {id(p) for g in o.optimisers()["main"] for p in g["params"]}
+    grouped = {id(p) for g in o.optimizers()["main"] for p in g["params"]}
     assert not grouped & {id(p) for p in encoder.fc.parameters()}
     o(data).terms["apc"][0].backward()  # DDP waits for every gradient
     assert all(p.grad is not None for p in o.parameters() if p.requires_grad)

@@ -11,13 +11,13 @@ from sklearn.metrics import adjusted_mutual_info_score, pair_confusion_matrix
 
 from pyspkv.clustering import quality
 
-labellings = st.integers(1, 60).flatmap(
+labelings = st.integers(1, 60).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 8), min_size=n, max_size=n)] * 2)
 )
 
 
 @settings(deadline=None, max_examples=150)
-@given(labellings)
+@given(labelings)
 def test_ami_is_scikit_learns(pair):
     a, b = pair
     assert quality.adjusted_mutual_info(a, b) == pytest.approx(adjusted_mutual_info_score(a, b), abs=1e-8)
@@ -31,7 +31,7 @@ def test_ami_of_many_clusters():
 
 
 @settings(deadline=None, max_examples=100)
-@given(labellings)
+@given(labelings)
 def test_matching_has_the_greatest_overlap(pair):
     new, old = map(np.array, pair)
     got = quality.match_labels(new, old)
@@ -48,8 +48,8 @@ def test_matching_by_hand():
     old = np.array([1, 1, 0, 0, 0, -1, -1])
     assert quality.match_labels(new, old).tolist() == [1, 1, 1, 0, 0, 2, 2]
     assert quality.match_labels(new, np.full(7, -1)).tolist() == [0, 0, 0, 1, 1, 2, 2]
-    relabelled = np.array([3, 1, 2])[np.array([0, 1, 2, 0, 1, 2])]
-    assert quality.match_labels(np.array([0, 1, 2, 0, 1, 2]), relabelled).tolist() == relabelled.tolist()
+    relabeled = np.array([3, 1, 2])[np.array([0, 1, 2, 0, 1, 2])]
+    assert quality.match_labels(np.array([0, 1, 2, 0, 1, 2]), relabeled).tolist() == relabeled.tolist()
 
 
 def test_stability_counts_the_kept():
@@ -78,8 +78,8 @@ def test_similarity_by_loops():
     within, between, value = [], [], []
     for i in range(60):
         own = [j for j in range(60) if labels[j] == labels[i] and j != i]
-        centre = {c: unit[labels == c].sum(0) for c in set(labels)}
-        cos = [unit[i] @ v / np.linalg.norm(v) for c, v in centre.items() if c != labels[i]]
+        center = {c: unit[labels == c].sum(0) for c in set(labels)}
+        cos = [unit[i] @ v / np.linalg.norm(v) for c, v in center.items() if c != labels[i]]
         between.append(max(cos))
         if own:
             v = unit[own].sum(0)
@@ -98,7 +98,7 @@ def test_similarity_by_loops():
 
 
 @settings(deadline=None, max_examples=60)
-@given(labellings)
+@given(labelings)
 def test_diagnostics_by_counting(pair):
     labels, truth = map(np.array, pair)
     got = quality.diagnostics(labels, truth)

@@ -113,7 +113,7 @@ VARIANTS = {
     "ssrl": [[], ["--round-opts", "objective.queue=1", "--dev-curve", "true", "--reuse", "/x"]],
     "trunk_ssl": [[], ["--trunk", "/t", "--labels-from", "trunk", "--label-noise", "0.2", "--student", "/s.yaml"]],
     "supervised": [[], ["--init", "/x", "--use-dev", "true", "--finetune", "false"]],
-    "dialogue": [[], ["--mode", "household", "--rate", "50", "--labelled", "4"], ["--joint", "true"]],
+    "dialogue": [[], ["--mode", "household", "--rate", "50", "--labeled", "4"], ["--joint", "true"]],
     "gll": [[], ["--baseline", "fixmatch", "--threshold-from", "/x"], ["--flip", "0.3"],
             ["--baseline", "supervised", "--use-labels", "only", "--init", "none"]],
 }  # fmt: skip
@@ -555,7 +555,7 @@ def test_ssrl_recipe_moves_labels_and_ssl_is_its_other_arm(mini, tmp_path):
 
 
 def dialogue_run(folder, *options, code=0) -> subprocess.CompletedProcess:
-    """egs/mini/dialogue on the corpus in folder/data, with four labelled speakers."""
+    """egs/mini/dialogue on the corpus in folder/data, with four labeled speakers."""
     corpus = "--num-rooms 3 --num-noises 4 " + SMALL[1]
     given = [
         "--conf",
@@ -568,7 +568,7 @@ def dialogue_run(folder, *options, code=0) -> subprocess.CompletedProcess:
         1,
     ]
     given += ["--mini-opts", corpus, "--num-train-spk", 8, "--num-dev-spk", 4, "--num-test-spk", 4]
-    given += ["--labelled", 4, *options]
+    given += ["--labeled", 4, *options]
     recipe = ROOT / "egs/mini/dialogue/run.sh"
     done = subprocess.run([recipe, *map(str, given)], env=env(), capture_output=True, text=True)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
@@ -587,7 +587,7 @@ def test_dialogue_recipe_makes_dialogues_without_their_truth(tmp_path):
     assert "was made with another share" in dialogue_run(tmp_path, *HOUSEHOLDS, *other, code=1).stderr
     data = DataDir.read(tmp_path / "data/household-50/train")
     assert data.spk == data.utts and data.dialogue2mixed is None and len(data.dialogue2device) == 16
-    assert len(set(DataDir.read(tmp_path / "data/labelled-4").spk)) == 4
+    assert len(set(DataDir.read(tmp_path / "data/labeled-4").spk)) == 4
     words = dialogue_run(tmp_path, "--mode", "family", code=1).stderr
     assert "--mode is random or household" in words
 
@@ -622,7 +622,7 @@ def test_dialogue_recipe_to_its_results_and_again(tmp_path):
         "--stage",
         4,
     ]
-    words += ["--train-set", "labelled-4", "--use-dev", "true", "--finetune", "false"]
+    words += ["--train-set", "labeled-4", "--use-dev", "true", "--finetune", "false"]
     call(ROOT / "egs/mini/supervised/run.sh", *words, "--exp", tmp_path / "scratch", "--compare-with", exp)
     assert json.loads((tmp_path / "scratch/results.json").read_text())["supervised"]["eer"] >= 0
 
@@ -660,14 +660,14 @@ def test_gll_recipe_to_its_end_and_a_variant_and_a_baseline(mini, tmp_path):
     assert found_rates == [0.001, 0.0002, 3e-3]
     results = json.loads((exp / "results.json").read_text())
     assert [r["round"] for r in results["rounds"]] == [1, 2]
-    labelled, unlabelled = (DataDir.read(exp / "split" / n) for n in ("labelled", "unlabelled"))
+    labeled, unlabeled = (DataDir.read(exp / "split" / n) for n in ("labeled", "unlabeled"))
     for r in (1, 2):
         found = DataDir.read(exp / f"round{r}/data")
-        assert found.utts == unlabelled.utts and set(found.spk) <= set(labelled.spk)
+        assert found.utts == unlabeled.utts and set(found.spk) <= set(labeled.spk)
         assert (exp / f"round{r}/model").resolve().parent.name in "TVL"
     out = DataDir.read(exp / "round2/data_out")
-    assert out.utts == sorted(labelled.utts + unlabelled.utts)
-    assert dict(zip(labelled.utts, labelled.spk)).items() <= dict(zip(out.utts, out.spk)).items()
+    assert out.utts == sorted(labeled.utts + unlabeled.utts)
+    assert dict(zip(labeled.utts, labeled.spk)).items() <= dict(zip(out.utts, out.spk)).items()
     epochs = json.loads((exp / "plots/gates.json").read_text())
     assert list(dict.fromkeys(e["run"] for e in epochs)) == [f"round{r}/{s}" for r in (1, 2) for s in "TVL"]
     assert all(e["quantity"] == 1 for e in epochs if e["run"].endswith("T"))
@@ -685,11 +685,11 @@ def test_gll_recipe_to_its_end_and_a_variant_and_a_baseline(mini, tmp_path):
     config = cfg.load(TrainConfig, tmp_path / "fixed/round1/F/model/config.yaml")
     assert 0.9 / 8 < config.objective.gate.threshold < 0.9
     gll_run(tmp_path / "few", data, *go_on, "--baseline", "supervised", "--use-labels", "only")
-    config = cfg.load(TrainConfig, tmp_path / "few/baseline/model/config.yaml")  # 8 labelled, 40 unlabelled
+    config = cfg.load(TrainConfig, tmp_path / "few/baseline/model/config.yaml")  # 8 labeled, 40 unlabeled
     assert (config.batch_size, config.sampler.steps) == (
         8,
         4,
-    )  # batches of 16 with 6 labelled have 10 of the 40
+    )  # batches of 16 with 6 labeled have 10 of the 40
     gll_run(tmp_path / "flip", data, *go_on, "--num-rounds", 1, "--flip", 0.3)
     flip = json.loads((tmp_path / "flip/plots/gates.json").read_text())
     assert flip[0]["flipped_passed"] == flip[0]["others_passed"] == 1, "T rejects nothing"

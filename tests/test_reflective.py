@@ -67,7 +67,7 @@ def test_the_teachers_crops_count_from_its_first_vote_on_and_keep_their_speed():
         assert heard / size == share
     for info, words in (
         (Info(6, 2, 1, 9, num_speeds=3), "augment.speeds"),
-        (Info(6, 2, 1, 9, num_labelled=4), "one data"),
+        (Info(6, 2, 1, 9, num_labeled=4), "one data"),
     ):
         with pytest.raises(UserError, match=words):
             cfg.build("objective", cfg.resolve("objective", {"name": "reflective"}), o.encoder, info)
@@ -182,10 +182,10 @@ def test_weights_are_the_posterior_of_the_lower_mean():
 
 def test_classes_as_alike_across_as_within_unite_and_small_ones_go_to_the_nearest():
     label = torch.tensor([0] * 5 + [1] * 3 + [2] * 3 + [3])
-    centre = torch.eye(8)[:4].clone()
-    centre[1] = torch.eye(8)[0] + 0.3 * torch.eye(8)[1]  # near class 0
-    centre[3] = torch.eye(8)[2] + torch.eye(8)[3]  # nearest to class 2, but alone
-    unit = F.normalize(centre[label] + 0.2 * torch.randn(12, 8, generator=torch.Generator().manual_seed(0)))
+    center = torch.eye(8)[:4].clone()
+    center[1] = torch.eye(8)[0] + 0.3 * torch.eye(8)[1]  # near class 0
+    center[3] = torch.eye(8)[2] + torch.eye(8)[3]  # nearest to class 2, but alone
+    unit = F.normalize(center[label] + 0.2 * torch.randn(12, 8, generator=torch.Generator().manual_seed(0)))
     cos = unit @ unit.T
     a, b = cos[:5, :5], cos[5:8, 5:8]
     within = (a.sum() - 5) / 20, (b.sum() - 3) / 6
@@ -299,9 +299,9 @@ def test_labels_out_needs_an_objective_that_moves_them(tmp_path):
 def test_a_class_of_two_speakers_divides_and_one_of_one_does_not():
     o = objective(rows=24, split=0.5, min_size=2, fixed_epochs=4, queue=3)
     g = torch.Generator().manual_seed(3)
-    centre = torch.eye(8)[[0, 1, 2]]
+    center = torch.eye(8)[[0, 1, 2]]
     speaker = torch.tensor([0, 1] * 6 + [2] * 12)
-    unit = F.normalize(centre[speaker] + 0.15 * torch.randn(24, 8, generator=g))
+    unit = F.normalize(center[speaker] + 0.15 * torch.randn(24, 8, generator=g))
     label = torch.tensor([0] * 12 + [1] * 12)  # 2 and 3 are free
     o.begin(unit, label)
     o.teacher.forward = lambda wave, lengths: unit[lengths]

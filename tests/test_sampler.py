@@ -78,20 +78,20 @@ def test_paired_crops_reach_everywhere():
 
 
 @given(st.integers(1, 30), st.integers(1, 100), st.integers(2, 24), st.integers(1, 12), st.integers(0, 3))
-def test_two_stream_passes_once_over_the_unlabelled_and_goes_on_with_the_labelled(
+def test_two_stream_passes_once_over_the_unlabeled_and_goes_on_with_the_labeled(
     few, many, batch, asked, epoch
 ):
     source = np.repeat([0, 1], [few, many])
     each = min(asked, few)
     if batch <= each or many < batch - each:
         with pytest.raises(UserError):
-            make("two_stream", source, batch, source=source, labelled=asked)
+            make("two_stream", source, batch, source=source, labeled=asked)
         return
-    rows = make("two_stream", source, batch, source=source, labelled=asked).epoch(epoch)
+    rows = make("two_stream", source, batch, source=source, labeled=asked).epoch(epoch)
     assert rows.shape == (many // (batch - each), batch)
     assert (np.sum(source[rows] == 0, axis=1) == each).all()
-    unlabelled = rows[source[rows] == 1]
-    assert len(np.unique(unlabelled)) == len(unlabelled)
+    unlabeled = rows[source[rows] == 1]
+    assert len(np.unique(unlabeled)) == len(unlabeled)
     for row in rows:
         assert len(set(row)) == batch
     counts = np.bincount(rows[source[rows] == 0], minlength=few)[:few]
@@ -104,12 +104,12 @@ def test_two_stream_passes_once_over_the_unlabelled_and_goes_on_with_the_labelle
             assert shares == [each // ranks] * ranks
 
 
-def test_two_stream_shuffles_the_labelled_anew_each_pass():
+def test_two_stream_shuffles_the_labeled_anew_each_pass():
     source = np.repeat([0, 1], [8, 100])
-    rows = make("two_stream", source, 12, source=source, labelled=4).epoch(0)
-    labelled = rows[source[rows] == 0].reshape(-1, 8)
-    assert len({tuple(p) for p in labelled}) > 1
-    with pytest.raises(UserError, match="--unlabelled"):
+    rows = make("two_stream", source, 12, source=source, labeled=4).epoch(0)
+    labeled = rows[source[rows] == 0].reshape(-1, 8)
+    assert len({tuple(p) for p in labeled}) > 1
+    with pytest.raises(UserError, match="--unlabeled"):
         make("two_stream", source, 12)
 
 

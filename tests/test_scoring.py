@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from pyspkv.base.errors import UserError
 from pyspkv.bin import score as cli
-from pyspkv.data.ark import EmbeddingWriter, normalise, read_embeddings
+from pyspkv.data.ark import EmbeddingWriter, normalize, read_embeddings
 from pyspkv.score import scoring
 
 
@@ -137,8 +137,8 @@ def test_cohort_of_pseudo_speakers(tmp_path, call):
     rng = np.random.default_rng(4)
     x = {f"u{k}": rng.standard_normal(8) for k in range(4)}
     cohort = {f"c{k:02d}": 3 * rng.random() * rng.standard_normal(8) for k in range(30)}
-    cohort["unlabelled"] = np.ones(8)
-    spk = {utt: f"spk{k % 7}" for k, utt in enumerate(cohort) if utt != "unlabelled"}
+    cohort["unlabeled"] = np.ones(8)
+    spk = {utt: f"spk{k % 7}" for k, utt in enumerate(cohort) if utt != "unlabeled"}
     (tmp_path / "utt2spk").write_text("".join(f"{u} {s}\n" for u, s in sorted(spk.items())))
     u, c = write(tmp_path / "u", x), write(tmp_path / "c", cohort)
     trials = [("u0", "u1"), ("u2", "u3")]
@@ -245,9 +245,9 @@ BIG, TINY = np.finfo(np.float32).max, np.float32(1e-45)
     ),
     st.booleans(),
 )
-def test_normalise_gives_directions_of_any_finite_float32(x, stacked):
+def test_normalize_gives_directions_of_any_finite_float32(x, stacked):
     """Against exact fractions; ordinary rows are divided by their length as ever, to the bit."""
-    got = normalise(x[None] if stacked else x)
+    got = normalize(x[None] if stacked else x)
     got = got[0] if stacked else got
     assert got.dtype == np.float32
     for row, unit in zip(x, got):

@@ -25,7 +25,7 @@ from pyspkv.batches.dataset import Batch, Batches, Corpus, View
 from pyspkv.bin import gate_curves, seeded_cluster, train
 from pyspkv.bin.gate_curves import curves, selection
 from pyspkv.clustering.pipeline import propagate
-from pyspkv.clustering.vectors import l2_normalise
+from pyspkv.clustering.vectors import l2_normalize
 from pyspkv.data.ark import EmbeddingWriter
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.tables import read_table
@@ -36,19 +36,19 @@ from pyspkv.objectives.semi_supervised import contrast
 from pyspkv.train.trainer import TrainConfig, Trainer
 
 ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
-K, FEW, MANY = 4, 6, 10  # classes, labelled and unlabelled rows
+K, FEW, MANY = 4, 6, 10  # classes, labeled and unlabeled rows
 
 
 def objective(name="gll", **fields):
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
     spec = {"name": name, "crop_seconds": 0.3, **fields}
-    info = Info(FEW + MANY, K, 5, 10, num_labelled=FEW)
+    info = Info(FEW + MANY, K, 5, 10, num_labeled=FEW)
     return cfg.build("objective", cfg.resolve("objective", spec), encoder, info).train()
 
 
 def batch(o, few=FEW, many=MANY, seed=1):
-    """`few` labelled and `many` unlabelled rows, in turns; unlabelled ones carry pseudo-labels."""
+    """`few` labeled and `many` unlabeled rows, in turns; unlabeled ones carry pseudo-labels."""
     g = torch.Generator().manual_seed(seed)
     index = torch.cat([torch.arange(few), FEW + torch.arange(many)])
     index = index[torch.randperm(len(index), generator=g)]
@@ -175,7 +175,7 @@ def test_flexmatch_that_is_never_sure_lets_everything_through():
 
 # ---- the objective: invariants 6, 8, 9, 10 ----------------------------------------------------------------
 def test_loss_is_equations_6_to_8_spelt_out():
-    o = objective(gate={"name": "verification"}, unlabelled_weight=0.7).eval()
+    o = objective(gate={"name": "verification"}, unlabeled_weight=0.7).eval()
     data = batch(o)
     l, u = (torch.nonzero(data.source == s)[:, 0] for s in (0, 1))
     q = cosines(o, data.views["weak"], u).softmax(1)
@@ -197,9 +197,9 @@ def test_loss_is_equations_6_to_8_spelt_out():
 def test_fixmatch_at_0_9_of_unscaled_cosines_is_supervised_only():
     o = objective(target="own", gate={"name": "fixed", "threshold": 0.9})
     data = batch(o)
-    value, _ = o(data).terms["unlabelled"]
+    value, _ = o(data).terms["unlabeled"]
     assert value.item() == 0
-    none = objective(target="own", gate={"name": "fixed", "threshold": 0.9}, unlabelled_weight=0.0)
+    none = objective(target="own", gate={"name": "fixed", "threshold": 0.9}, unlabeled_weight=0.0)
     a, b = (
         gradients(objective(target="own", gate={"name": "fixed", "threshold": 0.9}), data),
         gradients(none, data),
@@ -210,12 +210,12 @@ def test_fixmatch_at_0_9_of_unscaled_cosines_is_supervised_only():
 
 def test_masking_everything_out_leaves_zero_and_finite_gradients():
     o = objective(gate={"name": "fixed", "threshold": 1.1})
-    assert o(batch(o)).terms["unlabelled"][0] == 0
+    assert o(batch(o)).terms["unlabeled"][0] == 0
     assert all(g.isfinite().all() for g in gradients(o, batch(o)).values())
 
 
 def test_lambda_zero_is_supervised_only_where_statistics_are_fixed():
-    plain, o = objective("supervised"), objective(unlabelled_weight=0.0)
+    plain, o = objective("supervised"), objective(unlabeled_weight=0.0)
     for x in (plain, o):
         x.encoder.eval()
     few = batch(plain)
@@ -248,7 +248,7 @@ def test_the_weak_pass_is_free_of_autograd_and_repeatable(monkeypatch):
     torch.testing.assert_close(again.gate.kept, kept, equal_nan=True, atol=0, rtol=0)
 
 
-def test_unlabelled_rows_without_a_known_speaker_are_refused():
+def test_unlabeled_rows_without_a_known_speaker_are_refused():
     o = objective()
     data = batch(o)
     data.label[data.source == 1] = -1
@@ -272,9 +272,9 @@ def test_reversed_gradient_is_minus_weight_times_the_discriminators():
 
 
 # ---- stage I: AAT ------------------------------------------------------------------------------------------
-def test_aat_has_its_own_optimiser_and_pulls_the_encoder_the_other_way():
+def test_aat_has_its_own_optimizer_and_pulls_the_encoder_the_other_way():
     o = objective("contrastive", adversarial=3.0)
-    groups = o.optimisers()
+    groups = o.optimizers()
     own = {id(p) for p in o.discriminator.parameters()}
     assert {id(p) for g in groups["discriminator"] for p in g["params"]} == own
     assert not own & {id(p) for g in groups["main"] for p in g["params"]}
@@ -292,7 +292,7 @@ def test_aat_has_its_own_optimiser_and_pulls_the_encoder_the_other_way():
     torch.testing.assert_close(z.grad, -3 * torch.cat([g[:5, :8] + g[5:, :8], g[5:, 8:], g[:5, 8:]]))
     losses = o(batch(o))
     assert losses.terms["adversarial"][1] == 2 * (FEW + MANY) and len(right) == 10
-    assert objective("contrastive").optimisers().keys() == {"main"}
+    assert objective("contrastive").optimizers().keys() == {"main"}
 
 
 def test_aats_third_view_has_the_seconds_crop_and_the_firsts_augmentation(tmp_path):
@@ -343,7 +343,7 @@ def test_pseudo_label_by_hand():
     kept = (confidence >= o.gate.config.threshold).float()
     assert 0 < kept.sum() < MANY
     ce = F.cross_entropy(30 * margin_logits(cos, label, 0.2), label, reduction="none")
-    value, weight = o(data).terms["unlabelled"]
+    value, weight = o(data).terms["unlabeled"]
     torch.testing.assert_close(value / weight, 0.5 * (kept * ce).mean())
 
 
@@ -357,7 +357,7 @@ def test_mean_teacher_by_hand():
     u = torch.nonzero(data.source == 1)[:, 0]
     teacher = (30 * cosines(o, data.views["weak"], u, o.teacher, o.teacher_head)).softmax(1)
     student = (30 * cosines(o, data.views["strong"], u)).softmax(1)
-    value, weight = o(data).terms["unlabelled"]
+    value, weight = o(data).terms["unlabeled"]
     torch.testing.assert_close(value / weight, 50 * 0.75 * ((student - teacher) ** 2).mean())
     value.backward()
     assert all(p.grad is None for p in o.teacher.parameters()) and o.head.weight.grad.abs().sum() > 0
@@ -406,7 +406,7 @@ def test_cdvat_turns_the_embedding_more_than_chance(monkeypatch):
     x, lengths = o.encoder.features(*(part[u] for part in data.views["weak"]))
     inputs, embed = [], o.encoder.embed
     monkeypatch.setattr(o.encoder, "embed", lambda f, n: inputs.append(f.detach()) or embed(f, n))
-    value, weight = o(data).terms["unlabelled"]
+    value, weight = o(data).terms["unlabeled"]
     r = inputs[-1] - x
     norm = x.flatten(1).norm(dim=1)
     torch.testing.assert_close(r.flatten(1).norm(dim=1), 0.02 * norm, rtol=1e-3, atol=0)
@@ -443,7 +443,7 @@ def test_gcl_loss_by_loops():
 CONFIG = """
 encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}
 objective: {name: gll, crop_seconds: 0.4}
-sampler: {name: two_stream, labelled: 4}
+sampler: {name: two_stream, labeled: 4}
 augment: {rir_bank: 0, babble: self, prob: 1.0}
 batch_size: 12
 precision: fp32
@@ -462,19 +462,19 @@ def config(tmp_path, **changes) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    """Four speakers, one labelled utterance each, a quarter of the pseudo-labels wrong."""
+    """Four speakers, one labeled utterance each, a quarter of the pseudo-labels wrong."""
     folder = tmp_path_factory.mktemp("split")
     data = toy.make(folder, utts=8)
     data.write_label_split(folder / "split", 1, seed=0)
-    labelled, unlabelled = (DataDir.read(folder / "split" / n) for n in ("labelled", "unlabelled"))
+    labeled, unlabeled = (DataDir.read(folder / "split" / n) for n in ("labeled", "unlabeled"))
     truth = dict(zip(data.utts, data.spk))
     names = sorted(set(data.spk))
-    pseudo = [names[(names.index(truth[u]) + (i % 4 == 0)) % 4] for i, u in enumerate(unlabelled.utts)]
-    unlabelled.with_speakers(pseudo).write(folder / "round1/data")
+    pseudo = [names[(names.index(truth[u]) + (i % 4 == 0)) % 4] for i, u in enumerate(unlabeled.utts)]
+    unlabeled.with_speakers(pseudo).write(folder / "round1/data")
     return SimpleNamespace(
         folder=folder,
-        labelled=labelled,
-        plain=unlabelled,
+        labeled=labeled,
+        plain=unlabeled,
         given=DataDir.read(folder / "round1/data"),
         truth=truth,
     )
@@ -486,16 +486,16 @@ TIMES = ("seconds", "utts_per_s", "data_wait")
 def embeddings(folder, split, spread=0.5):
     """Of all utterances, near a random direction of their speaker's."""
     rng = np.random.default_rng(1)
-    centre = {s: rng.normal(size=8) for s in sorted(set(split.labelled.spk))}
+    center = {s: rng.normal(size=8) for s in sorted(set(split.labeled.spk))}
     with EmbeddingWriter(folder) as write:
         for utt, spk in sorted(split.truth.items()):
-            write(utt, centre[spk] + spread * rng.normal(size=8))
+            write(utt, center[spk] + spread * rng.normal(size=8))
     return folder / "embedding.scp"
 
 
 def seeded(split, scp, folder, *options) -> dict:
     """bin.seeded_cluster into folder/round1; its report."""
-    args = ["--embeddings", scp, "--labelled", split.labelled.path, "--unlabelled", split.plain.path]
+    args = ["--embeddings", scp, "--labeled", split.labeled.path, "--unlabeled", split.plain.path]
     args += ["--out-data", folder / "round1/data", *options]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["seeded_cluster", *map(str, args)])
@@ -528,9 +528,9 @@ AAT = {
 def test_a_killed_run_ends_with_the_same_digits(tmp_path, split, changes):
     c = config(tmp_path, **changes)
     more = (
-        {} if changes is AAT else {"unlabelled": split.plain if "objective.name" in changes else split.given}
+        {} if changes is AAT else {"unlabeled": split.plain if "objective.name" in changes else split.given}
     )
-    data = split.given if changes is AAT else split.labelled
+    data = split.given if changes is AAT else split.labeled
     Trainer(c, data, tmp_path / "whole", **more).run()
     # before any checkpoint, inside an epoch
     toy.killed_at([1, 4], lambda: Trainer(c, data, tmp_path / "killed", **more).run())
@@ -545,9 +545,9 @@ def test_two_processes_equal_one(tmp_path, split, changes):
     sgd = {"optim.name": "sgd", "optim.lr": 0.0005, "epochs": 2}  # Adam amplifies rounding
     c = config(tmp_path, **sgd, **changes)
     (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
-    Trainer(c, split.labelled, tmp_path / "one", unlabelled=split.given).run()
+    Trainer(c, split.labeled, tmp_path / "one", unlabeled=split.given).run()
     command = train_command(
-        tmp_path, split.labelled, tmp_path / "two", "--unlabelled", str(split.given.path), nproc=2
+        tmp_path, split.labeled, tmp_path / "two", "--unlabeled", str(split.given.path), nproc=2
     )
     done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -562,7 +562,7 @@ def test_two_processes_equal_one(tmp_path, split, changes):
 
 
 def test_permuting_the_truth_changes_nothing_but_the_logged_quality(tmp_path, split):
-    """From clustering on, with the true speakers and with others as truth of the unlabelled part."""
+    """From clustering on, with the true speakers and with others as truth of the unlabeled part."""
     utts = split.plain.utts
     other = np.random.default_rng(0).permutation([split.truth[u] for u in utts]).tolist()
     scp = embeddings(tmp_path / "embed", split)
@@ -574,10 +574,10 @@ def test_permuting_the_truth_changes_nothing_but_the_logged_quality(tmp_path, sp
         reports[name] = seeded(split, scp, folder, "--truth", folder / "truth")
         given = DataDir.read(folder / "round1/data")
         c = config(tmp_path, epochs=2, **FLEXIBLE)
-        Trainer(c, split.labelled, folder / "L", unlabelled=given).run()
+        Trainer(c, split.labeled, folder / "L", unlabeled=given).run()
         found[name] = curves(folder / "L", given, dict(zip(utts, true)), None)
         for other_data in (given.subset(utts[1:]), given.with_speakers(given.spk[::-1])):
-            with pytest.raises(UserError, match="other unlabelled utterances or labels"):
+            with pytest.raises(UserError, match="other unlabeled utterances or labels"):
                 curves(folder / "L", other_data, None, None)
     assert_same(final(tmp_path / "true/L"), final(tmp_path / "permuted/L"))
     logs = [(tmp_path / n / "L/train.jsonl").read_text().splitlines() for n in found]
@@ -598,15 +598,15 @@ def test_stages_start_from_the_weights_they_should(tmp_path, split):
     """C -> T: Stage I's encoder and a new classifier; T -> V: the best T epoch, a new gate."""
     dev = toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7)
     dev = dev.renamed(lambda utt, _: f"dev-{utt}", lambda spk: f"dev-{spk}")  # other speakers
-    more = {"unlabelled": split.given, "dev": dev, "dev_trials": toy.trials(tmp_path / "dev", dev)}
+    more = {"unlabeled": split.given, "dev": dev, "dev_trials": toy.trials(tmp_path / "dev", dev)}
     Trainer(config(tmp_path, **{**AAT, "epochs": 1}), split.given, tmp_path / "stage1").run()
     start = checkpoint.body(checkpoint.find(tmp_path / "stage1"))
-    t = Trainer(config(tmp_path), split.labelled, tmp_path / "T", init=str(tmp_path / "stage1"), **more)
+    t = Trainer(config(tmp_path), split.labeled, tmp_path / "T", init=str(tmp_path / "stage1"), **more)
     assert_same(t.objective.encoder.state_dict(), start)
     t.run()
     best = load_file(checkpoint.find(f"{tmp_path}/T@best") / "model.safetensors")
     c = config(tmp_path, **{"objective.gate": {"name": "verification"}})
-    v = Trainer(c, split.labelled, tmp_path / "V", init=f"{tmp_path}/T@best", keep_head=True, **more)
+    v = Trainer(c, split.labeled, tmp_path / "V", init=f"{tmp_path}/T@best", keep_head=True, **more)
     ours = v.objective.state_dict()
     assert_same(
         {k: x for k, x in ours.items() if "gate." not in k},
@@ -614,7 +614,7 @@ def test_stages_start_from_the_weights_they_should(tmp_path, split):
     )
     assert ours["gate.kept"].isnan().all()
     again = Trainer(
-        config(tmp_path, seed=1), split.labelled, tmp_path / "T2", init=str(tmp_path / "stage1"), **more
+        config(tmp_path, seed=1), split.labeled, tmp_path / "T2", init=str(tmp_path / "stage1"), **more
     )
     assert_same(again.objective.encoder.state_dict(), start)
     assert (again.objective.head.weight != t.objective.head.weight).all()
@@ -623,7 +623,7 @@ def test_stages_start_from_the_weights_they_should(tmp_path, split):
 def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
     only = config(tmp_path, epochs=1, batch_size=4, objective={"name": "supervised", "crop_seconds": 0.4},
                   sampler={"name": "repeat", "steps": 3})  # fmt: skip
-    Trainer(only, split.labelled, tmp_path / "teacher").run()
+    Trainer(only, split.labeled, tmp_path / "teacher").run()
     o = objective("distil", teacher=str(tmp_path / "teacher"), temperature=2.0).eval()
     assert_same(o.teacher.state_dict(), checkpoint.body(checkpoint.find(tmp_path / "teacher")))
     data = batch(o)
@@ -631,29 +631,29 @@ def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
     taught = cosines(o, data.views["weak"], u, o.teacher, o.teacher_head)
     p = (15 * taught).softmax(1)
     log_q = (15 * cosines(o, data.views["strong"], u)).log_softmax(1)
-    value, weight = o(data).terms["unlabelled"]
+    value, weight = o(data).terms["unlabeled"]
     torch.testing.assert_close(value / weight, -(p * log_q).sum(1).mean())
     with pytest.raises(UserError, match="objective.teacher"):
         objective("distil")
     c = config(tmp_path, objective={"name": "distil", "teacher": str(tmp_path / "teacher")})
-    Trainer(c, split.labelled, tmp_path / "student", unlabelled=split.given)
-    names = {spk: f"other-{spk}" for spk in split.labelled.spk}  # as many others
-    others = split.labelled.with_speakers([names[spk] for spk in split.labelled.spk])
+    Trainer(c, split.labeled, tmp_path / "student", unlabeled=split.given)
+    names = {spk: f"other-{spk}" for spk in split.labeled.spk}  # as many others
+    others = split.labeled.with_speakers([names[spk] for spk in split.labeled.spk])
     with pytest.raises(UserError, match="knows other speakers"):
-        Trainer(c, others, tmp_path / "student", unlabelled=split.given)
+        Trainer(c, others, tmp_path / "student", unlabeled=split.given)
 
 
 def test_speeds_are_refused_where_classes_are_speakers(tmp_path, split):
     with pytest.raises(UserError, match="speeds"):
         Trainer(
             config(tmp_path, **{"augment.speeds": [0.9, 1.1]}),
-            split.labelled,
+            split.labeled,
             tmp_path / "x",
-            unlabelled=split.given,
+            unlabeled=split.given,
         )
 
 
-def test_dev_utterances_among_the_unlabelled_are_refused(tmp_path, split, monkeypatch):
+def test_dev_utterances_among_the_unlabeled_are_refused(tmp_path, split, monkeypatch):
     config(tmp_path)
     dev = split.plain.with_speakers(["x"] * len(split.plain.utts))
     dev.write(tmp_path / "dev")
@@ -662,8 +662,8 @@ def test_dev_utterances_among_the_unlabelled_are_refused(tmp_path, split, monkey
         "--config",
         tmp_path / "config.yaml",
         "--data",
-        split.labelled.path,
-        "--unlabelled",
+        split.labeled.path,
+        "--unlabeled",
         split.plain.path,
     ]
     args += ["--dev", tmp_path / "dev", "--dev-trials", pairs, "--exp", tmp_path / "exp"]
@@ -701,35 +701,35 @@ def test_split_draws_labels_and_hides_the_rest(tmp_path):
     drawn = {}
     for n in (1, 3):
         assert data.write_label_split(tmp_path / f"n{n}", n, seed=5) == (4 * n, 24 - 4 * n)
-        labelled, unlabelled = (DataDir.read(tmp_path / f"n{n}" / k) for k in ("labelled", "unlabelled"))
-        truth = read_table(tmp_path / f"n{n}/truth/unlabelled_utt2spk")
-        assert sorted(labelled.utts + unlabelled.utts) == data.utts
-        assert unlabelled.spk == unlabelled.utts, "no speaker is told"
-        assert {**truth, **dict(zip(labelled.utts, labelled.spk))} == dict(zip(data.utts, data.spk))
-        assert [labelled.spk.count(s) for s in sorted(set(data.spk))] == [n] * 4
-        for file in (tmp_path / f"n{n}/unlabelled").iterdir():
+        labeled, unlabeled = (DataDir.read(tmp_path / f"n{n}" / k) for k in ("labeled", "unlabeled"))
+        truth = read_table(tmp_path / f"n{n}/truth/unlabeled_utt2spk")
+        assert sorted(labeled.utts + unlabeled.utts) == data.utts
+        assert unlabeled.spk == unlabeled.utts, "no speaker is told"
+        assert {**truth, **dict(zip(labeled.utts, labeled.spk))} == dict(zip(data.utts, data.spk))
+        assert [labeled.spk.count(s) for s in sorted(set(data.spk))] == [n] * 4
+        for file in (tmp_path / f"n{n}/unlabeled").iterdir():
             assert not set(file.read_text().split()) & set(data.spk)
-        drawn[n] = set(labelled.utts)
+        drawn[n] = set(labeled.utts)
     assert drawn[1] < drawn[3], "one seed draws nested parts"
     data.write_label_split(tmp_path / "other", 3, seed=6)
-    assert set(DataDir.read(tmp_path / "other/labelled").utts) != drawn[3]
+    assert set(DataDir.read(tmp_path / "other/labeled").utts) != drawn[3]
     for n in (0, 6):
         with pytest.raises(UserError, match="at least one"):
             data.write_label_split(tmp_path / "bad", n, seed=5)
 
 
-def test_seeded_cluster_keeps_labelled_speakers_and_flips_what_it_is_told(tmp_path, split):
+def test_seeded_cluster_keeps_labeled_speakers_and_flips_what_it_is_told(tmp_path, split):
     scp = embeddings(tmp_path / "embed", split)
     report = seeded(split, scp, tmp_path)
     found = DataDir.read(tmp_path / "round1/data")
-    assert found.utts == split.plain.utts and set(found.spk) <= set(split.labelled.spk)
+    assert found.utts == split.plain.utts and set(found.spk) <= set(split.labeled.spk)
     right = np.mean([split.truth[u] == s for u, s in zip(found.utts, found.spk)])
-    assert right > 0.9 and report["num_labelled"] == 4 and "diagnostics" not in report
-    seeded(split, scp, tmp_path / "all", "--with-labelled")
+    assert right > 0.9 and report["num_labeled"] == 4 and "diagnostics" not in report
+    seeded(split, scp, tmp_path / "all", "--with-labeled")
     everything = dict(zip((d := DataDir.read(tmp_path / "all/round1/data")).utts, d.spk))
     assert everything == {
         **dict(zip(found.utts, found.spk)),
-        **dict(zip(split.labelled.utts, split.labelled.spk)),
+        **dict(zip(split.labeled.utts, split.labeled.spk)),
     }
     seeded(split, scp, tmp_path / "flip", "--flip", "0.3")
     flipped = set((tmp_path / "flip/round1/flipped").read_text().split())
@@ -740,16 +740,16 @@ def test_seeded_cluster_keeps_labelled_speakers_and_flips_what_it_is_told(tmp_pa
     assert seeded(split, scp, tmp_path / "white", "--whiten", 0.5)["whiten"] == 0.5
     white = DataDir.read(tmp_path / "white/round1/data").spk
     assert np.mean([split.truth[u] == s for u, s in zip(found.utts, white)]) > 0.8
-    with pytest.raises(UserError, match="also in --labelled"):
-        seeded(SimpleNamespace(labelled=split.labelled, plain=split.labelled), scp, tmp_path / "x")
+    with pytest.raises(UserError, match="also in --labeled"):
+        seeded(SimpleNamespace(labeled=split.labeled, plain=split.labeled), scp, tmp_path / "x")
 
 
 def test_propagation_is_the_closed_form_of_label_spreading(tmp_path, split):
     rng = np.random.default_rng(2)
     truth = np.arange(60) % 3
-    x = l2_normalise(rng.normal(size=(3, 6))[truth] + 0.8 * rng.normal(size=(60, 6)))
+    x = l2_normalize(rng.normal(size=(3, 6))[truth] + 0.8 * rng.normal(size=(60, 6)))
     seeds = np.arange(6)
-    found = propagate(x, seeds, truth[seeds], 3, neighbours=7, alpha=0.9, iterations=500)
+    found = propagate(x, seeds, truth[seeds], 3, neighbors=7, alpha=0.9, iterations=500)
     cos = x @ x.T - 2 * np.eye(60)
     w = np.zeros((60, 60))
     for i in range(60):
@@ -763,7 +763,7 @@ def test_propagation_is_the_closed_form_of_label_spreading(tmp_path, split):
     wrong = (truth[seeds] + 1) % 3
     np.testing.assert_array_equal(propagate(x, seeds, wrong, 3)[seeds], wrong)
     seeded(
-        split, embeddings(tmp_path / "embed", split), tmp_path, "--method", "propagation", "--neighbours", 5
+        split, embeddings(tmp_path / "embed", split), tmp_path, "--method", "propagation", "--neighbors", 5
     )
     spk = DataDir.read(tmp_path / "round1/data").spk
     assert np.mean([split.truth[u] == s for u, s in zip(split.plain.utts, spk)]) > 0.9
@@ -776,7 +776,7 @@ def test_curves_of_runs_in_a_row_and_of_systems_together(tmp_path, split, monkey
     given = DataDir.read(tmp_path / "round1/data")
     for name, changes in (("T", {}), ("V", {"objective.gate": {"name": "verification"}})):
         c = config(tmp_path, epochs=1, **changes)
-        Trainer(c, split.labelled, tmp_path / "round1" / name, unlabelled=given).run()
+        Trainer(c, split.labeled, tmp_path / "round1" / name, unlabeled=given).run()
     truth = tmp_path / "truth"
     truth.write_text("".join(f"{u} {split.truth[u]}\n" for u in split.plain.utts))
     out = tmp_path / "gates.json"
@@ -786,7 +786,7 @@ def test_curves_of_runs_in_a_row_and_of_systems_together(tmp_path, split, monkey
         gate_curves.main()
 
     runs = [tmp_path / "round1/T", tmp_path / "round1/V"]
-    call("--runs", *runs, "--unlabelled", given.path, "--truth", truth, "--flipped", tmp_path / "round1/flipped",
+    call("--runs", *runs, "--unlabeled", given.path, "--truth", truth, "--flipped", tmp_path / "round1/flipped",
          "--out", out)  # fmt: skip
     t, v = json.loads(out.read_text())
     assert (t["run"], t["quantity"], t["flipped_passed"], t["others_passed"]) == ("round1/T", 1, 1, 1)

@@ -109,7 +109,7 @@ def test_clusterings_reports_and_trials_count_them(world, call, tmp_path, monkey
         scored(tmp_path / f"exp{number}", "round1")
         call(report, "--exp", tmp_path / f"exp{number}")
         text = (tmp_path / f"exp{number}/report.md").read_text()
-        assert f"Round 1: {number} labelled utterance" in text
+        assert f"Round 1: {number} labeled utterance" in text
         results = json.loads((tmp_path / f"exp{number}/results.json").read_text())
         assert results["rounds"][0]["silent"] == number
         found = json.loads((round1 / "report.json").read_text())
@@ -120,10 +120,10 @@ def test_clusterings_reports_and_trials_count_them(world, call, tmp_path, monkey
             "silent" not in none["rounds"][0]
             and "signal" not in (tmp_path / f"exp{number}/report.md").read_text()
         )
-    labelled, rest = data.subset(data.utts[:6]), data.subset(data.utts[6:])
-    labelled.write(tmp_path / "labelled")
+    labeled, rest = data.subset(data.utts[:6]), data.subset(data.utts[6:])
+    labeled.write(tmp_path / "labeled")
     rest.write(tmp_path / "rest")
-    done = call(seeded_cluster, "--embeddings", scp, "--labelled", tmp_path / "labelled", "--unlabelled",
+    done = call(seeded_cluster, "--embeddings", scp, "--labeled", tmp_path / "labeled", "--unlabeled",
                 tmp_path / "rest", "--out-data", tmp_path / "semi/data")  # fmt: skip
     assert "2 utterances have no signal" in done.err
     assert json.loads((tmp_path / "semi/report.json").read_text())["silent"] == 2

@@ -22,7 +22,7 @@ from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 from pyspkv.bin import disk as disk_command
 from pyspkv.bin import embed_audio, enrol, export, extract, identify
-from pyspkv.data.ark import normalise, read_embeddings
+from pyspkv.data.ark import normalize, read_embeddings
 from pyspkv.report.disk import weigh
 from pyspkv.score.calibration import Calibration
 from pyspkv.train.trainer import TrainConfig, Trainer
@@ -96,7 +96,7 @@ def test_which_model_stands_for_an_experiment(tmp_path):
     ):
         with pytest.raises(UserError) as err:
             find_model(wrong)
-        assert str(wrong) in str(err.value) and listed in str(err.value).partition("mend: ")[2]
+        assert str(wrong) in str(err.value) and listed in str(err.value).partition("hint: ")[2]
     fake(exp / "round11/model", done=False)
     with pytest.raises(UserError, match="round11 is still being trained"):
         find_model(exp)
@@ -203,7 +203,7 @@ def test_silence_is_embedded_with_a_warning(model, tmp_path):
 def test_verify(made, model, tmp_path):
     exp, data = made
     a, b = paths_of(data)[0], paths_of(data)[5]
-    x = normalise(model.embed([a, b]))
+    x = normalize(model.embed([a, b]))
     found = model.verify(a, b)
     assert found.score == pytest.approx(float(x[0] @ x[1]), abs=1e-6)
     assert (found.llr, found.decision, found.threshold) == (None, None, None)
@@ -221,8 +221,8 @@ def test_verify(made, model, tmp_path):
 # ---- cluster ----------------------------------------------------------------------------------------------------
 def blobs(k=5, each=30, dim=16):
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((k, dim))
-    x = np.repeat(centres, each, 0) + 0.1 * rng.standard_normal((k * each, dim))
+    centers = rng.standard_normal((k, dim))
+    x = np.repeat(centers, each, 0) + 0.1 * rng.standard_normal((k * each, dim))
     return (x * rng.uniform(0.5, 2, (len(x), 1))).astype(np.float32), np.repeat(np.arange(k), each)
 
 
@@ -337,13 +337,13 @@ def test_enrol_and_identify(made, model, tmp_path, monkeypatch, capsys):
     call(monkeypatch, enrol, "bob b", paths[4], "--store", store)
     found = Store.read(store)
     assert found.names == ["anna", "bob b"] and found.recordings == [2, 1]
-    unit = normalise(model.embed(paths[:2]))
-    np.testing.assert_allclose(found.x[0], normalise(unit.mean(0)), atol=1e-6)
+    unit = normalize(model.embed(paths[:2]))
+    np.testing.assert_allclose(found.x[0], normalize(unit.mean(0)), atol=1e-6)
     capsys.readouterr()
     call(monkeypatch, identify, paths[4], "--store", store)
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"{paths[4]} bob b score 1.0000"
-    want = float(found.x[0] @ normalise(model.embed(paths[4])))
+    want = float(found.x[0] @ normalize(model.embed(paths[4])))
     assert second.startswith(f"{paths[4]} anna score ") and float(second.split()[-1]) == pytest.approx(
         want, abs=1e-4
     )
@@ -558,7 +558,7 @@ def test_disk_says_what_may_go_and_the_rest_still_works(made, model, tmp_path, m
     inodes = {(s.st_ino): s.st_blocks * 512 for s in map(os.lstat, files)}
     total = sum(inodes.values())
     assert sum(part.bytes for part in parts.values()) == total < 1_000_000
-    for kind in ("embeddings", "optimisers", "rooms", "logs"):
+    for kind in ("embeddings", "optimizers", "rooms", "logs"):
         assert parts[kind].free == parts[kind].bytes > 0, kind
     assert parts["models"].free == parts["other"].free == 0
     call(monkeypatch, disk_command, exp)
@@ -587,7 +587,7 @@ def test_what_an_unfinished_training_needs_stays(made, tmp_path):
     (exp / "rooms").mkdir()
     (exp / "rooms/bank.npy").write_bytes(bytes(50_000))
     parts = weigh(exp)
-    for kind in ("optimisers", "rooms"):
+    for kind in ("optimizers", "rooms"):
         assert parts[kind].bytes > 0 == parts[kind].free and "not finished" in str(parts[kind].kept)
     with pytest.raises(UserError, match="no such experiment"):
         weigh(tmp_path / "no")

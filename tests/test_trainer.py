@@ -187,7 +187,7 @@ def test_a_collapsed_run_stops(tmp_path, data):
     with torch.no_grad():
         trainer.objective.encoder.out_norm.weight.fill_(0.0)
         trainer.objective.encoder.out_norm.bias.fill_(1.0)
-    trainer.optimisers = {}  # nothing can leave the collapse
+    trainer.optimizers = {}  # nothing can leave the collapse
     with pytest.raises(UserError, match="collapsed"):
         trainer._lr = lambda: 0.0
         trainer.run()
@@ -247,13 +247,13 @@ def test_a_run_is_not_gone_on_with_from_another_start(tmp_path, data):
 @pytest.mark.parametrize(
     "wrong",
     [{"epochs": -1}, {"batch_size": -4}, {"save_steps": 0}, {"workers": -1}, {"seed": -1}, {"optim.clip_norm": -1.0},
-     {"optim.lr": 0.0}, {"encoder.channels": 10}, {"encoder.embed_dim": 0}, {"objective.sub_centres": 0},
+     {"optim.lr": 0.0}, {"encoder.channels": 10}, {"encoder.embed_dim": 0}, {"objective.sub_centers": 0},
      {"encoder": {"name": "resnet", "channels": 0}}, {"encoder": {"name": "dvector", "hidden": 0}},
      {"objective": {**DINO["objective"], "local_crops": -1}}],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(tmp_path, data, wrong):
     key = next(iter(wrong)).split(".")[-1]
-    words = {"embed_dim": "sizes", "sub_centres": "sizes", "encoder": "sizes", "objective": "local_crops"}
+    words = {"embed_dim": "sizes", "sub_centers": "sizes", "encoder": "sizes", "objective": "local_crops"}
     with pytest.raises(UserError, match=words.get(key, key)):
         Trainer(config(tmp_path, **wrong), data, tmp_path / "exp")
 
@@ -321,7 +321,7 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
     ids=["margin", "contrastive", "aat", "dlg", "faithful", "dino", "reflective"],
 )
 def test_two_processes_equal_one(tmp_path, data, changes):
-    """Same global batch, gathered negatives, synchronised batch normalisation: the same losses and weights."""
+    """Same global batch, gathered negatives, synchronized batch normalization: the same losses and weights."""
     same = {
         "objective.spec_augment.time_frames": 0,
         "optim.name": "sgd",
@@ -474,12 +474,12 @@ def test_sizes_and_schedules_out_of_range_are_refused(tmp_path, data, changes, w
 
 
 def test_two_directories_for_an_objective_of_one_are_refused(tmp_path, data):
-    other = toy.make(tmp_path, labelled=False).renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
+    other = toy.make(tmp_path, labeled=False).renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
     for changes in ({}, {"objective": {"name": "supervised", "crop_seconds": 0.4}}):
         with pytest.raises(
-            UserError, match="objective margin takes one|learns from labelled utterances alone"
+            UserError, match="objective margin takes one|learns from labeled utterances alone"
         ):
-            Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabelled=other).run()
+            Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabeled=other).run()
 
 
 def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
@@ -531,7 +531,7 @@ def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
 
     monkeypatch.setattr(distributed, "world", lambda: 2)
     label = np.arange(48) // 4
-    for batch, fields in ((12, {"per_dialogue": 4}), (16, {"per_dialogue": 2, "labelled": 3})):
+    for batch, fields in ((12, {"per_dialogue": 4}), (16, {"per_dialogue": 2, "labeled": 3})):
         with pytest.raises(UserError, match="no multiples of 2 processes"):
             cfg.build("sampler", cfg.resolve("sampler", {"name": "dialogues", **fields}), label, batch, 0,
                       {"source": 0 * label})  # fmt: skip
@@ -667,8 +667,8 @@ def test_dev_shares_nothing_with_training_whoever_calls(tmp_path, data):
     with pytest.raises(UserError, match="dev and training share 4 speakers"):
         Trainer(config(tmp_path), data, tmp_path / "exp", dev=data, dev_trials=trials)
     other = data.renamed(lambda utt, spk: utt, "x-{}".format)  # other names of speakers, the same utterances
-    with pytest.raises(UserError, match="dev and --unlabelled share 24 utterances"):
-        Trainer(config(tmp_path), data, tmp_path / "exp", unlabelled=data, dev=other, dev_trials=trials)
+    with pytest.raises(UserError, match="dev and --unlabeled share 24 utterances"):
+        Trainer(config(tmp_path), data, tmp_path / "exp", unlabeled=data, dev=other, dev_trials=trials)
     assert not (tmp_path / "exp").exists()
 
 

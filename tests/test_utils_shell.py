@@ -40,7 +40,7 @@ def test_from_a_broken_directory_to_parts(tmp_path):
     (d / "wav.scp").write_text("u1 x\nu2 y\nu3 z\nu4 w\n")
     bad = sh("utils/validate_data_dir.sh --no-text --no-feats 'my data'", tmp_path, code=1)
     assert bad.stderr.startswith(
-        "error: my data/spk2utt: no such file\n  mend: utils/fix_data_dir.sh 'my data'"
+        "error: my data/spk2utt: no such file\n  hint: utils/fix_data_dir.sh 'my data'"
     )
     assert bad.stdout == ""
     sh("utils/fix_data_dir.sh 'my data'", tmp_path)

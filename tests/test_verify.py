@@ -13,7 +13,7 @@ SOURCE = "pairs within and between the speakers of data/train"
 
 
 class Spectrum(torch.nn.Module):
-    """Energy in 8 bands: a recording's colour, whatever its loudness."""
+    """Energy in 8 bands: a recording's color, whatever its loudness."""
 
     min_samples = 400
 
@@ -66,7 +66,7 @@ def test_no_stored_threshold_no_decision(files, monkeypatch, capsys):
 def test_scores_are_those_of_extract(tmp_path, monkeypatch):
     """Recordings of more than a minute and of less than the encoder takes, as bin.extract embeds them."""
     from pyspkv.base import config as cfg
-    from pyspkv.data.ark import normalise
+    from pyspkv.data.ark import normalize
     from pyspkv.data.datadir import DataDir
     from pyspkv.score.extract import embed
 
@@ -80,7 +80,7 @@ def test_scores_are_those_of_extract(tmp_path, monkeypatch):
         paths.append(str(tmp_path / f"{name}.wav"))
         soundfile.write(paths[-1], x, 16000)
     data = DataDir(tmp_path, ["a", "b", "c"], ["a", "b", "c"], dict(zip("abc", paths)))
-    want = normalise(embed(encoder, data, torch.device("cpu"), "fp32").x)
+    want = normalize(embed(encoder, data, torch.device("cpu"), "fp32").x)
     np.testing.assert_allclose(verify.embed_files("model", paths), want, atol=1e-6)
 
 

@@ -14,7 +14,7 @@ from pyspkv.clustering.pipeline import ahc, ward
 
 
 def same(a, b) -> bool:
-    """Whether two labellings are one partition."""
+    """Whether two labelings are one partition."""
     pairs = {(int(i), int(j)) for i, j in zip(a, b)}
     return len(pairs) == len(set(a)) == len(set(b))
 

@@ -243,9 +243,9 @@ def test_on_a_frozen_trunk_all_of_the_backend_learns():
     assert learns == {f"backend.{n}" for n, _ in encoder.backend.named_parameters()}
 
 
-def test_normalised_embeddings_are_the_backends_less_their_mean_over_the_batch():
+def test_normalized_embeddings_are_the_backends_less_their_mean_over_the_batch():
     still = {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
-    plain, normed = build(**still), build(**still, normalise=True)
+    plain, normed = build(**still), build(**still, normalize=True)
     assert set(normed.state_dict()) - set(plain.state_dict()) == {
         f"norm.{k}" for k in normed.norm.state_dict()
     }

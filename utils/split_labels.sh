@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A few labels: N random utterances of each speaker of SRC into OUT/labelled, the others without speakers into
-# OUT/unlabelled, their speakers into OUT/truth, for diagnostics. For one seed a smaller N draws a part of a larger one.
+# A few labels: N random utterances of each speaker of SRC into OUT/labeled, the others without speakers into
+# OUT/unlabeled, their speakers into OUT/truth, for diagnostics. For one seed a smaller N draws a part of a larger one.
 #
 # Usage: utils/split_labels.sh [--seed S] SRC N OUT
 set -euo pipefail

@@ -3,7 +3,7 @@
 #   train           wav.scp `utterance path`, utt2spk `utterance utterance`, spk2utt; no speaker is named here
 #   dev, test       wav.scp, utt2spk, spk2utt with the speakers, and trials `enrol test target|nontarget`
 #   noise           optional: a data directory of noises to augment with; then set noise=(...) in run.sh
-#   train_labelled  wav.scp, utt2spk, spk2utt with the true speakers: for the methods supervised and gll
+#   train_labeled  wav.scp, utt2spk, spk2utt with the true speakers: for the methods supervised and gll
 # utils/fix_data_dir.sh sorts and makes spk2utt. docs/recipes.md has this file for a folder of <speaker>/<file>.wav.
 # Usage: local/data.sh [options] <corpus> <data>
 set -euo pipefail

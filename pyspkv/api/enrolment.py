@@ -19,7 +19,7 @@ from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.errors import UserError
 
 MAX_BYTES = 4 << 30  # of a store, unpacked
-MEND = "give the file that pyspkv enrol wrote, or enrol anew into another --store"
+HINT = "give the file that pyspkv enrol wrote, or enrol anew into another --store"
 
 
 @dataclass
@@ -34,16 +34,16 @@ class Store:
 
     def enrol(self, name: str, x: np.ndarray, replace: bool = False) -> None:
         """Add a speaker by the embeddings [n, D] of his recordings. UserError: the name is taken, or is none."""
-        from pyspkv.data.ark import normalise
+        from pyspkv.data.ark import normalize
 
         if not name.strip() or not name.isprintable():
             raise UserError(f"{name!r} is no name of a speaker")
-        mean = normalise(normalise(x).mean(0))
+        mean = normalize(normalize(x).mean(0))
         if not mean.any():
             raise UserError(f"the recordings of {name} have no direction in common")
         if name in self.names:
             if not replace:
-                raise UserError(f"{name} is enrolled already", mend="--replace, or another name")
+                raise UserError(f"{name} is enrolled already", hint="--replace, or another name")
             row = self.names.index(name)
             self.x[row], self.recordings[row] = mean, len(x)
             return
@@ -53,9 +53,9 @@ class Store:
 
     def scores(self, x: np.ndarray) -> list[tuple[str, float]]:
         """(name, cosine) of every speaker with an embedding [D], the most alike first, ties by name."""
-        from pyspkv.data.ark import normalise
+        from pyspkv.data.ark import normalize
 
-        found = (self.x @ normalise(x)).tolist()
+        found = (self.x @ normalize(x)).tolist()
         return sorted(zip(self.names, found), key=lambda pair: (-pair[1], pair[0]))
 
     def write(self, file: str | Path) -> None:
@@ -92,10 +92,10 @@ class Store:
                 raise ValueError("a row is no unit vector")
         except FileNotFoundError:
             raise UserError(
-                "no such store", file=file, mend="enrol a speaker first: pyspkv enrol --help"
+                "no such store", file=file, hint="enrol a speaker first: pyspkv enrol --help"
             ) from None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as err:
-            raise UserError(f"is no store of speakers ({err})", file=file, mend=MEND) from None
+            raise UserError(f"is no store of speakers ({err})", file=file, hint=HINT) from None
         return cls(str(found["model"]), str(found["digest"]), names.tolist(), x, recordings.tolist())
 
 
@@ -116,12 +116,12 @@ def model_of(given: str | None, store: Store | None, file: str | Path) -> tuple[
     from pyspkv.base.checkpoint import digest
 
     if given is None and store is None:
-        raise UserError("no such store", file=file, mend="for the first speaker give --model, too")
+        raise UserError("no such store", file=file, hint="for the first speaker give --model, too")
     name = find_model(store.model if given is None else given)
     found = digest(name)
     if store is not None and found != store.digest:
         rule = f"its speakers were enrolled with another model than {name}"
         raise UserError(
-            rule, file=file, mend=f"--model {store.model} as it was, or enrol anew into another --store"
+            rule, file=file, hint=f"--model {store.model} as it was, or enrol anew into another --store"
         )
     return os.path.abspath(name), found

@@ -1,4 +1,4 @@
-"""A model apart from its training: network, config, calibration and a model card in one folder; no optimiser state."""
+"""A model apart from its training: network, config, calibration and a model card in one folder; no optimizer state."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import read_json, read_text
 
-MEND = "copy the model folder again, or train it again"
+HINT = "copy the model folder again, or train it again"
 
 
 def export(model: str, out: str | Path) -> str:
@@ -22,12 +22,12 @@ def export(model: str, out: str | Path) -> str:
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is there already, and not empty", file=out, mend="give another folder")
+        raise UserError("is there already, and not empty", file=out, hint="give another folder")
     name = find_model(model)
     folder = checkpoint.find(name)
     encoder, config = checkpoint.load_encoder(name), checkpoint.encoder_config(folder)
     run = folder.parent / "run.json"
-    trained = read_json(run, mend=MEND) if run.is_file() else {}
+    trained = read_json(run, hint=HINT) if run.is_file() else {}
     weights = checkpoint.digest(name)
     texts = {"README.md": card(folder, sum(p.numel() for p in encoder.parameters()), trained, weights)}
     calibration = folder.parent / "calibration.json"
@@ -35,7 +35,7 @@ def export(model: str, out: str | Path) -> str:
         from pyspkv.score.calibration import Calibration
 
         Calibration.read(calibration)  # whether it is one
-        texts["calibration.json"] = read_text(calibration, 1 << 16, MEND)
+        texts["calibration.json"] = read_text(calibration, 1 << 16, HINT)
     record = {"command": sys.argv, "source": name, "source_sha256": weights, "trained": trained}
     checkpoint.save_import(out, encoder, config, record, texts)
     return name
@@ -108,7 +108,7 @@ def _scores(phase: Path) -> list[str]:
     """A table of PHASE/score/*.json as bin.evaluate wrote them."""
     rows = []
     for file in sorted((phase / "score").glob("*.json")):
-        found = read_json(file, mend="score it again")
+        found = read_json(file, hint="score it again")
         eer, dcf = found.get("eer"), found.get("min_dcf_0.01")
         if isinstance(eer, (int, float)):
             low, high = found.get("eer_ci_low"), found.get("eer_ci_high")

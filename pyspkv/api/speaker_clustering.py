@@ -24,10 +24,10 @@ def cluster(
     """Speakers of embeddings: int64 labels [N] from 0, the same as bin.cluster's.
 
     Args:
-        x: embeddings [N, D], one a row, of any length; they are length-normalised in a copy.
+        x: embeddings [N, D], one a row, of any length; they are length-normalized in a copy.
         num_clusters: how many speakers, 1 to N; "auto" estimates the number.
         method: "kmeans-ahc" (k-means where N is above 20,000, then Ward linkage of its centroids), "kmeans", "ahc".
-        whiten_power: 0 to 1, centre and whiten first by this power; None leaves it out. The ssl recipes take 0.5.
+        whiten_power: 0 to 1, center and whiten first by this power; None leaves it out. The ssl recipes take 0.5.
         seed: of k-means' first centroids, from 0.
 
     Raises UserError: x is no finite [N, D], has a row of zeros, or all rows are one; impossible options.
@@ -57,7 +57,7 @@ def _rows(x: np.ndarray) -> np.ndarray:
         raise UserError(f"embeddings are numbers [N, D] ({err})") from None
     if x.ndim != 2 or not x.size:
         raise UserError(
-            f"embeddings have shape {x.shape}, not [N, D]", mend="one a row: x[None] of a single one"
+            f"embeddings have shape {x.shape}, not [N, D]", hint="one a row: x[None] of a single one"
         )
     bad = np.flatnonzero(~np.isfinite(x).all(1))
     if len(bad):

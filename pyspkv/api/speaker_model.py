@@ -55,7 +55,7 @@ class Model:
         return f"pyspkv.Model({kind} of {self.folder}, {self.device}, {known})"
 
     def embed(self, audio: Audio | Sequence[Audio], sample_rate: int | None = None) -> np.ndarray:
-        """Embeddings of recordings, float32 [D] of one and [N, D] of a list, not length-normalised.
+        """Embeddings of recordings, float32 [D] of one and [N, D] of a list, not length-normalized.
 
         Args:
             audio: path of an audio file, or mono samples [T] (floats within -1 and 1, or int16); or a list of these.
@@ -76,16 +76,16 @@ class Model:
 
         Raises UserError: as `embed`, and for a recording without a signal, which sounds like any other.
         """
-        from pyspkv.data.ark import normalise
+        from pyspkv.data.ark import normalize
 
-        x = normalise(self.embed_speech([a, b], sample_rate))
+        x = normalize(self.embed_speech([a, b], sample_rate))
         return judge(float(x[0] @ x[1]), self.calibration)
 
     def embed_speech(self, items: Sequence[Audio], sample_rate: int | None = None) -> np.ndarray:
         """float32 [N, D] as `embed`. UserError: also where one has no signal, which sounds like any other."""
         x, silent = self.embed_all(items, sample_rate)
         if silent:
-            raise UserError(silent, mend="give recordings of speech")
+            raise UserError(silent, hint="give recordings of speech")
         return x
 
     def embed_all(self, items: Sequence[Audio], sample_rate: int | None = None) -> tuple[np.ndarray, str]:
@@ -101,7 +101,7 @@ class Model:
                     name += "'"
                 paths.append(name)
             if not paths:
-                raise UserError("there is no audio to embed", mend="give a path, an array, or a list of them")
+                raise UserError("there is no audio to embed", hint="give a path, an array, or a list of them")
             batches = Batches(DataDir(None, paths, paths, wav), self.device, self.encoder.min_samples)
             x = None
             for row, (vector,) in embed_batches([self.encoder], batches, batches.plans, self.device, "fp32"):
@@ -128,11 +128,11 @@ def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[
         # A caller's path is never a `command |`, and what is to be read is the very name.
         file = os.path.abspath(path)
         if file != file.strip() or file.endswith("|"):
-            raise UserError("a name with a blank or | at its end cannot be read", file=file, mend="rename it")
+            raise UserError("a name with a blank or | at its end cannot be read", file=file, hint="rename it")
         return path, file
     if not isinstance(item, np.ndarray):
         kind = type(item).__name__
-        raise UserError(f"recording {i} is a {kind}", mend="give a path or a numpy array of samples [T]")
+        raise UserError(f"recording {i} is a {kind}", hint="give a path or a numpy array of samples [T]")
     name, file = f"array {i}", folder / f"{i}.wav"
     _write_wav(name, item, sample_rate, file)
     return name, str(file)
@@ -141,19 +141,19 @@ def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[
 def _write_wav(name: str, x: np.ndarray, sample_rate: int | None, file: Path) -> None:
     """UserError: these are no mono samples."""
     if sample_rate is None:
-        raise UserError(f"{name}: samples need a rate", mend="sample_rate=16000, or whatever it is")
+        raise UserError(f"{name}: samples need a rate", hint="sample_rate=16000, or whatever it is")
     if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate:
         raise UserError(f"sample_rate {sample_rate!r} is no whole number of Hz")
     if not _ARRAY_RATES[0] <= sample_rate <= _ARRAY_RATES[1]:
         raise UserError(f"sample_rate {sample_rate} is not within {_ARRAY_RATES[0]} and {_ARRAY_RATES[1]} Hz")
     if x.ndim != 1:
-        mend = "x.mean(axis) over channels, list(x) of several recordings"
-        raise UserError(f"{name} has shape {x.shape}, not [T]", mend=mend)
+        hint = "x.mean(axis) over channels, list(x) of several recordings"
+        raise UserError(f"{name} has shape {x.shape}, not [T]", hint=hint)
     if not len(x):
         raise UserError(f"{name} holds no samples")
     if x.dtype != np.int16 and x.dtype not in (np.float16, np.float32, np.float64):
-        mend = "floats within -1 and 1, or int16"
-        raise UserError(f"{name} holds {x.dtype}, which has no known scale", mend=mend)
+        hint = "floats within -1 and 1, or int16"
+        raise UserError(f"{name} holds {x.dtype}, which has no known scale", hint=hint)
     if x.dtype != np.int16 and not np.isfinite(x).all():
         raise UserError(f"{name} holds NaN or infinity")
     import soundfile
@@ -185,7 +185,7 @@ def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -
     except (RuntimeError, AssertionError) as err:  # torch's, about the device; a checkpoint's are UserErrors
         if device is None:
             raise
-        raise UserError(f"device {device}: {str(err).splitlines()[0]}", mend='device="cpu"') from None
+        raise UserError(f"device {device}: {str(err).splitlines()[0]}", hint='device="cpu"') from None
     return Model(encoder, Path(name), where, read_calibration(find(name).parent))
 
 
@@ -213,13 +213,13 @@ def find_model(path: str | os.PathLike) -> str:
     if is_model(folder / "model"):
         return f"{folder / 'model'}{suffix}"
     if folder.is_file():
-        raise UserError("is a file", file=folder, mend=_meant(_models_near(folder.parent)))
+        raise UserError("is a file", file=folder, hint=_meant(_models_near(folder.parent)))
     if not folder.is_dir():
-        raise UserError("no such model folder", file=folder, mend=_meant(_models_near(folder)))
+        raise UserError("no such model folder", file=folder, hint=_meant(_models_near(folder)))
     models = sorted(m for m in folder.glob("*/model") if is_model(m))
     if not models:
         raise UserError(
-            "holds no model", file=folder, mend=_meant(_models_near(folder) or sorted(_below(folder)))
+            "holds no model", file=folder, hint=_meant(_models_near(folder) or sorted(_below(folder)))
         )
     return f"{_last_of(folder, models)}{suffix}"
 
@@ -231,14 +231,14 @@ def _last_of(exp: Path, models: list[Path]) -> Path:
     open_ = [m for m in models if not foreign.is_finished(m)]
     if open_:
         rule = f"{open_[0].parent.name} is still being trained, so the experiment has no last model"
-        raise UserError(rule, file=exp, mend=_meant(models))
+        raise UserError(rule, file=exp, hint=_meant(models))
     if len(models) == 1:
         return models[0]
     of = {m.parent.name: m for m in models}
     rounds = {int(name[5:]): m for name, m in of.items() if re.fullmatch(r"round\d{1,6}", name)}
     last = next((of[name] for name in LAST if name in of), rounds[max(rounds)] if rounds else None)
     if last is None:
-        raise UserError("has several models, and none of them is the last", file=exp, mend=_meant(models))
+        raise UserError("has several models, and none of them is the last", file=exp, hint=_meant(models))
     return last
 
 

@@ -25,7 +25,7 @@ def rows_at_once(wave: Tensor) -> int:
 
 
 class Fbank(nn.Module):
-    """[B, T] in [-1, 1] at 16 kHz -> ([B, F, n_mels], frames [B]), mean-normalised per utterance.
+    """[B, T] in [-1, 1] at 16 kHz -> ([B, F, n_mels], frames [B]), mean-normalized per utterance.
 
     Equals torchaudio.compliance.kaldi.fbank(x * 32768, dither=0, num_mel_bins=n_mels, high_freq=7600) less its mean
     over the utterance's own frames. F = 1 + (T - 400) // 160; shorter input is refused. Always fp32, no gradient.
@@ -43,7 +43,7 @@ class Fbank(nn.Module):
         if int(lengths.min()) < WINDOW:
             raise UserError(
                 f"an utterance of {int(lengths.min())} samples is shorter than one 25 ms frame",
-                mend="drop utterances under 0.1 s",
+                hint="drop utterances under 0.1 s",
             )
         with torch.autocast(wave.device.type, enabled=False):
             # An offset would cancel in float32 below. Taken off as whole 16-bit steps: without one nothing changes.
@@ -65,15 +65,15 @@ class Fbank(nn.Module):
         return (power @ self.mel).clamp_min_(torch.finfo(torch.float32).eps).log_()
 
     def frames(self, x: Tensor) -> Tensor:
-        """[B, T] -> [B, F, 512]: frames less their mean, pre-emphasised by 0.97, windowed, padded, as Kaldi's.
+        """[B, T] -> [B, F, 512]: frames less their mean, pre-emphasized by 0.97, windowed, padded, as Kaldi's.
 
         x_t - 0.97 x_{t-1} is made once for the whole wave; a frame differs from that in its mean and first sample.
         """
-        emphasised = torch.cat([x[:, :1], x[:, 1:] - 0.97 * x[:, :-1]], 1).unfold(1, WINDOW, HOP)
+        emphasized = torch.cat([x[:, :1], x[:, 1:] - 0.97 * x[:, :-1]], 1).unfold(1, WINDOW, HOP)
         plain = x.unfold(1, WINDOW, HOP)
         mean = plain.mean(2, keepdim=True)
         out = x.new_zeros(*plain.shape[:2], FFT)
-        torch.sub(emphasised, 0.03 * mean, out=out[..., :WINDOW])
+        torch.sub(emphasized, 0.03 * mean, out=out[..., :WINDOW])
         out[..., :1] = 0.03 * (plain[..., :1] - mean)
         out[..., :WINDOW] *= self.window
         return out

@@ -55,9 +55,9 @@ _STEP = 2.0**-15  # of 16-bit samples
 class AudioError(Exception):
     """Why an entry cannot be read, and the table that says so; the callers add whose entry it is."""
 
-    def __init__(self, message: str, mend: str | None = None, table: str = "wav.scp"):
+    def __init__(self, message: str, hint: str | None = None, table: str = "wav.scp"):
         super().__init__(message)
-        self.mend, self.table = mend, table
+        self.hint, self.table = hint, table
 
 
 class _SeekError(Exception):
@@ -254,18 +254,18 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
             return _window(fd, offset, size, name)  # libsndfile alone would not see that the archive ends
         if found is None or found.bytes is not None:
             return _libsndfile(fd, name, size, found)
-        why, mend = "does not tell its length, and other entries may follow it", None
+        why, hint = "does not tell its length, and other entries may follow it", None
     elif head[:5] == b"AUDIO" and len(head) > 6 and 1 <= head[5] <= 8:
         start = 6 + head[5]
         length, there = int.from_bytes(head[6:start], "little"), size - start
         if length <= there:
             return _window(fd, offset + start, length, name)
-        why, mend = f"is cut short: it promises {length} bytes, {there} are there", _FETCH
+        why, hint = f"is cut short: it promises {length} bytes, {there} are there", _FETCH
     else:
         name = f"no WAV (RIFF) at byte {offset} of {path}"
-        why, mend = "and no audio as kaldiio writes it (AUDIO)", "point the offset behind the archive's key"
+        why, hint = "and no audio as kaldiio writes it (AUDIO)", "point the offset behind the archive's key"
     os.close(fd)
-    raise AudioError(f"{name} {why}", mend)
+    raise AudioError(f"{name} {why}", hint)
 
 
 def _libsndfile(source, name: str, size: int, found):
@@ -306,8 +306,8 @@ def _checked(f, name: str, size: int, found=None):
     """An open file of `size` bytes whose header's figures can be true; else it is closed."""
     try:
         if f.frames > 1 << 60:  # libsndfile's "unknown": an encoder wrote into a pipe
-            mend = "encode it anew from a file to a file, as by `ffmpeg -i OLD.flac NEW.flac`"
-            raise AudioError(f"{name} does not tell its length", mend)
+            hint = "encode it anew from a file to a file, as by `ffmpeg -i OLD.flac NEW.flac`"
+            raise AudioError(f"{name} does not tell its length", hint)
         if f.samplerate not in _RATES:
             raise AudioError(f"{name} has a rate of {f.samplerate} Hz; {_RATES[0]} to {_RATES[-1]} are read")
         if not 1 <= f.channels <= 1024:
@@ -529,12 +529,12 @@ class AudioReader:
         utt = self.data.utts[row]
         path = self.data.path and Path(self.data.path)
         if not path or path.is_file():  # no directory, but a log or files by name
-            raise UserError(f"utterance {utt}: {err}", file=path, mend=err.mend) from None
+            raise UserError(f"utterance {utt}: {err}", file=path, hint=err.hint) from None
         segments = self.data.segments
         key = segments[utt][0] if segments and err.table == "wav.scp" else utt
         file = path / err.table
         raise UserError(
-            f"utterance {utt}: {err}", file=file, line=_line_of(file, key), mend=err.mend
+            f"utterance {utt}: {err}", file=file, line=_line_of(file, key), hint=err.hint
         ) from None
 
     def _entry(self, row: int) -> str:
@@ -691,7 +691,7 @@ class AudioReader:
             raise UserError(
                 f"utterance {self.data.utts[row]}: no sample {start}, it has {length} at 16 kHz",
                 file=self.data.path,
-                mend="where utt2dur or utt2num_samples disagree with the audio, remove them",
+                hint="where utt2dur or utt2num_samples disagree with the audio, remove them",
             )
         return first + start, last if num is None else min(last, first + start + num)
 
@@ -707,7 +707,7 @@ class AudioReader:
         if not self.cache_mb <= _MOST_CACHE_MB:
             raise UserError(
                 f"cache_mb: {self.cache_mb:g} is no amount of memory in MiB",
-                mend="0 reads everything from disk",
+                hint="0 reads everything from disk",
             )
         from tqdm import tqdm
 
@@ -724,7 +724,7 @@ class AudioReader:
                 return np.empty(total, kind)
             except MemoryError:
                 raise UserError(
-                    f"the audio cache takes more memory than there is ({mib})", mend="set a lower cache_mb"
+                    f"the audio cache takes more memory than there is ({mib})", hint="set a lower cache_mb"
                 ) from None
 
         cache, rows = empty(np.int16 if _is_16_bit(self.read(0)) else np.float32), 0

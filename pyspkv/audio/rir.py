@@ -22,7 +22,7 @@ def align(rir: np.ndarray) -> np.ndarray:
     """`rir` [n] from its strongest sample on (so it delays nothing), cut at -60 dB or 0.5 s, energy 1."""
     rir = np.asarray(rir, np.float64)
     if not rir.any():
-        raise UserError("an impulse response of augment.rir is silent", mend="take it out of the list")
+        raise UserError("an impulse response of augment.rir is silent", hint="take it out of the list")
     rir = rir[int(np.argmax(np.abs(rir))) :][:MAX_LENGTH]
     left = np.cumsum((rir**2)[::-1])[::-1]
     rir = rir[: max(1, int(np.count_nonzero(left > 1e-6 * left[0])))]

@@ -62,7 +62,7 @@ def _resolved(path: str | Path, inside: str | Path | None, own: bool) -> Path:
     if not out:
         raise UserError(f"lies outside {root}", file=path)
     rule = f"is a link out of {root} (to {os.path.realpath(out[0])}), and nothing is written through it"
-    raise UserError(rule, file=out[0], mend=command_line("unlink", out[0]))
+    raise UserError(rule, file=out[0], hint=command_line("unlink", out[0]))
 
 
 @functools.cache
@@ -149,7 +149,7 @@ def _swap(a: Path, b: Path) -> bool:
     except OSError as err:
         if err.errno in (errno.EBUSY, errno.EXDEV):
             why = "is a mount point or the current folder, and cannot be exchanged for a new one"
-            raise UserError(why, file=b, mend="give a folder below it") from None
+            raise UserError(why, file=b, hint="give a folder below it") from None
         raise
 
 
@@ -212,7 +212,7 @@ def folder_lock(folder: str | Path, name: str = ".lock") -> Iterator:
             raise
         hint = command_line("rm", folder / name)
         raise UserError(
-            "is a link, and nothing is written through it", file=folder / name, mend=hint
+            "is a link, and nothing is written through it", file=folder / name, hint=hint
         ) from None
     with os.fdopen(handle, "r+", encoding="utf-8") as lock:
         try:
@@ -223,7 +223,7 @@ def folder_lock(folder: str | Path, name: str = ".lock") -> Iterator:
             raise UserError(
                 f"another process is writing here: {holder}",
                 file=folder,
-                mend="wait until it has ended, or give another output folder",
+                hint="wait until it has ended, or give another output folder",
             ) from None
         words = {"host": socket.gethostname(), "pid": os.getpid(), "command": " ".join(sys.argv)[:500]}
         try:

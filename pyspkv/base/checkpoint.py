@@ -1,7 +1,7 @@
 """A run's state on disk: `ckpt-<step>/` folders that appear whole, `LATEST` and `best` that point at one.
 
     model.safetensors   the objective's state_dict (encoder, heads, teachers, per-utterance arrays)
-    optim.safetensors   optimiser tensors;   state.json   everything else (step, groups, counters, label hash)
+    optim.safetensors   optimizer tensors;   state.json   everything else (step, groups, counters, label hash)
 
 No random state is stored: batches and dropout draw from (seed, step), see trainer.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch.overrides import TorchFunctionMode
 
 from pyspkv.base import config as cfg
@@ -25,7 +25,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import MAX_INT, is_number, number, read_json, read_text, safetensors_header, short
 
 AGAIN = "copy the model folder again, or train it again in another --exp"
-# What the optimisers of the trainer remember of a parameter that has had a gradient.
+# What the optimizers of the trainer remember of a parameter that has had a gradient.
 MEMORY = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
 MEMORY["AdamW"] = MEMORY["Adam"]
 
@@ -37,12 +37,12 @@ def _pointer(exp: Path, name: str) -> Path | None:
         return None
     found = read_text(file, 4096, AGAIN).strip()
     if not found or found in (".", "..") or len(found) > 60 or "/" in found or not found.isprintable():
-        raise UserError(f"names {short(found)}, which is no folder beside it", file=file, mend=AGAIN)
+        raise UserError(f"names {short(found)}, which is no folder beside it", file=file, hint=AGAIN)
     target = exp / found
     if not (target / "state.json").is_file():
         rule = f"points at {short(found)}, which is not a whole checkpoint"
         raise UserError(
-            rule, file=file, mend="write the name of a whole ckpt- folder into it, or copy it again"
+            rule, file=file, hint="write the name of a whole ckpt- folder into it, or copy it again"
         )
     return target
 
@@ -58,7 +58,7 @@ def find(model: str | Path) -> Path:
         name, which = str(model), ""
     exp = Path(name)
     if not exp.is_dir():
-        raise UserError("no such model folder", file=exp, mend="pass the --exp folder of a bin.train run")
+        raise UserError("no such model folder", file=exp, hint="pass the --exp folder of a bin.train run")
     if (exp / "state.json").is_file():
         return exp
     if which not in ("", "last", "best"):
@@ -71,15 +71,15 @@ def find(model: str | Path) -> Path:
             else "no checkpoint yet"
         )
         raise UserError(
-            why, file=exp, mend="use @last" if which == "best" else "train first (bin.train --exp)"
+            why, file=exp, hint="use @last" if which == "best" else "train first (bin.train --exp)"
         )
     return found
 
 
-def _pack(optimisers: dict[str, torch.optim.Optimizer]) -> tuple[dict, dict]:
+def _pack(optimizers: dict[str, torch.optim.Optimizer]) -> tuple[dict, dict]:
     tensors, plain = {}, {}
-    for name, optimiser in optimisers.items():
-        state = optimiser.state_dict()
+    for name, optimizer in optimizers.items():
+        state = optimizer.state_dict()
         plain[name] = state["param_groups"]
         for i, entries in state["state"].items():
             for key, value in entries.items():
@@ -87,33 +87,33 @@ def _pack(optimisers: dict[str, torch.optim.Optimizer]) -> tuple[dict, dict]:
     return tensors, plain
 
 
-def _unpack(optimisers: dict[str, torch.optim.Optimizer], tensors: dict, plain: dict, folder: Path) -> None:
-    """The reverse of `_pack`. UserError: the files do not hold what these optimisers remember."""
+def _unpack(optimizers: dict[str, torch.optim.Optimizer], tensors: dict, plain: dict, folder: Path) -> None:
+    """The reverse of `_pack`. UserError: the files do not hold what these optimizers remember."""
     file = folder / "optim.safetensors"
     if (
         tensors.keys() != (named := {n for n in tensors if n.count("/") == 2})
-        or plain.keys() != optimisers.keys()
+        or plain.keys() != optimizers.keys()
     ):
         odd = next(iter(tensors.keys() - named), None) or ", ".join(map(short, plain))
-        raise UserError(f"is of other optimisers: {short(odd)}", file=file, mend=AGAIN)
-    for name, optimiser in optimisers.items():
+        raise UserError(f"is of other optimizers: {short(odd)}", file=file, hint=AGAIN)
+    for name, optimizer in optimizers.items():
         state: dict[str, dict] = {}
         for full, value in tensors.items():
             owner, i, key = full.split("/")
             if owner == name:
                 state.setdefault(i, {})[key] = value
-        _check_groups(optimiser, plain[name], folder)
-        _check_memory(name, optimiser, state, file)
-        optimiser.load_state_dict(
+        _check_groups(optimizer, plain[name], folder)
+        _check_memory(name, optimizer, state, file)
+        optimizer.load_state_dict(
             {"state": {int(i): v for i, v in state.items()}, "param_groups": plain[name]}
         )
-    if odd := sorted({n.split("/")[0] for n in tensors} - optimisers.keys()):
-        raise UserError(f"is of another optimiser, {short(odd[0])}", file=file, mend=AGAIN)
+    if odd := sorted({n.split("/")[0] for n in tensors} - optimizers.keys()):
+        raise UserError(f"is of another optimizer, {short(odd[0])}", file=file, hint=AGAIN)
 
 
-def _check_groups(optimiser: torch.optim.Optimizer, theirs: Any, folder: Path) -> None:
+def _check_groups(optimizer: torch.optim.Optimizer, theirs: Any, folder: Path) -> None:
     """UserError: saved parameter groups are other groups, or a setting is no value of its kind."""
-    ours = json.loads(json.dumps(optimiser.state_dict()["param_groups"]))
+    ours = json.loads(json.dumps(optimizer.state_dict()["param_groups"]))
     fits = isinstance(theirs, list) and len(theirs) == len(ours)
     for mine, saved in zip(ours, theirs) if fits else ():
         fits = fits and isinstance(saved, dict) and saved.keys() == mine.keys()
@@ -124,30 +124,30 @@ def _check_groups(optimiser: torch.optim.Optimizer, theirs: Any, folder: Path) -
             if isinstance(a, list) and fits:
                 fits = len(a) == len(b) and all(map(is_number, b))
     if not fits:
-        rule = "its optimiser has other parameter groups than this config makes"
-        raise UserError(rule, file=folder / "state.json", mend=AGAIN)
+        rule = "its optimizer has other parameter groups than this config makes"
+        raise UserError(rule, file=folder / "state.json", hint=AGAIN)
 
 
-def _check_memory(name: str, optimiser: torch.optim.Optimizer, state: dict[str, dict], file: Path) -> None:
+def _check_memory(name: str, optimizer: torch.optim.Optimizer, state: dict[str, dict], file: Path) -> None:
     """UserError: what is remembered lacks a tensor, or one has another shape or type than its parameter."""
-    groups = optimiser.param_groups
+    groups = optimizer.param_groups
     params = {str(i): p for i, p in enumerate(p for g in groups for p in g["params"])}
-    wanted = MEMORY.get(type(optimiser).__name__, set())
+    wanted = MEMORY.get(type(optimizer).__name__, set())
     if wanted == MEMORY["SGD"] and not any(g["momentum"] for g in groups):
         wanted = set()
     if wanted and not state:
-        raise UserError(f"holds nothing of optimiser {name}, which would start anew", file=file, mend=AGAIN)
+        raise UserError(f"holds nothing of optimizer {name}, which would start anew", file=file, hint=AGAIN)
     for i, entries in state.items():
         if i not in params or entries.keys() != wanted:
             held = ", ".join(sorted(map(short, entries)))
             raise UserError(
-                f"optimiser {name}, parameter {short(i)} does not fit: {held}", file=file, mend=AGAIN
+                f"optimizer {name}, parameter {short(i)} does not fit: {held}", file=file, hint=AGAIN
             )
         for key, value in entries.items():
             like = params[i] if key != "step" else torch.zeros(())
             if value.shape != like.shape or value.dtype != like.dtype:
                 rule = f"{name}/{i}/{key} is {_kind(value)}, not {_kind(like)}"
-                raise UserError(rule, file=file, mend=AGAIN)
+                raise UserError(rule, file=file, hint=AGAIN)
 
 
 def _kind(x: torch.Tensor | None) -> str:
@@ -163,11 +163,11 @@ def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 
 def save(
-    exp: Path, step: int, model: torch.nn.Module, optimisers: dict, state: dict, best: bool = False
+    exp: Path, step: int, model: torch.nn.Module, optimizers: dict, state: dict, best: bool = False
 ) -> None:
     """Write `ckpt-<step>`, point LATEST (and best) at it, keep the last two and the best."""
     target = exp / f"ckpt-{step}"
-    tensors, groups = _pack(optimisers)
+    tensors, groups = _pack(optimizers)
     with atomic_dir(target) as tmp:
         # clone: safetensors refuses tensors that share memory
         _write(
@@ -175,7 +175,7 @@ def save(
         )
         _write({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp / "optim.safetensors")
         with open(tmp / "state.json", "w") as f:
-            counted = {"step": step, "optim_tensors": len(tensors), "optimisers": groups}
+            counted = {"step": step, "optim_tensors": len(tensors), "optimizers": groups}
             json.dump({**state, **counted}, f, indent=1)
     for name in ["best"] * best + ["LATEST"]:  # after a kill in between, this checkpoint is written again
         with atomic_file(exp / name) as f:
@@ -191,7 +191,7 @@ def save(
 
 def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
     with atomic_file(file, "wb") as f:
-        f.write(serialise({k: v.detach().cpu().contiguous() for k, v in rows.items()}))
+        f.write(serialize({k: v.detach().cpu().contiguous() for k, v in rows.items()}))
 
 
 def save_import(
@@ -217,64 +217,64 @@ def tensors(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Te
         safetensors_header(file)
         return load_file(file)
     except FileNotFoundError:
-        raise UserError("no such file", file=file, mend=AGAIN) from None
+        raise UserError("no such file", file=file, hint=AGAIN) from None
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as err:
-        raise UserError(f"not a readable safetensors file ({err})", file=file, mend=AGAIN) from None
+        raise UserError(f"not a readable safetensors file ({err})", file=file, hint=AGAIN) from None
 
 
 def state(folder: Path) -> dict[str, Any]:
     """What state.json holds, each entry of its type. UserError: it is none of a checkpoint."""
     file = folder / "state.json"
     try:
-        found = read_json(file, mend=AGAIN, nan=True)  # a mean may be infinite: an open gate's threshold
+        found = read_json(file, hint=AGAIN, nan=True)  # a mean may be infinite: an open gate's threshold
     except FileNotFoundError:
-        raise UserError("no such file", file=file, mend=AGAIN) from None
+        raise UserError("no such file", file=file, hint=AGAIN) from None
     for key in ("step", "epoch", "collapsed", "worse", "best_epoch", "optim_tensors"):
         if key in found and not (key == "best_epoch" and found[key] is None):
-            number(found[key], key, 0, MAX_INT, whole=True, file=file, mend=AGAIN)
+            number(found[key], key, 0, MAX_INT, whole=True, file=file, hint=AGAIN)
     for key, high in (("best_eer", 1e6), ("audio_seconds", 1e18)):
         if key in found and not (key == "best_eer" and found[key] is None):
-            number(found[key], key, 0, high, file=file, mend=AGAIN)
+            number(found[key], key, 0, high, file=file, hint=AGAIN)
     for key, kind in (
         ("label_hash", str),
         ("evaluates", str),
         ("done", bool),
-        ("optimisers", dict),
+        ("optimizers", dict),
         ("means", dict),
     ):
         if key in found and not isinstance(found[key], kind):
-            raise UserError(f"{key} is {short(found[key])}", file=file, mend=AGAIN)
+            raise UserError(f"{key} is {short(found[key])}", file=file, hint=AGAIN)
     for name, pair in found.get("means", {}).items():
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(x) in (int, float) for x in pair):
-            raise UserError(f"the mean of {short(name)} is {short(pair)}", file=file, mend=AGAIN)
-    if ("label_hash" in found) != ("optimisers" in found):
-        lacks = "label_hash" if "optimisers" in found else "optimisers"
-        raise UserError(f"has no {lacks}", file=file, mend=AGAIN)
+            raise UserError(f"the mean of {short(name)} is {short(pair)}", file=file, hint=AGAIN)
+    if ("label_hash" in found) != ("optimizers" in found):
+        lacks = "label_hash" if "optimizers" in found else "optimizers"
+        raise UserError(f"has no {lacks}", file=file, hint=AGAIN)
     stem, _, count = folder.name.partition("-")
     if stem == "ckpt" and count.isdecimal() and str(found.get("step", count)) != count:
-        raise UserError(f"is of step {found['step']}, its folder of step {count}", file=file, mend=AGAIN)
+        raise UserError(f"is of step {found['step']}, its folder of step {count}", file=file, hint=AGAIN)
     return found
 
 
 def restore(
-    folder: Path, model: torch.nn.Module, optimisers: dict, last: int | None = None
+    folder: Path, model: torch.nn.Module, optimizers: dict, last: int | None = None
 ) -> dict[str, Any]:
     """Load everything of `ckpt-<step>` and return its state.
 
     UserError: an entry is missing or wrong, or the step lies beyond `last`, the last one of the training.
     """
     saved, file = state(folder), folder / "state.json"
-    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimisers"):
+    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimizers"):
         if key not in saved:
-            raise UserError(f"has no {key}", file=file, mend=AGAIN)
+            raise UserError(f"has no {key}", file=file, hint=AGAIN)
     if last is not None and saved["step"] > last:
-        raise UserError(f"is of step {saved['step']}, of {last} that the training has", file=file, mend=AGAIN)
+        raise UserError(f"is of step {saved['step']}, of {last} that the training has", file=file, hint=AGAIN)
     weights, memory = tensors(folder), tensors(folder, "optim.safetensors")
     if saved.get("optim_tensors", len(memory)) != len(memory):
         rule = f"holds {len(memory)} tensors, {saved['optim_tensors']} were saved"
-        raise UserError(rule, file=folder / "optim.safetensors", mend=AGAIN)
+        raise UserError(rule, file=folder / "optim.safetensors", hint=AGAIN)
     load_exactly(model, weights, folder)
-    _unpack(optimisers, memory, saved["optimisers"], folder)
+    _unpack(optimizers, memory, saved["optimizers"], folder)
     return saved
 
 
@@ -282,7 +282,7 @@ def body(folder: Path) -> dict[str, torch.Tensor]:
     """The evaluated encoder's weights: what `--init` and extraction take from a checkpoint."""
     found = state(folder)
     if "evaluates" not in found:
-        raise UserError("has no 'evaluates'", file=folder / "state.json", mend=AGAIN)
+        raise UserError("has no 'evaluates'", file=folder / "state.json", hint=AGAIN)
     prefix = found["evaluates"] + "."
     return {k[len(prefix) :]: v for k, v in tensors(folder).items() if k.startswith(prefix)}
 
@@ -321,7 +321,7 @@ def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: st
         raise UserError(
             "was trained on other utterances or labels, so its head does not fit",
             file=folder,
-            mend="leave --keep-head out for a new head, or train on that run's data directory",
+            hint="leave --keep-head out for a new head, or train on that run's data directory",
         )
     theirs = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
     gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
@@ -345,7 +345,7 @@ def check_sizes(
     theirs: dict[str, torch.Tensor],
     folder: Path,
     made: tuple[str, ...] = (),
-    mend: str | None = None,
+    hint: str | None = None,
 ) -> None:
     """UserError: the encoder of `config` has other tensors. Nothing of its size is allocated to find out.
 
@@ -355,25 +355,25 @@ def check_sizes(
         found = getattr(config, name, 0)
         if (count := sum(found) if isinstance(found, (tuple, list)) else found) > len(theirs):
             rule = f"config.yaml counts {count} {name}, and its checkpoint holds {len(theirs)} tensors"
-            raise UserError(rule, file=folder, mend=mend or AGAIN)
+            raise UserError(rule, file=folder, hint=hint or AGAIN)
     try:
         with torch.random.fork_rng(devices=[]), _Shapes():
             ours = cfg.build("encoder", config).state_dict()
     except UserError:  # the true one says it better
         return
-    compare({k: v for k, v in ours.items() if k in theirs or not k.startswith(made)}, theirs, folder, mend)
+    compare({k: v for k, v in ours.items() if k in theirs or not k.startswith(made)}, theirs, folder, hint)
 
 
 def load_exactly(
-    module: torch.nn.Module, theirs: dict[str, torch.Tensor], folder: Path, mend: str | None = None
+    module: torch.nn.Module, theirs: dict[str, torch.Tensor], folder: Path, hint: str | None = None
 ) -> None:
     """Load weights of the same names, shapes and types; UserError names the first that differs."""
-    compare(module.state_dict(), theirs, folder, mend)
+    compare(module.state_dict(), theirs, folder, hint)
     module.load_state_dict(theirs)
 
 
 def compare(
-    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], folder: Path, mend: str | None = None
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], folder: Path, hint: str | None = None
 ) -> None:
     """UserError: two sets of weights differ in a name, a shape or a type."""
     for key in [*ours, *theirs]:
@@ -382,5 +382,5 @@ def compare(
             raise UserError(
                 f"its model differs from this config's: {key[:100]} is {there} there and {here} here",
                 file=folder,
-                mend=mend or "use the same encoder section as that run's config.yaml",
+                hint=hint or "use the same encoder section as that run's config.yaml",
             )

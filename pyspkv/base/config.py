@@ -168,13 +168,13 @@ def resolve(kind: str, raw: Any) -> Any:
     known = ", ".join(COMPONENTS[kind])
     if not isinstance(raw, dict) or "name" not in raw:
         rule = f"'{kind}' must be a mapping with a 'name', got {short(raw)}"
-        raise _of_key((kind,), UserError(rule, mend=f"name one of {known}"))
+        raise _of_key((kind,), UserError(rule, hint=f"name one of {known}"))
     fields = dict(raw)
     name = fields.pop("name")
     if not isinstance(name, str) or name not in COMPONENTS[kind]:
         shown = name if isinstance(name, str) and len(name) < 60 else short(name)
         rule = f"{kind}.name: no {kind} is called '{shown}'"
-        raise _of_key((kind, "name"), UserError(rule, mend=f"choose one of {known}"))
+        raise _of_key((kind, "name"), UserError(rule, hint=f"choose one of {known}"))
     config = validate(component_class(kind, name).Config, fields, kind)
     config.name = name
     return config
@@ -198,14 +198,14 @@ def build(kind: str, config: Any, *args, **kwargs) -> Any:
             value, most = getattr(config, f.name), MOST.get(f.name, MOST_ELSE)
             for one in value if isinstance(value, (tuple, list)) else (value,):
                 if isinstance(one, int) and one > most:
-                    raise UserError(f"encoder.{f.name} {one} is above {most}", mend="see --print-config")
+                    raise UserError(f"encoder.{f.name} {one} is above {most}", hint="see --print-config")
     try:
         made = component_class(kind, config.name)(config, *args, **kwargs)
         if empty := [n for n, p in getattr(made, "named_parameters", dict)() if p.numel() == 0]:
             raise ValueError(f"{empty[0]} is empty")
     except (AssertionError, ValueError, RuntimeError, ArithmeticError) as err:
         rule = f"{kind} '{config.name}' cannot be made with these sizes: {err}"
-        raise UserError(rule, mend="look for a size of 0 or below, see --print-config") from err
+        raise UserError(rule, hint="look for a size of 0 or below, see --print-config") from err
     return made
 
 
@@ -231,10 +231,10 @@ def validate(cls: type, raw: dict, where: str = "") -> Any:
                 if len(first["loc"]) == 1
                 else "--print-config"
             )
-            unknown = UserError(f"unknown config key '{key}'", mend=f"known here: {names}")
+            unknown = UserError(f"unknown config key '{key}'", hint=f"known here: {names}")
             raise _of_key(path, unknown) from None
         rule = f"config key '{key}': {first['msg'].lower()}, got {short(first['input'])}"
-        raise _of_key(path, UserError(rule, mend="see --print-config")) from None
+        raise _of_key(path, UserError(rule, hint="see --print-config")) from None
 
 
 def read(path: str | Path) -> dict:
@@ -304,7 +304,7 @@ def _override(raw: dict, item: str, origin: dict) -> None:
     """One `--set key.sub=value`."""
     key, eq, value = item.partition("=")
     if not eq or not key:
-        raise UserError(f"--set {item}: expected key=value", mend="for example --set optim.lr=0.001")
+        raise UserError(f"--set {item}: expected key=value", hint="for example --set optim.lr=0.001")
     try:
         parsed = _parse(value)
     except UserError as err:

@@ -14,7 +14,7 @@ def device() -> torch.device:
     if int(os.environ.get("SPKV_NGPU") or 0) > 0:
         raise UserError(
             "--ngpu: torch sees no GPU here",
-            mend="check nvidia-smi; a .venv of the CPU build: remove it, then SPKV_TORCH=cuda utils/setup_env.sh",
+            hint="check nvidia-smi; a .venv of the CPU build: remove it, then SPKV_TORCH=cuda utils/setup_env.sh",
         )
     return torch.device("cpu")
 

@@ -34,7 +34,7 @@ def init() -> torch.device:
     if cuda and local >= torch.cuda.device_count():
         raise UserError(
             f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}",
-            mend="lower --ngpu, or train on the CPU with --ngpu 0",
+            hint="lower --ngpu, or train on the CPU with --ngpu 0",
         )
     if cuda:  # sums in a fixed order, as a killed run ends with the digits of an unbroken one
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,4 +1,4 @@
-"""One way to fail: a one- or two-line message naming file, line, rule and mend; never a traceback.
+"""One way to fail: a one- or two-line message naming file, line, rule and hint; never a traceback.
 
 An entry point in pyspkv/bin has this shape, so that Ctrl-C, a missing package or full memory end in one line too:
 
@@ -32,7 +32,7 @@ PIPE_CLOSED = 128 + 13  # what a shell shows for a program that SIGPIPE ended
 RANK_WAIT = 3.0  # seconds in which rank 0 meets the same error and the launcher ends the others
 
 
-MEND = "\n  mend: "
+HINT = "\n  hint: "
 
 
 def printable(text: str) -> str:
@@ -60,12 +60,12 @@ class UserError(Exception):
         *,
         file=None,
         line: int | None = None,
-        mend: str | None = None,
+        hint: str | None = None,
         local: bool = False,
     ):
         place = "" if file is None else f"{file}: " if line is None else f"{file}:{line}: "
         text = printable(place) + (message if isinstance(message, Shown) else printable(message))
-        super().__init__(Shown(text + (MEND + printable(mend) if mend else "")))
+        super().__init__(Shown(text + (HINT + printable(hint) if hint else "")))
         self.local = local
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ def natural(text: str) -> int:
 def run(main: Callable[[], int | None]) -> None:
     """Run an entry point and exit: whatever goes wrong becomes `error: ...` on stderr, one or two lines.
 
-    Exit codes: 1 for what the user can mend (`UserError`, `OSError`, memory, a missing package), 130 for Ctrl-C, 141
+    Exit codes: 1 for what the user can hint (`UserError`, `OSError`, memory, a missing package), 130 for Ctrl-C, 141
     where the reader of our output left before the work was done, 70 for a defect of ours, whose traceback goes to a
     file in $SPKV_LOG_DIR or the system's temporary folder. SPKV_TRACEBACK=1 shows every traceback.
     """
@@ -153,7 +153,7 @@ def _what(err: BaseException) -> tuple[str, int]:
     if (asked := _memory(err)) is not None:
         why = f"not enough memory{': ' + asked if asked else ''}"
         return (
-            f"{why}\n  mend: take less at a time (batch_size, --jobs, --nj), or a machine with more memory",
+            f"{why}\n  hint: take less at a time (batch_size, --jobs, --nj), or a machine with more memory",
             1,
         )
     if isinstance(err, OSError):
@@ -166,12 +166,12 @@ def _what(err: BaseException) -> tuple[str, int]:
             if missing
             else f"package {package} cannot be loaded ({_line(text)})"
         )
-        return f"{why}\n  mend: utils/setup_env.sh", 1
+        return f"{why}\n  hint: utils/setup_env.sh", 1
     if isinstance(err, RecursionError):
-        return "something that was read is nested too deeply\n  mend: look for a file full of brackets", 1
+        return "something that was read is nested too deeply\n  hint: look for a file full of brackets", 1
     if isinstance(err, UnicodeEncodeError):
         name = err.object[err.start : err.end][:40]
-        return f"{name!a} cannot be written in {err.encoding}\n  mend: export LC_ALL=C.UTF-8", 1
+        return f"{name!a} cannot be written in {err.encoding}\n  hint: export LC_ALL=C.UTF-8", 1
     return (
         f"internal error ({_line(f'{type(err).__name__}: {text}')}); please report it with {_log(err)}",
         INTERNAL,

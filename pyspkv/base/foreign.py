@@ -24,43 +24,43 @@ _PACKED = {
 }
 
 
-def regular(path: str | Path, mend: str | None = None) -> int:
+def regular(path: str | Path, hint: str | None = None) -> int:
     """The size of a plain file, in bytes. UserError: a folder, a pipe, a device (but /dev/fd/N)."""
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode) and not str(path).startswith(
         ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
     ):
-        raise UserError("is not a plain file", file=path, mend=mend)
+        raise UserError("is not a plain file", file=path, hint=hint)
     return found.st_size
 
 
-def read_bytes(path: str | Path, limit: int, mend: str | None = None) -> bytes:
+def read_bytes(path: str | Path, limit: int, hint: str | None = None) -> bytes:
     """All of a plain file of at most `limit` bytes."""
-    regular(path, mend)
+    regular(path, hint)
     with open(path, "rb") as f:
         raw = f.read(limit + 1)
     if len(raw) > limit:
         raise UserError(
-            f"is longer than {limit:,} bytes, too long for what it should be", file=path, mend=mend
+            f"is longer than {limit:,} bytes, too long for what it should be", file=path, hint=hint
         )
     return raw
 
 
-def read_text(path: str | Path, limit: int, mend: str | None = None) -> str:
+def read_text(path: str | Path, limit: int, hint: str | None = None) -> str:
     """UTF-8 text of at most `limit` bytes, without a byte-order mark."""
-    raw = read_bytes(path, limit, mend)
+    raw = read_bytes(path, limit, hint)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         line = raw.count(b"\n", 0, err.start) + 1
-        raise UserError("is not UTF-8 text", file=path, line=line, mend=mend) from None
+        raise UserError("is not UTF-8 text", file=path, line=line, hint=hint) from None
 
 
 def read_json(
-    path: str | Path, kind: type = dict, *, mend: str | None = None, limit: int = MAX_JSON, nan: bool = False
+    path: str | Path, kind: type = dict, *, hint: str | None = None, limit: int = MAX_JSON, nan: bool = False
 ) -> Any:
     """The JSON object (or `kind=list`: list) in a file; `nan`: it may hold NaN and Infinity, as Python writes them."""
-    return parse_json(read_text(path, limit, mend), kind, file=path, mend=mend, nan=nan)
+    return parse_json(read_text(path, limit, hint), kind, file=path, hint=hint, nan=nan)
 
 
 def read_json_or_empty(path: str | Path, *, limit: int = MAX_JSON) -> dict:
@@ -77,7 +77,7 @@ def parse_json(
     *,
     file,
     line: int | None = None,
-    mend: str | None = None,
+    hint: str | None = None,
     nan: bool = False,
     most: int = MAX_INT,
 ) -> Any:
@@ -90,15 +90,15 @@ def parse_json(
     except RecursionError:
         found = None
         raise UserError(
-            f"is not JSON (nested deeper than {MAX_DEPTH})", file=file, line=line, mend=mend
+            f"is not JSON (nested deeper than {MAX_DEPTH})", file=file, line=line, hint=hint
         ) from None
     except ValueError as err:
-        raise UserError(f"is not JSON ({err})", file=file, line=line, mend=mend) from None
+        raise UserError(f"is not JSON ({err})", file=file, line=line, hint=hint) from None
     if not isinstance(found, kind):
         name = "object" if kind is dict else "list"
-        raise UserError(f"is not a JSON {name}", file=file, line=line, mend=mend)
+        raise UserError(f"is not a JSON {name}", file=file, line=line, hint=hint)
     if _deeper(found, MAX_DEPTH):
-        raise UserError(f"is nested deeper than {MAX_DEPTH}", file=file, line=line, mend=mend)
+        raise UserError(f"is nested deeper than {MAX_DEPTH}", file=file, line=line, hint=hint)
     return found
 
 
@@ -148,7 +148,7 @@ def number(
     whole: bool = False,
     file,
     line: int | None = None,
-    mend: str | None = None,
+    hint: str | None = None,
 ) -> Any:
     """`value` itself, if it is a number within [low, high]; `whole`: an int. UserError names it otherwise."""
     fits = is_number(value) and (not whole or isinstance(value, int))
@@ -161,7 +161,7 @@ def number(
             else f" of {low:g} to {high:g}"
         )
         kind = "whole number" if whole else "number"
-        raise UserError(f"{name} is {short(value)}, not a {kind}{span}", file=file, line=line, mend=mend)
+        raise UserError(f"{name} is {short(value)}, not a {kind}{span}", file=file, line=line, hint=hint)
     return value
 
 
@@ -181,15 +181,15 @@ def first_bytes(path: str | Path) -> None:
     with open(path, "rb") as f:
         head = f.read(512)
     if not head:
-        raise UserError("is empty", file=path, mend=AGAIN)
+        raise UserError("is empty", file=path, hint=AGAIN)
     if head.startswith(b"version https://git-lfs"):
         rule = "is a Git LFS pointer, not the weights themselves"
-        raise UserError(rule, file=path, mend="install git-lfs, then `git lfs pull` in that folder")
+        raise UserError(rule, file=path, hint="install git-lfs, then `git lfs pull` in that folder")
     if _WEB.match(head):
-        raise UserError("is a web page, not weights", file=path, mend=AGAIN)
+        raise UserError("is a web page, not weights", file=path, hint=AGAIN)
     for magic, name in _PACKED.items():
         if head.startswith(magic):
-            raise UserError(f"is packed ({name})", file=path, mend="unpack it first")
+            raise UserError(f"is packed ({name})", file=path, hint="unpack it first")
 
 
 def safetensors_header(path: str | Path) -> dict[str, Any]:
@@ -203,25 +203,25 @@ def safetensors_header(path: str | Path) -> dict[str, Any]:
         length = int.from_bytes(f.read(8), "little")
         if size < 8 or length > size - 8:
             rule = f"is cut short, or no safetensors file: its header counts {length:,} bytes, the file has {size:,}"
-            raise UserError(rule, file=path, mend=AGAIN)
+            raise UserError(rule, file=path, hint=AGAIN)
         if length > MAX_JSON:
-            raise UserError(f"is no safetensors file: a header of {length:,} bytes", file=path, mend=AGAIN)
+            raise UserError(f"is no safetensors file: a header of {length:,} bytes", file=path, hint=AGAIN)
         raw = f.read(length)
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise UserError("is no safetensors file: its header is not UTF-8", file=path, mend=AGAIN) from None
-    header = parse_json(text, file=path, mend=AGAIN)
+        raise UserError("is no safetensors file: its header is not UTF-8", file=path, hint=AGAIN) from None
+    header = parse_json(text, file=path, hint=AGAIN)
     header.pop("__metadata__", None)
     end = 0
     for name, entry in header.items():
         span = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not isinstance(span, list) or len(span) != 2 or not all(isinstance(x, int) for x in span):
-            raise UserError(f"is no safetensors file: no offsets of {short(name)}", file=path, mend=AGAIN)
+            raise UserError(f"is no safetensors file: no offsets of {short(name)}", file=path, hint=AGAIN)
         end = max(end, *span)
     if end > size - 8 - length:
         rule = f"is cut short: its header promises {end:,} bytes of tensors, {size - 8 - length:,} follow"
-        raise UserError(rule, file=path, mend=AGAIN)
+        raise UserError(rule, file=path, hint=AGAIN)
     return header
 
 
@@ -234,7 +234,7 @@ def read_rows(path: str | Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as err:
-        raise UserError(f"is not a readable safetensors file ({err})", file=path, mend=AGAIN) from None
+        raise UserError(f"is not a readable safetensors file ({err})", file=path, hint=AGAIN) from None
 
 
 def is_finished(model: Path) -> bool:

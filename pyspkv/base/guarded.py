@@ -51,8 +51,8 @@ def plain_mel_banks(num_bins: int, fft: int, low_hz: float, high_hz: float, rate
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (low_hz, high_hz))
     step = (high - low) / (num_bins + 1)
     k = torch.arange(num_bins).unsqueeze(1)
-    left, centre, right = low + k * step, low + (k + 1.0) * step, low + (k + 2.0) * step  # [num_bins, 1]
+    left, center, right = low + k * step, low + (k + 1.0) * step, low + (k + 2.0) * step  # [num_bins, 1]
     mel = (1127.0 * (1.0 + rate / fft * torch.arange(fft / 2) / 700.0).log()).unsqueeze(0)  # [1, fft / 2]
     return torch.max(
-        torch.zeros(1), torch.min((mel - left) / (centre - left), (right - mel) / (right - centre))
+        torch.zeros(1), torch.min((mel - left) / (center - left), (right - mel) / (right - center))
     )

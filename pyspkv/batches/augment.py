@@ -97,7 +97,7 @@ def open_list(
     )
     if not file.exists():
         raise UserError(
-            f"the {what} list does not exist", file=path, mend=f'mend the path, or {what}: "" for none'
+            f"the {what} list does not exist", file=path, hint=f'hint the path, or {what}: "" for none'
         )
     if file.stat().st_size == 0:
         log.warning("augment: the %s list %s is empty and left out", what, path)
@@ -163,7 +163,7 @@ class Augmenter:
                 self.lists[kind] = reader
         if c.babble_music and self.lists and not {"babble", "music"} <= self.lists.keys():
             raise UserError(
-                "augment.babble_music needs lists of both", mend="name them, or babble_music: false"
+                "augment.babble_music needs lists of both", hint="name them, or babble_music: false"
             )
         self._rir_reader, self._rirs, self._bank = None, [], None
         if c.prob and c.reverb_weight + c.both_weight:

@@ -27,7 +27,7 @@ from pyspkv.batches.augment import Augmenter, Profile, change_speed, source_leng
 from pyspkv.batches.sampler import Sampler, part
 from pyspkv.data.datadir import DataDir
 
-LABELLED, UNLABELLED = 0, 1
+LABELED, UNLABELED = 0, 1
 OF_CORPUS = (
     "source",
     "label",
@@ -67,7 +67,7 @@ class Batch:
     epoch: int
     step: int  # within the epoch
     index: Tensor  # int64 [B], row of the corpus
-    source: Tensor  # int64 [B], LABELLED or UNLABELLED
+    source: Tensor  # int64 [B], LABELED or UNLABELED
     label: Tensor  # int64 [B]
     group: Tensor  # int64 [B], dialogue; without utt2dialogue the speaker
     device: Tensor  # int64 [B], the dialogue's device; without dialogue2device the dialogue
@@ -108,22 +108,22 @@ def dialogues_of(data: DataDir) -> tuple[list[tuple], list[tuple]]:
 
 
 class Corpus:
-    """The rows that a run trains on: a data directory and, for semi-supervised runs, an unlabelled one behind it.
+    """The rows that a run trains on: a data directory and, for semi-supervised runs, an unlabeled one behind it.
 
     Attributes: utts list [N]; label int64 [N] into `classes` (the first directory's speakers, C order);
-    source, group (dialogue), device int64 [N], see `dialogues_of`. An unlabelled row whose "speaker" is none of the
+    source, group (dialogue), device int64 [N], see `dialogues_of`. An unlabeled row whose "speaker" is none of the
     classes has label -1.
     """
 
     def __init__(
-        self, data: DataDir, unlabelled: DataDir | None = None, allow_pipes=False, cache_mb: float = 0
+        self, data: DataDir, unlabeled: DataDir | None = None, allow_pipes=False, cache_mb: float = 0
     ):
-        self.parts = [data] + ([unlabelled] if unlabelled else [])
+        self.parts = [data] + ([unlabeled] if unlabeled else [])
         self.classes = sorted(set(data.spk))
         number = {spk: i for i, spk in enumerate(self.classes)}
         self.utts = [utt for d in self.parts for utt in d.utts]
         self.label = np.array([number.get(spk, -1) for d in self.parts for spk in d.spk], np.int64)
-        self.source = np.repeat([LABELLED, UNLABELLED][: len(self.parts)], [len(d.utts) for d in self.parts])
+        self.source = np.repeat([LABELED, UNLABELED][: len(self.parts)], [len(d.utts) for d in self.parts])
         groups, devices = zip(*map(dialogues_of, self.parts))
         self.group, self.device = (
             _numbers([name for part in side for name in part]) for side in (groups, devices)
@@ -194,7 +194,7 @@ class Batches(torch.utils.data.Dataset):
         except (UserError, OSError) as err:
             return err
         except MemoryError:
-            return UserError("not enough memory to prepare a batch", mend=SMALLER)
+            return UserError("not enough memory to prepare a batch", hint=SMALLER)
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> Batch:
         waves = {name: np.empty((len(rows), v.samples), np.float32) for name, v in self.views.items()}
@@ -260,11 +260,11 @@ def _shm_full(what: str = "is full") -> UserError:
         text = f" ({size} KB)" if size < 10_000 else f" ({size // 1024} MB)"
     except OSError:
         text = ""
-    return UserError(f"/dev/shm {what}{text}", mend=MORE_SHM)
+    return UserError(f"/dev/shm {what}{text}", hint=MORE_SHM)
 
 
 def _too_many_files() -> UserError:
-    return UserError("too many open files to hand batches over", mend="ulimit -n 4096, or set workers=0")
+    return UserError("too many open files to hand batches over", hint="ulimit -n 4096, or set workers=0")
 
 
 def _shared(batch: Batch) -> Batch:
@@ -304,8 +304,8 @@ def _why(err: Exception, workers: list = ()) -> UserError | None:
     killed = "killed by signal" in text or any(code and code < 0 for code in codes)
     what = "a process that prepares batches " + ("was killed" if killed else "ended unexpectedly")
     if "Bus error" in text or -signal.SIGBUS in codes:
-        return UserError(f"{what}: is /dev/shm full?", mend=MORE_SHM)
-    return UserError(f"{what}: out of memory?", mend=SMALLER)
+        return UserError(f"{what}: is /dev/shm full?", hint=MORE_SHM)
+    return UserError(f"{what}: out of memory?", hint=SMALLER)
 
 
 def _end_workers() -> None:
@@ -399,5 +399,5 @@ def loader(
         if err.errno in (errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOSYS):
             raise _shm_full("cannot be written") from None
         raise UserError(
-            f"no process can be started to prepare batches ({err.strerror})", mend=SMALLER
+            f"no process can be started to prepare batches ({err.strerror})", hint=SMALLER
         ) from None

@@ -33,7 +33,7 @@ class Sampler:
         self.steps = len(self.epoch(0))
         if self.steps == 0:
             raise UserError(
-                f"{len(label)} utterances do not fill one batch of {batch}", mend="lower batch_size"
+                f"{len(label)} utterances do not fill one batch of {batch}", hint="lower batch_size"
             )
 
     def rng(self, epoch: int) -> np.random.Generator:
@@ -136,17 +136,15 @@ class Dialogues(Sampler):
 
     Each epoch cuts every dialogue, in random order, into draws of M utterances (what is left over waits), and no device
     has two draws in a batch. Every batch is a fair draw: where devices have equally many draws, their j-th ones form a
-    pool, as in `OnePerLabel`; else `even` spreads each device's over the epoch. With a second, unlabelled
-    data directory, `labelled` of the N are of the first one, in even distances, and a pass is over when one of the
-    two is used up; `labelled` must then be a multiple of the number of processes.
+    pool, as in `OnePerLabel`; else `even` spreads each device's over the epoch. With a second, unlabeled
+    data directory, `labeled` of the N are of the first one, in even distances, and a pass is over when one of the
+    two is used up; `labeled` must then be a multiple of the number of processes.
     """
 
     @dataclass(kw_only=True)
     class Config:
         per_dialogue: int = 2  # M
-        labelled: int = (
-            0  # dialogues (speakers) of the labelled directory in a batch, beside an unlabelled one
-        )
+        labeled: int = 0  # dialogues (speakers) of the labeled directory in a batch, beside an unlabeled one
         steps: int = 0  # batches in an epoch, in pass after pass through the data; 0: one pass
 
     def __init__(self, config, label, batch, seed, columns):
@@ -160,22 +158,22 @@ class Dialogues(Sampler):
         from pyspkv.base import distributed
 
         world = distributed.world()
-        if batch % (m * world) or config.labelled % world:
+        if batch % (m * world) or config.labeled % world:
             raise UserError(
-                f"{batch // m} dialogues in a batch, {config.labelled} of them labelled, are no multiples of {world} "
+                f"{batch // m} dialogues in a batch, {config.labeled} of them labeled, are no multiples of {world} "
                 "processes",
-                mend="change batch_size or sampler.labelled",
+                hint="change batch_size or sampler.labeled",
             )
         num, source = batch // m, columns["source"]
         both = bool(source.any())
-        if both != bool(config.labelled) or not 0 <= config.labelled < num:
+        if both != bool(config.labeled) or not 0 <= config.labeled < num:
             raise UserError(
-                f"sampler.labelled is {config.labelled}, with {'two directories' if both else 'one directory'} and "
+                f"sampler.labeled is {config.labeled}, with {'two directories' if both else 'one directory'} and "
                 f"{num} dialogues in a batch",
-                mend=f"set it to 1 .. {num - 1} with --unlabelled, and to 0 without",
+                hint=f"set it to 1 .. {num - 1} with --unlabeled, and to 0 without",
             )
         parts = (
-            [(source == 0, config.labelled), (source > 0, num - config.labelled)]
+            [(source == 0, config.labeled), (source > 0, num - config.labeled)]
             if both
             else [(source == 0, num)]
         )
@@ -218,7 +216,7 @@ class Stream:
             raise UserError(
                 f"a batch wants {num} dialogues of {num} devices, but only {devices} devices have a dialogue of "
                 f"{per} utterances or more",
-                mend=f"{lower}; without utt2dialogue a speaker is a dialogue",
+                hint=f"{lower}; without utt2dialogue a speaker is a dialogue",
             )
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -244,7 +242,7 @@ def passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: int) -
 
 
 class Repeat(Sampler):
-    """An epoch is `steps` batches, however few the utterances (a small labelled set by itself)."""
+    """An epoch is `steps` batches, however few the utterances (a small labeled set by itself)."""
 
     @dataclass(kw_only=True)
     class Config:
@@ -255,32 +253,30 @@ class Repeat(Sampler):
 
 
 class TwoStream(Sampler):
-    """An epoch is one pass over the unlabelled utterances; the labelled ones are gone through again and again.
+    """An epoch is one pass over the unlabeled utterances; the labeled ones are gone through again and again.
 
     Both are spread evenly over the batch, so that each process gets its share of both.
     """
 
     @dataclass(kw_only=True)
     class Config:
-        labelled: int = (
-            100  # labelled utterances of a batch, or all where there are fewer; the rest is unlabelled
+        labeled: int = (
+            100  # labeled utterances of a batch, or all where there are fewer; the rest is unlabeled
         )
 
     def epoch(self, epoch: int) -> np.ndarray:
-        labelled, unlabelled = (np.flatnonzero(self.columns["source"] == s) for s in (0, 1))
-        if not len(unlabelled):
-            raise UserError(
-                "sampler two_stream needs unlabelled data", mend="pass bin.train --unlabelled DIR"
-            )
-        few = min(self.config.labelled, len(labelled))
+        labeled, unlabeled = (np.flatnonzero(self.columns["source"] == s) for s in (0, 1))
+        if not len(unlabeled):
+            raise UserError("sampler two_stream needs unlabeled data", hint="pass bin.train --unlabeled DIR")
+        few = min(self.config.labeled, len(labeled))
         many = self.batch - few
         if few < 1 or many < 1:
             raise UserError(
-                f"batch_size {self.batch} with sampler.labelled {self.config.labelled} leaves no row for one part",
-                mend="0 < sampler.labelled < batch_size",
+                f"batch_size {self.batch} with sampler.labeled {self.config.labeled} leaves no row for one part",
+                hint="0 < sampler.labeled < batch_size",
             )
         rng = self.rng(epoch)
-        second = passes(rng, unlabelled, many, len(unlabelled) // many)
-        first = passes(rng, labelled, few, len(second))
+        second = passes(rng, unlabeled, many, len(unlabeled) // many)
+        first = passes(rng, labeled, few, len(second))
         at = np.concatenate([(np.arange(n) + 0.5) / n for n in (few, many)])
         return np.concatenate([first, second], 1)[:, np.argsort(at, kind="stable")]

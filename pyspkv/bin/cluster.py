@@ -36,7 +36,7 @@ def parse(argv=None) -> argparse.Namespace:
     )
     p.add_argument("--data", required=True, metavar="DIR", help="data directory; its speakers are not used")
     p.add_argument(
-        "--out-data", required=True, metavar="DIR", help="new data directory, all of --data relabelled"
+        "--out-data", required=True, metavar="DIR", help="new data directory, all of --data relabeled"
     )
     p.add_argument("--method", choices=METHODS, default="kmeans-ahc", help="two steps, or one of them")
     p.add_argument("--num-clusters", default="auto", metavar="K", help="number of clusters, or auto")
@@ -52,7 +52,7 @@ def parse(argv=None) -> argparse.Namespace:
         "--whiten",
         type=float,
         metavar="P",
-        help="centre and whiten first, by this power (0 to 1; 0.5 is half)",
+        help="center and whiten first, by this power (0 to 1; 0.5 is half)",
     )
     p.add_argument("--linkage", choices=("ward", "average", "complete"), default="ward")
     p.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean")
@@ -71,7 +71,7 @@ def parse(argv=None) -> argparse.Namespace:
         if not re.fullmatch("[0-9]{1,9}", args.num_clusters) or int(args.num_clusters) < 1:
             given = args.num_clusters if len(args.num_clusters) < 40 else args.num_clusters[:37] + "..."
             rule = f"--num-clusters {given}: a number from 1 to {MOST - 1}, or auto"
-            raise UserError(rule, mend="--num-clusters auto")
+            raise UserError(rule, hint="--num-clusters auto")
         args.num_clusters = int(args.num_clusters)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
         p.error(f"--whiten {args.whiten}: must be in 0..1")
@@ -79,7 +79,7 @@ def parse(argv=None) -> argparse.Namespace:
         if not least <= getattr(args, name) < MOST:
             p.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be in {least}..{MOST - 1}")
     if args.linkage == "ward" and args.metric != "euclidean":
-        p.error("--linkage ward is defined for --metric euclidean (embeddings are normalised either way)")
+        p.error("--linkage ward is defined for --metric euclidean (embeddings are normalized either way)")
     return args
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     from pyspkv.data.datadir import check_replaceable
 
     if Path(args.out_data).resolve() == Path(args.data).resolve():
-        raise UserError("is --data itself", file=args.out_data, mend="give another --out-data")
+        raise UserError("is --data itself", file=args.out_data, hint="give another --out-data")
     options = Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__})
     path = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
     asked = {
@@ -115,7 +115,7 @@ def label(args: argparse.Namespace, options, path: Path, asked: dict) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            raise UserError("--device cuda: there is no GPU here", mend="leave --device out")
+            raise UserError("--device cuda: there is no GPU here", hint="leave --device out")
     from pyspkv.audio import silence
     from pyspkv.clustering import made
     from pyspkv.data.datadir import DataDir, read_table

@@ -54,7 +54,7 @@ def _validate(path: str, args: argparse.Namespace) -> None:
 
 
 def fix_dir(args: argparse.Namespace) -> None:
-    for note in fix(args.dir, args.check_audio) or [f"{args.dir}: nothing to mend"]:
+    for note in fix(args.dir, args.check_audio) or [f"{args.dir}: nothing to hint"]:
         print(note)
 
 
@@ -74,7 +74,7 @@ def copy(args: argparse.Namespace) -> None:
 def _write(data: DataDir, src: str, dst: str) -> None:
     if Path(src).resolve() == Path(dst).resolve():
         raise UserError(
-            "source and destination are the same folder", file=dst, mend="choose another destination"
+            "source and destination are the same folder", file=dst, hint="choose another destination"
         )
     data.write(dst, own=True)
     print(f"{dst}: {_summary(data)}")
@@ -96,7 +96,7 @@ def _durations(data: DataDir) -> dict[str, float]:
     if "reco2dur" in data.reco:
         return {u: float(v) for u, v in data.reco["reco2dur"].items()}
     rule = "no utt2num_samples, utt2dur nor segments to find the shortest by"
-    raise UserError(rule, file=data.path, mend="write utt2dur (`utterance seconds`)")
+    raise UserError(rule, file=data.path, hint="write utt2dur (`utterance seconds`)")
 
 
 def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
@@ -105,7 +105,7 @@ def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
     unit = "spk" if args.first_speakers else unit
     if n < 1 or (n > total and not (unit or args.per_spk)):
         raise UserError(
-            f"cannot take {n} of {total} utterances", file=data.path, mend=f"ask for 1 to {total}"
+            f"cannot take {n} of {total} utterances", file=data.path, hint=f"ask for 1 to {total}"
         )
     if args.first:
         return data.utts[:n]
@@ -136,14 +136,14 @@ def _column(data: DataDir, unit: str) -> list[str]:
     """Speaker, dialogue or device of each utterance."""
     if unit in ("utt", "spk"):
         return data.utts if unit == "utt" else data.spk
-    mend = "make it from a log with utils/sessionize.sh"
+    hint = "make it from a log with utils/sessionize.sh"
     if "utt2dialogue" not in data.extra:
-        raise UserError("no such file", file=data.path / "utt2dialogue", mend=mend)
+        raise UserError("no such file", file=data.path / "utt2dialogue", hint=hint)
     dialogues = [data.extra["utt2dialogue"][u] for u in data.utts]
     if unit == "dialogue":
         return dialogues
     if data.dialogue2device is None:
-        raise UserError("no such file", file=data.path / "dialogue2device", mend=mend)
+        raise UserError("no such file", file=data.path / "dialogue2device", hint=hint)
     return [data.dialogue2device[d] for d in dialogues]
 
 
@@ -177,7 +177,7 @@ def subset(args: argparse.Namespace) -> None:
 def combine_dirs(args: argparse.Namespace) -> None:
     if Path(args.dst).resolve() in [Path(s).resolve() for s in args.src]:
         raise UserError(
-            "the destination is one of the sources", file=args.dst, mend="choose another destination"
+            "the destination is one of the sources", file=args.dst, hint="choose another destination"
         )
     sources = [DataDir.read(s, need_wav=False) for s in args.src]
     data, left_out = combine(args.dst, sources, args.extra_files.split())
@@ -197,7 +197,7 @@ def corrupt(args: argparse.Namespace) -> None:
     names = sorted(set(data.spk))
     if len(names) < 2:
         rule = "has one speaker; a wrong label needs another"
-        raise UserError(rule, file=f"{args.src}/utt2spk", mend="take labels of two speakers or more")
+        raise UserError(rule, file=f"{args.src}/utt2spk", hint="take labels of two speakers or more")
     found, rows = spoil(np.searchsorted(names, data.spk), args.share, len(names), args.seed)
     with atomic_file(args.list, own=True) as f:
         f.writelines(f"{data.utts[row]}\n" for row in rows)
@@ -211,7 +211,7 @@ def split(args: argparse.Namespace) -> None:
 
 def split_labels(args: argparse.Namespace) -> None:
     few, many = DataDir.read(args.dir).write_label_split(args.out, args.n, args.seed)
-    print(f"{args.out}: {few} labelled and {many} unlabelled utterances")
+    print(f"{args.out}: {few} labeled and {many} unlabeled utterances")
 
 
 def filter_scp(args: argparse.Namespace) -> None:
@@ -308,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("--no-text", "--no-feats", "--no-spk-sort", "--non-print"):
         sub.add_argument(name, action="store_true", help="Kaldi's option; here always so")
 
-    sub = command("fix", fix_dir, "sort and mend a data directory; the old files go to DIR/.backup")
+    sub = command("fix", fix_dir, "sort and hint a data directory; the old files go to DIR/.backup")
     about = "open every recording: cut segments that end beyond it; refuse where audio cannot be read, and name it"
     sub.add_argument("--check-audio", action="store_true", help=about)
     sub.add_argument("dir")
@@ -374,7 +374,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "split-labels",
         split_labels,
-        "into OUT/labelled N random utterances of each speaker, into OUT/unlabelled the others without speakers, into "
+        "into OUT/labeled N random utterances of each speaker, into OUT/unlabeled the others without speakers, into "
         "OUT/truth their speakers, for diagnostics",
     )
     sub.add_argument(

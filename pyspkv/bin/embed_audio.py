@@ -46,7 +46,7 @@ def audio_files(given: list[str]) -> list[str]:
         ]
         if not inside:
             raise UserError(
-                "holds no audio", file=path, mend=f"files end in {' '.join(ENDINGS)}; or give files"
+                "holds no audio", file=path, hint=f"files end in {' '.join(ENDINGS)}; or give files"
             )
         found |= dict.fromkeys(inside)
     return sorted(found)
@@ -56,7 +56,7 @@ def main() -> None:
     args = parse()
     if not args.out.endswith(".npz"):
         raise UserError(
-            "--out is an .npz file", file=args.out, mend="with --data embeddings go into a folder"
+            "--out is an .npz file", file=args.out, hint="with --data embeddings go into a folder"
         )
     files = audio_files(args.audio)
     # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.

@@ -33,7 +33,7 @@ def main() -> None:
         store = store or enrolment.Store(name, digest)
         if args.name in store.names and not args.replace:  # before anything is embedded
             raise UserError(
-                f"{args.name} is enrolled already", file=args.store, mend="--replace, or another name"
+                f"{args.name} is enrolled already", file=args.store, hint="--replace, or another name"
             )
         x = load(name).embed_speech(args.audio)
         store.enrol(args.name, x, args.replace)

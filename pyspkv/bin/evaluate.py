@@ -94,10 +94,10 @@ def parts_of(args: argparse.Namespace) -> list[Part]:
     seen = set()
     for part in parts:
         if not part.name or "/" in part.name or part.name.startswith("."):
-            raise UserError(f"{part.name!r} can be no name of a trial list", mend="give --name")
+            raise UserError(f"{part.name!r} can be no name of a trial list", hint="give --name")
         if part.stem in seen:
-            mend = "give the lists of --data other names with --name"
-            raise UserError(f"two score files would be called {part.stem}.scores", file=part.data, mend=mend)
+            hint = "give the lists of --data other names with --name"
+            raise UserError(f"two score files would be called {part.stem}.scores", file=part.data, hint=hint)
         seen.add(part.stem)
     return parts
 
@@ -111,15 +111,15 @@ def unwanted(system: str, args: argparse.Namespace, parts: list[Part]) -> list[P
 
 
 def check_there(systems: list[str], args: argparse.Namespace, parts: list[Part]) -> None:
-    """UserError: a folder, a list or an embedding set is missing; the mend is the command that makes it."""
+    """UserError: a folder, a list or an embedding set is missing; the hint is the command that makes it."""
     files = [f"{part.data}/{name}" for part in parts for name in ("trials", "utt2spk")]
     for file in [*files, *([f"{args.cohort_data}/utt2spk"] if args.cohort_data else [])]:
         if not Path(file).is_file():
-            mend = "check the paths given to --data, --dev and --cohort-data"
-            raise UserError("no such file", file=file, mend=mend)
+            hint = "check the paths given to --data, --dev and --cohort-data"
+            raise UserError("no such file", file=file, hint=hint)
     for system in systems:
         if not Path(system).is_dir():
-            raise UserError("no such folder", file=system, mend="check the path given to --systems")
+            raise UserError("no such folder", file=system, hint="check the path given to --systems")
         for path in outputs(system, None):
             if path.is_symlink():
                 refuse_link(path)
@@ -127,8 +127,8 @@ def check_there(systems: list[str], args: argparse.Namespace, parts: list[Part])
     missing = [folder for folder in wanted if not Path(folder, "embedding.scp").is_file()]
     if missing:
         more = f", nor in {len(missing) - 1} other folders that are needed" if missing[1:] else ""
-        mend = extract_command(args, missing[0], *wanted[missing[0]])
-        raise UserError(f"no embeddings are there{more}", file=missing[0], mend=mend)
+        hint = extract_command(args, missing[0], *wanted[missing[0]])
+        raise UserError(f"no embeddings are there{more}", file=missing[0], hint=hint)
     for system in systems:
         check_one_model(system, args, parts)
 
@@ -144,7 +144,7 @@ def check_one_model(system: str, args: argparse.Namespace, parts: list[Part]) ->
             first = models[part.name]
             if isinstance(first, str) and isinstance(models[name], str) and models[name] != first:
                 rule = f"these embeddings are of another model than {system}/embed/{part.name}"
-                raise UserError(rule, file=folder, mend=extract_command(args, folder, system, part, name))
+                raise UserError(rule, file=folder, hint=extract_command(args, folder, system, part, name))
 
 
 def extract_command(args: argparse.Namespace, folder: str, system: str, part: Part, name: str) -> str:
@@ -156,8 +156,8 @@ def extract_command(args: argparse.Namespace, folder: str, system: str, part: Pa
 
 
 def refuse_link(path: Path) -> None:
-    mend = shlex.join(["rm", str(path)])
-    raise UserError("is a link, and nothing is written through it", file=path, mend=mend)
+    hint = shlex.join(["rm", str(path)])
+    raise UserError("is a link, and nothing is written through it", file=path, hint=hint)
 
 
 def outputs(system: str, part: Part | None) -> list[Path]:
@@ -357,11 +357,11 @@ def table(systems: list[str], args: argparse.Namespace) -> str:
 
 def read(path: Path) -> dict:
     """Those figures of a metrics file that `table` shows; {} where there is none. UserError: one is no number."""
-    mend = f"rm {shlex.quote(str(path))}, then the same command"
-    found = foreign.read_json(path, mend=mend) if path.exists() else {}
+    hint = f"rm {shlex.quote(str(path))}, then the same command"
+    found = foreign.read_json(path, hint=hint) if path.exists() else {}
     shown = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")
     shown = {k: found[k] for k in shown if found.get(k) is not None}
-    return {k: foreign.number(v, k, file=path, mend=mend) for k, v in shown.items()}
+    return {k: foreign.number(v, k, file=path, hint=hint) for k, v in shown.items()}
 
 
 def in_order(args: argparse.Namespace) -> list[str]:
@@ -380,8 +380,8 @@ def check_compare(systems: list[str], args: argparse.Namespace, parts: list[Part
     for part in parts:
         path = f"{args.compare}/score/{part.stem}.scores"
         if part.kind == "plain" and not Path(path).is_file():
-            mend = "name that system among --systems too: it is then scored first"
-            raise UserError("no such score file to compare to", file=path, mend=mend)
+            hint = "name that system among --systems too: it is then scored first"
+            raise UserError("no such score file to compare to", file=path, hint=hint)
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ def parse_args() -> argparse.Namespace:
                    help="draw these curves together; nothing else is done")  # fmt: skip
     p.add_argument("--exp", type=Path, metavar="EXP", help="experiment of a gll recipe: all its gates")
     p.add_argument("--runs", nargs="+", type=Path, metavar="DIR", help="or: model folders, one after another")
-    p.add_argument("--unlabelled", nargs="+", metavar="DIR",
-                   help="what they had as --unlabelled; one, or one for each model (of --exp: a baseline)")  # fmt: skip
-    p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the unlabelled utterances")
+    p.add_argument("--unlabeled", nargs="+", metavar="DIR",
+                   help="what they had as --unlabeled; one, or one for each model (of --exp: a baseline)")  # fmt: skip
+    p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the unlabeled utterances")
     p.add_argument(
         "--flipped", metavar="FILE", help="utterances whose label bin.seeded_cluster --flip changed"
     )
@@ -33,12 +33,12 @@ def parse_args() -> argparse.Namespace:
         help="curves; a .png is written beside it, or alone",
     )
     args = p.parse_args()
-    if sum(map(bool, (args.compare, args.runs, args.exp))) != 1 or not (args.compare or args.unlabelled):
-        p.error("give --exp or --runs with --unlabelled, or --compare")
+    if sum(map(bool, (args.compare, args.runs, args.exp))) != 1 or not (args.compare or args.unlabeled):
+        p.error("give --exp or --runs with --unlabeled, or --compare")
     if args.compare and not all(pair.partition("=")[2] for pair in args.compare):
         p.error("--compare takes NAME=JSON")
-    if args.runs and len(args.unlabelled) not in (1, len(args.runs)):
-        p.error("--unlabelled: one folder, or as many as --runs")
+    if args.runs and len(args.unlabeled) not in (1, len(args.runs)):
+        p.error("--unlabeled: one folder, or as many as --runs")
     return args
 
 
@@ -78,8 +78,8 @@ def curves(run_folder: Path, data, truth: dict | None, flipped: set | None) -> l
     utts = data.utts
     trained_on = label_hash(run_folder / "run.json").split("+")[1:]
     if trained_on and trained_on[0] != data.label_hash():
-        rule = f"was trained on other unlabelled utterances or labels than {data.path} has"
-        raise UserError(rule, file=run_folder, mend="give the directory that it was trained on")
+        rule = f"was trained on other unlabeled utterances or labels than {data.path} has"
+        raise UserError(rule, file=run_folder, hint="give the directory that it was trained on")
     number = {spk: k for k, spk in enumerate(decode(run_folder / "classes.txt").split())}
     true = None if truth is None else np.array([number.get(truth[u], -1) for u in utts])
     wrong = None if flipped is None else np.array([u in flipped for u in utts])
@@ -89,20 +89,20 @@ def curves(run_folder: Path, data, truth: dict | None, flipped: set | None) -> l
             if key not in rows or rows[key].ndim != 1 or len(rows[key]) < len(utts):
                 rule = f"epoch {epoch} has no {key} of {len(utts)} utterances"
                 raise UserError(
-                    rule, file=run_folder / "rows", mend="give a run of objective gll and its data"
+                    rule, file=run_folder / "rows", hint="give a run of objective gll and its data"
                 )
         kept, target = rows["kept"][-len(utts) :].astype(np.float64), rows["target"][-len(utts) :]
         out.append({"run": name, "epoch": epoch, **selection(kept, target, true, wrong)})
     return out
 
 
-def models_of(exp: Path, unlabelled: str) -> list[tuple[Path, str]]:
-    """(model folder, what it had as --unlabelled) of the gates in a gll experiment, in the order of training."""
+def models_of(exp: Path, unlabeled: str) -> list[tuple[Path, str]]:
+    """(model folder, what it had as --unlabeled) of the gates in a gll experiment, in the order of training."""
     rounds = sorted(exp.glob("round[1-9]*"), key=lambda r: (len(r.name), r.name))
     found = [(phase / "model", str(r / "data")) for r in rounds for phase in sorted(r.iterdir())]
     found = [pair for pair in found if pair[0].is_dir() and pair[0].parent.name != "model"]
     found.sort(key=lambda pair: (len(pair[1]), pair[1], (pair[0] / "run.json").stat().st_mtime_ns))
-    return [pair for pair in [*found, (exp / "baseline/model", unlabelled)] if (pair[0] / "rows").is_dir()]
+    return [pair for pair in [*found, (exp / "baseline/model", unlabeled)] if (pair[0] / "rows").is_dir()]
 
 
 def label_hash(record: Path) -> str:
@@ -115,13 +115,13 @@ def label_hash(record: Path) -> str:
 
 def read_curve(file: Path) -> list[dict]:
     """What this program has written: a list of epochs. UserError: it is none."""
-    mend = "make it with bin.gate_curves --runs"
-    found = foreign.read_json(file, list, nan=True, mend=mend)
+    hint = "make it with bin.gate_curves --runs"
+    found = foreign.read_json(file, list, nan=True, hint=hint)
     for epoch in found:
         for key in ("quantity", "quality"):
             value = epoch.get(key, math.nan) if isinstance(epoch, dict) else None
             if not (isinstance(value, float) and math.isnan(value)):
-                foreign.number(value, key, 0, 1, file=file, mend=mend)
+                foreign.number(value, key, 0, 1, file=file, hint=hint)
     return found
 
 
@@ -138,21 +138,21 @@ def main() -> None:
         return
     truth = read_table(args.truth, "id") if args.truth else None
     if args.exp:
-        pairs = models_of(args.exp, args.unlabelled[0])
+        pairs = models_of(args.exp, args.unlabeled[0])
         if not pairs:
             print(f"{args.exp}: no training here has a gate")
             return
         if (there := args.exp / "round1/flipped").is_file():
             args.flipped = there
     else:
-        pairs = list(zip(args.runs, args.unlabelled * (len(args.runs) if len(args.unlabelled) == 1 else 1)))
+        pairs = list(zip(args.runs, args.unlabeled * (len(args.runs) if len(args.unlabeled) == 1 else 1)))
     flipped = set(decode(args.flipped).split()) if args.flipped else None
     found = []
     for run_folder, data in pairs:
-        unlabelled = DataDir.read(data)
+        unlabeled = DataDir.read(data)
         if truth is not None:
-            of_each(truth, unlabelled.utts, args.truth)
-        found += curves(run_folder, unlabelled, truth, flipped)
+            of_each(truth, unlabeled.utts, args.truth)
+        found += curves(run_folder, unlabeled, truth, flipped)
     if not found:
         raise UserError("no epoch of these runs has a gate's rows", file=pairs[0][0])
     with atomic_file(args.out, own=True) as f:

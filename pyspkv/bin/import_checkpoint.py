@@ -13,7 +13,7 @@ from pathlib import Path
 from pyspkv.base.errors import UserError, run
 from pyspkv.base.foreign import read_json
 
-MEND = "import WavLM-Base, WavLM-Base+ or a model fine-tuned from one: other kinds have other layers"
+HINT = "import WavLM-Base, WavLM-Base+ or a model fine-tuned from one: other kinds have other layers"
 
 
 def parse() -> argparse.Namespace:
@@ -45,8 +45,8 @@ def digest(source: Path) -> str:
 
 def is_made_of(record: Path, made_of: dict[str, str]) -> bool:
     """Whether the run.json of a finished import names the same source and options. UserError: it is none."""
-    mend = "give another --out, or remove this one"
-    found = read_json(record, mend=mend) if record.exists() else {}
+    hint = "give another --out, or remove this one"
+    found = read_json(record, hint=hint) if record.exists() else {}
     return all(found.get(key) == value for key, value in made_of.items())
 
 
@@ -55,14 +55,14 @@ def main() -> None:
     source, out = Path(args.source), Path(args.out)
     if not source.is_dir() and not source.is_file():
         rule = "is no plain file" if source.exists() else "no such file"
-        raise UserError(rule, file=source, mend="give WavLM-Base+.pt, a speaker checkpoint, or a folder")
+        raise UserError(rule, file=source, hint="give WavLM-Base+.pt, a speaker checkpoint, or a folder")
     made_of = {"sha256": digest(source), "pooling": args.pooling}
     if (out / "LATEST").exists() and is_made_of(out / "run.json", made_of):
         print(f"imported already: {out}")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "holds another model" if (out / "LATEST").exists() else "is there already, and not empty"
-        raise UserError(what, file=out, mend="give another --out")
+        raise UserError(what, file=out, hint="give another --out")
 
     import torch
 
@@ -80,13 +80,13 @@ def main() -> None:
     weights |= {f"backend.{k}": v for k, v in mhfa.items()}
     # The mask of pre-training is not used to embed: a model saved without it gets the one that was made.
     made = {"trunk.masked_spec_embed"} - weights.keys() | ({"backend."} if not mhfa else set())
-    checkpoint.check_sizes(config, weights, source, tuple(made), mend=MEND)
+    checkpoint.check_sizes(config, weights, source, tuple(made), hint=HINT)
     encoder = cfg.build("encoder", config)
     own = {k: v for k, v in encoder.state_dict().items() if k.startswith(tuple(made))} if made else {}
-    checkpoint.load_exactly(encoder, {**own, **weights}, source, mend=MEND)
+    checkpoint.load_exactly(encoder, {**own, **weights}, source, hint=HINT)
     checkpoint.save_import(out, encoder, config, {"command": sys.argv, "source": str(source), **made_of})
     count = sum(p.numel() for p in encoder.parameters())
-    with_head = f", {len(head)} class centres left out" if head is not None else ""
+    with_head = f", {len(head)} class centers left out" if head is not None else ""
     mhfa = "with its MHFA" if backend else "pooling: " + args.pooling
     print(f"{config.layers} layers of {config.dim}, {mhfa}, {count:,} parameters{with_head}: {out}")
 

@@ -104,14 +104,14 @@ def why(codes: list[int | None], errors: Path) -> str | None:
     """What to print of processes that ended by themselves with these codes; None where that has been said."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
-            mend = "\n  mend: out of memory? lower batch_size or cache_mb" if code == -signal.SIGKILL else ""
-            return f"process {rank + 1} of {len(codes)} was killed by signal {-code}; see above{mend}"
+            hint = "\n  hint: out of memory? lower batch_size or cache_mb" if code == -signal.SIGKILL else ""
+            return f"process {rank + 1} of {len(codes)} was killed by signal {-code}; see above{hint}"
     texts = left_by(codes, errors)
     if said := [text for text in texts.values() if text]:
         return min(said, key=lambda text: text.startswith("internal error"))  # perhaps of what the other told
     failed = [rank for rank, code in enumerate(codes) if code and rank not in texts]
     if not failed:
-        return "the processes of this run lost each other\n  mend: run it again; GLOO_SOCKET_IFNAME names the network"
+        return "the processes of this run lost each other\n  hint: run it again; GLOO_SOCKET_IFNAME names the network"
     if failed[0] == 0:
         return None  # by what it printed itself
     return f"process {failed[0] + 1} of {len(codes)} ended with exit code {codes[failed[0]]}; see above"

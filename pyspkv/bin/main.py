@@ -38,7 +38,7 @@ def find(word: str) -> str:
     if name in known:
         return name
     close = difflib.get_close_matches(name, known, 1)
-    raise UserError(f"there is no command {word[:60]!r}", mend=f"pyspkv {close[0] if close else '--help'}")
+    raise UserError(f"there is no command {word[:60]!r}", hint=f"pyspkv {close[0] if close else '--help'}")
 
 
 def dispatch() -> None:

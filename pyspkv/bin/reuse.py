@@ -40,10 +40,10 @@ def main() -> None:
     source = args.source.resolve()
     if not source.is_dir():
         raise UserError(
-            "no such experiment", file=args.source, mend="give the folder that run.sh --exp named"
+            "no such experiment", file=args.source, hint="give the folder that run.sh --exp named"
         )
     if source == args.exp.resolve():
-        raise UserError("is this experiment itself", file=args.exp, mend="give another --exp")
+        raise UserError("is this experiment itself", file=args.exp, hint="give another --exp")
     linked = 0
     for model in sorted(source.glob("*/model")):
         phase = model.parent.name
@@ -51,7 +51,7 @@ def main() -> None:
             continue
         if not foreign.is_finished(model):
             raise UserError(
-                "has not finished training", file=model, mend="run that experiment to its end first"
+                "has not finished training", file=model, hint="run that experiment to its end first"
             )
         parts = [model] + [p for p in (model.parent / "data", model.parent / "data_out") if p.is_dir()]
         for part in parts:
@@ -59,8 +59,8 @@ def main() -> None:
             if place.is_symlink() and place.resolve() == target:
                 continue
             if place.is_symlink() or place.exists():
-                mend = "give another --exp, or leave --reuse out"
-                raise UserError(f"is there already, and is not {target}", file=place, mend=mend)
+                hint = "give another --exp, or leave --reuse out"
+                raise UserError(f"is there already, and is not {target}", file=place, hint=hint)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.symlink(target, place)
         report = (
@@ -72,7 +72,7 @@ def main() -> None:
         print(f"{args.exp}/{phase}: from {model.parent}")
     if not linked:
         raise UserError(
-            "has no finished phase before this stage", file=args.source, mend="run its stage 3 first"
+            "has no finished phase before this stage", file=args.source, hint="run its stage 3 first"
         )
 
 

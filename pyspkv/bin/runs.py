@@ -23,13 +23,13 @@ def parse() -> argparse.Namespace:
     sub.add_argument("model", type=Path, metavar="DIR", help="model folder of FixMatch")
     sub = commands.add_parser(
         "steps",
-        help="write a config: train on the labelled part alone for as many steps as with the unlabelled part",
+        help="write a config: train on the labeled part alone for as many steps as with the unlabeled part",
     )
     sub.add_argument(
         "--config", required=True, nargs="+", metavar="YAML", help="configs of the training with both"
     )
-    sub.add_argument("--labelled", required=True, type=Path, metavar="DIR")
-    sub.add_argument("--unlabelled", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--labeled", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--unlabeled", required=True, type=Path, metavar="DIR")
     sub.add_argument("--out", required=True, type=Path, metavar="YAML")
     args = p.parse_args()
     if args.command == "threshold" and not math.isfinite(args.factor):
@@ -42,7 +42,7 @@ def dev_eer(model: Path) -> float:
 
     eer = checkpoint.state(checkpoint.find(model)).get("best_eer")
     if eer is None:
-        raise UserError("was trained without a dev list", file=model, mend="train with steps/train.sh --dev")
+        raise UserError("was trained without a dev list", file=model, hint="train with steps/train.sh --dev")
     return eer
 
 
@@ -52,7 +52,7 @@ def link_best(models: list[Path], link: Path) -> None:
 
     best = min(models, key=dev_eer)
     if link.exists() and not link.is_symlink():
-        raise UserError("is no link", file=link, mend="give another --link")
+        raise UserError("is no link", file=link, hint="give another --link")
     link.parent.mkdir(parents=True, exist_ok=True)
     new = link.with_name(f".{link.name}.{os.getpid()}")
     new.symlink_to(os.path.relpath(best, link.parent))
@@ -67,15 +67,15 @@ def peak(model: Path, key: str) -> float:
 
     values = [r[key] for r in epochs_of(model.parent, model.name) if foreign.is_number(r.get(key))]
     if not values:
-        raise UserError(f"no epoch has '{key}'", file=model / "train.jsonl", mend="give a FixMatch model")
+        raise UserError(f"no epoch has '{key}'", file=model / "train.jsonl", hint="give a FixMatch model")
     return max(values)
 
 
-def labelled_steps(config, labelled: int, unlabelled: int) -> tuple[int, int]:
-    """(batch size, steps an epoch) of training on the labelled part alone: all rows of the two-stream batch's
-    unlabelled share, as far as there are labelled utterances; as many steps as one pass over the unlabelled part."""
-    share = config.batch_size - min(labelled, config.sampler.labelled)
-    return min(labelled, share), unlabelled // share
+def labeled_steps(config, labeled: int, unlabeled: int) -> tuple[int, int]:
+    """(batch size, steps an epoch) of training on the labeled part alone: all rows of the two-stream batch's
+    unlabeled share, as far as there are labeled utterances; as many steps as one pass over the unlabeled part."""
+    share = config.batch_size - min(labeled, config.sampler.labeled)
+    return min(labeled, share), unlabeled // share
 
 
 def main() -> None:
@@ -92,8 +92,8 @@ def main() -> None:
         from pyspkv.data.datadir import DataDir
         from pyspkv.train.trainer import TrainConfig
 
-        sizes = [len(DataDir.read(d, need_wav=False).utts) for d in (args.labelled, args.unlabelled)]
-        batch, steps = labelled_steps(cfg.load(TrainConfig, args.config), *sizes)
+        sizes = [len(DataDir.read(d, need_wav=False).utts) for d in (args.labeled, args.unlabeled)]
+        batch, steps = labeled_steps(cfg.load(TrainConfig, args.config), *sizes)
         text = f"batch_size: {batch}\nsampler: {{name: repeat, steps: {steps}}}\n"
     with atomic_file(args.out) as f:
         f.write(text)

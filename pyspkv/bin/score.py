@@ -1,4 +1,4 @@
-"""Score trials: cosine of embeddings, optionally mean-subtracted, AS-normalised, calibrated."""
+"""Score trials: cosine of embeddings, optionally mean-subtracted, AS-normalized, calibrated."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--enrol-map",
         metavar="FILE",
-        help="`model utt1 utt2 ...` lines: a model is the length-normalised mean of its directions",
+        help="`model utt1 utt2 ...` lines: a model is the length-normalized mean of its directions",
     )
     p.add_argument(
         "--cohort", metavar="SCP", help="embeddings of the AS-norm cohort; without it, plain cosine"

@@ -52,7 +52,7 @@ def main() -> None:
     data = DataDir.read(args.data)
     if "utt2dialogue" not in data.extra:
         raise UserError(
-            "no such file", file=data.path / "utt2dialogue", mend="utils/sessionize.sh makes it from a log"
+            "no such file", file=data.path / "utt2dialogue", hint="utils/sessionize.sh makes it from a log"
         )
     mixed = read_table(args.mixed, "flag") if args.mixed else None
     device = default_device()

@@ -85,12 +85,12 @@ def main() -> None:
         fields = sessionize.Fields(**{n: getattr(args, f"{n}_field") for n in names})
         found = sessionize.from_log(args.log, args.kind, fields, args.drop_source)
     if args.out and args.log.resolve().is_relative_to(args.out.resolve()):
-        raise UserError("OUT would be written over LOG", file=args.out, mend="choose another OUT")
+        raise UserError("OUT would be written over LOG", file=args.out, hint="choose another OUT")
     if args.plot and args.plot.resolve() == args.log.resolve():
-        raise UserError("is LOG itself", file=args.plot, mend="choose another --plot")
+        raise UserError("is LOG itself", file=args.plot, hint="choose another --plot")
     if args.plot and args.out and args.plot.resolve().is_relative_to(args.out.resolve()):
         raise UserError(
-            "lies in OUT, which is replaced as a whole", file=args.plot, mend="choose another --plot"
+            "lies in OUT, which is replaced as a whole", file=args.plot, hint="choose another --plot"
         )
     data, seconds = found.data, found.seconds()
     print(
@@ -118,7 +118,7 @@ def main() -> None:
     rows = [row for row, name in enumerate(dialogue) if name is not None]
     if not rows:
         raise UserError(
-            "no dialogue was found", file=args.log, mend="raise --max-gap, lower --min-utts or --min-dur"
+            "no dialogue was found", file=args.log, hint="raise --max-gap, lower --min-utts or --min-dur"
         )
     kept = data.subset([data.utts[row] for row in rows], trials=False)
     extra = {

@@ -1,4 +1,4 @@
-"""Dialogues from labelled speech, clean or contaminated: DIR/train, DIR/train_labelled and DIR/truth."""
+"""Dialogues from labeled speech, clean or contaminated: DIR/train, DIR/train_labeled and DIR/truth."""
 
 import argparse
 import json
@@ -20,11 +20,11 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.simulate_dialogues",
         description="Cut each speaker's sessions into dialogues (unless DATA has utt2dialogue) and put a second "
-        "speaker into a share of them. The truth (speakers, dialogue2mixed) goes to OUT/train_labelled and OUT/truth.",
+        "speaker into a share of them. The truth (speakers, dialogue2mixed) goes to OUT/train_labeled and OUT/truth.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("data", metavar="DATA", help="data directory with true speakers")
-    p.add_argument("out", metavar="OUT", type=Path, help="where train, train_labelled and truth go")
+    p.add_argument("out", metavar="OUT", type=Path, help="where train, train_labeled and truth go")
     p.add_argument("--session", metavar="FILE", help="`utt session` lines; default: a speaker is one session")
     p.add_argument("--sizes", type=span, default=(4, 8), metavar="LOW:HIGH", help="utterances in a dialogue")
     p.add_argument("--households", action="store_true", help="two speakers share a device")
@@ -56,29 +56,29 @@ def main() -> None:
     from pyspkv.dialogue.simulate import contaminate, dialogue_lines, simulate
 
     if any(
-        Path(args.out, part).resolve() == Path(args.data).resolve() for part in ("train", "train_labelled")
+        Path(args.out, part).resolve() == Path(args.data).resolve() for part in ("train", "train_labeled")
     ):
-        raise UserError("OUT would be written over DATA", file=args.data, mend="choose another OUT")
+        raise UserError("OUT would be written over DATA", file=args.data, hint="choose another OUT")
     asked = {k: str(v) for k, v in vars(args).items() if k != "out"}
     record = args.out / "made_by.json"
     if record.is_file() and (args.out / "train/utt2dialogue").is_file():
-        before = foreign.read_json(record, mend="give another OUT, or remove this one")
+        before = foreign.read_json(record, hint="give another OUT, or remove this one")
         if before != asked:
             name = next(k for k in [*asked, *before] if before.get(k) != asked.get(k))
             rule = f"was made with another {name}: {foreign.short(before.get(name))}, now {asked.get(name)}"
-            raise UserError(rule, file=args.out, mend="give another OUT, or remove this one")
+            raise UserError(rule, file=args.out, hint="give another OUT, or remove this one")
         print(f"up to date: {args.out}")
         return
     data = replace(DataDir.read(args.data), trials={}, enrol_map=None)
     if len(set(data.spk)) == len(data.utts):
-        raise UserError("every utterance is a speaker of its own", file=args.data, mend="give true speakers")
+        raise UserError("every utterance is a speaker of its own", file=args.data, hint="give true speakers")
     if "utt2dialogue" not in data.extra:
         session = read_table(args.session, "id") if args.session else dict.fromkeys(data.utts, "0")
         sizes = (int(args.sizes[0]), int(args.sizes[1]))
         data = simulate(data, session, sizes=sizes, households=args.households, seed=args.seed)
     elif data.dialogue2device is None:
         raise UserError(
-            "no such file", file=data.path / "dialogue2device", mend="write `dialogue device` lines"
+            "no such file", file=data.path / "dialogue2device", hint="write `dialogue device` lines"
         )
     alike = read_table(args.alike, "id") if args.alike else None
     data = contaminate(data, args.percent / 100, share=args.share, alike=alike, seed=args.seed)

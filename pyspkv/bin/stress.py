@@ -102,7 +102,7 @@ def main() -> None:
     data, out = DataDir.read(args.data), Path(args.out)
     file = Path(args.data) / "trials"
     if not file.is_file():
-        raise UserError("has no trials", file=args.data, mend="give a data directory with a trials file")
+        raise UserError("has no trials", file=args.data, hint="give a data directory with a trials file")
     enrol, test, target = trials = trials_over(file, data.utts)
     device = default_device()
     encoder = load_encoder(args.model).to(device)

@@ -9,7 +9,7 @@ from pyspkv.base.errors import UserError, run
 from pyspkv.base.processes import is_first
 
 # Before torch is loaded: a thread that waits for the others lets go of its core. By default it spins, and with busy
-# neighbours an epoch takes several times as long.
+# neighbors an epoch takes several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--data", metavar="DIR", help="data directory; utt2spk holds the classes")
     parser.add_argument(
-        "--unlabelled", metavar="DIR", help="second data directory of semi-supervised objectives"
+        "--unlabeled", metavar="DIR", help="second data directory of semi-supervised objectives"
     )
     parser.add_argument("--dev", metavar="DIR", help="declared dev directory of other speakers")
     parser.add_argument(
@@ -83,7 +83,7 @@ def main() -> None:
     if args.print_config:
         print(cfg.to_yaml(config) if is_first() else "", end="")
         return
-    data, unlabelled, dev = (DataDir.read(d) if d else None for d in (args.data, args.unlabelled, args.dev))
+    data, unlabeled, dev = (DataDir.read(d) if d else None for d in (args.data, args.unlabeled, args.dev))
     if args.dev_trials and not Path(args.dev_trials).is_file():
         raise UserError("no such trials file", file=args.dev_trials)
     exp = Path(args.exp)
@@ -91,7 +91,7 @@ def main() -> None:
         config,
         data,
         exp,
-        unlabelled=unlabelled,
+        unlabeled=unlabeled,
         dev=dev,
         dev_trials=args.dev_trials,
         init=args.init,

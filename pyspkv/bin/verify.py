@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def embed_files(model: str, paths: list[str]) -> "np.ndarray":
-    """float32 [n, D] length-normalised embeddings of whole audio files, embedded as bin.extract does.
+    """float32 [n, D] length-normalized embeddings of whole audio files, embedded as bin.extract does.
 
     UserError: audio that cannot be read, or that has no signal (`audio.signal_problem`).
     """
@@ -20,7 +20,7 @@ def embed_files(model: str, paths: list[str]) -> "np.ndarray":
 
     from pyspkv.audio.reader import AudioReader
     from pyspkv.base.checkpoint import load_encoder
-    from pyspkv.data.ark import normalise
+    from pyspkv.data.ark import normalize
     from pyspkv.data.datadir import DataDir
     from pyspkv.score.extract import embed
 
@@ -29,8 +29,8 @@ def embed_files(model: str, paths: list[str]) -> "np.ndarray":
     for row in range(len(paths)):
         reader.read(row)
     if reader.silent:  # they would all be "the same speaker"
-        raise UserError(reader.silence_note(most=len(paths)), mend="give recordings of speech")
-    return normalise(embed(load_encoder(model), files, torch.device("cpu"), "fp32").x)
+        raise UserError(reader.silence_note(most=len(paths)), hint="give recordings of speech")
+    return normalize(embed(load_encoder(model), files, torch.device("cpu"), "fp32").x)
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Exact Ward and cosine-average clustering by parallel reciprocal nearest neighbours, in O(N x D) memory.
+"""Exact Ward and cosine-average clustering by parallel reciprocal nearest neighbors, in O(N x D) memory.
 
 Both linkages are reducible: d(i + j, k) >= min(d(i, k), d(j, k)) (Bruynooghe 1978). Hence merging *every* pair of
-mutual nearest neighbours at once, in any order, builds the tree that the greedy algorithm builds (Murtagh 1983),
+mutual nearest neighbors at once, in any order, builds the tree that the greedy algorithm builds (Murtagh 1983),
 and a lower bound on the distances of a cluster stays one whatever the others do. Both facts are used here:
 
 - Each cluster keeps a short list of near clusters with exact distances, and `bound`, a number that no cluster
   outside the list can be closer than, now or later. While the best of the list is within the bound it is the
-  nearest neighbour, without any search. Merging two clusters unites their lists and takes the smaller bound.
+  nearest neighbor, without any search. Merging two clusters unites their lists and takes the smaller bound.
 - Only where that certificate fails, all clusters are searched: blocked float32 products of centroids. Their
   rounding is bounded from above (Higham 2002, section 3.5) and taken off the bound; listed candidates are
   recomputed in float64 from float64 centroids, which is what merges are decided on.
@@ -16,16 +16,16 @@ and a lower bound on the distances of a cluster stays one whatever the others do
 Distances need centroids and sizes alone: Ward 2 ni nj / (ni + nj) |ci - cj|^2, the square of scipy's height;
 average linkage of cosine distances 1 - <mi, mj>, mi the mean of the cluster's unit vectors.
 
-Ties: distances that differ by less than 1e-12 relative are ties; among tied mutual neighbours the pair with the
+Ties: distances that differ by less than 1e-12 relative are ties; among tied mutual neighbors the pair with the
 lowest row goes first. (scipy and scikit-learn break them their own way, so tied data may cut differently.) Equal rows
-are merged at height 0 before all else: one by one, each would be the others' nearest neighbour.
+are merged at height 0 before all else: one by one, each would be the others' nearest neighbor.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-LIST = 8  # neighbours kept for each cluster
+LIST = 8  # neighbors kept for each cluster
 GROUP = 32  # columns that share one minimum in a search
 TIE = 1e-12
 BIG = 1e30
@@ -43,7 +43,7 @@ def agglomerate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cluster x float [N, D] down to `num_clusters`, or while heights are at most `threshold`.
 
-    linkage "ward" (height as scipy's) or "average" (of cosine distances; x is normalised here). `weights` [N] > 0
+    linkage "ward" (height as scipy's) or "average" (of cosine distances; x is normalized here). `weights` [N] > 0
     count each row as that many equal points. Returns int64 labels [N], numbered by first row, and the heights of
     the merges made, float64, ascending. `progress(done, wanted)` is called after each round of merges.
     """
@@ -294,7 +294,7 @@ class _Clusters:
                 progress(min(done, wanted), wanted)
 
     def merge(self, rows):
-        """Merge all pairs of mutual nearest neighbours among `rows` (all sure of theirs)."""
+        """Merge all pairs of mutual nearest neighbors among `rows` (all sure of theirs)."""
         torch = self.torch
         near, dist = self.list[rows, 0], self.dist[rows, 0]
         sure = self.dist[near, 0] <= self.bound[near]

@@ -7,14 +7,14 @@ import numpy as np
 
 LIKE = 1e-5  # distance, as a share of the spread of all, up to which two embeddings are one
 FLOOR = 2e-7  # rounding of float32 unit vectors
-NEXT = 4  # neighbours in the order of a projection that are looked at
+NEXT = 4  # neighbors in the order of a projection that are looked at
 
 
 def first_of_each(x: np.ndarray) -> np.ndarray:
     """The first row that each row of unit vectors x float32 [N, D] equals but for rounding: int64 [N].
 
     The same audio in batches of other sizes gives embeddings that differ in their last digits, so equal means: no
-    further apart than `LIKE`. Two such rows are neighbours in the order of their projections on any direction; three
+    further apart than `LIKE`. Two such rows are neighbors in the order of their projections on any direction; three
     random ones are tried. O(N log N) time.
     """
     n = len(x)

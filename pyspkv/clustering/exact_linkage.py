@@ -1,7 +1,7 @@
 """Complete and average linkage where no centroid tells the distance: all pairs of points, block by block, never N x N.
 
-Both are reducible (see `agglomerative`), so all pairs of mutual nearest neighbours merge at once, and a cluster keeps
-its nearest neighbour until that one merges. Each search compares a cluster's points with all others: O(N x D) memory,
+Both are reducible (see `agglomerative`), so all pairs of mutual nearest neighbors merge at once, and a cluster keeps
+its nearest neighbor until that one merges. Each search compares a cluster's points with all others: O(N x D) memory,
 several times N^2 products in all, so minutes where Ward takes seconds.
 """
 
@@ -27,7 +27,7 @@ def agglomerate_pairs(
     """Cluster x float [N, D] down to `num_clusters`, or while heights are at most `threshold`; see `agglomerate`.
 
     linkage "complete" or "average" of metric "euclidean" or "cosine" (1 - cos): scipy's heights. `weights` [N] > 0
-    count each row as that many equal points. Of tied neighbours the one with the lowest first row counts.
+    count each row as that many equal points. Of tied neighbors the one with the lowest first row counts.
     """
     if (num_clusters is None) == (threshold is None):
         raise ValueError("give num_clusters or threshold")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pyspkv.base.errors import UserError
-from pyspkv.clustering.vectors import l2_normalise
+from pyspkv.clustering.vectors import l2_normalize
 
 log = logging.getLogger(__name__)
 BLOCK = 24 << 20  # bytes of one block of products on a CPU
@@ -351,23 +351,23 @@ def constrained_kmeans(
     stats: dict | None = None,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Constrained-KMeans of Basu et al. 2002: labelled points start the centroids and never change cluster.
+    """Constrained-KMeans of Basu et al. 2002: labeled points start the centroids and never change cluster.
 
-    x float32 [N, D], normalised here; rows `seeds_index` [L] belong to clusters `seeds_label` [L] (0..k-1): cluster
-    j is speaker j. A cluster without a labelled point starts from a random unlabelled one. Stops when no centroid
+    x float32 [N, D], normalized here; rows `seeds_index` [L] belong to clusters `seeds_label` [L] (0..k-1): cluster
+    j is speaker j. A cluster without a labeled point starts from a random unlabeled one. Stops when no centroid
     coordinate moves by more than `tol`, or after `max_iter`. Returns (labels int64 [N], centroids float32 [k, D]);
-    the labels are the last assignment, so every labelled point has its own.
+    the labels are the last assignment, so every labeled point has its own.
 
     spherical=True: unit centroids, cosine. spherical=False with tol=0.05 is the assignment of GLL's code: means that
-    are not normalised, compared by inner product. Deterministic when every cluster has a labelled point.
+    are not normalized, compared by inner product. Deterministic when every cluster has a labeled point.
     """
     from tqdm import tqdm
 
-    x = l2_normalise(x)
+    x = l2_normalize(x)
     index, given = np.asarray(seeds_index, dtype=np.int64), np.asarray(seeds_label, dtype=np.int64)
     n = len(x)
     if index.shape != given.shape or len(np.unique(index)) != len(index):
-        raise ValueError("seeds_index and seeds_label must pair each labelled row with one label")
+        raise ValueError("seeds_index and seeds_label must pair each labeled row with one label")
     if len(index) and (given.min() < 0 or given.max() >= k or index.min() < 0 or index.max() >= n):
         raise ValueError(f"seeds out of range: labels 0..{k - 1}, rows 0..{n - 1}")
     fixed = np.full(n, -1, dtype=np.int64)
@@ -377,7 +377,7 @@ def constrained_kmeans(
     centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
     orphan = np.flatnonzero(counts == 0)
     if len(orphan) > len(free):
-        raise ValueError(f"{len(orphan)} clusters without a labelled point, {len(free)} unlabelled points")
+        raise ValueError(f"{len(orphan)} clusters without a labeled point, {len(free)} unlabeled points")
     rng = np.random.default_rng(seed)
     if len(orphan):
         centroids[orphan] = x[rng.choice(free, len(orphan), replace=False)]

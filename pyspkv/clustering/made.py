@@ -29,7 +29,7 @@ _OF_THE_PLACE = ("out", "bytes", "batches", "silent")
 
 
 def data_digest(folder: str | Path, speakers: bool = False) -> str:
-    """SHA-256 of what a relabelled copy takes over from a data directory; with `speakers`, of its speakers too."""
+    """SHA-256 of what a relabeled copy takes over from a data directory; with `speakers`, of its speakers too."""
     folder, digest = Path(folder), hashlib.sha256()
     for name, (keyed, _) in list_tables(folder).items():
         if keyed not in ("utt", "reco", "dialogue") or name in _LENGTHS:
@@ -66,7 +66,7 @@ def content_digest(scp: str | Path) -> str:
         name = ark.decode(errors="surrogateescape")
         if not Path(name).is_file():
             raise UserError(
-                f"points into {name}, which is no file", file=scp, mend="extract the embeddings again"
+                f"points into {name}, which is no file", file=scp, hint="extract the embeddings again"
             )
         with open(name, "rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
@@ -96,16 +96,16 @@ def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str
         return True
     for key, value in asked.items():
         if (before := made["asked"].get(key)) != value:
-            raise UserError(_difference(key, before, value), file=out, mend=_anew(out, report))
+            raise UserError(_difference(key, before, value), file=out, hint=_anew(out, report))
     if len(made["embeddings"]) != len(scps):
         rule = f"was made of {len(made['embeddings'])} --embeddings, now {len(scps)}"
-        raise UserError(rule, file=out, mend=_anew(out, report))
+        raise UserError(rule, file=out, hint=_anew(out, report))
     for scp, before in zip(scps, made["embeddings"]):
         if (record := _made_by(scp)) is not None and record == before.get("made_by"):
             continue
         if content_digest(scp) != before.get("content"):
             rule = f"was made of other embeddings than {scp} holds now: of another model, or of other audio"
-            raise UserError(rule, file=out, mend=_anew(out, report))
+            raise UserError(rule, file=out, hint=_anew(out, report))
     edited = labels_digest(out) != made.get("label_hash")
     print(f"kept: {out}" + (f" (edited by hand: its utt2spk is not the one of {report})" if edited else ""))
     return True
@@ -122,14 +122,14 @@ def _read(report: Path) -> dict:
     except UserError:
         good = False
     if not good:
-        mend = f"rm {shlex.quote(str(report))} (the labels beside it are then kept as they are)"
-        raise UserError("is damaged: it does not say how the labels were made", file=report, mend=mend)
+        hint = f"rm {shlex.quote(str(report))} (the labels beside it are then kept as they are)"
+        raise UserError("is damaged: it does not say how the labels were made", file=report, hint=hint)
     return made
 
 
 def _difference(key: str, before, now) -> str:
     option = f"--{key.replace('_', '-')}"
-    if key in ("data", "labelled", "unlabelled") or (key == "previous" and before and now):
+    if key in ("data", "labeled", "unlabeled") or (key == "previous" and before and now):
         return f"was made with another {option}, or its files have changed since"
 
     def said(value) -> str:

@@ -44,12 +44,12 @@ def choose_num_clusters(
     then a dozen around the peak. The silhouette is `quality.silhouette` of up to 5,000 utterances drawn from `seed`.
     """
     from pyspkv.clustering.agglomerative import cuts
-    from pyspkv.clustering.quality import centre_sums, silhouette
+    from pyspkv.clustering.quality import center_sums, silhouette
 
     k1 = len(centroids)
     if k1 < 3:
         return k1, []
-    sums, counts = centre_sums(x, labels, k1)
+    sums, counts = center_sums(x, labels, k1)
     rows = np.sort(np.random.default_rng([seed, 3]).choice(len(x), min(len(x), SAMPLE), replace=False))
     points, own = x[rows], labels[rows]
 

@@ -25,13 +25,13 @@ class Options:
             raise UserError(
                 f"--num-clusters {self.num_clusters} is more than the {n} utterances",
                 file=file,
-                mend=f"--num-clusters auto, or at most {n}",
+                hint=f"--num-clusters auto, or at most {n}",
             )
         k1 = self.centroids(n)
         if self.num_clusters != "auto" and self.method == "kmeans-ahc" and k1 < self.num_clusters:
             raise UserError(
                 f"--num-kmeans {k1} is less than --num-clusters {self.num_clusters}",
-                mend="raise --num-kmeans",
+                hint="raise --num-kmeans",
             )
 
     def centroids(self, n: int) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 from pyspkv.base.errors import UserError
 from pyspkv.clustering.agglomerative import agglomerate
 from pyspkv.clustering.kmeans import kmeans, sums_of
-from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_MEND, l2_normalise
+from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_HINT, l2_normalize
 
 
 def ward(
@@ -40,7 +40,7 @@ def ahc(
     with all pairwise distances in memory; beyond it, or with weights, `agglomerate_pairs` takes many times as long.
     """
     if linkage == "ward" and metric != "euclidean":
-        raise UserError("Ward linkage is defined for Euclidean distances", mend="--metric euclidean")
+        raise UserError("Ward linkage is defined for Euclidean distances", hint="--metric euclidean")
     cut = {"num_clusters": num_clusters, "threshold": threshold}
     if (linkage, metric) in (("ward", "euclidean"), ("average", "cosine")):
         return agglomerate(x, linkage=linkage, weights=weights, device=device, progress=progress, **cut)[0]
@@ -98,7 +98,7 @@ def cluster(
     first = first_of_each(x) if first is None else first
     rows, of_each = np.unique(first, return_inverse=True)
     if len(rows) == 1 < len(x):
-        raise UserError(COLLAPSED, mend=COLLAPSED_MEND)
+        raise UserError(COLLAPSED, hint=COLLAPSED_HINT)
     some = x if len(rows) == len(x) else x[rows]
     labels, info = _cluster(
         some, method, "auto", num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
@@ -199,23 +199,23 @@ def propagate(
     seeds_label: np.ndarray,
     k: int,
     *,
-    neighbours: int = 15,
+    neighbors: int = 15,
     alpha: float = 0.95,
     iterations: int = 50,
 ) -> np.ndarray:
-    """Label spreading (Zhou et al., NIPS 2003) over the graph of nearest neighbours: int64 labels [N].
+    """Label spreading (Zhou et al., NIPS 2003) over the graph of nearest neighbors: int64 labels [N].
 
-    x [N, D], normalised here; rows `seeds_index` [L] have labels `seeds_label` [L] (0..k-1) and keep them. Edges weigh
+    x [N, D], normalized here; rows `seeds_index` [L] have labels `seeds_label` [L] (0..k-1) and keep them. Edges weigh
     max(cos, 0), both ways where either end names the other; F <- alpha D^-1/2 W D^-1/2 F + (1 - alpha) Y. Points that
-    nothing reaches go to the nearest seed mean. Memory O(N (neighbours + k)).
+    nothing reaches go to the nearest seed mean. Memory O(N (neighbors + k)).
     """
     from scipy.sparse import coo_matrix, diags
     from sklearn.neighbors import NearestNeighbors
 
-    x = l2_normalise(x)
-    n, neighbours = len(x), min(neighbours, len(x) - 1)
-    _, near = NearestNeighbors(n_neighbors=neighbours).fit(x).kneighbors()  # oneself is left out
-    rows = np.repeat(np.arange(n), neighbours)
+    x = l2_normalize(x)
+    n, neighbors = len(x), min(neighbors, len(x) - 1)
+    _, near = NearestNeighbors(n_neighbors=neighbors).fit(x).kneighbors()  # oneself is left out
+    rows = np.repeat(np.arange(n), neighbors)
     weight = np.maximum(np.einsum("nd,nd->n", x[rows], x[near.ravel()]), 0)
     w = coo_matrix((weight, (rows, near.ravel())), shape=(n, n)).tocsr()
     w = w.maximum(w.T)
@@ -230,7 +230,7 @@ def propagate(
     labels = f.argmax(1).astype(np.int64)
     unreached = np.flatnonzero(f.max(1) <= 0)
     if len(unreached):
-        means = l2_normalise(sums_of(x[seeds_index], seeds_label, k)[0])
+        means = l2_normalize(sums_of(x[seeds_index], seeds_label, k)[0])
         labels[unreached] = (x[unreached] @ means.T).argmax(1)
     labels[seeds_index] = seeds_label
     return labels

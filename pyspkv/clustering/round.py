@@ -1,4 +1,4 @@
-"""One round of labelling: embeddings in, a data directory whose speakers are clusters out, and what to report of it."""
+"""One round of labeling: embeddings in, a data directory whose speakers are clusters out, and what to report of it."""
 
 import json
 import logging
@@ -104,7 +104,7 @@ def match_previous(labels: np.ndarray, utts: Sequence[str], previous: DataDir) -
     old_of = dict(zip(previous.utts, previous.spk))
     common = np.array([u in old_of for u in utts])
     if not common.any():
-        raise UserError("shares no utterance with --data", file=previous.path, mend="pass the round before")
+        raise UserError("shares no utterance with --data", file=previous.path, hint="pass the round before")
     names = [old_of[u] for u in utts if u in old_of]
     numbers = _numbers(names)
     if numbers is None:
@@ -132,7 +132,7 @@ def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
         raise UserError(
             f"{len(missing)} of {len(data.utts)} utterances have no embedding: {some}",
             file=scp,
-            mend=f"python -m pyspkv.bin.extract --data {data.path}, or utils/subset_data_dir.sh",
+            hint=f"python -m pyspkv.bin.extract --data {data.path}, or utils/subset_data_dir.sh",
         )
     x = emb.vectors()
     order = np.fromiter((row[u] for u in data.utts), dtype=np.int64, count=len(data.utts))

@@ -7,11 +7,11 @@ from pyspkv.base.errors import UserError
 COLLAPSED = "all embeddings point one way: the model that made them has collapsed"
 
 
-COLLAPSED_MEND = "look at `spread` in its train.jsonl; lower optim.lr, or train longer"
+COLLAPSED_HINT = "look at `spread` in its train.jsonl; lower optim.lr, or train longer"
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """L2-normalise float32 x [N, D] in place, in blocks; the rows that are all zeros (left so), int64 [M]."""
+    """L2-normalize float32 x [N, D] in place, in blocks; the rows that are all zeros (left so), int64 [M]."""
     bad = []
     for first in range(0, len(x), 8192):
         part = x[first : first + 8192]
@@ -21,7 +21,7 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     return np.concatenate(bad) if bad else np.zeros(0, dtype=np.int64)
 
 
-def l2_normalise(x: np.ndarray) -> np.ndarray:
+def l2_normalize(x: np.ndarray) -> np.ndarray:
     """Rows of x [N, D] on the unit sphere, float32, a new array. ValueError: a row of zeros."""
     x = np.array(x, dtype=np.float32, order="C")
     if len(bad := unit_rows(x)):
@@ -30,9 +30,9 @@ def l2_normalise(x: np.ndarray) -> np.ndarray:
 
 
 def whiten(x: np.ndarray, power: float) -> np.ndarray:
-    """Unit vectors x float32 [N, D]: centred, times covariance^(-power / 2), normalised again.
+    """Unit vectors x float32 [N, D]: centerd, times covariance^(-power / 2), normalized again.
 
-    power 1 is whitening with length normalisation (Garcia-Romero & Espy-Wilson, Interspeech 2011), 0 centring alone.
+    power 1 is whitening with length normalization (Garcia-Romero & Espy-Wilson, Interspeech 2011), 0 centring alone.
     Embeddings trained without labels spend their first axes on channels too; half the power evens them out without
     raising the noise of the last. Rows are shrunk in place; memory O(D^2) beside x.
     """
@@ -42,7 +42,7 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
         part = x[first : first + 8192] - mean
         covariance += part.T @ part
     if np.trace(covariance) < 1e-9 * len(x):  # of unit vectors: 1 - |mean|^2
-        raise UserError(COLLAPSED, mend=COLLAPSED_MEND)
+        raise UserError(COLLAPSED, hint=COLLAPSED_HINT)
     axes = whitening(covariance / len(x), power)
     for first in range(0, len(x), 8192):
         x[first : first + 8192] = (x[first : first + 8192] - mean.astype(np.float32)) @ axes

@@ -52,9 +52,9 @@ class Embeddings:
     def vectors(self) -> np.ndarray:
         """float32 [N, D], one row an utterance: `x` itself (no copy) if `single`, else mean directions.
 
-        The mean direction of an entry is the mean of the length-normalised rows; its length is at most 1.
+        The mean direction of an entry is the mean of the length-normalized rows; its length is at most 1.
         """
-        return self.x if self.single else self.entry_means(normalise(self.x))
+        return self.x if self.single else self.entry_means(normalize(self.x))
 
     def entry_means(self, x: np.ndarray) -> np.ndarray:
         """Means of each entry's rows in `x` [R, D]: [N, D]; `x` itself if `single`."""
@@ -66,8 +66,8 @@ class Embeddings:
         return np.diff(self.offsets).astype(np.float32)
 
 
-def normalise(x: np.ndarray) -> np.ndarray:
-    """Length-normalise rows: [..., D] -> float32 [..., D]; a zero row stays zero (all its cosines are 0).
+def normalize(x: np.ndarray) -> np.ndarray:
+    """Length-normalize rows: [..., D] -> float32 [..., D]; a zero row stays zero (all its cosines are 0).
 
     Every row of finite float32 values gets its direction, also where its length is none that float32 can hold.
     """
@@ -102,7 +102,7 @@ def refuse_links(files: Iterable[Path]) -> None:
             raise UserError(
                 f"is a link to {os.readlink(file)}, which would be overwritten",
                 file=file,
-                mend="remove the link, or give another output folder",
+                hint="remove the link, or give another output folder",
             )
 
 
@@ -186,7 +186,7 @@ class EmbeddingWriter:
             raise UserError(
                 f"embedding of utterance {utt} has NaN or Inf in it",
                 file=self.dir,
-                mend="listen to that utterance; if it is sound, the model diverged: use an older checkpoint",
+                hint="listen to that utterance; if it is sound, the model diverged: use an older checkpoint",
             )
         self.dim = array.shape[-1]
         self._ark.write(f"{utt} ".encode())
@@ -230,7 +230,7 @@ def read_embeddings(scp: str | Path) -> Embeddings:
             row = start + int(bad.argmax())
             i = int(np.searchsorted(offsets, row, side="right")) - 1
             raise UserError(
-                f"embedding of utterance {ids[i]} has NaN or Inf in it", file=scp, line=i + 1, mend=AGAIN
+                f"embedding of utterance {ids[i]} has NaN or Inf in it", file=scp, line=i + 1, hint=AGAIN
             )
     return Embeddings(ids, x, offsets)
 
@@ -241,31 +241,31 @@ def _read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
         for number, line in enumerate(f, 1):
             fields = line.split(None, 1)
             if len(fields) != 2:
-                raise UserError("a line must be `utterance ark:offset`", file=scp, line=number, mend=AGAIN)
+                raise UserError("a line must be `utterance ark:offset`", file=scp, line=number, hint=AGAIN)
             utt, entry = fields[0], fields[1].rstrip()
             if entry[-1] == "|" or entry[0] == "|" or entry[-1] == "]":
                 raise UserError(
                     f"{entry!r} is a command or a range; only plain ark:offset entries are read here",
                     file=scp,
                     line=number,
-                    mend="write the vectors to an ark with Kaldi's copy-vector first",
+                    hint="write the vectors to an ark with Kaldi's copy-vector first",
                 )
             path, colon, place = entry.rpartition(":")
             if not (colon and place.isascii() and place.isdigit()):
                 path, place = entry, "0"  # a Kaldi file of its own, with no key in front
             if (at := whole_number(place)) is None:
-                raise UserError("the offset lies beyond any file", file=scp, line=number, mend=AGAIN)
+                raise UserError("the offset lies beyond any file", file=scp, line=number, hint=AGAIN)
             ids.append(utt)
             ark_of.append(arks.setdefault(path, len(arks)))
             offset.append(at)
     if not ids:
-        raise UserError("no embeddings in it", file=scp, mend=AGAIN)
+        raise UserError("no embeddings in it", file=scp, hint=AGAIN)
     if len(set(ids)) != len(ids):
         seen: set[str] = set()
         for number, utt in enumerate(ids, 1):
             if utt in seen:
                 raise UserError(
-                    f"utterance {utt} is there twice", file=scp, line=number, mend="remove one of the lines"
+                    f"utterance {utt} is there twice", file=scp, line=number, hint="remove one of the lines"
                 )
             seen.add(utt)
     return ids, list(arks), np.array(ark_of), np.array(offset, dtype=np.int64)
@@ -281,7 +281,7 @@ class _Entries:
 
     def error(self, i: int, message: str) -> UserError:
         where = f"{self.arks[self.ark_of[i]]}:{self.offset[i]}"
-        return UserError(f"{self.ids[i]} ({where}): {message}", file=self.scp, line=int(i) + 1, mend=AGAIN)
+        return UserError(f"{self.ids[i]} ({where}): {message}", file=self.scp, line=int(i) + 1, hint=AGAIN)
 
     def by_ark(self):
         """Yield (file, size in bytes, entry numbers in the order of their offsets) for each ark."""
@@ -307,7 +307,7 @@ class _Entries:
         if 4 * rows * dim > have:
             need = f"{rows} x {dim} values are more than this machine's memory ({have / 2**30:.0f} GiB)"
             raise UserError(
-                need, file=self.scp, mend="give fewer lines, or look whether the ark's headers are right"
+                need, file=self.scp, hint="give fewer lines, or look whether the ark's headers are right"
             )
 
     def read_vectors(self) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 Utterances are kept in C order; `utt2spk` and `wav.scp` are required, everything else is checked when present.
 An unknown speaker is `utt utt`; no speaker prefix is demanded of utterance ids. `utt2spk_true` (the truth
-beside an unlabelled directory) is never read nor copied. `pyspkv.data.fix` mends broken directories.
+beside an unlabeled directory) is never read nor copied. `pyspkv.data.fix` repairs broken directories.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ def table_kind(name: str) -> tuple[str, str] | None:
     return None
 
 
-def mend_command(path: str | Path, *options: str) -> str:
+def hint_command(path: str | Path, *options: str) -> str:
     return command_line("utils/fix_data_dir.sh", *options, Path(path))
 
 
@@ -76,15 +76,15 @@ def list_tables(path: Path) -> dict[str, tuple[str, str]]:
     """The data-directory files present in `path`, with their kinds. UserError: no such directory."""
     if not path.is_dir():
         if path.exists():
-            raise UserError("is a file, no data directory", file=path, mend="give the folder that it is in")
+            raise UserError("is a file, no data directory", file=path, hint="give the folder that it is in")
         old = [
             p
             for p in path.parent.glob("*.old")
             if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.old", p.name)
         ]
-        mend = command_line("mv", old[0], path) if old else None  # a killed run left the old folder there
+        hint = command_line("mv", old[0], path) if old else None  # a killed run left the old folder there
         raise UserError(
-            "no such data directory", file=path, mend=mend or "check the path; stage 1 makes data"
+            "no such data directory", file=path, hint=hint or "check the path; stage 1 makes data"
         )
     tables = {p: kind for p in sorted(path.iterdir()) if (kind := table_kind(p.name)) and not p.is_dir()}
     for p in tables:
@@ -92,7 +92,7 @@ def list_tables(path: Path) -> dict[str, tuple[str, str]]:
             what = (
                 "a link to nowhere" if p.is_symlink() and not p.exists() else "no file but a pipe or device"
             )
-            raise UserError(f"is {what}", file=p, mend="put the file there, or remove this")
+            raise UserError(f"is {what}", file=p, hint="put the file there, or remove this")
     return {p.name: kind for p, kind in tables.items()}
 
 
@@ -116,37 +116,37 @@ class DataDir:
     # ---- reading -----------------------------------------------------------------------------------------
     @classmethod
     def read(cls, path: str | Path, *, need_wav: bool = True) -> "DataDir":
-        """Read and check every known file. UserError names file, line, rule and mend."""
+        """Read and check every known file. UserError names file, line, rule and hint."""
         path = Path(path)
         present = list_tables(path)
-        mend = mend_command(path)
+        hint = hint_command(path)
         if "utt2spk" not in present:
-            how = mend  # made from spk2utt
+            how = hint  # made from spk2utt
             if "spk2utt" not in present:
                 how = "write it: `utt spk` per line, or `utt utt` where the speaker is unknown"
-            raise UserError("no such file", file=path / "utt2spk", mend=how)
+            raise UserError("no such file", file=path / "utt2spk", hint=how)
         if "spk2utt" not in present:
-            raise UserError("no such file", file=path / "spk2utt", mend=mend)
+            raise UserError("no such file", file=path / "spk2utt", hint=hint)
         if "wav.scp" not in present and (need_wav or "segments" in present):
             raise UserError(
-                "no such file", file=path / "wav.scp", mend="write it: `id path` per line, in C order"
+                "no such file", file=path / "wav.scp", hint="write it: `id path` per line, in C order"
             )
         with no_gc():
-            return cls._read(path, present, mend)
+            return cls._read(path, present, hint)
 
     @classmethod
-    def _read(cls, path: Path, present: dict[str, tuple[str, str]], mend: str) -> "DataDir":
-        utts, spk = read_columns(path / "utt2spk", "id", mend)
+    def _read(cls, path: Path, present: dict[str, tuple[str, str]], hint: str) -> "DataDir":
+        utts, spk = read_columns(path / "utt2spk", "id", hint)
         one = {s: s for s in spk}
         spk = [one[s] for s in spk]  # one string object per speaker, not per line
-        _check_spk2utt(path / "spk2utt", utts, spk, mend)
+        _check_spk2utt(path / "spk2utt", utts, spk, hint)
         data = cls(path, utts, spk, {})
         lists: dict[str, tuple[list[str], str]] = {"utt": (utts, "utt2spk"), "spk": (sorted(one), "spk2utt")}
 
         def table(name: str, want: str) -> dict[str, str]:
-            keys, values = read_columns(path / name, present[name][1], mend)
+            keys, values = read_columns(path / name, present[name][1], hint)
             ids, source = lists[want]
-            _check_same(path / name, keys, ids, source, mend)
+            _check_same(path / name, keys, ids, source, hint)
             return dict(zip(ids, values))  # share the id strings
 
         if "segments" in present:
@@ -173,35 +173,35 @@ class DataDir:
                     raise UserError(
                         f"{name} without utt2dialogue",
                         file=path / name,
-                        mend="write utt2dialogue: `utt dialogue` per line",
+                        hint="write utt2dialogue: `utt dialogue` per line",
                     )
                 lists["dialogue"] = (sorted(set(data.extra["utt2dialogue"].values())), "utt2dialogue")
                 setattr(data, name, table(name, "dialogue"))
         if data.segments and "reco2dur" in data.reco:
-            _check_segment_ends(path / "segments", data.segments, data.reco["reco2dur"], mend)
+            _check_segment_ends(path / "segments", data.segments, data.reco["reco2dur"], hint)
         data._read_trials(
-            [n for n, (keyed, _) in present.items() if keyed == "trials"], "enrol_map" in present, mend
+            [n for n, (keyed, _) in present.items() if keyed == "trials"], "enrol_map" in present, hint
         )
         return data
 
-    def _read_trials(self, names: list[str], has_map: bool, mend: str) -> None:
+    def _read_trials(self, names: list[str], has_map: bool, hint: str) -> None:
         known = set(self.utts) if names or has_map else set()
         if has_map:
             file = self.path / "enrol_map"
-            self.enrol_map = read_table(file, "ids", mend)
+            self.enrol_map = read_table(file, "ids", hint)
             for line, value in enumerate(self.enrol_map.values(), 1):
                 if bad := next((u for u in value.split(" ") if u not in known), None):
-                    raise UserError(f"{bad} is not in utt2spk", file=file, line=line, mend=mend)
+                    raise UserError(f"{bad} is not in utt2spk", file=file, line=line, hint=hint)
         for name in names:
             file = self.path / name
-            enrol, test, _ = read_trials(file, mend)
+            enrol, test, _ = read_trials(file, hint)
             models = enrol_side(set(enrol), known, self.enrol_map)
             for line, (e, t) in enumerate(zip(enrol, test), 1):
                 if t not in known:
-                    raise UserError(f"test utterance {t} is not in utt2spk", file=file, line=line, mend=mend)
+                    raise UserError(f"test utterance {t} is not in utt2spk", file=file, line=line, hint=hint)
                 if models is not None and e not in models:
                     raise UserError(
-                        f"{e} is neither in utt2spk nor in enrol_map", file=file, line=line, mend=mend
+                        f"{e} is neither in utt2spk nor in enrol_map", file=file, line=line, hint=hint
                     )
             self.trials[name] = file.read_text(encoding="utf-8").split("\n")[:-1]
 
@@ -269,7 +269,7 @@ class DataDir:
         keep = set(utts)
         if unknown := keep - row.keys():
             raise UserError(
-                f"{min(unknown)} is not in utt2spk", file=self.path / "utt2spk", mend="mend the list of ids"
+                f"{min(unknown)} is not in utt2spk", file=self.path / "utt2spk", hint="hint the list of ids"
             )
         return self._subset([row[u] for u in sorted(keep)], trials)
 
@@ -306,14 +306,14 @@ class DataDir:
         return replace(self, spk=list(spk), per_spk={})
 
     def write_training_set(self, folder: str | Path) -> None:
-        """Into `folder`: train without speakers, train_labelled with them, and truth/train_utt2spk for diagnostics.
+        """Into `folder`: train without speakers, train_labeled with them, and truth/train_utt2spk for diagnostics.
 
-        Which dialogues are mixed is truth too: dialogue2mixed goes to train_labelled and truth/ alone.
+        Which dialogues are mixed is truth too: dialogue2mixed goes to train_labeled and truth/ alone.
         """
         folder = Path(folder)
         check_replaceable(folder / "train")  # before any of the four is replaced
-        check_replaceable(folder / "train_labelled")
-        self.write(folder / "train_labelled", inside=folder)
+        check_replaceable(folder / "train_labeled")
+        self.write(folder / "train_labeled", inside=folder)
         with atomic_file(folder / "truth" / "train_utt2spk", inside=folder) as f:
             f.writelines(f"{utt} {spk}\n" for utt, spk in zip(self.utts, self.spk))
         if self.dialogue2mixed is not None:
@@ -322,8 +322,8 @@ class DataDir:
         replace(self.with_speakers(self.utts), dialogue2mixed=None).write(folder / "train", inside=folder)
 
     def write_label_split(self, folder: str | Path, per_speaker: int, seed: int) -> tuple[int, int]:
-        """A few labels: into `folder`/labelled `per_speaker` random utterances of each speaker (all where there are
-        fewer), into `folder`/unlabelled the others without speakers, into `folder`/truth/unlabelled_utt2spk these, for
+        """A few labels: into `folder`/labeled `per_speaker` random utterances of each speaker (all where there are
+        fewer), into `folder`/unlabeled the others without speakers, into `folder`/truth/unlabeled_utt2spk these, for
         diagnostics. Returns the numbers of utterances. The same seed draws nested parts.
         """
         import numpy as np
@@ -336,16 +336,16 @@ class DataDir:
         rest = [(utt, spk) for utt, spk in zip(self.utts, self.spk) if utt not in drawn]
         if per_speaker < 1 or not rest:
             raise UserError(
-                f"{per_speaker} labelled utterances a speaker leave no unlabelled one, or are none",
+                f"{per_speaker} labeled utterances a speaker leave no unlabeled one, or are none",
                 file=self.path,
-                mend="ask for at least one, and for fewer than the speakers have",
+                hint="ask for at least one, and for fewer than the speakers have",
             )
-        with atomic_file(folder / "truth" / "unlabelled_utt2spk", inside=folder) as f:
+        with atomic_file(folder / "truth" / "unlabeled_utt2spk", inside=folder) as f:
             f.writelines(f"{utt} {spk}\n" for utt, spk in rest)
-        unlabelled = self.subset([utt for utt, _ in rest], trials=False)
-        unlabelled.with_speakers(unlabelled.utts).write(folder / "unlabelled", inside=folder)
+        unlabeled = self.subset([utt for utt, _ in rest], trials=False)
+        unlabeled.with_speakers(unlabeled.utts).write(folder / "unlabeled", inside=folder)
         # The last: where it stands, all do.
-        self.subset(drawn, trials=False).write(folder / "labelled", inside=folder)
+        self.subset(drawn, trials=False).write(folder / "labeled", inside=folder)
         return len(drawn), len(rest)
 
     def renamed(self, utt: Callable[[str, str], str], spk: Callable[[str], str]) -> "DataDir":
@@ -398,8 +398,8 @@ class DataDir:
         units = len(self.utts) if per_utt else len(set(self.spk))
         if not 1 <= n <= units:
             what = "utterances" if per_utt else "speakers"
-            mend = f"ask for 1 to {units} parts" + ("" if per_utt else ", or give --per-utt")
-            raise UserError(f"cannot split {units} {what} into {n} parts", file=self.path, mend=mend)
+            hint = f"ask for 1 to {units} parts" + ("" if per_utt else ", or give --per-utt")
+            raise UserError(f"cannot split {units} {what} into {n} parts", file=self.path, hint=hint)
         rows = list(range(len(self.utts)))
         if not per_utt:
             rows.sort(key=self.spk.__getitem__)
@@ -420,10 +420,10 @@ class DataDir:
         """Write the parts to PATH/split<n>/<1..n> (split<n>utt with per_utt), all of them at once."""
         folder = self.path / f"split{n}{'utt' if per_utt else ''}"
         if folder.is_symlink():
-            raise UserError("is a link, no folder of parts", file=folder, mend=command_line("unlink", folder))
+            raise UserError("is a link, no folder of parts", file=folder, hint=command_line("unlink", folder))
         if folder.is_dir() and (other := _foreign_in_parts(folder)):
             raise UserError(
-                "is no part, and a new split would delete it", file=other, mend="move it elsewhere"
+                "is no part, and a new split would delete it", file=other, hint="move it elsewhere"
             )
         with no_gc():
             cut = self._split_rows(n, per_utt)
@@ -452,11 +452,11 @@ def combine(
     everywhere, anywhere = set(held[0]).intersection(*held), set().union(*held)
     for d, tables in zip(sources, held):
         if missing := sorted(((anywhere & {"segments", "wav.scp"}) | set(extra_files)) - set(tables)):
-            mend = "write it, or combine only directories that have it"
+            hint = "write it, or combine only directories that have it"
             raise UserError(
                 "no such file, and another source or --extra-files has it",
                 file=d.path / missing[0],
-                mend=mend,
+                hint=hint,
             )
     tables: dict[str, dict] = {}
     for name in everywhere - set().union(*(d.trials for d in sources)):
@@ -464,9 +464,9 @@ def combine(
         for d, own in zip(sources, held):
             for key, value in own[name].items():
                 if merged.setdefault(key, value) != value:
-                    mend = "give one of them other ids first (utils/copy_data_dir.sh --utt-prefix)"
+                    hint = "give one of them other ids first (utils/copy_data_dir.sh --utt-prefix)"
                     raise UserError(
-                        f"{key} has another line in an earlier source", file=d.path / name, mend=mend
+                        f"{key} has another line in an earlier source", file=d.path / name, hint=hint
                     )
     trials = {
         n: [line for d in sources for line in d.trials[n]] for n in sources[0].trials if n in everywhere
@@ -485,34 +485,34 @@ def _seconds(x: float) -> str:
     return repr(x).removesuffix(".0")
 
 
-def _check_same(file: Path, keys: list[str], want: list[str], source: str, mend: str) -> None:
+def _check_same(file: Path, keys: list[str], want: list[str], source: str, hint: str) -> None:
     if keys == want:
         return
     have, wanted = set(keys), set(want)
     for line, key in enumerate(keys, 1):
         if key not in wanted:
-            raise UserError(f"{key} is not in {source}", file=file, line=line, mend=mend)
+            raise UserError(f"{key} is not in {source}", file=file, line=line, hint=hint)
     lost = min(wanted - have)
-    raise UserError(f"no line for {lost} of {source} ({len(wanted - have)} missing)", file=file, mend=mend)
+    raise UserError(f"no line for {lost} of {source} ({len(wanted - have)} missing)", file=file, hint=hint)
 
 
-def _check_spk2utt(file: Path, utts: list[str], spk: list[str], mend: str) -> None:
-    keys, values = read_columns(file, "ids", mend)
+def _check_spk2utt(file: Path, utts: list[str], spk: list[str], hint: str) -> None:
+    keys, values = read_columns(file, "ids", hint)
     want = spk2utt_lines(utts, spk)
     for line, (key, value) in enumerate(zip(keys, values), 1):
         if line > len(want) or f"{key} {value}" != want[line - 1]:
-            raise UserError(f"not the inverse of utt2spk at {key}", file=file, line=line, mend=mend)
+            raise UserError(f"not the inverse of utt2spk at {key}", file=file, line=line, hint=hint)
     if len(keys) < len(want):
-        raise UserError(f"speaker {want[len(keys)].split()[0]} of utt2spk is missing", file=file, mend=mend)
+        raise UserError(f"speaker {want[len(keys)].split()[0]} of utt2spk is missing", file=file, hint=hint)
 
 
-def _check_segment_ends(file: Path, segments: dict, reco2dur: dict[str, str], mend: str) -> None:
+def _check_segment_ends(file: Path, segments: dict, reco2dur: dict[str, str], hint: str) -> None:
     dur = {r: float(d) for r, d in reco2dur.items()}
     for line, (utt, (reco, start, end)) in enumerate(segments.items(), 1):
         if end > dur[reco] + OVERSHOOT or start >= dur[reco]:
             rule = f"{utt} ends at {end:g} s" if start < dur[reco] else f"{utt} starts at {start:g} s"
             raise UserError(
-                f"{rule} but {reco} has {dur[reco]:g} s (reco2dur)", file=file, line=line, mend=mend
+                f"{rule} but {reco} has {dur[reco]:g} s (reco2dur)", file=file, line=line, hint=hint
             )
 
 
@@ -524,7 +524,7 @@ def segment_seconds(data: DataDir) -> dict[str, float]:
         if end < 0 and not dur:
             rule = f"{utt} ends with its recording (-1), and nothing tells how long that is"
             raise UserError(
-                rule, file=data.path / "segments", mend="write reco2dur (`recording seconds`) or utt2dur"
+                rule, file=data.path / "segments", hint="write reco2dur (`recording seconds`) or utt2dur"
             )
         out[utt] = (end if end >= 0 else dur[reco]) - start
     return out
@@ -563,10 +563,10 @@ def check_replaceable(path: Path) -> None:
     """UserError unless `path` is free, or a folder holding only what this module would write there."""
     if path.exists() and not path.is_dir():
         raise UserError(
-            "a file stands where the data directory should go", file=path, mend="choose another name"
+            "a file stands where the data directory should go", file=path, hint="choose another name"
         )
     if path.is_dir() and (other := _foreign(path)):
         raise UserError(
             "this is no data-directory file, and replacing the folder would delete it",
-            file=other, mend="move it elsewhere, or choose another folder",
+            file=other, hint="move it elsewhere, or choose another folder",
         )  # fmt: skip

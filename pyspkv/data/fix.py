@@ -1,4 +1,4 @@
-"""Mend a data directory in place: order, blanks, repeated ids, broken lines, and ids that some file lacks."""
+"""Hint a data directory in place: order, blanks, repeated ids, broken lines, and ids that some file lacks."""
 
 import os
 import shutil
@@ -14,13 +14,13 @@ from pyspkv.data.trials import contradiction, cut_trials, enrol_side, other_form
 
 # Measured from the audio, so an incomplete one is set aside rather than allowed to cost utterances.
 _DERIVED = ("utt2dur", "utt2num_samples", "utt2num_frames", "reco2dur")
-# What is chosen by hand: to shorten one of them and then to mend the rest is Kaldi's way to cut a directory.
+# What is chosen by hand: to shorten one of them and then to hint the rest is Kaldi's way to cut a directory.
 _CHOSEN = ("utt2spk", "wav.scp", "segments")
 _BY_HAND = "correct the file, or move it out of the folder; nothing was changed"
 
 
 def fix(path: str | Path, check_audio: bool = False) -> list[str]:
-    """Mend the directory so that `DataDir.read` takes it; return notes on what was done (empty: nothing).
+    """Hint the directory so that `DataDir.read` takes it; return notes on what was done (empty: nothing).
 
     Only utterances that every file has remain; utt2spk and spk2utt are made from each other; a trial list in another
     common form (`1 enrol test`, paths) is converted; segments end where their recording does, by reco2dur or else by
@@ -29,16 +29,16 @@ def fix(path: str | Path, check_audio: bool = False) -> list[str]:
 
     UserError, and nothing is changed: a file of which more than half would be lost, or that would cost more than half
     of the utterances; trials of which nothing would be left; with `check_audio`, audio that cannot be read; anything
-    that no rule mends. What is to be written is written to a folder aside and checked there before the first file is
+    that no rule repairs. What is to be written is written to a folder aside and checked there before the first file is
     replaced. The replaced files are kept in PATH/.backup, of later times in PATH/.backup.2 and so on. After a kill
     between two files a rerun ends in the same state.
     """
     path = Path(path)
     present = list_tables(path)
     if "utt2spk" not in present and "spk2utt" not in present:
-        raise UserError("no such file", file=path / "utt2spk", mend="write it: `utt spk` per line")
+        raise UserError("no such file", file=path / "utt2spk", hint="write it: `utt spk` per line")
     if "segments" in present and "wav.scp" not in present:
-        raise UserError("no such file", file=path / "wav.scp", mend="write it: `id path` per line")
+        raise UserError("no such file", file=path / "wav.scp", hint="write it: `id path` per line")
     with no_gc():
         changed: set[str] = set()
         tables, trials, notes = _read(path, present, changed)
@@ -72,8 +72,8 @@ def _read(path: Path, present: dict, changed: set[str]):
             continue
         keys, values = _columns(path / name, kind, True, notes, changed)
         if not keys and name not in _DERIVED and keyed in ("utt", "model"):
-            mend = "write it: `utt spk` per line" if name == "utt2spk" else command_line("rm", path / name)
-            raise UserError("the file is empty", file=path / name, mend=mend)
+            hint = "write it: `utt spk` per line" if name == "utt2spk" else command_line("rm", path / name)
+            raise UserError("the file is empty", file=path / name, hint=hint)
         if any(map(gt, keys, islice(keys, 1, None))):
             changed.add(name)
         tables[name] = dict(zip(keys, values))
@@ -84,8 +84,8 @@ def _read(path: Path, present: dict, changed: set[str]):
     for name in (n for n, (keyed, _) in present.items() if keyed == "trials"):
         trials[name] = _read_trials(path / name, tables, notes, changed)
         if pair := contradiction(trials[name]):
-            mend = "delete the wrong line"
-            raise UserError(f"{pair} is both target and nontarget", file=path / name, mend=mend)
+            hint = "delete the wrong line"
+            raise UserError(f"{pair} is both target and nontarget", file=path / name, hint=hint)
     return tables, trials, notes
 
 
@@ -94,7 +94,7 @@ def _inverse(file: Path, spk2utt: dict[str, str]) -> dict[str, str]:
     for spk, utts in spk2utt.items():
         for utt in utts.split(" "):
             if utt2spk.setdefault(utt, spk) != spk:
-                raise UserError(f"{utt} has two speakers", file=file, mend="delete it from one of the lines")
+                raise UserError(f"{utt} has two speakers", file=file, hint="delete it from one of the lines")
     return utt2spk
 
 
@@ -109,7 +109,7 @@ def _read_trials(file: Path, tables: dict[str, dict], notes: list[str], changed:
     if found is None:
         keys, values = _columns(file, "trial", False, notes, changed)
         if not keys:
-            raise UserError("the file is empty", file=file, mend=command_line("rm", file))
+            raise UserError("the file is empty", file=file, hint=command_line("rm", file))
         return [f"{k} {v}" for k, v in zip(keys, values)]
     rows = [line.split(" ") for line in found[0]]
     named = {word for e, t, _ in rows for word in (e, t)}
@@ -155,9 +155,9 @@ def _lengths(path: Path, wav: dict[str, str], strict: bool) -> dict[str, float]:
             bad.append(str(err).partition("\n")[0].removeprefix("utterance "))
     if strict and bad:
         shown = [*bad[:100], *([f"and {len(bad) - 100} more"] if len(bad) > 100 else [])]
-        mend = "put these files in place, or remove their lines from wav.scp, and run this again"
+        hint = "put these files in place, or remove their lines from wav.scp, and run this again"
         rule = f"{len(bad)} of {len(wav)} recordings cannot be read; nothing was changed"
-        raise UserError(Shown("\n  ".join([rule, *map(printable, shown)])), file=path / "wav.scp", mend=mend)
+        raise UserError(Shown("\n  ".join([rule, *map(printable, shown)])), file=path / "wav.scp", hint=hint)
     return seconds
 
 
@@ -210,7 +210,7 @@ def _cut_segments(path: Path, tables: dict, notes: list[str], changed: set[str])
     unknown = [utt for utt, value in segments.items() if value.split(" ", 1)[0] not in wav]
     if 2 * len(unknown) > len(segments):
         rule = f"{len(unknown)} of {len(segments)} name recordings that wav.scp lacks (first: {unknown[0]})"
-        raise UserError(rule, file=path / "segments", mend=_BY_HAND)
+        raise UserError(rule, file=path / "segments", hint=_BY_HAND)
     for utt in unknown:
         del segments[utt]
     before = dict(segments)
@@ -219,7 +219,7 @@ def _cut_segments(path: Path, tables: dict, notes: list[str], changed: set[str])
     if 2 * other > len(before):
         rule = f"by reco2dur {other} of {len(before)} lie beyond their recording's end"
         raise UserError(
-            rule, file=path / "segments", mend="correct reco2dur or segments; nothing was changed"
+            rule, file=path / "segments", hint="correct reco2dur or segments; nothing was changed"
         )
 
 
@@ -283,11 +283,11 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
 def _check_cost(file: Path, left: int, of: int) -> None:
     """No file may cost more than half of the utterances that the others have."""
     if not left:
-        raise UserError("no utterance of the other files is in this one", file=file, mend=_BY_HAND)
+        raise UserError("no utterance of the other files is in this one", file=file, hint=_BY_HAND)
     if 2 * left < of:
         rule = f"has {left} of {of} utterances, and the others would be lost"
         raise UserError(
-            rule, file=file, mend="complete the file, or move it out of the folder; nothing was changed"
+            rule, file=file, hint="complete the file, or move it out of the folder; nothing was changed"
         )
 
 
@@ -320,7 +320,7 @@ def _check_known(file: Path, strange: list[str], of: int, left: int) -> None:
     """A list that is about other utterances is not cut to pieces."""
     if 2 * len(strange) > of or (strange and not left):
         rule = f"{len(strange)} of {of} lines name utterances that are in no file here (first: {strange[0]})"
-        raise UserError(rule, file=file, mend="write the ids of utt2spk, or move the file out of the folder")
+        raise UserError(rule, file=file, hint="write the ids of utt2spk, or move the file out of the folder")
 
 
 def _keyed(name: str) -> str:
@@ -373,11 +373,11 @@ def _replace(
 
 
 def _check_whole(folder: Path, path: Path) -> None:
-    """UserError where `folder`, what `path` is or would become, is still not in order: then no rule here mends it."""
+    """UserError where `folder`, what `path` is or would become, is still not in order: then no rule here repairs it."""
     try:
         DataDir.read(folder, need_wav=False)
     except UserError as err:
         rule = str(err).partition("\n  ")[0].replace(str(folder), str(path))
         raise UserError(
-            f"{rule}; nothing was changed", mend="correct this by hand: no rule mends it"
+            f"{rule}; nothing was changed", hint="correct this by hand: no rule repairs it"
         ) from None

@@ -127,47 +127,47 @@ def _line_of(raw: bytes, pos: int) -> int:
     return raw.count(b"\n", 0, pos) + 1
 
 
-def read_text(path: str | Path, mend: str | None = None, odd_ok: bool = False) -> str:
+def read_text(path: str | Path, hint: str | None = None, odd_ok: bool = False) -> str:
     """The file as text. UserError: empty, not UTF-8, CR, no final LF, control characters, odd blanks."""
     raw = Path(path).read_bytes()
     if not raw:
         raise UserError(
-            "the file is empty", file=path, mend="write it again, or remove it if nothing needs it"
+            "the file is empty", file=path, hint="write it again, or remove it if nothing needs it"
         )
     if raw.translate(None, _CONTROL) != raw:
         pos = re.search(b"[" + re.escape(_CONTROL) + b"]", raw).start()
-        raise UserError(f"control character 0x{raw[pos]:02x}", file=path, line=_line_of(raw, pos), mend=mend)
+        raise UserError(f"control character 0x{raw[pos]:02x}", file=path, line=_line_of(raw, pos), hint=hint)
     if b"\r" in raw:
         line = _line_of(raw, raw.index(b"\r"))
         raise UserError(
-            "carriage return (Windows line ends); lines end in LF", file=path, line=line, mend=mend
+            "carriage return (Windows line ends); lines end in LF", file=path, line=line, hint=hint
         )
     if raw[-1:] != b"\n":
         line = _line_of(raw, len(raw))
         raise UserError(
-            "the last line has no line end: was the file cut short?", file=path, line=line, mend=mend
+            "the last line has no line end: was the file cut short?", file=path, line=line, hint=hint
         )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as err:
-        raise UserError("not UTF-8 text", file=path, line=_line_of(raw, err.start), mend=mend) from None
+        raise UserError("not UTF-8 text", file=path, line=_line_of(raw, err.start), hint=hint) from None
     if text[0] == "\ufeff":
-        raise UserError("byte-order mark (U+FEFF)", file=path, line=1, mend=mend)
+        raise UserError("byte-order mark (U+FEFF)", file=path, line=1, hint=hint)
     if not text.isascii() and not odd_ok and (found := _ODD.search(text)):
         line = text.count("\n", 0, found.start()) + 1
-        raise UserError(f"blank or mark U+{ord(found[0]):04X} outside ASCII", file=path, line=line, mend=mend)
+        raise UserError(f"blank or mark U+{ord(found[0]):04X} outside ASCII", file=path, line=line, hint=hint)
     return text
 
 
 def read_columns(
-    path: str | Path, value: str = "rest", mend: str | None = None, in_order: bool = True
+    path: str | Path, value: str = "rest", hint: str | None = None, in_order: bool = True
 ) -> tuple[list[str], list[str]]:
     """Keys and values of a table, one per line (line number = index + 1), values of kind `VALUES[value]`.
 
     With `in_order` the keys must be unique and in C order (code points, which is the order of the bytes).
-    UserError names file, line, rule and `mend`.
+    UserError names file, line, rule and `hint`.
     """
-    text = read_text(path, mend, odd_ok=value == "any")
+    text = read_text(path, hint, odd_ok=value == "any")
     # Two columns, one blank between them: the common case, by built-ins alone (a million lines in a second).
     if "\t" not in text and (value in _FAST) and " ~" not in text:
         lines = text.split("\n")
@@ -179,9 +179,9 @@ def read_columns(
                 keys, values = tokens[0::2], tokens[1::2]
                 if _FAST[value](values):
                     if in_order:
-                        check_order(keys, path, mend)
+                        check_order(keys, path, hint)
                     return keys, values
-                text = read_text(path, mend)
+                text = read_text(path, hint)
     lines = text.split("\n")
     lines.pop()
     wide = "\t" in text or ("  " in text and value not in _FREE)
@@ -199,19 +199,19 @@ def read_columns(
         if value in _TRAILING_OK:
             rest = rest.rstrip(" \t")
         if not key:
-            raise UserError("the line is empty or starts with a blank", file=path, line=number, mend=mend)
+            raise UserError("the line is empty or starts with a blank", file=path, line=number, hint=hint)
         if rest[-1:] in (" ", "\t"):
-            raise UserError("blank at the line end", file=path, line=number, mend=mend)
+            raise UserError("blank at the line end", file=path, line=number, hint=hint)
         if not good(rest):
-            raise UserError(f"the rule is {rule}", file=path, line=number, mend=mend)
+            raise UserError(f"the rule is {rule}", file=path, line=number, hint=hint)
         keys.append(key)
         values.append(rest)
     if in_order:
-        check_order(keys, path, mend)
+        check_order(keys, path, hint)
     return keys, values
 
 
-def check_order(keys: list[str], path: str | Path, mend: str | None) -> None:
+def check_order(keys: list[str], path: str | Path, hint: str | None) -> None:
     if all(map(lt, keys, islice(keys, 1, None))):
         return
     last = ""
@@ -222,13 +222,13 @@ def check_order(keys: list[str], path: str | Path, mend: str | None) -> None:
                 if key == last
                 else f"{key} after {last}: not in C order (LC_ALL=C sort)"
             )
-            raise UserError(why, file=path, line=i + 1, mend=mend)
+            raise UserError(why, file=path, line=i + 1, hint=hint)
         last = key
 
 
-def read_table(path: str | Path, value: str = "rest", mend: str | None = None) -> dict[str, str]:
+def read_table(path: str | Path, value: str = "rest", hint: str | None = None) -> dict[str, str]:
     """A `key value` file as a dict: keys unique and in C order, values of the kind `VALUES[value]`."""
-    return dict(zip(*read_columns(path, value, mend)))
+    return dict(zip(*read_columns(path, value, hint)))
 
 
 def of_each(table: dict[str, str], utts: Sequence[str], path: str | Path) -> list[str]:
@@ -241,7 +241,7 @@ def of_each(table: dict[str, str], utts: Sequence[str], path: str | Path) -> lis
 def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str], list[str], list[str]]:
     """What can be saved of a broken table: keys, values and notes on what went.
 
-    Line ends and blanks are mended; lines that break the rule, are not UTF-8 or hold control characters are dropped;
+    Line ends and blanks are repaired; lines that break the rule, are not UTF-8 or hold control characters are dropped;
     with `unique`, of lines with the same key the first stays. The order is the file's. UserError: more than half of the
     lines would go, so the file is probably something else.
     """
@@ -281,7 +281,7 @@ def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str
         why, at = max(dropped.items(), key=lambda item: len(item[1]))
         raise UserError(
             f"{lost} of {lost + len(pairs)} lines cannot be read: {why}",
-            file=path, line=at[0], mend="correct the file, or move it out of the folder; nothing was changed",
+            file=path, line=at[0], hint="correct the file, or move it out of the folder; nothing was changed",
         )  # fmt: skip
     notes = [f"{path}: dropped {len(at)} lines (first: line {at[0]}): {why}" for why, at in dropped.items()]
     notes += [f"{path}: dropped {repeats} repeated lines"] if repeats else []

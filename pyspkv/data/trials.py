@@ -47,7 +47,7 @@ def other_form(raw: bytes) -> "tuple[list[str], str] | None":
     return lines, script
 
 
-def _mend(path: str | Path) -> str:
+def _hint(path: str | Path) -> str:
     """How to bring a list that cannot be read into order: in place by one command where that is clear."""
     path = Path(path)
     if path.is_file() and (found := other_form(path.read_bytes())):  # a pipe is empty by now
@@ -59,21 +59,21 @@ def _mend(path: str | Path) -> str:
     return "write each line as `enrol test target` or `enrol test nontarget`"
 
 
-def read_trials(path: str | Path, mend: str | None = None) -> "tuple[list[str], list[str], np.ndarray]":
+def read_trials(path: str | Path, hint: str | None = None) -> "tuple[list[str], list[str], np.ndarray]":
     """(enrol ids, test ids, target as bool [n]) of an `enrol test target|nontarget` list, in file order.
 
-    UserError with file and line: a broken line, or a pair that is both target and nontarget. `mend` is what to do about
+    UserError with file and line: a broken line, or a pair that is both target and nontarget. `hint` is what to do about
     a broken line; by default a command that converts the list, where it has another common form.
     """
     import numpy as np
 
     with no_gc():
         try:
-            enrol, rest = read_columns(path, "trial", mend, in_order=False)
+            enrol, rest = read_columns(path, "trial", hint, in_order=False)
         except UserError as err:
-            if mend:
+            if hint:
                 raise
-            raise UserError(str(err), mend=_mend(path)) from None
+            raise UserError(str(err), hint=_hint(path)) from None
         test, labels = [], []
         for r in rest:
             t, _, label = r.partition(" ")
@@ -90,7 +90,7 @@ def read_trials(path: str | Path, mend: str | None = None) -> "tuple[list[str], 
         line = int(same[target[same] != target[same[0]]][0]) + 1
         raise UserError(
             f"{enrol[line - 1]} {test[line - 1]} is target in one line and nontarget in another",
-            file=path, line=line, mend="delete the wrong line",
+            file=path, line=line, hint="delete the wrong line",
         )  # fmt: skip
     return enrol, test, target
 
@@ -103,11 +103,11 @@ def trials_over(path: str | Path, utts: Sequence[str]) -> "tuple[list[str], list
         if missing := [u for u in pair if u not in known]:
             raise UserError(
                 f"{missing[0]} is no utterance of the data directory",
-                file=path, line=line, mend="give the trials of this directory",
+                file=path, line=line, hint="give the trials of this directory",
             )  # fmt: skip
     if target.all() or not target.any():
         rule = f"has no {'nontarget' if target.any() else 'target'} trial, so there is no EER"
-        raise UserError(rule, file=path, mend="give a list with both")
+        raise UserError(rule, file=path, hint="give a list with both")
     return enrol, test, target
 
 

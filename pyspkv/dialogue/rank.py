@@ -39,7 +39,7 @@ def compactness(
 
 
 def shared_channel(dialogue: Sequence[str], seed: int = 0) -> Callable[[int, np.ndarray], np.ndarray]:
-    """change(row, wave): each dialogue is heard over one synthetic channel (band, curve, coloured noise at 15 dB).
+    """change(row, wave): each dialogue is heard over one synthetic channel (band, curve, colored noise at 15 dB).
 
     In a corpus of one microphone a speaker, a foreign utterance brings a foreign microphone; under a narrow band and a
     common noise floor that gives it away less, so AUC of compactness is nearer to what the voices alone allow.
@@ -88,7 +88,7 @@ def score(
     import torch
     from sklearn.metrics import roc_auc_score
 
-    from pyspkv.data.ark import normalise
+    from pyspkv.data.ark import normalize
     from pyspkv.objectives.dialogue import rejection
     from pyspkv.score.extract import embed
 
@@ -96,7 +96,7 @@ def score(
     data = data.subset([u for u in data.utts if next(nth[of[u]]) < most], trials=False)
     dialogue = [of[u] for u in data.utts]
     change = shared_channel(dialogue) if channel else None
-    x = normalise(embed(encoder, data, device, precision, allow_pipes, change).x)
+    x = normalize(embed(encoder, data, device, precision, allow_pipes, change).x)
     names, used, mean, low = compactness(dialogue, x, most)
     if not names:
         raise UserError("no dialogue has two utterances", file=data.path)

@@ -38,7 +38,7 @@ class Turns:
         by_header = self.data.segments is None or to_end
         if by_header and any(entry.endswith("|") for entry in self.data.wav.values()):
             rule = "entries of wav.scp are commands, which are not run here"
-            raise UserError(rule, file=self.data.path, mend="write utt2dur (`utterance seconds`)")
+            raise UserError(rule, file=self.data.path, hint="write utt2dur (`utterance seconds`)")
         reader = AudioReader(self.data)
         return np.array([reader.num_samples(row) for row in range(len(reader))]) / SAMPLE_RATE
 
@@ -59,9 +59,9 @@ def _check_dropped(path: Path, field: str, drop: str, sources: set[str], dropped
     """UserError: there are several sources but none is the one to drop, or nothing else is left."""
     if len(sources) > 1 and not dropped:
         rule = f"no '{field}' is '{drop}'; there are {', '.join(sorted(sources)[:5])}"
-        raise UserError(rule, file=path, mend="name the one that is no customer: --drop-source")
+        raise UserError(rule, file=path, hint="name the one that is no customer: --drop-source")
     if not left:
-        raise UserError(f"no turn is left of {dropped}", file=path, mend="see --drop-source")
+        raise UserError(f"no turn is left of {dropped}", file=path, hint="see --drop-source")
 
 
 def from_kaldi(path: Path, drop_source: str) -> Turns:
@@ -69,7 +69,7 @@ def from_kaldi(path: Path, drop_source: str) -> Turns:
     data = DataDir.read(path)
     for name, what in (("utt2time", "start in seconds"), ("utt2device", "device")):
         if name not in data.extra:
-            raise UserError("no such file", file=path / name, mend=f"write `utt {what}` per line, in C order")
+            raise UserError("no such file", file=path / name, hint=f"write `utt {what}` per line, in C order")
     source = data.extra.get("utt2source", {})
     left = [u for u in data.utts if source.get(u, "").lower() != drop_source.lower()]
     _check_dropped(
@@ -108,7 +108,7 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             held = raw.get(name)
             text = "" if held is None else str(held).strip()
             if not text:
-                raise UserError(f"no '{name}'", file=path, line=line, mend="see the --*-field options")
+                raise UserError(f"no '{name}'", file=path, line=line, hint="see the --*-field options")
             if isinstance(held, bool) or not isinstance(held, str | int | float):
                 raise UserError(f"'{name}' is neither text nor a number", file=path, line=line)
             if name in plain and re.search(
@@ -129,14 +129,14 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
                 raise UserError(f"{ascii(name)}: an id must not hold a blank", file=path, line=line)
         if tables.odd(audio):
             rule = "a path must not hold line ends nor blanks beyond ASCII"
-            raise UserError(f"{ascii(audio)}: {rule}", file=path, line=line, mend="rename the file")
+            raise UserError(f"{ascii(audio)}: {rule}", file=path, line=line, hint="rename the file")
         if utt in rows:
             raise UserError(f"{utt} is given twice", file=path, line=line)
         time, zone = _seconds(value(fields.time), path, line)
         if abs(time) > 1e11:
             rule = f"'{raw.get(fields.time)}' lies thousands of years away: milliseconds, or a date without dashes?"
             raise UserError(
-                rule, file=path, line=line, mend="write seconds, or ISO 8601 as 2026-03-01T18:02:11Z"
+                rule, file=path, line=line, hint="write seconds, or ISO 8601 as 2026-03-01T18:02:11Z"
             )
         if zoned is not None and zone != zoned:
             raise UserError(

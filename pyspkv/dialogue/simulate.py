@@ -1,4 +1,4 @@
-"""Dialogues of a data directory: statistics, simulation from labelled speech, contamination, compactness."""
+"""Dialogues of a data directory: statistics, simulation from labeled speech, contamination, compactness."""
 
 import zlib
 from dataclasses import replace
@@ -46,7 +46,7 @@ def check_disjoint(a: DataDir, b: DataDir) -> None:
             raise UserError(
                 f"{len(shared)} {what}s are in {a.path} too: {min(shared)}",
                 file=b.path,
-                mend=f"cut one of them with utils/subset_data_dir.sh --{option}-list",
+                hint=f"cut one of them with utils/subset_data_dir.sh --{option}-list",
             )
 
 
@@ -121,7 +121,7 @@ def contaminate(
     owner = {d: spk[utts[0]] for d, utts in members.items()}
     if odd := next((d for d, utts in members.items() if {spk[u] for u in utts} != {owner[d]}), None):
         raise UserError(
-            f"dialogue {odd} has two speakers already", file=data.path, mend="give it true speakers"
+            f"dialogue {odd} has two speakers already", file=data.path, hint="give it true speakers"
         )
     home: dict[str, set[str]] = {}
     for d, device in data.dialogue2device.items():

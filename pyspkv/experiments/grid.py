@@ -77,7 +77,7 @@ def fill(value: Any, variables: dict[str, Scalar]) -> Any:
         return [fill(v, variables) for v in value]
     for name in re.findall(r"\{(\w+)\}", value) if isinstance(value, str) else []:
         if name not in variables:
-            raise UserError(f"'{value}': {name} is no variable", mend=f"`each` has: {', '.join(variables)}")
+            raise UserError(f"'{value}': {name} is no variable", hint=f"`each` has: {', '.join(variables)}")
         if value == f"{{{name}}}":
             return variables[name]
         value = value.replace(f"{{{name}}}", word(variables[name]))
@@ -104,7 +104,7 @@ class Table:
             where = ""
             graph = {cell.name: cell.needs() for cell in self.cells.values()}
             if lost := [n for needs in graph.values() for n in needs if n not in graph]:
-                raise UserError(f"no cell is called '{lost[0]}'", mend=f"cells are: {', '.join(graph)[:300]}")
+                raise UserError(f"no cell is called '{lost[0]}'", hint=f"cells are: {', '.join(graph)[:300]}")
             self.cells = {name: self.cells[name] for name in TopologicalSorter(graph).static_order()}
         except CycleError as err:
             raise UserError(f"cells wait for each other: {' after '.join(err.args[1])}", file=path) from None
@@ -119,7 +119,7 @@ class Table:
         name = word(fill(key, variables))
         if not re.fullmatch(NAME, name) or name in self.cells or len(self.cells) == 10_000:
             rule = f"'{name}' is a second cell's name or cannot be one (letters, digits and . _ + = -)"
-            raise UserError(rule, mend="put every variable of `each` into the name")
+            raise UserError(rule, hint="put every variable of `each` into the name")
         cell = cfg.validate(Cell, {u: variables[u] for u in UNITS if u in variables} | fill(raw, variables))
         reuse = {"reuse": f"{{exp:{cell.after[0]}}}"} if cell.after else {}
         options = {**self.file.options, **reuse, **cell.options}
@@ -130,7 +130,7 @@ class Table:
         for row in cell.rows:
             if row.table not in self.file.tables:
                 tables = ", ".join(self.file.tables)
-                raise UserError(f"no table is called '{row.table}'", mend=f"they are {tables}")
+                raise UserError(f"no table is called '{row.table}'", hint=f"they are {tables}")
             look, row.row = self.file.tables[row.table], row.row or str(row.system)
             look.order += [] if row.row in ["all", *look.order] else [row.row]
             look.bases |= {row.row: row.base} if row.base else {}
@@ -151,7 +151,7 @@ class Table:
         for key, value in cell.options.items():
             if FOLDER.search(value) and not FOLDER.fullmatch(value) and shlex.quote(str(exp)) != str(exp):
                 rule = f"cells.{cell.template}: '{exp}' cannot be a part of the option {key}"
-                raise UserError(rule, file=self.path, mend="give an --exp without spaces and quotes")
+                raise UserError(rule, file=self.path, hint="give an --exp without spaces and quotes")
             words += [f"--{key}", FOLDER.sub(lambda found: str(exp / found[1]), value)]
         return words
 

@@ -93,15 +93,15 @@ def key_of(row: dict) -> tuple:
 
 def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
     """The row of a line of JSON. UserError: it is no row."""
-    mend = "remove it and run that row again"
+    hint = "remove it and run that row again"
     try:
         Result.model_validate_json(line)
         text = line.decode() if isinstance(line, bytes) else line  # it is UTF-8, or no row
-        return foreign.parse_json(text, file=file, line=number, mend=mend)
+        return foreign.parse_json(text, file=file, line=number, hint=hint)
     except ValidationError as err:
         key, said = ".".join(map(str, err.errors()[0]["loc"][:1])), err.errors()[0]["msg"].lower()
         rule = f"a line must be a JSON object with table, row, seed and eer; {key or 'it'}: {said}"
-        raise UserError(rule, file=file, line=number, mend=mend) from None
+        raise UserError(rule, file=file, line=number, hint=hint) from None
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -180,7 +180,7 @@ def systems(exp: Path) -> dict[str, dict]:
         return out | ({"final": {**found["final"], "folder": exp / last}} if found.get("final") else {})
     except (TypeError, KeyError, AttributeError):
         raise UserError(
-            "is no results.json of bin.report", file=exp / "results.json", mend="run stage 8 again"
+            "is no results.json of bin.report", file=exp / "results.json", hint="run stage 8 again"
         ) from None
 
 
@@ -199,8 +199,8 @@ def row_of(
         return min(found, key=lambda row: row.get("dev_eer", float("inf")))
     known = systems(exp)
     if system not in known:
-        mend = f"it has {', '.join(known) or 'none'}"
-        raise UserError(f"has no system '{system}'", file=exp / "results.json", mend=mend)
+        hint = f"it has {', '.join(known) or 'none'}"
+        raise UserError(f"has no system '{system}'", file=exp / "results.json", hint=hint)
     entry = known[system]
     folder = entry.pop("folder")
     if trials:
@@ -369,7 +369,7 @@ class Shown:
         return out
 
     def plot(self, folder: Path) -> None:
-        """Mean EER and its spread over the units: a line a row, a colour a column."""
+        """Mean EER and its spread over the units: a line a row, a color a column."""
         from pyspkv.report import plots
 
         title, *names = (x.replace("$", r"\$") for x in (self.rows[0]["table"], *self.names))

@@ -70,7 +70,7 @@ class Runner:
         try:
             return cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
         except UserError:
-            raise UserError("is no mark of a cell", file=file, mend=f"remove {file.parent}") from None
+            raise UserError("is no mark of a cell", file=file, hint=f"remove {file.parent}") from None
 
     def write(self, cell: Cell, mark: Mark) -> None:
         with atomic_file(self.exp / cell.name / "grid.json") as f:
@@ -164,8 +164,8 @@ class Runner:
         """Run what is not done, `jobs` cells at a time. 0: all done; 1: a cell failed; 128 + n: ended by signal n."""
         for cell in self.cells:
             if said := self.changed(cell):
-                mend = f"undo it, give another --exp, or remove {self.exp / cell.name}"
-                raise UserError(f"cell {cell.name} has changed: {said}", file=self.table.path, mend=mend)
+                hint = f"undo it, give another --exp, or remove {self.exp / cell.name}"
+                raise UserError(f"cell {cell.name} has changed: {said}", file=self.table.path, hint=hint)
         os.environ.pop("SPKV_RECIPE", None)  # run.sh knows its own folder
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup

@@ -28,9 +28,9 @@ class ECAPAConfig:
 
 
 class _Shifts(torch.autograd.Function):
-    """[B, T, C] -> [B, T, kernel * C]: each frame with its dilated neighbours, zeros beyond the ends.
+    """[B, T, C] -> [B, T, kernel * C]: each frame with its dilated neighbors, zeros beyond the ends.
 
-    The backward pass adds the neighbours' gradients in place, which autograd's own for slices of a padded copy does
+    The backward pass adds the neighbors' gradients in place, which autograd's own for slices of a padded copy does
     not (a third of an ECAPA step).
     """
 

@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         return torch.cat([self.embed(*self.features(*part)) for part in parts])
 
     def param_groups(self) -> list[dict]:
-        """Optimiser groups; `lr_scale` multiplies the run's learning rate (layer-wise rates). Frozen parts stay out."""
+        """Optimizer groups; `lr_scale` multiplies the run's learning rate (layer-wise rates). Frozen parts stay out."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
     def start(self) -> None:

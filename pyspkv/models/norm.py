@@ -1,4 +1,4 @@
-"""Batch normalisation over the rows of all processes."""
+"""Batch normalization over the rows of all processes."""
 
 from contextlib import contextmanager
 
@@ -10,7 +10,7 @@ from pyspkv.base.errors import UserError
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the last axis of [..., C], with statistics of all ranks' rows.
+    """Batch normalization over the last axis of [..., C], with statistics of all ranks' rows.
 
     torch's SyncBatchNorm refuses CPU tensors and wants channels second; every layer here keeps channels last.
     """
@@ -18,7 +18,7 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.training and len(rows) * world() < 2:
-            raise UserError("batch normalisation takes two rows or more", mend="raise batch_size")
+            raise UserError("batch normalization takes two rows or more", hint="raise batch_size")
         if not self.training or world() == 1:
             return super().forward(rows).view(x.shape)
         rows32 = rows.float()
@@ -38,7 +38,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 @contextmanager
 def frozen_statistics(module: nn.Module):
-    """Passes inside normalise by their own batch, and leave the running statistics as they are."""
+    """Passes inside normalize by their own batch, and leave the running statistics as they are."""
     norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
     momenta = [m.momentum for m in norms]
     try:

@@ -22,7 +22,7 @@ class ResNetConfig:
 
 
 class Norm2d(BatchNorm):
-    """Batch normalisation of [B, C, H, W], synchronised over ranks."""
+    """Batch normalization of [B, C, H, W], synchronized over ranks."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)

@@ -39,8 +39,8 @@ class WavLMConfig:
     embed_dim: int = 256
     mhfa_heads: int = 64
     mhfa_dim: int = 128
-    # The embedding normalised by the batch: of a trunk from scratch all embeddings point one way, and stay so.
-    normalise: bool = False
+    # The embedding normalized by the batch: of a trunk from scratch all embeddings point one way, and stay so.
+    normalize: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.1
     layerdrop: float = 0.05
@@ -90,7 +90,7 @@ class MHFA(nn.Module):
     """Hidden states H_l [B, T, D], l = 0..L -> [B, E] (Peng et al., SLT 2022).
 
     a = softmax(w^k), b = softmax(w^v); K = (sum_l a_l H_l) Wk + bk, V likewise; weights over time of head h are
-    softmax_t(K w_h); c_h = sum_t weight_th V_t; e = Wo [c_1 .. c_H] + bo. No normalisation.
+    softmax_t(K w_h); c_h = sum_t weight_th V_t; e = Wo [c_1 .. c_H] + bo. No normalization.
     """
 
     def __init__(self, layers: int, dim: int, heads: int, inner: int, embed_dim: int):
@@ -157,7 +157,7 @@ class WavLM(Encoder):
         else:
             self.embed_dim = c.dim
             self.backend = MeanPool(c.layers)
-        self.norm = BatchNorm(self.embed_dim) if c.normalise else nn.Identity()
+        self.norm = BatchNorm(self.embed_dim) if c.normalize else nn.Identity()
         self.anchor: list[Tensor] = []  # pre-trained values of `_pulled()`
         t = self.trunk
         front = [t.feature_extractor, t.feature_projection, t.encoder.pos_conv_embed, t.encoder.layer_norm]
@@ -177,7 +177,7 @@ class WavLM(Encoder):
         c = self.config
         if c.pull and not c.pretrained:
             raise UserError(
-                "encoder.pull needs encoder.pretrained", mend="name the imported trunk, or pull: 0"
+                "encoder.pull needs encoder.pretrained", hint="name the imported trunk, or pull: 0"
             )
         if not c.pretrained:
             return

@@ -54,12 +54,12 @@ def rename(key: str) -> str:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
-    """(trunk by transformers' names, MHFA or {}, class centres or None) of a foreign file or folder."""
+    """(trunk by transformers' names, MHFA or {}, class centers or None) of a foreign file or folder."""
     if path.is_dir():
         return _trunk(_folder(path)), {}, None
     if not path.is_file():
         raise UserError(
-            "no such file", file=path, mend="give WavLM-Base+.pt, a speaker checkpoint, or a folder"
+            "no such file", file=path, hint="give WavLM-Base+.pt, a speaker checkpoint, or a folder"
         )
     found = _load(path)
     if isinstance(found.get("model"), dict) and all(isinstance(v, Tensor) for v in found["model"].values()):
@@ -95,7 +95,7 @@ def _load(path: Path) -> dict:
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (Exception, RecursionError) as err:  # whatever a broken or hostile file makes torch raise
-        raise UserError(f"is not a checkpoint that can be read{_why(err)}", file=path, mend=AGAIN) from None
+        raise UserError(f"is not a checkpoint that can be read{_why(err)}", file=path, hint=AGAIN) from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UserError("holds no dictionary of tensors", file=path)
     return found
@@ -117,12 +117,12 @@ def _check_zip(path: Path) -> None:
             parts = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError):
         raise UserError(
-            "is cut short, or damaged: its table of contents is missing", file=path, mend=AGAIN
+            "is cut short, or damaged: its table of contents is missing", file=path, hint=AGAIN
         ) from None
     packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
     if packed or sum(part.file_size for part in parts) > regular(path):
         raise UserError(
-            "is packed: unfolded it would be larger than the file", file=path, mend="unpack it first"
+            "is packed: unfolded it would be larger than the file", file=path, hint="unpack it first"
         )
 
 
@@ -131,7 +131,7 @@ def _folder(path: Path) -> dict[str, Tensor]:
     file = next((f for f in files if f.is_file()), None)
     if file is None or not (path / "config.json").is_file():
         raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=path)
-    kind = read_json(path / "config.json", mend=AGAIN, nan=True).get("model_type")
+    kind = read_json(path / "config.json", hint=AGAIN, nan=True).get("model_type")
     if kind is None:
         raise UserError("names no model_type", file=path / "config.json")
     if kind != "wavlm":
@@ -158,11 +158,11 @@ def _sound(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             odd = "repeats its numbers (expanded)"
         if odd:
             raise UserError(
-                f"its tensor {short(key)} {odd}", file=path, mend="save the weights as plain float tensors"
+                f"its tensor {short(key)} {odd}", file=path, hint="save the weights as plain float tensors"
             )
         total += v.numel() * v.element_size()
     if total > 4 * regular(path):  # many names may share one array, but not without end
-        raise UserError("its tensors are larger than the file", file=path, mend="save each tensor once")
+        raise UserError("its tensors are larger than the file", file=path, hint="save each tensor once")
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""Classification of (pseudo-)speakers with AAM-softmax, sub-centres and a label gate."""
+"""Classification of (pseudo-)speakers with AAM-softmax, sub-centers and a label gate."""
 
 from dataclasses import dataclass, field
 
@@ -24,7 +24,7 @@ class MarginConfig:
     scale: float = 30.0
     margin: float = 0.2
     margin_warmup_epochs: tuple[float, float] = (0.0, 0.0)  # 0 until the first, full from the second
-    sub_centres: int = 1  # centres per class; the nearest counts (Deng et al. 2020)
+    sub_centers: int = 1  # centers per class; the nearest counts (Deng et al. 2020)
     encoder_lr: float = (
         1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
     )
@@ -39,12 +39,12 @@ class MarginConfig:
 
 
 class AAMHead(nn.Module):
-    """Class centres W [K * S, D]; cosines [B, K] of the nearest of S sub-centres."""
+    """Class centers W [K * S, D]; cosines [B, K] of the nearest of S sub-centers."""
 
-    def __init__(self, dim: int, classes: int, sub_centres: int = 1):
+    def __init__(self, dim: int, classes: int, sub_centers: int = 1):
         super().__init__()
-        self.sub_centres = sub_centres
-        self.weight = nn.Parameter(torch.empty(classes * sub_centres, dim))
+        self.sub_centers = sub_centers
+        self.weight = nn.Parameter(torch.empty(classes * sub_centers, dim))
         nn.init.xavier_normal_(self.weight)
 
     def forward(self, unit: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class AAMHead(nn.Module):
 
     def nearest(self, x: Tensor) -> Tensor:
         """[B, K * S] -> [B, K]."""
-        return x.unflatten(1, (-1, self.sub_centres)).amax(2) if self.sub_centres > 1 else x
+        return x.unflatten(1, (-1, self.sub_centers)).amax(2) if self.sub_centers > 1 else x
 
 
 class Margin(HasGate, Objective):
@@ -70,7 +70,7 @@ class Margin(HasGate, Objective):
     """
 
     Config = MarginConfig
-    takes_unlabelled = False
+    takes_unlabeled = False
     tells_speakers = True
 
     def __init__(self, config: MarginConfig, encoder: Encoder, info: Info):
@@ -78,11 +78,11 @@ class Margin(HasGate, Objective):
         self.config = config
         self.num_classes = info.num_classes
         # Another speed is another voice: each speed of a speaker is a class of its own.
-        self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centres)
+        self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centers)
         self.gate: Gate = cfg.build("gate", config.gate, info.num_rows)
 
-    def optimisers(self) -> dict[str, list[dict]]:
-        return super().optimisers(self.config.encoder_lr)
+    def optimizers(self) -> dict[str, list[dict]]:
+        return super().optimizers(self.config.encoder_lr)
 
     def views(self) -> dict[str, View]:
         c = self.config

@@ -27,7 +27,7 @@ class APC(Objective):
         if not encoder.causal:
             raise UserError(
                 "objective apc needs an encoder that does not see the future: this one would copy its input",
-                mend="encoder: {name: dvector}",
+                hint="encoder: {name: dvector}",
             )
         if not 1 <= config.ahead < 100 * config.crop_seconds - 3:  # frames of 25 ms, 10 ms apart
             raise UserError(f"objective.ahead {config.ahead} is not in 1 .. frames of crop_seconds")

@@ -24,7 +24,7 @@ class Info:
     steps_per_epoch: int
     epochs: int
     num_speeds: int = 1  # augment.speeds
-    num_labelled: int = 0  # rows of the first data directory; the unlabelled one's come behind
+    num_labeled: int = 0  # rows of the first data directory; the unlabeled one's come behind
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Objective(nn.Module):
     evaluates = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
     wants_embeddings = False  # `begin` is called before a new run's first step
     takes_speeds = True  # augment.speeds; where a speaker is one class at any speed, it does not
-    takes_unlabelled = True  # a second data directory
+    takes_unlabeled = True  # a second data directory
     tells_speakers = False  # speakers are its classes, so that it needs two
 
     def __init__(self, encoder: Encoder, info: Info):
@@ -52,13 +52,13 @@ class Objective(nn.Module):
         if info.num_speeds > 1 and not self.takes_speeds:
             raise UserError(
                 "augment.speeds makes other voices, and this objective has no classes for them",
-                mend="leave augment.speeds out",
+                hint="leave augment.speeds out",
             )
-        if 0 < info.num_labelled < info.num_rows and not self.takes_unlabelled:
+        if 0 < info.num_labeled < info.num_rows and not self.takes_unlabeled:
             name = type(self).__name__.lower()
-            raise UserError(f"objective {name} takes one data directory", mend="leave --unlabelled out")
+            raise UserError(f"objective {name} takes one data directory", hint="leave --unlabeled out")
         if info.num_classes < 2 and self.tells_speakers:
-            raise UserError("utt2spk has one speaker: nothing to tell apart", mend="give at least two")
+            raise UserError("utt2spk has one speaker: nothing to tell apart", hint="give at least two")
         self.encoder, self.info = encoder, info
         self.epoch_now = 0.0
 
@@ -68,7 +68,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         raise NotImplementedError
 
-    def optimisers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
+    def optimizers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
         """Name -> parameter groups, all stepped after one backward pass.
 
         A group has `lr_scale` (the encoder's times `encoder_lr`), or its own `lr` with `fixed_lr` to stay off the
@@ -103,7 +103,7 @@ class Objective(nn.Module):
         return {}
 
     def after_step(self) -> None:
-        """After the optimisers' step (EMA teachers)."""
+        """After the optimizers' step (EMA teachers)."""
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """After the epoch's last step; returns what to log."""

@@ -1,4 +1,4 @@
-"""Which unlabelled utterances a semi-supervised objective trains on: gates on the classifier's confidences.
+"""Which unlabeled utterances a semi-supervised objective trains on: gates on the classifier's confidences.
 
 q [U, K] are the probabilities of the weak view, without gradient; q_max and their argmax decide. Equation numbers are
 those of GLL (Wang et al., IJCAI 2024). What a gate remembers are buffers, so it travels in the
@@ -27,9 +27,9 @@ class Everything(nn.Module):
     class Config:
         pass
 
-    def __init__(self, config, num_classes: int, num_rows: int, num_labelled: int):
+    def __init__(self, config, num_classes: int, num_rows: int, num_labeled: int):
         super().__init__()
-        self.config, self.num_classes, self.num_unlabelled = config, num_classes, num_rows - num_labelled
+        self.config, self.num_classes, self.num_unlabeled = config, num_classes, num_rows - num_labeled
         self.register_buffer("kept", torch.full((num_rows,), torch.nan))
         self.register_buffer("target", torch.full((num_rows,), torch.nan))
         self.last = self.kept.clone(), self.target.clone()  # of the epoch that ended
@@ -105,8 +105,8 @@ class Flexible(Everything):
         # indicator: eq. 5 as printed, those that fail count as 0; mean_all: the authors' early code, the plain mean
         mode: Literal["indicator", "mean_all"] = "indicator"
 
-    def __init__(self, config, num_classes: int, num_rows: int, num_labelled: int):
-        super().__init__(config, num_classes, num_rows, num_labelled)
+    def __init__(self, config, num_classes: int, num_rows: int, num_labeled: int):
+        super().__init__(config, num_classes, num_rows, num_labeled)
         self.register_buffer("tau", torch.tensor(1 / num_classes))  # tau_0
 
     @property
@@ -117,7 +117,7 @@ class Flexible(Everything):
         return confidence > self.tau
 
     def learn(self, index: Tensor, confidence: Tensor, predicted: Tensor) -> None:
-        """Eq. 5: tau <- p tau + (1 - p) / (mu B) sum_j 1[q_max,j > tau] q_max,j over the unlabelled batch."""
+        """Eq. 5: tau <- p tau + (1 - p) / (mu B) sum_j 1[q_max,j > tau] q_max,j over the unlabeled batch."""
         p = self.config.momentum
         counted = confidence
         if self.config.mode == "indicator":
@@ -129,7 +129,7 @@ class Flexible(Everything):
 class FlexMatch(Everything):
     """FlexMatch (Zhang et al. 2021) with its warm-up: classes that are seldom sure ask for less.
 
-    sigma_k counts the unlabelled utterances whose last sure prediction (q_max >= c) was class k, the rest were never
+    sigma_k counts the unlabeled utterances whose last sure prediction (q_max >= c) was class k, the rest were never
     sure; beta_k = sigma_k / max(max sigma, never sure); the class's threshold is c beta_k / (2 - beta_k).
     """
 
@@ -137,14 +137,14 @@ class FlexMatch(Everything):
     class Config:
         threshold: float = 0.95  # c
 
-    def __init__(self, config, num_classes: int, num_rows: int, num_labelled: int):
-        super().__init__(config, num_classes, num_rows, num_labelled)
+    def __init__(self, config, num_classes: int, num_rows: int, num_labeled: int):
+        super().__init__(config, num_classes, num_rows, num_labeled)
         self.register_buffer("sure", torch.full((num_rows,), -1, dtype=torch.int32))
 
     def thresholds(self) -> Tensor:
         """float32 [K]."""
         sigma = torch.bincount(self.sure[self.sure >= 0].long(), minlength=self.num_classes)
-        beta = sigma / torch.maximum(sigma.max(), self.num_unlabelled - sigma.sum())
+        beta = sigma / torch.maximum(sigma.max(), self.num_unlabeled - sigma.sum())
         return self.config.threshold * beta / (2 - beta)
 
     @property

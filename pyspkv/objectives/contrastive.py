@@ -91,7 +91,7 @@ class Contrastive(Objective):
     """NT-Xent or angular prototypical loss over two crops, kept apart where the utterance is long enough.
 
     With `adversarial`, a third view is the second crop with the first one's augmentation. A discriminator, which has an
-    optimiser of its own, tells that pair from the pair of different augmentations; the encoder gets its gradient
+    optimizer of its own, tells that pair from the pair of different augmentations; the encoder gets its gradient
     reversed.
     """
 
@@ -107,8 +107,8 @@ class Contrastive(Objective):
         )
         self.discriminator = Discriminator(encoder.embed_dim) if config.adversarial else None
 
-    def optimisers(self) -> dict[str, list[dict]]:
-        groups = super().optimisers()
+    def optimizers(self) -> dict[str, list[dict]]:
+        groups = super().optimizers()
         if self.discriminator is not None:
             own = list(self.discriminator.parameters())
             rest = groups["main"].pop()  # of all that is not the encoder
@@ -127,7 +127,7 @@ class Contrastive(Objective):
 
     def forward(self, batch: Batch) -> Losses:
         c = self.config
-        # One pass over all views: batch normalisation must not tell them apart.
+        # One pass over all views: batch normalization must not tell them apart.
         joined = tuple(torch.cat(parts) for parts in zip(*(batch.views[name] for name in self.views())))
         embedding = self.encode(joined, c.spec_augment)
         a, b = F.normalize(embedding).split(len(batch.index))[:2]

@@ -1,7 +1,7 @@
 """Utterances of one dialogue attract, those of other devices repel: arXiv 2202.03484, with soft rejection.
 
 Cekic et al., "Self-supervised Speaker Recognition Training Using Human-Machine Dialogues", ICASSP 2022, trains on
-unlabelled dialogues as if each had one speaker, and lowers the loss of those whose utterances lie apart (compactness).
+unlabeled dialogues as if each had one speaker, and lowers the loss of those whose utterances lie apart (compactness).
 The paper's formulas for compactness and weight were not to be found: `compactness` and `rejection` hold those of the
 project's own, the first being the default. A directory without utt2dialogue gives GE2E and the others on its speakers.
 """
@@ -17,7 +17,7 @@ from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base.distributed import gather, rank
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import ramp
-from pyspkv.batches.dataset import LABELLED, Batch, View
+from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
 from pyspkv.objectives.base import Info, Losses, Objective, spread
@@ -37,7 +37,7 @@ class RejectConfig:
     beta: float = 1.0
     temperature: float = 0.2  # softmax
     warmup_epochs: tuple[float, float] = (5.0, 10.0)  # weight 1 until the first, full from the second
-    normalise: bool = True  # mean weight 1, so that the step is that of a run without rejection
+    normalize: bool = True  # mean weight 1, so that the step is that of a run without rejection
     columns: bool = False  # rejected dialogues count less as negatives, too
 
 
@@ -51,8 +51,8 @@ class PairsConfig:
         10.0  # start of the learnt w > 0; the papers' bias b cancels in all three losses and is left out
     )
     reject: RejectConfig = field(default_factory=RejectConfig)
-    labelled_loss: Literal["ava", "aproto", "ge2e"] = "ge2e"  # of the labelled part, beside an unlabelled one
-    labelled_weight: float = 1.0
+    labeled_loss: Literal["ava", "aproto", "ge2e"] = "ge2e"  # of the labeled part, beside an unlabeled one
+    labeled_weight: float = 1.0
     freeze_norm: bool = False  # batch statistics stay as the encoder came: a few speakers have others
 
 
@@ -119,7 +119,7 @@ def rejection(c: Tensor, config: RejectConfig, mean: Tensor, std: Tensor) -> Ten
 
     power: u = max(c, 0)^gamma; adaptive: u = max(c, 0)^(slope std), so mild where dialogues are as alike as clean ones
     and the sharper the farther they come apart; sigmoid: u = sigmoid((c - mean) / (tau std) + beta);
-    softmax: u = N softmax(c / T). Normalised: w = N u / sum u. Where all are rejected, none is.
+    softmax: u = N softmax(c / T). Normalized: w = N u / sum u. Where all are rejected, none is.
     """
     if config.kind == "power":
         u = c.clamp_min(0).pow(config.gamma)
@@ -131,10 +131,10 @@ def rejection(c: Tensor, config: RejectConfig, mean: Tensor, std: Tensor) -> Ten
         u = len(c) * (c / config.temperature).softmax(0)
     else:
         u = torch.ones_like(c)
-    return normalised(u) if config.normalise else u
+    return normalized(u) if config.normalize else u
 
 
-def normalised(u: Tensor) -> Tensor:
+def normalized(u: Tensor) -> Tensor:
     """u [N] >= 0 with mean 1; all ones where all are 0, or as good as."""
     total = u.sum()
     return torch.where(total > 1e-30, len(u) * u / total.clamp_min(1e-30), torch.ones_like(u))
@@ -156,7 +156,7 @@ def check_rejection(c: RejectConfig, epochs: int) -> None:
 
 
 class Pairs(Objective):
-    """One of three losses over the dialogues of a batch, weighted by compactness; labelled speakers beside them."""
+    """One of three losses over the dialogues of a batch, weighted by compactness; labeled speakers beside them."""
 
     Config = PairsConfig
     takes_speeds = False
@@ -169,7 +169,7 @@ class Pairs(Objective):
         if reject.kind == "oracle" and info.num_classes == info.num_rows:
             raise UserError(
                 "the oracle needs true speakers, but here every utterance is a speaker of its own",
-                mend="give it the simulated corpus with labels (train_labelled), or another objective.reject.kind",
+                hint="give it the simulated corpus with labels (train_labeled), or another objective.reject.kind",
             )
         if not 0 < config.scale <= 100:
             raise UserError(f"objective.scale {config.scale} is not in 0 .. 100")
@@ -198,14 +198,14 @@ class Pairs(Objective):
             e, device = unit.unflatten(0, (-1, m)), batch.device[::m]
             truth = (batch.label.view(-1, m) == batch.label[::m, None]).all(1)  # read by the oracle alone
             losses = Losses({}, {"spread": spread(unit)})
-            taught = batch.source[::m] == LABELLED
-            if not taught.all():  # a labelled part beside an unlabelled one has a loss of its own
+            taught = batch.source[::m] == LABELED
+            if not taught.all():  # a labeled part beside an unlabeled one has a loss of its own
                 size = torch.tensor(float(taught.sum()), device=unit.device)
                 if taught.any():
-                    found = self.losses(c.labelled_loss, e[taught], device[taught])
-                    losses.terms["labelled"] = (c.labelled_weight * found.sum(), size)
+                    found = self.losses(c.labeled_loss, e[taught], device[taught])
+                    losses.terms["labeled"] = (c.labeled_weight * found.sum(), size)
                 e, device, truth = (x[~taught] for x in (e, device, truth))
-            self.unlabelled(e, device, truth, losses)
+            self.unlabeled(e, device, truth, losses)
         return losses
 
     def losses(self, name: str, e: Tensor, device: Tensor, repel: Tensor | None = None) -> Tensor:
@@ -213,13 +213,13 @@ class Pairs(Objective):
         negative = device[:, None] != gather(device)
         if not negative.any(1).all():
             raise UserError(
-                "a batch has dialogues of one device only: no negatives", mend="use sampler: dialogues"
+                "a batch has dialogues of one device only: no negatives", hint="use sampler: dialogues"
             )
         log_weight = e.new_zeros(()) if repel is None else repel.clamp_min(1e-4).log()
         against = torch.where(negative, log_weight, -torch.inf)
         return LOSSES[name](e, gather(e.contiguous()), against, self.log_w.exp().clamp_max(100.0))
 
-    def unlabelled(self, e: Tensor, device: Tensor, truth: Tensor, losses: Losses) -> None:
+    def unlabeled(self, e: Tensor, device: Tensor, truth: Tensor, losses: Losses) -> None:
         """The dialogues' weighted loss and what is logged of it."""
         c, n = self.config, len(e)
         compact = gather(compactness(e, c.reject.compactness))
@@ -249,7 +249,7 @@ class Pairs(Objective):
             now = torch.stack([compact.mean(), compact.std(correction=0)])
             mean_std = 0.9 * self.running[:2] + 0.1 * now if self.running[2] else now
             self.running.copy_(torch.cat([mean_std, torch.ones_like(now[:1])]))
-        full = normalised(truth) if reject.kind == "oracle" else rejection(compact, reject, *self.running[:2])
+        full = normalized(truth) if reject.kind == "oracle" else rejection(compact, reject, *self.running[:2])
         share = ramp(self.epoch_now, *reject.warmup_epochs, 0.0, 1.0)
         return torch.lerp(torch.ones_like(full), full, share)
 
@@ -273,6 +273,6 @@ def per_dialogue(group: Tensor) -> int:
     if m < 2 or len(group) % m or not bool((group.view(-1, m) == group[::m, None]).all()):
         raise UserError(
             "objective pairs wants two or more utterances of each dialogue side by side",
-            mend="use sampler: dialogues",
+            hint="use sampler: dialogues",
         )
     return m

@@ -1,6 +1,6 @@
 """DINO (Caron et al. 2021) for speakers: a student matches its moving average's view of other crops, without labels.
 
-Two global and some local crops of an utterance; RDINO's two regularisers (Chen et al., ICASSP 2023) as options.
+Two global and some local crops of an utterance; RDINO's two regularizers (Chen et al., ICASSP 2023) as options.
 """
 
 import math
@@ -26,31 +26,31 @@ FLAT_STEPS = 200  # this many such steps in a row stop the run
 
 @dataclass(kw_only=True)
 class DINOConfig:
-    """Defaults: RDINO of 3D-Speaker, without its regularisers."""
+    """Defaults: RDINO of 3D-Speaker, without its regularizers."""
 
     global_seconds: float = 4.0
     local_seconds: float = 2.0
     local_crops: int = 4
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     hidden: int = 2048
-    wide: int = 0  # width of the layer that the regularisers work on (RDINO: 8192); 0 = none
+    wide: int = 0  # width of the layer that the regularizers work on (RDINO: 8192); 0 = none
     bottleneck: int = 256
     head_size: int = 65536
     student_temperature: float = 0.1
     teacher_temperature: tuple[float, float] = (0.04, 0.04)  # from, to
     temperature_epochs: float = 10.0  # from the one to the other
-    centre_momentum: float = 0.9
+    center_momentum: float = 0.9
     ema: tuple[float, float] = (0.996, 1.0)  # half cosine over the run
     freeze_epochs: float = 1.0  # the last layer stays as it is so long
     variance: float = 0.0  # weight of the variance hinge (RDINO: 10)
     covariance: float = 0.0  # weight of the covariance term (RDINO: 1)
-    regulariser: tuple[float, float] = (0.05, 0.2)  # factor on both, from, to
-    regulariser_epochs: float = 10.0
+    regularizer: tuple[float, float] = (0.05, 0.2)  # factor on both, from, to
+    regularizer_epochs: float = 10.0
     alarm_epoch: float = 2.0  # from here a loss of ln(head_size) is a collapse
 
 
 class Head(nn.Module):
-    """[B, D] -> (logits [B, K], the regularised layer [B, W]): MLP, bottleneck on the unit sphere, unit prototypes."""
+    """[B, D] -> (logits [B, K], the regularized layer [B, W]): MLP, bottleneck on the unit sphere, unit prototypes."""
 
     def __init__(self, dim: int, c: DINOConfig):
         super().__init__()
@@ -89,7 +89,7 @@ class DINO(Objective):
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(c.head_size))
+        self.register_buffer("center", torch.zeros(c.head_size))
         self.register_buffer("flat_steps", torch.zeros((), dtype=torch.long))
 
     def views(self) -> dict[str, View]:
@@ -97,8 +97,8 @@ class DINO(Objective):
         views = {f"global{i}": View(c.global_seconds, augment=True) for i in range(2)}
         return views | {f"local{i}": View(c.local_seconds, augment=True) for i in range(c.local_crops)}
 
-    def optimisers(self) -> dict[str, list[dict]]:
-        groups = super().optimisers()
+    def optimizers(self) -> dict[str, list[dict]]:
+        groups = super().optimizers()
         rest = groups["main"].pop()  # of the head: its prototypes are unit vectors, nothing to decay
         others = [p for p in rest["params"] if p is not self.head.last]
         last = {"params": [self.head.last], "lr_scale": 1.0, "weight_decay": 0.0}
@@ -121,7 +121,7 @@ class DINO(Objective):
             low, high = c.teacher_temperature
             temperature = ramp(self.epoch_now, 0.0, c.temperature_epochs, low, high)
             size = len(batch.index)
-            target = ((taught.float() - self.centre) / temperature).softmax(1).view(2, size, -1)
+            target = ((taught.float() - self.center) / temperature).softmax(1).view(2, size, -1)
             log_q = (seen.float() / c.student_temperature).log_softmax(1).view(2 + len(local), size, -1)
             pairs = [(q, v) for q in range(2) for v in range(2 + len(local)) if q != v]
             loss = -sum((target[q] * log_q[v]).sum(-1) for q, v in pairs) / len(pairs)  # [B]
@@ -129,16 +129,16 @@ class DINO(Objective):
             count = torch.tensor(float(size), device=loss.device)
             terms = {"dino": (loss.sum(), count)}
             if c.variance or c.covariance:
-                factor = ramp(self.epoch_now, 0.0, c.regulariser_epochs, *c.regulariser)
-                variance, covariance = self.regularise(wide.float(), taught_wide.float())
+                factor = ramp(self.epoch_now, 0.0, c.regularizer_epochs, *c.regularizer)
+                variance, covariance = self.regularize(wide.float(), taught_wide.float())
                 one = torch.ones((), device=loss.device)
-                terms["regulariser"] = factor * (c.variance * variance + c.covariance * covariance), one
+                terms["regularizer"] = factor * (c.variance * variance + c.covariance * covariance), one
         if self.training:
             self.remember(taught.float(), loss.detach())
         return Losses(terms, {"entropy": (entropy.sum(), count), "spread": spread(F.normalize(embedding))})
 
-    def regularise(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """RDINO's terms on the regularised layer, averaged over the two global views, over all ranks: the mean of
+    def regularize(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """RDINO's terms on the regularized layer, averaged over the two global views, over all ranks: the mean of
         relu(1 - std) of student and teacher, and the squared off-diagonal covariance summed over the head's size."""
         x, y = (gather(z.view(2, -1, z.shape[1]).mean(0)) for z in (student, teacher))
         hinge = (F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (x, y))
@@ -149,17 +149,17 @@ class DINO(Objective):
 
     @torch.no_grad()
     def remember(self, taught: Tensor, loss: Tensor) -> None:
-        """Centre: moving average of the teacher's mean logits over all ranks; the collapse alarm."""
+        """Center: moving average of the teacher's mean logits over all ranks; the collapse alarm."""
         c = self.config
         total = all_sum(torch.cat([taught.sum(0), taught.new_tensor([len(taught), loss.sum(), len(loss)])]))
         mean = total[:-3] / total[-3]
-        self.centre.mul_(c.centre_momentum).add_(mean, alpha=1 - c.centre_momentum)
+        self.center.mul_(c.center_momentum).add_(mean, alpha=1 - c.center_momentum)
         flat = total[-2] / total[-1] > FLAT * math.log(c.head_size) and self.epoch_now >= c.alarm_epoch
         self.flat_steps.copy_(self.flat_steps + 1 if flat else torch.zeros_like(self.flat_steps))
         if self.flat_steps >= FLAT_STEPS:
             raise UserError(
                 f"collapsed: for {FLAT_STEPS} steps the loss is ln(head_size), so every crop looks alike",
-                mend="lower optim.lr, raise batch_size, or lower teacher_temperature",
+                hint="lower optim.lr, raise batch_size, or lower teacher_temperature",
             )
 
     def after_step(self) -> None:

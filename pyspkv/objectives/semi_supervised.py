@@ -1,6 +1,6 @@
 """What GLL is compared with, on the same head, views and batches (its paper's Table 1).
 
-FixMatch and FlexMatch are `gll` with `target: own`, fine-tuning on the labelled part is `supervised`.
+FixMatch and FlexMatch are `gll` with `target: own`, fine-tuning on the labeled part is `supervised`.
 """
 
 from copy import deepcopy
@@ -15,7 +15,7 @@ from pyspkv.base import checkpoint
 from pyspkv.base.distributed import gather, rank
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import ramp
-from pyspkv.batches.dataset import LABELLED, Batch, View
+from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import frozen_statistics
 from pyspkv.objectives.base import Info, Losses, Objective, ema, spread
@@ -31,12 +31,12 @@ class PseudoLabelConfig(GatedConfig):
 
 class PseudoLabel(Gated):
     """Pseudo Label (Lee 2013): the weak view learns its own argmax where the gate lets it; statistics of batch
-    normalisation are those of the labelled rows."""
+    normalization are those of the labeled rows."""
 
     Config = PseudoLabelConfig
     reads = ("weak",)
 
-    def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+    def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         with frozen_statistics(self.encoder):
             _, cos = self.cosines(*pick(batch.views["weak"], rows))
         q = (self.config.confidence_scale * cos.detach()).softmax(1)
@@ -71,7 +71,7 @@ class Taught(Semi):
 
 @dataclass(kw_only=True)
 class MeanTeacherConfig(SemiConfig):
-    unlabelled_weight: float = 50.0
+    unlabeled_weight: float = 50.0
     ema: float = 0.999  # of the teacher; 1 - 1 / (step + 1) while that is less
 
 
@@ -87,7 +87,7 @@ class MeanTeacher(Taught):
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
         self.freeze()
 
-    def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+    def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
         p = (c.scale * self.taught(pick(batch.views["weak"], rows))).softmax(1)
         with frozen_statistics(self.encoder):
@@ -113,7 +113,7 @@ class DistilConfig(SemiConfig):
 
 
 class Distil(Taught):
-    """SimCLRv2's last step (Chen et al. 2020, eq. 4): a fine-tuned teacher labels the unlabelled rows softly."""
+    """SimCLRv2's last step (Chen et al. 2020, eq. 4): a fine-tuned teacher labels the unlabeled rows softly."""
 
     Config = DistilConfig
     joint = True
@@ -121,14 +121,14 @@ class Distil(Taught):
     def __init__(self, config: DistilConfig, encoder: Encoder, info: Info):
         super().__init__(config, encoder, info)
         if not config.teacher:
-            raise UserError("objective.teacher is not set", mend="name the folder of a `supervised` run")
+            raise UserError("objective.teacher is not set", hint="name the folder of a `supervised` run")
         self.teacher, self.teacher_head = checkpoint.load_encoder(config.teacher), deepcopy(self.head)
         folder = checkpoint.find(config.teacher)
         head = {k[5:]: v for k, v in checkpoint.tensors(folder).items() if k.startswith("head.")}
         checkpoint.load_exactly(self.teacher_head, head, folder)
         self.freeze()
 
-    def unlabelled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
+    def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         c = self.config
         p = (c.scale * self.taught(pick(batch.views["weak"], rows)) / c.temperature).softmax(1)
         loss = -(p * (c.scale * cos / c.temperature).log_softmax(1)).sum(1)
@@ -149,7 +149,7 @@ class CDVAT(Semi):
     Config = CDVATConfig
     reads = ("weak",)
 
-    def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+    def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
         x, lengths = self.encoder.features(*pick(batch.views["weak"], rows))
         norm = size(x)
@@ -182,7 +182,7 @@ class GCLConfig:
 
 class GCL(Objective):
     """In the spirit of generalised contrastive learning (Inoue & Goto 2020): two crops of every utterance; crops of one
-    labelled speaker attract each other, and so do the two of an unlabelled utterance; all others repel."""
+    labeled speaker attract each other, and so do the two of an unlabeled utterance; all others repel."""
 
     Config = GCLConfig
     takes_speeds = False
@@ -199,7 +199,7 @@ class GCL(Objective):
     def forward(self, batch: Batch) -> Losses:
         both = tuple(torch.cat([x, y]) for x, y in zip(batch.views["a"], batch.views["b"]))
         unit = F.normalize(self.encode(both, self.config.spec_augment))
-        group = torch.where(batch.source == LABELLED, batch.label, self.info.num_classes + batch.index)
+        group = torch.where(batch.source == LABELED, batch.label, self.info.num_classes + batch.index)
         group = group.repeat(2)
         with torch.autocast(unit.device.type, enabled=False):
             keys, key_group = gather(unit.contiguous()), gather(group)

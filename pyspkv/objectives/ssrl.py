@@ -104,7 +104,7 @@ class Reflective(Objective):
     Config = ReflectiveConfig
     evaluates = "teacher"
     wants_embeddings = True
-    takes_speeds = takes_unlabelled = False
+    takes_speeds = takes_unlabeled = False
     tells_speakers = True
 
     def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: Info):
@@ -125,13 +125,13 @@ class Reflective(Objective):
         self.register_buffer("weight", torch.ones(n))
         self.register_buffer("dead", torch.zeros(info.num_classes, dtype=torch.bool))
         # The teacher's embeddings of this epoch: sums of (1, z) (1, z)^T, and by class and half their number and their
-        # sums, as they are and whitened; the halves' centres of the epoch before.
+        # sums, as they are and whitened; the halves' centers of the epoch before.
         k, d = info.num_classes, encoder.embed_dim
         self.register_buffer("moments", torch.zeros(d + 1, d + 1))
         self.register_buffer("seen", torch.zeros(k, 2))
         self.register_buffer("sums", torch.zeros(k, 2, d))
         self.register_buffer("whitened_sums", torch.zeros(k, 2, d))
-        self.register_buffer("centres", torch.zeros(k, 2, d))
+        self.register_buffer("centers", torch.zeros(k, 2, d))
         # x -> (x - mean) axes, of the epoch before
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("axes", torch.eye(d))
@@ -157,7 +157,7 @@ class Reflective(Objective):
             for _ in range(START_STEPS):
                 for rows in torch.arange(len(unit), device=unit.device).split(CHUNK):
                     self.tally(label[rows], unit[rows])
-                self.recentre()
+                self.recenter()
                 self.clear()
         self.label.copy_(label)
         self.queue[:, c.queue - c.queue // 2 :] = label[:, None].int()
@@ -245,7 +245,7 @@ class Reflective(Objective):
     def tally(self, label: Tensor, unit: Tensor) -> Tensor:
         """Add unit vectors [B, D] to the sums of the nearer half of their class; which half, int32 [B]."""
         white = self.whiten(unit)
-        side = (self.whiten(self.centres[label]) @ white[:, :, None])[..., 0].argmax(1)
+        side = (self.whiten(self.centers[label]) @ white[:, :, None])[..., 0].argmax(1)
         place = 2 * label + side
         self.seen.view(-1).index_add_(0, place, torch.ones_like(place, dtype=self.seen.dtype))
         self.sums.flatten(0, 1).index_add_(0, place, unit)
@@ -263,13 +263,13 @@ class Reflective(Objective):
         """Halves of `classes` begin on both sides of their means [n, D], in a direction that the coming epochs turn."""
         generator = torch.Generator().manual_seed(0)
         step = 0.1 * F.normalize(torch.randn(mean.shape[1], generator=generator), dim=0).to(mean)
-        self.centres[classes] = torch.stack([mean + step, mean - step], 1)
+        self.centers[classes] = torch.stack([mean + step, mean - step], 1)
 
-    def recentre(self) -> None:
+    def recenter(self) -> None:
         """The next epoch's halves lie where the members of this epoch's do (a step of 2-means in every class)."""
         there = torch.nonzero(self.seen.sum(1) > 0)[:, 0]
         n, sums = self.seen[there], self.sums[there]
-        self.centres[there] = sums / n[..., None].clamp_min(1)
+        self.centers[there] = sums / n[..., None].clamp_min(1)
         empty = (n == 0).any(1)
         self.reseed(there[empty], (sums.sum(1) / n.sum(1, keepdim=True))[empty])
 
@@ -312,7 +312,7 @@ class Reflective(Objective):
         voted = self.vote >= 0
         self.queue[voted] = torch.cat([self.queue[voted, 1:], self.vote[voted, None]], 1)
         if c.split:
-            self.recentre()
+            self.recenter()
         flips, divided = 0.0, 0
         if epoch + 1 >= c.fixed_epochs:
             before = self.label.clone()
@@ -374,7 +374,7 @@ class Reflective(Objective):
             return 0
         lost = united & loses  # the halves of what it joins are from now on the two that have joined
         whole = self.sums.sum(1) / self.seen.sum(1, keepdim=True).clamp_min(1)
-        self.centres[live[partner[lost]]] = torch.stack([whole[live[partner[lost]]], whole[live[lost]]], 1)
+        self.centers[live[partner[lost]]] = torch.stack([whole[live[partner[lost]]], whole[live[lost]]], 1)
         unchanged = live[(goes == here) & ~small & ~(united & ~loses)]
         return self.divide(unchanged, before)
 

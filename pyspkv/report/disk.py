@@ -14,7 +14,7 @@ from pyspkv.base.foreign import is_finished
 KINDS = {  # kind -> what it is; the order of the table
     "models": "weights and configs of the checkpoints that LATEST and best name",
     "embeddings": "of bin.extract",
-    "optimisers": "state to resume training from",
+    "optimizers": "state to resume training from",
     "earlier": "checkpoints that neither LATEST nor best names",
     "rooms": "simulated impulse responses",
     "logs": "of jobs, and tensorboard's",
@@ -42,7 +42,7 @@ def weigh(exp: str | Path) -> dict[str, Part]:
     """
     exp = Path(exp)
     if not exp.is_dir():
-        raise UserError("no such experiment", file=exp, mend="give the folder that run.sh --exp named")
+        raise UserError("no such experiment", file=exp, hint="give the folder that run.sh --exp named")
     parts = {kind: Part() for kind in KINDS}
     models = {p.parent for p in exp.rglob("LATEST") if not _through_link(p.parent, exp)}
     named = {m / (m / name).read_text(errors="replace").strip() for m in models for name in ("LATEST", "best")
@@ -98,10 +98,10 @@ def _judge(
             )
         if file.name == "optim.safetensors":
             if not is_finished(model):
-                return "optimisers", None, UNFINISHED
+                return "optimizers", None, UNFINISHED
             if (model.parent / "data_out").is_dir():
-                return "optimisers", None, "labels that moved are written from the whole checkpoint"
-            return "optimisers", file, "not needed any more"
+                return "optimizers", None, "labels that moved are written from the whole checkpoint"
+            return "optimizers", file, "not needed any more"
         return "models", None, ""
     if model is not None and "tb" not in parts:
         return "models", None, ""

@@ -31,22 +31,22 @@ VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the trainin
 
 def read_json(path: Path) -> dict:
     """A JSON object of at most 16 MB. UserError: it is none."""
-    return foreign.read_json(path, mend=AGAIN)
+    return foreign.read_json(path, hint=AGAIN)
 
 
 def read_metrics(path: Path) -> dict:
     """What bin.metrics --json wrote, every figure a number of its range; null counts as absent. UserError names the
     figure that is none."""
-    mend = "make it with bin.metrics --json"
-    found = {k: v for k, v in foreign.read_json(path, mend=mend).items() if v is not None or k == "eer"}
+    hint = "make it with bin.metrics --json"
+    found = {k: v for k, v in foreign.read_json(path, hint=hint).items() if v is not None or k == "eer"}
     if missing := [k for k in ("eer", "min_dcf_0.01", "min_dcf_0.05") if k not in found]:
-        raise UserError(f"has no {missing[0]}", file=path, mend=mend)
+        raise UserError(f"has no {missing[0]}", file=path, hint=hint)
     for key, span in FIGURES.items():
         if key in found:
-            foreign.number(found[key], key, *span, file=path, mend=mend)
+            foreign.number(found[key], key, *span, file=path, hint=hint)
     for key in ("eer_ci_over", "trials"):
         if not isinstance(found.get(key, ""), str):
-            raise UserError(f"{key} is {foreign.short(found[key])}, not a text", file=path, mend=mend)
+            raise UserError(f"{key} is {foreign.short(found[key])}, not a text", file=path, hint=hint)
     return found
 
 
@@ -97,17 +97,17 @@ def stability(file: Path) -> dict[str, float]:
     """How far a round's labels are those of the round before, of its report.json; {} where it does not say."""
     found = read_json(file).get("stability") if file.exists() else None
     if not isinstance(found, (dict, type(None))):
-        raise UserError(f"stability is {foreign.short(found)}", file=file, mend=AGAIN)
+        raise UserError(f"stability is {foreign.short(found)}", file=file, hint=AGAIN)
     found = {k: v for k, v in (found or {}).items() if v is not None}
     for key in {"ami", "kept"} & found.keys():
-        foreign.number(found[key], f"stability.{key}", -1, 1.000001, file=file, mend=AGAIN)
+        foreign.number(found[key], f"stability.{key}", -1, 1.000001, file=file, hint=AGAIN)
     return found
 
 
 def silent(file: Path) -> int:
-    """How many of the utterances that a round labelled have no signal, by its report.json; 0 where it does not say."""
+    """How many of the utterances that a round labeled have no signal, by its report.json; 0 where it does not say."""
     found = read_json(file).get("silent") if file.exists() else None
-    return foreign.number(found or 0, "silent", 0, 1e9, whole=True, file=file, mend=AGAIN)
+    return foreign.number(found or 0, "silent", 0, 1e9, whole=True, file=file, hint=AGAIN)
 
 
 def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, list[dict]]) -> dict:
@@ -159,7 +159,7 @@ def last_systems(others: list[tuple[Path, dict]], name: str) -> list[tuple[Path,
     for exp, phases in others:
         scores = read_scores(phases)
         if not any(name in lists for lists in scores.values()):
-            raise UserError(f"no phase has score/{name}.json", file=exp, mend="run its stages 6 and 7 first")
+            raise UserError(f"no phase has score/{name}.json", file=exp, hint="run its stages 6 and 7 first")
         last = side_by_side.last_phase(scores, name)
         out.append((exp, last, scores[last][name]))
     return out
@@ -180,9 +180,9 @@ def epochs_of(folder: Path, model: str = "model") -> list[dict]:
             if not raw.strip():
                 continue
             try:
-                record = foreign.parse_json(raw.decode(), file=log, line=number, mend="remove that line")
+                record = foreign.parse_json(raw.decode(), file=log, line=number, hint="remove that line")
             except UnicodeDecodeError:
-                raise UserError("is not UTF-8 text", file=log, line=number, mend="remove that line") from None
+                raise UserError("is not UTF-8 text", file=log, line=number, hint="remove that line") from None
             except UserError:
                 if raw.endswith(b"\n"):
                     raise
@@ -363,7 +363,7 @@ def markdown(
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         for r, labels in rounds.items():
             if n := labels.get("silent"):
-                some = "1 labelled utterance has" if n == 1 else f"{n} labelled utterances have"
+                some = "1 labeled utterance has" if n == 1 else f"{n} labeled utterances have"
                 lines += ["", f"Round {r}: {some} no signal; extraction's log and made_by name them."]
         if with_truth:
             lines += [
@@ -426,7 +426,7 @@ def draw(
 def inside(folder: Path, path: Path) -> Path:
     """`path`, unless somebody's link leads out of `folder`: then UserError."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError("is a link out of the experiment's folder", file=path, mend="remove the link")
+        raise UserError("is a link out of the experiment's folder", file=path, hint="remove the link")
     return path
 
 
@@ -453,8 +453,8 @@ def _check(exp: Path, phases: dict[str, Path], scores: dict, trials: str) -> Non
     if not any(trials in lists for lists in scores.values()):
         names = sorted({n for lists in scores.values() for n in lists})
         have = f"there are scores of: {', '.join(names)}" if names else "there are no scores at all"
-        mend = f"give --name {names[0]}" if names else "run stages 6 and 7 first"
-        raise UserError(f"no phase has score/{trials}.json; {have}", file=exp, mend=mend)
+        hint = f"give --name {names[0]}" if names else "run stages 6 and 7 first"
+        raise UserError(f"no phase has score/{trials}.json; {have}", file=exp, hint=hint)
     for name in ("report.md", "results.json", "plots"):
         inside(exp, exp / name)
     for phase in phases:
@@ -493,7 +493,7 @@ def write(
     from pyspkv.report import plots
 
     if not exp.is_dir():
-        raise UserError("no such folder", file=exp, mend="give --exp the folder that run.sh wrote")
+        raise UserError("no such folder", file=exp, hint="give --exp the folder that run.sh wrote")
     phases = find_phases(exp)
     scores = read_scores(phases)
     _check(exp, phases, scores, trials)

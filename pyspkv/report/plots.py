@@ -11,8 +11,8 @@ from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import printable
 from pyspkv.score.metrics import Curve
 
-# Okabe & Ito's colours, distinguishable with every common colour blindness; lines also differ in their dashes.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
+# Okabe & Ito's colors, distinguishable with every common color blindness; lines also differ in their dashes.
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
 DASHES = ["-", "--", "-.", ":"]
 MAX_PANELS = 60
 STYLE = {
@@ -54,7 +54,7 @@ def _text(name: str) -> str:
 
 
 def _line(k: int) -> dict:
-    return {"color": COLOURS[k % len(COLOURS)], "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.8}
+    return {"color": COLORS[k % len(COLORS)], "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.8}
 
 
 def _probit(p):
@@ -104,10 +104,8 @@ def scores(scores: np.ndarray, target: np.ndarray, threshold: float, path: str |
     with _figure(path) as ax:
         for k, (name, part) in enumerate((("target", scores[target]), ("nontarget", scores[~target]))):
             label = f"{name} ({len(part):,} trials)"
-            ax.hist(
-                part, bins, density=True, color=COLOURS[k], alpha=0.45, histtype="stepfilled", label=label
-            )
-            ax.hist(part, bins, density=True, color=COLOURS[k], histtype="step", linestyle=DASHES[k])
+            ax.hist(part, bins, density=True, color=COLORS[k], alpha=0.45, histtype="stepfilled", label=label)
+            ax.hist(part, bins, density=True, color=COLORS[k], histtype="step", linestyle=DASHES[k])
         ax.axvline(threshold, color="black", linewidth=1.2, label=f"threshold at the EER: {threshold:.3f}")
         ax.set(xlabel="score", ylabel="density", title="Scores of target and nontarget trials")
         ax.margins(x=0)
@@ -121,14 +119,14 @@ def eer_by_system(systems: Sequence[tuple[str, float, float | None, float | None
         rest = [s for s in systems if s[0] != "supervised"]
         for x, (_, eer, low, high) in enumerate(rest):
             if low is not None and high is not None:
-                ax.plot([x, x], [low, high], color=COLOURS[0], linewidth=2, alpha=0.5, solid_capstyle="butt")
+                ax.plot([x, x], [low, high], color=COLORS[0], linewidth=2, alpha=0.5, solid_capstyle="butt")
             ax.annotate(f"{eer:.2f}", (x, eer), xytext=(6, 7), textcoords="offset points")
-        ax.plot(range(len(rest)), [s[1] for s in rest], "o-", color=COLOURS[0])
+        ax.plot(range(len(rest)), [s[1] for s in rest], "o-", color=COLORS[0])
         for name, eer, low, high in systems:
             if name == "supervised":
                 ax.axhline(eer, label=f"supervised: {eer:.2f} %", **_line(1))
                 if low is not None and high is not None:
-                    ax.axhspan(low, high, color=COLOURS[1], alpha=0.12)
+                    ax.axhspan(low, high, color=COLORS[1], alpha=0.12)
                 ax.legend(loc="upper right")
         ax.set_xticks(range(len(rest)), [_text(s[0]) for s in rest])
         ax.set(
@@ -152,7 +150,7 @@ def gaps(gaps: np.ndarray, chosen: float, path: str | Path) -> None:
     with _figure(path) as ax:
         seconds = np.clip(gaps, 1, None)
         ax.hist(
-            seconds, np.geomspace(1, max(10.0, float(seconds.max()) * 1.01), 61), color=COLOURS[0], alpha=0.6
+            seconds, np.geomspace(1, max(10.0, float(seconds.max()) * 1.01), 61), color=COLORS[0], alpha=0.6
         )
         ax.axvline(chosen, label=f"--max-gap {chosen:g} s", **_line(1))
         ax.set(xscale="log", xlabel="seconds to the next turn (shorter than 1: at 1)", ylabel="pauses")

@@ -47,19 +47,19 @@ class Calibration:
     @classmethod
     def read(cls, path: str | Path) -> "Calibration":
         """Raises UserError when the file is not what `write` makes."""
-        mend = "make it with python -m pyspkv.bin.calibrate"
+        hint = "make it with python -m pyspkv.bin.calibrate"
         try:
-            out = cls(**read_json(path, mend=mend, nan=True))
+            out = cls(**read_json(path, hint=hint, nan=True))
             numbers = [getattr(out, key) for key in cls.__annotations__ if key != "source"]
             if any(type(n) not in (int, float) for n in numbers) or not isinstance(out.source, str):
                 raise TypeError("a value is no number")
         except TypeError as err:
-            raise UserError(f"is not a calibration ({err})", file=path, mend=mend) from None
+            raise UserError(f"is not a calibration ({err})", file=path, hint=hint) from None
         except UserError as err:
             why = str(err).partition("\n")[0].removeprefix(f"{path}: ")
-            raise UserError(f"is not a calibration ({why})", file=path, mend=mend) from None
+            raise UserError(f"is not a calibration ({why})", file=path, hint=hint) from None
         if not all(map(math.isfinite, numbers)) or out.scale <= 0:
-            raise UserError("scale must be above 0 and every number finite", file=path, mend=mend)
+            raise UserError("scale must be above 0 and every number finite", file=path, hint=hint)
         return out
 
 
@@ -68,7 +68,7 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
 
     Minimises  p/T sum_targets log(1 + exp(-l - logit p)) + (1-p)/N sum_nontargets log(1 + exp(l + logit p)),
     l = scale * score + offset (Brummer & du Preez 2006, "Application-independent evaluation of speaker
-    detection"), plus 1e-9 / 2 * (slope on standardised scores)^2, which keeps separable scores finite.
+    detection"), plus 1e-9 / 2 * (slope on standardized scores)^2, which keeps separable scores finite.
     Raises CalibrationError when it cannot be done with these scores: one kind of trial, all scores equal, higher ones
     do not speak for targets, or figures that floats cannot hold.
     """
@@ -84,10 +84,10 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
     if s.min() == s.max():
         raise CalibrationError("all scores are equal: nothing to calibrate")
     with np.errstate(over="ignore", invalid="ignore"):
-        centre, spread = s.mean(), s.std()
-    if not (np.isfinite(centre) and 0 < spread < np.inf):
+        center, spread = s.mean(), s.std()
+    if not (np.isfinite(center) and 0 < spread < np.inf):
         raise CalibrationError(f"scores from {s.min():.3g} to {s.max():.3g} cannot be calibrated in floats")
-    x = np.stack([(s - centre) / spread, np.ones(len(s))])
+    x = np.stack([(s - center) / spread, np.ones(len(s))])
     logit = np.log(prior / (1 - prior))
     penalty = np.array([1e-9, 0.0])
 
@@ -109,7 +109,7 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
         if np.abs(gradient).max() < 1e-12 or size <= 1e-10 or (w == before).all():
             break
     with np.errstate(over="ignore", invalid="ignore"):
-        scale, offset = w[0] / spread, w[1] - w[0] * centre / spread
+        scale, offset = w[0] / spread, w[1] - w[0] * center / spread
         threshold = (-logit - offset) / scale if scale else 0.0
     if scale <= 0:
         raise CalibrationError(

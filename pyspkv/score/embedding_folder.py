@@ -71,7 +71,7 @@ def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, opti
                 raise UserError(
                     f"would hold the embeddings of {owner[place]} and of {model} with {data}",
                     file=folder,
-                    mend="extract them one by one, each with an --out of its own",
+                    hint="extract them one by one, each with an --out of its own",
                 )
             owner[place] = f"{model} with {data}"
     weights = {c: _digest(c / "model.safetensors") for c in dict.fromkeys(checkpoints)}
@@ -314,7 +314,7 @@ def _join(pair: Pair, n: int) -> None:
                 raise UserError(
                     f"its parts hold {len(write.place)} utterances, {pair.data.path} has {len(pair.data.utts)}",
                     file=pair.out,
-                    mend=_anew(pair, n),
+                    hint=_anew(pair, n),
                 )
         _write_record(pair, "embedding", None, silent)
         silence.warn(dict(sorted(silent.items())), pair.data.path)
@@ -343,10 +343,10 @@ def _check_parts(pair: Pair, n: int) -> None:
         raise UserError(
             f"part {k} of {n} {why}{others}",
             file=pair.out / f"{_part_name(k, n)}.scp",
-            mend=f"the same command with `--part {k}/{n}` in place of `--merge {n}`",
+            hint=f"the same command with `--part {k}/{n}` in place of `--merge {n}`",
         )
     if len(batches) > 1:
-        raise UserError("its parts were cut differently", file=pair.out, mend=_anew(pair, n))
+        raise UserError("its parts were cut differently", file=pair.out, hint=_anew(pair, n))
 
 
 def _remove_parts(out: Path) -> None:

@@ -82,7 +82,7 @@ class Curve:
         return float(cost[best] / min(p_target, 1 - p_target)), float(t[best])
 
     def act_dcf(self, p_target: float) -> float:
-        """Normalised DCF of log-likelihood ratios (natural log) at Bayes' threshold log((1 - p) / p)."""
+        """Normalized DCF of log-likelihood ratios (natural log) at Bayes' threshold log((1 - p) / p)."""
         t = np.log((1 - p_target) / p_target)
         cost = p_target * self.fnr(t) + (1 - p_target) * self.fpr(t)
         return float(cost / min(p_target, 1 - p_target))
@@ -166,7 +166,7 @@ def resampling(
                 f"model {model} has utterances of {found[0]} and of {found[1]}",
                 file=enrol_map,
                 line=line,
-                mend="give each model one speaker's utterances, or leave --utt2spk out",
+                hint="give each model one speaker's utterances, or leave --utt2spk out",
             )
         if found:
             speaker[model] = found[0]
@@ -175,7 +175,7 @@ def resampling(
         raise UserError(
             f"{len(missing)} ids of the trials have no speaker; the first is {missing[0]}",
             file=utt2spk,
-            mend="add them (enrolment models: give --enrol-map), or leave --utt2spk out",
+            hint="add them (enrolment models: give --enrol-map), or leave --utt2spk out",
         )
     first, second = [speaker[e] for e in enrol], [speaker[t] for t in test]
     wrong = [k for k, (a, b) in enumerate(zip(first, second)) if (a == b) != target[k]]
@@ -185,7 +185,7 @@ def resampling(
             f"{len(wrong)} trials contradict it; the first, {enrol[k]} {test[k]}, is "
             f"{'target' if target[k] else 'nontarget'} and of speakers {first[k]} and {second[k]}",
             file=utt2spk,
-            mend="give the true utt2spk of the test set",
+            hint="give the true utt2spk of the test set",
         )
     return Resampling(first, second, "speakers")
 

@@ -1,7 +1,7 @@
 """Scores of trials from embeddings: cosine, enrolment models, mean subtraction, AS-norm; score files.
 
-Every entry becomes one direction: its length-normalised vector, or for [n, D] the mean of its n
-length-normalised rows, not normalised again. The product of two directions is then the mean of all pairwise
+Every entry becomes one direction: its length-normalized vector, or for [n, D] the mean of its n
+length-normalized rows, not normalized again. The product of two directions is then the mean of all pairwise
 cosines.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
-from pyspkv.data.ark import Embeddings, normalise, read_embeddings
+from pyspkv.data.ark import Embeddings, normalize, read_embeddings
 from pyspkv.data.tables import no_gc, read_table
 
 BLOCK = 1 << 10  # trials at once: their gathered rows stay in cache
@@ -33,7 +33,7 @@ _LINE = re.compile(
 def directions(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.ndarray:
     """float32 [N, D], one direction an entry; `mean` [D] is subtracted from every raw row first."""
     x = embeddings.x if mean is None else _less(embeddings.x, mean)
-    return embeddings.entry_means(normalise(x))
+    return embeddings.entry_means(normalize(x))
 
 
 def _less(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -66,14 +66,14 @@ def read_mean(path: str) -> np.ndarray:
         raise UserError("must hold one vector of finite floats", file=path)
     if np.abs(mean).max() > np.finfo(np.float32).max:
         rule = f"holds {np.abs(mean).max():.3g}, too large for embeddings, which are float32"
-        raise UserError(rule, file=path, mend="give the mean of embeddings")
+        raise UserError(rule, file=path, hint="give the mean of embeddings")
     return np.array(mean)
 
 
 def group_means(
     ids: Sequence[str], x: np.ndarray, groups: dict[str, Sequence[str]], file=None
 ) -> tuple[list[str], np.ndarray]:
-    """Enrolment models or pseudo-speakers: (names, float32 [G, D] length-normalised means of directions).
+    """Enrolment models or pseudo-speakers: (names, float32 [G, D] length-normalized means of directions).
 
     groups: name -> utterance ids. Raises UserError when a member has no embedding.
     """
@@ -86,14 +86,14 @@ def group_means(
     out = np.empty((len(groups), x.shape[1]), dtype=np.float32)
     for g in range(len(groups)):
         out[g] = x[members[starts[g] : starts[g + 1]]].mean(0, dtype=np.float64)
-    return list(groups), normalise(out)
+    return list(groups), normalize(out)
 
 
 def _missing(ids: Sequence[str], what: str, file) -> UserError:
     unique = list(dict.fromkeys(ids))
     few = ", ".join(unique[:3]) + (", ..." if len(unique) > 3 else "")
     return UserError(
-        f"{len(unique)} ids {what}: {few}", file=file, mend="extract embeddings of the whole data directory"
+        f"{len(unique)} ids {what}: {few}", file=file, hint="extract embeddings of the whole data directory"
     )
 
 
@@ -161,7 +161,7 @@ def sides(
 ) -> Sides:
     """The trials (enrol[k], test[k]) among the (ids, directions [N, D]) of each side. UserError: an id without one.
 
-    models: enrolment ids that are length-normalised means of several utterances' directions; trials may name
+    models: enrolment ids that are length-normalized means of several utterances' directions; trials may name
     models and utterances. The files are for messages alone.
     """
     enrol_ids, enrol_x = enrol_set
@@ -175,7 +175,7 @@ def sides(
 
 
 def speaker_means(ids: Sequence[str], x: np.ndarray, utt2spk: str | Path) -> np.ndarray:
-    """float32 [S, D]: the length-normalised mean of the directions x [N, D] of each speaker of an utt2spk file."""
+    """float32 [S, D]: the length-normalized mean of the directions x [N, D] of each speaker of an utt2spk file."""
     members: dict[str, list[str]] = {}
     for utt, spk in read_table(utt2spk, "id").items():
         members.setdefault(spk, []).append(utt)
@@ -188,7 +188,7 @@ def check_dim(embeddings: Embeddings, dim: int, file: str | Path) -> None:
         raise UserError(
             f"has {embeddings.dim} dimensions, the test embeddings have {dim}",
             file=file,
-            mend="extract all embeddings with the same model",
+            hint="extract all embeddings with the same model",
         )
 
 
@@ -200,7 +200,7 @@ def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np
     if not 2 <= top_n <= len(cohort):
         raise UserError(
             f"top-n {top_n} must be at least 2 and at most the cohort's size, {len(cohort)}",
-            mend="give a smaller --top-n or a larger cohort",
+            hint="give a smaller --top-n or a larger cohort",
         )
     mean, std = np.empty(len(x)), np.empty(len(x))
     cut = len(cohort) - top_n
@@ -221,7 +221,7 @@ def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np
 def as_norm(
     enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray, cohort: np.ndarray, top_n: int
 ) -> np.ndarray:
-    """Adaptive symmetric score normalisation of cosine scores, float64 [n].
+    """Adaptive symmetric score normalization of cosine scores, float64 [n].
 
     s' = ((s - mean_e) / std_e + (s - mean_t) / std_t) / 2, where mean_e and std_e (population) are over the
     `top_n` cohort entries closest to the enrolment side, mean_t and std_t over those closest to the test's:
@@ -244,11 +244,11 @@ def _spread(x: np.ndarray, used: np.ndarray, cohort: np.ndarray, top_n: int) -> 
     mean, std = np.zeros(len(x)), np.ones(len(x))
     mean[used], std[used] = cohort_statistics(x if used.all() else x[used], cohort, top_n)
     if not x[used].any(1).all():
-        raise UserError("an embedding is all zeros", mend="listen to its utterance, or extract it again")
+        raise UserError("an embedding is all zeros", hint="listen to its utterance, or extract it again")
     if std.min() < 1e-6:
         raise UserError(
             f"the {top_n} closest cohort scores of an utterance are all equal: the cohort holds copies",
-            mend="build the cohort from different speakers, or average it with --cohort-utt2spk",
+            hint="build the cohort from different speakers, or average it with --cohort-utt2spk",
         )
     return mean, std
 
@@ -261,13 +261,13 @@ def write_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str], sc
         raise UserError(
             f"{len(wrong)} scores are not finite; the first, {enrol[k]} {test[k]}, is {scores[k]}",
             file=path,
-            mend="look at the embeddings of these two, and at the calibration if there is one",
+            hint="look at the embeddings of these two, and at the calibration if there is one",
         )
     with atomic_file(path, own=True) as f:
         f.writelines(f"{e} {t} {s:.9g}\n" for e, t, s in zip(enrol, test, scores.tolist()))
 
 
-def _score_line(line: str, path: str | Path, number: int, mend: str) -> tuple[str, str, float]:
+def _score_line(line: str, path: str | Path, number: int, hint: str) -> tuple[str, str, float]:
     """(enrol, test, score) of `enrol test score`; UserError names the rule that the line breaks."""
     found = _LINE.fullmatch(line)
     if found:
@@ -276,11 +276,11 @@ def _score_line(line: str, path: str | Path, number: int, mend: str) -> tuple[st
             return found[1], found[2], score
     text = line.split()[2] if len(line.split()) == 3 else ""
     if found or text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-        raise UserError(f"score {text[:20]} is not finite", file=path, line=number, mend=mend)
+        raise UserError(f"score {text[:20]} is not finite", file=path, line=number, hint=hint)
     rule = "a line must be `enrol test score`"
     if text:
         rule += f", the score in plain decimal notation, not {text[:20]!r}"
-    raise UserError(rule, file=path, line=number, mend=mend)
+    raise UserError(rule, file=path, line=number, hint=hint)
 
 
 def read_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str]) -> np.ndarray:
@@ -307,7 +307,7 @@ def read_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str]) -> 
                 if not left:
                     twice = left is not None or (e, t) in done
                     what = "is scored twice" if twice else "is not in the trial list"
-                    raise UserError(f"{e} {t} {what}", file=path, line=number, mend=again)
+                    raise UserError(f"{e} {t} {what}", file=path, line=number, hint=again)
                 k = left.pop()
             out[k] = score
     missing = np.flatnonzero(np.isnan(out))
@@ -316,6 +316,6 @@ def read_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str]) -> 
         raise UserError(
             f"{len(missing)} of {len(out)} trials have no score; the first is {enrol[k]} {test[k]}",
             file=path,
-            mend=again,
+            hint=again,
         )
     return out

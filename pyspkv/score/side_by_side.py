@@ -37,7 +37,7 @@ def compare(folder: Path, ours: dict, others: list[tuple[Path, str, dict]], name
         trials = Path(ours.get("trials", ""))
         if not trials.is_file():
             raise UserError(
-                "its trial list is gone", file=folder / f"score/{name}.json", mend="score it again"
+                "its trial list is gone", file=folder / f"score/{name}.json", hint="score it again"
             )
         enrol, test, target = read_trials(trials)
         enrol_map = trials.with_name("enrol_map")

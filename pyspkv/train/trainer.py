@@ -103,18 +103,18 @@ def _seed_of(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 4_099 + rank
 
 
-def check_apart(dev: DataDir, data: DataDir, unlabelled: DataDir | None = None) -> None:
-    """UserError: the dev list shares speakers with the training data, or utterances with its unlabelled part."""
-    theirs = set(unlabelled.utts) if unlabelled else set()
+def check_apart(dev: DataDir, data: DataDir, unlabeled: DataDir | None = None) -> None:
+    """UserError: the dev list shares speakers with the training data, or utterances with its unlabeled part."""
+    theirs = set(unlabeled.utts) if unlabeled else set()
     for what, where, shared in (
         ("speakers", "training", set(dev.spk) & set(data.spk)),
-        ("utterances", "--unlabelled", set(dev.utts) & theirs),
+        ("utterances", "--unlabeled", set(dev.utts) & theirs),
     ):
         if shared:
             raise UserError(
                 f"dev and {where} share {len(shared)} {what} ({min(shared)}, ...)",
                 file=dev.path,
-                mend="hold other speakers out as dev",
+                hint="hold other speakers out as dev",
             )
 
 
@@ -151,12 +151,12 @@ OPTIONAL = {
 def check_state(saved: Any, file: Path) -> None:
     """UserError: a state.json that no training wrote."""
     if not isinstance(saved, dict):
-        raise UserError("not a checkpoint's state", file=file, mend=BROKEN)
+        raise UserError("not a checkpoint's state", file=file, hint=BROKEN)
     for key, good in {**NEEDED, **OPTIONAL}.items():
         if key in saved and not good(saved[key]):
-            raise UserError(f"not a checkpoint's state: {key} is {saved[key]!r:.60}", file=file, mend=BROKEN)
+            raise UserError(f"not a checkpoint's state: {key} is {saved[key]!r:.60}", file=file, hint=BROKEN)
         if key in NEEDED and key not in saved:
-            raise UserError(f"not a checkpoint's state: '{key}' is missing", file=file, mend=BROKEN)
+            raise UserError(f"not a checkpoint's state: '{key}' is missing", file=file, hint=BROKEN)
 
 
 class Trainer:
@@ -165,7 +165,7 @@ class Trainer:
     An `exp` that is a symbolic link is another run's model and only read: it must be trained to its end, from the same.
 
     Args:
-        unlabelled: second data directory of semi-supervised objectives.
+        unlabeled: second data directory of semi-supervised objectives.
         dev, dev_trials: a declared list of other speakers, scored after every epoch; `best` is its lowest EER.
         init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
         keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
@@ -179,7 +179,7 @@ class Trainer:
         data: DataDir,
         exp: Path,
         *,
-        unlabelled: DataDir | None = None,
+        unlabeled: DataDir | None = None,
         dev: DataDir | None = None,
         dev_trials: Path | None = None,
         init: str | None = None,
@@ -198,7 +198,7 @@ class Trainer:
         if patience < 0:
             raise UserError(f"--patience {patience} is below 0")
         if dev:
-            check_apart(dev, data, unlabelled)
+            check_apart(dev, data, unlabeled)
         self.trials = trials_over(dev_trials, dev.utts) if dev else None
         self.is_link = os.path.islink(exp)
         self.device = distributed.init()
@@ -207,7 +207,7 @@ class Trainer:
         if config.batch_size % world:
             raise UserError(f"batch_size {config.batch_size} is not a multiple of {world} processes")
         self.precision = choose_precision(config.precision, self.device)
-        self.corpus = Corpus(data, unlabelled, config.allow_pipes, config.cache_mb)
+        self.corpus = Corpus(data, unlabeled, config.allow_pipes, config.cache_mb)
         self.label_hash = self.corpus.label_hash()
         teacher = getattr(config.objective, "teacher", "")
         models = (init, teacher, getattr(config.encoder, "pretrained", ""))
@@ -219,14 +219,14 @@ class Trainer:
             raise UserError(
                 "is a link to a model that is not trained to its end",
                 file=exp,
-                mend="train it where it lies, or remove the link to train here",
+                hint="train it where it lies, or remove the link to train here",
             )
         self.objective = None
         if not self.finished or labels_out:
             self._build()
 
     def _build(self) -> None:
-        """Sampler, model and optimisers; a run that is finished needs them for the labels that it moved only."""
+        """Sampler, model and optimizers; a run that is finished needs them for the labels that it moved only."""
         config, init, labels_out, data = self.config, self.init, self.labels_out, self.corpus.parts[0]
         columns = {c: getattr(self.corpus, c) for c in OF_CORPUS}
         self.sampler = cfg.build(
@@ -244,7 +244,7 @@ class Trainer:
             self.sampler.steps,
             config.epochs,
             num_speeds=max(1, len(speeds)),
-            num_labelled=len(data.utts),
+            num_labeled=len(data.utts),
         )
         self.objective = cfg.build("objective", config.objective, encoder, info)
         if self.keep_head:
@@ -256,7 +256,7 @@ class Trainer:
                 raise UserError(
                     f"view '{name}' of {view.seconds} s is shorter than {encoder.min_samples} samples, "
                     "the least that the encoder takes",
-                    mend="raise crop_seconds",
+                    hint="raise crop_seconds",
                 )
         self.augmenter = None
         if not self.finished and (speeds or any(v.augment for v in self.views.values())):
@@ -264,12 +264,12 @@ class Trainer:
                 config.augment,
                 config.seed,
                 cache_dir=self.config.rooms_dir or self.exp / "rooms",
-                train=self.corpus.readers[-1],  # the unlabelled part, where there is one: it is the larger
+                train=self.corpus.readers[-1],  # the unlabeled part, where there is one: it is the larger
                 allow_pipes=config.allow_pipes,
                 rooms_later=True,
             )
-        self.optimisers = {
-            name: self._optimiser(groups) for name, groups in self.objective.optimisers().items()
+        self.optimizers = {
+            name: self._optimizer(groups) for name, groups in self.objective.optimizers().items()
         }
         self.state = {
             "epoch": 0,
@@ -290,18 +290,18 @@ class Trainer:
                 raise UserError(
                     f"objective.teacher knows other speakers than {data.path}",
                     file=theirs,
-                    mend="train the teacher on the same labelled directory",
+                    hint="train the teacher on the same labeled directory",
                 )
         if labels_out:
             if self.objective.labels() is None:
                 rule = f"objective {config.objective.name} moves no labels"
-                raise UserError(rule, mend="leave --labels-out out")
+                raise UserError(rule, hint="leave --labels-out out")
             for name, given in (("the training data", data), ("the dev list", self.dev)):
                 if given and Path(labels_out).resolve() == Path(given.path).resolve():
-                    raise UserError(f"is {name} itself", file=labels_out, mend="give another --labels-out")
+                    raise UserError(f"is {name} itself", file=labels_out, hint="give another --labels-out")
             check_replaceable(Path(labels_out))
 
-    def _optimiser(self, groups: list[dict]) -> torch.optim.Optimizer:
+    def _optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
         c, split = self.config.optim, []
         for group in groups:
             rest = {k: v for k, v in group.items() if k != "params"}
@@ -312,7 +312,7 @@ class Trainer:
                 if params:
                     split.append({"params": params, "weight_decay": decay, **rest})
         if not split:
-            raise UserError("nothing here learns: all of the model is frozen", mend="see encoder.freeze")
+            raise UserError("nothing here learns: all of the model is frozen", hint="see encoder.freeze")
         if c.name == "sgd":
             return torch.optim.SGD(split, lr=c.lr, momentum=c.momentum)
         kind = torch.optim.Adam if c.name == "adam" else torch.optim.AdamW
@@ -413,9 +413,9 @@ class Trainer:
         torch.manual_seed(_seed_of(c.seed, step, distributed.rank()))
         self.objective.before_step(step)
         factor = rate(c.optim.schedule, self.objective.epoch_now, c.epochs)
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
-            for group in optimiser.param_groups:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
                 if "fixed_lr" not in group:
                     group["lr"] = c.optim.lr * group.get("lr_scale", 1.0) * factor
         with autocast(self.device, self.precision):
@@ -430,20 +430,20 @@ class Trainer:
         if not math.isfinite(value):
             self._stop(f"the loss is {value} at step {step}", batch)
         loss.backward()
-        for optimiser in self.optimisers.values():
-            params = [p for g in optimiser.param_groups for p in g["params"] if p.grad is not None]
+        for optimizer in self.optimizers.values():
+            params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
             alone = [[p] for p in params] if c.optim.clip_each else [params]
             norms = [torch.nn.utils.clip_grad_norm_(own, c.optim.clip_norm or math.inf) for own in alone]
             norm = torch.linalg.vector_norm(torch.stack(norms))
             if not torch.isfinite(norm):
                 self._stop(f"the gradient is {norm.item()} at step {step}", batch)
-            optimiser.step()
+            optimizer.step()
         self.objective.after_step()
         stats = {n: (s.item(), w.item()) for n, (s, w) in {**losses.terms, **losses.stats}.items()}
         return value, {"loss": (value, 1.0), **stats}
 
     def _lr(self) -> float:
-        return next(iter(self.optimisers.values())).param_groups[0]["lr"]
+        return next(iter(self.optimizers.values())).param_groups[0]["lr"]
 
     def _end_epoch(self, log: "Log | None", epoch: int, means: Means, seconds: float) -> None:
         c, state = self.config, self.state
@@ -520,7 +520,7 @@ class Trainer:
                 raise UserError(
                     f"collapsed: for {COLLAPSED_STEPS} steps all embeddings of a batch point one way",
                     file=self.exp,
-                    mend="lower optim.lr, raise batch_size, or check that the audio is not silence",
+                    hint="lower optim.lr, raise batch_size, or check that the audio is not silence",
                 )
 
     def _stop(self, what: str, batch: Batch) -> None:
@@ -528,7 +528,7 @@ class Trainer:
         raise UserError(
             f"{what}; the batch was {' '.join(utts[:64])}",
             file=self.exp,
-            mend="listen to these utterances, lower optim.lr, or set precision: fp32",
+            hint="listen to these utterances, lower optim.lr, or set precision: fp32",
         )
 
     # -- the folder
@@ -545,7 +545,7 @@ class Trainer:
         self.objective.sync()
         self.state["means"] = means.over_ranks()
         if self.main:
-            checkpoint.save(self.exp, self.state["step"], self.objective, self.optimisers, self.state, best)
+            checkpoint.save(self.exp, self.state["step"], self.objective, self.optimizers, self.state, best)
         distributed.barrier()
 
     def _compare(self) -> dict | None:
@@ -555,9 +555,9 @@ class Trainer:
         folder = checkpoint.latest(self.exp)
         if folder is None:
             return None
-        mend = "use another --exp, or remove this one to start again"
+        hint = "use another --exp, or remove this one to start again"
         if self.is_link:
-            mend = "remove the link to train a model of its own here"
+            hint = "remove the link to train a model of its own here"
         before = cfg.dump(cfg.load(TrainConfig, self.exp / "config.yaml"))
         differ = [k for k in resolved if resolved[k] != before[k] and k not in HOW]
         if differ:
@@ -565,30 +565,30 @@ class Trainer:
             raise UserError(
                 f"this run was started with another config: {k} was {before[k]}, now {resolved[k]}",
                 file=self.exp,
-                mend=mend,
+                hint=hint,
             )
         try:
-            record = foreign.read_json(self.exp / "run.json", mend=BROKEN)
+            record = foreign.read_json(self.exp / "run.json", hint=BROKEN)
         except OSError as err:
             rule = f"cannot be read ({err.strerror})"
-            raise UserError(rule, file=self.exp / "run.json", mend=BROKEN) from None
+            raise UserError(rule, file=self.exp / "run.json", hint=BROKEN) from None
         if record.get("start", self.start) != self.start:
             was = record.get("init") or "none"
             raise UserError(
                 f"this run was started from another model: {was}, now {self.init or 'none'}",
                 file=self.exp,
-                mend=mend,
+                hint=hint,
             )
         saved = checkpoint.state(folder)
         check_state(saved, folder / "state.json")
         if saved["done"] and saved["epoch"] < self.config.epochs and saved.get("best_epoch") is None:
             rule = f"not a checkpoint's state: done after {saved['epoch']} of {self.config.epochs} epochs"
-            raise UserError(rule, file=folder / "state.json", mend=BROKEN)
+            raise UserError(rule, file=folder / "state.json", hint=BROKEN)
         if saved["label_hash"] != self.label_hash:
             raise UserError(
                 "this run was started with other utterances or labels",
                 file=self.exp,
-                mend="use another --exp, or --init this one to start from its encoder with a new head",
+                hint="use another --exp, or --init this one to start from its encoder with a new head",
             )
         return saved
 
@@ -612,10 +612,10 @@ class Trainer:
             raise UserError(
                 f"not a checkpoint's state: no step {step} after {epoch} epochs of {steps} steps",
                 file=checkpoint.latest(self.exp) / "state.json",
-                mend=BROKEN,
+                hint=BROKEN,
             )
         last, folder = steps * self.config.epochs, checkpoint.latest(self.exp)
-        saved = checkpoint.restore(folder, self.objective, self.optimisers, last=last)
+        saved = checkpoint.restore(folder, self.objective, self.optimizers, last=last)
         kept = self.state.keys() - (set() if self.main else {"means"})  # rank 0 carries the sums on
         self.state.update({k: saved[k] for k in kept & saved.keys()})
         if not self.state["done"]:

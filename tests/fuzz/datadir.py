@@ -1,4 +1,4 @@
-"""A data directory with one file replaced: read or refused; mended so that it can be read, or not touched at all."""
+"""A data directory with one file replaced: read or refused; repaired so that it can be read, or not touched at all."""
 
 import tempfile
 from contextlib import suppress

@@ -58,7 +58,7 @@ def _target(function):
         try:
             function(data)
         except UserError as err:
-            assert len(str(err).splitlines()) <= 2, "an error has a line, and one for its mend"
+            assert len(str(err).splitlines()) <= 2, "an error has a line, and one for its hint"
 
     return target
 
@@ -66,10 +66,10 @@ def _target(function):
 def _model() -> tuple[torch.nn.Module, dict]:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     model(torch.ones(1, 3)).sum().backward()
-    optimiser.step()
-    return model, {"encoder": optimiser}
+    optimizer.step()
+    return model, {"encoder": optimizer}
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def weights(data: bytes) -> None:
 
 
 @_target
-def optimiser(data: bytes) -> None:
+def optimizer(data: bytes) -> None:
     _resume("ckpt-3/optim.safetensors", data)
 
 
@@ -226,7 +226,7 @@ ALL = {
     "pointer": (pointer, lambda: [b"ckpt-3\n"]),
     "state": (state, lambda: [_of_run("state.json")]),
     "weights": (weights, lambda: [_of_run("model.safetensors")]),
-    "optimiser": (optimiser, lambda: [_of_run("optim.safetensors")]),
+    "optimizer": (optimizer, lambda: [_of_run("optim.safetensors")]),
     "rows": (rows, lambda: [save({"label": torch.arange(4), "weight": torch.ones(4)})]),
     "foreign_weights": (
         foreign_weights,

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Human-machine dialogues without speaker labels, with soft rejection (arXiv 2202.03484): utterances of a dialogue
-# attract, those of other devices repel, dialogues of low compactness count less; then GE2E on a few labelled speakers;
+# attract, those of other devices repel, dialogues of low compactness count less; then GE2E on a few labeled speakers;
 # dev speakers choose its epoch. --dry-run true prints every command.
 # Here on one-second words, Arabic Speech Commands: 18 training speakers, val is dev.
-#   run.sh [--mode household] [--rate 50] [--labelled 12] ...
+#   run.sh [--mode household] [--rate 50] [--labeled 12] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -20,10 +20,10 @@ rate=10             # percent of the dialogues with a second speaker (household:
 dialogue_opts=()    # further options of bin.simulate_dialogues
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml
 pretrain=           # file of the config of stage 3; empty: conf/pretrain.yaml
-train_set=train     # name of the dialogues that stage 3 trains on; train_labelled: with their true speakers
+train_set=train     # name of the dialogues that stage 3 trains on; train_labeled: with their true speakers
 finetune=true       # whether there is a stage 5
-joint=false         # stage 5 trains on labelled speakers and dialogues together, from scratch (conf/joint.yaml)
-labelled=12         # speakers of the labelled set that fine-tuning has, from 1
+joint=false         # stage 5 trains on labeled speakers and dialogues together, from scratch (conf/joint.yaml)
+labeled=12          # speakers of the labeled set that fine-tuning has, from 1
 pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
 reuse=              # folder of another experiment whose finished phases before --stage are gone on from
@@ -59,12 +59,12 @@ train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 extract_opts=("${train_opts[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 encoder=${encoder:-$conf/encoder.yaml}
-[ "$labelled" -ge 12 ] || finetune_opts=(batch_size=$((4 * labelled)) "${finetune_opts[@]}")
+[ "$labeled" -ge 12 ] || finetune_opts=(batch_size=$((4 * labeled)) "${finetune_opts[@]}")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
 
 if stage 2 "check the data directories"; then
   log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$dialogues/train" "$speech/dev" "$speech/test"
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$speech/labelled-$labelled" \
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$speech/labeled-$labeled" \
     --disjoint "$speech/test"
 fi
 
@@ -80,14 +80,14 @@ fi
 
 models=("$exp/pretrain/model")
 ! $finetune || models+=("$exp/finetune/model@best")
-if $finetune && stage 5 "fine-tune on $labelled labelled speakers"; then
+if $finetune && stage 5 "fine-tune on $labeled labeled speakers"; then
   if $joint; then
-    how=(--unlabelled "$dialogues/train") config=$conf/joint.yaml
+    how=(--unlabeled "$dialogues/train") config=$conf/joint.yaml
   else
     how=(--init "$exp/pretrain/model") config=$conf/finetune.yaml
   fi
   log_run steps/train.sh "${train_opts[@]}" "${how[@]}" --dev "$speech/dev" "$encoder" "$config" \
-    "$speech/labelled-$labelled" "$exp/finetune/model" "${settings[@]}" "${finetune_opts[@]}"
+    "$speech/labeled-$labeled" "$exp/finetune/model" "${settings[@]}" "${finetune_opts[@]}"
 fi
 
 if stage 6 "extract embeddings"; then

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # GLL, two-stage semi-supervised learning from a few labels a speaker (Wang et al., IJCAI 2024). Stage I: contrastive
 # pre-training with augmentation adversarial training. Stage II, gated label learning: constrained k-means gives every
-# unlabelled utterance a labelled speaker, then training goes through the phases T (all utterances pass), V (the
+# unlabeled utterance a labeled speaker, then training goes through the phases T (all utterances pass), V (the
 # prediction must be the label) and L (the confidence must pass a flexible threshold); again and again. With
 # --baseline NAME, conf/baselines/NAME.yaml is trained instead of Stage II. Dev speakers end phases and choose epochs.
-# Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
+# Here on a corpus that the recipe synthesizes itself; minutes on two CPU cores.
 #   run.sh [--labels 2] [--baseline fixmatch] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
@@ -17,9 +17,9 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 # -- options of the method
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
-labels=2            # labelled utterances of each speaker, from 1
+labels=2            # labeled utterances of each speaker, from 1
 baseline=           # name of a config in conf/baselines to train instead of GLL; empty: GLL
-use_labels=few      # of a baseline (few|only|all): the labels and the unlabelled rest, the labels only, all true labels
+use_labels=few      # of a baseline (few|only|all): the labels and the unlabeled rest, the labels only, all true labels
 init=pretrain       # what a baseline starts from (pretrain|none): Stage I, or from scratch
 threshold_from=     # folder of a FixMatch model: the gate's threshold is a factor times its mean confidence
 threshold_factor=0.9 # that factor, of the highest epoch mean
@@ -43,7 +43,7 @@ data=$recipe/data   # folder of the data directories
 conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
-num_train_spk=64   # speakers of the synthesised corpus
+num_train_spk=64   # speakers of the synthesized corpus
 num_dev_spk=20
 num_test_spk=40
 mini_opts=(--utts-per-session 8)        # further options of local/mini.py
@@ -54,7 +54,7 @@ $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/noise")
 
-if stage 1 "synthesise the corpus"; then
+if stage 1 "synthesize the corpus"; then
   log_run "$recipe/local/data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-dev-spk "$num_dev_spk" \
     --num-test-spk "$num_test_spk" "$data" "${mini_opts[@]}"
 fi
@@ -87,7 +87,7 @@ fi
 
 learn=(steps/train.sh "${train_opts[@]}" --dev "$data/dev" --patience "$patience")
 if stage 4 "Stage II: ${baseline:-GLL} from $labels labels a speaker"; then
-  log_run python -m pyspkv.bin.datadir split-labels --seed "$seed" "$data/train_labelled" "$labels" "$split"
+  log_run python -m pyspkv.bin.datadir split-labels --seed "$seed" "$data/train_labeled" "$labels" "$split"
   [ -z "$threshold_from" ] ||
     log_run python -m pyspkv.bin.runs threshold --factor "$threshold_factor" --out "${threshold[0]}" "$threshold_from"
   if [ -z "$baseline" ]; then
@@ -97,15 +97,15 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels labels a speaker"; then
       { [ "$r" -gt 1 ] || [ "$flip" = 0.0 ]; } || flips=(--flip "$flip")
       log_run steps/extract.sh "${extract_opts[@]}" "${systems[r - 1]}" --data "$data/train"
       log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" \
-        --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$exp/round$r/data" \
+        --labeled "$split/labeled" --unlabeled "$split/unlabeled" --out-data "$exp/round$r/data" \
         "${cluster_opts[@]}" "${flips[@]}"
       for i in "${!phases[@]}"; do
         phase=${phases[i]} more=() gate=("$conf/gates/${phases[i]}.yaml")
         [ "$phase" != F ] || gate+=("${threshold[@]}")
         [ -z "${phase_epochs[i]:-}" ] || more+=(epochs="${phase_epochs[i]}")
         [ -z "${phase_rates[i]:-}" ] || more+=(optim.lr="${phase_rates[i]}")
-        log_run "${learn[@]}" --init "$start" --keep-head $keep_head --unlabelled "$exp/round$r/data" \
-          "$conf/encoder.yaml" "$conf/semi.yaml" "${gate[@]}" "$split/labelled" \
+        log_run "${learn[@]}" --init "$start" --keep-head $keep_head --unlabeled "$exp/round$r/data" \
+          "$conf/encoder.yaml" "$conf/semi.yaml" "${gate[@]}" "$split/labeled" \
           "$exp/round$r/$phase/model" "${settings[@]}" "${more[@]}" "${learn_opts[@]}"
         start=$exp/round$r/$phase/model@best keep_head=true trained+=("$exp/round$r/$phase/model")
       done
@@ -113,18 +113,18 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels labels a speaker"; then
       from=$exp/round$r
     done
     log_run steps/extract.sh "${extract_opts[@]}" "${systems[num_rounds]}" --data "$data/train"
-    log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" --with-labelled \
-      --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out-data "$cohort" \
+    log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" --with-labeled \
+      --labeled "$split/labeled" --unlabeled "$split/unlabeled" --out-data "$cohort" \
       --report "$from/report_out.json" "${cluster_opts[@]}"
   else
-    start=$exp/pretrain/model few=$split/labelled rest=(--unlabelled "$split/unlabelled") steps=()
+    start=$exp/pretrain/model few=$split/labeled rest=(--unlabeled "$split/unlabeled") steps=()
     [ "$init" = pretrain ] || start=
     [ "$use_labels" = few ] || rest=()
-    [ "$use_labels" != all ] || few=$data/train_labelled
-    if [ "$use_labels" = only ]; then # as many steps as with the unlabelled utterances
+    [ "$use_labels" != all ] || few=$data/train_labeled
+    if [ "$use_labels" = only ]; then # as many steps as with the unlabeled utterances
       steps=("$exp/steps.yaml")
       log_run python -m pyspkv.bin.runs steps --config "$conf/encoder.yaml" "$conf/semi.yaml" \
-        --labelled "$split/labelled" --unlabelled "$split/unlabelled" --out "$exp/steps.yaml"
+        --labeled "$split/labeled" --unlabeled "$split/unlabeled" --out "$exp/steps.yaml"
     fi
     log_run "${learn[@]}" --init "$start" "${rest[@]}" "$conf/encoder.yaml" "$conf/semi.yaml" \
       "$conf/baselines/$baseline.yaml" "${threshold[@]}" "${steps[@]}" "$few" "$exp/baseline/model" \
@@ -145,6 +145,6 @@ fi
 
 if stage 8 "report"; then
   log_run python -m pyspkv.bin.gate_curves --exp "$exp" --out "$exp/plots/gates.json" \
-    --unlabelled "$split/unlabelled" --truth "$split/truth/unlabelled_utt2spk"
+    --unlabeled "$split/unlabeled" --truth "$split/truth/unlabeled_utt2spk"
   log_run steps/report.sh --truth "$truth" "$exp" "${compare_with[@]}"
 fi

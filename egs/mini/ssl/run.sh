@@ -2,7 +2,7 @@
 # Speaker verification without speaker labels: contrastive pre-training, rounds of clustering and training on the
 # clusters, large-margin fine-tuning. Round r is the folder exp/round<r>: data/ (a data directory whose utt2spk is the
 # clusters), model/, report.json. Run it again to go on where it stopped; --dry-run true prints every command.
-# Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
+# Here on a corpus that the recipe synthesizes itself; minutes on two CPU cores.
 #   run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
@@ -39,7 +39,7 @@ data=$recipe/data   # folder of the data directories
 conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
-num_train_spk=100   # speakers of the synthesised corpus
+num_train_spk=100   # speakers of the synthesized corpus
 num_dev_spk=20
 num_test_spk=40
 mini_opts=()        # further options of local/mini.py
@@ -59,7 +59,7 @@ if $toy; then
   finetune_opts=(epochs=1 batch_size=32 "${finetune_opts[@]}")
 fi
 
-if stage 1 "synthesise the corpus"; then
+if stage 1 "synthesize the corpus"; then
   log_run "$recipe/local/data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-dev-spk "$num_dev_spk" \
     --num-test-spk "$num_test_spk" "$data" "${mini_opts[@]}"
 fi

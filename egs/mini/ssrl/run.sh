@@ -2,7 +2,7 @@
 # SSRL, self-supervised reflective learning (arXiv 2401.01473): contrastive pre-training, one clustering, then one
 # training in which a teacher's predictions move the labels while the student learns. The labels that it starts with
 # are exp/round1/data, those that it ends with exp/round1/data_out. --dry-run true prints every command.
-# Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
+# Here on a corpus that the recipe synthesizes itself; minutes on two CPU cores.
 #   run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
@@ -32,7 +32,7 @@ data=$recipe/data   # folder of the data directories
 conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
-num_train_spk=100   # speakers of the synthesised corpus
+num_train_spk=100   # speakers of the synthesized corpus
 num_dev_spk=20
 num_test_spk=40
 mini_opts=(--sessions 5)        # further options of local/mini.py
@@ -43,7 +43,7 @@ $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/noise")
 
-if stage 1 "synthesise the corpus"; then
+if stage 1 "synthesize the corpus"; then
   log_run "$recipe/local/data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-dev-spk "$num_dev_spk" \
     --num-test-spk "$num_test_spk" "$data" "${mini_opts[@]}"
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # AAM-softmax on true speaker labels, then large-margin fine-tuning: the baseline that everybody trains first. With
 # --init it starts from another model, as exp/pretrain/model of an ssl experiment. --dry-run true prints every command.
-# Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
+# Here on a corpus that the recipe synthesizes itself; minutes on two CPU cores.
 #   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
@@ -15,7 +15,7 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
 init=               # folder of the model whose encoder training starts from; empty: from scratch
-train_set=train_labelled # name of the labelled training directory in --data
+train_set=train_labeled # name of the labeled training directory in --data
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml
 train=              # file of stage 4's config; empty: conf/train.yaml
 finetune=true       # whether there is a stage 5
@@ -35,7 +35,7 @@ data=$recipe/data   # folder of the data directories
 conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
-num_train_spk=100   # speakers of the synthesised corpus
+num_train_spk=100   # speakers of the synthesized corpus
 num_dev_spk=20
 num_test_spk=40
 mini_opts=()        # further options of local/mini.py
@@ -46,7 +46,7 @@ $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/noise")
 
-if stage 1 "synthesise the corpus"; then
+if stage 1 "synthesize the corpus"; then
   log_run "$recipe/local/data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-dev-spk "$num_dev_spk" \
     --num-test-spk "$num_test_spk" "$data" "${mini_opts[@]}"
 fi

@@ -2,7 +2,7 @@
 # Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285): DINO, clusters of its embeddings, AAM-softmax training
 # of the student with dynamic loss gate and label correction, clusters of the student's embeddings, again, large-margin
 # fine-tuning. Round r is the folder exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
-# Here on a corpus that the recipe synthesises itself; minutes on two CPU cores.
+# Here on a corpus that the recipe synthesizes itself; minutes on two CPU cores.
 #   run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
@@ -40,7 +40,7 @@ data=$recipe/data   # folder of the data directories
 conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
-num_train_spk=100   # speakers of the synthesised corpus
+num_train_spk=100   # speakers of the synthesized corpus
 num_dev_spk=20
 num_test_spk=40
 mini_opts=()        # further options of local/mini.py
@@ -51,7 +51,7 @@ $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
 noise=(augment.noise="$data/noise")
 
-if stage 1 "synthesise the corpus"; then
+if stage 1 "synthesize the corpus"; then
   log_run "$recipe/local/data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-dev-spk "$num_dev_spk" \
     --num-test-spk "$num_test_spk" "$data" "${mini_opts[@]}"
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Arabic Speech Commands -> one speaker fold (speech, dev, test, train_labelled, labelled-<number>) and its dialogues.
+# Arabic Speech Commands -> one speaker fold (speech, dev, test, train_labeled, labeled-<number>) and its dialogues.
 # Usage: local/data.sh [options] <folder of the fold> <folder of the dialogues> [options of bin.simulate_dialogues]
 set -euo pipefail
 corpus=            # folder that holds dataset/ and the three .csv

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Arabic Speech Commands, official split -> data directories train, train_labelled, dev, test and noise, and truth/.
+# Arabic Speech Commands, official split -> data directories train, train_labeled, dev, test and noise, and truth/.
 # Usage: local/data.sh [options] <data> [<audio file of training noise> ...]
 set -euo pipefail
 corpus=            # folder that holds dataset/ and the three .csv

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LibriSpeech in its own layout -> data directories train, train_labelled, dev, test and noise, and truth/.
+# LibriSpeech in its own layout -> data directories train, train_labeled, dev, test and noise, and truth/.
 # Usage: local/data.sh [options] <data> [<audio file of training noise> ...]
 set -euo pipefail
 librispeech=       # folder with train-clean-100, ...

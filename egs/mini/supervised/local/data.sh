@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Synthesise the corpus of egs/mini: data directories train, train_labelled, dev, test and noise, and truth/.
+# Synthesise the corpus of egs/mini: data directories train, train_labeled, dev, test and noise, and truth/.
 # Usage: local/data.sh [options] <data> [options of local/mini.py]
 set -euo pipefail
 nj=2               # processes, from 1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# VoxCeleb1 and 2, MUSAN and room impulse responses -> data directories train, train_labelled, dev, test, musan_noise,
+# VoxCeleb1 and 2, MUSAN and room impulse responses -> data directories train, train_labeled, dev, test, musan_noise,
 # musan_speech, musan_music and rirs, and truth/. Usage: local/data.sh [options] <data>
 set -euo pipefail
 vox1=              # folder of VoxCeleb1: dev/wav, test/wav
