@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pyspkv import results
-from pyspkv.datadir import DataDir
-from pyspkv.tables import read_table
-from pyspkv.trials import read_trials
+from pyspkv.experiments import results
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.tables import read_table
+from pyspkv.data.trials import read_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
