@@ -1,5 +1,6 @@
 """docs/: the site builds without a warning, links lead somewhere, samples of files are what they say."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -133,3 +134,30 @@ def test_the_samples_of_results(tmp_path):
     assert {"pretrain", "rounds", "final", "supervised", "others", "trials"} == experiment.keys()
     row = next(r for r in recorded if r["row"] == "pretrain" and r["seed"] == 0)
     assert experiment["pretrain"].items() <= row.items()
+
+
+# ---- docs/architecture.md ----------------------------------------------------------------------------------------
+def imports(file: Path) -> set[str]:
+    """Packages of pyspkv that a file imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("pyspkv.")}
+
+
+def test_imports_go_down_the_floors_of_the_page():
+    page = (ROOT / "docs/architecture.md").read_text()
+    floor = {
+        name: int(number)
+        for number, names in re.findall(r"^\| (\d) \| (.*?) \|", page, re.M)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    packages = {p.parent.name for p in ROOT.glob("pyspkv/*/*.py")}
+    assert floor.keys() == packages
+    for file in ROOT.glob("pyspkv/*/*.py"):
+        own = file.parent.name
+        for other in imports(file) & packages - {own}:
+            assert floor[other] < floor[own], f"{file.relative_to(ROOT)} imports {other}"
