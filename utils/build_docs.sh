@@ -9,5 +9,5 @@ out=$(realpath -m -- "$out")
 cd "$SPKV_ROOT"
 python -c 'import mkdocs, material, pymdownx' 2> /dev/null ||
   po_die "mkdocs is not installed: python -m pip install -r requirements-docs.txt"
-NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet --clean --config-file mkdocs.yml --site-dir "$out"
+NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --clean --config-file mkdocs.yml --site-dir "$out"
 echo "$0: $out/index.html"
