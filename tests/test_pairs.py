@@ -1,4 +1,4 @@
-"""Dialogue losses, soft rejection, their sampler (docs/systems/dialogue.md): plain loops, properties, whole runs."""
+"""Dialogue losses, soft rejection and their sampler (spec dialogues): plain loops, properties, whole runs."""
 
 import json
 import math

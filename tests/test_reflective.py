@@ -1,4 +1,4 @@
-"""SSRL (docs/systems/ssrl.md): the schedule of votes and updates, modes, dead classes, the teacher, weights."""
+"""SSRL's mechanics (spec ssrl, B10): the schedule of votes and updates, modes, dead classes, the teacher, weights."""
 
 import json
 import math
