@@ -16,7 +16,9 @@ def on_config(config):
     if (docs / "config.md").is_file():
         use = next(entry["Use"] for entry in config["nav"] if "Use" in entry)
         use.append({"Config": "config.md"})
-    if pages := sorted(p.relative_to(docs).as_posix() for p in docs.glob("experiments/*.md")):
+    pages = [p.relative_to(docs).as_posix() for p in docs.glob("experiments/*.md")]
+    if pages:  # index.md first
+        pages.sort(key=lambda page: (not page.endswith("/index.md"), page))
         config["nav"].insert(-1, {"Experiments": pages})
 
 
