@@ -110,9 +110,7 @@ def test_the_samples_are_a_data_directory(tmp_path):
 
 
 def test_rttm_becomes_a_data_directory(tmp_path):
-    rttm = (
-        "SPEAKER m 1 12.34 2.50 <NA> <NA> anna <NA> <NA>\nSPEAKER m 1 15.00 1.00 <NA> <NA> ben <NA> <NA>\n"
-    )
+    rttm = "SPEAKER m 1 12.34 2.50 <NA> <NA> anna <NA> <NA>\nSPEAKER m 1 15.00 1.00 <NA> <NA> ben <NA> <NA>\n"
     (tmp_path / "meeting.rttm").write_text(rttm)
     (tmp_path / "data").mkdir()
     command = re.search(r"(?ms)^```sh\n(awk.*?)^```$", FORMATS)[1]
