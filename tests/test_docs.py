@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from pyspkv.experiments import results
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.tables import read_table
 from pyspkv.data.trials import read_trials
+from pyspkv.experiments import results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
