@@ -27,7 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from pyspkv.labels.kmeans import PROBES  # noqa: E402
+from pyspkv.clustering.kmeans import PROBES  # noqa: E402
 
 FULL = 1_092_009
 
@@ -52,7 +52,7 @@ def made(work: Path, n: int) -> Path:
 
 # ---- what runs in the child process: method name -> function of x ----------------------------------------
 def _ward_ours(x, n, args):
-    from pyspkv.labels.clustering import ward
+    from pyspkv.clustering.pipeline import ward
 
     return lambda: ward(x, int(0.15 * n), device=args.device)
 
@@ -64,7 +64,7 @@ def _ward_sklearn(x, n, args):
 
 
 def _pipeline_ours(x, n, args, cells=None):
-    from pyspkv.labels.clustering import kmeans, ward
+    from pyspkv.clustering.pipeline import kmeans, ward
 
     k1, k = ratio(n)
 
@@ -109,7 +109,7 @@ def _pipeline_reference(x, n, args):
 def _kmeans_sklearn(x, n, args, minibatch=False, **options):
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
-    from pyspkv.labels.clustering import ward
+    from pyspkv.clustering.pipeline import ward
 
     k1, k = ratio(n)
     cls = MiniBatchKMeans if minibatch else KMeans
@@ -124,7 +124,7 @@ def _kmeans_sklearn(x, n, args, minibatch=False, **options):
 
 def _kmeans_hierarchical(x, n, args):
     """k-means into sqrt(k) cells, then k-means within each, centroids in proportion to its points."""
-    from pyspkv.labels.clustering import kmeans, ward
+    from pyspkv.clustering.pipeline import kmeans, ward
 
     k1, k = ratio(n)
 
@@ -146,7 +146,7 @@ def _kmeans_hierarchical(x, n, args):
 
 
 def _constrained(x, n, args, **options):
-    from pyspkv.labels.clustering import constrained_kmeans
+    from pyspkv.clustering.pipeline import constrained_kmeans
 
     speaker = np.load(made(args.work, n) / "speaker.npy")
     index = np.flatnonzero(np.random.default_rng(0).random(n) < 0.06)
@@ -261,7 +261,7 @@ def main() -> None:
 
 
 def truth(n: int, got: dict, args) -> None:
-    from pyspkv.labels.quality import diagnostics
+    from pyspkv.clustering.quality import diagnostics
 
     speaker = np.load(made(args.work, n) / "speaker.npy")
     for name, g in got.items():

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import torch
 
-from pyspkv import config as cfg
-from pyspkv.dataset import Batch
-from pyspkv.objectives.objective import Info
-from pyspkv.turns import sessionize
+from pyspkv.base import config as cfg
+from pyspkv.batches.dataset import Batch
+from pyspkv.dialogue.sessionize import sessionize
+from pyspkv.objectives.base import Info
 
 
 def step_seconds(num: int) -> float:

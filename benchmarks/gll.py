@@ -10,9 +10,9 @@ import time
 
 import torch
 
-from pyspkv import config as cfg
-from pyspkv.dataset import Batch
-from pyspkv.objectives.objective import Info
+from pyspkv.base import config as cfg
+from pyspkv.batches.dataset import Batch
+from pyspkv.objectives.base import Info
 
 
 def build(args, spec: dict):

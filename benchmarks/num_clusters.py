@@ -13,10 +13,10 @@ import argparse
 import numpy as np
 from synthetic_embeddings import generate
 
-from pyspkv.labels import quality
-from pyspkv.labels.agglomerative import agglomerate, cuts
-from pyspkv.labels.kmeans import kmeans
-from pyspkv.labels.num_clusters import choose_num_clusters
+from pyspkv.clustering import quality
+from pyspkv.clustering.agglomerative import agglomerate, cuts
+from pyspkv.clustering.kmeans import kmeans
+from pyspkv.clustering.num_clusters import choose_num_clusters
 
 
 def eigengap(centroids: np.ndarray, neighbours: int = 10) -> int:
@@ -83,9 +83,9 @@ def synthetic(sizes, noises):
 
 
 def real(pairs):
-    from pyspkv.embeddings import read_embeddings
-    from pyspkv.labels.clustering import l2_normalise, whiten
-    from pyspkv.tables import read_table
+    from pyspkv.clustering.vectors import l2_normalise, whiten
+    from pyspkv.data.ark import read_embeddings
+    from pyspkv.data.tables import read_table
 
     for scp, utt2spk in pairs:
         found, spk = read_embeddings(scp), read_table(utt2spk, "id")

@@ -23,13 +23,13 @@ import soundfile
 import torch
 from torch.nn import functional as F
 
-from pyspkv import config as cfg
-from pyspkv import rooms
-from pyspkv.augment import AugmentConfig, Augmenter
-from pyspkv.datadir import DataDir
-from pyspkv.dataset import Batches, Corpus, View
-from pyspkv.embed import autocast
-from pyspkv.trainer import TrainConfig, Trainer
+from pyspkv.audio import rir
+from pyspkv.base import config as cfg
+from pyspkv.base.device import autocast
+from pyspkv.batches.augment import AugmentConfig, Augmenter
+from pyspkv.batches.dataset import Batches, Corpus, View
+from pyspkv.data.datadir import DataDir
+from pyspkv.train.trainer import TrainConfig, Trainer
 
 BATCH, SECONDS, CLASSES, RATE = 32, 3.0, 1000, 16000
 CPU = torch.device("cpu")
@@ -150,7 +150,7 @@ def data_path(args, folder: Path) -> None:
     augmentation = importlib.import_module("sslsv.datasets.DataAugmentation")
     dataset = importlib.import_module("sslsv.datasets.Dataset")
     data = speech(folder, 64)
-    bank = rooms.bank(64, 0, (0.1, 0.7), (0.5, 4.0), folder / "rooms")
+    bank = rir.bank(64, 0, (0.1, 0.7), (0.5, 4.0), folder / "rooms")
     rng = np.random.default_rng(1)
     rirs, noises = {}, {}
     for i, h in enumerate(bank):
@@ -199,7 +199,7 @@ def scoring_loop(args, folder: Path) -> None:
 
     from scoring import data
 
-    from pyspkv import scoring
+    from pyspkv.score import scoring
 
     for name in ("pandas", "wandb"):  # what their other modules import
         sys.modules.setdefault(name, MagicMock())

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from pyspkv import config as cfg
-from pyspkv.dataset import Batch
-from pyspkv.objectives.objective import Info
+from pyspkv.base import config as cfg
+from pyspkv.batches.dataset import Batch
+from pyspkv.objectives.base import Info
 
 CONF = Path(__file__).resolve().parents[1] / "egs/mini/ssrl/conf"
 
@@ -52,7 +52,7 @@ def end_of_epoch(args) -> None:
 
 def build(file: str):
     """(objective, optimiser, batch) of a config of the recipe; its labels have begun to move."""
-    from pyspkv.trainer import TrainConfig
+    from pyspkv.train.trainer import TrainConfig
 
     torch.manual_seed(0)
     c = cfg.load(TrainConfig, CONF / file)

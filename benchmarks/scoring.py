@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 
-from pyspkv import metrics, scoring
-from pyspkv.embeddings import normalise
+from pyspkv.data.ark import normalise
+from pyspkv.score import metrics, scoring
 
 
 def peak_gib() -> float:

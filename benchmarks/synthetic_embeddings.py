@@ -56,8 +56,8 @@ def generate(num_utts: int, *, dim: int = 256, num_speakers: int | None = None, 
 
 def write(out: Path, x: np.ndarray, speaker: np.ndarray) -> None:
     """out/embed/embedding.scp, out/data (speakers unknown) and out/utt2spk_true."""
-    from pyspkv.datadir import DataDir
-    from pyspkv.embeddings import EmbeddingWriter
+    from pyspkv.data.ark import EmbeddingWriter
+    from pyspkv.data.datadir import DataDir
 
     utts = [f"u{i:07d}" for i in range(len(x))]
     DataDir(out / "data", utts, utts, {u: f"/nowhere/{u}.wav" for u in utts}).write(out / "data")

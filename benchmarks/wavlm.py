@@ -25,11 +25,12 @@ from peer import report, take_turns
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyspkv import config as cfg
-from pyspkv.dataset import Batch
-from pyspkv.embed import autocast, packed
+from pyspkv.base import config as cfg
+from pyspkv.base.device import autocast
+from pyspkv.batches.dataset import Batch
+from pyspkv.fast.packed_linear import packed
 from pyspkv.models.wavlm import WavLM
-from pyspkv.objectives.objective import Info, margin_logits
+from pyspkv.objectives.base import Info, margin_logits
 
 SAMPLES, CLASSES = 48_240, 7500
 BASE_PLUS = {  # the cfg of WavLM-Base+.pt, as far as the authors' class has no such default

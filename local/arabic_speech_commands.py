@@ -12,10 +12,10 @@ import re
 import shutil
 from pathlib import Path
 
-from pyspkv.atomic import atomic_file
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, natural, run
-from pyspkv.tables import decode
+from pyspkv.base.atomic import atomic_file
+from pyspkv.base.errors import UserError, natural, run
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.tables import decode
 
 SPLITS = {"train": "train", "dev": "val", "test": "test"}
 _TRIAL = re.compile(r"(\d{8}-\D+-\d\d) (\d{8}-\D+-\d\d) (target|nontarget)")
@@ -62,7 +62,7 @@ def given_trials(file: Path, known: set[str]) -> list[str]:
 
 def own_trials(data: DataDir, seed: int) -> list[str]:
     """The rule of the given lists: never one keyword twice; 6,000 targets of two rounds, 18,000 nontargets."""
-    from pyspkv.make_trials import make_trials
+    from pyspkv.data.make_trials import make_trials
 
     keyword = {u: u.split("-")[1] for u in data.utts}
     rounds = {u: u.rsplit("-", 1)[1] for u in data.utts}

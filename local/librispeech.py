@@ -8,9 +8,9 @@ least --segment-seconds by a `segments` file; test keeps its files whole, with t
 import argparse
 from pathlib import Path
 
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, natural, run
-from pyspkv.trials import read_trials
+from pyspkv.base.errors import UserError, natural, run
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.trials import read_trials
 
 
 def find_audio(root: Path, part: str) -> dict[str, str]:
@@ -92,7 +92,7 @@ def main() -> int:
     args = p.parse_args()
     import numpy as np
 
-    from pyspkv.make_trials import make_trials
+    from pyspkv.data.make_trials import make_trials
 
     if not 0 <= args.segment_seconds < float("inf") or args.num_dev_spk < 2 or args.max_trials < 4:
         p.error("--segment-seconds >= 0, --num-dev-spk >= 2, --max-trials >= 4")

@@ -10,7 +10,7 @@ run, started again, makes what is missing.
 
 import os
 
-from pyspkv.errors import guard
+from pyspkv.base.errors import guard
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: one process per job is enough
 if __name__ == "__main__":
@@ -27,15 +27,17 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import mini_espeak as espeak
 import numpy as np
 from mini_sound import KNOTS, curve, noise, samples, shaped, write_flac
 
-from pyspkv import espeak, foreign, rooms
-from pyspkv.atomic import atomic_file
-from pyspkv.audio import SAMPLE_RATE
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, natural, run
-from pyspkv.make_trials import make_trials
+from pyspkv.audio import rir
+from pyspkv.audio.reader import SAMPLE_RATE
+from pyspkv.base import foreign
+from pyspkv.base.atomic import atomic_file
+from pyspkv.base.errors import UserError, natural, run
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.make_trials import make_trials
 
 ACCENTS = [
     "en",
@@ -173,7 +175,7 @@ class Maker:
         args, (split, row, session) = self.args, task
         speaker = self.speakers[split][row]
         rng = generator(args, "session", speaker.id, session)
-        rir = self.rooms[split][rng.integers(args.num_rooms)]
+        impulse = self.rooms[split][rng.integers(args.num_rooms)]
         knots, low, high = self.mics[split][rng.integers(args.num_mics)]
         kind = NOISES[rng.integers(len(NOISES))]
         snr, level = rng.uniform(*args.snr), rng.uniform(-36, -18)
@@ -212,7 +214,7 @@ class Maker:
             own = generator(args, "utterance", utt)
             dry = samples(pcm, tract, seconds)
             num = len(dry)
-            wet = shaped(dry, lambda f: curve(f, speaker.colour), rir)
+            wet = shaped(dry, lambda f: curve(f, speaker.colour), impulse)
             wet /= wet.std()
             if babble:
                 added = sum(np.resize(np.roll(b, own.integers(len(b))), num) for b in babble)
@@ -256,7 +258,7 @@ def synthesise(maker: Maker) -> None:
         return
     for split in sorted({t[0] for t in todo}):
         maker.rooms[split] = [
-            rooms.simulate(generator(args, "room", split, i), args.rt60, (0.3, 2.5))
+            rir.simulate(generator(args, "room", split, i), args.rt60, (0.3, 2.5))
             for i in range(args.num_rooms)
         ]
     _maker = maker

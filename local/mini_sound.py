@@ -3,12 +3,12 @@
 import io
 from pathlib import Path
 
+import mini_espeak as espeak
 import numpy as np
 
-from pyspkv import espeak
-from pyspkv.atomic import atomic_file
-from pyspkv.audio import SAMPLE_RATE
-from pyspkv.errors import UserError
+from pyspkv.audio.reader import SAMPLE_RATE
+from pyspkv.base.atomic import atomic_file
+from pyspkv.base.errors import UserError
 
 KNOTS = np.geomspace(80, 8000, 8)  # Hz, of the curves of speakers and microphones
 

@@ -8,8 +8,8 @@ import argparse
 import re
 from pathlib import Path
 
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, run
+from pyspkv.base.errors import UserError, run
+from pyspkv.data.datadir import DataDir
 
 ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 

@@ -11,9 +11,9 @@ turned to .wav (or .flac) first; a file of either name is taken.
 import argparse
 from pathlib import Path
 
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError, natural, run
-from pyspkv.tables import decode
+from pyspkv.base.errors import UserError, natural, run
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.tables import decode
 
 ENDINGS = (".wav", ".flac")
 
@@ -77,7 +77,7 @@ def main() -> int:
     args = p.parse_args()
     import numpy as np
 
-    from pyspkv.make_trials import make_trials
+    from pyspkv.data.make_trials import make_trials
 
     if args.num_dev_spk < 2 or args.max_trials < 4:
         p.error("--num-dev-spk >= 2, --max-trials >= 4")

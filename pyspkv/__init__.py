@@ -17,15 +17,15 @@ __all__ = ["Model", "SpeakerClustering", "Verification", "cluster", "load"]
 
 TYPE_CHECKING = False  # as type checkers know it; to import typing takes longer than all of this
 if TYPE_CHECKING:
-    from pyspkv.speaker_clustering import SpeakerClustering, cluster
-    from pyspkv.speaker_model import Model, Verification, load
+    from pyspkv.api.speaker_clustering import SpeakerClustering, cluster
+    from pyspkv.api.speaker_model import Model, Verification, load
 
 _PLACES = {
-    "Model": "speaker_model",
-    "Verification": "speaker_model",
-    "load": "speaker_model",
-    "SpeakerClustering": "speaker_clustering",
-    "cluster": "speaker_clustering",
+    "Model": "api.speaker_model",
+    "Verification": "api.speaker_model",
+    "load": "api.speaker_model",
+    "SpeakerClustering": "api.speaker_clustering",
+    "cluster": "api.speaker_clustering",
 }
 
 
@@ -45,6 +45,6 @@ def __dir__() -> list[str]:
 if getattr(sys, "argv", [])[:1] == [
     "-m"
 ]:  # `python -m pyspkv.bin.X` is being looked up: X's own imports come next
-    from pyspkv.errors import guard
+    from pyspkv.base.errors import guard
 
     guard()

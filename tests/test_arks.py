@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from pyspkv.embeddings import read_embeddings
-from pyspkv.errors import UserError
+from pyspkv.base.errors import UserError
+from pyspkv.data.ark import read_embeddings
 
 VECTOR = b"\0BFV \4" + struct.pack("<i3f", 3, 1, 2, 3)
 

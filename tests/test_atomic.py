@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pyspkv import atomic
-from pyspkv.errors import UserError
+from pyspkv.base import atomic
+from pyspkv.base.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +48,7 @@ def test_links_stay_and_pipes_are_written_to(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_folder_is_replaced_whole(tmp_path, monkeypatch, exchange):
     if not exchange:
-        monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(atomic, "exchange", lambda a, b: False)
     path = tmp_path / "d"
     for text in ("one", "two"):
         with atomic.atomic_dir(path) as tmp:
@@ -62,7 +62,7 @@ def test_folder_is_replaced_whole(tmp_path, monkeypatch, exchange):
 def test_a_reader_never_misses_a_folder_that_is_being_replaced(tmp_path):
     path = tmp_path / "d"
     writer = (
-        "import sys; from pyspkv.atomic import atomic_dir\n"
+        "import sys; from pyspkv.base.atomic import atomic_dir\n"
         "while True:\n"
         "    with atomic_dir(sys.argv[1]) as t:\n"
         "        (t / 'a').write_text('x' * 99); (t / 'b').write_text('x' * 99)\n"
@@ -129,7 +129,7 @@ def _folder(path, **options):
 
 HANGS = """
 import sys, time
-from pyspkv.atomic import atomic_dir, atomic_file
+from pyspkv.base.atomic import atomic_dir, atomic_file
 with atomic_file(sys.argv[1] + "/f") as f, atomic_dir(sys.argv[1] + "/d") as d:
     f.write("half")
     (d / "half").write_text("half")
@@ -138,7 +138,7 @@ with atomic_file(sys.argv[1] + "/f") as f, atomic_dir(sys.argv[1] + "/d") as d:
 """
 WRITES = """
 import sys
-from pyspkv.atomic import atomic_dir, atomic_file
+from pyspkv.base.atomic import atomic_dir, atomic_file
 with atomic_file(sys.argv[1] + "/f") as f, atomic_dir(sys.argv[1] + "/d") as d:
     f.write("whole")
 """
@@ -179,7 +179,7 @@ def test_what_killed_writers_left_goes_and_what_is_alive_stays(tmp_path):
 
 def test_without_exchange_the_only_whole_folder_is_no_litter(tmp_path, monkeypatch):
     """A kill between the two renames leaves the old folder aside: it goes once another whole one stands."""
-    monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(atomic, "exchange", lambda a, b: False)
     old = tmp_path / ".d.0123abcd.old"
     old.mkdir()
     os.utime(old, (1, 1))

@@ -1,4 +1,4 @@
-"""pyspkv.audio against soundfile and soxr used directly on whole files."""
+"""pyspkv.audio.reader against soundfile and soxr used directly on whole files."""
 
 import pickle
 
@@ -10,10 +10,10 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyspkv import audio
-from pyspkv.audio import SAMPLE_RATE, AudioReader
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError
+from pyspkv.audio import reader as module
+from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
+from pyspkv.base.errors import UserError
+from pyspkv.data.datadir import DataDir
 
 # name -> (rate, channels, soundfile.write options)
 KINDS = {
@@ -90,7 +90,7 @@ def test_any_crop_of_any_rate(tmp_path, rate, samples, data):
 def test_crop_decodes_only_the_crop(files, monkeypatch):
     folder, _ = files
     decoded = []
-    for kind in (soundfile.SoundFile, audio._Flac):
+    for kind in (soundfile.SoundFile, module.Flac):
         read = kind.read
         monkeypatch.setattr(kind, "read", lambda f, n, read=read, **k: decoded.append(n) or read(f, n, **k))
     for name in ("plain.flac", "44k.flac", "8k.wav"):

@@ -1,4 +1,4 @@
-"""pyspkv.augment and pyspkv.rooms: measured SNRs, direct convolution, shared profiles, the simulated bank."""
+"""Augmentation and rooms: measured SNRs, direct convolution, shared profiles, the simulated bank."""
 
 from dataclasses import replace
 
@@ -9,11 +9,11 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyspkv import rooms
-from pyspkv.audio import AudioReader
-from pyspkv.augment import AugmentConfig, Augmenter, Profile, source_length
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError
+from pyspkv.audio import rir
+from pyspkv.audio.reader import AudioReader
+from pyspkv.base.errors import UserError
+from pyspkv.batches.augment import AugmentConfig, Augmenter, Profile, source_length
+from pyspkv.data.datadir import DataDir
 
 RATE = 16000
 
@@ -156,8 +156,8 @@ def test_probability_and_weights(lists):
     aug = Augmenter(AugmentConfig(**lists, prob=0.6, reverb_weight=1, additive_weight=2, both_weight=1))
     drawn = [aug.draw(np.random.default_rng((4, i))) for i in range(4000)]
     share = {
-        (rir, add): np.mean([(p.rir >= 0, bool(p.kind)) == (rir, add) for p in drawn])
-        for rir in (True, False)
+        (wet, add): np.mean([(p.rir >= 0, bool(p.kind)) == (wet, add) for p in drawn])
+        for wet in (True, False)
         for add in (True, False)
     }
     # four standard deviations of a share of 4000 are below 0.031
@@ -237,9 +237,9 @@ def test_cache_gives_the_same(lists):
         np.testing.assert_array_equal(held.apply(speech(), p), disk.apply(speech(), p))
 
 
-def reverberation_time(rir):
+def reverberation_time(response):
     """T20 by Schroeder's backward integration, fitted from -5 to -25 dB."""
-    level = 10 * np.log10(np.cumsum((rir.astype(float) ** 2)[::-1])[::-1])
+    level = 10 * np.log10(np.cumsum((response.astype(float) ** 2)[::-1])[::-1])
     a, b = np.argmax(level < -5), np.argmax(level < -25)
     slope = np.polyfit(np.arange(a, b) / RATE, level[a:b], 1)[0]
     return -60 / slope
@@ -247,19 +247,19 @@ def reverberation_time(rir):
 
 def test_simulated_rooms(tmp_path):
     for i, rt60 in enumerate([0.2, 0.4, 0.6]):
-        rirs = [rooms.simulate(np.random.default_rng((i, k)), (rt60, rt60), (0.5, 2.0)) for k in range(6)]
+        rirs = [rir.simulate(np.random.default_rng((i, k)), (rt60, rt60), (0.5, 2.0)) for k in range(6)]
         for h in rirs:
-            assert h.dtype == np.float32 and np.argmax(np.abs(h)) == 0 and len(h) <= rooms.MAX_LENGTH
+            assert h.dtype == np.float32 and np.argmax(np.abs(h)) == 0 and len(h) <= rir.MAX_LENGTH
             assert np.sum(h**2) == pytest.approx(1, abs=1e-4)
         assert np.median([reverberation_time(h) for h in rirs]) == pytest.approx(rt60, rel=0.35)
 
 
 def test_bank_is_fixed_and_kept(tmp_path, monkeypatch):
     args = (4, 7, (0.1, 0.3), (0.5, 2.0))
-    fresh, kept = rooms.bank(*args), rooms.bank(*args, tmp_path)
+    fresh, kept = rir.bank(*args), rir.bank(*args, tmp_path)
     assert [p.name[:9] for p in tmp_path.iterdir()] == ["rir_bank-"]
-    monkeypatch.setattr(rooms, "simulate", None)  # from here on only the file can answer
-    for a, b, c in zip(fresh, kept, rooms.bank(*args, tmp_path)):
+    monkeypatch.setattr(rir, "simulate", None)  # from here on only the file can answer
+    for a, b, c in zip(fresh, kept, rir.bank(*args, tmp_path)):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
     aug = Augmenter(
@@ -270,7 +270,7 @@ def test_bank_is_fixed_and_kept(tmp_path, monkeypatch):
 
 def test_a_damaged_bank_is_made_anew_with_a_word(tmp_path, caplog):
     args = (3, 7, (0.1, 0.2), (0.5, 1.0), tmp_path)
-    want = rooms.bank(*args)
+    want = rir.bank(*args)
     (path,) = tmp_path.iterdir()
     whole, table = path.read_bytes(), np.load(path)
     other = tmp_path / "precious.npy"
@@ -300,17 +300,17 @@ def test_a_damaged_bank_is_made_anew_with_a_word(tmp_path, caplog):
     }.items():
         damage()
         caplog.clear()
-        found = rooms.bank(*args)
+        found = rir.bank(*args)
         assert all(np.array_equal(a, b) for a, b in zip(want, found, strict=True)), name
         assert "simulated anew" in caplog.text, name
         assert path.read_bytes() == whole and not path.is_symlink() and other.read_bytes() == kept, name
     caplog.clear()
-    rooms.bank(*args)
+    rir.bank(*args)
     assert not caplog.text
 
 
 def test_a_short_reverberation_and_a_far_source_find_their_room():
     """Room 94 of seed 27 draws 0.101 s, for which its first size is too large; no room of 0.15 s holds 5 m."""
-    assert np.isfinite(rooms.simulate(np.random.default_rng((27, 94)), (0.1, 0.7), (0.5, 4.0))).all()
+    assert np.isfinite(rir.simulate(np.random.default_rng((27, 94)), (0.1, 0.7), (0.5, 4.0))).all()
     for seed in range(6):
-        assert len(rooms.simulate(np.random.default_rng(seed), (0.15, 0.2), (5.0, 5.0)))
+        assert len(rir.simulate(np.random.default_rng(seed), (0.15, 0.2), (5.0, 5.0)))

@@ -13,11 +13,11 @@ import pytest
 import soundfile
 import soxr
 
-from pyspkv import audio
-from pyspkv.audio import AudioReader, signal_problem
+from pyspkv.audio import reader
+from pyspkv.audio.reader import AudioReader, signal_problem
+from pyspkv.base.errors import UserError
 from pyspkv.bin import verify
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError
+from pyspkv.data.datadir import DataDir
 
 RATE = 16000
 
@@ -350,7 +350,7 @@ def test_signal_problem_of_arrays():
 
 def test_verify_refuses_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "pyspkv.checkpoint.load_encoder", lambda *_: pytest.fail("before the model is loaded")
+        "pyspkv.base.checkpoint.load_encoder", lambda *_: pytest.fail("before the model is loaded")
     )
     reasons = silent_files(tmp_path)
     soundfile.write(tmp_path / "good.wav", noise(), RATE)
@@ -691,8 +691,8 @@ def test_a_command_runs_once_a_recording(tmp_path):
 
 
 def test_what_is_held_has_a_bound(monkeypatch):
-    monkeypatch.setattr(audio, "HELD_MB", 1)
-    held = audio._Held(1000)
+    monkeypatch.setattr(reader, "HELD_MB", 1)
+    held = reader._Held(1000)
     for i in range(5):
         held.hold(str(i), i, 400)
     assert list(held) == ["3", "4"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pyspkv.bin import cluster
-from pyspkv.datadir import DataDir
-from pyspkv.embeddings import EmbeddingWriter
-from pyspkv.labels import clustering, quality
+from pyspkv.clustering import pipeline, quality
+from pyspkv.data.ark import EmbeddingWriter
+from pyspkv.data.datadir import DataDir
 
 NUM = 400
 
@@ -92,7 +92,7 @@ def test_rows_are_averaged_after_normalisation(made, tmp_path):
 
 def test_models_side_by_side_count_alike(made, tmp_path):
     """Two halves of the axes, of other lengths: as one set of embeddings whose halves are normalised each."""
-    from pyspkv.embeddings import read_embeddings
+    from pyspkv.data.ark import read_embeddings
 
     root, utts, truth = made
     x = read_embeddings(root / "embed/embedding.scp")
@@ -149,17 +149,17 @@ def test_a_killed_clustering_goes_on_and_leaves_no_state(made, tmp_path, monkeyp
     base = ["--embeddings", root / "embed/embedding.scp", "--data", root / "data", "--num-clusters", 20]
     base += ["--method", "kmeans-ahc", "--num-kmeans", 60]
     run(*base, "--out-data", tmp_path / "whole/data")
-    state, tree = tmp_path / "killed/data.kmeans.npz", clustering.ahc
+    state, tree = tmp_path / "killed/data.kmeans.npz", pipeline.ahc
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clustering, "ahc", killed)
+    monkeypatch.setattr(pipeline, "ahc", killed)
     monkeypatch.setattr("sys.argv", ["cluster", *map(str, base), "--out-data", str(tmp_path / "killed/data")])
     with pytest.raises(KeyboardInterrupt):
         cluster.main()
     assert state.exists()
-    monkeypatch.setattr(clustering, "ahc", tree)
+    monkeypatch.setattr(pipeline, "ahc", tree)
     cluster.main()
     assert not state.exists()
     for file in ("whole", "killed"):

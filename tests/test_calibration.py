@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from pyspkv import calibration, metrics
+from pyspkv.base.errors import UserError
 from pyspkv.bin import calibrate as cli
-from pyspkv.embeddings import EmbeddingWriter
-from pyspkv.errors import UserError
+from pyspkv.data.ark import EmbeddingWriter
+from pyspkv.score import calibration, metrics
 
 
 def gaussian(n_target, n_nontarget, seed=0):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyspkv import checkpoint
-from pyspkv import config as cfg
-from pyspkv.errors import UserError
+from pyspkv.base import checkpoint
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
 
 STATE = {"epoch": 1, "audio_seconds": 3.5, "means": {"loss": [3.0, 2.0]}, "collapsed": 0, "done": False}
 STATE |= {"best_eer": None, "best_epoch": None, "worse": 0, "label_hash": "a+b", "evaluates": "0"}

@@ -5,10 +5,12 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
-import pyspkv.labels.kmeans as module
-from pyspkv.labels import clustering
-from pyspkv.labels.clustering import ahc, cluster, constrained_kmeans, kmeans, l2_normalise
-from pyspkv.labels.num_clusters import choose_num_clusters, first_peak
+import pyspkv.clustering.kmeans as module
+from pyspkv.clustering import pipeline, vectors
+from pyspkv.clustering.kmeans import constrained_kmeans, kmeans
+from pyspkv.clustering.num_clusters import choose_num_clusters, first_peak
+from pyspkv.clustering.pipeline import ahc, cluster
+from pyspkv.clustering.vectors import l2_normalise
 
 
 def blobs(n, dim, clusters, noise, seed):
@@ -234,13 +236,13 @@ def test_clusters_without_a_label_start_from_unlabelled_points():
 def test_whitening_is_a_power_of_the_covariance():
     a = np.random.default_rng(0).normal(size=(50, 6))
     covariance = a.T @ a / 50
-    half, whole = (clustering.whitening(covariance, p).astype(np.float64) for p in (0.5, 1))
+    half, whole = (vectors.whitening(covariance, p).astype(np.float64) for p in (0.5, 1))
     np.testing.assert_allclose(whole @ covariance @ whole, np.eye(6), atol=1e-5)
     np.testing.assert_allclose(half @ half, whole, atol=1e-5)
-    np.testing.assert_allclose(clustering.whitening(covariance, 0), np.eye(6), atol=1e-6)
+    np.testing.assert_allclose(vectors.whitening(covariance, 0), np.eye(6), atol=1e-6)
     x = l2_normalise(a)
-    want = (x - x.mean(0)) @ clustering.whitening(np.cov(x.T, bias=True), 0.5)
-    np.testing.assert_allclose(clustering.whiten(x, 0.5), l2_normalise(want), atol=1e-5)
+    want = (x - x.mean(0)) @ vectors.whitening(np.cov(x.T, bias=True), 0.5)
+    np.testing.assert_allclose(vectors.whiten(x, 0.5), l2_normalise(want), atol=1e-5)
 
 
 # ---- together ---------------------------------------------------------------------------------------------
@@ -295,10 +297,10 @@ def test_zero_rows_and_impossible_counts():
         l2_normalise(np.array([[1.0, 0], [0, 0]]))
     with pytest.raises(ValueError, match="5 clusters of 3 points"):
         kmeans(np.eye(3), 5)
-    assert clustering.default_num_kmeans(1_092_009, 7500) == 50_000
-    assert clustering.default_num_kmeans(20_000, 60) == 20_000, "AHC of all points is affordable"
-    assert clustering.default_num_kmeans(20_001, 60) == 10_000
-    assert clustering.default_num_kmeans(30_000, 9_000) == 18_000
+    assert pipeline.default_num_kmeans(1_092_009, 7500) == 50_000
+    assert pipeline.default_num_kmeans(20_000, 60) == 20_000, "AHC of all points is affordable"
+    assert pipeline.default_num_kmeans(20_001, 60) == 10_000
+    assert pipeline.default_num_kmeans(30_000, 9_000) == 18_000
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import sys
 import pytest
 import yaml
 
-from pyspkv import config as cfg
-from pyspkv.errors import UserError
-from pyspkv.trainer import TrainConfig
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.train.trainer import TrainConfig
 
 MINIMAL = "encoder: {name: ecapa, channels: 32}\nobjective: {name: margin}\n"
 
@@ -162,7 +162,7 @@ def test_nine_lines_that_stand_for_a_billion_values_end_at_once(tmp_path):
     lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
     (tmp_path / "c.yaml").write_text("\n".join(lines))
     code = (
-        "import resource, sys\nfrom pyspkv import config\nfrom pyspkv.errors import UserError\n"
+        "import resource, sys\nfrom pyspkv.base import config\nfrom pyspkv.base.errors import UserError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: config.read(sys.argv[1])\nexcept UserError as err: print(err)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

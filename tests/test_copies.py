@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
-from pyspkv.errors import UserError
-from pyspkv.labels import quality
-from pyspkv.labels.clustering import cluster, l2_normalise, whiten
-from pyspkv.labels.copies import first_of_each, shared
+from pyspkv.base.errors import UserError
+from pyspkv.clustering import quality
+from pyspkv.clustering.copies import first_of_each, shared
+from pyspkv.clustering.pipeline import cluster
+from pyspkv.clustering.vectors import l2_normalise, whiten
 
 
 def speakers(rng, noise=0.5, dim=32, num=20, each=12):

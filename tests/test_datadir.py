@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyspkv.base.errors import UserError
 from pyspkv.bin.datadir import main
-from pyspkv.datadir import DataDir, combine, read_table, read_trials
-from pyspkv.datafix import fix
-from pyspkv.errors import UserError
-from pyspkv.tables import plain_number, whole_number
+from pyspkv.data.datadir import DataDir, combine, read_table, read_trials
+from pyspkv.data.fix import fix
+from pyspkv.data.tables import plain_number, whole_number
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -315,7 +315,7 @@ def test_fix_says_so_where_no_rule_mends(tmp_path, monkeypatch):
     """What would be written is checked aside as `validate` would check it."""
     path = put(tmp_path / "d", {**KALDI, "utt2spk": "a-2 a\na-1 a\nb-1 b\nc-1 c\n"})
     before = contents(path)
-    monkeypatch.setattr("pyspkv.datafix.spk2utt_lines", lambda utts, spk: ["a b-1"])
+    monkeypatch.setattr("pyspkv.data.fix.spk2utt_lines", lambda utts, spk: ["a b-1"])
     with pytest.raises(UserError, match="spk2utt:1: not the inverse .*nothing was changed"):
         fix(path)
     assert contents(path) == before and [p for p in path.iterdir() if p.is_dir()] == []
@@ -811,7 +811,7 @@ def test_fix_killed_between_two_files_ends_the_same(tmp_path, monkeypatch):
             real(a, b)
 
         with monkeypatch.context() as patch:
-            patch.setattr("pyspkv.datafix.os.replace", replace)
+            patch.setattr("pyspkv.data.fix.os.replace", replace)
             with pytest.raises(KeyboardInterrupt):
                 fix(path)
         fix(path)

@@ -15,10 +15,10 @@ import torch.utils.tensorboard  # noqa: F401  first: a worker's death may interr
 import toy
 from test_trainer import ENV, config, train_command
 
-from pyspkv import dataset
-from pyspkv.dataset import Batches
-from pyspkv.errors import UserError
-from pyspkv.trainer import Trainer
+from pyspkv.base.errors import UserError
+from pyspkv.batches import dataset
+from pyspkv.batches.dataset import Batches
+from pyspkv.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def alive(pid: int) -> bool:
 
 
 def test_workers_of_a_killed_training_end_with_it_and_free_the_folder(tmp_path, data):
-    from pyspkv.atomic import folder_lock
+    from pyspkv.base.atomic import folder_lock
 
     config(tmp_path)
     command = train_command(

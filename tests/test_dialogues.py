@@ -14,11 +14,13 @@ import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyspkv import dialogues, foreign, turns
-from pyspkv.datadir import DataDir
-from pyspkv.datafix import fix
-from pyspkv.embeddings import normalise
-from pyspkv.errors import UserError
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError
+from pyspkv.data.ark import normalise
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.fix import fix
+from pyspkv.dialogue import rank, simulate
+from pyspkv.dialogue import sessionize as module
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "SPKV_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -100,8 +102,8 @@ def test_csv_with_its_own_column_names_and_clock_times(tmp_path):
         ("u4", "d1", 600, 1, "me"),
     ]
     path = write(tmp_path, "csv", log)
-    fields = turns.Fields(device="house", time="at")
-    found = turns.from_log(path, "csv", fields, "it")
+    fields = module.Fields(device="house", time="at")
+    found = module.from_log(path, "csv", fields, "it")
     assert (
         found.data.utts == ["u1", "u2", "u4"] and found.time.tolist() == [0, 60, 600] and found.dropped == 1
     )
@@ -118,7 +120,7 @@ def test_durations_come_from_the_audio_where_the_log_has_none(tmp_path):
     path = tmp_path / "log.jsonl"
     rows = [{"utt": u, "audio": f"wav/{u}.wav", "device": "d", "time": k} for k, u in enumerate(data.utts)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = turns.from_log(path, "jsonl", turns.Fields(), "device")
+    found = module.from_log(path, "jsonl", module.Fields(), "device")
     np.testing.assert_allclose(found.seconds(), 0.75)
 
 
@@ -231,7 +233,7 @@ def test_two_logs_of_one_device_keep_their_dialogues_apart(tmp_path):
 )
 def test_sessionize_keeps_its_thresholds(rows, max_gap, max_span, max_utts):
     device, time, seconds = [f"d{r[0]}" for r in rows], *np.array([r[1:] for r in rows], float).T
-    found = turns.sessionize(device, time, seconds, max_gap=max_gap, max_span=max_span, max_utts=max_utts)
+    found = module.sessionize(device, time, seconds, max_gap=max_gap, max_span=max_span, max_utts=max_utts)
     parts: dict[str, list[int]] = {}
     for row, name in enumerate(found):
         if name is not None:
@@ -281,7 +283,7 @@ def tool(*args, code=0):
 
 
 def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labelled):
-    data = dialogues.contaminate(dialogues.simulate(labelled, session(labelled), sizes=(2, 2)), 0.5)
+    data = simulate.contaminate(simulate.simulate(labelled, session(labelled), sizes=(2, 2)), 0.5)
     times = {u: str(k) for k, u in enumerate(data.utts)}
     data.extra |= {"utt2time": times, "utt2source": dict.fromkeys(data.utts, "customer")}
     data.write(tmp_path / "all")
@@ -326,7 +328,7 @@ def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labell
 
 
 def test_validate_warns_of_dialogues_without_devices(tmp_path, labelled):
-    data = dialogues.simulate(labelled, session(labelled), sizes=(2, 2))
+    data = simulate.simulate(labelled, session(labelled), sizes=(2, 2))
     data.dialogue2device = None
     data.write(tmp_path / "all")
     done = tool("pyspkv.bin.datadir", "validate", tmp_path / "all")
@@ -340,33 +342,33 @@ def test_subset_by_device_needs_devices(tmp_path, labelled):
 
 
 def test_disjoint_directories_pass_and_a_shared_device_does_not(labelled):
-    data = dialogues.simulate(labelled, session(labelled), sizes=(2, 2), households=True)
+    data = simulate.simulate(labelled, session(labelled), sizes=(2, 2), households=True)
     a, b = (data.subset([u for u in data.utts if u[:2] in part]) for part in (("s0", "s1"), ("s2", "s3")))
     homes = [set(x.dialogue2device.values()) for x in (a, b)]
     if homes[0] & homes[1]:
         with pytest.raises(UserError, match="devices are in"):
-            dialogues.check_disjoint(a, b)
+            simulate.check_disjoint(a, b)
     else:
-        dialogues.check_disjoint(a, b)
+        simulate.check_disjoint(a, b)
     with pytest.raises(UserError, match="utterances are in"):
-        dialogues.check_disjoint(a, a)
+        simulate.check_disjoint(a, a)
 
 
 # ---- simulation -----------------------------------------------------------------------------------------------------
 @given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 4), st.integers(0, 9))
 def test_cut_sizes_stay_in_range_where_they_can(n, low, more, seed):
     high = low + more
-    sizes = dialogues.cut_sizes(n, low, high, np.random.default_rng(seed))
+    sizes = simulate.cut_sizes(n, low, high, np.random.default_rng(seed))
     assert sum(sizes) == n
     if any(k * low <= n <= k * high for k in range(1, n + 1)):
         assert all(low <= s <= high for s in sizes)
 
 
 def test_dialogues_are_of_one_speaker_and_session(labelled):
-    data = dialogues.simulate(labelled, session(labelled), sizes=(2, 3), seed=3)
+    data = simulate.simulate(labelled, session(labelled), sizes=(2, 3), seed=3)
     for utt, name in data.extra["utt2dialogue"].items():
         assert name.startswith(f"{utt[:2]}-{utt[-2:]}-") and data.dialogue2device[name] == utt[:2]
-    homes = dialogues.simulate(labelled, session(labelled), sizes=(2, 3), households=True, seed=3)
+    homes = simulate.simulate(labelled, session(labelled), sizes=(2, 3), households=True, seed=3)
     assert homes.extra["utt2dialogue"] == data.extra["utt2dialogue"]
     people = {}
     for name, home in homes.dialogue2device.items():
@@ -376,10 +378,10 @@ def test_dialogues_are_of_one_speaker_and_session(labelled):
 
 @pytest.mark.parametrize("households", [False, True])
 def test_contamination_marks_and_mixes_what_it_says(labelled, households):
-    clean = dialogues.simulate(labelled, session(labelled), sizes=(4, 4), households=households)
+    clean = simulate.simulate(labelled, session(labelled), sizes=(4, 4), households=households)
     before = None
     for rate in (0.0, 0.25, 0.5, 1.0):
-        data = dialogues.contaminate(clean, rate, alike=key(labelled), seed=1)
+        data = simulate.contaminate(clean, rate, alike=key(labelled), seed=1)
         members = {}
         for utt, spk in zip(data.utts, data.spk):
             members.setdefault(data.extra["utt2dialogue"][utt], []).append((utt, spk))
@@ -403,8 +405,8 @@ def test_contamination_marks_and_mixes_what_it_says(labelled, households):
 def test_a_dialogue_keeps_its_size_where_the_second_speaker_has_said_little(tmp_path):
     utts = [f"a{i:02d}" for i in range(16)] + ["b00", "b01"]
     data = DataDir(tmp_path, utts, [u[0] for u in utts], {u: f"/x/{u}.wav" for u in utts})
-    clean = dialogues.simulate(data, dict.fromkeys(utts, "0"), sizes=(8, 8))
-    mixed = dialogues.contaminate(clean, 1.0, seed=0)
+    clean = simulate.simulate(data, dict.fromkeys(utts, "0"), sizes=(8, 8))
+    mixed = simulate.contaminate(clean, 1.0, seed=0)
     count = [list(mixed.extra["utt2dialogue"].values()).count(d) for d in mixed.dialogue2device]
     assert sorted(count) == [2, 8, 8]
 
@@ -446,7 +448,7 @@ def test_the_truth_stays_out_of_the_training_directory(tmp_path, labelled):
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(2, 8), st.integers(0, 99))
 def test_compactness_is_the_mean_and_the_lowest_pair(group, most, seed):
     x = normalise(np.random.default_rng(seed).standard_normal((len(group), 5)).astype(np.float32))
-    names, used, mean, low = dialogues.compactness([f"d{g}" for g in group], x, most)
+    names, used, mean, low = rank.compactness([f"d{g}" for g in group], x, most)
     want = {}
     for g in sorted(set(group)):
         rows = [i for i, h in enumerate(group) if h == g][:most]
@@ -459,7 +461,7 @@ def test_compactness_is_the_mean_and_the_lowest_pair(group, most, seed):
 
 
 def test_a_shared_channel_is_one_filter_a_dialogue_and_hides_the_band():
-    change = dialogues.shared_channel(["a", "a", "b"])
+    change = rank.shared_channel(["a", "a", "b"])
     wave = np.random.default_rng(0).standard_normal(16000).astype(np.float32) * 0.1
     out = [change(row, wave) for row in range(3)]
     spectrum = [np.log(np.abs(np.fft.rfft(x))[500:2500].reshape(50, -1).mean(1)) for x in out]
@@ -475,11 +477,11 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
     """An untrained encoder on voices of very different pitch; the truth only adds figures."""
     import torch
 
-    from pyspkv import checkpoint
-    from pyspkv import config as cfg
+    from pyspkv.base import checkpoint
+    from pyspkv.base import config as cfg
 
     found = toy.make(tmp_path, speakers=4, utts=6)
-    data = dialogues.contaminate(dialogues.simulate(found, dict.fromkeys(found.utts, "r"), sizes=(3, 3)), 0.5)
+    data = simulate.contaminate(simulate.simulate(found, dict.fromkeys(found.utts, "r"), sizes=(3, 3)), 0.5)
     data.write_training_set(tmp_path / "set")
     torch.manual_seed(0)
     spec = cfg.resolve("encoder", {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
@@ -515,8 +517,8 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
 def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
     import torch
 
-    from pyspkv import embed
-    from pyspkv.objectives.pairs import PairsConfig
+    from pyspkv.objectives.dialogue import PairsConfig
+    from pyspkv.score import extract
 
     data = toy.make(tmp_path, speakers=2, utts=6)
     data.extra["utt2dialogue"] = dict(zip(data.utts, data.spk))
@@ -524,10 +526,10 @@ def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
 
     def stub(encoder, part, *rest):
         seen.extend(part.utts)
-        return embed.Embeddings(
+        return extract.Embeddings(
             part.utts, np.eye(len(part.utts), 4, dtype=np.float32), np.arange(len(part.utts) + 1)
         )
 
-    monkeypatch.setattr(embed, "embed", stub)
-    rows, _ = dialogues.score(None, data, torch.device("cpu"), reject=PairsConfig().reject, most=2)
+    monkeypatch.setattr(extract, "embed", stub)
+    rows, _ = rank.score(None, data, torch.device("cpu"), reject=PairsConfig().reject, most=2)
     assert seen == ["s00-u00", "s00-u01", "s01-u00", "s01-u01"] and [r[1] for r in rows] == [2, 2]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyspkv import config as cfg
-from pyspkv.dataset import Batch
-from pyspkv.errors import UserError
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import Batch
 from pyspkv.objectives import dino
-from pyspkv.objectives.objective import Info
+from pyspkv.objectives.base import Info
 
 ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
 SMALL = {"name": "dino", "global_seconds": 0.6, "local_seconds": 0.3, "local_crops": 2, "hidden": 12, "bottleneck": 6,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyspkv.embeddings import CHUNK, EmbeddingWriter, normalise, read_embeddings
-from pyspkv.errors import UserError
+from pyspkv.base.errors import UserError
+from pyspkv.data.ark import CHUNK, EmbeddingWriter, normalise, read_embeddings
 
 
 def arrays(rng, n, dim=7, rows=None):

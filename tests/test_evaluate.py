@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyspkv import atomic, calibration
+from pyspkv.base import atomic
+from pyspkv.base.errors import UserError
 from pyspkv.bin import calibrate, evaluate, metrics, score
-from pyspkv.embeddings import EmbeddingWriter
-from pyspkv.errors import UserError
+from pyspkv.data.ark import EmbeddingWriter
+from pyspkv.score import calibration
 
 DIM = 6
 ROOT = Path(evaluate.__file__).parents[2]
@@ -58,7 +59,7 @@ def make_system(folder, seed):
 def place(tmp_path, monkeypatch):
     """Data directories dev, test, other (with models) and train, and the systems a, b and c, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pyspkv.metrics.REPLICATES", 40)
+    monkeypatch.setattr("pyspkv.score.metrics.REPLICATES", 40)
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # thousands of small files
     for name in ("dev", "test", "other", "train"):
         make_data(name, enrol_map=name == "other")
@@ -386,7 +387,7 @@ def test_any_other_failure_ends_it_and_leaves_the_calibration(place, call, monke
         raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr("pyspkv.evaluation.fit", fail)
+        patch.setattr("pyspkv.score.evaluation.fit", fail)
         with pytest.raises(type(failure)):
             call(*args)
         assert Path("a/model/calibration.json").read_bytes() == before

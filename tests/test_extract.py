@@ -12,13 +12,15 @@ import soundfile
 import torch
 import toy
 
-from pyspkv import config as cfg
-from pyspkv import embed as embed_module
-from pyspkv.checkpoint import find, load_encoder
-from pyspkv.datadir import DataDir
-from pyspkv.embed import autocast, choose_precision, embed, packed
-from pyspkv.embeddings import read_embeddings
-from pyspkv.trainer import TrainConfig, Trainer
+from pyspkv.base import config as cfg
+from pyspkv.base.checkpoint import find, load_encoder
+from pyspkv.base.device import autocast, choose_precision
+from pyspkv.data.ark import read_embeddings
+from pyspkv.data.datadir import DataDir
+from pyspkv.fast.packed_linear import packed
+from pyspkv.score import extract as embed_module
+from pyspkv.score.extract import embed
+from pyspkv.train.trainer import TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")

@@ -16,14 +16,16 @@ import soundfile
 import torch
 import toy
 
-from pyspkv import audio, checkpoint, extraction
-from pyspkv import config as cfg
-from pyspkv import embed as embed_module
-from pyspkv.atomic import folder_lock
+from pyspkv.audio import reader
+from pyspkv.base import checkpoint
+from pyspkv.base import config as cfg
+from pyspkv.base.atomic import folder_lock
+from pyspkv.base.errors import UserError
 from pyspkv.bin import extract
-from pyspkv.datadir import DataDir
-from pyspkv.embeddings import EmbeddingWriter, read_embeddings
-from pyspkv.errors import UserError
+from pyspkv.data.ark import EmbeddingWriter, read_embeddings
+from pyspkv.data.datadir import DataDir
+from pyspkv.score import embedding_folder
+from pyspkv.score import extract as embed_module
 
 ROOT = Path(__file__).resolve().parent.parent
 ECAPA = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
@@ -73,8 +75,8 @@ def run(monkeypatch, capsys):
 def process(*args, before: str = "", **options) -> subprocess.Popen:
     """The same in a process of its own, after the statements `before`."""
     code = (
-        f"import sys; import pyspkv.embed; pyspkv.embed.BATCH_SECONDS = {SMALL!r}\n{before}\n"
-        "from pyspkv.bin.extract import main; from pyspkv.errors import run; run(main)"
+        f"import sys; import pyspkv.score.extract; pyspkv.score.extract.BATCH_SECONDS = {SMALL!r}\n{before}\n"
+        "from pyspkv.bin.extract import main; from pyspkv.base.errors import run; run(main)"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
@@ -150,7 +152,7 @@ def test_killed_in_the_middle_and_run_again(world, run, tmp_path, part):
         run("--model", one, *what, "--part", "1/3"), run("--model", one, *what, "--part", "3/3")
     run("--model", two, *what, *part)  # what another model left there
     fatal = (
-        "import os, signal; from pyspkv.embeddings import EmbeddingWriter as W; call = W.__call__\n"
+        "import os, signal; from pyspkv.data.ark import EmbeddingWriter as W; call = W.__call__\n"
         "def fatal(self, *a):\n"
         "    call(self, *a); self._ark.flush()\n"
         "    if len(self.place) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -179,7 +181,7 @@ def test_killed_between_the_files_and_their_record(world, run, monkeypatch, tmp_
         def killed(*_):
             raise toy.Killed
 
-        patch.setattr(extraction, "_write_record", killed)
+        patch.setattr(embedding_folder, "_write_record", killed)
         run("--model", two, *what)
     first = pair(tmp_path)
     assert "embeddings" in run("--model", one, *what)  # not taken for the first model's
@@ -241,10 +243,10 @@ def test_several_models_and_directories_equal_single_calls(world, run, monkeypat
     short.write(tmp_path / "short")
     dirs = [tmp_path / "short", *datas[1:]]
     reads: list[str] = []
-    read = audio.AudioReader.read
+    read = reader.AudioReader.read
     with monkeypatch.context() as patch:
         patch.setattr(
-            audio.AudioReader,
+            reader.AudioReader,
             "read",
             lambda self, row, *a, **k: reads.append(self.data.utts[row]) or read(self, row, *a, **k),
         )
@@ -287,7 +289,10 @@ def test_outputs_that_would_collide_are_refused(world, run, monkeypatch, tmp_pat
     monkeypatch.chdir(root / "m1/a")
     assert "../embed/a/part.2" in run("--model", "../model", "--data", ".", "--part", "2/2")
     monkeypatch.chdir(root / "m1/model")
-    assert extraction.pairs(["."], [str(data)], None, extraction.Options())[0].out == root / "m1/embed/a"
+    assert (
+        embedding_folder.pairs(["."], [str(data)], None, embedding_folder.Options())[0].out
+        == root / "m1/embed/a"
+    )
     run("--model", ".", "--data", "../a", "--part", "1/2")
     assert len(list((root / "m1/embed/a").glob("part.*.scp"))) == 2
 
@@ -454,7 +459,7 @@ def test_the_second_of_two_is_refused_and_the_first_one_ends_well(world, run, tm
     _, (one, two), (data, *_) = world
     run("--model", one, "--data", data, "--out", tmp_path / "alone")
     wait = (
-        "from pyspkv.embeddings import EmbeddingWriter as W; call = W.__call__\n"
+        "from pyspkv.data.ark import EmbeddingWriter as W; call = W.__call__\n"
         "def wait(self, *a):\n"
         "    call(self, *a)\n"
         "    if len(self.place) == 3: print('ready', flush=True); sys.stdin.readline()\n"
@@ -526,7 +531,7 @@ def test_nothing_is_written_through_a_link(world, run, tmp_path):
 def test_threads_do_not_spin_unless_asked(world, tmp_path):
     _, (one, _), (data, *_) = world
     code = (
-        "import os, sys; from pyspkv.bin import extract; import pyspkv.extraction as e\n"
+        "import os, sys; from pyspkv.bin import extract; import pyspkv.score.embedding_folder as e\n"
         "e.pairs = lambda *a: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules) or []\n"
         "extract.main()"
     )

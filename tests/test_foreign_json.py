@@ -7,11 +7,15 @@ import sys
 import pytest
 import torch
 
-from pyspkv import calibration, checkpoint, foreign, results, runlog, runner, turns
-from pyspkv.augment import AugmentConfig, Augmenter
+from pyspkv.base import checkpoint, foreign
+from pyspkv.base.errors import UserError
+from pyspkv.batches.augment import AugmentConfig, Augmenter
 from pyspkv.bin import evaluate, simulate_dialogues
-from pyspkv.errors import UserError
-from pyspkv.trainer import _seed_of
+from pyspkv.dialogue import sessionize
+from pyspkv.experiments import results, runner
+from pyspkv.score import calibration
+from pyspkv.train import log as train_log
+from pyspkv.train.trainer import _seed_of
 
 HOSTILE = {
     "not UTF-8": b'{"a": "\xff\xfe"}',
@@ -55,8 +59,8 @@ def test_where_it_must_be_sound(file, tmp_path, monkeypatch):
     refused(cell, lambda: job.mark("cell"))
     log = tmp_path / "turns.jsonl"
     log.write_bytes(raw + b"\n" if raw else b"1\n")
-    fields = turns.Fields()
-    refused(log, lambda: turns.from_log(log, "jsonl", fields, ""))
+    fields = sessionize.Fields()
+    refused(log, lambda: sessionize.from_log(log, "jsonl", fields, ""))
     out = tmp_path / "out"
     (out / "train").mkdir(parents=True)
     (out / "train/utt2dialogue").touch()
@@ -77,7 +81,7 @@ def test_where_it_counts_as_absent(file, tmp_path):
     assert foreign.is_finished(tmp_path) in ((False, True) if odd else (False,))
     (tmp_path / "LATEST").write_bytes(raw or b"../x")
     assert not foreign.is_finished(tmp_path)
-    assert not runlog._is_record_until(raw.decode("utf-8", "replace"), 10**6)
+    assert not train_log._is_record_until(raw.decode("utf-8", "replace"), 10**6)
 
 
 def test_the_table_of_figures_shows_numbers_alone(file):
@@ -98,7 +102,7 @@ def test_a_training_log_goes_on_from_whole_records():
         '{"step": "3"}',
         '{"step": 5',
     ]
-    assert [runlog._is_record_until(line, 5) for line in lines] == [True, True, False, False, False, False]
+    assert [train_log._is_record_until(line, 5) for line in lines] == [True, True, False, False, False, False]
 
 
 def test_a_sound_record_is_read_as_ever(tmp_path):

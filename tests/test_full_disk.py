@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 import toy
 
-from pyspkv import errors
+from pyspkv.base import errors
 from pyspkv.bin import train
-from pyspkv.datadir import DataDir
+from pyspkv.data.datadir import DataDir
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "tests/conf"
@@ -93,7 +93,7 @@ def world(tmp_path_factory):
     words = [*TRAIN, "--data", str(lists), "--exp", str(exp / "second"), *SETTINGS, "seed=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *words])
-        from pyspkv.trainer import Trainer
+        from pyspkv.train.trainer import Trainer
 
         step = Trainer._step
 

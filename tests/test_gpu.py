@@ -9,11 +9,11 @@ import test_wavlm
 import torch
 import toy
 
-from pyspkv import distributed
-from pyspkv.embed import embed
-from pyspkv.labels.clustering import ahc
-from pyspkv.labels.kmeans import kmeans
-from pyspkv.trainer import Trainer
+from pyspkv.base import distributed
+from pyspkv.clustering.kmeans import kmeans
+from pyspkv.clustering.pipeline import ahc
+from pyspkv.score.extract import embed
+from pyspkv.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyspkv import results
+from pyspkv.base.errors import UserError
 from pyspkv.bin import grid as cli
-from pyspkv.errors import UserError
-from pyspkv.grid import Table, looks
+from pyspkv.experiments import results
+from pyspkv.experiments.grid import Table, looks
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

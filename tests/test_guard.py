@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pyspkv import foreign
-from pyspkv.errors import UserError, natural
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError, natural
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = sorted(file.stem for file in (ROOT / "pyspkv/bin").glob("[a-z]*.py"))
@@ -49,7 +49,7 @@ def end(tmp_path, body, *, shell=None, **env):
     """Run `main` of this body under the guard."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     (tmp_path / "entry.py").write_text(
-        f"import sys\nfrom pyspkv.errors import UserError, run\ndef main():\n{lines}\nrun(main)\n"
+        f"import sys\nfrom pyspkv.base.errors import UserError, run\ndef main():\n{lines}\nrun(main)\n"
     )
     command = [sys.executable, str(tmp_path / "entry.py")]
     if shell:
@@ -164,7 +164,7 @@ def test_of_several_processes_the_first_speaks(tmp_path):
 
 def test_an_error_of_one_rank_is_said_if_rank_0_goes_on(tmp_path):
     """The launcher would end this process in the meantime, had rank 0 met the error too."""
-    body = "from pyspkv import errors\nerrors.RANK_WAIT = 0.1\nraise UserError('bad')"
+    body = "from pyspkv.base import errors\nerrors.RANK_WAIT = 0.1\nraise UserError('bad')"
     said = end(tmp_path, body, RANK="1", WORLD_SIZE="2")
     assert said[:2] == (1, "[rank 1] error: bad\n")
 
@@ -176,7 +176,7 @@ def test_an_error_of_one_rank_is_said_if_rank_0_goes_on(tmp_path):
         ("raise UserError('bad', mend='x')", 1, "bad\n  mend: x"),
         ("raise UserError('bad', local=True)", 1, "bad"),
         ("open('/no/file')", 1, "/no/file: No such file or directory"),
-        ("from pyspkv.processes import PeerLost\nraise PeerLost", 1, ""),
+        ("from pyspkv.base.processes import PeerLost\nraise PeerLost", 1, ""),
         ("1/0", 70, "internal error (ZeroDivisionError: division by zero); please report it with"),
     ],
 )
@@ -196,7 +196,7 @@ def test_under_torchrun_an_error_of_one_rank_is_told_and_one_of_all_told_once(tm
     body = f"import os, time\nif os.environ['RANK'] in {who}:\n    raise UserError('this is bad')\ntime.sleep(60)"
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     (tmp_path / "entry.py").write_text(
-        f"from pyspkv.errors import UserError, run\ndef main():\n{lines}run(main)\n"
+        f"from pyspkv.base.errors import UserError, run\ndef main():\n{lines}run(main)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     env = environment(tmp_path, OMP_NUM_THREADS="1")
@@ -302,7 +302,8 @@ def test_ctrl_c_while_an_entry_point_is_still_imported(tmp_path):
         "import pathlib, time\npathlib.Path(__file__).with_name('ready').touch()\ntime.sleep(40)\n"
     )
     (package := tmp_path / "pyspkv").mkdir()
-    for name in ("__init__.py", "errors.py"):
+    (package / "base").mkdir()
+    for name in ("__init__.py", "base/__init__.py", "base/errors.py"):
         (package / name).write_text((ROOT / "pyspkv" / name).read_text())
     (package / "entry.py").write_text("import argparse_slow\n")
     env = environment(tmp_path, PYTHONPATH=str(tmp_path))

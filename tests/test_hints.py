@@ -10,13 +10,13 @@ import pytest
 import soundfile
 from test_datadir import BAD, KALDI, put
 
-from pyspkv.atomic import atomic_dir, atomic_file, command_line
-from pyspkv.audio import AudioReader
+from pyspkv.audio.reader import AudioReader
+from pyspkv.base.atomic import atomic_dir, atomic_file, command_line
+from pyspkv.base.errors import UserError
 from pyspkv.bin.datadir import main
-from pyspkv.datadir import DataDir, mend_command
-from pyspkv.datafix import fix
-from pyspkv.errors import UserError
-from pyspkv.trials import read_trials
+from pyspkv.data.datadir import DataDir, mend_command
+from pyspkv.data.fix import fix
+from pyspkv.data.trials import read_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("utils/", "sed ", "mv ", "rm ", "unlink ")

@@ -11,11 +11,11 @@ import sys
 import numpy as np
 import pytest
 
-from pyspkv.atomic import folder_lock
+from pyspkv.base.atomic import folder_lock
+from pyspkv.base.errors import UserError
 from pyspkv.bin import cluster, seeded_cluster
-from pyspkv.datadir import DataDir
-from pyspkv.embeddings import EmbeddingWriter
-from pyspkv.errors import UserError
+from pyspkv.data.ark import EmbeddingWriter
+from pyspkv.data.datadir import DataDir
 
 UTTS = [f"u{i:02d}" for i in range(60)]
 
@@ -290,7 +290,7 @@ def test_a_second_clustering_into_one_place_is_refused(runs):
 def test_of_two_at_once_one_wins_and_nothing_of_it_is_lost(runs):
     """The first stops before it writes; the second is refused; the first goes on and all of it is there."""
     code = (
-        "import sys, pyspkv.labels.round as r; write = r.write_round\n"
+        "import sys, pyspkv.clustering.round as r; write = r.write_round\n"
         "def wait(*a): print('ready', flush=True); sys.stdin.readline(); write(*a)\n"
         "r.write_round = wait\n"
         "from pyspkv.bin import cluster; cluster.main()"
@@ -317,7 +317,9 @@ def test_killed_at_any_moment_the_next_run_makes_the_same(runs, where):
     runs(**options)
     want = (runs.root / "round1/data/utt2spk").read_bytes()
     shutil.rmtree(runs.root / "round1")
-    module = {"datadir": "pyspkv.datadir"}.get(where.split(".")[0], f"pyspkv.labels.{where.split('.')[0]}")
+    module = {"datadir": "pyspkv.data.datadir"}.get(
+        where.split(".")[0], f"pyspkv.clustering.{where.split('.')[0]}"
+    )
     code = (
         f"import os, {module} as {where.split('.')[0]}\nold = {where}\n"
         f"def die(*a, **k): 'kmeans' in {where!r} and old(*a, **k); os.kill(os.getpid(), 9)\n"

@@ -17,8 +17,8 @@ from test_trainer import ENV, config, train_command
 CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
-from pyspkv.errors import UserError, run
-from pyspkv.processes import PeerLost, is_first
+from pyspkv.base.errors import UserError, run
+from pyspkv.base.processes import PeerLost, is_first
 
 rank = os.environ["RANK"]
 

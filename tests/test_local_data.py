@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyspkv.audio import AudioReader
-from pyspkv.datadir import DataDir
+from pyspkv.audio.reader import AudioReader
+from pyspkv.data.datadir import DataDir
 
 ROOT = Path(__file__).parents[1]
 CORPORA = os.environ.get("SPKV_CORPORA")

@@ -10,9 +10,9 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 
-from pyspkv import metrics
+from pyspkv.base.errors import UserError
 from pyspkv.bin import metrics as cli
-from pyspkv.errors import UserError
+from pyspkv.score import metrics
 
 lists = st.lists(st.tuples(st.integers(-6, 6), st.booleans()), min_size=2, max_size=60).filter(
     lambda x: 0 < sum(t for _, t in x) < len(x)

@@ -6,9 +6,9 @@ import torchaudio
 from torch import nn
 from torch.nn import functional as F
 
-from pyspkv import config as cfg
-from pyspkv.errors import UserError
-from pyspkv.features import Fbank, SpecAugmentConfig, spec_augment
+from pyspkv.audio.fbank import Fbank, SpecAugmentConfig, spec_augment
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
 from pyspkv.models.ecapa import TimeConv
 from pyspkv.models.pooling import AttentiveStatsPool, masked_stats
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pyspkv import config as cfg
-from pyspkv.dataset import Batch
-from pyspkv.errors import UserError
-from pyspkv.labels.gates import crossing_of, two_gaussians
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import Batch
+from pyspkv.objectives.aam import AAMHead
+from pyspkv.objectives.base import Info, margin_logits, spread
 from pyspkv.objectives.contrastive import angular_proto, nt_xent
-from pyspkv.objectives.margin import AAMHead
-from pyspkv.objectives.objective import Info, margin_logits, spread
+from pyspkv.objectives.loss_gates import crossing_of, two_gaussians
 
 ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4}
 

@@ -146,7 +146,7 @@ def test_wheel_in_a_fresh_venv(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {n.split("/")[0] for n in names if ".dist-info/" not in n}
-    assert tops == {"pyspkv"} and "pyspkv/py.typed" in names and "pyspkv/labels/kmeans.py" in names
+    assert tops == {"pyspkv"} and "pyspkv/py.typed" in names and "pyspkv/clustering/kmeans.py" in names
     assert {n.rsplit("/", 1)[1] for n in names if "/licenses/" in n} == {"LICENSE", "NOTICE"}
 
     venv = tmp_path / "venv"
@@ -202,7 +202,7 @@ BROKEN = """
 import sys
 import numpy as np
 import torch
-from pyspkv import config as cfg, guarded
+from pyspkv.base import config as cfg, guarded
 from test_package import SIZES
 try:
     import torchaudio
@@ -251,7 +251,7 @@ def test_models_work_beside_a_broken_torchaudio(tmp_path):
     import numpy as np
     import torch
 
-    from pyspkv import config as cfg
+    from pyspkv.base import config as cfg
 
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio/__init__.py").write_text("from . import part\nimport torchaudio.lib_of_cuda\n")
@@ -275,7 +275,7 @@ def test_own_mel_filters_are_torchaudios_bit_for_bit(shape):
     import torch
     from torchaudio.compliance.kaldi import get_mel_banks
 
-    from pyspkv.guarded import mel_banks, plain_mel_banks
+    from pyspkv.base.guarded import mel_banks, plain_mel_banks
 
     want = get_mel_banks(*shape[:2], 16000.0, *shape[2:], 100.0, -500.0, 1.0)[0]
     assert torch.equal(plain_mel_banks(*shape), want) and torch.equal(mel_banks(*shape), want)
@@ -290,8 +290,8 @@ def test_a_venv_made_by_pip_alone(tmp_path):
     import soundfile
     import torch
 
-    from pyspkv import checkpoint
-    from pyspkv import config as cfg
+    from pyspkv.base import checkpoint
+    from pyspkv.base import config as cfg
 
     (tmp_path / "src").mkdir()
     venv, src = tmp_path / "venv", sources(tmp_path / "src")

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from pyspkv import checkpoint
-from pyspkv import config as cfg
-from pyspkv.datadir import DataDir
-from pyspkv.dataset import Batch, Corpus
-from pyspkv.errors import UserError
-from pyspkv.objectives.objective import Info
-from pyspkv.objectives.pairs import LOSSES, RejectConfig, compactness, normalised, per_dialogue, rejection
-from pyspkv.trainer import TrainConfig, Trainer
+from pyspkv.base import checkpoint
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import Batch, Corpus
+from pyspkv.data.datadir import DataDir
+from pyspkv.objectives.base import Info
+from pyspkv.objectives.dialogue import LOSSES, RejectConfig, compactness, normalised, per_dialogue, rejection
+from pyspkv.train.trainer import TrainConfig, Trainer
 
 ENCODER = {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8}
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -267,7 +267,7 @@ def test_sigmoid_standardises_by_running_moments_that_are_remembered():
 
 def test_unnormalised_weights_may_reject_a_whole_batch(monkeypatch):
     o = objective(reject={"kind": "power", "normalise": False, "warmup_epochs": [0.0, 0.0]})
-    monkeypatch.setattr("pyspkv.objectives.pairs.compactness", lambda e, kind: torch.full((len(e),), -0.5))
+    monkeypatch.setattr("pyspkv.objectives.dialogue.compactness", lambda e, kind: torch.full((len(e),), -0.5))
     losses = o(batch([0, 0, 1, 1, 2, 2]))
     assert losses.terms["ava"][0] == 0 and o.effective.tolist() == [0, 1]
 

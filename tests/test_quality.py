@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_mutual_info_score, pair_confusion_matrix
 
-from pyspkv.labels import quality
+from pyspkv.clustering import quality
 
 labellings = st.integers(1, 60).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 8), min_size=n, max_size=n)] * 2)

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pyspkv import config as cfg
-from pyspkv.datadir import DataDir
-from pyspkv.trainer import TrainConfig
+from pyspkv.base import config as cfg
+from pyspkv.data.datadir import DataDir
+from pyspkv.train.trainer import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(p.parent for p in ROOT.glob("egs/*/*/run.sh") if p.parent.parent.name != "TEMPLATE")
@@ -505,8 +505,8 @@ def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
     import soundfile
     import torch
 
-    from pyspkv import checkpoint
-    from pyspkv.trainer import Trainer
+    from pyspkv.base import checkpoint
+    from pyspkv.train.trainer import Trainer
 
     rng = np.random.default_rng(0)
     wav = {}

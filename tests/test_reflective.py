@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pyspkv import config as cfg
-from pyspkv.datadir import DataDir
-from pyspkv.dataset import Batch
-from pyspkv.errors import UserError
-from pyspkv.objectives.objective import Info, margin_logits
-from pyspkv.objectives.reflective import mode, sinkhorn
-from pyspkv.trainer import TrainConfig, Trainer
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import Batch
+from pyspkv.data.datadir import DataDir
+from pyspkv.objectives.base import Info, margin_logits
+from pyspkv.objectives.ssrl import mode, sinkhorn
+from pyspkv.train.trainer import TrainConfig, Trainer
 
 ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
 ROWS, CLASSES, STEPS = 12, 4, 3

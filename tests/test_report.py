@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 from sklearn.metrics import normalized_mutual_info_score
 
-from pyspkv import metrics, scoring
-from pyspkv import results as recorded
+from pyspkv.base.errors import UserError
 from pyspkv.bin import metrics as metrics_cli
 from pyspkv.bin import report as report_cli
-from pyspkv.errors import UserError
+from pyspkv.experiments import results as recorded
+from pyspkv.report import experiment
+from pyspkv.score import metrics, scoring
 
 SHIFT = {"pretrain": 1.0, "round1": 1.6, "round2": 2.2, "finetune": 2.4, "supervised": 3.0}
 
@@ -157,7 +158,7 @@ def test_no_truth_no_diagnostics_and_phases_that_do_not_apply(exp, monkeypatch, 
 
 
 def test_round_ten_comes_after_round_two_and_an_unscored_phase_is_named(exp, monkeypatch, capsys):
-    monkeypatch.setattr(report_cli, "draw", lambda *a: [])  # drawn in the tests above
+    monkeypatch.setattr(experiment, "draw", lambda *a: [])  # drawn in the tests above
     shutil.rmtree(exp / "finetune")
     shutil.copytree(exp / "round1", exp / "round10")
     (exp / "round1/score/test.json").unlink()
@@ -192,7 +193,7 @@ def test_bad_input_is_a_short_error_and_nothing_is_written(whole, exp, monkeypat
 
 def test_labels_that_are_speakers_names_have_their_share_of_right_ones(exp, monkeypatch, capsys):
     """GLL's are; clusters have names of their own, and no such share."""
-    monkeypatch.setattr(report_cli, "draw", lambda *a: [])
+    monkeypatch.setattr(experiment, "draw", lambda *a: [])
     labels = dict(line.split() for line in (exp / "round2/data/utt2spk").read_text().splitlines())
     truth = {u: f"s{k // 3}" for k, u in enumerate(labels)}
     write_lines(exp.parent / "true", [f"{u} {s}" for u, s in truth.items()])
@@ -207,7 +208,7 @@ def test_labels_that_are_speakers_names_have_their_share_of_right_ones(exp, monk
 
 def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
     root, want = whole
-    monkeypatch.setattr(report_cli, "draw", lambda *a: [])
+    monkeypatch.setattr(experiment, "draw", lambda *a: [])
     report(monkeypatch, capsys, "--exp", exp, "--truth", root / "truth")
     file = exp.parent / "RESULTS.jsonl"
 
@@ -375,14 +376,14 @@ def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
     (tmp_path / "model/rows").mkdir(parents=True)
     weight = np.array([0.5, 1.0, 1.0, 0.0], np.float32)
     save_file({"weight": weight}, tmp_path / "model/rows/epoch-3.safetensors")
-    [found] = report_cli.moving_labels(tmp_path, None)
+    [found] = experiment.moving_labels(tmp_path, None)
     assert found["noise_recall"] == pytest.approx(1 / 2)
     assert found["noise_precision"] == pytest.approx(1 / 1.5)
     scored = {"spoilt": {"test": {"eer": 9.0}, "test-crops": {"eer": 8.0}}}
-    other = report_cli.results(scored, {}, "test", {"spoilt": [found]})["others"]["spoilt"]
+    other = experiment.results(scored, {}, "test", {"spoilt": [found]})["others"]["spoilt"]
     assert (other["noise_recall"], other["eer_crops"]) == (found["noise_recall"], 8.0)
     shutil.rmtree(tmp_path / "data")  # a system trained on another's labels
-    assert report_cli.moving_labels(tmp_path, None) == []
+    assert experiment.moving_labels(tmp_path, None) == []
 
 
 # -- what strangers may have written
@@ -451,9 +452,9 @@ def test_a_log_with_gaps_and_a_last_line_that_a_kill_has_cut(tmp_path):
     log.write_text(
         '{"kind": "epoch"}\n\n{"kind": "epoch", "epoch": 2, "loss": null, "x": "y"}\n{"kind": "epoch", "ep'
     )
-    assert report_cli.epochs_of(tmp_path) == [{"kind": "epoch"}, {"kind": "epoch", "epoch": 2}]
-    assert report_cli.training_table({"a": tmp_path})[-1] == "| a | 2 | -, -, - | - | 0.0 |"
-    assert report_cli.cost_curve({"round1": tmp_path}) == []
+    assert experiment.epochs_of(tmp_path) == [{"kind": "epoch"}, {"kind": "epoch", "epoch": 2}]
+    assert experiment.training_table({"a": tmp_path})[-1] == "| a | 2 | -, -, - | - | 0.0 |"
+    assert experiment.cost_curve({"round1": tmp_path}) == []
 
 
 @pytest.mark.parametrize(
@@ -530,14 +531,14 @@ def test_rows_of_strangers(tmp_path):
         {"label": np.zeros(3, np.int32), "weight": np.zeros(4, np.float32)}, rows / "epoch-3.safetensors"
     )
     save_file({"label": np.zeros(3, np.int32)}, rows / "epoch-x.safetensors")
-    assert report_cli.moving_labels(tmp_path, None) == []
+    assert experiment.moving_labels(tmp_path, None) == []
     save_file({"label": np.zeros(3, np.int32)}, rows / "epoch-4.safetensors")
-    assert [e["epoch"] for e in report_cli.moving_labels(tmp_path, None)] == [4]
+    assert [e["epoch"] for e in experiment.moving_labels(tmp_path, None)] == [4]
     with pytest.raises(UserError, match="lacks 2 of 3 utterances"):
-        report_cli.moving_labels(tmp_path, {"a": "S"}, "truth")
+        experiment.moving_labels(tmp_path, {"a": "S"}, "truth")
     (rows / "epoch-5.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(UserError, match=r"epoch-5\.safetensors"):
-        report_cli.moving_labels(tmp_path, None)
+        experiment.moving_labels(tmp_path, None)
 
 
 def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, capsys):

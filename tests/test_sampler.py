@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyspkv import config as cfg
-from pyspkv.dataset import place
-from pyspkv.errors import UserError
-from pyspkv.sampler import even, one_each, part
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import place
+from pyspkv.batches.sampler import even, one_each, part
 
 
 def make(name, label, batch, seed=0, source=None, **fields):

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pyspkv import scoring
+from pyspkv.base.errors import UserError
 from pyspkv.bin import score as cli
-from pyspkv.embeddings import EmbeddingWriter, normalise, read_embeddings
-from pyspkv.errors import UserError
+from pyspkv.data.ark import EmbeddingWriter, normalise, read_embeddings
+from pyspkv.score import scoring
 
 
 def write(folder, entries):
@@ -224,7 +224,7 @@ def test_command_line_itself(tmp_path):
         "try: runpy.run_module('pyspkv.bin.score', run_name='__main__')\n"
         "finally: print(sorted({'torch', 'sklearn', 'matplotlib', 'scipy.signal'} & set(sys.modules)))"
     )
-    env = os.environ | {"PYTHONPATH": str(Path(scoring.__file__).parents[1])}
+    env = os.environ | {"PYTHONPATH": str(Path(scoring.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "error: x: No such file or directory\n"
@@ -384,7 +384,7 @@ def test_ctrl_c_while_numpy_is_imported_is_no_traceback(tmp_path, argv):
     for file in ("s/embed/d/embedding.scp", "d/trials", "d/utt2spk"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(scoring.__file__).parents[1]}"}
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(scoring.__file__).parents[2]}"}
     command = [sys.executable, "-m", f"pyspkv.bin.{argv[0]}", *argv[1:]]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -17,22 +17,23 @@ from safetensors.torch import load_file
 from test_trainer import ENV, epochs, train_command
 from torch.nn import functional as F
 
-from pyspkv import checkpoint
-from pyspkv import config as cfg
-from pyspkv.augment import Profile
+from pyspkv.base import checkpoint
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.batches.augment import Profile
+from pyspkv.batches.dataset import Batch, Batches, Corpus, View
 from pyspkv.bin import gate_curves, seeded_cluster, train
 from pyspkv.bin.gate_curves import curves, selection
-from pyspkv.datadir import DataDir
-from pyspkv.dataset import Batch, Batches, Corpus, View
-from pyspkv.distributed import frozen_statistics
-from pyspkv.embeddings import EmbeddingWriter
-from pyspkv.errors import UserError
-from pyspkv.labels.clustering import l2_normalise, propagate
+from pyspkv.clustering.pipeline import propagate
+from pyspkv.clustering.vectors import l2_normalise
+from pyspkv.data.ark import EmbeddingWriter
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.tables import read_table
+from pyspkv.models.norm import frozen_statistics
+from pyspkv.objectives.base import Info, margin_logits
 from pyspkv.objectives.contrastive import reverse_gradient
-from pyspkv.objectives.objective import Info, margin_logits
-from pyspkv.objectives.semi_baselines import contrast
-from pyspkv.tables import read_table
-from pyspkv.trainer import TrainConfig, Trainer
+from pyspkv.objectives.semi_supervised import contrast
+from pyspkv.train.trainer import TrainConfig, Trainer
 
 ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
 K, FEW, MANY = 4, 6, 10  # classes, labelled and unlabelled rows

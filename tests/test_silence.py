@@ -11,10 +11,10 @@ import toy
 from test_extract_parts import model
 from test_report import scored
 
-from pyspkv import audio, silence
-from pyspkv import embed as embed_module
+from pyspkv.audio import reader, silence
 from pyspkv.bin import cluster, evaluate, extract, report, seeded_cluster
-from pyspkv.labels import made
+from pyspkv.clustering import made
+from pyspkv.score import extract as embed_module
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_clusterings_reports_and_trials_count_them(world, call, tmp_path, monkey
     def refuse(*args, **kwargs):
         raise AssertionError("audio was opened")
 
-    monkeypatch.setattr(audio.AudioReader, "__init__", refuse)
+    monkeypatch.setattr(reader.AudioReader, "__init__", refuse)
     zeros, constant = silent
     some = data.subset([u for u in data.utts if u != zeros])
     some.write(tmp_path / "some")

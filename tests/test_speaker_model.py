@@ -15,17 +15,17 @@ import soundfile
 import toy
 
 import pyspkv
-from pyspkv import checkpoint
-from pyspkv import config as cfg
-from pyspkv.atomic import command_line
+from pyspkv.api.enrolment import Store
+from pyspkv.base import checkpoint
+from pyspkv.base import config as cfg
+from pyspkv.base.atomic import command_line
+from pyspkv.base.errors import UserError
 from pyspkv.bin import disk as disk_command
 from pyspkv.bin import embed_audio, enrol, export, extract, identify
-from pyspkv.calibration import Calibration
-from pyspkv.disk import weigh
-from pyspkv.embeddings import normalise, read_embeddings
-from pyspkv.enrolment import Store
-from pyspkv.errors import UserError
-from pyspkv.trainer import TrainConfig, Trainer
+from pyspkv.data.ark import normalise, read_embeddings
+from pyspkv.report.disk import weigh
+from pyspkv.score.calibration import Calibration
+from pyspkv.train.trainer import TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +79,7 @@ def fake(folder: Path, done: bool = True) -> Path:
 
 
 def test_which_model_stands_for_an_experiment(tmp_path):
-    from pyspkv.speaker_model import find_model
+    from pyspkv.api.speaker_model import find_model
 
     exp = tmp_path / "exp"
     for name in ("pretrain", "round2", "round10"):
@@ -241,8 +241,8 @@ def test_cluster_finds_the_speakers(k, method):
 
 def test_cluster_is_what_bin_cluster_does(made, tmp_path, monkeypatch):
     from pyspkv.bin import cluster as command
-    from pyspkv.datadir import DataDir
-    from pyspkv.embeddings import EmbeddingWriter
+    from pyspkv.data.ark import EmbeddingWriter
+    from pyspkv.data.datadir import DataDir
 
     _exp, data = made
     x = np.random.default_rng(0).standard_normal((len(data.utts), 8)).astype(np.float32)
@@ -485,7 +485,7 @@ def test_export_is_the_model_without_its_training(made, model, tmp_path, monkeyp
 
 
 def test_a_model_card_of_hostile_words(tmp_path):
-    from pyspkv import handover
+    from pyspkv.api import handover
 
     config = cfg.resolve("encoder", {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6,
                                      "bottleneck": 4, "n_mels": 20})  # fmt: skip

@@ -8,14 +8,14 @@ import pytest
 import torch
 import toy
 
-from pyspkv import config as cfg
-from pyspkv import metrics, scoring
+from pyspkv.base import config as cfg
+from pyspkv.base.checkpoint import load_encoder
+from pyspkv.base.errors import UserError
 from pyspkv.bin import stress
-from pyspkv.checkpoint import load_encoder
-from pyspkv.embed import embed
-from pyspkv.errors import UserError
-from pyspkv.trainer import TrainConfig, Trainer
-from pyspkv.trials import read_trials
+from pyspkv.data.trials import read_trials
+from pyspkv.score import metrics, scoring
+from pyspkv.score.extract import embed
+from pyspkv.train.trainer import TrainConfig, Trainer
 
 CONFIG = """
 encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pyspkv.grid import Table, word
-from pyspkv.results import UNITS, key_of, read_rows
+from pyspkv.experiments.grid import Table, word
+from pyspkv.experiments.results import UNITS, key_of, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = sorted(ROOT.glob("egs/*/*/tables/*.yaml"))

@@ -16,12 +16,12 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from pyspkv import atomic, checkpoint
-from pyspkv import config as cfg
-from pyspkv.datadir import DataDir
-from pyspkv.embed import embed
-from pyspkv.errors import UserError
-from pyspkv.trainer import TrainConfig, Trainer
+from pyspkv.base import atomic, checkpoint
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.data.datadir import DataDir
+from pyspkv.score.extract import embed
+from pyspkv.train.trainer import TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -515,7 +515,7 @@ def test_processes_asked_for_in_vain_are_an_error(tmp_path, data, option, value,
 
 def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
     """As NCCL wants it and gloo does not: values and gradients, however they lie in memory."""
-    from pyspkv import distributed
+    from pyspkv.base import distributed
 
     monkeypatch.setattr(distributed, "world", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: seen.append(x.is_contiguous()))
@@ -527,7 +527,7 @@ def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
 
 
 def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
-    from pyspkv import distributed
+    from pyspkv.base import distributed
 
     monkeypatch.setattr(distributed, "world", lambda: 2)
     label = np.arange(48) // 4

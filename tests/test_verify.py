@@ -5,9 +5,9 @@ import pytest
 import soundfile
 import torch
 
+from pyspkv.base.errors import UserError
 from pyspkv.bin import verify
-from pyspkv.calibration import Calibration
-from pyspkv.errors import UserError
+from pyspkv.score.calibration import Calibration
 
 SOURCE = "pairs within and between the speakers of data/train"
 
@@ -24,7 +24,7 @@ class Spectrum(torch.nn.Module):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyspkv.checkpoint.load_encoder", lambda model, which="last": Spectrum().eval())
+    monkeypatch.setattr("pyspkv.base.checkpoint.load_encoder", lambda model, which="last": Spectrum().eval())
     rng = np.random.default_rng(0)
     for name, tone, rate in [("low1", 300, 16000), ("low2", 300, 8000), ("high", 5300, 16000)]:
         t = np.arange(rate) / rate
@@ -65,15 +65,15 @@ def test_no_stored_threshold_no_decision(files, monkeypatch, capsys):
 
 def test_scores_are_those_of_extract(tmp_path, monkeypatch):
     """Recordings of more than a minute and of less than the encoder takes, as bin.extract embeds them."""
-    from pyspkv import config as cfg
-    from pyspkv.datadir import DataDir
-    from pyspkv.embed import embed
-    from pyspkv.embeddings import normalise
+    from pyspkv.base import config as cfg
+    from pyspkv.data.ark import normalise
+    from pyspkv.data.datadir import DataDir
+    from pyspkv.score.extract import embed
 
     torch.manual_seed(0)
     size = {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6, "bottleneck": 4, "n_mels": 20}
     encoder = cfg.build("encoder", cfg.resolve("encoder", size)).eval()
-    monkeypatch.setattr("pyspkv.checkpoint.load_encoder", lambda model: encoder)
+    monkeypatch.setattr("pyspkv.base.checkpoint.load_encoder", lambda model: encoder)
     rng, paths = np.random.default_rng(0), []
     for name, seconds in (("long", 61.3), ("short", 0.02), ("plain", 1.7)):
         x = np.concatenate([rng.standard_normal(round(8000 * seconds)) * level for level in (0.02, 0.2)])

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
-from pyspkv.errors import UserError
-from pyspkv.labels import clustering, pairwise
-from pyspkv.labels.agglomerative import agglomerate, cuts
-from pyspkv.labels.clustering import ahc, ward
+from pyspkv.base.errors import UserError
+from pyspkv.clustering import exact_linkage, pipeline
+from pyspkv.clustering.agglomerative import agglomerate, cuts
+from pyspkv.clustering.pipeline import ahc, ward
 
 
 def same(a, b) -> bool:
@@ -123,7 +123,7 @@ def test_cuts_of_one_tree_are_nested_and_equal_single_cuts():
 
 
 def test_more_rows_than_one_block(monkeypatch):
-    import pyspkv.labels.agglomerative as module
+    import pyspkv.clustering.agglomerative as module
 
     x = points(500, 8, 20, 3)
     want = ward(x, 60)
@@ -147,13 +147,13 @@ def test_linkages_by_pairs_are_scipys(n, dim, seed, link, metric, data):
     k = data.draw(st.integers(1, n))
     tree = linkage(pdist(x, metric), link)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairwise, "BLOCK", 8 * n * data.draw(st.integers(1, n)))  # several blocks
-        labels, heights = pairwise.agglomerate_pairs(x, num_clusters=k, linkage=link, metric=metric)
+        patch.setattr(exact_linkage, "BLOCK", 8 * n * data.draw(st.integers(1, n)))  # several blocks
+        labels, heights = exact_linkage.agglomerate_pairs(x, num_clusters=k, linkage=link, metric=metric)
     assert same(labels, fcluster(tree, k, "maxclust"))
     np.testing.assert_allclose(heights, tree[: n - k, 2], rtol=1e-6, atol=1e-6)
     t = data.draw(st.floats(0.01, float(tree[-1, 2]) * 1.1))
     if np.abs(tree[:, 2] - t).min() > 1e-5:
-        got = pairwise.agglomerate_pairs(x, threshold=t, linkage=link, metric=metric)[0]
+        got = exact_linkage.agglomerate_pairs(x, threshold=t, linkage=link, metric=metric)[0]
         assert same(got, fcluster(tree, t, "distance"))
 
 
@@ -171,7 +171,7 @@ def test_complete_linkage_is_the_same_on_both_sides_of_the_limit(metric, monkeyp
     x = points(80, 5, 6, 4)
     want = fcluster(linkage(pdist(x, metric), "complete"), 9, "maxclust")
     assert same(ahc(x, 9, linkage="complete", metric=metric), want)
-    monkeypatch.setattr(clustering, "PAIRS_LIMIT", 79)
+    monkeypatch.setattr(pipeline, "PAIRS_LIMIT", 79)
     assert same(ahc(x, 9, linkage="complete", metric=metric), want)
 
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from pyspkv import checkpoint
-from pyspkv import config as cfg
+from pyspkv.base import checkpoint
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
 from pyspkv.bin import import_checkpoint
-from pyspkv.errors import UserError
 from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA, _grouped_products, _normed_convolution, drop
 
 SMALL = {"name": "wavlm", "layers": 2, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyspkv.datadir import DataDir
-from pyspkv.trainer import Trainer
+from pyspkv.data.datadir import DataDir
+from pyspkv.train.trainer import Trainer
 
 
 class Killed(Exception):

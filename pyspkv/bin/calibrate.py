@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from pyspkv.errors import UserError, natural, run
+from pyspkv.base.errors import UserError, natural, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,9 +45,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def pseudo_scores(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray, str]":
-    from pyspkv import calibration, scoring
-    from pyspkv.datadir import DataDir
-    from pyspkv.embeddings import read_embeddings
+    from pyspkv.data.ark import read_embeddings
+    from pyspkv.data.datadir import DataDir
+    from pyspkv.score import calibration, scoring
 
     data = DataDir.read(args.from_data)
     embeddings = read_embeddings(args.embeddings)
@@ -70,12 +70,12 @@ def recordings(data) -> tuple[list[str] | None, str]:
 
 def main() -> None:
     args = parse_args()
-    from pyspkv import calibration
-    from pyspkv.metrics import Curve
+    from pyspkv.score import calibration
+    from pyspkv.score.metrics import Curve
 
     if args.scores:
-        from pyspkv.scoring import read_scores
-        from pyspkv.trials import read_trials
+        from pyspkv.data.trials import read_trials
+        from pyspkv.score.scoring import read_scores
 
         enrol, test, target = read_trials(args.trials)
         scores, source = read_scores(args.scores, enrol, test), f"trials {args.trials}"

@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from pyspkv.errors import UserError, natural, run
+from pyspkv.base.errors import UserError, natural, run
 
 METHODS = ("kmeans-ahc", "kmeans", "ahc")
 MOST = 10**9  # of what is counted here
@@ -87,9 +87,9 @@ def main() -> None:
     args = parse()
     # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pyspkv.datadir import check_replaceable
-    from pyspkv.labels import made
-    from pyspkv.labels.options import Options
+    from pyspkv.clustering import made
+    from pyspkv.clustering.options import Options
+    from pyspkv.data.datadir import check_replaceable
 
     if Path(args.out_data).resolve() == Path(args.data).resolve():
         raise UserError("is --data itself", file=args.out_data, mend="give another --out-data")
@@ -116,17 +116,17 @@ def label(args: argparse.Namespace, options, path: Path, asked: dict) -> None:
 
         if not torch.cuda.is_available():
             raise UserError("--device cuda: there is no GPU here", mend="leave --device out")
-    from pyspkv import silence
-    from pyspkv.datadir import DataDir, read_table
-    from pyspkv.labels import made
-    from pyspkv.tables import of_each
+    from pyspkv.audio import silence
+    from pyspkv.clustering import made
+    from pyspkv.data.datadir import DataDir, read_table
+    from pyspkv.data.tables import of_each
 
     data = DataDir.read(args.data)
     options.check(len(data.utts), args.data)
     previous = DataDir.read(args.previous, need_wav=False) if args.previous else None
     truth = of_each(read_table(args.truth), data.utts, args.truth) if args.truth else None
-    from pyspkv.labels.clustering import memory_estimate
-    from pyspkv.labels.round import label_round, side_by_side, write_round
+    from pyspkv.clustering.pipeline import memory_estimate
+    from pyspkv.clustering.round import label_round, side_by_side, write_round
 
     digests = [made.embeddings_digest(scp) for scp in args.embeddings]
     silent = silence.among(args.embeddings, data.utts)
@@ -144,6 +144,12 @@ def label(args: argparse.Namespace, options, path: Path, asked: dict) -> None:
         "embeddings": digests,
         "seconds": round(time.time() - start, 2),
     }
+    if report.get("auto"):
+        from pyspkv.report import plots
+
+        plots.num_clusters(
+            report["auto"], report["num_clusters_chosen"], path.with_suffix(".num_clusters.png")
+        )
     write_round(out, report, args.out_data, path)
     state.unlink(missing_ok=True)
     s = report["sizes"]

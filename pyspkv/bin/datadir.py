@@ -5,10 +5,10 @@ import random
 import sys
 from pathlib import Path
 
-from pyspkv.datadir import DataDir, combine, segment_seconds, spk2utt_lines
-from pyspkv.datafix import fix
-from pyspkv.errors import Shown, UserError, printable, run
-from pyspkv.tables import decode, decode_bytes, plain_number, whole_number
+from pyspkv.base.errors import Shown, UserError, printable, run
+from pyspkv.data.datadir import DataDir, combine, segment_seconds, spk2utt_lines
+from pyspkv.data.fix import fix
+from pyspkv.data.tables import decode, decode_bytes, plain_number, whole_number
 
 _WHOLE = {"spk": "speakers", "dialogue": "dialogues", "device": "devices"}  # what a subset leaves whole
 _PREFIXES = ("--utt-prefix", "--utt-suffix", "--spk-prefix", "--spk-suffix", "--validate-opts")
@@ -42,7 +42,7 @@ def validate(args: argparse.Namespace) -> None:
 
 
 def _validate(path: str, args: argparse.Namespace) -> None:
-    from pyspkv.dialogues import check_disjoint, dialogue_lines
+    from pyspkv.dialogue.simulate import check_disjoint, dialogue_lines
 
     data = DataDir.read(path, need_wav=not args.no_wav)
     for other in args.disjoint or ():
@@ -190,8 +190,8 @@ def combine_dirs(args: argparse.Namespace) -> None:
 def corrupt(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from pyspkv.atomic import atomic_file
-    from pyspkv.labels.quality import spoil
+    from pyspkv.base.atomic import atomic_file
+    from pyspkv.clustering.quality import spoil
 
     data = DataDir.read(args.src, need_wav=False)
     names = sorted(set(data.spk))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from pyspkv.errors import run
+from pyspkv.base.errors import run
 
 
 def size(number: int) -> str:
@@ -21,8 +21,8 @@ def main() -> None:
     p.add_argument("exp", metavar="EXP", help="experiment, the folder of run.sh --exp")
     p.add_argument("--json", action="store_true", help="print JSON")
     args = p.parse_args()
-    from pyspkv.atomic import command_line
-    from pyspkv.disk import KINDS, weigh
+    from pyspkv.base.atomic import command_line
+    from pyspkv.report.disk import KINDS, weigh
 
     parts = weigh(args.exp)
     if args.json:

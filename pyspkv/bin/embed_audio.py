@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from pyspkv.errors import UserError, run
+from pyspkv.base.errors import UserError, run
 
 ENDINGS = (
     *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".w64", ".rf64", ".aif", ".aiff", ".aifc", ".au", ".snd"),
@@ -65,8 +65,8 @@ def main() -> None:
 
     import numpy as np
 
-    from pyspkv.atomic import atomic_file
-    from pyspkv.speaker_model import load
+    from pyspkv.api.speaker_model import load
+    from pyspkv.base.atomic import atomic_file
 
     x, silent = load(args.model).embed_all(files)
     if silent:

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from pyspkv.errors import UserError, run
+from pyspkv.base.errors import UserError, run
 
 
 def parse() -> argparse.Namespace:
@@ -24,8 +24,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    from pyspkv import enrolment
-    from pyspkv.speaker_model import load
+    from pyspkv.api import enrolment
+    from pyspkv.api.speaker_model import load
 
     with enrolment.sole_writer(args.store):
         store = enrolment.Store.read(args.store) if os.path.lexists(args.store) else None

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyspkv import foreign
-from pyspkv.errors import UserError, run
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError, run
 
 if TYPE_CHECKING:
-    from pyspkv.evaluation import System, TrialList
+    from pyspkv.score.evaluation import System, TrialList
 
 FORMAT = 1  # of made_by and of what the files hold; another one is made again
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,8 +258,8 @@ def up_to_date(system: str, part: Part, inputs: Inputs) -> bool:
 
 def make(system: "System", trials: "TrialList", part: Part, args: argparse.Namespace) -> None:
     """Write the files of one part."""
-    from pyspkv import evaluation
-    from pyspkv.calibration import Calibration
+    from pyspkv.score import evaluation
+    from pyspkv.score.calibration import Calibration
 
     folder, kind = system.folder, part.kind
     path, calibration = f"{folder}/score/{part.stem}.scores", calibration_of(folder)
@@ -284,7 +284,7 @@ def make(system: "System", trials: "TrialList", part: Part, args: argparse.Names
 
 def warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
     """Name the utterances of a list's trials that extraction has found without a signal. No audio is opened."""
-    from pyspkv import silence
+    from pyspkv.audio import silence
 
     scp = Path(folder, "embed", part.name, "embedding.scp")
     if part.kind in ("dev", "plain"):  # the variants have the same trials
@@ -293,8 +293,8 @@ def warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
 
 def evaluate(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inputs: Inputs) -> None:
     """Make what is not up to date of one system."""
-    from pyspkv.atomic import atomic_file
-    from pyspkv.evaluation import System
+    from pyspkv.base.atomic import atomic_file
+    from pyspkv.score.evaluation import System
 
     gone, system, made = unwanted(folder, inputs.args, parts), System(folder), []
     for path in gone:
@@ -325,8 +325,8 @@ def work(systems: list[str], args: argparse.Namespace, parts: list[Part]) -> Non
         for system in systems:
             print(f"up to date: {system}/score")
         return
-    from pyspkv.atomic import folder_lock
-    from pyspkv.evaluation import TrialList
+    from pyspkv.base.atomic import folder_lock
+    from pyspkv.score.evaluation import TrialList
 
     lists = {part.name: TrialList(part.name, part.data) for part in parts}
     with ExitStack() as locks:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from pyspkv.errors import run
+from pyspkv.base.errors import run
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     p.add_argument("model", metavar="MODEL", help="experiment, phase or model folder, or DIR@best")
     p.add_argument("out", metavar="OUT", help="new folder")
     args = p.parse_args()
-    from pyspkv.handover import export
+    from pyspkv.api.handover import export
 
     source = export(args.model, args.out)
     print(f"{args.out}: from {source}; fill in the licence and the data in {args.out}/README.md")

@@ -18,7 +18,7 @@ import os
 import re
 import sys
 
-from pyspkv.errors import natural, run
+from pyspkv.base.errors import natural, run
 
 MAX_PARTS = 500  # each holds a file open while they are merged
 MAX_CROPS, MAX_CROP_SECONDS, MAX_ALL_CROPS = (
@@ -90,14 +90,16 @@ def main() -> None:
     args = parse()
     # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pyspkv import extraction
+    from pyspkv.score import embedding_folder
 
-    options = extraction.Options(args.precision, args.crops, args.crop_seconds, args.allow_pipes, args.part)
-    found = extraction.pairs(args.model, args.data, args.out, options)
+    options = embedding_folder.Options(
+        args.precision, args.crops, args.crop_seconds, args.allow_pipes, args.part
+    )
+    found = embedding_folder.pairs(args.model, args.data, args.out, options)
     if args.merge is not None:
-        extraction.merge(found, args.merge)
+        embedding_folder.merge(found, args.merge)
     else:
-        extraction.extract(found, options)
+        embedding_folder.extract(found, options)
 
 
 if __name__ == "__main__":

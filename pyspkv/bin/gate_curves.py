@@ -5,8 +5,8 @@ import json
 import math
 from pathlib import Path
 
-from pyspkv import foreign
-from pyspkv.errors import UserError, run
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,8 +72,8 @@ def curves(run_folder: Path, data, truth: dict | None, flipped: set | None) -> l
     """`selection` of every epoch of one run, whose last rows are the utterances of `data`. UserError: of others."""
     import numpy as np
 
-    from pyspkv.bin.report import rows_of
-    from pyspkv.tables import decode
+    from pyspkv.data.tables import decode
+    from pyspkv.report.experiment import rows_of
 
     utts = data.utts
     trained_on = label_hash(run_folder / "run.json").split("+")[1:]
@@ -127,10 +127,10 @@ def read_curve(file: Path) -> list[dict]:
 
 def main() -> None:
     args = parse_args()
-    from pyspkv import plots
-    from pyspkv.atomic import atomic_file
-    from pyspkv.datadir import DataDir, read_table
-    from pyspkv.tables import decode, of_each
+    from pyspkv.base.atomic import atomic_file
+    from pyspkv.data.datadir import DataDir, read_table
+    from pyspkv.data.tables import decode, of_each
+    from pyspkv.report import plots
 
     if args.compare:
         pairs = [pair.partition("=")[::2] for pair in args.compare]

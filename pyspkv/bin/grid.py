@@ -4,11 +4,11 @@ import argparse
 import shlex
 from pathlib import Path
 
-from pyspkv.errors import natural, run
+from pyspkv.base.errors import natural, run
 
 
 def parse_args() -> argparse.Namespace:
-    from pyspkv import grid
+    from pyspkv.experiments import grid
 
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.grid",
@@ -35,8 +35,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    from pyspkv import results, runner
-    from pyspkv.grid import Table, looks
+    from pyspkv.experiments import results, runner
+    from pyspkv.experiments.grid import Table, looks
 
     table, jobs, code = Table(args.table), max(1, args.jobs), 0
     if args.cmd and "/" in args.cmd[0]:  # as it is called from here, or from the repository

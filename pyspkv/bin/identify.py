@@ -2,7 +2,7 @@
 
 import argparse
 
-from pyspkv.errors import UserError, natural, run
+from pyspkv.base.errors import UserError, natural, run
 
 
 def parse() -> argparse.Namespace:
@@ -21,8 +21,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    from pyspkv import enrolment
-    from pyspkv.speaker_model import judge, load
+    from pyspkv.api import enrolment
+    from pyspkv.api.speaker_model import judge, load
 
     store = enrolment.Store.read(args.store)
     if not store.names:

@@ -10,8 +10,8 @@ import hashlib
 import sys
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
-from pyspkv.foreign import read_json
+from pyspkv.base.errors import UserError, run
+from pyspkv.base.foreign import read_json
 
 MEND = "import WavLM-Base, WavLM-Base+ or a model fine-tuned from one: other kinds have other layers"
 
@@ -66,8 +66,8 @@ def main() -> None:
 
     import torch
 
-    from pyspkv import checkpoint
-    from pyspkv import config as cfg
+    from pyspkv.base import checkpoint
+    from pyspkv.base import config as cfg
     from pyspkv.models import wavlm_import
 
     trunk, backend, head = wavlm_import.read(source)

@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from pyspkv.atomic import scratch_dir
-from pyspkv.errors import ERROR_FILE, Shown, UserError, run
-from pyspkv.processes import end_with_parent
+from pyspkv.base.atomic import scratch_dir
+from pyspkv.base.errors import ERROR_FILE, Shown, UserError, run
+from pyspkv.base.processes import end_with_parent
 
 PATIENCE = 2.0  # seconds in which the others may say why, once one has failed without a word
 TO_TERMINATE = 5.0  # and from SIGTERM to SIGKILL

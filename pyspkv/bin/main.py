@@ -7,7 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
+from pyspkv.base.errors import UserError, run
 
 # fmt: off
 ABOUT = {  # of entry points whose file does not begin with a line about them

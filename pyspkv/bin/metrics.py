@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from pyspkv.errors import run
+from pyspkv.base.errors import run
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,9 +71,9 @@ def table(out: dict) -> str:
 
 def main() -> None:
     args = parse_args()
-    from pyspkv import metrics
-    from pyspkv.scoring import read_scores
-    from pyspkv.trials import read_trials
+    from pyspkv.data.trials import read_trials
+    from pyspkv.score import metrics
+    from pyspkv.score.scoring import read_scores
 
     enrol, test, target = read_trials(args.trials)
     scores = read_scores(args.scores, enrol, test)
@@ -83,7 +83,7 @@ def main() -> None:
     replicates = metrics.replicates_for(len(target))
     llr = scores if args.llr else None
     if args.calibration:
-        from pyspkv.calibration import Calibration
+        from pyspkv.score.calibration import Calibration
 
         llr = Calibration.read(args.calibration).llr(scores)
     out = metrics.summary(scores, target, llr=llr)
@@ -93,7 +93,7 @@ def main() -> None:
     if other is not None:
         out |= metrics.compare(scores, other, target, units, replicates, eers)
     if args.plots:
-        from pyspkv import plots
+        from pyspkv.report import plots
 
         systems = {args.scores: scores} | ({args.compare: other} if other is not None else {})
         plots.det({name: metrics.Curve(s, target) for name, s in systems.items()}, f"{args.plots}/det.png")

@@ -11,8 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
-from pyspkv import foreign
-from pyspkv.errors import UserError, natural, run
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError, natural, run
 
 
 def parse() -> argparse.Namespace:

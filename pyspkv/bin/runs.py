@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
+from pyspkv.base.errors import UserError, run
 
 
 def parse() -> argparse.Namespace:
@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
 
 
 def dev_eer(model: Path) -> float:
-    from pyspkv import checkpoint
+    from pyspkv.base import checkpoint
 
     eer = checkpoint.state(checkpoint.find(model)).get("best_eer")
     if eer is None:
@@ -62,8 +62,8 @@ def link_best(models: list[Path], link: Path) -> None:
 
 def peak(model: Path, key: str) -> float:
     """The highest of the epochs' means of `key` in a training's log."""
-    from pyspkv import foreign
-    from pyspkv.bin.report import epochs_of
+    from pyspkv.base import foreign
+    from pyspkv.report.experiment import epochs_of
 
     values = [r[key] for r in epochs_of(model.parent, model.name) if foreign.is_number(r.get(key))]
     if not values:
@@ -83,14 +83,14 @@ def main() -> None:
     if args.command == "best":
         link_best(args.models, args.link)
         return
-    from pyspkv.atomic import atomic_file
+    from pyspkv.base.atomic import atomic_file
 
     if args.command == "threshold":
         text = f"objective.gate.threshold: {args.factor * peak(args.model, 'confidence'):.6g}\n"
     else:
-        from pyspkv import config as cfg
-        from pyspkv.datadir import DataDir
-        from pyspkv.trainer import TrainConfig
+        from pyspkv.base import config as cfg
+        from pyspkv.data.datadir import DataDir
+        from pyspkv.train.trainer import TrainConfig
 
         sizes = [len(DataDir.read(d, need_wav=False).utts) for d in (args.labelled, args.unlabelled)]
         batch, steps = labelled_steps(cfg.load(TrainConfig, args.config), *sizes)

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from pyspkv.errors import run
+from pyspkv.base.errors import run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +53,8 @@ def parse_args() -> argparse.Namespace:
 
 def read_cohort(scp: str, utt2spk: str | None, mean: "np.ndarray | None", dim: int) -> "np.ndarray":
     """float32 [C, D]: directions of the cohort, of utterances or of (pseudo-)speakers. Prints its size."""
-    from pyspkv import scoring
-    from pyspkv.embeddings import read_embeddings
+    from pyspkv.data.ark import read_embeddings
+    from pyspkv.score import scoring
 
     embeddings = read_embeddings(scp)
     scoring.check_dim(embeddings, dim, scp)
@@ -69,8 +69,8 @@ def read_cohort(scp: str, utt2spk: str | None, mean: "np.ndarray | None", dim: i
 
 def score(args, enrol_scp: str, test_scp: str, mean, enrol: list[str], test: list[str]) -> "np.ndarray":
     """float64 scores of the trials by one pair of embedding sets."""
-    from pyspkv import scoring
-    from pyspkv.embeddings import read_embeddings
+    from pyspkv.data.ark import read_embeddings
+    from pyspkv.score import scoring
 
     embeddings = read_embeddings(test_scp)
     enrol_set = test_set = embeddings.ids, scoring.directions(embeddings, mean)
@@ -91,12 +91,12 @@ def main() -> None:
     args = parse_args()
     import numpy as np
 
-    from pyspkv import scoring
-    from pyspkv.trials import read_trials
+    from pyspkv.data.trials import read_trials
+    from pyspkv.score import scoring
 
     calibration = None
     if args.calibration:
-        from pyspkv.calibration import Calibration
+        from pyspkv.score.calibration import Calibration
 
         calibration = Calibration.read(args.calibration)
     enrol, test, _ = read_trials(args.trials)

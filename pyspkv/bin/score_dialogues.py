@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
+from pyspkv.base.errors import UserError, run
 
 
 def parse() -> argparse.Namespace:
@@ -40,14 +40,14 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
 
-    from pyspkv import config as cfg
-    from pyspkv import distributed
-    from pyspkv.atomic import atomic_file
-    from pyspkv.checkpoint import find, load_encoder
-    from pyspkv.datadir import DataDir
-    from pyspkv.dialogues import score
-    from pyspkv.objectives.pairs import PairsConfig
-    from pyspkv.tables import read_table
+    from pyspkv.base import config as cfg
+    from pyspkv.base.atomic import atomic_file
+    from pyspkv.base.checkpoint import find, load_encoder
+    from pyspkv.base.device import device as default_device
+    from pyspkv.data.datadir import DataDir
+    from pyspkv.data.tables import read_table
+    from pyspkv.dialogue.rank import score
+    from pyspkv.objectives.dialogue import PairsConfig
 
     data = DataDir.read(args.data)
     if "utt2dialogue" not in data.extra:
@@ -55,7 +55,7 @@ def main() -> None:
             "no such file", file=data.path / "utt2dialogue", mend="utils/sessionize.sh makes it from a log"
         )
     mixed = read_table(args.mixed, "flag") if args.mixed else None
-    device = distributed.device()
+    device = default_device()
     raw = cfg.read(find(args.model).parent / "config.yaml").get("objective", {})
     pairs = isinstance(raw, dict) and raw.get("name") == "pairs"
     reject = cfg.resolve("objective", raw).reject if pairs else PairsConfig().reject

@@ -11,7 +11,7 @@ import argparse
 import os
 from pathlib import Path
 
-from pyspkv.errors import UserError, natural, run
+from pyspkv.base.errors import UserError, natural, run
 
 METHODS = ("constrained", "propagation")
 OPTIONS = (
@@ -68,8 +68,8 @@ def parse(argv=None) -> argparse.Namespace:
 def main() -> None:
     args = parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before OpenMP is loaded, see bin.cluster
-    from pyspkv.datadir import check_replaceable
-    from pyspkv.labels import made
+    from pyspkv.clustering import made
+    from pyspkv.data.datadir import check_replaceable
 
     for option in ("labelled", "unlabelled"):
         if Path(args.out_data).resolve() == Path(getattr(args, option)).resolve():
@@ -89,10 +89,10 @@ def main() -> None:
 
 def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
     """Make the labels; write the report to `path`, then the data directory."""
-    from pyspkv import silence
-    from pyspkv.datadir import DataDir, combine, read_table
-    from pyspkv.labels import made
-    from pyspkv.tables import of_each
+    from pyspkv.audio import silence
+    from pyspkv.clustering import made
+    from pyspkv.data.datadir import DataDir, combine, read_table
+    from pyspkv.data.tables import of_each
 
     labelled, unlabelled = (DataDir.read(d) for d in (args.labelled, args.unlabelled))
     if both := set(labelled.utts) & set(unlabelled.utts):
@@ -104,10 +104,10 @@ def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
     truth = of_each(read_table(args.truth, "id"), unlabelled.utts, args.truth) if args.truth else None
     import numpy as np
 
-    from pyspkv.atomic import atomic_file
-    from pyspkv.embeddings import read_embeddings
-    from pyspkv.labels import clustering, quality
-    from pyspkv.labels.round import unit_vectors, write_round
+    from pyspkv.base.atomic import atomic_file
+    from pyspkv.clustering import kmeans, pipeline, quality, vectors
+    from pyspkv.clustering.round import unit_vectors, write_round
+    from pyspkv.data.ark import read_embeddings
 
     digest = made.embeddings_digest(args.embeddings)
     silent = silence.among([args.embeddings], labelled.utts + unlabelled.utts)
@@ -115,7 +115,7 @@ def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
     emb = read_embeddings(args.embeddings)
     x = np.concatenate([unit_vectors(emb, data, args.embeddings) for data in (labelled, unlabelled)])
     if args.whiten is not None:
-        x = clustering.whiten(x, args.whiten)
+        x = vectors.whiten(x, args.whiten)
     speakers = sorted(set(labelled.spk))
     given = np.searchsorted(speakers, labelled.spk)
     seeds, first = np.arange(len(given)), len(given)
@@ -127,11 +127,11 @@ def label(args: argparse.Namespace, path: Path, asked: dict) -> None:
     }
     if args.method == "constrained":
         how = {"spherical": False, "tol": 0.05} if args.faithful else {}
-        labels, _ = clustering.constrained_kmeans(
+        labels, _ = kmeans.constrained_kmeans(
             x, seeds, given, len(speakers), stats=report, progress=True, **how
         )
     else:
-        labels = clustering.propagate(x, seeds, given, len(speakers), neighbours=args.neighbours)
+        labels = pipeline.propagate(x, seeds, given, len(speakers), neighbours=args.neighbours)
     found, flipped = quality.spoil(labels[first:], args.flip, len(speakers), args.seed)
     out = unlabelled.with_speakers([speakers[k] for k in found])
     report["sizes"] = quality.sizes(found)

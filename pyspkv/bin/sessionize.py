@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pyspkv.errors import run
+from pyspkv.base.errors import run
 
 EDGES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600)
 
@@ -74,16 +74,16 @@ def main() -> None:
     args = parse()
     from dataclasses import replace
 
-    from pyspkv import turns
-    from pyspkv.dialogues import dialogue_lines
-    from pyspkv.errors import UserError
+    from pyspkv.base.errors import UserError
+    from pyspkv.dialogue import sessionize
+    from pyspkv.dialogue.simulate import dialogue_lines
 
     if args.kind == "kaldi":
-        found = turns.from_kaldi(args.log, args.drop_source)
+        found = sessionize.from_kaldi(args.log, args.drop_source)
     else:
         names = ("utt", "audio", "device", "time", "source", "duration")
-        fields = turns.Fields(**{n: getattr(args, f"{n}_field") for n in names})
-        found = turns.from_log(args.log, args.kind, fields, args.drop_source)
+        fields = sessionize.Fields(**{n: getattr(args, f"{n}_field") for n in names})
+        found = sessionize.from_log(args.log, args.kind, fields, args.drop_source)
     if args.out and args.log.resolve().is_relative_to(args.out.resolve()):
         raise UserError("OUT would be written over LOG", file=args.out, mend="choose another OUT")
     if args.plot and args.plot.resolve() == args.log.resolve():
@@ -96,16 +96,16 @@ def main() -> None:
     print(
         f"{args.log}: {len(data.utts)} turns of {len(set(found.device))} devices; {found.dropped} dropped by source"
     )
-    gaps = turns.gaps(found.device, found.time, seconds)
+    gaps = sessionize.gaps(found.device, found.time, seconds)
     print("pauses between the turns of a device:")
     print("\n".join(histogram(gaps, args.max_gap)))
     if args.plot and len(gaps):
-        from pyspkv import plots
+        from pyspkv.report import plots
 
         plots.gaps(gaps, args.max_gap, args.plot)
     if args.out is None:
         return
-    dialogue = turns.sessionize(
+    dialogue = sessionize.sessionize(
         found.device,
         found.time,
         seconds,

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from pyspkv import foreign
-from pyspkv.errors import UserError, natural, run
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError, natural, run
 
 
 def span(text: str) -> tuple[float, float]:
@@ -50,10 +50,10 @@ def main() -> None:
     args = parse()
     from dataclasses import replace
 
-    from pyspkv.atomic import atomic_file
-    from pyspkv.datadir import DataDir
-    from pyspkv.dialogues import contaminate, dialogue_lines, simulate
-    from pyspkv.tables import read_table
+    from pyspkv.base.atomic import atomic_file
+    from pyspkv.data.datadir import DataDir
+    from pyspkv.data.tables import read_table
+    from pyspkv.dialogue.simulate import contaminate, dialogue_lines, simulate
 
     if any(
         Path(args.out, part).resolve() == Path(args.data).resolve() for part in ("train", "train_labelled")

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyspkv.errors import UserError, natural, run
+from pyspkv.base.errors import UserError, natural, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +53,8 @@ def conditions(args, cache: Path) -> dict[str, Callable]:
     """Name -> change(row, wave)."""
     import numpy as np
 
-    from pyspkv.audio import SAMPLE_RATE
-    from pyspkv.augment import AugmentConfig, Augmenter
+    from pyspkv.audio.reader import SAMPLE_RATE
+    from pyspkv.batches.augment import AugmentConfig, Augmenter
 
     def random(name: str, row: int) -> np.random.Generator:
         return np.random.default_rng([args.seed, *name.encode(), row])
@@ -90,19 +90,21 @@ def conditions(args, cache: Path) -> dict[str, Callable]:
 def main() -> None:
     args = parse()
 
-    from pyspkv import distributed, metrics, plots, scoring
-    from pyspkv.atomic import atomic_file
-    from pyspkv.checkpoint import load_encoder
-    from pyspkv.datadir import DataDir
-    from pyspkv.embed import embed
-    from pyspkv.trials import trials_over
+    from pyspkv.base.atomic import atomic_file
+    from pyspkv.base.checkpoint import load_encoder
+    from pyspkv.base.device import device as default_device
+    from pyspkv.data.datadir import DataDir
+    from pyspkv.data.trials import trials_over
+    from pyspkv.report import plots
+    from pyspkv.score import metrics, scoring
+    from pyspkv.score.extract import embed
 
     data, out = DataDir.read(args.data), Path(args.out)
     file = Path(args.data) / "trials"
     if not file.is_file():
         raise UserError("has no trials", file=args.data, mend="give a data directory with a trials file")
     enrol, test, target = trials = trials_over(file, data.utts)
-    device = distributed.device()
+    device = default_device()
     encoder = load_encoder(args.model).to(device)
     units = metrics.Resampling(
         *([dict(zip(data.utts, data.spk))[u] for u in side] for side in (enrol, test)), "speakers"

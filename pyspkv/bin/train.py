@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from pyspkv.errors import UserError, run
-from pyspkv.processes import is_first
+from pyspkv.base.errors import UserError, run
+from pyspkv.base.processes import is_first
 
 # Before torch is loaded: a thread that waits for the others lets go of its core. By default it spins, and with busy
 # neighbours an epoch takes several times as long.
@@ -74,10 +74,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    from pyspkv import config as cfg
-    from pyspkv import distributed
-    from pyspkv.datadir import DataDir
-    from pyspkv.trainer import TrainConfig, Trainer
+    from pyspkv.base import config as cfg
+    from pyspkv.base import distributed
+    from pyspkv.data.datadir import DataDir
+    from pyspkv.train.trainer import TrainConfig, Trainer
 
     config = cfg.load(TrainConfig, args.config, args.set)
     if args.print_config:

@@ -5,7 +5,7 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyspkv.errors import UserError, run
+from pyspkv.base.errors import UserError, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,11 +18,11 @@ def embed_files(model: str, paths: list[str]) -> "np.ndarray":
     """
     import torch
 
-    from pyspkv.audio import AudioReader
-    from pyspkv.checkpoint import load_encoder
-    from pyspkv.datadir import DataDir
-    from pyspkv.embed import embed
-    from pyspkv.embeddings import normalise
+    from pyspkv.audio.reader import AudioReader
+    from pyspkv.base.checkpoint import load_encoder
+    from pyspkv.data.ark import normalise
+    from pyspkv.data.datadir import DataDir
+    from pyspkv.score.extract import embed
 
     files = DataDir(None, paths, paths, {path: path for path in paths})
     reader = AudioReader(files)
@@ -45,7 +45,7 @@ def main() -> None:
     args = p.parse_args()
     if len(args.audio) < 2:
         p.error("give at least two audio files")
-    from pyspkv.calibration import Calibration
+    from pyspkv.score.calibration import Calibration
 
     stored = Path(args.model.removesuffix("@best").removesuffix("@last")) / "calibration.json"
     calibration = Calibration.read(stored) if stored.exists() else None

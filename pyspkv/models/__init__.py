@@ -1,0 +1,1 @@
+"""Encoders: a waveform in, an embedding out."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyspkv.distributed import BatchNorm
 from pyspkv.models.encoder import Encoder
+from pyspkv.models.norm import BatchNorm
 
 
 @dataclass(kw_only=True)

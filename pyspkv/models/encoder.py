@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pyspkv.features import Fbank, frame_mask, rows_at_once
+from pyspkv.audio.fbank import Fbank, frame_mask, rows_at_once
 
 
 class Encoder(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pyspkv.distributed import BatchNorm
+from pyspkv.models.norm import BatchNorm
 
 
 def masked_stats(x: Tensor, mask: Tensor | None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

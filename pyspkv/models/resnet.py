@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyspkv.distributed import BatchNorm
-from pyspkv.errors import UserError
+from pyspkv.base.errors import UserError
 from pyspkv.models.encoder import Encoder
+from pyspkv.models.norm import BatchNorm
 from pyspkv.models.pooling import AttentiveStatsPool, StatsPool
 
 

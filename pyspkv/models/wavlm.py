@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pyspkv.distributed import BatchNorm
-from pyspkv.errors import UserError
-from pyspkv.guarded import transformers
+from pyspkv.base.errors import UserError
+from pyspkv.base.guarded import transformers
 from pyspkv.models.encoder import Encoder, frame_mask
+from pyspkv.models.norm import BatchNorm
 
 CONV_KERNELS, CONV_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # stride 320, receptive field 400
 
@@ -172,7 +172,7 @@ class WavLM(Encoder):
 
     def start(self) -> None:
         """Load the pre-trained trunk that `pretrained` names; needed before training only."""
-        from pyspkv import checkpoint as ckpt
+        from pyspkv.base import checkpoint as ckpt
 
         c = self.config
         if c.pull and not c.pretrained:

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyspkv.errors import UserError
-from pyspkv.foreign import first_bytes, read_json, regular, safetensors_header, short
+from pyspkv.base.errors import UserError
+from pyspkv.base.foreign import first_bytes, read_json, regular, safetensors_header, short
 from pyspkv.models.wavlm import WavLMConfig
 
 AGAIN = "copy or download it again"

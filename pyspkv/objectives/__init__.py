@@ -1,0 +1,1 @@
+"""What is minimised, and the gates that say which labels count."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pyspkv.dataset import Batch, View
-from pyspkv.errors import UserError
+from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.objective import Info, Losses, Objective
+from pyspkv.objectives.base import Info, Losses, Objective
 
 
 @dataclass(kw_only=True)

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pyspkv.dataset import Batch, View
-from pyspkv.distributed import gather, rank
+from pyspkv.base.distributed import gather, rank
+from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.objective import Info, Losses, Objective, spread
+from pyspkv.objectives.base import Info, Losses, Objective, spread
 
 
 @dataclass(kw_only=True)

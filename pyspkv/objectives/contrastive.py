@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyspkv.dataset import Batch, View
-from pyspkv.distributed import BatchNorm, gather, rank
-from pyspkv.errors import UserError
-from pyspkv.features import SpecAugmentConfig
+from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base.distributed import gather, rank
+from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.objective import Info, Losses, Objective, spread
+from pyspkv.models.norm import BatchNorm
+from pyspkv.objectives.base import Info, Losses, Objective, spread
 
 
 @dataclass(kw_only=True)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyspkv.dataset import Batch, View
-from pyspkv.distributed import BatchNorm, all_sum, gather
-from pyspkv.errors import UserError
-from pyspkv.features import SpecAugmentConfig
+from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base.distributed import all_sum, gather
+from pyspkv.base.errors import UserError
+from pyspkv.base.schedules import cosine_ramp, ramp
+from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.objective import Info, Losses, Objective, ema, spread
-from pyspkv.schedules import cosine_ramp, ramp
+from pyspkv.models.norm import BatchNorm
+from pyspkv.objectives.base import Info, Losses, Objective, ema, spread
 
 FLAT = 0.999  # share of ln(head size) above which the loss says nothing
 FLAT_STEPS = 200  # this many such steps in a row stop the run

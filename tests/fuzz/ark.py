@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pyspkv.embeddings import read_embeddings
-from pyspkv.errors import UserError
+from pyspkv.base.errors import UserError
+from pyspkv.data.ark import read_embeddings
 
 _VECTOR = b"\0BFV \4" + struct.pack("<i3f", 3, 1, 2, 3)
 SEEDS = [

@@ -4,9 +4,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from pyspkv.datadir import DataDir
-from pyspkv.datafix import fix
-from pyspkv.errors import UserError
+from pyspkv.base.errors import UserError
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.fix import fix
 
 FILES = {
     "wav.scp": b"r1 /data/r1.wav\nr2 sph2pipe /data/r2.sph |\nr3 foo.ark:123\n",

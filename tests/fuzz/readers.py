@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pyspkv import extraction, results, tables
-from pyspkv.audio import AudioReader
+from pyspkv.audio.reader import AudioReader
+from pyspkv.audio.rir import _read as read_rooms
+from pyspkv.base.errors import UserError
 from pyspkv.bin import evaluate
-from pyspkv.calibration import Calibration
-from pyspkv.datadir import DataDir
-from pyspkv.errors import UserError
-from pyspkv.grid import Table
-from pyspkv.labels import kmeans, made
-from pyspkv.rooms import _read as read_rooms
-from pyspkv.scoring import read_mean, read_scores
+from pyspkv.clustering import kmeans, made
+from pyspkv.data import tables
+from pyspkv.data.datadir import DataDir
+from pyspkv.experiments import results
+from pyspkv.experiments.grid import Table
+from pyspkv.score import embedding_folder
+from pyspkv.score.calibration import Calibration
+from pyspkv.score.scoring import read_mean, read_scores
 
 ENROL, TEST = ["a", "a", "b"], ["x", "y", "x"]
 GRID = b"""title: t
@@ -105,7 +107,7 @@ def record(folder: Path, data: bytes) -> None:
     for file in ("made_by", "score/made_by"):
         (folder / file).write_bytes(data)
     (folder / "embedding.scp").write_bytes(b"")
-    assert extraction._differs(folder, "embedding", {"model": "x", "crops": None})
+    assert embedding_folder._differs(folder, "embedding", {"model": "x", "crops": None})
     assert isinstance(evaluate.read_made_by(str(folder)), dict)
     made._made_by(folder / "embedding.scp")
 

@@ -17,12 +17,13 @@ import torch
 from fuzz import ark, datadir, readers, trials, turns
 from safetensors.torch import save
 
-from pyspkv import checkpoint, foreign
-from pyspkv import config as cfg
-from pyspkv.bin import gate_curves, import_checkpoint, report
-from pyspkv.errors import UserError
+from pyspkv.base import checkpoint, foreign
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.bin import gate_curves, import_checkpoint
 from pyspkv.models import wavlm_import
-from pyspkv.trainer import TrainConfig
+from pyspkv.report import experiment as report
+from pyspkv.train.trainer import TrainConfig
 
 METRICS = {
     "eer": 5.5,

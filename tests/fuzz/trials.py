@@ -4,8 +4,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from pyspkv.errors import UserError
-from pyspkv.trials import contradiction, other_form, read_trials
+from pyspkv.base.errors import UserError
+from pyspkv.data.trials import contradiction, other_form, read_trials
 
 SEEDS = [
     b"a b target\na c nontarget\n",

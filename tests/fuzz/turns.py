@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pyspkv.errors import UserError
-from pyspkv.turns import Fields, from_log, sessionize
+from pyspkv.base.errors import UserError
+from pyspkv.dialogue.sessionize import Fields, from_log, sessionize
 
 SEEDS = [
     b'j{"utt": "u1", "audio": "a.wav", "device": "d", "time": 17.5, "source": "customer", "duration": 2}\n'

@@ -1,0 +1,1 @@
+"""The public face: load, embed, verify, cluster, enrol, hand over."""

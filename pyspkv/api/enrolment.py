@@ -1,0 +1,127 @@
+"""Enrolled speakers in one .npz file: names, embeddings, and which model they are of. Nothing in it is unpickled.
+
+names       str [S]          speakers, in the order in which they were enrolled
+x           float32 [S, D]   unit vectors: the mean direction of a speaker's recordings
+recordings  int64 [S]        how many they were
+model       str, absolute model folder;   digest  str, SHA-256 of its weights
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.base.atomic import atomic_file, folder_lock
+from pyspkv.base.errors import UserError
+
+MAX_BYTES = 4 << 30  # of a store, unpacked
+MEND = "give the file that pyspkv enrol wrote, or enrol anew into another --store"
+
+
+@dataclass
+class Store:
+    """Speakers of one model; see the head of this file for shapes."""
+
+    model: str
+    digest: str
+    names: list[str] = field(default_factory=list)
+    x: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    recordings: list[int] = field(default_factory=list)
+
+    def enrol(self, name: str, x: np.ndarray, replace: bool = False) -> None:
+        """Add a speaker by the embeddings [n, D] of his recordings. UserError: the name is taken, or is none."""
+        from pyspkv.data.ark import normalise
+
+        if not name.strip() or not name.isprintable():
+            raise UserError(f"{name!r} is no name of a speaker")
+        mean = normalise(normalise(x).mean(0))
+        if not mean.any():
+            raise UserError(f"the recordings of {name} have no direction in common")
+        if name in self.names:
+            if not replace:
+                raise UserError(f"{name} is enrolled already", mend="--replace, or another name")
+            row = self.names.index(name)
+            self.x[row], self.recordings[row] = mean, len(x)
+            return
+        self.x = np.concatenate([self.x.reshape(-1, len(mean)), mean[None]])
+        self.names.append(name)
+        self.recordings.append(len(x))
+
+    def scores(self, x: np.ndarray) -> list[tuple[str, float]]:
+        """(name, cosine) of every speaker with an embedding [D], the most alike first, ties by name."""
+        from pyspkv.data.ark import normalise
+
+        found = (self.x @ normalise(x)).tolist()
+        return sorted(zip(self.names, found), key=lambda pair: (-pair[1], pair[0]))
+
+    def write(self, file: str | Path) -> None:
+        """Replace `file` in one step."""
+        with atomic_file(file, "wb", own=True) as f:
+            np.savez(
+                f,
+                names=np.array(self.names, dtype=np.str_),
+                x=self.x.astype(np.float32),
+                recordings=np.array(self.recordings, dtype=np.int64),
+                model=np.array(self.model),
+                digest=np.array(self.digest),
+            )
+
+    @classmethod
+    def read(cls, file: str | Path) -> "Store":
+        """UserError: it is none of ours."""
+        try:
+            with zipfile.ZipFile(file) as z:
+                if sum(entry.file_size for entry in z.infolist()) > MAX_BYTES:
+                    raise ValueError("it is larger than any store")
+            with np.load(file, allow_pickle=False) as z:
+                found = {name: z[name] for name in ("names", "x", "recordings", "model", "digest")}
+            names, x, recordings = found["names"], found["x"], found["recordings"]
+            texts = all(found[k].dtype.kind == "U" for k in ("names", "model", "digest"))
+            whole = (
+                names.ndim == 1 and x.ndim == 2 and recordings.shape == names.shape and len(x) == len(names)
+            )
+            if not texts or not whole or x.dtype != np.float32 or recordings.dtype != np.int64:
+                raise ValueError("its arrays do not fit each other")
+            if found["model"].ndim or found["digest"].ndim or len({*names.tolist()}) < len(names):
+                raise ValueError("its arrays do not fit each other")
+            if not np.isfinite(x).all() or (np.abs(np.linalg.norm(x, axis=1) - 1) > 1e-3).any():
+                raise ValueError("a row is no unit vector")
+        except FileNotFoundError:
+            raise UserError(
+                "no such store", file=file, mend="enrol a speaker first: pyspkv enrol --help"
+            ) from None
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as err:
+            raise UserError(f"is no store of speakers ({err})", file=file, mend=MEND) from None
+        return cls(str(found["model"]), str(found["digest"]), names.tolist(), x, recordings.tolist())
+
+
+@contextmanager
+def sole_writer(file: str | Path) -> Iterator[None]:
+    """Nobody else changes the store meanwhile. UserError: somebody is at it."""
+    file = Path(os.path.realpath(file))
+    with folder_lock(file.parent, f".{file.name}.lock"):
+        yield
+
+
+def model_of(given: str | None, store: Store | None, file: str | Path) -> tuple[str, str]:
+    """(model folder, digest of its weights) to embed with: the one that is given, else the store's.
+
+    UserError: there is neither, or it is another model than the speakers were enrolled with.
+    """
+    from pyspkv.api.speaker_model import find_model
+    from pyspkv.base.checkpoint import digest
+
+    if given is None and store is None:
+        raise UserError("no such store", file=file, mend="for the first speaker give --model, too")
+    name = find_model(store.model if given is None else given)
+    found = digest(name)
+    if store is not None and found != store.digest:
+        rule = f"its speakers were enrolled with another model than {name}"
+        raise UserError(
+            rule, file=file, mend=f"--model {store.model} as it was, or enrol anew into another --store"
+        )
+    return os.path.abspath(name), found

@@ -1,0 +1,270 @@
+"""A trained model in Python: load it, embed audio, verify. The same digits as bin.extract on the same utterances."""
+
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pyspkv.score.calibration import Calibration
+
+Audio = Union[str, "os.PathLike[str]", np.ndarray]
+_ARRAY_RATES = (100, 10_000_000)  # Hz
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `Model.verify` found. llr, decision and threshold are None where the model has no calibration.json."""
+
+    score: float  # cosine of the two embeddings, -1 to 1
+    llr: float | None = None  # log-likelihood ratio (natural) of one speaker against two
+    decision: bool | None = None  # True: one speaker (score >= threshold)
+    threshold: float | None = None
+
+
+class Model:
+    """An encoder in evaluation mode, and its calibration where there is one. Made by `pyspkv.load`.
+
+    Attributes:
+        encoder: the torch module, wave float32 [B, T] at 16 kHz and lengths int64 [B] -> [B, D].
+        folder: where it was loaded from. calibration: None, or what bin.calibrate stored.
+    """
+
+    def __init__(
+        self,
+        encoder: "torch.nn.Module",
+        folder: Path,
+        device: "torch.device",
+        calibration: "Calibration | None",
+    ):
+        self.encoder, self.folder, self.device, self.calibration = encoder, folder, device, calibration
+
+    def __repr__(self) -> str:
+        kind, known = type(self.encoder).__name__, "calibrated" if self.calibration else "not calibrated"
+        return f"pyspkv.Model({kind} of {self.folder}, {self.device}, {known})"
+
+    def embed(self, audio: Audio | Sequence[Audio], sample_rate: int | None = None) -> np.ndarray:
+        """Embeddings of recordings, float32 [D] of one and [N, D] of a list, not length-normalised.
+
+        Args:
+            audio: path of an audio file, or mono samples [T] (floats within -1 and 1, or int16); or a list of these.
+            sample_rate: of the samples, in Hz; needed where there are arrays, and only there.
+
+        Whatever the rate, it is resampled to 16 kHz; a file's channels are averaged. A list gives the digits that
+        bin.extract gives a data directory of the same recordings in the same order. Digital silence is embedded, too,
+        with a warning. Raises UserError: audio that cannot be read, samples that are no audio.
+        """
+        items = list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        x, silent = self.embed_all(items, sample_rate)
+        if silent:
+            warnings.warn(silent, stacklevel=2)
+        return x if isinstance(audio, (list, tuple)) else x[0]
+
+    def verify(self, a: Audio, b: Audio, sample_rate: int | None = None) -> Verification:
+        """Whether two recordings are of one speaker; `a`, `b` and `sample_rate` as in `embed`.
+
+        Raises UserError: as `embed`, and for a recording without a signal, which sounds like any other.
+        """
+        from pyspkv.data.ark import normalise
+
+        x = normalise(self.embed_speech([a, b], sample_rate))
+        return judge(float(x[0] @ x[1]), self.calibration)
+
+    def embed_speech(self, items: Sequence[Audio], sample_rate: int | None = None) -> np.ndarray:
+        """float32 [N, D] as `embed`. UserError: also where one has no signal, which sounds like any other."""
+        x, silent = self.embed_all(items, sample_rate)
+        if silent:
+            raise UserError(silent, mend="give recordings of speech")
+        return x
+
+    def embed_all(self, items: Sequence[Audio], sample_rate: int | None = None) -> tuple[np.ndarray, str]:
+        """(float32 [N, D] as `embed`, a line on those without a signal or "")."""
+        from pyspkv.data.datadir import DataDir
+        from pyspkv.score.extract import Batches, embed_batches
+
+        with tempfile.TemporaryDirectory(prefix="pyspkv-") as folder:
+            wav, paths = {}, []
+            for i, item in enumerate(items):
+                name, path = _entry(item, i, sample_rate, Path(folder))
+                while wav.setdefault(name, path) != path:  # a file that bears an array's name
+                    name += "'"
+                paths.append(name)
+            if not paths:
+                raise UserError("there is no audio to embed", mend="give a path, an array, or a list of them")
+            batches = Batches(DataDir(None, paths, paths, wav), self.device, self.encoder.min_samples)
+            x = None
+            for row, (vector,) in embed_batches([self.encoder], batches, batches.plans, self.device, "fp32"):
+                if x is None:
+                    x = np.empty((len(paths), len(vector)), np.float32)
+                x[row] = vector
+        return x, batches.reader.silence_note(most=len(paths))
+
+
+def judge(score: float, calibration: "Calibration | None") -> Verification:
+    """A cosine with what the calibration makes of it."""
+    if calibration is None:
+        return Verification(score)
+    threshold = calibration.threshold
+    return Verification(score, float(calibration.llr(score)), score >= threshold, threshold)
+
+
+def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[str, str]:
+    """(name in messages, file) of one recording; an array becomes a WAV in `folder`, sample for sample."""
+    if isinstance(item, (str, os.PathLike)):
+        path = os.fspath(item)
+        if not isinstance(path, str) or not path.strip():
+            raise UserError(f"recording {i}: {path!r} is no path")
+        # A caller's path is never a `command |`, and what is to be read is the very name.
+        file = os.path.abspath(path)
+        if file != file.strip() or file.endswith("|"):
+            raise UserError("a name with a blank or | at its end cannot be read", file=file, mend="rename it")
+        return path, file
+    if not isinstance(item, np.ndarray):
+        kind = type(item).__name__
+        raise UserError(f"recording {i} is a {kind}", mend="give a path or a numpy array of samples [T]")
+    name, file = f"array {i}", folder / f"{i}.wav"
+    _write_wav(name, item, sample_rate, file)
+    return name, str(file)
+
+
+def _write_wav(name: str, x: np.ndarray, sample_rate: int | None, file: Path) -> None:
+    """UserError: these are no mono samples."""
+    if sample_rate is None:
+        raise UserError(f"{name}: samples need a rate", mend="sample_rate=16000, or whatever it is")
+    if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate:
+        raise UserError(f"sample_rate {sample_rate!r} is no whole number of Hz")
+    if not _ARRAY_RATES[0] <= sample_rate <= _ARRAY_RATES[1]:
+        raise UserError(f"sample_rate {sample_rate} is not within {_ARRAY_RATES[0]} and {_ARRAY_RATES[1]} Hz")
+    if x.ndim != 1:
+        mend = "x.mean(axis) over channels, list(x) of several recordings"
+        raise UserError(f"{name} has shape {x.shape}, not [T]", mend=mend)
+    if not len(x):
+        raise UserError(f"{name} holds no samples")
+    if x.dtype != np.int16 and x.dtype not in (np.float16, np.float32, np.float64):
+        mend = "floats within -1 and 1, or int16"
+        raise UserError(f"{name} holds {x.dtype}, which has no known scale", mend=mend)
+    if x.dtype != np.int16 and not np.isfinite(x).all():
+        raise UserError(f"{name} holds NaN or infinity")
+    import soundfile
+
+    integers = x.dtype == np.int16
+    samples = x if integers else x.astype(np.float32)
+    soundfile.write(file, samples, int(sample_rate), subtype="PCM_16" if integers else "FLOAT")
+
+
+def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -> Model:
+    """A trained model, ready to embed and verify.
+
+    Args:
+        model: model folder of bin.train (also `FOLDER@best`), export or import; a phase, whose model it is; or an
+            experiment, whose last phase it is (fine-tuning, else the last round).
+        device: "cpu", "cuda", ...; by default the first GPU, or the CPU where there is none, as bin.extract.
+
+    Raises UserError: no such model, with the folders that may be meant; a checkpoint that is damaged; no such device.
+    """
+    name = find_model(model)
+    import torch
+
+    from pyspkv.base.checkpoint import find, load_encoder
+    from pyspkv.base.device import device as default_device
+
+    try:
+        where = default_device() if device is None else torch.device(device)
+        encoder = load_encoder(name).to(where)
+    except (RuntimeError, AssertionError) as err:  # torch's, about the device; a checkpoint's are UserErrors
+        if device is None:
+            raise
+        raise UserError(f"device {device}: {str(err).splitlines()[0]}", mend='device="cpu"') from None
+    return Model(encoder, Path(name), where, read_calibration(find(name).parent))
+
+
+def read_calibration(folder: Path) -> "Calibration | None":
+    """Of a model folder."""
+    from pyspkv.score.calibration import Calibration
+
+    file = folder / "calibration.json"
+    return Calibration.read(file) if file.exists() else None
+
+
+def find_model(path: str | os.PathLike) -> str:
+    """Experiment, phase or model folder (with @best or @last) -> the model folder, with the same suffix.
+
+    UserError: it is none of them, is still being trained, or has several models of which none is the last; the
+    message lists what may be meant.
+    """
+    name = os.fspath(path)
+    base, suffix = name, ""
+    if not os.path.isdir(name) and (cut := re.fullmatch(r"(.+)(@best|@last)", name, re.DOTALL)):
+        base, suffix = cut[1], cut[2]
+    folder = Path(base)
+    if is_model(folder) or (folder / "state.json").is_file():
+        return name
+    if is_model(folder / "model"):
+        return f"{folder / 'model'}{suffix}"
+    if folder.is_file():
+        raise UserError("is a file", file=folder, mend=_meant(_models_near(folder.parent)))
+    if not folder.is_dir():
+        raise UserError("no such model folder", file=folder, mend=_meant(_models_near(folder)))
+    models = sorted(m for m in folder.glob("*/model") if is_model(m))
+    if not models:
+        raise UserError(
+            "holds no model", file=folder, mend=_meant(_models_near(folder) or sorted(_below(folder)))
+        )
+    return f"{_last_of(folder, models)}{suffix}"
+
+
+def _last_of(exp: Path, models: list[Path]) -> Path:
+    """The model that stands for an experiment, the same as in its report."""
+    from pyspkv.score.side_by_side import LAST
+
+    open_ = [m for m in models if not foreign.is_finished(m)]
+    if open_:
+        rule = f"{open_[0].parent.name} is still being trained, so the experiment has no last model"
+        raise UserError(rule, file=exp, mend=_meant(models))
+    if len(models) == 1:
+        return models[0]
+    of = {m.parent.name: m for m in models}
+    rounds = {int(name[5:]): m for name, m in of.items() if re.fullmatch(r"round\d{1,6}", name)}
+    last = next((of[name] for name in LAST if name in of), rounds[max(rounds)] if rounds else None)
+    if last is None:
+        raise UserError("has several models, and none of them is the last", file=exp, mend=_meant(models))
+    return last
+
+
+def is_model(folder: Path) -> bool:
+    return (folder / "LATEST").is_file()
+
+
+def _below(folder: Path) -> set[Path]:
+    """Model folders up to three levels down."""
+    found = set()
+    for pattern in ("LATEST", "*/LATEST", "*/*/LATEST", "*/*/*/LATEST"):
+        found |= {file.parent for file in folder.glob(pattern) if file.is_file()}
+    return found
+
+
+def _models_near(folder: Path) -> list[Path]:
+    """Models below the first folder above `folder` that exists and has any, at most two levels up."""
+    there = folder if folder.is_dir() else folder.parent
+    for place in [there, *Path(os.path.abspath(there)).parents[:2]]:
+        if place.is_dir() and place != Path(place.anchor) and (found := _below(place)):
+            return sorted(found)
+    return []
+
+
+def _meant(models: list[Path], most: int = 8) -> str:
+    if not models:
+        return "give the --exp folder of a bin.train run, or train one with a recipe's run.sh"
+    shown = ", ".join(str(m) for m in models[:most]) + (", ..." if len(models) > most else "")
+    return f"perhaps one of these was meant: {shown}"

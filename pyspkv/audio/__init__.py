@@ -1,0 +1,1 @@
+"""From an entry of wav.scp to samples and features."""

@@ -1,0 +1,98 @@
+"""Kaldi-compatible log mel filterbanks as a batched module, and SpecAugment's masks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pyspkv.base.errors import UserError
+from pyspkv.base.guarded import mel_banks
+
+WINDOW, HOP, FFT = 400, 160, 512  # samples at 16 kHz: 25 ms windows every 10 ms
+CPU_SAMPLES = 25 * 16000  # taken at once there, 8 crops of 3 s: what is made of them stays in a CPU's cache
+
+
+def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
+    """Valid frames [B, size] bool, or None when every row is full (the usual case in training)."""
+    if bool((lengths == size).all()):
+        return None
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def rows_at_once(wave: Tensor) -> int:
+    """How many of [B, T] to take at a time where no gradient is kept."""
+    return len(wave) if wave.device.type != "cpu" else max(1, CPU_SAMPLES // wave.shape[1])
+
+
+class Fbank(nn.Module):
+    """[B, T] in [-1, 1] at 16 kHz -> ([B, F, n_mels], frames [B]), mean-normalised per utterance.
+
+    Equals torchaudio.compliance.kaldi.fbank(x * 32768, dither=0, num_mel_bins=n_mels, high_freq=7600) less its mean
+    over the utterance's own frames. F = 1 + (T - 400) // 160; shorter input is refused. Always fp32, no gradient.
+    """
+
+    def __init__(self, n_mels: int = 80, low_hz: float = 20.0, high_hz: float = 7600.0):
+        super().__init__()
+        mel = mel_banks(n_mels, FFT, low_hz, high_hz)
+        self.register_buffer("mel", mel.T.contiguous(), persistent=False)  # [256, n_mels]
+        povey = torch.hann_window(WINDOW, periodic=False, dtype=torch.float64).pow(0.85).float()
+        self.register_buffer("window", povey, persistent=False)
+
+    @torch.no_grad()
+    def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if int(lengths.min()) < WINDOW:
+            raise UserError(
+                f"an utterance of {int(lengths.min())} samples is shorter than one 25 ms frame",
+                mend="drop utterances under 0.1 s",
+            )
+        with torch.autocast(wave.device.type, enabled=False):
+            # An offset would cancel in float32 below. Taken off as whole 16-bit steps: without one nothing changes.
+            offset = (wave.float().mean(1, keepdim=True) * 32768).round() / 32768
+            wave = wave.float() - offset
+            x = torch.cat([self.log_mel(part) for part in wave.split(rows_at_once(wave))])
+            frame_lengths = 1 + (lengths - WINDOW) // HOP
+            mask = frame_mask(frame_lengths, x.shape[1])
+            if mask is None:
+                return x - x.mean(1, keepdim=True), frame_lengths
+            mask = mask[..., None]
+            mean = (x * mask).sum(1, keepdim=True) / frame_lengths[:, None, None]
+            return (x - mean) * mask, frame_lengths
+
+    def log_mel(self, wave: Tensor) -> Tensor:
+        """[B, T] -> [B, F, n_mels], the mean not yet removed."""
+        spectrum = torch.fft.rfft(self.frames(wave * 32768.0))[..., :-1]
+        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+        return (power @ self.mel).clamp_min_(torch.finfo(torch.float32).eps).log_()
+
+    def frames(self, x: Tensor) -> Tensor:
+        """[B, T] -> [B, F, 512]: frames less their mean, pre-emphasised by 0.97, windowed, padded, as Kaldi's.
+
+        x_t - 0.97 x_{t-1} is made once for the whole wave; a frame differs from that in its mean and first sample.
+        """
+        emphasised = torch.cat([x[:, :1], x[:, 1:] - 0.97 * x[:, :-1]], 1).unfold(1, WINDOW, HOP)
+        plain = x.unfold(1, WINDOW, HOP)
+        mean = plain.mean(2, keepdim=True)
+        out = x.new_zeros(*plain.shape[:2], FFT)
+        torch.sub(emphasised, 0.03 * mean, out=out[..., :WINDOW])
+        out[..., :1] = 0.03 * (plain[..., :1] - mean)
+        out[..., :WINDOW] *= self.window
+        return out
+
+
+@dataclass(kw_only=True)
+class SpecAugmentConfig:
+    time_frames: int = 0  # one mask of 0..time_frames frames; 0 turns it off
+    mel_bins: int = 0  # one mask of 0..mel_bins bands
+
+
+def spec_augment(x: Tensor, config: SpecAugmentConfig) -> Tensor:
+    """One time and one frequency mask per utterance (Park et al. 2019) on [B, F, M], filled with the mean 0."""
+    for axis, most in ((1, config.time_frames), (2, config.mel_bins)):
+        if most:
+            size = x.shape[axis]
+            width = torch.randint(0, most + 1, (len(x), 1), device=x.device)
+            start = (torch.rand(len(x), 1, device=x.device) * (size - width + 1)).long()
+            at = torch.arange(size, device=x.device)
+            hit = (at >= start) & (at < start + width)
+            x = x.masked_fill(hit.unsqueeze(3 - axis), 0.0)
+    return x

@@ -1,0 +1,235 @@
+"""Files and folders that appear whole or not at all, so a killed run leaves nothing half-written."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyspkv.base.errors import UserError
+from pyspkv.fast.exchange import exchange
+
+_START = time.time()  # of this process, as good as
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(?:tmp|old)")  # what the functions below call theirs
+
+
+def command_line(*words: str | Path) -> str:
+    """The words as one line for bash, whatever is in them: hints are pasted, and names come from strangers."""
+
+    def quote(word: str | Path) -> str:
+        text = str(word)
+        if isinstance(word, Path) and text[:1] == "-":
+            text = f"./{text}"
+        if text.isprintable():
+            return shlex.quote(text)
+        plain = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\{b:03o}" for b in os.fsencode(text))
+        return f"$'{''.join(plain)}'"
+
+    return " ".join(map(quote, words))
+
+
+def _mode(default: int) -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return default & ~mask
+
+
+def _resolved(path: str | Path, inside: str | Path | None, own: bool) -> Path:
+    """Where to write: no link on the way leads out of the folder that the user gave. UserError: one does.
+
+    What the user names himself may be a link, and so may any folder above it. What lies below the folder that he named
+    may have come with somebody's archive. So with `own`, `path` is followed wherever it leads; else it must stay in
+    `inside`, which is by default the folder that `path` lies in.
+    """
+    root = Path(os.path.realpath(Path(path).parent if inside is None else inside))
+    target, path = Path(os.path.realpath(path)), Path(os.path.abspath(path))
+    if own or path.parts[:2] in (("/", "dev"), ("/", "proc")) or root in target.parents:
+        return target
+    links = [p for p in (path, *path.parents) if p.is_symlink()]
+    out = [p for p in links if root not in (to := Path(os.path.realpath(p)), *to.parents)]
+    if not out and inside is None:  # `.` and the like
+        return target
+    if not out:
+        raise UserError(f"lies outside {root}", file=path)
+    rule = f"is a link out of {root} (to {os.path.realpath(out[0])}), and nothing is written through it"
+    raise UserError(rule, file=out[0], mend=command_line("unlink", out[0]))
+
+
+@functools.cache
+def _litter(folder: str) -> dict[str, list[str]]:
+    """Name -> its temporary files and folders older than this process; as no others count, one look will do."""
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for e in entries:
+            made = _TEMPORARY.fullmatch(e.name)
+            if made and not e.is_symlink() and e.stat().st_mtime < _START:
+                found.setdefault(made[1], []).append(e.path)
+    return found
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of `path` left. Whoever is alive holds a lock on his."""
+    for left in _litter(str(path.parent)).pop(path.name, ()):
+        if left.endswith(".old") and not path.exists():
+            continue  # the only whole folder there is
+        with contextlib.suppress(OSError):
+            fd = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if os.path.isdir(left) else os.unlink(left)
+            finally:
+                os.close(fd)
+
+
+def _lock(fd: int) -> None:
+    """Nobody shall take an open temporary file for litter. Where nothing can be locked, nothing is swept."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def _name(err: BaseException, path: Path, tmp: str | Path) -> None:
+    """Say which file the error is about: a full disk names none, and nobody knows the temporary name."""
+    if isinstance(err, OSError) and err.filename in (None, tmp, str(tmp)):
+        if err.errno is None:  # numpy's: "1000 requested and 40 written"
+            if type(err) is not OSError:
+                return
+            err.strerror = f"cannot be written whole ({err})"
+        err.filename = str(path)
+
+
+@contextlib.contextmanager
+def atomic_file(
+    path: str | Path, mode: str = "w", *, inside: str | Path | None = None, own: bool = False
+) -> Iterator:
+    """Open a temporary file beside `path`; it replaces `path` when the block ends without an error.
+
+    Args:
+        inside: the folder that the user gave; no link may lead out of it (default: the folder that `path` lies in).
+        own: `path` is what the user gave: if it is a link, the link stays and what it points to is replaced.
+
+    A device or pipe (/dev/stdout) is written to as it is. UserError: a link that leads elsewhere.
+    """
+    path = _resolved(path, inside, own)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with open(path, mode) as f:
+            yield f
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(fd, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": "\n"})) as f:
+            _lock(fd)
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+            os.fchmod(f.fileno(), _mode(0o666))
+            os.replace(tmp, path)  # before the lock goes
+    except BaseException as err:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(tmp)
+        _name(err, path, tmp)
+        raise
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """`exchange`, with a UserError for a folder that cannot be moved."""
+    try:
+        return exchange(a, b)
+    except OSError as err:
+        if err.errno in (errno.EBUSY, errno.EXDEV):
+            why = "is a mount point or the current folder, and cannot be exchanged for a new one"
+            raise UserError(why, file=b, mend="give a folder below it") from None
+        raise
+
+
+@contextlib.contextmanager
+def scratch_dir(path: Path) -> Iterator[Path]:
+    """A temporary folder `.<name>.xxxxxxxx.tmp` beside `path`, removed in the end if it is still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    fd = os.open(tmp, os.O_RDONLY | os.O_DIRECTORY)
+    _lock(fd)
+    try:
+        yield tmp
+    except BaseException as err:
+        _name(err, path, tmp)
+        raise
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: str | Path, *, inside: str | Path | None = None, own: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes `path`'s place when the block ends without an error.
+
+    An existing folder is exchanged for the new one in one step, and removed. On a file system that cannot, it is moved
+    to `.<name>.xxxxxxxx.old` first, so that at every moment a whole folder stands at one of the two names. `inside` and
+    `own` as in `atomic_file`.
+    """
+    path = _resolved(path, inside, own)
+    with scratch_dir(path) as tmp:
+        try:
+            yield tmp
+            os.chmod(tmp, _mode(0o777))
+            if not path.exists():
+                os.rename(tmp, path)
+            elif not _swap(tmp, path):
+                old = tmp.with_suffix(".old")
+                os.rename(path, old)
+                os.rename(tmp, path)
+                shutil.rmtree(old, ignore_errors=True)
+        except BaseException as err:
+            _name(err, path, tmp)
+            raise
+
+
+@contextlib.contextmanager
+def folder_lock(folder: str | Path, name: str = ".lock") -> Iterator:
+    """Hold `folder/name` so that no other process writes into `folder`; yields the open lock file.
+
+    The kernel frees the lock when the process ends, however it ends; what the file holds (host, process, command) is
+    for the message alone. UserError: another process holds the lock.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as err:
+        if err.errno != errno.ELOOP:
+            raise
+        hint = command_line("rm", folder / name)
+        raise UserError(
+            "is a link, and nothing is written through it", file=folder / name, mend=hint
+        ) from None
+    with os.fdopen(handle, "r+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read(1000).strip() or "another process"
+            raise UserError(
+                f"another process is writing here: {holder}",
+                file=folder,
+                mend="wait until it has ended, or give another output folder",
+            ) from None
+        words = {"host": socket.gethostname(), "pid": os.getpid(), "command": " ".join(sys.argv)[:500]}
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, (json.dumps(words) + "\n").encode(), 0)
+        except OSError as err:  # the disk is full
+            _name(err, folder / name, "")
+            raise
+        yield lock

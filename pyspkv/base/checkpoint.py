@@ -1,0 +1,386 @@
+"""A run's state on disk: `ckpt-<step>/` folders that appear whole, `LATEST` and `best` that point at one.
+
+    model.safetensors   the objective's state_dict (encoder, heads, teachers, per-utterance arrays)
+    optim.safetensors   optimiser tensors;   state.json   everything else (step, groups, counters, label hash)
+
+No random state is stored: batches and dropout draw from (seed, step), see trainer.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialise
+from torch.overrides import TorchFunctionMode
+
+from pyspkv.base import config as cfg
+from pyspkv.base.atomic import _mode, atomic_dir, atomic_file
+from pyspkv.base.errors import UserError
+from pyspkv.base.foreign import MAX_INT, is_number, number, read_json, read_text, safetensors_header, short
+
+AGAIN = "copy the model folder again, or train it again in another --exp"
+# What the optimisers of the trainer remember of a parameter that has had a gradient.
+MEMORY = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
+MEMORY["AdamW"] = MEMORY["Adam"]
+
+
+def _pointer(exp: Path, name: str) -> Path | None:
+    """The checkpoint folder that a file names, which lies beside it."""
+    file = exp / name
+    if not file.is_file():
+        return None
+    found = read_text(file, 4096, AGAIN).strip()
+    if not found or found in (".", "..") or len(found) > 60 or "/" in found or not found.isprintable():
+        raise UserError(f"names {short(found)}, which is no folder beside it", file=file, mend=AGAIN)
+    target = exp / found
+    if not (target / "state.json").is_file():
+        rule = f"points at {short(found)}, which is not a whole checkpoint"
+        raise UserError(
+            rule, file=file, mend="write the name of a whole ckpt- folder into it, or copy it again"
+        )
+    return target
+
+
+def latest(exp: str | Path) -> Path | None:
+    return _pointer(Path(exp), "LATEST")
+
+
+def find(model: str | Path) -> Path:
+    """`DIR`, `DIR@last`, `DIR@best` or a `ckpt-<step>` folder itself -> the checkpoint folder."""
+    name, _, which = str(model).rpartition("@")
+    if not name or "/" in which or Path(model).is_dir():  # an @ of the path's own
+        name, which = str(model), ""
+    exp = Path(name)
+    if not exp.is_dir():
+        raise UserError("no such model folder", file=exp, mend="pass the --exp folder of a bin.train run")
+    if (exp / "state.json").is_file():
+        return exp
+    if which not in ("", "last", "best"):
+        raise UserError(f"'@{which}' is neither @last nor @best", file=model)
+    found = _pointer(exp, "best" if which == "best" else "LATEST")
+    if found is None:
+        why = (
+            "no dev list was declared, so no checkpoint is the best"
+            if which == "best"
+            else "no checkpoint yet"
+        )
+        raise UserError(
+            why, file=exp, mend="use @last" if which == "best" else "train first (bin.train --exp)"
+        )
+    return found
+
+
+def _pack(optimisers: dict[str, torch.optim.Optimizer]) -> tuple[dict, dict]:
+    tensors, plain = {}, {}
+    for name, optimiser in optimisers.items():
+        state = optimiser.state_dict()
+        plain[name] = state["param_groups"]
+        for i, entries in state["state"].items():
+            for key, value in entries.items():
+                tensors[f"{name}/{i}/{key}"] = torch.as_tensor(value)
+    return tensors, plain
+
+
+def _unpack(optimisers: dict[str, torch.optim.Optimizer], tensors: dict, plain: dict, folder: Path) -> None:
+    """The reverse of `_pack`. UserError: the files do not hold what these optimisers remember."""
+    file = folder / "optim.safetensors"
+    if (
+        tensors.keys() != (named := {n for n in tensors if n.count("/") == 2})
+        or plain.keys() != optimisers.keys()
+    ):
+        odd = next(iter(tensors.keys() - named), None) or ", ".join(map(short, plain))
+        raise UserError(f"is of other optimisers: {short(odd)}", file=file, mend=AGAIN)
+    for name, optimiser in optimisers.items():
+        state: dict[str, dict] = {}
+        for full, value in tensors.items():
+            owner, i, key = full.split("/")
+            if owner == name:
+                state.setdefault(i, {})[key] = value
+        _check_groups(optimiser, plain[name], folder)
+        _check_memory(name, optimiser, state, file)
+        optimiser.load_state_dict(
+            {"state": {int(i): v for i, v in state.items()}, "param_groups": plain[name]}
+        )
+    if odd := sorted({n.split("/")[0] for n in tensors} - optimisers.keys()):
+        raise UserError(f"is of another optimiser, {short(odd[0])}", file=file, mend=AGAIN)
+
+
+def _check_groups(optimiser: torch.optim.Optimizer, theirs: Any, folder: Path) -> None:
+    """UserError: saved parameter groups are other groups, or a setting is no value of its kind."""
+    ours = json.loads(json.dumps(optimiser.state_dict()["param_groups"]))
+    fits = isinstance(theirs, list) and len(theirs) == len(ours)
+    for mine, saved in zip(ours, theirs) if fits else ():
+        fits = fits and isinstance(saved, dict) and saved.keys() == mine.keys()
+        fits = fits and saved["params"] == mine["params"]
+        for key in mine.keys() - {"params"} if fits else ():
+            a, b = mine[key], saved[key]
+            fits = fits and (is_number(b) if is_number(a) else type(a) is type(b))
+            if isinstance(a, list) and fits:
+                fits = len(a) == len(b) and all(map(is_number, b))
+    if not fits:
+        rule = "its optimiser has other parameter groups than this config makes"
+        raise UserError(rule, file=folder / "state.json", mend=AGAIN)
+
+
+def _check_memory(name: str, optimiser: torch.optim.Optimizer, state: dict[str, dict], file: Path) -> None:
+    """UserError: what is remembered lacks a tensor, or one has another shape or type than its parameter."""
+    groups = optimiser.param_groups
+    params = {str(i): p for i, p in enumerate(p for g in groups for p in g["params"])}
+    wanted = MEMORY.get(type(optimiser).__name__, set())
+    if wanted == MEMORY["SGD"] and not any(g["momentum"] for g in groups):
+        wanted = set()
+    if wanted and not state:
+        raise UserError(f"holds nothing of optimiser {name}, which would start anew", file=file, mend=AGAIN)
+    for i, entries in state.items():
+        if i not in params or entries.keys() != wanted:
+            held = ", ".join(sorted(map(short, entries)))
+            raise UserError(
+                f"optimiser {name}, parameter {short(i)} does not fit: {held}", file=file, mend=AGAIN
+            )
+        for key, value in entries.items():
+            like = params[i] if key != "step" else torch.zeros(())
+            if value.shape != like.shape or value.dtype != like.dtype:
+                rule = f"{name}/{i}/{key} is {_kind(value)}, not {_kind(like)}"
+                raise UserError(rule, file=file, mend=AGAIN)
+
+
+def _kind(x: torch.Tensor | None) -> str:
+    return "absent" if x is None else f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+
+
+def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    try:
+        save_file(tensors, file)
+        file.chmod(_mode(0o666))  # safetensors makes it 0600, so that nobody else could read the model
+    except SafetensorError as err:  # a full disk, for one
+        raise UserError(f"cannot be written ({err})", file=file) from None
+
+
+def save(
+    exp: Path, step: int, model: torch.nn.Module, optimisers: dict, state: dict, best: bool = False
+) -> None:
+    """Write `ckpt-<step>`, point LATEST (and best) at it, keep the last two and the best."""
+    target = exp / f"ckpt-{step}"
+    tensors, groups = _pack(optimisers)
+    with atomic_dir(target) as tmp:
+        # clone: safetensors refuses tensors that share memory
+        _write(
+            {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}, tmp / "model.safetensors"
+        )
+        _write({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp / "optim.safetensors")
+        with open(tmp / "state.json", "w") as f:
+            counted = {"step": step, "optim_tensors": len(tensors), "optimisers": groups}
+            json.dump({**state, **counted}, f, indent=1)
+    for name in ["best"] * best + ["LATEST"]:  # after a kill in between, this checkpoint is written again
+        with atomic_file(exp / name) as f:
+            f.write(target.name + "\n")
+    keep = {p for p in (latest(exp), _pointer(exp, "best")) if p}
+    steps = sorted((int(p.name[5:]), p) for p in exp.glob("ckpt-*") if p.name[5:].isdecimal())
+    for _, path in steps[:-2]:
+        if path not in keep:
+            shutil.rmtree(path)
+    for left in exp.glob(".*ckpt-*"):  # of a killed save
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
+    with atomic_file(file, "wb") as f:
+        f.write(serialise({k: v.detach().cpu().contiguous() for k, v in rows.items()}))
+
+
+def save_import(
+    exp: Path, encoder: torch.nn.Module, config: Any, record: dict, texts: dict[str, str] | None = None
+) -> None:
+    """A run folder that was not trained here: one checkpoint, the encoder alone. texts: other files, by name."""
+    with atomic_dir(exp, own=True) as tmp:
+        for name, text in (texts or {}).items():
+            (tmp / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+        (tmp / "config.yaml").write_text(cfg.to_yaml_section("encoder", config))
+        (tmp / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+        (tmp / "ckpt-0").mkdir()
+        (tmp / "LATEST").write_text("ckpt-0\n")
+        weights = {f"encoder.{k}": v.detach().contiguous() for k, v in encoder.state_dict().items()}
+        _write(weights, tmp / "ckpt-0" / "model.safetensors")
+        (tmp / "ckpt-0" / "state.json").write_text(json.dumps({"evaluates": "encoder", "step": 0}) + "\n")
+
+
+def tensors(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    """All tensors of one file of a checkpoint. UserError: it is missing, cut short, or no safetensors file."""
+    file = folder / name
+    try:
+        safetensors_header(file)
+        return load_file(file)
+    except FileNotFoundError:
+        raise UserError("no such file", file=file, mend=AGAIN) from None
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as err:
+        raise UserError(f"not a readable safetensors file ({err})", file=file, mend=AGAIN) from None
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """What state.json holds, each entry of its type. UserError: it is none of a checkpoint."""
+    file = folder / "state.json"
+    try:
+        found = read_json(file, mend=AGAIN, nan=True)  # a mean may be infinite: an open gate's threshold
+    except FileNotFoundError:
+        raise UserError("no such file", file=file, mend=AGAIN) from None
+    for key in ("step", "epoch", "collapsed", "worse", "best_epoch", "optim_tensors"):
+        if key in found and not (key == "best_epoch" and found[key] is None):
+            number(found[key], key, 0, MAX_INT, whole=True, file=file, mend=AGAIN)
+    for key, high in (("best_eer", 1e6), ("audio_seconds", 1e18)):
+        if key in found and not (key == "best_eer" and found[key] is None):
+            number(found[key], key, 0, high, file=file, mend=AGAIN)
+    for key, kind in (
+        ("label_hash", str),
+        ("evaluates", str),
+        ("done", bool),
+        ("optimisers", dict),
+        ("means", dict),
+    ):
+        if key in found and not isinstance(found[key], kind):
+            raise UserError(f"{key} is {short(found[key])}", file=file, mend=AGAIN)
+    for name, pair in found.get("means", {}).items():
+        if not isinstance(pair, list) or len(pair) != 2 or not all(type(x) in (int, float) for x in pair):
+            raise UserError(f"the mean of {short(name)} is {short(pair)}", file=file, mend=AGAIN)
+    if ("label_hash" in found) != ("optimisers" in found):
+        lacks = "label_hash" if "optimisers" in found else "optimisers"
+        raise UserError(f"has no {lacks}", file=file, mend=AGAIN)
+    stem, _, count = folder.name.partition("-")
+    if stem == "ckpt" and count.isdecimal() and str(found.get("step", count)) != count:
+        raise UserError(f"is of step {found['step']}, its folder of step {count}", file=file, mend=AGAIN)
+    return found
+
+
+def restore(
+    folder: Path, model: torch.nn.Module, optimisers: dict, last: int | None = None
+) -> dict[str, Any]:
+    """Load everything of `ckpt-<step>` and return its state.
+
+    UserError: an entry is missing or wrong, or the step lies beyond `last`, the last one of the training.
+    """
+    saved, file = state(folder), folder / "state.json"
+    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimisers"):
+        if key not in saved:
+            raise UserError(f"has no {key}", file=file, mend=AGAIN)
+    if last is not None and saved["step"] > last:
+        raise UserError(f"is of step {saved['step']}, of {last} that the training has", file=file, mend=AGAIN)
+    weights, memory = tensors(folder), tensors(folder, "optim.safetensors")
+    if saved.get("optim_tensors", len(memory)) != len(memory):
+        rule = f"holds {len(memory)} tensors, {saved['optim_tensors']} were saved"
+        raise UserError(rule, file=folder / "optim.safetensors", mend=AGAIN)
+    load_exactly(model, weights, folder)
+    _unpack(optimisers, memory, saved["optimisers"], folder)
+    return saved
+
+
+def body(folder: Path) -> dict[str, torch.Tensor]:
+    """The evaluated encoder's weights: what `--init` and extraction take from a checkpoint."""
+    found = state(folder)
+    if "evaluates" not in found:
+        raise UserError("has no 'evaluates'", file=folder / "state.json", mend=AGAIN)
+    prefix = found["evaluates"] + "."
+    return {k[len(prefix) :]: v for k, v in tensors(folder).items() if k.startswith(prefix)}
+
+
+def encoder_config(folder: Path) -> Any:
+    """The encoder's config from the run folder's config.yaml (next to its checkpoints)."""
+    return cfg.read_section(folder.parent / "config.yaml", "encoder")
+
+
+def load_encoder(model: str | Path, which: str = "last") -> torch.nn.Module:
+    """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
+    folder = find(model if str(model).endswith(("@best", "@last")) else f"{model}@{which}")
+    config, theirs = encoder_config(folder), body(folder)
+    check_sizes(config, theirs, folder)
+    encoder = cfg.build("encoder", config)
+    load_exactly(encoder, theirs, folder)
+    return encoder.eval()
+
+
+def digest(model: str | Path) -> str:
+    """SHA-256 of a checkpoint's weights: what tells a run's start from another, wherever it lies."""
+    with open(find(model) / "model.safetensors", "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
+    """`--init`: the body of another run; heads stay new. A different architecture is refused with the first key."""
+    folder = find(model)
+    load_exactly(encoder, body(folder), folder)
+
+
+def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
+    """`--init --keep-head`: encoder and heads of a run on the very same labels; what gates remember starts anew."""
+    folder = find(model)
+    if state(folder).get("label_hash") != label_hash:
+        raise UserError(
+            "was trained on other utterances or labels, so its head does not fit",
+            file=folder,
+            mend="leave --keep-head out for a new head, or train on that run's data directory",
+        )
+    theirs = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
+    gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
+    load_exactly(objective, {**theirs, **gate}, folder)
+
+
+class _Shapes(TorchFunctionMode):
+    """Large parameters start from shapes alone, on the meta device, which take no memory."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+            if math.prod(n for n in sizes if isinstance(n, int)) > 4096:
+                kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def check_sizes(
+    config: Any,
+    theirs: dict[str, torch.Tensor],
+    folder: Path,
+    made: tuple[str, ...] = (),
+    mend: str | None = None,
+) -> None:
+    """UserError: the encoder of `config` has other tensors. Nothing of its size is allocated to find out.
+
+    made: how the names begin that `theirs` need not hold.
+    """
+    for name in ("layers", "blocks"):
+        found = getattr(config, name, 0)
+        if (count := sum(found) if isinstance(found, (tuple, list)) else found) > len(theirs):
+            rule = f"config.yaml counts {count} {name}, and its checkpoint holds {len(theirs)} tensors"
+            raise UserError(rule, file=folder, mend=mend or AGAIN)
+    try:
+        with torch.random.fork_rng(devices=[]), _Shapes():
+            ours = cfg.build("encoder", config).state_dict()
+    except UserError:  # the true one says it better
+        return
+    compare({k: v for k, v in ours.items() if k in theirs or not k.startswith(made)}, theirs, folder, mend)
+
+
+def load_exactly(
+    module: torch.nn.Module, theirs: dict[str, torch.Tensor], folder: Path, mend: str | None = None
+) -> None:
+    """Load weights of the same names, shapes and types; UserError names the first that differs."""
+    compare(module.state_dict(), theirs, folder, mend)
+    module.load_state_dict(theirs)
+
+
+def compare(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], folder: Path, mend: str | None = None
+) -> None:
+    """UserError: two sets of weights differ in a name, a shape or a type."""
+    for key in [*ours, *theirs]:
+        there, here = _kind(theirs.get(key)), _kind(ours.get(key))
+        if there != here:
+            raise UserError(
+                f"its model differs from this config's: {key[:100]} is {there} there and {here} here",
+                file=folder,
+                mend=mend or "use the same encoder section as that run's config.yaml",
+            )

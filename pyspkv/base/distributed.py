@@ -1,0 +1,138 @@
+"""One process or many: the few collectives that training needs, all of them the identity in a single process.
+
+Gradients follow torch DDP's convention: DDP averages the parameter gradients over ranks, and the trainer scales
+each rank's loss by `world() / (weight over all ranks)`, so that n processes equal one at the same global batch.
+"""
+
+import gc
+import os
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pyspkv.base.device import device as default_device
+from pyspkv.base.errors import UserError
+from pyspkv.base.processes import PeerLost
+
+# What gloo, NCCL and the store say when the process at the other end is gone; torch has no class for all of them.
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+    "Socket Timeout",
+)
+
+
+def init() -> torch.device:
+    """Join torchrun's process group if there is one (nccl on GPU, gloo on CPU) and return this rank's device."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    found = default_device()
+    cuda = found.type == "cuda"
+    if cuda and local >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}",
+            mend="lower --ngpu, or train on the CPU with --ngpu 0",
+        )
+    if cuda:  # sums in a fixed order, as a killed run ends with the digits of an unbroken one
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if cuda:
+            torch.cuda.set_device(local)
+        with peers():
+            dist.init_process_group("nccl" if cuda else "gloo")
+    return torch.device("cuda", local) if cuda else found
+
+
+@contextmanager
+def peers():
+    """PeerLost in place of torch's RuntimeError where a collective fails because another process has ended."""
+    try:
+        yield
+    except RuntimeError as err:
+        if isinstance(err, dist.DistError) or any(words in str(err) for words in LOST):
+            raise PeerLost from None
+        raise
+
+
+def close() -> None:
+    if dist.is_initialized():
+        # A process was seen to abort at its end; a DDP wrapper left in a cycle would keep the group's threads.
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if world() > 1:
+        dist.barrier()
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks, no gradient."""
+    if world() > 1:
+        x = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+    return x
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """Rank 0's `x` on every rank, in place."""
+    if world() > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
+class _AllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone(memory_format=torch.contiguous_format)  # NCCL takes no other
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad
+
+
+def sum_with_grad(x: Tensor) -> Tensor:
+    """Sum of `x` over ranks; the gradient is summed over ranks likewise."""
+    return _AllSum.apply(x) if world() > 1 else x
+
+
+def gather(x: Tensor) -> Tensor:
+    """[B, ...] on each rank -> [world * B, ...], rank by rank, with gradient to every rank's part.
+
+    All ranks must hold the same B.
+    """
+    if world() == 1:
+        return x
+    full = x.new_zeros(world(), *x.shape)
+    full[rank()] = x
+    return sum_with_grad(full).flatten(0, 1)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """[B, ...] on each rank, B may differ -> all ranks' rows, no gradient."""
+    if world() == 1:
+        return x
+    sizes = torch.zeros(world(), dtype=torch.long, device=x.device)
+    sizes[rank()] = len(x)
+    sizes = all_sum(sizes).tolist()
+    full = x.new_zeros(sum(sizes), *x.shape[1:])
+    first = sum(sizes[: rank()])
+    full[first : first + len(x)] = x
+    return all_sum(full)

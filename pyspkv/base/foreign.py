@@ -1,0 +1,247 @@
+"""Small files that somebody else may have written: read with bounds on size, depth and numbers, refused in one line."""
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from pyspkv.base.errors import UserError
+
+MAX_JSON = 16 << 20  # bytes: the largest state.json or curve made here has a few hundred KB
+MAX_DEPTH = 50  # lists and mappings in one another
+MAX_INT = 2**63 - 1
+AGAIN = "copy it again, or download it again from the address of the file itself"
+
+_WEB = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+_PACKED = {
+    b"\x1f\x8b\x08": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7z",
+    b"(\xb5/\xfd": "zstd",
+}
+
+
+def regular(path: str | Path, mend: str | None = None) -> int:
+    """The size of a plain file, in bytes. UserError: a folder, a pipe, a device (but /dev/fd/N)."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode) and not str(path).startswith(
+        ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+    ):
+        raise UserError("is not a plain file", file=path, mend=mend)
+    return found.st_size
+
+
+def read_bytes(path: str | Path, limit: int, mend: str | None = None) -> bytes:
+    """All of a plain file of at most `limit` bytes."""
+    regular(path, mend)
+    with open(path, "rb") as f:
+        raw = f.read(limit + 1)
+    if len(raw) > limit:
+        raise UserError(
+            f"is longer than {limit:,} bytes, too long for what it should be", file=path, mend=mend
+        )
+    return raw
+
+
+def read_text(path: str | Path, limit: int, mend: str | None = None) -> str:
+    """UTF-8 text of at most `limit` bytes, without a byte-order mark."""
+    raw = read_bytes(path, limit, mend)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = raw.count(b"\n", 0, err.start) + 1
+        raise UserError("is not UTF-8 text", file=path, line=line, mend=mend) from None
+
+
+def read_json(
+    path: str | Path, kind: type = dict, *, mend: str | None = None, limit: int = MAX_JSON, nan: bool = False
+) -> Any:
+    """The JSON object (or `kind=list`: list) in a file; `nan`: it may hold NaN and Infinity, as Python writes them."""
+    return parse_json(read_text(path, limit, mend), kind, file=path, mend=mend, nan=nan)
+
+
+def read_json_or_empty(path: str | Path, *, limit: int = MAX_JSON) -> dict:
+    """`read_json`, or {} where there is nothing that can be read: of records without which work is done again."""
+    try:
+        return read_json(path, limit=limit)
+    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
+        return {}
+
+
+def parse_json(
+    text: str,
+    kind: type = dict,
+    *,
+    file,
+    line: int | None = None,
+    mend: str | None = None,
+    nan: bool = False,
+    most: int = MAX_INT,
+) -> Any:
+    """JSON text -> an object of `kind`, nested at most MAX_DEPTH deep, its numbers finite, whole ones up to `most`."""
+    try:
+        hooks = {} if nan else {"parse_constant": _no_constant, "parse_float": _finite}
+        found = json.loads(text, parse_int=lambda digits: _int(digits, most), **hooks)
+        if "\\ud" in text.lower():  # half of a surrogate pair: a string that no file can take
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        found = None
+        raise UserError(
+            f"is not JSON (nested deeper than {MAX_DEPTH})", file=file, line=line, mend=mend
+        ) from None
+    except ValueError as err:
+        raise UserError(f"is not JSON ({err})", file=file, line=line, mend=mend) from None
+    if not isinstance(found, kind):
+        name = "object" if kind is dict else "list"
+        raise UserError(f"is not a JSON {name}", file=file, line=line, mend=mend)
+    if _deeper(found, MAX_DEPTH):
+        raise UserError(f"is nested deeper than {MAX_DEPTH}", file=file, line=line, mend=mend)
+    return found
+
+
+def _int(text: str, most: int) -> int:
+    if len(text) > len(str(most)) + 1 or abs(int(text)) > most:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    if abs(value := float(text)) == float("inf"):
+        raise ValueError(f"the number {text[:20]} is out of range")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON's")
+
+
+def _deeper(found: Any, most: int) -> bool:
+    """Whether lists and mappings stand in one another more than `most` deep. No recursion: the depth is theirs."""
+    level = [found]
+    for _ in range(most):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def number(
+    value: Any,
+    name: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    whole: bool = False,
+    file,
+    line: int | None = None,
+    mend: str | None = None,
+) -> Any:
+    """`value` itself, if it is a number within [low, high]; `whole`: an int. UserError names it otherwise."""
+    fits = is_number(value) and (not whole or isinstance(value, int))
+    if not fits or (low is not None and value < low) or (high is not None and value > high):
+        span = (
+            ""
+            if low is None and high is None
+            else f" from {low:g}"
+            if high is None
+            else f" of {low:g} to {high:g}"
+        )
+        kind = "whole number" if whole else "number"
+        raise UserError(f"{name} is {short(value)}, not a {kind}{span}", file=file, line=line, mend=mend)
+    return value
+
+
+def short(value: Any, most: int = 60) -> str:
+    """A value for a message."""
+    import reprlib
+
+    cut = reprlib.Repr()
+    cut.maxstring = cut.maxother = cut.maxlong = most
+    text = " ".join(cut.repr(value).split())
+    return text if len(text) <= 2 * most else text[: 2 * most] + " ..."
+
+
+def first_bytes(path: str | Path) -> None:
+    """UserError: by its first bytes a file of weights is a Git LFS pointer, a web page, packed, or empty."""
+    regular(path)
+    with open(path, "rb") as f:
+        head = f.read(512)
+    if not head:
+        raise UserError("is empty", file=path, mend=AGAIN)
+    if head.startswith(b"version https://git-lfs"):
+        rule = "is a Git LFS pointer, not the weights themselves"
+        raise UserError(rule, file=path, mend="install git-lfs, then `git lfs pull` in that folder")
+    if _WEB.match(head):
+        raise UserError("is a web page, not weights", file=path, mend=AGAIN)
+    for magic, name in _PACKED.items():
+        if head.startswith(magic):
+            raise UserError(f"is packed ({name})", file=path, mend="unpack it first")
+
+
+def safetensors_header(path: str | Path) -> dict[str, Any]:
+    """The header of a safetensors file: name -> {dtype, shape, data_offsets}, checked against the file's size.
+
+    Layout: 8 bytes little-endian length N, N bytes of JSON, the data.
+    """
+    first_bytes(path)
+    size = regular(path)
+    with open(path, "rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or length > size - 8:
+            rule = f"is cut short, or no safetensors file: its header counts {length:,} bytes, the file has {size:,}"
+            raise UserError(rule, file=path, mend=AGAIN)
+        if length > MAX_JSON:
+            raise UserError(f"is no safetensors file: a header of {length:,} bytes", file=path, mend=AGAIN)
+        raw = f.read(length)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise UserError("is no safetensors file: its header is not UTF-8", file=path, mend=AGAIN) from None
+    header = parse_json(text, file=path, mend=AGAIN)
+    header.pop("__metadata__", None)
+    end = 0
+    for name, entry in header.items():
+        span = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not isinstance(span, list) or len(span) != 2 or not all(isinstance(x, int) for x in span):
+            raise UserError(f"is no safetensors file: no offsets of {short(name)}", file=path, mend=AGAIN)
+        end = max(end, *span)
+    if end > size - 8 - length:
+        rule = f"is cut short: its header promises {end:,} bytes of tensors, {size - 8 - length:,} follow"
+        raise UserError(rule, file=path, mend=AGAIN)
+    return header
+
+
+def read_rows(path: str | Path) -> dict[str, Any]:
+    """The arrays of a safetensors file (rows/epoch-N.safetensors of a run), by name."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    safetensors_header(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        raise UserError(f"is not a readable safetensors file ({err})", file=path, mend=AGAIN) from None
+
+
+def is_finished(model: Path) -> bool:
+    """Whether training of this model folder is done; an imported or exported model always is."""
+    try:
+        name = read_text(model / "LATEST", 4096).strip()
+        state = read_json(model / name / "state.json", nan=True)
+    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
+        return False
+    return "/" not in name and state.get("done", True) is True

@@ -1,0 +1,1 @@
+"""From rows of a data directory to batches: samplers, crops, augmentation."""

@@ -1,0 +1,286 @@
+"""Which utterances form which batch: pure functions of (seed, epoch), so that a mid-epoch resume is exact.
+
+A sampler answers `epoch(e)` with rows int64 [steps, batch] of the corpus; process r of n takes the r-th n-th of
+each batch (`part`), so n processes see together what one would.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyspkv.base.errors import UserError
+
+
+def part(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """This rank's contiguous share of one global batch."""
+    size = len(rows) // world
+    return rows[rank * size : (rank + 1) * size]
+
+
+class Sampler:
+    """Base: keeps what every sampler needs. `label` int64 [N] by row; `batch` is the global batch size; `columns` are
+    the corpus's others (source, group, device), int64 [N] each, for the samplers that ask."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        pass
+
+    def __init__(
+        self, config, label: np.ndarray, batch: int, seed: int, columns: dict[str, np.ndarray] | None = None
+    ):
+        self.config, self.label, self.batch, self.seed = config, label, batch, seed
+        self.columns = {"source": np.zeros(len(label), np.int64)} | (columns or {})
+        self.steps = len(self.epoch(0))
+        if self.steps == 0:
+            raise UserError(
+                f"{len(label)} utterances do not fill one batch of {batch}", mend="lower batch_size"
+            )
+
+    def rng(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, epoch))
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Plain(Sampler):
+    """Every utterance once per epoch in random order; what does not fill a batch waits for another epoch."""
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        rows = self.rng(epoch).permutation(len(self.label))
+        return rows[: len(rows) // self.batch * self.batch].reshape(-1, self.batch)
+
+
+class OnePerLabel(Sampler):
+    """No label twice in a batch, at most `per_label` utterances of a label per epoch (arXiv 2406.02285).
+
+    The j-th utterances of all labels (in random order) form a pool that is cut into batches, for each j; a pool's
+    remainder is left out of this epoch. Large clusters therefore weigh less than their size.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        per_label: int = 500
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        return one_each(self.label, self.config.per_label, self.batch, self.rng(epoch))
+
+
+def one_each(label: np.ndarray, most: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows int64 [batches, size], no label int64 [N] twice in a batch, each row once, at most `most` of a label."""
+    order = rng.permutation(len(label))
+    order = order[np.argsort(label[order], kind="stable")]  # by label, random inside
+    first = np.searchsorted(label[order], label[order])
+    turn = np.arange(len(order)) - first  # the how-manieth of its label
+    keep = turn < most
+    order, turn = order[keep], turn[keep]
+    shuffled = rng.permutation(len(order))
+    order, turn = order[shuffled], turn[shuffled]
+    by_turn = np.argsort(turn, kind="stable")
+    order, turn = order[by_turn], turn[by_turn]
+    ends = np.flatnonzero(np.diff(turn, append=-1)) + 1
+    batches = [np.empty((0, size), np.int64)]
+    for start, end in zip(np.concatenate([[0], ends[:-1]]), ends):
+        full = (end - start) // size * size
+        batches.append(order[start : start + full].reshape(-1, size))
+    rows = np.concatenate(batches)
+    return rows[rng.permutation(len(rows))]
+
+
+def even(label: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows int64 [batches, size], no label int64 [N] twice in a batch, each row once at most, every batch a fair draw.
+
+    There are as many batches B as can be filled. A label with c rows takes part with min(c, B) of them, less what no
+    batch has room for, and is in every batch with the same probability, whether it has many rows or few (pools of j-th
+    rows, as `one_each` makes them, would put those with many into batches of their own).
+
+    The B batches are halved again and again, and each label's rows are shared out by the halves' sizes; what is
+    no whole number is decided by systematic sampling in random order (Madow 1949), which gives each label its exact
+    probability and each half its exact number of rows. A label never has more rows than batches to be in.
+    """
+    _, code, count = np.unique(label, return_inverse=True, return_counts=True)
+    code = code.reshape(-1)
+    low, high = 0, len(label) // size
+    while low < high:  # the most batches B with sum min(count, B) >= B size
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(count, middle).sum() >= middle * size else (low, middle - 1)
+    if low == 0:
+        return np.empty((0, size), np.int64)
+    order = rng.permutation(len(label))
+    order = order[np.argsort(code[order], kind="stable")]  # by label, random inside
+    turn = np.arange(len(order)) - (np.cumsum(count) - count)[code[order]]
+    order = order[turn < low]
+    order = order[np.sort(rng.permutation(len(order))[: low * size])]
+    ids, count = np.unique(code[order], return_counts=True)
+    batches = np.empty((low, size), np.int64)  # labels first
+    todo = [(0, low, ids, count)]
+    while todo:
+        first, last, ids, count = todo.pop()
+        whole, half = last - first, (last - first) // 2
+        if whole == 1:
+            batches[first] = ids
+            continue
+        share, rest = np.divmod(count * half, whole)
+        shuffled = rng.permutation(len(ids))
+        passed = np.cumsum(rest[shuffled]) + rng.integers(whole)
+        share[shuffled[passed // whole > (passed - rest[shuffled]) // whole]] += 1
+        for a, b, part in ((first, first + half, share), (first + half, last, count - share)):
+            todo.append((a, b, ids[part > 0], part[part > 0]))
+    place = np.argsort(batches, axis=None, kind="stable")
+    batches.reshape(-1)[place] = order
+    return rng.permuted(batches, axis=1)
+
+
+class Dialogues(Sampler):
+    """N dialogues of N devices x M utterances in a batch (N M = batch_size), the utterances of a dialogue side by side.
+
+    Each epoch cuts every dialogue, in random order, into draws of M utterances (what is left over waits), and no device
+    has two draws in a batch. Every batch is a fair draw: where devices have equally many draws, their j-th ones form a
+    pool, as in `OnePerLabel`; else `even` spreads each device's over the epoch. With a second, unlabelled
+    data directory, `labelled` of the N are of the first one, in even distances, and a pass is over when one of the
+    two is used up; `labelled` must then be a multiple of the number of processes.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        per_dialogue: int = 2  # M
+        labelled: int = (
+            0  # dialogues (speakers) of the labelled directory in a batch, beside an unlabelled one
+        )
+        steps: int = 0  # batches in an epoch, in pass after pass through the data; 0: one pass
+
+    def __init__(self, config, label, batch, seed, columns):
+        m = config.per_dialogue
+        if m < 2 or config.steps < 0:
+            raise UserError(
+                "sampler.per_dialogue is at least 2 (one utterance has no positive), steps at least 0"
+            )
+        if batch % m:
+            raise UserError(f"batch_size {batch} is not a multiple of sampler.per_dialogue {m}")
+        from pyspkv.base import distributed
+
+        world = distributed.world()
+        if batch % (m * world) or config.labelled % world:
+            raise UserError(
+                f"{batch // m} dialogues in a batch, {config.labelled} of them labelled, are no multiples of {world} "
+                "processes",
+                mend="change batch_size or sampler.labelled",
+            )
+        num, source = batch // m, columns["source"]
+        both = bool(source.any())
+        if both != bool(config.labelled) or not 0 <= config.labelled < num:
+            raise UserError(
+                f"sampler.labelled is {config.labelled}, with {'two directories' if both else 'one directory'} and "
+                f"{num} dialogues in a batch",
+                mend=f"set it to 1 .. {num - 1} with --unlabelled, and to 0 without",
+            )
+        parts = (
+            [(source == 0, config.labelled), (source > 0, num - config.labelled)]
+            if both
+            else [(source == 0, num)]
+        )
+        self.streams = [Stream(columns["group"], columns["device"], part, m, share) for part, share in parts]
+        at = np.concatenate([(np.arange(s.num) + 0.5) / s.num for s in self.streams])
+        self.order = np.argsort(at, kind="stable")
+        super().__init__(config, label, batch, seed, columns)
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        rng, wanted = self.rng(epoch), self.config.steps
+        found, steps = [], 0
+        while True:
+            drawn = [stream.draw(rng) for stream in self.streams]  # [steps, dialogues, M] each
+            each = min(map(len, drawn))
+            found.append(np.concatenate([d[:each] for d in drawn], 1)[:, self.order])
+            steps += each
+            if not each or steps >= wanted:
+                return np.concatenate(found).reshape(-1, self.batch)[: wanted or None]
+
+
+class Stream:
+    """The dialogues of the rows in `part` (bool [N]) that have `per` utterances or more; draws `num` at a time."""
+
+    def __init__(self, group: np.ndarray, device: np.ndarray, part: np.ndarray, per: int, num: int):
+        self.per, self.num = per, num
+        rows = np.flatnonzero(part)
+        rows = rows[np.argsort(group[rows], kind="stable")]
+        _, count = np.unique(group[rows], return_counts=True)
+        self.rows, self.owner = rows, np.repeat(np.arange(len(count)), count)  # by dialogue
+        draws = count // per
+        first = np.cumsum(count) - count
+        turn = np.arange(draws.sum()) - np.repeat(np.cumsum(draws) - draws, draws)
+        self.first = np.repeat(first, draws) + per * turn  # of each draw, its place in `rows`
+        self.device = device[rows[self.first]]
+        devices = len(np.unique(self.device))
+        if devices < num:
+            lower = (
+                f"lower batch_size to {devices * per} or less" if devices > 1 else "give at least two devices"
+            )
+            raise UserError(
+                f"a batch wants {num} dialogues of {num} devices, but only {devices} devices have a dialogue of "
+                f"{per} utterances or more",
+                mend=f"{lower}; without utt2dialogue a speaker is a dialogue",
+            )
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Rows int64 [steps, num, per] of one pass."""
+        _, uses = np.unique(self.device, return_counts=True)
+        if (uses == uses[0]).all():
+            batches = one_each(self.device, len(self.device), self.num, rng)
+        else:
+            batches = even(self.device, self.num, rng)
+        shuffled = self.rows[np.lexsort((rng.random(len(self.rows)), self.owner))]  # inside each dialogue
+        return shuffled[self.first[batches][..., None] + np.arange(self.per)]
+
+
+def passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: int) -> np.ndarray:
+    """int64 [steps, batch]: pass after pass over `rows` [N], each in a new random order and cut into whole batches."""
+    each = len(rows) // batch
+    if each == 0:
+        return np.empty((0, batch), np.int64)
+    cut = [
+        rng.permutation(rows)[: each * batch].reshape(each, batch) for _ in range(max(1, -(-steps // each)))
+    ]
+    return np.concatenate(cut)[:steps]
+
+
+class Repeat(Sampler):
+    """An epoch is `steps` batches, however few the utterances (a small labelled set by itself)."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        steps: int = 100
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        return passes(self.rng(epoch), np.arange(len(self.label)), self.batch, self.config.steps)
+
+
+class TwoStream(Sampler):
+    """An epoch is one pass over the unlabelled utterances; the labelled ones are gone through again and again.
+
+    Both are spread evenly over the batch, so that each process gets its share of both.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        labelled: int = (
+            100  # labelled utterances of a batch, or all where there are fewer; the rest is unlabelled
+        )
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        labelled, unlabelled = (np.flatnonzero(self.columns["source"] == s) for s in (0, 1))
+        if not len(unlabelled):
+            raise UserError(
+                "sampler two_stream needs unlabelled data", mend="pass bin.train --unlabelled DIR"
+            )
+        few = min(self.config.labelled, len(labelled))
+        many = self.batch - few
+        if few < 1 or many < 1:
+            raise UserError(
+                f"batch_size {self.batch} with sampler.labelled {self.config.labelled} leaves no row for one part",
+                mend="0 < sampler.labelled < batch_size",
+            )
+        rng = self.rng(epoch)
+        second = passes(rng, unlabelled, many, len(unlabelled) // many)
+        first = passes(rng, labelled, few, len(second))
+        at = np.concatenate([(np.arange(n) + 0.5) / n for n in (few, many)])
+        return np.concatenate([first, second], 1)[:, np.argsort(at, kind="stable")]

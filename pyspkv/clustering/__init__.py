@@ -1,0 +1,1 @@
+"""From embeddings to pseudo-speakers: one round of labels."""

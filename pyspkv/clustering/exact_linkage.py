@@ -1,0 +1,114 @@
+"""Complete and average linkage where no centroid tells the distance: all pairs of points, block by block, never N x N.
+
+Both are reducible (see `agglomerative`), so all pairs of mutual nearest neighbours merge at once, and a cluster keeps
+its nearest neighbour until that one merges. Each search compares a cluster's points with all others: O(N x D) memory,
+several times N^2 products in all, so minutes where Ward takes seconds.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pyspkv.clustering.agglomerative import cut_tree
+
+BLOCK = 64 << 20  # bytes of one block of distances
+
+
+def agglomerate_pairs(
+    x: np.ndarray,
+    *,
+    num_clusters: int | None = None,
+    threshold: float | None = None,
+    linkage: str = "complete",
+    metric: str = "euclidean",
+    weights: np.ndarray | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster x float [N, D] down to `num_clusters`, or while heights are at most `threshold`; see `agglomerate`.
+
+    linkage "complete" or "average" of metric "euclidean" or "cosine" (1 - cos): scipy's heights. `weights` [N] > 0
+    count each row as that many equal points. Of tied neighbours the one with the lowest first row counts.
+    """
+    if (num_clusters is None) == (threshold is None):
+        raise ValueError("give num_clusters or threshold")
+    n = len(x)
+    if weights is not None and (np.shape(weights) != (n,) or not np.all(np.asarray(weights) > 0)):
+        raise ValueError(f"weights must be {n} positive numbers")
+    wanted, ceiling = (n - 1, float(threshold)) if num_clusters is None else (n - num_clusters, np.inf)
+    x = np.array(x, np.float64)  # a copy
+    if metric == "cosine":
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    else:
+        x -= x.mean(0)  # smaller numbers, smaller rounding in the products
+    square = np.einsum("nd,nd->n", x, x)
+    weight = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+    slot = np.arange(n)  # of each point's cluster, its first row
+    near, dist = np.full(n, -1), np.full(n, np.inf)
+    bottom = np.zeros(n)  # height of each cluster's last merge
+    merges: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    stale = np.arange(n)
+    while n > 1 and wanted:
+        order = np.argsort(slot, kind="stable")
+        alive, starts = np.unique(slot[order], return_index=True)
+        ends = np.append(starts[1:], n)
+        reduce = np.maximum.reduceat
+        if linkage == "average":
+            reduce, total = np.add.reduceat, np.add.reduceat(weight[order], starts)
+        columns = x[order]
+        at = np.searchsorted(alive, stale)
+        for part in _parts(ends[at] - starts[at], BLOCK // (8 * n)):
+            mine = at[part]
+            rows = np.concatenate([np.arange(starts[k], ends[k]) for k in mine])
+            first = np.cumsum(ends[mine] - starts[mine]) - (ends[mine] - starts[mine])
+            block = columns[rows] @ columns.T
+            if metric == "cosine":
+                np.subtract(1, block, out=block)
+            else:
+                block *= -2
+                block += square[order[rows]][:, None]
+                block += square[order]
+                np.sqrt(np.maximum(block, 0, out=block), out=block)
+            if linkage == "average":
+                block *= weight[order[rows]][:, None] * weight[order]
+                scale = total[mine][:, None] * total
+            if len(starts) < n:
+                block = reduce(reduce(block, first, 0), starts, 1)
+            if linkage == "average":
+                block /= scale
+            block[np.arange(len(mine)), mine] = np.inf
+            best = block.argmin(1)
+            near[stale[part]], dist[stale[part]] = alive[best], block[np.arange(len(mine)), best]
+        # the lowest `wanted` merges are known once none of the clusters left could still merge below them
+        made = np.concatenate([m[2] for m in merges]) if merges else np.zeros(0)
+        floor = dist[alive].min()
+        if (made <= floor).sum() >= wanted or floor > ceiling:
+            break
+        mutual = alive[(near[near[alive]] == alive) & (alive < near[alive])]
+        if not len(mutual):  # rounding broke the symmetry of a tie: the closest pair goes
+            mutual = alive[[dist[alive].argmin()]]
+        gone = near[mutual]
+        mutual, gone = np.minimum(mutual, gone), np.maximum(mutual, gone)
+        bottom[mutual] = np.maximum(dist[mutual], np.maximum(bottom[mutual], bottom[gone]))
+        merges.append((gone, mutual, bottom[mutual]))
+        into = np.arange(n)
+        into[gone] = mutual
+        slot = into[slot]
+        touched = np.zeros(n, bool)
+        touched[gone] = touched[mutual] = True
+        alive = np.setdiff1d(alive, gone, assume_unique=True)
+        stale = alive[touched[alive] | touched[near[alive]]]
+        if len(alive) == 1:
+            break
+        if progress:
+            progress(min(n - len(alive), wanted), wanted)
+    return cut_tree(n, merges, wanted, ceiling)
+
+
+def _parts(sizes: np.ndarray, most: int):
+    """Slices of consecutive entries whose sizes add up to `most` or less, one entry at least."""
+    first = 0
+    total = np.cumsum(sizes)
+    while first < len(sizes):
+        end = max(first + 1, int(np.searchsorted(total, (total[first - 1] if first else 0) + most, "right")))
+        yield slice(first, end)
+        first = end

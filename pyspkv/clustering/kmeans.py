@@ -1,0 +1,411 @@
+"""k-means for many clusters of many embeddings: Lloyd's iterations with exact or inverted-file (IVF) assignment.
+
+An exact pass over 1,092,009 x 256 embeddings and 50,000 centroids is 28 TFLOP. With IVF the centroids are grouped
+into `cells`, and a point is compared with the centroids of its `probes` nearest cells only (the search of Jegou
+et al. 2011, PAMI 33(1), used for the assignment step). The usual cells, about sqrt(k) of them found by a k-means of
+points, fail here: each mixes a dozen speakers, so a noisy point says little about which ones are near. Ours are
+Ward clusters of the centroids themselves, k / 8 of them, about one speaker each: at 100,000 points 32 probes find the
+nearest centroid of 99.97 % of them. Exact assignment is the same code with one cell. Figures: benchmarks/RESULTS.md.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.base.errors import UserError
+from pyspkv.clustering.vectors import l2_normalise
+
+log = logging.getLogger(__name__)
+BLOCK = 24 << 20  # bytes of one block of products on a CPU
+EXACT_BELOW = 8192  # centroids up to which `cells=None` is exact, and not slower
+PROBES = 64  # 32 cost 0.006 of NMI at full size, these 0.003 (benchmarks/RESULTS.md)
+RECELL = (0, 3)  # iterations that group the centroids anew: the start, and when they are averages already
+GROUP = 16
+
+
+class Assigner:
+    """Nearest centroids for x float32 [N, D] (numpy; on a GPU it is copied there): argmax_j <x, c_j> - bias_j."""
+
+    def __init__(self, x: np.ndarray, device: str = "cpu"):
+        import torch
+
+        self.torch, self.device = torch, torch.device(device)
+        self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+        self.block = BLOCK if self.device.type == "cpu" else 1 << 30
+        self.coarse = self.lists = None
+
+    def recell(self, centroids: np.ndarray, cells: int, probes: int) -> None:
+        """From now on look into the nearest `probes` of `cells` Ward clusters of these centroids."""
+        from pyspkv.clustering.agglomerative import agglomerate
+
+        labels, _ = agglomerate(centroids, num_clusters=cells, device=str(self.device))
+        sums, counts = sums_of(centroids, labels, cells)
+        self.use_cells((sums / counts[:, None]).astype(np.float32), probes)
+
+    def use_cells(self, coarse: np.ndarray, probes: int) -> None:
+        self.lists = None  # before the new ones are made: they are the largest thing here
+        self.coarse = self.torch.from_numpy(coarse).to(self.device)
+        self.lists = self._lists(min(probes, len(coarse)))
+
+    def _lists(self, probes: int):
+        """For each cell, the rows (ascending, int32) that look into it."""
+        torch, n = self.torch, len(self.x)
+        cell = torch.empty(n, probes, dtype=torch.int32)
+        bias = self.coarse.square().sum(1) / 2
+        step = max(1, self.block // (4 * len(self.coarse)))
+        for first in range(0, n, step):
+            score = self.x[first : first + step] @ self.coarse.T
+            cell[first : first + step] = _top(torch, score.sub_(bias), probes).to("cpu", torch.int32)
+        flat = cell.view(-1)
+        counts = torch.bincount(flat, minlength=len(self.coarse)).tolist()
+        order = flat.argsort(stable=True)
+        rows = order.div_(probes, rounding_mode="floor").to(torch.int32)
+        return rows.to(self.device).split(counts)
+
+    def __call__(self, centroids: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """centroids float32 [K, D], bias float32 [K] -> (labels int64 [N], the best scores float32 [N])."""
+        torch, n = self.torch, len(self.x)
+        c = torch.from_numpy(np.ascontiguousarray(centroids)).to(self.device)
+        bias = torch.from_numpy(bias.astype(np.float32)).to(self.device)
+        best = torch.full((n,), -torch.inf, device=self.device)
+        label = torch.full((n,), -1, dtype=torch.int32, device=self.device)
+        if self.coarse is not None:
+            coarse_bias = self.coarse.square().sum(1) / 2
+            cell = torch.cat([(part @ self.coarse.T - coarse_bias).argmax(1) for part in c.split(1024)])
+            order = cell.argsort(stable=True)
+            counts = torch.bincount(cell, minlength=len(self.coarse)).tolist()
+            for rows, inside in zip(self.lists, order.split(counts)):
+                if len(inside) and len(rows):
+                    self._cell(rows, c[inside], bias[inside], inside.int(), best, label)
+        left = (label < 0).nonzero().view(-1)
+        if len(left):  # all points without cells; else those that look into empty cells only
+            every = torch.arange(len(c), dtype=torch.int32, device=self.device)
+            self._cell(None if len(left) == n else left.int(), c, bias, every, best, label)
+        return label.cpu().numpy().astype(np.int64), best.cpu().numpy()
+
+    def _cell(self, rows, c, bias, ids, best, label):
+        torch = self.torch
+        total = len(self.x) if rows is None else len(rows)
+        step = min(total, max(64, self.block // (4 * max(len(c), c.shape[1]))))
+        buffer = torch.empty(step, len(c), device=self.device)
+        for first in range(0, total, step):
+            if rows is None:
+                part = slice(first, first + step)
+                points = self.x[part]
+            else:
+                part = rows[first : first + step]
+                points = self.x.index_select(0, part)
+            score = torch.mm(points, c.T, out=buffer[: len(points)])
+            value, at = score.sub_(bias).max(1)
+            old = best[part]
+            better = value > old
+            best[part] = torch.where(better, value, old)
+            label[part] = torch.where(better, ids[at], label[part])
+
+
+class Bounded(Assigner):
+    """Exact nearest centroids argmax_j <x, c_j>, round after round, for unit vectors x.
+
+    A centroid that moves by d changes a score by at most d, so that bounds on a point's own score and on the best of
+    the others say whether it need be looked at again (Hamerly, SDM 2010, for products instead of distances). 16 bytes
+    a point.
+    """
+
+    SLACK = 1e-5  # rounding of float32 products
+
+    def __init__(self, x: np.ndarray, device: str = "cpu"):
+        super().__init__(x, device)
+        self.before = None
+        self.label = self.torch.zeros(len(x), dtype=self.torch.int64, device=self.device)
+        self.own = self.torch.zeros(len(x), device=self.device)  # lower bound
+        self.other = self.torch.zeros(len(x), device=self.device)  # upper bound
+        self.looked_at = 0
+
+    def __call__(self, centroids: np.ndarray) -> np.ndarray:
+        """centroids float32 [K, D] -> labels int64 [N]."""
+        torch, n = self.torch, len(self.x)
+        c = torch.from_numpy(centroids.copy()).to(self.device)
+        rows = torch.arange(n, device=self.device)
+        if self.before is not None:
+            shift = (c - self.before).norm(dim=1)
+            far = shift.topk(min(2, len(c)))
+            self.own -= shift[self.label]
+            self.other += torch.where(self.label == far.indices[0], far.values[-1], far.values[0])
+            rows = self._doubtful(rows)
+            for part in rows.split(1 << 16):
+                self.own[part] = (self.x[part] * c[self.label[part]]).sum(1)
+            rows = self._doubtful(rows)
+        self.before = c
+        self.looked_at += len(rows)
+        for part in rows.split(max(64, self.block // (4 * len(c)))):
+            score = self.x[part] @ c.T
+            self.own[part], at = score.max(1)
+            self.label[part] = at
+            self.other[part] = score.scatter_(1, at[:, None], -torch.inf).amax(1)
+        return self.label.cpu().numpy().copy()
+
+    def _doubtful(self, rows):
+        return rows[self.own[rows] <= self.other[rows] + self.SLACK]
+
+
+def _top(torch, score, num: int):
+    """Columns of the `num` largest of score [R, C], in no order: int64 [R, num]. score is not kept.
+
+    The num largest lie in the num groups with the largest maxima; topk on those is several times faster.
+    """
+    rows, width = score.shape
+    groups = width // GROUP
+    if groups <= 2 * num:
+        return score.topk(min(num, width), dim=1, sorted=False).indices
+    rest = width - groups * GROUP  # the last columns take part as they are
+    blocks = score[:, : groups * GROUP].unflatten(1, (groups, GROUP))
+    which = blocks.amax(2).topk(num, dim=1, sorted=False).indices
+    near = blocks.gather(1, which[:, :, None].expand(-1, -1, GROUP)).reshape(rows, -1)
+    cols = (which[:, :, None] * GROUP + torch.arange(GROUP, device=score.device)).reshape(rows, -1)
+    if rest:
+        tail = torch.arange(groups * GROUP, width, device=score.device).expand(rows, -1)
+        near, cols = torch.cat([near, score[:, groups * GROUP :]], 1), torch.cat([cols, tail], 1)
+    return cols.gather(1, near.topk(num, dim=1, sorted=False).indices)
+
+
+def default_cells(k: int) -> int:
+    """Cells for k centroids: 1 (exact) below EXACT_BELOW, else k / 8."""
+    return 1 if k < EXACT_BELOW else k // 8
+
+
+def sums_of(x: np.ndarray, labels: np.ndarray, k: int, block: int = 16384) -> tuple[np.ndarray, np.ndarray]:
+    """Sums (float64 [k, D]) and counts (int64 [k]) of the rows of x [N, D] by label (< 0: not counted)."""
+    import torch
+
+    out = torch.zeros(k, x.shape[1], dtype=torch.float64)
+    for first in range(0, len(x), block):
+        part = torch.from_numpy(labels[first : first + block])
+        rows = torch.from_numpy(x[first : first + block]).double()
+        if (part < 0).any():
+            rows, part = rows[part >= 0], part[part >= 0]
+        out.index_add_(0, part, rows)
+    return out.numpy(), np.bincount(labels[labels >= 0], minlength=k)
+
+
+def kmeans(
+    x: np.ndarray,
+    k: int,
+    seed: int = 0,
+    max_iter: int = 20,
+    *,
+    spherical: bool = False,
+    cells: int | None = None,
+    probes: int = PROBES,
+    tol: float = 1e-3,
+    checkpoint: str | Path | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+    stats: dict | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """k-means of x float32 [N, D]: (labels int64 [N], centroids float32 [k, D]).
+
+    Starts from k distinct rows drawn from `seed`; stops after `max_iter` updates or when at most the share `tol`
+    of the points changed cluster; the labels are of the returned centroids. `spherical`: centroids on the unit
+    sphere (x should be too), inner products. `cells`: 1 = exact assignment; None = `default_cells(k)`; `probes` =
+    cells a point looks into. An empty cluster is moved onto a random member of one of the largest clusters
+    (one each) and counted. `checkpoint`: file that every iteration replaces; a rerun with the same arguments goes on
+    from it with the same result; one of other data or arguments, or a damaged one, is made anew with a warning. `stats`
+    receives iterations, empty_repaired, moved (last share), objective (mean squared distance; 1 - cosine if spherical).
+
+    On a GPU the order of float64 sums is fixed too (they are made on the CPU), only products differ by rounding.
+    """
+    from tqdm import tqdm
+
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    n = len(x)
+    if not 1 <= k <= n:
+        raise ValueError(f"k-means: {k} clusters of {n} points")
+    num_cells = default_cells(k) if cells is None else min(cells, k)
+    assign = Assigner(x, device)
+    centroids = x[np.sort(np.random.default_rng([seed, 0]).choice(n, k, replace=False))]
+    if spherical:
+        centroids = _unit(centroids)
+    labels, start, repaired, moved = None, 0, 0, 1.0
+    if checkpoint is not None:
+        checkpoint = Path(checkpoint)
+        key = repr((n, x.shape[1], k, seed, spherical, cells, probes, tol, hashlib.sha256(x).hexdigest()))
+    if checkpoint is not None and os.path.lexists(checkpoint):
+        state = _load(checkpoint, key, n, k, x.shape[1])
+        if state is None:
+            checkpoint.unlink()  # a link goes itself, not what it points to
+        else:
+            centroids, labels, coarse, start, repaired, moved = state
+            if len(coarse):
+                assign.use_cells(coarse, probes)
+    bar = tqdm(total=max_iter, initial=start, desc="k-means", disable=None if progress else True)
+    for it in range(start, max_iter + 1):
+        if it == max_iter or moved <= tol:
+            break
+        if num_cells > 1 and it in RECELL:
+            assign.recell(centroids, num_cells, probes)
+        new, _ = assign(centroids, _bias(centroids, spherical))
+        moved = 1.0 if labels is None else float((new != labels).mean())
+        labels = new
+        sums, counts = sums_of(x, labels, k)
+        centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            repaired += len(empty)
+            donors = _donors(labels, counts, len(empty), np.random.default_rng([seed, 2, it]))
+            centroids[empty] = x[donors]
+        if spherical:
+            centroids = _unit(centroids)
+        if checkpoint is not None:
+            _save(checkpoint, key, centroids, labels, assign.coarse, it + 1, repaired, moved)
+        bar.update()
+        bar.set_postfix(moved=f"{moved:.4f}", empty=repaired)
+        start = it + 1
+    bar.close()
+    labels, best = assign(centroids, _bias(centroids, spherical))
+    if stats is not None:
+        length = 1.0 if spherical else float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / n
+        mean = float(best.mean(dtype=np.float64))
+        cost = 1 - mean if spherical else length - 2 * mean
+        stats.update(iterations=start, empty_repaired=repaired, moved=moved, objective=cost)
+    return labels, centroids
+
+
+def _bias(centroids: np.ndarray, spherical: bool) -> np.ndarray:
+    return (
+        np.zeros(len(centroids), np.float32) if spherical else np.einsum("kd,kd->k", centroids, centroids) / 2
+    )
+
+
+def _unit(c: np.ndarray) -> np.ndarray:
+    return c / np.maximum(np.linalg.norm(c, axis=1, keepdims=True), 1e-12)
+
+
+def _donors(labels, counts, num, rng):
+    """`num` distinct rows: random members of the largest clusters, one each, then again from the largest."""
+    order = np.argsort(labels, kind="stable")
+    begin = np.cumsum(counts) - counts
+    rank = np.argsort(-counts, kind="stable")
+    rank = rank[counts[rank] > 1]
+    rows: list[int] = []
+    used: set[int] = set()
+    while len(rows) < num and len(rank):
+        for c in rank:
+            if len(rows) == num:
+                break
+            row = int(order[begin[c] + rng.integers(counts[c])])
+            if row not in used:
+                used.add(row)
+                rows.append(row)
+    return np.array(rows, dtype=np.int64)
+
+
+def _save(path, key, centroids, labels, coarse, iteration, repaired, moved):
+    from pyspkv.base.atomic import atomic_file
+
+    with atomic_file(path, "wb") as f:
+        np.savez(f, key=np.array(key), centroids=centroids, labels=labels.astype(np.int32),
+                 coarse=np.zeros((0, 0), np.float32) if coarse is None else coarse.cpu().numpy(),
+                 numbers=np.array([iteration, repaired, moved]))  # fmt: skip
+
+
+def _load(path, key, n: int, k: int, dim: int):
+    """The state kept in `path`; None, and a warning, where it is damaged or of other data or options."""
+    try:
+        if not path.is_file() or path.is_symlink():
+            raise UserError("no file of ours")
+        with np.load(path, allow_pickle=False) as f:
+            if sum(part.file_size for part in f.zip.infolist()) > 8 * k * dim + 4 * n + 10_000:
+                raise UserError("it is too large")
+            if str(f["key"]) != key:
+                raise UserError("it is of other embeddings or options")
+            iteration, repaired, moved = f["numbers"].tolist()
+            centroids, labels, coarse = f["centroids"], f["labels"].astype(np.int64), f["coarse"]
+        fits = (
+            centroids.shape == (k, dim)
+            and labels.shape == (n,)
+            and coarse.shape in ((0, 0), (len(coarse), dim))
+        )
+        if not fits or not 0 <= labels.min() <= labels.max() < k or not np.isfinite(centroids).all():
+            raise UserError("its arrays do not fit")
+        return centroids, labels, coarse, int(iteration), int(repaired), moved
+    except Exception as err:  # whatever np.load makes of a damaged file
+        why = err if isinstance(err, UserError) else "it is damaged"
+        log.warning("%s cannot be gone on with (%s); k-means starts anew", path, why)
+        return None
+
+
+def constrained_kmeans(
+    x: np.ndarray,
+    seeds_index: np.ndarray,
+    seeds_label: np.ndarray,
+    k: int,
+    *,
+    seed: int = 0,
+    max_iter: int = 100,
+    tol: float = 1e-4,
+    spherical: bool = True,
+    device: str = "cpu",
+    stats: dict | None = None,
+    progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Constrained-KMeans of Basu et al. 2002: labelled points start the centroids and never change cluster.
+
+    x float32 [N, D], normalised here; rows `seeds_index` [L] belong to clusters `seeds_label` [L] (0..k-1): cluster
+    j is speaker j. A cluster without a labelled point starts from a random unlabelled one. Stops when no centroid
+    coordinate moves by more than `tol`, or after `max_iter`. Returns (labels int64 [N], centroids float32 [k, D]);
+    the labels are the last assignment, so every labelled point has its own.
+
+    spherical=True: unit centroids, cosine. spherical=False with tol=0.05 is the assignment of GLL's code: means that
+    are not normalised, compared by inner product. Deterministic when every cluster has a labelled point.
+    """
+    from tqdm import tqdm
+
+    x = l2_normalise(x)
+    index, given = np.asarray(seeds_index, dtype=np.int64), np.asarray(seeds_label, dtype=np.int64)
+    n = len(x)
+    if index.shape != given.shape or len(np.unique(index)) != len(index):
+        raise ValueError("seeds_index and seeds_label must pair each labelled row with one label")
+    if len(index) and (given.min() < 0 or given.max() >= k or index.min() < 0 or index.max() >= n):
+        raise ValueError(f"seeds out of range: labels 0..{k - 1}, rows 0..{n - 1}")
+    fixed = np.full(n, -1, dtype=np.int64)
+    fixed[index] = given
+    free = np.flatnonzero(fixed < 0)
+    sums, counts = sums_of(x, fixed, k)
+    centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    orphan = np.flatnonzero(counts == 0)
+    if len(orphan) > len(free):
+        raise ValueError(f"{len(orphan)} clusters without a labelled point, {len(free)} unlabelled points")
+    rng = np.random.default_rng(seed)
+    if len(orphan):
+        centroids[orphan] = x[rng.choice(free, len(orphan), replace=False)]
+    if spherical:
+        centroids = _unit(centroids)
+    labels, repaired, it = fixed.copy(), 0, 0
+    assign = Bounded(x, device)
+    bar = tqdm(
+        total=max_iter if len(free) else 0, desc="constrained k-means", disable=None if progress else True
+    )
+    for it in range(1, bar.total + 1):  # noqa: B007
+        labels = assign(centroids)
+        labels[index] = given
+        sums, counts = sums_of(x, labels, k)
+        new = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            repaired += len(empty)
+            new[empty] = x[rng.choice(free, len(empty), replace=False)]
+        if spherical:
+            new = _unit(new)
+        moved = float(np.abs(new - centroids).max())
+        centroids = new
+        bar.update()
+        bar.set_postfix(moved=f"{moved:.2g}", refresh=False)
+        if moved < tol:
+            break
+    bar.close()
+    if stats is not None:
+        stats.update(iterations=it, empty_repaired=repaired, looked_at=assign.looked_at)
+    return labels, centroids

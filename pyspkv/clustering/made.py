@@ -1,0 +1,171 @@
+"""Labels that are there already: kept where they were made of the same, refused where of anything else.
+
+A round's report.json says of what its labels were made: `asked` (options, digests of the data directories) and
+`embeddings`. Digests are of contents, so that an experiment may be moved. Nothing heavy is imported here.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pyspkv.audio.silence import MAX_RECORD
+from pyspkv.base import foreign
+from pyspkv.base.atomic import folder_lock
+from pyspkv.base.errors import UserError
+from pyspkv.data.datadir import list_tables
+
+_LENGTHS = (
+    "utt2dur",
+    "utt2num_samples",
+    "utt2num_frames",
+    "reco2dur",
+)  # follow from the audio, may be added later
+# Entries of an extraction's made_by that say where, how or what was found, not of what it is.
+_OF_THE_PLACE = ("out", "bytes", "batches", "silent")
+
+
+def data_digest(folder: str | Path, speakers: bool = False) -> str:
+    """SHA-256 of what a relabelled copy takes over from a data directory; with `speakers`, of its speakers too."""
+    folder, digest = Path(folder), hashlib.sha256()
+    for name, (keyed, _) in list_tables(folder).items():
+        if keyed not in ("utt", "reco", "dialogue") or name in _LENGTHS:
+            continue
+        text = (folder / name).read_bytes()
+        if name == "utt2spk" and not speakers:
+            text = b"\n".join(line.split(b" ", 1)[0] for line in text.split(b"\n"))
+        digest.update(f"{name} {len(text)}\n".encode() + text)
+    return digest.hexdigest()
+
+
+def labels_digest(folder: str | Path) -> str:
+    """SHA-256 of a data directory's utt2spk, which is `DataDir.label_hash` of one that was written by us."""
+    list_tables(Path(folder))  # says so where there is no such folder
+    return hashlib.sha256((Path(folder) / "utt2spk").read_bytes()).hexdigest()
+
+
+def embeddings_digest(scp: str | Path) -> dict[str, str | None]:
+    """{"made_by": SHA-256 of the record of its extraction or None, "content": `content_digest`}."""
+    return {"made_by": _made_by(scp), "content": content_digest(scp)}
+
+
+def content_digest(scp: str | Path) -> str:
+    """SHA-256 of an embedding.scp without its paths, and of the files that it points into."""
+    arks: dict[bytes, int] = {}
+    digest = hashlib.sha256()
+    for line in Path(scp).read_bytes().splitlines():
+        utt, _, entry = line.partition(b" ")
+        ark, colon, offset = entry.strip().rpartition(b":")
+        if not colon:
+            ark, offset = offset, b""
+        digest.update(b"%s %d %s\n" % (utt, arks.setdefault(ark, len(arks)), offset))
+    for ark in arks:
+        name = ark.decode(errors="surrogateescape")
+        if not Path(name).is_file():
+            raise UserError(
+                f"points into {name}, which is no file", file=scp, mend="extract the embeddings again"
+            )
+        with open(name, "rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _made_by(scp: str | Path) -> str | None:
+    found = foreign.read_json_or_empty(Path(scp).with_name("made_by"), limit=MAX_RECORD)
+    record = {k: v for k, v in found.items() if k not in _OF_THE_PLACE}
+    if not record:
+        return None
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str]) -> bool:
+    """Whether the labels in `out` are there and stay, which is said; False where there are none yet.
+
+    asked: option (as on the command line, with _ for -) or "data", "previous", ... (digests) -> value.
+    UserError: they were made with other options, of other embeddings or another directory.
+    """
+    out, report = Path(out), Path(report)
+    if not (out / "utt2spk").is_file():
+        return False
+    made = _read(report)
+    if "asked" not in made or "embeddings" not in made:
+        print(f"kept: {out} (no {report} says of what it was made)")
+        return True
+    for key, value in asked.items():
+        if (before := made["asked"].get(key)) != value:
+            raise UserError(_difference(key, before, value), file=out, mend=_anew(out, report))
+    if len(made["embeddings"]) != len(scps):
+        rule = f"was made of {len(made['embeddings'])} --embeddings, now {len(scps)}"
+        raise UserError(rule, file=out, mend=_anew(out, report))
+    for scp, before in zip(scps, made["embeddings"]):
+        if (record := _made_by(scp)) is not None and record == before.get("made_by"):
+            continue
+        if content_digest(scp) != before.get("content"):
+            rule = f"was made of other embeddings than {scp} holds now: of another model, or of other audio"
+            raise UserError(rule, file=out, mend=_anew(out, report))
+    edited = labels_digest(out) != made.get("label_hash")
+    print(f"kept: {out}" + (f" (edited by hand: its utt2spk is not the one of {report})" if edited else ""))
+    return True
+
+
+def _read(report: Path) -> dict:
+    """report.json; {} where there is none. UserError: it is damaged."""
+    if not report.is_file():
+        return {}
+    try:
+        made = foreign.read_json(report, limit=MAX_RECORD, nan=True)
+        asked, found = made.get("asked", {}), made.get("embeddings", [])
+        good = isinstance(asked, dict) and isinstance(found, list) and all(isinstance(e, dict) for e in found)
+    except UserError:
+        good = False
+    if not good:
+        mend = f"rm {shlex.quote(str(report))} (the labels beside it are then kept as they are)"
+        raise UserError("is damaged: it does not say how the labels were made", file=report, mend=mend)
+    return made
+
+
+def _difference(key: str, before, now) -> str:
+    option = f"--{key.replace('_', '-')}"
+    if key in ("data", "labelled", "unlabelled") or (key == "previous" and before and now):
+        return f"was made with another {option}, or its files have changed since"
+
+    def said(value) -> str:
+        if value is None or value is False:
+            return f"without {option}"
+        return f"with {option}" if value is True or key == "previous" else f"with {option} {value}"
+
+    return f"was made {said(before)}, now {said(now)}".replace(f"now with {option} ", "now ")
+
+
+def _anew(out: Path, report: Path) -> str:
+    """What to remove: the round's folder and those of later rounds, which rest on it."""
+
+    def number(path: Path) -> int:
+        return int(found[1]) if (found := re.fullmatch(r"round(\d{1,9})", path.name)) else -1
+
+    here, folders = out.parent, [out, report]
+    if number(here) >= 0:
+        folders = sorted((p for p in here.parent.iterdir() if number(p) >= number(here)), key=number)
+    names = " ".join(shlex.quote(str(p)) for p in folders)
+    return f"use another experiment folder; or, to label anew, rm -r {names}"
+
+
+@contextlib.contextmanager
+def sole_writer(out: str | Path) -> Iterator[None]:
+    """One process labels into the folder of `out` at a time; after an error nothing is left of a new one.
+
+    UserError: another process is at it.
+    """
+    folder = Path(out).absolute().parent
+    new = not folder.exists()
+    with folder_lock(folder):
+        try:
+            yield
+        except BaseException:
+            if new and [p.name for p in folder.iterdir()] == [".lock"]:
+                (folder / ".lock").unlink()
+                folder.rmdir()
+            raise

@@ -1,0 +1,41 @@
+"""How a round is clustered; apart from the clustering itself, so that nothing heavy is imported to compare options."""
+
+from dataclasses import dataclass
+
+from pyspkv.base.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to cluster; the options of bin.cluster, which explains them."""
+
+    num_clusters: int | str = "auto"
+    method: str = "kmeans-ahc"
+    linkage: str = "ward"
+    metric: str = "euclidean"
+    whiten: float | None = None
+    min_size: int = 1
+    num_kmeans: int = 0
+    iterations: int = 20
+    seed: int = 0
+
+    def check(self, n: int, file) -> None:
+        """UserError: there is no such clustering of n utterances (`file`: where they come from)."""
+        if self.num_clusters != "auto" and self.num_clusters > n:
+            raise UserError(
+                f"--num-clusters {self.num_clusters} is more than the {n} utterances",
+                file=file,
+                mend=f"--num-clusters auto, or at most {n}",
+            )
+        k1 = self.centroids(n)
+        if self.num_clusters != "auto" and self.method == "kmeans-ahc" and k1 < self.num_clusters:
+            raise UserError(
+                f"--num-kmeans {k1} is less than --num-clusters {self.num_clusters}",
+                mend="raise --num-kmeans",
+            )
+
+    def centroids(self, n: int) -> int:
+        """k-means centroids for n utterances."""
+        from pyspkv.clustering import pipeline
+
+        return min(self.num_kmeans or pipeline.default_num_kmeans(n, self.num_clusters), n)

@@ -1,0 +1,59 @@
+"""Embeddings before they are clustered: unit length, whitening."""
+
+import numpy as np
+
+from pyspkv.base.errors import UserError
+
+COLLAPSED = "all embeddings point one way: the model that made them has collapsed"
+
+
+COLLAPSED_MEND = "look at `spread` in its train.jsonl; lower optim.lr, or train longer"
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """L2-normalise float32 x [N, D] in place, in blocks; the rows that are all zeros (left so), int64 [M]."""
+    bad = []
+    for first in range(0, len(x), 8192):
+        part = x[first : first + 8192]
+        norm = np.sqrt(np.einsum("nd,nd->n", part, part, dtype=np.float64))
+        bad.append(first + np.flatnonzero(norm == 0))
+        part /= np.where(norm > 0, norm, 1)[:, None].astype(np.float32)
+    return np.concatenate(bad) if bad else np.zeros(0, dtype=np.int64)
+
+
+def l2_normalise(x: np.ndarray) -> np.ndarray:
+    """Rows of x [N, D] on the unit sphere, float32, a new array. ValueError: a row of zeros."""
+    x = np.array(x, dtype=np.float32, order="C")
+    if len(bad := unit_rows(x)):
+        raise ValueError(f"{len(bad)} embeddings are zero, the first in row {bad[0]}")
+    return x
+
+
+def whiten(x: np.ndarray, power: float) -> np.ndarray:
+    """Unit vectors x float32 [N, D]: centred, times covariance^(-power / 2), normalised again.
+
+    power 1 is whitening with length normalisation (Garcia-Romero & Espy-Wilson, Interspeech 2011), 0 centring alone.
+    Embeddings trained without labels spend their first axes on channels too; half the power evens them out without
+    raising the noise of the last. Rows are shrunk in place; memory O(D^2) beside x.
+    """
+    mean = x.mean(0, dtype=np.float64)
+    covariance = np.zeros((x.shape[1],) * 2)
+    for first in range(0, len(x), 8192):
+        part = x[first : first + 8192] - mean
+        covariance += part.T @ part
+    if np.trace(covariance) < 1e-9 * len(x):  # of unit vectors: 1 - |mean|^2
+        raise UserError(COLLAPSED, mend=COLLAPSED_MEND)
+    axes = whitening(covariance / len(x), power)
+    for first in range(0, len(x), 8192):
+        x[first : first + 8192] = (x[first : first + 8192] - mean.astype(np.float32)) @ axes
+    unit_rows(x)
+    return x
+
+
+def whitening(covariance: np.ndarray, power: float) -> np.ndarray:
+    """covariance [D, D]^(-power / 2), float32; eigenvalues count at least 1e-3 of the largest.
+
+    The symmetric root: unlike principal axes it has no sign of its own.
+    """
+    values, axes = np.linalg.eigh(covariance)
+    return (axes * np.maximum(values, 1e-3 * values[-1]) ** (-power / 2) @ axes.T).astype(np.float32)

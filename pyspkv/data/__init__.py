@@ -1,0 +1,1 @@
+"""Kaldi data directories, their tables, trials and arks."""

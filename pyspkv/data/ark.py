@@ -1,0 +1,451 @@
+"""Embeddings on disk: Kaldi ark/scp as kaldiio writes them, read in bulk.
+
+An entry is one vector [D] or a matrix [n, D] (several crops of one utterance). Nothing read is ever unpickled
+and no scp entry is ever run as a command: kaldiio itself would do both, so its reader is used for compressed
+matrices only.
+"""
+
+import os
+import shutil
+import stat
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.base.atomic import atomic_file, folder_lock
+from pyspkv.base.errors import UserError
+from pyspkv.data.tables import whole_number
+
+CHUNK = 16 << 20  # bytes of an ark held at once
+VECTOR_HEADER, MATRIX_HEADER = 10, 15  # "\0BFV \4<rows>" and "\0BFM \4<rows>\4<columns>"
+AGAIN = "remove this scp, then extract the embeddings again (python -m pyspkv.bin.extract)"
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """ids: N utterance ids in scp order; x: float32 [R, D]; offsets: int64 [N + 1].
+
+    Entry i is `x[offsets[i] : offsets[i + 1]]`.
+    """
+
+    ids: list[str]
+    x: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def dim(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def single(self) -> bool:
+        """Whether every entry has exactly one row (then `x` is [N, D])."""
+        return len(self.x) == len(self.ids)
+
+    def vectors(self) -> np.ndarray:
+        """float32 [N, D], one row an utterance: `x` itself (no copy) if `single`, else mean directions.
+
+        The mean direction of an entry is the mean of the length-normalised rows; its length is at most 1.
+        """
+        return self.x if self.single else self.entry_means(normalise(self.x))
+
+    def entry_means(self, x: np.ndarray) -> np.ndarray:
+        """Means of each entry's rows in `x` [R, D]: [N, D]; `x` itself if `single`."""
+        return x if self.single else np.add.reduceat(x, self.offsets[:-1]) / self.counts[:, None]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Rows of each entry as float32 [N]."""
+        return np.diff(self.offsets).astype(np.float32)
+
+
+def normalise(x: np.ndarray) -> np.ndarray:
+    """Length-normalise rows: [..., D] -> float32 [..., D]; a zero row stays zero (all its cosines are 0).
+
+    Every row of finite float32 values gets its direction, also where its length is none that float32 can hold.
+    """
+    norm = np.sqrt(np.einsum("...d,...d->...", x, x, dtype=np.float64))[..., None]
+    float32 = np.finfo(np.float32)
+    far = (norm > float32.max) | ((norm > 0) & (norm < float32.tiny))
+    with np.errstate(over="ignore"):  # of far rows alone
+        out = np.divide(x, np.where((norm > 0) & ~far, norm, 1), dtype=np.float32, casting="same_kind")
+    if far.any():  # a direction has no scale: the row by its largest value first, in float64
+        rows = far[..., 0]
+        big = x[rows].astype(np.float64)
+        big /= np.abs(big).max(-1, keepdims=True)
+        out[rows] = big / np.linalg.norm(big, axis=-1, keepdims=True)
+    return out
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """An OSError of the block is about `file`: the one of a full disk does not say so."""
+    try:
+        yield
+    except OSError as err:
+        if err.filename is None:
+            err.filename = str(file)
+        raise
+
+
+def refuse_links(files: Iterable[Path]) -> None:
+    """UserError: one of `files` is a link, and writing it would write what it points to."""
+    for file in files:
+        if file.is_symlink():
+            raise UserError(
+                f"is a link to {os.readlink(file)}, which would be overwritten",
+                file=file,
+                mend="remove the link, or give another output folder",
+            )
+
+
+def hold(stack: ExitStack, folder: Path, name: str = ".lock") -> None:
+    """Hold `folder_lock(folder, name)` until `stack` ends. UserError: another process writes there."""
+    refuse_links([folder / name])
+    with _naming(folder / name):
+        stack.enter_context(folder_lock(folder, name))
+
+
+class EmbeddingWriter:
+    """Write `out_dir/embedding.ark` and `.scp`; both appear, whole, when the `with` block ends well.
+
+    The scp is sorted in C order, holds absolute paths, and is the last to appear: where it stands, its ark is
+    whole.
+
+    Args:
+        name: in place of `embedding`.
+        lock: the lock file that is held meanwhile, since two writers would mix their files; None where the caller
+            holds it.
+        empty: whether no embedding at all is fine.
+    """
+
+    def __init__(
+        self, out_dir: str | Path, name: str = "embedding", lock: str | None = ".lock", empty: bool = False
+    ):
+        self.dir = Path(out_dir).absolute()
+        self.name, self.lock, self.empty = name, lock, empty
+        self.dim = 0
+        self.place: dict[str, int] = {}
+
+    def __enter__(self) -> "EmbeddingWriter":
+        self._context = self._files()
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, kind, value, trace) -> bool | None:
+        return self._context.__exit__(kind, value, trace)
+
+    @contextmanager
+    def _files(self) -> Iterator[None]:
+        ark, scp = self.dir / f"{self.name}.ark", self.dir / f"{self.name}.scp"
+        with ExitStack() as stack:
+            if self.lock:
+                hold(stack, self.dir, self.lock)
+            refuse_links([ark, scp])
+            for left in self.dir.glob(
+                f".{self.name}.*"
+            ):  # of a killed extraction: nobody else is writing here
+                left.unlink(missing_ok=True)
+            with atomic_file(scp) as lines, atomic_file(ark, "wb") as self._ark:
+                yield
+                if not self.place and not self.empty:
+                    raise UserError("no embedding was written", file=self.dir)
+                # Both go to the disk now: that it is full is found out while the older pair still stands.
+                self._ark.flush()
+                os.fsync(self._ark.fileno())
+                with _naming(scp):
+                    # code-point order of str is byte order of UTF-8, that is LC_ALL=C
+                    lines.writelines(f"{utt} {ark}:{self.place[utt]}\n" for utt in sorted(self.place))
+                    lines.flush()
+                    os.fsync(lines.fileno())
+                scp.unlink(missing_ok=True)  # an older scp must never point into the new ark
+
+    def __call__(self, utt: str, array: np.ndarray) -> None:
+        """Add an embedding [D] or [n, D], stored as float32.
+
+        Raises UserError on NaN or Inf, on an id that came before, and on another D.
+        """
+        from kaldiio.matio import write_array
+
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        if not utt or utt.split() != [utt]:
+            raise UserError(f"utterance id {utt!r} is empty or has white space in it", file=self.dir)
+        if utt in self.place:
+            raise UserError(f"utterance {utt} has two embeddings", file=self.dir)
+        if array.ndim not in (1, 2) or array.size == 0 or self.dim not in (0, array.shape[-1]):
+            want = f"[{self.dim}] or [n, {self.dim}]" if self.dim else "[D] or [n, D]"
+            raise UserError(f"embedding of {utt} has shape {list(array.shape)}, not {want}", file=self.dir)
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"embedding of utterance {utt} has NaN or Inf in it",
+                file=self.dir,
+                mend="listen to that utterance; if it is sound, the model diverged: use an older checkpoint",
+            )
+        self.dim = array.shape[-1]
+        self._ark.write(f"{utt} ".encode())
+        self.place[utt] = self._ark.tell()
+        write_array(self._ark, array)
+
+    def append(self, scp: Path) -> None:
+        """Add all that a writer wrote to `scp` and its ark, byte for byte. UserError: an id that came before."""
+        if scp.stat().st_size == 0:
+            return
+        ids, _, _, offset = _read_scp(scp)
+        start = self._ark.tell()
+        for utt, place in zip(ids, offset.tolist()):
+            if utt in self.place:
+                raise UserError(f"utterance {utt} has two embeddings", file=scp)
+            self.place[utt] = start + place
+        with open(scp.with_suffix(".ark"), "rb") as f:
+            shutil.copyfileobj(f, self._ark, CHUNK)
+
+
+def read_embeddings(scp: str | Path) -> Embeddings:
+    """Read every embedding that `scp` lists (`utt ark:offset` lines), in the order of its lines.
+
+    Float vectors of one size, the usual case, are copied straight to their rows: memory is 4 N D bytes, the
+    ids, and 16 MiB. Matrices, doubles, compressed and text entries go one by one. Raises UserError with the
+    scp line.
+    """
+    ids, arks, ark_of, offset = _read_scp(scp)
+    entries = _Entries(str(scp), ids, arks, ark_of, offset)
+    x = entries.read_vectors()
+    offsets = np.arange(len(ids) + 1, dtype=np.int64)
+    if x is None:
+        with np.errstate(over="ignore"):  # a double beyond float32 is infinite, which is found below
+            x, offsets = entries.read_any()
+    step = max(1, CHUNK // (4 * x.shape[1]))
+    for start in range(
+        0, len(x), step
+    ):  # in blocks: a mask of the whole would be a quarter of the embeddings again
+        bad = ~np.isfinite(x[start : start + step]).all(1)
+        if bad.any():
+            row = start + int(bad.argmax())
+            i = int(np.searchsorted(offsets, row, side="right")) - 1
+            raise UserError(
+                f"embedding of utterance {ids[i]} has NaN or Inf in it", file=scp, line=i + 1, mend=AGAIN
+            )
+    return Embeddings(ids, x, offsets)
+
+
+def _read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
+    ids, arks, ark_of, offset = [], {}, [], []
+    with open(scp, encoding="utf-8-sig", errors="surrogateescape") as f:
+        for number, line in enumerate(f, 1):
+            fields = line.split(None, 1)
+            if len(fields) != 2:
+                raise UserError("a line must be `utterance ark:offset`", file=scp, line=number, mend=AGAIN)
+            utt, entry = fields[0], fields[1].rstrip()
+            if entry[-1] == "|" or entry[0] == "|" or entry[-1] == "]":
+                raise UserError(
+                    f"{entry!r} is a command or a range; only plain ark:offset entries are read here",
+                    file=scp,
+                    line=number,
+                    mend="write the vectors to an ark with Kaldi's copy-vector first",
+                )
+            path, colon, place = entry.rpartition(":")
+            if not (colon and place.isascii() and place.isdigit()):
+                path, place = entry, "0"  # a Kaldi file of its own, with no key in front
+            if (at := whole_number(place)) is None:
+                raise UserError("the offset lies beyond any file", file=scp, line=number, mend=AGAIN)
+            ids.append(utt)
+            ark_of.append(arks.setdefault(path, len(arks)))
+            offset.append(at)
+    if not ids:
+        raise UserError("no embeddings in it", file=scp, mend=AGAIN)
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        for number, utt in enumerate(ids, 1):
+            if utt in seen:
+                raise UserError(
+                    f"utterance {utt} is there twice", file=scp, line=number, mend="remove one of the lines"
+                )
+            seen.add(utt)
+    return ids, list(arks), np.array(ark_of), np.array(offset, dtype=np.int64)
+
+
+@dataclass
+class _Entries:
+    scp: str
+    ids: Sequence[str]
+    arks: Sequence[str]
+    ark_of: np.ndarray  # [N] index into arks
+    offset: np.ndarray  # [N] byte offset
+
+    def error(self, i: int, message: str) -> UserError:
+        where = f"{self.arks[self.ark_of[i]]}:{self.offset[i]}"
+        return UserError(f"{self.ids[i]} ({where}): {message}", file=self.scp, line=int(i) + 1, mend=AGAIN)
+
+    def by_ark(self):
+        """Yield (file, size in bytes, entry numbers in the order of their offsets) for each ark."""
+        for a, path in enumerate(self.arks):
+            rows = np.flatnonzero(self.ark_of == a) if len(self.arks) > 1 else np.arange(len(self.ids))
+            rows = rows[np.argsort(self.offset[rows], kind="stable")]
+            try:  # a pipe must not be waited for
+                f = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
+            except IsADirectoryError:
+                raise self.error(rows[0], "is a folder, no ark") from None
+            except (OSError, ValueError) as err:  # ValueError: a NUL in the name
+                reason = getattr(err, "strerror", None) or err
+                raise self.error(rows[0], f"cannot open the ark: {reason}") from None
+            with f:
+                about = os.fstat(f.fileno())
+                if not stat.S_ISREG(about.st_mode):
+                    raise self.error(rows[0], "is a pipe or device, no ark")
+                yield f, about.st_size, rows
+
+    def room(self, rows: int, dim: int) -> None:
+        """UserError where float32 [rows, dim] is more than this machine's memory, as a header or many lines say."""
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if 4 * rows * dim > have:
+            need = f"{rows} x {dim} values are more than this machine's memory ({have / 2**30:.0f} GiB)"
+            raise UserError(
+                need, file=self.scp, mend="give fewer lines, or look whether the ark's headers are right"
+            )
+
+    def read_vectors(self) -> np.ndarray | None:
+        """float32 [N, D] where every entry is a float vector of one size; None at the first that is not."""
+        out = None
+        for f, size, rows in self.by_ark():
+            if out is None:
+                head = os.pread(f.fileno(), VECTOR_HEADER, self.offset[rows[0]])
+                if head[:6] != b"\0BFV \4" or len(head) < VECTOR_HEADER:
+                    return None
+                dim = int.from_bytes(head[6:], "little", signed=True)
+                if not 0 < dim <= size // 4:
+                    return None  # read_any says what is wrong
+                self.room(len(self.ids), dim)
+                out = np.empty((len(self.ids), dim), dtype="<f4")
+                target = memoryview(out).cast("B")
+            width, length = 4 * dim, VECTOR_HEADER + 4 * dim
+            places, numbers, first = self.offset[rows].tolist(), rows.tolist(), 0
+            if places[-1] + length > size:
+                return None
+            while first < len(places):
+                start = places[first]
+                data = memoryview(_read_at(f, start, max(CHUNK, length)))
+                last = first
+                while last < len(places) and places[last] + length <= start + len(data):
+                    at = places[last] - start
+                    if data[at : at + VECTOR_HEADER] != head:
+                        return None
+                    to = numbers[last] * width
+                    target[to : to + width] = data[at + VECTOR_HEADER : at + length]
+                    last += 1
+                first = last
+        return out
+
+    def read_any(self) -> tuple[np.ndarray, np.ndarray]:
+        """(float32 [R, D], int64 [N + 1]) from entries of any kind; the first pass measures plain ones."""
+        shape = np.zeros((len(self.ids), 2), dtype=np.int64)
+        decoded: dict[int, np.ndarray] = {}
+        total = 0
+        for f, size, rows in self.by_ark():
+            for i in rows.tolist():
+                kind, rows_, columns = self.header(f, size, i)
+                if kind == "":
+                    decoded[i] = self.decode(f, i)
+                    rows_, columns = decoded[i].shape
+                total += rows_ * columns
+                self.room(total, 1)
+                shape[i] = rows_, columns
+        empty = np.flatnonzero(shape.min(1) <= 0)
+        if len(empty):
+            raise self.error(empty[0], "the embedding is empty")
+        other = np.flatnonzero(shape[:, 1] != shape[0, 1])
+        if len(other):
+            i = other[0]
+            raise self.error(i, f"has {shape[i, 1]} dimensions, {self.ids[0]} has {shape[0, 1]}")
+        offsets = np.concatenate([[0], np.cumsum(shape[:, 0])])
+        out = np.empty((offsets[-1], shape[0, 1]), dtype=np.float32)
+        for f, size, rows in self.by_ark():
+            for i in rows.tolist():
+                if i in decoded:
+                    out[offsets[i] : offsets[i + 1]] = decoded.pop(i)
+                    continue
+                kind, _, _ = self.header(f, size, i)
+                at = self.offset[i] + (MATRIX_HEADER if kind[1] == "M" else VECTOR_HEADER)
+                dtype = np.dtype("<f4" if kind[0] == "F" else "<f8")
+                data = os.pread(f.fileno(), int(shape[i].prod()) * dtype.itemsize, at)
+                out[offsets[i] : offsets[i + 1]] = np.frombuffer(data, dtype).reshape(shape[i])
+        return out, offsets
+
+    def header(self, f, size: int, i: int) -> tuple[str, int, int]:
+        """("FV", 1, D), ("FM", n, D), "DV", "DM"; ("", 0, 0) for a compressed or a text entry."""
+        start = int(self.offset[i])  # Python's own, for the products below may pass int64
+        head = os.pread(f.fileno(), MATRIX_HEADER, start)
+        kind = head[2:4].decode("ascii", "replace")
+        if head[:4] == b"\0BCM":  # at least a byte a value
+            sizes = start + head.find(b" ") + 9  # behind the name, a minimum and a range
+            rows, columns = struct.unpack("<ii", os.pread(f.fileno(), 8, sizes).ljust(8, b"\0"))
+            if min(rows, columns) < 0 or start + rows * columns > size:
+                raise self.error(i, "the ark ends before the embedding does")
+            return "", 0, 0
+        if head[:1] != b"\0" and head.lstrip()[:1] == b"[":
+            return "", 0, 0
+        if (
+            head[:2] != b"\0B"
+            or kind not in ("FV", "FM", "DV", "DM")
+            or head[4:6] != b" \4"
+            or len(head) < 10
+        ):
+            raise self.error(i, "no Kaldi vector or matrix of floats starts there")
+        rows, columns = 1, int.from_bytes(head[6:10], "little", signed=True)
+        length = VECTOR_HEADER
+        if kind[1] == "M":
+            rows, columns = columns, int.from_bytes(head[11:15], "little", signed=True)
+            length = MATRIX_HEADER
+        if min(rows, columns) < 0 or start + length + rows * columns * (4 if kind[0] == "F" else 8) > size:
+            raise self.error(i, "the ark ends before the embedding does")
+        return kind, rows, columns
+
+    def decode(self, f, i: int) -> np.ndarray:
+        """float32 [n, D] of a text entry, or of a compressed one by kaldiio."""
+        start = int(self.offset[i])
+        try:
+            if os.pread(f.fileno(), 4, start) == b"\0BCM":
+                from kaldiio.matio import read_matrix_or_vector
+
+                f.seek(start)
+                return np.atleast_2d(read_matrix_or_vector(f)).astype(np.float32)
+            text = _until_bracket(f, start)
+            if b"_" in text:
+                raise ValueError("an underscore is in no number")  # Python alone would take 1_0
+            lines = text.replace(b"[", b" ", 1).splitlines()
+            return np.array([line.split() for line in lines if line.strip()], dtype=np.float32).reshape(
+                sum(1 for line in lines if line.strip()), -1
+            )
+        except (ValueError, AssertionError, IndexError, struct.error) as err:
+            raise self.error(i, f"cannot be read ({err})") from None
+
+
+def _read_at(f, start: int, length: int) -> bytes:
+    """`length` bytes from `start`, fewer only at the end of the file (one pread may return less)."""
+    data = os.pread(f.fileno(), length, start)
+    if len(data) == length:
+        return data
+    parts = BytesIO()
+    while data:
+        parts.write(data)
+        data = os.pread(f.fileno(), length - parts.tell(), start + parts.tell())
+    return parts.getvalue()
+
+
+def _until_bracket(f, start: int) -> bytes:
+    """A text entry from `start` to its `]`. ValueError: none within CHUNK bytes."""
+    text, step = bytearray(), 1 << 16
+    while len(text) < CHUNK:
+        more = os.pread(f.fileno(), step, start + len(text))
+        if (end := more.find(b"]")) >= 0:
+            return bytes(text + more[:end])
+        if not more:
+            raise ValueError("no closing bracket")
+        text += more
+    raise ValueError(f"no closing bracket within {CHUNK >> 20} MiB; write long ones as binary")

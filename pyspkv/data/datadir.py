@@ -1,0 +1,572 @@
+"""Kaldi data directories: read and check, subset, combine, split, rename, write.
+
+Utterances are kept in C order; `utt2spk` and `wav.scp` are required, everything else is checked when present.
+An unknown speaker is `utt utt`; no speaker prefix is demanded of utterance ids. `utt2spk_true` (the truth
+beside an unlabelled directory) is never read nor copied. `pyspkv.data.fix` mends broken directories.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pyspkv.base.atomic import atomic_dir, atomic_file, command_line
+from pyspkv.base.errors import UserError
+from pyspkv.data.tables import no_gc, odd, parse_segment, read_columns, read_table
+from pyspkv.data.trials import contradiction, cut_trials, enrol_side, read_trials
+
+__all__ = ["DataDir", "read_table", "read_trials", "table_kind"]
+
+# File -> (what its first column names, kind of its other columns as in tables.VALUES).
+_KINDS = {
+    "utt2spk": ("utt", "id"),
+    "spk2utt": ("spk", "ids"),
+    "wav.scp": ("reco", "entry"),
+    "segments": ("utt", "segment"),
+    "text": ("utt", "any"),
+    "feats.scp": ("utt", "rest"),
+    "vad.scp": ("utt", "rest"),
+    "utt2dur": ("utt", "seconds"),
+    "utt2num_samples": ("utt", "count"),
+    "utt2num_frames": ("utt", "count"),
+    "utt2dialogue": ("utt", "id"),
+    "utt2time": ("utt", "time"),
+    "utt2source": ("utt", "source"),
+    "utt2device": ("utt", "id"),
+    "reco2dur": ("reco", "seconds"),
+    "reco2file_and_channel": ("reco", "channel"),
+    "cmvn.scp": ("spk", "rest"),
+    "spk2gender": ("spk", "gender"),
+    "dialogue2device": ("dialogue", "id"),
+    "dialogue2mixed": ("dialogue", "flag"),
+    "enrol_map": ("model", "ids"),
+}
+_SINGLE = ("dialogue2device", "dialogue2mixed", "enrol_map")
+# What the tools put beside the tables: parts, and folders of tables (temporary ones and those of before too).
+_PARTS = re.compile(r"split\d+(utt)?|\.split\d+(utt)?\.\w{8}\.(tmp|old)")
+_ASIDE = re.compile(r"\.backup(\.\d+)?|\.fix|\.\.backup(\.\d+)?\.\w{8}\.tmp|\.fix\.\w{8}\.tmp")
+OVERSHOOT = 0.5  # seconds a segment may end after its recording, as Kaldi's extract-segments allows
+
+
+def table_kind(name: str) -> tuple[str, str] | None:
+    """(what the first column names, kind of the rest) of a data-directory file; None for any other file."""
+    if name in _KINDS:
+        return _KINDS[name]
+    if re.fullmatch(r"trials([_.-][\w.-]*)?", name):
+        return "trials", "trial"
+    if name != "utt2spk_true" and (m := re.fullmatch(r"(utt|spk|reco)2\w+", name)):
+        return m[1], "rest"
+    return None
+
+
+def mend_command(path: str | Path, *options: str) -> str:
+    return command_line("utils/fix_data_dir.sh", *options, Path(path))
+
+
+def spk2utt_lines(utts: Sequence[str], spk: Sequence[str]) -> list[str]:
+    """`spk utt1 utt2 ...` lines in C order."""
+    by_spk: dict[str, list[str]] = {}
+    for u, s in zip(utts, spk):
+        by_spk.setdefault(s, []).append(u)
+    return [f"{s} {' '.join(by_spk[s])}" for s in sorted(by_spk)]
+
+
+def list_tables(path: Path) -> dict[str, tuple[str, str]]:
+    """The data-directory files present in `path`, with their kinds. UserError: no such directory."""
+    if not path.is_dir():
+        if path.exists():
+            raise UserError("is a file, no data directory", file=path, mend="give the folder that it is in")
+        old = [
+            p
+            for p in path.parent.glob("*.old")
+            if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.old", p.name)
+        ]
+        mend = command_line("mv", old[0], path) if old else None  # a killed run left the old folder there
+        raise UserError(
+            "no such data directory", file=path, mend=mend or "check the path; stage 1 makes data"
+        )
+    tables = {p: kind for p in sorted(path.iterdir()) if (kind := table_kind(p.name)) and not p.is_dir()}
+    for p in tables:
+        if not p.is_file():
+            what = (
+                "a link to nowhere" if p.is_symlink() and not p.exists() else "no file but a pipe or device"
+            )
+            raise UserError(f"is {what}", file=p, mend="put the file there, or remove this")
+    return {p.name: kind for p, kind in tables.items()}
+
+
+@dataclass
+class DataDir:
+    """A checked data directory in memory. `wav` is keyed by recording with `segments`, else by utterance."""
+
+    path: Path
+    utts: list[str]  # C order
+    spk: list[str]  # aligned with utts
+    wav: dict[str, str]
+    segments: dict[str, tuple[str, float, float]] | None = None  # utt -> (recording, start s, end s)
+    extra: dict[str, dict[str, str]] = field(default_factory=dict)  # utterance-keyed files, by file name
+    reco: dict[str, dict[str, str]] = field(default_factory=dict)  # reco2dur, reco2file_and_channel, ...
+    per_spk: dict[str, dict[str, str]] = field(default_factory=dict)  # spk2gender, cmvn.scp, ...
+    dialogue2device: dict[str, str] | None = None
+    dialogue2mixed: dict[str, str] | None = None
+    enrol_map: dict[str, str] | None = None  # model -> "utt1 utt2 ..."
+    trials: dict[str, list[str]] = field(default_factory=dict)  # file name -> lines, in the file's order
+
+    # ---- reading -----------------------------------------------------------------------------------------
+    @classmethod
+    def read(cls, path: str | Path, *, need_wav: bool = True) -> "DataDir":
+        """Read and check every known file. UserError names file, line, rule and mend."""
+        path = Path(path)
+        present = list_tables(path)
+        mend = mend_command(path)
+        if "utt2spk" not in present:
+            how = mend  # made from spk2utt
+            if "spk2utt" not in present:
+                how = "write it: `utt spk` per line, or `utt utt` where the speaker is unknown"
+            raise UserError("no such file", file=path / "utt2spk", mend=how)
+        if "spk2utt" not in present:
+            raise UserError("no such file", file=path / "spk2utt", mend=mend)
+        if "wav.scp" not in present and (need_wav or "segments" in present):
+            raise UserError(
+                "no such file", file=path / "wav.scp", mend="write it: `id path` per line, in C order"
+            )
+        with no_gc():
+            return cls._read(path, present, mend)
+
+    @classmethod
+    def _read(cls, path: Path, present: dict[str, tuple[str, str]], mend: str) -> "DataDir":
+        utts, spk = read_columns(path / "utt2spk", "id", mend)
+        one = {s: s for s in spk}
+        spk = [one[s] for s in spk]  # one string object per speaker, not per line
+        _check_spk2utt(path / "spk2utt", utts, spk, mend)
+        data = cls(path, utts, spk, {})
+        lists: dict[str, tuple[list[str], str]] = {"utt": (utts, "utt2spk"), "spk": (sorted(one), "spk2utt")}
+
+        def table(name: str, want: str) -> dict[str, str]:
+            keys, values = read_columns(path / name, present[name][1], mend)
+            ids, source = lists[want]
+            _check_same(path / name, keys, ids, source, mend)
+            return dict(zip(ids, values))  # share the id strings
+
+        if "segments" in present:
+            data.segments = {u: parse_segment(v) for u, v in table("segments", "utt").items()}
+            named = {seg[0]: seg[0] for seg in data.segments.values()}
+            data.segments = {u: (named[r], a, b) for u, (r, a, b) in data.segments.items()}
+            lists["reco"] = (sorted(named), "segments")
+        else:
+            lists["reco"] = (utts, "utt2spk")
+        if "wav.scp" in present:
+            data.wav = table("wav.scp", "reco")
+        for name, (keyed, _) in present.items():
+            if name in ("utt2spk", "spk2utt", "segments", "wav.scp"):
+                continue
+            if keyed == "utt":
+                data.extra[name] = table(name, "utt")
+            elif keyed == "reco":
+                data.reco[name] = table(name, "reco")
+            elif keyed == "spk":
+                data.per_spk[name] = table(name, "spk")
+        for name in ("dialogue2device", "dialogue2mixed"):
+            if name in present:
+                if "utt2dialogue" not in data.extra:
+                    raise UserError(
+                        f"{name} without utt2dialogue",
+                        file=path / name,
+                        mend="write utt2dialogue: `utt dialogue` per line",
+                    )
+                lists["dialogue"] = (sorted(set(data.extra["utt2dialogue"].values())), "utt2dialogue")
+                setattr(data, name, table(name, "dialogue"))
+        if data.segments and "reco2dur" in data.reco:
+            _check_segment_ends(path / "segments", data.segments, data.reco["reco2dur"], mend)
+        data._read_trials(
+            [n for n, (keyed, _) in present.items() if keyed == "trials"], "enrol_map" in present, mend
+        )
+        return data
+
+    def _read_trials(self, names: list[str], has_map: bool, mend: str) -> None:
+        known = set(self.utts) if names or has_map else set()
+        if has_map:
+            file = self.path / "enrol_map"
+            self.enrol_map = read_table(file, "ids", mend)
+            for line, value in enumerate(self.enrol_map.values(), 1):
+                if bad := next((u for u in value.split(" ") if u not in known), None):
+                    raise UserError(f"{bad} is not in utt2spk", file=file, line=line, mend=mend)
+        for name in names:
+            file = self.path / name
+            enrol, test, _ = read_trials(file, mend)
+            models = enrol_side(set(enrol), known, self.enrol_map)
+            for line, (e, t) in enumerate(zip(enrol, test), 1):
+                if t not in known:
+                    raise UserError(f"test utterance {t} is not in utt2spk", file=file, line=line, mend=mend)
+                if models is not None and e not in models:
+                    raise UserError(
+                        f"{e} is neither in utt2spk nor in enrol_map", file=file, line=line, mend=mend
+                    )
+            self.trials[name] = file.read_text(encoding="utf-8").split("\n")[:-1]
+
+    # ---- writing -----------------------------------------------------------------------------------------
+    def tables(self) -> dict[str, dict]:
+        """File name -> its table (segments as tuples), all but spk2utt and the trials."""
+        out: dict[str, dict | None] = {"utt2spk": dict(zip(self.utts, self.spk)), "wav.scp": self.wav or None}
+        out |= {"segments": self.segments, **self.extra, **self.reco, **self.per_spk}
+        out |= {name: getattr(self, name) for name in _SINGLE}
+        return {name: table for name, table in out.items() if table is not None}
+
+    @classmethod
+    def from_tables(
+        cls, path: str | Path, tables: dict[str, dict], trials: dict[str, list[str]]
+    ) -> "DataDir":
+        """The opposite of `tables`; keys may come in any order. Nothing is checked here."""
+        utt2spk = tables["utt2spk"]
+        utts = sorted(utt2spk)
+        data = cls(
+            Path(path), utts, [utt2spk[u] for u in utts], tables.get("wav.scp", {}), tables.get("segments")
+        )
+        groups = {"utt": data.extra, "reco": data.reco, "spk": data.per_spk}
+        for name, table in tables.items():
+            if name in _SINGLE:
+                setattr(data, name, table)
+            elif name not in ("utt2spk", "wav.scp", "segments"):
+                groups[table_kind(name)[0]][name] = table
+        data.trials = trials
+        return data
+
+    def files(self) -> Iterator[tuple[str, list[str]]]:
+        """(file name, lines) of every file: in C order, trials as they are."""
+        yield "spk2utt", spk2utt_lines(self.utts, self.spk)
+        for name, table in self.tables().items():
+            if name == "segments":
+                yield name, [f"{u} {r} {_seconds(a)} {_seconds(b)}" for u, (r, a, b) in sorted(table.items())]
+            else:
+                ids = sorted(table)
+                lines = map(" ".join, zip(ids, map(table.__getitem__, ids)))
+                yield name, [line.rstrip(" ") for line in lines] if name == "text" else list(lines)
+        yield from self.trials.items()
+
+    def write(self, path: str | Path, *, inside: str | Path | None = None, own: bool = False) -> None:
+        """Write the whole directory at once: a killed run leaves the old folder or the new one, no mixture.
+
+        An existing folder is replaced when it holds nothing but data-directory files; else UserError. `inside` and
+        `own` as in `atomic_file`: `own` where the user himself named `path`, which may then be a link.
+        """
+        path = Path(path)
+        if not self.utts:
+            raise UserError("no utterance would be left in this data directory", file=path)
+        check_replaceable(path)
+        with no_gc(), atomic_dir(path, inside=inside, own=own) as tmp:
+            self._write_files(tmp)
+
+    def _write_files(self, folder: Path) -> None:
+        for name, lines in self.files():
+            with open(folder / name, "w", encoding="utf-8", newline="\n") as f:
+                f.write("\n".join(lines) + "\n")
+
+    # ---- new directories from this one -------------------------------------------------------------------
+    def subset(self, utts: Iterable[str], *, trials: bool = True) -> "DataDir":
+        """The given utterances with all that belongs to them; models and trials stay when they are whole."""
+        row = {u: i for i, u in enumerate(self.utts)}
+        keep = set(utts)
+        if unknown := keep - row.keys():
+            raise UserError(
+                f"{min(unknown)} is not in utt2spk", file=self.path / "utt2spk", mend="mend the list of ids"
+            )
+        return self._subset([row[u] for u in sorted(keep)], trials)
+
+    def _subset(self, rows: list[int], trials: bool) -> "DataDir":
+        kept = [self.utts[i] for i in rows]
+        spk = [self.spk[i] for i in rows]
+        segments = None if self.segments is None else {u: self.segments[u] for u in kept}
+        recos = kept if segments is None else sorted({seg[0] for seg in segments.values()})
+        speakers = sorted(set(spk))
+        extra = {name: {u: t[u] for u in kept} for name, t in self.extra.items()}
+        dialogues = sorted(set(extra["utt2dialogue"].values())) if "utt2dialogue" in extra else []
+        new = replace(
+            self,
+            utts=kept,
+            spk=spk,
+            wav={r: self.wav[r] for r in recos} if self.wav else {},
+            segments=segments,
+            extra=extra,
+            reco={name: {r: t[r] for r in recos} for name, t in self.reco.items()},
+            per_spk={name: {s: t[s] for s in speakers} for name, t in self.per_spk.items()},
+            dialogue2device=self.dialogue2device and {d: self.dialogue2device[d] for d in dialogues},
+            dialogue2mixed=self.dialogue2mixed and {d: self.dialogue2mixed[d] for d in dialogues},
+            enrol_map=None,
+            trials={},
+        )
+        if trials and (self.trials or self.enrol_map):
+            new.enrol_map, new.trials = cut_trials(set(kept), set(self.utts), self.enrol_map, self.trials)
+        return new
+
+    def with_speakers(self, spk: Sequence[str]) -> "DataDir":
+        """The same utterances with other speakers (aligned with `utts`), without the old speakers' files."""
+        if len(spk) != len(self.utts):
+            raise UserError(f"{len(spk)} speakers for {len(self.utts)} utterances", file=self.path)
+        return replace(self, spk=list(spk), per_spk={})
+
+    def write_training_set(self, folder: str | Path) -> None:
+        """Into `folder`: train without speakers, train_labelled with them, and truth/train_utt2spk for diagnostics.
+
+        Which dialogues are mixed is truth too: dialogue2mixed goes to train_labelled and truth/ alone.
+        """
+        folder = Path(folder)
+        check_replaceable(folder / "train")  # before any of the four is replaced
+        check_replaceable(folder / "train_labelled")
+        self.write(folder / "train_labelled", inside=folder)
+        with atomic_file(folder / "truth" / "train_utt2spk", inside=folder) as f:
+            f.writelines(f"{utt} {spk}\n" for utt, spk in zip(self.utts, self.spk))
+        if self.dialogue2mixed is not None:
+            with atomic_file(folder / "truth" / "dialogue2mixed", inside=folder) as f:
+                f.writelines(f"{name} {mixed}\n" for name, mixed in sorted(self.dialogue2mixed.items()))
+        replace(self.with_speakers(self.utts), dialogue2mixed=None).write(folder / "train", inside=folder)
+
+    def write_label_split(self, folder: str | Path, per_speaker: int, seed: int) -> tuple[int, int]:
+        """A few labels: into `folder`/labelled `per_speaker` random utterances of each speaker (all where there are
+        fewer), into `folder`/unlabelled the others without speakers, into `folder`/truth/unlabelled_utt2spk these, for
+        diagnostics. Returns the numbers of utterances. The same seed draws nested parts.
+        """
+        import numpy as np
+
+        folder, rng = Path(folder), np.random.default_rng(seed)
+        of: dict[str, list[str]] = {}
+        for utt, spk in zip(self.utts, self.spk):
+            of.setdefault(spk, []).append(utt)
+        drawn = {u for s in sorted(of) for u in rng.permutation(of[s])[:per_speaker].tolist()}
+        rest = [(utt, spk) for utt, spk in zip(self.utts, self.spk) if utt not in drawn]
+        if per_speaker < 1 or not rest:
+            raise UserError(
+                f"{per_speaker} labelled utterances a speaker leave no unlabelled one, or are none",
+                file=self.path,
+                mend="ask for at least one, and for fewer than the speakers have",
+            )
+        with atomic_file(folder / "truth" / "unlabelled_utt2spk", inside=folder) as f:
+            f.writelines(f"{utt} {spk}\n" for utt, spk in rest)
+        unlabelled = self.subset([utt for utt, _ in rest], trials=False)
+        unlabelled.with_speakers(unlabelled.utts).write(folder / "unlabelled", inside=folder)
+        # The last: where it stands, all do.
+        self.subset(drawn, trials=False).write(folder / "labelled", inside=folder)
+        return len(drawn), len(rest)
+
+    def renamed(self, utt: Callable[[str, str], str], spk: Callable[[str], str]) -> "DataDir":
+        """New ids from `utt(id, speaker)` and `spk(speaker)`; with segments, recordings keep theirs."""
+        new_utt = {u: utt(u, s) for u, s in zip(self.utts, self.spk)}
+        new_spk = {s: spk(s) for s in set(self.spk)}
+        for what, names in (("utterances", new_utt), ("speakers", new_spk)):
+            if len(set(names.values())) != len(names):
+                raise UserError(f"two {what} would get the same id", file=self.path / "utt2spk")
+            if bad := next((n for n in names.values() if " " in n or odd(n)), None):
+                raise UserError(f"{ascii(bad)} is no id: blanks and control characters part columns")
+        pairs = sorted((new_utt[u], new_spk[s]) for u, s in zip(self.utts, self.spk))
+        models = {e: e if self.enrol_map and e in self.enrol_map else new_utt.get(e, e)
+                  for lines in self.trials.values() for e in (line.split()[0] for line in lines)}  # fmt: skip
+        by_reco = self.segments is not None
+        return replace(
+            self,
+            utts=[u for u, _ in pairs],
+            spk=[s for _, s in pairs],
+            wav=self.wav if by_reco else _rekey(self.wav, new_utt),
+            segments=_rekey(self.segments, new_utt) if by_reco else None,
+            extra={name: _rekey(t, new_utt) for name, t in self.extra.items()},
+            reco=self.reco if by_reco else {name: _rekey(t, new_utt) for name, t in self.reco.items()},
+            per_spk={name: _rekey(t, new_spk) for name, t in self.per_spk.items()},
+            enrol_map=self.enrol_map
+            and {m: " ".join(sorted(new_utt[u] for u in us.split(" "))) for m, us in self.enrol_map.items()},
+            trials={
+                name: [f"{models[e]} {new_utt[t]} {label}" for e, t, label in map(str.split, lines)]
+                for name, lines in self.trials.items()
+            },  # fmt: skip
+        )
+
+    def speaker_prefixed(self) -> "DataDir":
+        """Utterance ids `<spk>-<utt>`: C order by utterance is then C order by speaker, as Kaldi demands.
+
+        Where one speaker's name begins with another's and breaks that order (`a`, `a-b`), all speakers are
+        padded with `_` to one length.
+        """
+        new = self.renamed(lambda u, s: f"{s}-{u}", lambda s: s)
+        if new.spk != sorted(new.spk):
+            width = max(map(len, self.spk))
+            new = self.renamed(lambda u, s: f"{s.ljust(width, '_')}-{u}", lambda s: s.ljust(width, "_"))
+        return new
+
+    def split(self, n: int, *, per_utt: bool = False) -> list["DataDir"]:
+        """`n` parts of whole speakers (or any utterances), about equal in utterances, without trials."""
+        return [self._subset(rows, trials=False) for rows in self._split_rows(n, per_utt)]
+
+    def _split_rows(self, n: int, per_utt: bool) -> list[list[int]]:
+        units = len(self.utts) if per_utt else len(set(self.spk))
+        if not 1 <= n <= units:
+            what = "utterances" if per_utt else "speakers"
+            mend = f"ask for 1 to {units} parts" + ("" if per_utt else ", or give --per-utt")
+            raise UserError(f"cannot split {units} {what} into {n} parts", file=self.path, mend=mend)
+        rows = list(range(len(self.utts)))
+        if not per_utt:
+            rows.sort(key=self.spk.__getitem__)
+        # A part may end where the next row has another speaker: at the first such place that reaches its
+        # share, earlier only when the speakers after it would not suffice for the remaining parts.
+        ends = [i for i in range(1, len(rows)) if per_utt or self.spk[rows[i]] != self.spk[rows[i - 1]]]
+        ends.append(len(rows))
+        cuts, at = [0], 0
+        for part in range(1, n):
+            while ends[at] < len(rows) * part / n and units - at - 1 > n - part:
+                at += 1
+            cuts.append(ends[at])
+            at += 1
+        cuts.append(len(rows))
+        return [sorted(rows[a:b]) for a, b in zip(cuts, cuts[1:])]
+
+    def write_split(self, n: int, *, per_utt: bool = False) -> Path:
+        """Write the parts to PATH/split<n>/<1..n> (split<n>utt with per_utt), all of them at once."""
+        folder = self.path / f"split{n}{'utt' if per_utt else ''}"
+        if folder.is_symlink():
+            raise UserError("is a link, no folder of parts", file=folder, mend=command_line("unlink", folder))
+        if folder.is_dir() and (other := _foreign_in_parts(folder)):
+            raise UserError(
+                "is no part, and a new split would delete it", file=other, mend="move it elsewhere"
+            )
+        with no_gc():
+            cut = self._split_rows(n, per_utt)
+            with atomic_dir(folder, inside=self.path) as tmp:
+                for i, rows in enumerate(cut, 1):
+                    (tmp / str(i)).mkdir()
+                    self._subset(rows, trials=False)._write_files(tmp / str(i))
+        return folder
+
+    def label_hash(self) -> str:
+        """SHA-256 over the `utt spk` lines: the identity of the labels a run trains on."""
+        digest = hashlib.sha256()
+        for u, s in zip(self.utts, self.spk):
+            digest.update(f"{u} {s}\n".encode())
+        return digest.hexdigest()
+
+
+def combine(
+    path: str | Path, sources: Sequence[DataDir], extra_files: Sequence[str] = ()
+) -> tuple[DataDir, set[str]]:
+    """One directory from several: (it, the files left out because some source lacks them).
+
+    UserError: an id with different lines in two sources; segments or `extra_files` in some sources only.
+    """
+    held = [{**d.tables(), **d.trials} for d in sources]
+    everywhere, anywhere = set(held[0]).intersection(*held), set().union(*held)
+    for d, tables in zip(sources, held):
+        if missing := sorted(((anywhere & {"segments", "wav.scp"}) | set(extra_files)) - set(tables)):
+            mend = "write it, or combine only directories that have it"
+            raise UserError(
+                "no such file, and another source or --extra-files has it",
+                file=d.path / missing[0],
+                mend=mend,
+            )
+    tables: dict[str, dict] = {}
+    for name in everywhere - set().union(*(d.trials for d in sources)):
+        merged = tables[name] = {}
+        for d, own in zip(sources, held):
+            for key, value in own[name].items():
+                if merged.setdefault(key, value) != value:
+                    mend = "give one of them other ids first (utils/copy_data_dir.sh --utt-prefix)"
+                    raise UserError(
+                        f"{key} has another line in an earlier source", file=d.path / name, mend=mend
+                    )
+    trials = {
+        n: [line for d in sources for line in d.trials[n]] for n in sources[0].trials if n in everywhere
+    }
+    for name, lines in trials.items():
+        if pair := contradiction(lines):
+            raise UserError(f"{name}: {pair} is target in one source and nontarget in another", file=path)
+    return DataDir.from_tables(path, tables, trials), anywhere - everywhere
+
+
+def _rekey(table: dict, names: dict[str, str]) -> dict:
+    return {names[k]: v for k, v in table.items()}
+
+
+def _seconds(x: float) -> str:
+    return repr(x).removesuffix(".0")
+
+
+def _check_same(file: Path, keys: list[str], want: list[str], source: str, mend: str) -> None:
+    if keys == want:
+        return
+    have, wanted = set(keys), set(want)
+    for line, key in enumerate(keys, 1):
+        if key not in wanted:
+            raise UserError(f"{key} is not in {source}", file=file, line=line, mend=mend)
+    lost = min(wanted - have)
+    raise UserError(f"no line for {lost} of {source} ({len(wanted - have)} missing)", file=file, mend=mend)
+
+
+def _check_spk2utt(file: Path, utts: list[str], spk: list[str], mend: str) -> None:
+    keys, values = read_columns(file, "ids", mend)
+    want = spk2utt_lines(utts, spk)
+    for line, (key, value) in enumerate(zip(keys, values), 1):
+        if line > len(want) or f"{key} {value}" != want[line - 1]:
+            raise UserError(f"not the inverse of utt2spk at {key}", file=file, line=line, mend=mend)
+    if len(keys) < len(want):
+        raise UserError(f"speaker {want[len(keys)].split()[0]} of utt2spk is missing", file=file, mend=mend)
+
+
+def _check_segment_ends(file: Path, segments: dict, reco2dur: dict[str, str], mend: str) -> None:
+    dur = {r: float(d) for r, d in reco2dur.items()}
+    for line, (utt, (reco, start, end)) in enumerate(segments.items(), 1):
+        if end > dur[reco] + OVERSHOOT or start >= dur[reco]:
+            rule = f"{utt} ends at {end:g} s" if start < dur[reco] else f"{utt} starts at {start:g} s"
+            raise UserError(
+                f"{rule} but {reco} has {dur[reco]:g} s (reco2dur)", file=file, line=line, mend=mend
+            )
+
+
+def segment_seconds(data: DataDir) -> dict[str, float]:
+    """Utterance -> duration by segments; reco2dur tells where an end of -1 is. UserError: it is not there."""
+    dur = {r: float(d) for r, d in data.reco.get("reco2dur", {}).items()}
+    out = {}
+    for utt, (reco, start, end) in data.segments.items():
+        if end < 0 and not dur:
+            rule = f"{utt} ends with its recording (-1), and nothing tells how long that is"
+            raise UserError(
+                rule, file=data.path / "segments", mend="write reco2dur (`recording seconds`) or utt2dur"
+            )
+        out[utt] = (end if end >= 0 else dur[reco]) - start
+    return out
+
+
+def _is_table(p: Path) -> bool:
+    return table_kind(p.name) is not None and p.is_file()
+
+
+def _foreign_in_parts(folder: Path) -> Path | None:
+    """What is not ours in a folder of parts: it holds folders 1, 2, ... of tables."""
+    for part in sorted(folder.iterdir()):
+        if not re.fullmatch("[1-9][0-9]*", part.name) or part.is_symlink() or not part.is_dir():
+            return part
+        if other := next((p for p in sorted(part.iterdir()) if not _is_table(p)), None):
+            return other
+    return None
+
+
+def _foreign(path: Path) -> Path | None:
+    """Something in a data directory that the tools here did not write, if there is any: looked for all the way down."""
+    for p in sorted(path.iterdir()):
+        folder = p.is_dir() and not p.is_symlink()
+        if folder and _PARTS.fullmatch(p.name):
+            other = _foreign_in_parts(p)
+        elif folder and _ASIDE.fullmatch(p.name):
+            other = next((q for q in sorted(p.iterdir()) if not _is_table(q)), None)
+        else:
+            other = None if _is_table(p) or p.name == ".lock" else p
+        if other:
+            return other
+    return None
+
+
+def check_replaceable(path: Path) -> None:
+    """UserError unless `path` is free, or a folder holding only what this module would write there."""
+    if path.exists() and not path.is_dir():
+        raise UserError(
+            "a file stands where the data directory should go", file=path, mend="choose another name"
+        )
+    if path.is_dir() and (other := _foreign(path)):
+        raise UserError(
+            "this is no data-directory file, and replacing the folder would delete it",
+            file=other, mend="move it elsewhere, or choose another folder",
+        )  # fmt: skip

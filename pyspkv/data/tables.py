@@ -1,0 +1,288 @@
+"""Kaldi tables (`key value...` lines): strict reading with file and line in errors, salvage for the fixer."""
+
+import gc
+import math
+import re
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from itertools import islice, repeat
+from operator import lt
+from pathlib import Path
+
+from pyspkv.base.errors import UserError
+
+# Bytes that no table may hold; CR is reported on its own because it is so common.
+_CONTROL = bytes([*range(0x09), *range(0x0B, 0x0D), *range(0x0E, 0x20), 0x7F])
+# Blanks and marks beyond ASCII that split an id for one tool and not for another (and the byte-order mark).
+_ODD = re.compile("[\x80-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]")
+_BAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_BLANKS = re.compile("[ \t]+")
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def plain_number(text: str) -> float:
+    """A finite number in plain notation, else NaN (Python alone would also take `1_0`, `inf` and Arabic digits)."""
+    return value if _NUMBER.fullmatch(text) and math.isfinite(value := float(text)) else math.nan
+
+
+def whole_number(text: str) -> int | None:
+    """A whole number from 0 in ASCII digits, at most 18 of them (it fits int64), else None."""
+    return int(text) if _WHOLE.fullmatch(text) else None
+
+
+def odd(text: str) -> bool:
+    """Whether an id or a path holds what no table may hold: control characters, blanks or marks beyond ASCII."""
+    return bool(_BAD.search(text) or _ODD.search(text) or "\t" in text)
+
+
+def decode(path: str | Path) -> str:
+    """A list or log as text, without the byte-order mark that some editors put first. UserError: not UTF-8."""
+    return decode_bytes(Path(path).read_bytes(), path)
+
+
+def decode_bytes(raw: bytes, path: str | Path) -> str:
+    """`decode` of what was read from `path`."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise UserError("not UTF-8 text", file=path, line=_line_of(raw, err.start)) from None
+
+
+def parse_segment(value: str) -> tuple[str, float, float] | None:
+    """`recording start end` in seconds with 0 <= start < end or an end of -1 (to the recording's end), or None."""
+    parts = value.split(" ")
+    if len(parts) != 3:
+        return None
+    start, end = plain_number(parts[1]), plain_number(parts[2])
+    return (parts[0], start, end) if 0 <= start < end or (end == -1 and start >= 0) else None
+
+
+def _count(value: str) -> bool:
+    return bool(whole_number(value))
+
+
+# What may follow the key: a test of one value, and the rule in words. Blanks inside were made single before.
+VALUES: dict[str, tuple[Callable[[str], object], str]] = {
+    "any": (lambda v: True, ""),
+    "rest": (bool, "at least two columns"),
+    "id": (lambda v: v and " " not in v, "exactly two columns"),
+    "ids": (bool, "an id followed by one or more ids"),
+    "entry": (
+        lambda v: v and v[0] != "~",
+        "an id and a path, `ark:offset` or `command |` (no path starting with ~)",
+    ),
+    "segment": (
+        parse_segment,
+        "`utterance recording start end` in seconds with 0 <= start < end (or -1: to the end)",
+    ),
+    "seconds": (lambda v: plain_number(v) > 0, "an id and a duration in seconds above 0"),
+    "time": (lambda v: not math.isnan(plain_number(v)), "an id and a time in seconds"),
+    "count": (_count, "an id and a whole number above 0"),
+    "gender": (lambda v: v in ("m", "f"), "a speaker and m or f"),
+    "source": (lambda v: v in ("customer", "device"), "an utterance and customer or device"),
+    "flag": (lambda v: v in ("0", "1"), "an id and 0 or 1"),
+    "channel": (
+        lambda v: v.count(" ") == 1 and v.rsplit(" ", 1)[1] in ("A", "B", "1"),
+        "`recording file A|B`",
+    ),
+    "trial": (
+        lambda v: v.count(" ") == 1 and v.rsplit(" ", 1)[1] in ("target", "nontarget"),
+        "`enrol test target|nontarget`",
+    ),
+}
+# The same tests on all values at once, for kinds without blanks; False sends the reader to the slow road,
+# which names the line. "entry": ~ was looked for in the text.
+_FAST: dict[str, Callable[[list[str]], bool]] = {
+    "id": lambda vs: True,
+    "rest": lambda vs: True,
+    "entry": lambda vs: True,
+    "seconds": lambda vs: (
+        all(map(_NUMBER.fullmatch, vs)) and 0 < min(map(float, vs)) <= max(map(float, vs)) < math.inf
+    ),
+    "count": lambda vs: all(map(_WHOLE.fullmatch, vs)) and min(map(int, vs)) > 0,
+    "time": lambda vs: all(map(_NUMBER.fullmatch, vs)) and max(map(abs, map(float, vs))) < math.inf,
+    "gender": lambda vs: set(vs) <= {"m", "f"},
+    "source": lambda vs: set(vs) <= {"customer", "device"},
+    "flag": lambda vs: set(vs) <= {"0", "1"},
+}
+_FREE = ("entry", "rest", "any")  # kinds whose inner blanks stay as they are
+# Kaldi itself leaves blanks at the line end of these (awk-made spk2utt, empty transcripts).
+_TRAILING_OK = ("any", "ids")
+
+
+@contextmanager
+def no_gc():
+    """Building millions of strings: the cycle collector would walk them over and over and find nothing."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _line_of(raw: bytes, pos: int) -> int:
+    return raw.count(b"\n", 0, pos) + 1
+
+
+def read_text(path: str | Path, mend: str | None = None, odd_ok: bool = False) -> str:
+    """The file as text. UserError: empty, not UTF-8, CR, no final LF, control characters, odd blanks."""
+    raw = Path(path).read_bytes()
+    if not raw:
+        raise UserError(
+            "the file is empty", file=path, mend="write it again, or remove it if nothing needs it"
+        )
+    if raw.translate(None, _CONTROL) != raw:
+        pos = re.search(b"[" + re.escape(_CONTROL) + b"]", raw).start()
+        raise UserError(f"control character 0x{raw[pos]:02x}", file=path, line=_line_of(raw, pos), mend=mend)
+    if b"\r" in raw:
+        line = _line_of(raw, raw.index(b"\r"))
+        raise UserError(
+            "carriage return (Windows line ends); lines end in LF", file=path, line=line, mend=mend
+        )
+    if raw[-1:] != b"\n":
+        line = _line_of(raw, len(raw))
+        raise UserError(
+            "the last line has no line end: was the file cut short?", file=path, line=line, mend=mend
+        )
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise UserError("not UTF-8 text", file=path, line=_line_of(raw, err.start), mend=mend) from None
+    if text[0] == "\ufeff":
+        raise UserError("byte-order mark (U+FEFF)", file=path, line=1, mend=mend)
+    if not text.isascii() and not odd_ok and (found := _ODD.search(text)):
+        line = text.count("\n", 0, found.start()) + 1
+        raise UserError(f"blank or mark U+{ord(found[0]):04X} outside ASCII", file=path, line=line, mend=mend)
+    return text
+
+
+def read_columns(
+    path: str | Path, value: str = "rest", mend: str | None = None, in_order: bool = True
+) -> tuple[list[str], list[str]]:
+    """Keys and values of a table, one per line (line number = index + 1), values of kind `VALUES[value]`.
+
+    With `in_order` the keys must be unique and in C order (code points, which is the order of the bytes).
+    UserError names file, line, rule and `mend`.
+    """
+    text = read_text(path, mend, odd_ok=value == "any")
+    # Two columns, one blank between them: the common case, by built-ins alone (a million lines in a second).
+    if "\t" not in text and (value in _FAST) and " ~" not in text:
+        lines = text.split("\n")
+        lines.pop()
+        if set(map(str.count, lines, repeat(" "))) == {1}:
+            tokens = text.split()
+            if len(tokens) == 2 * len(lines):
+                del lines, text
+                keys, values = tokens[0::2], tokens[1::2]
+                if _FAST[value](values):
+                    if in_order:
+                        check_order(keys, path, mend)
+                    return keys, values
+                text = read_text(path, mend)
+    lines = text.split("\n")
+    lines.pop()
+    wide = "\t" in text or ("  " in text and value not in _FREE)
+    del text
+    keys, values = [], []
+    good, rule = VALUES[value]
+    for number, line in enumerate(lines, 1):
+        if wide or line[:1] == " ":
+            key, *rest = _BLANKS.split(line, 1 if value in _FREE else 0)
+            rest = " ".join(rest)
+        else:
+            key, _, rest = line.partition(" ")
+            if rest[:1] == " ":
+                rest = rest.lstrip(" ")
+        if value in _TRAILING_OK:
+            rest = rest.rstrip(" \t")
+        if not key:
+            raise UserError("the line is empty or starts with a blank", file=path, line=number, mend=mend)
+        if rest[-1:] in (" ", "\t"):
+            raise UserError("blank at the line end", file=path, line=number, mend=mend)
+        if not good(rest):
+            raise UserError(f"the rule is {rule}", file=path, line=number, mend=mend)
+        keys.append(key)
+        values.append(rest)
+    if in_order:
+        check_order(keys, path, mend)
+    return keys, values
+
+
+def check_order(keys: list[str], path: str | Path, mend: str | None) -> None:
+    if all(map(lt, keys, islice(keys, 1, None))):
+        return
+    last = ""
+    for i, key in enumerate(keys):
+        if key <= last:
+            why = (
+                f"{key} appears twice"
+                if key == last
+                else f"{key} after {last}: not in C order (LC_ALL=C sort)"
+            )
+            raise UserError(why, file=path, line=i + 1, mend=mend)
+        last = key
+
+
+def read_table(path: str | Path, value: str = "rest", mend: str | None = None) -> dict[str, str]:
+    """A `key value` file as a dict: keys unique and in C order, values of the kind `VALUES[value]`."""
+    return dict(zip(*read_columns(path, value, mend)))
+
+
+def of_each(table: dict[str, str], utts: Sequence[str], path: str | Path) -> list[str]:
+    """A truth file's values of `utts`. UserError: it lacks one."""
+    if missing := [u for u in utts if u not in table]:
+        raise UserError(f"lacks {len(missing)} of {len(utts)} utterances, the first {missing[0]}", file=path)
+    return [table[u] for u in utts]
+
+
+def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str], list[str], list[str]]:
+    """What can be saved of a broken table: keys, values and notes on what went.
+
+    Line ends and blanks are mended; lines that break the rule, are not UTF-8 or hold control characters are dropped;
+    with `unique`, of lines with the same key the first stays. The order is the file's. UserError: more than half of the
+    lines would go, so the file is probably something else.
+    """
+    good, rule = VALUES[value]
+    table: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
+    dropped: dict[str, list[int]] = {}
+    odd_ok, repeats = value == "any", 0
+    for number, raw in enumerate(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            line = raw.decode("utf-8").strip(" \t\r")
+        except UnicodeDecodeError:
+            dropped.setdefault("not UTF-8", []).append(number)
+            continue
+        if not line:
+            continue
+        if not line.isprintable() and (_BAD.search(line) or (not odd_ok and _ODD.search(line))):
+            dropped.setdefault("control character or odd blank", []).append(number)
+            continue
+        key, _, rest = line.partition(" ")
+        if "\t" in line or "  " in line:
+            key, *rest = _BLANKS.split(line, 1 if value in _FREE else 0)
+            rest = " ".join(rest)
+        before = len(table)
+        if not good(rest):
+            dropped.setdefault(f"the rule is {rule}", []).append(number)
+        elif not unique:
+            pairs.append((key, rest))
+        elif table.setdefault(key, rest) == rest:
+            repeats += before == len(table)
+        else:
+            dropped.setdefault("id seen before", []).append(number)
+    if unique:
+        pairs = list(table.items())
+    lost = sum(map(len, dropped.values()))
+    if lost > len(pairs):
+        why, at = max(dropped.items(), key=lambda item: len(item[1]))
+        raise UserError(
+            f"{lost} of {lost + len(pairs)} lines cannot be read: {why}",
+            file=path, line=at[0], mend="correct the file, or move it out of the folder; nothing was changed",
+        )  # fmt: skip
+    notes = [f"{path}: dropped {len(at)} lines (first: line {at[0]}): {why}" for why, at in dropped.items()]
+    notes += [f"{path}: dropped {repeats} repeated lines"] if repeats else []
+    return [k for k, _ in pairs], [v for _, v in pairs], notes

@@ -1,0 +1,147 @@
+"""Trial lists: `enrol test target|nontarget`, one per line, in any order."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyspkv.base.atomic import command_line
+from pyspkv.base.errors import UserError
+from pyspkv.data.tables import no_gc, odd, read_columns
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+# Forms of a list: the words for target and nontarget, and their column. A file has one form.
+_FORMS = [
+    ("1", "0", 0),  # as VoxCeleb publishes it
+    ("1", "0", 2),
+    ("tgt", "imp", 2),
+    ("target", "nontarget", 2),  # ours, with Windows line ends and the like
+]
+
+
+def other_form(raw: bytes) -> "tuple[list[str], str] | None":
+    """(Lines `enrol test target|nontarget`, the sed script that makes them) of a list in another common form.
+
+    Labels may be 1|0 in the first or last column, or tgt|imp; lines may begin with a byte-order mark, hold tabs, or end
+    in CR and blanks. None where that is not clear for each line.
+    """
+    try:
+        rows = [line.split() for line in raw.decode("utf-8-sig").split("\n") if line.strip(" \t\r")]
+    except UnicodeDecodeError:
+        return None
+    fits = [form for form in _FORMS if all(len(r) == 3 and r[form[2]] in form[:2] for r in rows)]
+    if not rows or len(fits) != 1 or any(odd(word) for row in rows for word in row):
+        return None
+    yes, no, at = fits[0]
+    lines = []
+    for row in rows:
+        label = "target" if row.pop(at) == yes else "nontarget"
+        lines.append(f"{row[0]} {row[1]} {label}")
+    script = r"1s/^\xEF\xBB\xBF//; s/[ \t\r]+$//; s/^[ \t]+//; /^$/d; s/[ \t]+/ /g"
+    if at == 0:
+        script += f"; /^{yes} /{{s/^. (.*)/\\1 target/; b;}}; s/^{no} (.*)/\\1 nontarget/"
+    elif yes != "target":
+        script += f"; s/ {yes}$/ target/; s/ {no}$/ nontarget/"
+    return lines, script
+
+
+def _mend(path: str | Path) -> str:
+    """How to bring a list that cannot be read into order: in place by one command where that is clear."""
+    path = Path(path)
+    if path.is_file() and (found := other_form(path.read_bytes())):  # a pipe is empty by now
+        in_place = (
+            "-i~",
+            "--follow-symlinks",
+        )  # the old list stays as NAME~, which is no data-directory file
+        return command_line("sed", "-E", *in_place, "-e", found[1], "-e", "$a\\", path)
+    return "write each line as `enrol test target` or `enrol test nontarget`"
+
+
+def read_trials(path: str | Path, mend: str | None = None) -> "tuple[list[str], list[str], np.ndarray]":
+    """(enrol ids, test ids, target as bool [n]) of an `enrol test target|nontarget` list, in file order.
+
+    UserError with file and line: a broken line, or a pair that is both target and nontarget. `mend` is what to do about
+    a broken line; by default a command that converts the list, where it has another common form.
+    """
+    import numpy as np
+
+    with no_gc():
+        try:
+            enrol, rest = read_columns(path, "trial", mend, in_order=False)
+        except UserError as err:
+            if mend:
+                raise
+            raise UserError(str(err), mend=_mend(path)) from None
+        test, labels = [], []
+        for r in rest:
+            t, _, label = r.partition(" ")
+            test.append(t)
+            labels.append(label == "target")
+        target = np.array(labels, bool)
+        enrol_ids = {e: i for i, e in enumerate(dict.fromkeys(enrol))}
+        test_ids = {t: i for i, t in enumerate(dict.fromkeys(test))}
+    pair = np.fromiter((enrol_ids[e] for e in enrol), np.int64, len(enrol)) * len(test_ids)
+    pair += np.fromiter((test_ids[t] for t in test), np.int64, len(test))
+    both = np.intersect1d(pair[target], pair[~target])
+    if len(both):
+        same = np.flatnonzero(pair == both[0])
+        line = int(same[target[same] != target[same[0]]][0]) + 1
+        raise UserError(
+            f"{enrol[line - 1]} {test[line - 1]} is target in one line and nontarget in another",
+            file=path, line=line, mend="delete the wrong line",
+        )  # fmt: skip
+    return enrol, test, target
+
+
+def trials_over(path: str | Path, utts: Sequence[str]) -> "tuple[list[str], list[str], np.ndarray]":
+    """`read_trials` of a list over these utterances. UserError: another id in it, or trials of one kind only."""
+    enrol, test, target = read_trials(path)
+    known = set(utts)
+    for line, pair in enumerate(zip(enrol, test), 1):
+        if missing := [u for u in pair if u not in known]:
+            raise UserError(
+                f"{missing[0]} is no utterance of the data directory",
+                file=path, line=line, mend="give the trials of this directory",
+            )  # fmt: skip
+    if target.all() or not target.any():
+        rule = f"has no {'nontarget' if target.any() else 'target'} trial, so there is no EER"
+        raise UserError(rule, file=path, mend="give a list with both")
+    return enrol, test, target
+
+
+def contradiction(lines: list[str]) -> str | None:
+    """The first pair `enrol test` that is target in one of the lines and nontarget in another, if any: of lists that no
+    file holds yet (`read_trials` finds it among millions, with its line)."""
+    label: dict[str, str] = {}
+    for pair, _, is_target in (line.rpartition(" ") for line in lines):
+        if label.setdefault(pair, is_target) != is_target:
+            return pair
+    return None
+
+
+def enrol_side(enrol: set[str], known: set[str], enrol_map: dict[str, str] | None) -> set[str] | None:
+    """What the enrolment side of trials may name: utterances and models; None when enrolment lives elsewhere.
+
+    It lives elsewhere (another data directory, as in Kaldi's SRE recipes) when there is no enrol_map and not
+    one of the enrolment ids is an utterance here.
+    """
+    return None if enrol_map is None and not enrol & known else known | set(enrol_map or ())
+
+
+def cut_trials(
+    kept: set[str], known: set[str], enrol_map: dict[str, str] | None, trials: dict[str, list[str]]
+) -> tuple[dict[str, str] | None, dict[str, list[str]]]:
+    """(models, trials) of a directory cut from `known` to `kept` utterances: those that are still whole."""
+    models = {m: us for m, us in (enrol_map or {}).items() if kept.issuperset(us.split(" "))}
+    out = {}
+    for name, lines in trials.items():
+        sides = [line.split() for line in lines]
+        elsewhere = enrol_side({e for e, _, _ in sides}, known, enrol_map) is None
+        out[name] = [
+            line
+            for line, (e, t, _) in zip(lines, sides)
+            if t in kept and (elsewhere or e in kept or e in models)
+        ]
+    return models or None, {name: lines for name, lines in out.items() if lines}

@@ -1,0 +1,1 @@
+"""Dialogues: sessionize, simulate, rank by compactness."""

@@ -1,0 +1,264 @@
+"""Voice-assistant logs: the customers' turns from a Kaldi directory, JSON lines or CSV, and dialogues made of them."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
+from pyspkv.base.errors import UserError
+from pyspkv.data import tables
+from pyspkv.data.datadir import DataDir, segment_seconds
+
+
+@dataclass
+class Turns:
+    """What one side said, a row an utterance: device and time (start, seconds) are aligned with data.utts."""
+
+    data: DataDir
+    device: list[str]
+    time: np.ndarray  # float64 [N]
+    dropped: int  # turns of the source that was asked to go
+
+    def seconds(self) -> np.ndarray:
+        """Durations [N]: utt2dur, segments, or the audio's headers."""
+        if "utt2dur" in self.data.extra:
+            return np.array([float(self.data.extra["utt2dur"][u]) for u in self.data.utts])
+        to_end = any(end < 0 for _, _, end in (self.data.segments or {}).values())
+        if to_end and "reco2dur" in self.data.reco:
+            seconds = segment_seconds(self.data)
+            return np.array([seconds[u] for u in self.data.utts])
+        by_header = self.data.segments is None or to_end
+        if by_header and any(entry.endswith("|") for entry in self.data.wav.values()):
+            rule = "entries of wav.scp are commands, which are not run here"
+            raise UserError(rule, file=self.data.path, mend="write utt2dur (`utterance seconds`)")
+        reader = AudioReader(self.data)
+        return np.array([reader.num_samples(row) for row in range(len(reader))]) / SAMPLE_RATE
+
+
+@dataclass
+class Fields:
+    """Names of a log's columns; `source` and `duration` may be absent from the whole log."""
+
+    utt: str = "utt"
+    audio: str = "audio"
+    device: str = "device"
+    time: str = "time"
+    source: str = "source"
+    duration: str = "duration"
+
+
+def _check_dropped(path: Path, field: str, drop: str, sources: set[str], dropped: int, left: int) -> None:
+    """UserError: there are several sources but none is the one to drop, or nothing else is left."""
+    if len(sources) > 1 and not dropped:
+        rule = f"no '{field}' is '{drop}'; there are {', '.join(sorted(sources)[:5])}"
+        raise UserError(rule, file=path, mend="name the one that is no customer: --drop-source")
+    if not left:
+        raise UserError(f"no turn is left of {dropped}", file=path, mend="see --drop-source")
+
+
+def from_kaldi(path: Path, drop_source: str) -> Turns:
+    """A data directory with utt2time and utt2device (`utt device`); utt2source where only one side is wanted."""
+    data = DataDir.read(path)
+    for name, what in (("utt2time", "start in seconds"), ("utt2device", "device")):
+        if name not in data.extra:
+            raise UserError("no such file", file=path / name, mend=f"write `utt {what}` per line, in C order")
+    source = data.extra.get("utt2source", {})
+    left = [u for u in data.utts if source.get(u, "").lower() != drop_source.lower()]
+    _check_dropped(
+        path / "utt2source",
+        "source",
+        drop_source,
+        set(source.values()),
+        len(data.utts) - len(left),
+        len(left),
+    )
+    kept = data.subset(left, trials=False)
+    extra = dict(kept.extra)
+    time, device = extra.pop("utt2time"), extra.pop("utt2device")
+    for name in ("utt2source", "utt2dialogue"):
+        extra.pop(name, None)
+    kept.extra, kept.dialogue2device, kept.dialogue2mixed = extra, None, None
+    return Turns(
+        kept,
+        [device[u] for u in kept.utts],
+        np.array([float(time[u]) for u in kept.utts]),
+        len(data.utts) - len(kept.utts),
+    )
+
+
+def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
+    """A jsonl or csv file with one turn per line; relative audio paths start at its folder.
+
+    UserError with the line: no JSON object, a missing value, a blank in an id, an id given twice, a time that is
+    neither seconds nor ISO 8601, or times of which only some name their zone.
+    """
+    rows, zoned, dropped, optional, sources = {}, None, 0, None, set()
+    plain = (fields.time, fields.source, fields.duration)  # ids and paths have stricter rules of their own
+    for line, raw in _jsonl(path) if kind == "jsonl" else _csv(path):
+
+        def value(name: str, raw=raw, line=line) -> str:
+            held = raw.get(name)
+            text = "" if held is None else str(held).strip()
+            if not text:
+                raise UserError(f"no '{name}'", file=path, line=line, mend="see the --*-field options")
+            if isinstance(held, bool) or not isinstance(held, str | int | float):
+                raise UserError(f"'{name}' is neither text nor a number", file=path, line=line)
+            if name in plain and re.search(
+                "[\ud800-\udfff]", text
+            ):  # JSON can write what no file or terminal can
+                raise UserError(f"{ascii(text)} holds half a character", file=path, line=line)
+            return text
+
+        has = tuple(name for name in (fields.source, fields.duration) if raw.get(name) not in (None, ""))
+        if optional is not None and has != optional:
+            odd = min(set(has) ^ set(optional))
+            raise UserError(f"'{odd}' is in some lines and not in others", file=path, line=line)
+        optional = has
+        utt, device = value(fields.utt), value(fields.device)
+        audio = value(fields.audio)
+        for name in (utt, device):
+            if " " in name or tables.odd(name):
+                raise UserError(f"{ascii(name)}: an id must not hold a blank", file=path, line=line)
+        if tables.odd(audio):
+            rule = "a path must not hold line ends nor blanks beyond ASCII"
+            raise UserError(f"{ascii(audio)}: {rule}", file=path, line=line, mend="rename the file")
+        if utt in rows:
+            raise UserError(f"{utt} is given twice", file=path, line=line)
+        time, zone = _seconds(value(fields.time), path, line)
+        if abs(time) > 1e11:
+            rule = f"'{raw.get(fields.time)}' lies thousands of years away: milliseconds, or a date without dashes?"
+            raise UserError(
+                rule, file=path, line=line, mend="write seconds, or ISO 8601 as 2026-03-01T18:02:11Z"
+            )
+        if zoned is not None and zone != zoned:
+            raise UserError(
+                "some times name their zone (or are seconds) and others do not", file=path, line=line
+            )
+        zoned = zone
+        seconds = None
+        if fields.duration in has:
+            seconds = value(fields.duration)
+            if not _positive(seconds):
+                raise UserError(f"'{seconds}' is no duration in seconds above 0", file=path, line=line)
+        if fields.source in has:
+            sources.add(value(fields.source))
+        if fields.source in has and value(fields.source).lower() == drop_source.lower():
+            rows[utt], dropped = None, dropped + 1
+        else:
+            rows[utt] = (str(path.absolute().parent / audio), device, time, seconds)
+    if not rows:
+        raise UserError("there is no turn in it", file=path)
+    kept = {utt: rows[utt] for utt in sorted(rows) if rows[utt] is not None}
+    _check_dropped(path, fields.source, drop_source, sources, dropped, len(kept))
+    utts = list(kept)
+    extra = {"utt2dur": {u: row[3] for u, row in kept.items()}} if fields.duration in optional else {}
+    data = DataDir(path, utts, utts, {u: row[0] for u, row in kept.items()}, extra=extra)
+    return Turns(data, [r[1] for r in kept.values()], np.array([r[2] for r in kept.values()]), dropped)
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, dict]]:
+    with _text(path) as f:
+        for line, text in enumerate(f, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise UserError("the line is no JSON object", file=path, line=line)
+            yield line, row
+
+
+def _csv(path: Path) -> Iterator[tuple[int, dict]]:
+    with _text(path) as f:
+        reader = csv.DictReader(f)
+        try:
+            for row in reader:
+                if None in row:
+                    raise UserError("more columns than the first line names", file=path, line=reader.line_num)
+                yield reader.line_num, row
+        except csv.Error as err:
+            raise UserError(f"no CSV: {err}", file=path, line=reader.line_num) from None
+
+
+def _text(path: Path) -> io.StringIO:
+    """A log's lines, whatever wrote it: Excel begins with a byte-order mark. UserError with the line: not UTF-8."""
+    return io.StringIO(tables.decode(path), newline="")
+
+
+def _positive(text: str) -> bool:
+    return tables.plain_number(text) > 0
+
+
+def _seconds(text: str, path: Path, line: int) -> tuple[float, bool]:
+    """(Seconds since 1970, whether that is beyond doubt) of a number or an ISO 8601 time; without a zone as UTC."""
+    seconds = tables.plain_number(text)
+    if not math.isnan(seconds):
+        return seconds, True
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"'{text}' is neither seconds nor an ISO 8601 time", file=path, line=line) from None
+    zoned = time.tzinfo is not None
+    return (time if zoned else time.replace(tzinfo=UTC)).timestamp(), zoned
+
+
+def gaps(device: list[str], time: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Seconds from one turn's end to the next one's start on the same device, [N - devices]; overlaps are negative."""
+    order = np.lexsort((time, np.unique(device, return_inverse=True)[1]))
+    name = np.array(device)[order]
+    gap = time[order][1:] - (time + seconds)[order][:-1]
+    return gap[name[1:] == name[:-1]]
+
+
+def sessionize(
+    device: list[str],
+    time: np.ndarray,
+    seconds: np.ndarray,
+    *,
+    max_gap: float = 60.0,
+    max_span: float = 600.0,
+    max_utts: int = 20,
+    min_utts: int = 2,
+    min_dur: float = 0.5,
+) -> list[str | None]:
+    """Dialogue `<device>-<its start, whole seconds>` of each turn, None where it takes part in none: two logs of one
+    device, combined, keep theirs apart.
+
+    Turns under min_dur seconds are passed over. On one device, in order of time, a dialogue ends where more than
+    max_gap seconds lie between an end and the next start, where the next turn would end more than max_span after the
+    dialogue's start, or after max_utts turns; those of fewer than min_utts are none.
+    """
+    found: list[str | None] = [None] * len(device)
+    parts: list[list[int]] = []
+    last, first, latest = None, 0.0, 0.0  # of the dialogue so far: device, start, end
+    for row in sorted(np.flatnonzero(seconds >= min_dur).tolist(), key=lambda r: (device[r], time[r])):
+        start, end = float(time[row]), float(time[row] + seconds[row])
+        new = (
+            device[row] != last
+            or start - latest > max_gap
+            or end - first > max_span
+            or len(parts[-1]) == max_utts
+        )
+        if new:
+            parts.append([])
+            first, latest, last = start, end, device[row]
+        parts[-1].append(row)
+        latest = max(latest, end)
+    taken: dict[str, int] = {}
+    for part in parts:
+        if len(part) >= min_utts:
+            name = f"{device[part[0]]}-{math.floor(time[part[0]])}"
+            taken[name] = taken.get(name, 0) + 1
+            for row in part:
+                found[row] = name if taken[name] == 1 else f"{name}.{taken[name]}"
+    return found

@@ -1,0 +1,166 @@
+"""Dialogues of a data directory: statistics, simulation from labelled speech, contamination, compactness."""
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+
+from pyspkv.base.errors import UserError
+from pyspkv.data.datadir import DataDir
+
+
+def dialogue_lines(data: DataDir) -> list[str]:
+    """What to know of a directory with utt2dialogue before training on it."""
+    dialogue = data.extra["utt2dialogue"]
+    _, size = np.unique(list(dialogue.values()), return_counts=True)
+    many, count = np.unique(size, return_counts=True)
+    shown = ", ".join(f"{m}: {c}" for m, c in list(zip(many.tolist(), count.tolist()))[:20])
+    lines = [f"utterances in a dialogue: {shown}{', ...' if len(many) > 20 else ''}"]
+    if data.dialogue2device is None:
+        lines.append("warning: no dialogue2device: each dialogue counts as a device, so all others repel it")
+        return lines
+    usable = {d for d, n in zip(sorted(set(dialogue.values())), size) if n >= 2}
+    devices, per = np.unique(list(data.dialogue2device.values()), return_counts=True)
+    most = len({dev for d, dev in data.dialogue2device.items() if d in usable})
+    lines.append(
+        f"{len(devices)} devices of {per.min()} to {per.max()} dialogues (median {np.median(per):g})"
+    )
+    lines.append(
+        f"{len(usable)} dialogues of two utterances or more, of {most} devices: the most dialogues in a batch"
+    )
+    return lines
+
+
+def check_disjoint(a: DataDir, b: DataDir) -> None:
+    """UserError: the two share an utterance, a speaker, a dialogue or a device."""
+
+    def names(data: DataDir) -> dict[str, set[str]]:
+        found = {"utterance": set(data.utts), "speaker": set(data.spk)}
+        found["dialogue"] = set(data.extra.get("utt2dialogue", {}).values())
+        return found | {"device": set((data.dialogue2device or {}).values())}
+
+    theirs = names(b)
+    for what, own in names(a).items():
+        if shared := own & theirs[what]:
+            option = {"speaker": "spk", "utterance": "utt"}.get(what, what)
+            raise UserError(
+                f"{len(shared)} {what}s are in {a.path} too: {min(shared)}",
+                file=b.path,
+                mend=f"cut one of them with utils/subset_data_dir.sh --{option}-list",
+            )
+
+
+# ---- simulation --------------------------------------------------------------------------------------------------
+def cut_sizes(n: int, low: int, high: int, rng: np.random.Generator) -> list[int]:
+    """n in random parts of low..high; one part of n where that cannot be."""
+    out = []
+    while n:
+        fits = [s for s in range(low, high + 1) if n == s or -(-(n - s) // high) * low <= n - s]
+        fits = [s for s in fits if s <= n]
+        out.append(int(rng.choice(fits)) if fits else n)
+        n -= out[-1]
+    return out
+
+
+def simulate(
+    data: DataDir,
+    session: dict[str, str],
+    *,
+    sizes: tuple[int, int] = (4, 8),
+    households: bool = False,
+    seed: int = 0,
+) -> DataDir:
+    """`data` with utt2dialogue and dialogue2device: each (speaker, session), shuffled, is cut into dialogues.
+
+    A speaker is a device, or with `households` two speakers (drawn) share one; the last of an odd number has his own.
+    """
+    rng = np.random.default_rng((seed, 0))
+    speakers = sorted(set(data.spk))
+    device = {s: s for s in speakers}
+    if households:
+        order = np.random.default_rng((seed, 3)).permutation(len(speakers))
+        device |= {speakers[i]: f"home{k // 2:04d}" for k, i in enumerate(order)}
+    parts: dict[tuple[str, str], list[str]] = {}
+    for utt, spk in zip(data.utts, data.spk):
+        if utt not in session:
+            raise UserError(f"utterance {utt} has no session", file=data.path)
+        parts.setdefault((spk, session[utt]), []).append(utt)
+    dialogue, devices = {}, {}
+    for (spk, name), utts in sorted(parts.items()):
+        utts = [utts[i] for i in rng.permutation(len(utts))]
+        at = 0
+        for k, size in enumerate(cut_sizes(len(utts), *sizes, rng)):
+            new = f"{spk}-{name}-{k}"
+            devices[new] = device[spk]
+            dialogue |= dict.fromkeys(utts[at : at + size], new)
+            at += size
+    return replace(
+        data, extra={**data.extra, "utt2dialogue": dialogue}, dialogue2device=devices, dialogue2mixed=None
+    )
+
+
+def contaminate(
+    data: DataDir,
+    rate: float,
+    *,
+    share: tuple[float, float] = (1 / 3, 1 / 2),
+    alike: dict[str, str] | None = None,
+    seed: int = 0,
+) -> DataDir:
+    """A second speaker in `rate` of the dialogues (of two utterances or more, one speaker), marked in dialogue2mixed.
+
+    Of a chosen dialogue, `share` of the utterances (at least one) are replaced by another speaker's: by one of the
+    same device where there is another (a household), else by one drawn from all. `alike` (utterance -> key) asks for a
+    recording of the same key (same word and round). The replacement is a copy named `<utt>-in-<dialogue>`; its
+    original stays where it was. Dialogues are chosen in one order for every rate, so a higher one adds to a lower.
+    """
+    spk, dialogue = dict(zip(data.utts, data.spk)), data.extra["utt2dialogue"]
+    members: dict[str, list[str]] = {}
+    for utt in data.utts:
+        members.setdefault(dialogue[utt], []).append(utt)
+    owner = {d: spk[utts[0]] for d, utts in members.items()}
+    if odd := next((d for d, utts in members.items() if {spk[u] for u in utts} != {owner[d]}), None):
+        raise UserError(
+            f"dialogue {odd} has two speakers already", file=data.path, mend="give it true speakers"
+        )
+    home: dict[str, set[str]] = {}
+    for d, device in data.dialogue2device.items():
+        home.setdefault(device, set()).add(owner[d])
+    said: dict[str, list[str]] = {}
+    for utt in data.utts:
+        said.setdefault(spk[utt], []).append(utt)
+    keyed = {(spk[u], key): u for u, key in (alike or {}).items() if u in spk}
+    names = sorted(
+        d for d, utts in members.items() if len(utts) > 1
+    )  # a lone utterance has no room for a second
+    if len(said) < 2:
+        raise UserError("contamination needs two speakers", file=data.path)
+    order = np.random.default_rng((seed, 1)).permutation(len(names))
+    chosen = {names[i] for i in order[: round(rate * len(names))]}
+    copies: dict[str, tuple[str, str]] = {}  # new utterance -> (original, dialogue)
+    gone: set[str] = set()
+    for name in sorted(chosen):
+        rng = np.random.default_rng((seed, 2, zlib.crc32(name.encode())))
+        others = sorted(home[data.dialogue2device[name]] - {owner[name]}) or sorted(set(said) - {owner[name]})
+        second = others[rng.integers(len(others))]
+        utts = members[name]
+        count = max(1, round(float(rng.uniform(*share)) * len(utts)))
+        count = min(count, len(utts) - 1, len(said[second]))
+        taken: set[str] = set()
+        for i in rng.permutation(len(utts))[:count]:
+            utt = keyed.get((second, (alike or {}).get(utts[i])))
+            if utt is None or utt in taken:
+                left = [u for u in said[second] if u not in taken]
+                utt = left[rng.integers(len(left))]
+            taken.add(utt)
+            gone.add(utts[i])
+            copies[f"{utt}-in-{name}"] = (utt, name)
+    tables = {n: dict(t) for n, t in data.tables().items()}
+    for table in (t for n, t in tables.items() if n not in ("wav.scp", "dialogue2device", "dialogue2mixed")):
+        table.update({new: table[utt] for new, (utt, _) in copies.items() if utt in table})
+    if data.segments is None:
+        tables["wav.scp"].update({new: data.wav[utt] for new, (utt, _) in copies.items()})
+    tables["utt2dialogue"].update({new: name for new, (_, name) in copies.items()})
+    tables["dialogue2mixed"] = {name: str(int(name in chosen)) for name in sorted(members)}
+    out = DataDir.from_tables(data.path, tables, {})
+    return out.subset([u for u in out.utts if u not in gone], trials=False)

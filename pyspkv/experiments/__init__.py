@@ -1,0 +1,1 @@
+"""Tables of experiments: cells, their runner, RESULTS."""

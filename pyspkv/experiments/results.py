@@ -1,0 +1,407 @@
+"""RESULTS.jsonl, a line for every trained system, seed and fold, and the RESULTS.md that is written from it."""
+
+import fcntl
+import json
+import os
+import platform
+import re
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+
+from pyspkv.base import foreign
+from pyspkv.base.atomic import atomic_file
+from pyspkv.base.errors import UserError
+
+UNITS = ("fold", "draw", "speaker", "seed")  # what a row's runs differ in; draw: which utterances have labels
+KEY = ("table", "row", "column", *UNITS)
+MATRIX = ("eer", "dev_eer", "label_accuracy")  # what a table with columns shows
+FIGURES = {  # key of a row: decimals, unit, title
+    "eer": (2, 1, "EER %"),
+    "dev_eer": (2, 1, "dev EER %"),
+    "min_dcf_0.01": (3, 1, "minDCF 0.01"),
+    "eer_mean": (2, 1, "EER %, less mean"),
+    "eer_asnorm": (2, 1, "EER %, AS-norm"),
+    "eer_crops": (2, 1, "EER %, with crops"),
+    "eer_zero": (2, 1, "EER %, no step of fine-tuning"),
+    "cllr": (3, 1, "Cllr"),
+    "num_clusters": (0, 1, "clusters"),
+    "label_accuracy": (3, 1, "Share of right pseudo-labels"),
+    "purity": (3, 1, "purity"),
+    "nmi": (3, 1, "NMI"),
+    "ami": (3, 1, "AMI"),
+    "ami_with_previous": (3, 1, "AMI with the round before"),
+    "live_end": (0, 1, "classes at the end"),
+    "nmi_end": (3, 1, "NMI at the end"),
+    "ami_end": (3, 1, "AMI at the end"),
+    "purity_end": (3, 1, "purity at the end"),
+    "noise_recall": (2, 1, "of the false labels, kept out"),
+    "noise_precision": (2, 1, "of what is kept out, false"),
+    "auc": (3, 1, "AUC"),
+    "auc_channel": (3, 1, "AUC, one channel a dialogue"),
+    "auc_low": (3, 1, "AUC, lowest pair"),
+    "weight_ratio": (3, 1, "weight mixed / clean"),
+    "audio_seconds": (1, 3600, "audio h"),
+    "wall_seconds": (1, 60, "wall min"),
+}
+
+
+@dataclass
+class Look:
+    """How RESULTS.md shows a table."""
+
+    title: str
+    unit: Literal["fold", "draw", "speaker", "seed"] | None = None  # default: the first that its rows have
+    base: str | None = None  # the row that others are compared to
+    compare: Literal["points", "percent"] = "points"  # EER less the base's, or its reduction in percent of it
+    figures: list[str] = field(default_factory=list)  # default: all of FIGURES (MATRIX) that its rows have
+    bases: dict[str, str] = field(default_factory=dict)  # row -> its own base
+    order: list[str] = field(default_factory=list)  # of rows; others follow as they stand in RESULTS.jsonl
+
+
+# ---- RESULTS.jsonl -----------------------------------------------------------------------------------------------
+class Result(BaseModel):
+    """A row; every further key is a figure, a finite number or null."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, float | None]
+    table: str
+    row: str
+    seed: NonNegativeInt
+    eer: Annotated[float, Field(ge=0, le=100)]
+    column: str | None = None
+    fold: int | str | None = None
+    draw: int | str | None = None
+    speaker: int | str | None = None
+    command: str | None = None
+    commit: str | None = None
+    machine: str | None = None
+    ended: str | None = None  # UTC
+    cell: str | None = None  # of the table file `grid`
+    grid: str | None = None
+    run: str | None = None
+    eer_ci_over: str | None = None
+
+
+def key_of(row: dict) -> tuple:
+    return tuple(row.get(k) for k in KEY)
+
+
+def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
+    """The row of a line of JSON. UserError: it is no row."""
+    mend = "remove it and run that row again"
+    try:
+        Result.model_validate_json(line)
+        text = line.decode() if isinstance(line, bytes) else line  # it is UTF-8, or no row
+        return foreign.parse_json(text, file=file, line=number, mend=mend)
+    except ValidationError as err:
+        key, said = ".".join(map(str, err.errors()[0]["loc"][:1])), err.errors()[0]["msg"].lower()
+        rule = f"a line must be a JSON object with table, row, seed and eer; {key or 'it'}: {said}"
+        raise UserError(rule, file=file, line=number, mend=mend) from None
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Rows of RESULTS.jsonl; of rows with the same KEY the last one counts. UserError: file and line of a bad row."""
+    data = path.read_bytes() if path.exists() else b""
+    lines = (
+        data.removesuffix(b"\n").split(b"\n") if data else []
+    )  # only a line feed ends one: texts may hold U+2028
+    return list({key_of(r): r for r in (checked(line, path, n) for n, line in enumerate(lines, 1))}.values())
+
+
+@contextmanager
+def locked(folder: Path):
+    """Alone in `folder`, after waiting: several cells may end at a time."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def add_rows(path: Path, rows: list[dict]) -> None:
+    """Write rows into RESULTS.jsonl in one step; a row replaces one with its KEY, unless that `ended` as late."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        old = {key_of(row): row for row in read_rows(path)}  # nothing is added to a broken file
+        rows = [checked(json.dumps(row, ensure_ascii=False), path) for row in rows]
+        late = {key: row.get("ended") or "" for key, row in old.items()}
+        new = {key_of(r): r for r in rows if not r.get("ended") or r["ended"] > late.get(key_of(r), "")}
+        if new:
+            kept = [row for key, row in old.items() if key not in new]
+            with atomic_file(path) as f:
+                f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in [*kept, *new.values()])
+
+
+# ---- what an experiment leaves -----------------------------------------------------------------------------------
+def machine() -> str:
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*: *(.*\S)", info.read_text() if info.exists() else "", re.M)
+    return f"{len(os.sched_getaffinity(0))} x {model[1] if model else platform.processor() or platform.machine()}"
+
+
+def cost(*phases: Path) -> tuple[float | None, float | None]:
+    """(audio seconds, wall seconds) of all training in these phases' folders, from its end-of-epoch records."""
+    from pyspkv.report.experiment import epochs_of
+
+    logs = [
+        log for phase in phases for log in (*phase.glob("*/train.jsonl"), *phase.glob("*/model/train.jsonl"))
+    ]
+    models = {log.parent.resolve() for log in logs}  # a link to one of them is no other one
+    runs = [
+        [e for e in epochs_of(m.parent, m.name) if {"audio_seconds", "seconds"} <= e.keys()] for m in models
+    ]
+    if not any(runs):
+        return None, None
+    return sum(r[-1]["audio_seconds"] for r in runs if r), sum(e["seconds"] for r in runs for e in r)
+
+
+def systems(exp: Path) -> dict[str, dict]:
+    """Name -> its figures in results.json and `folder`, in the order of the pipeline, and what is `final`."""
+    from pyspkv.report.experiment import read_json
+
+    found = read_json(exp / "results.json")
+    try:
+        phases = {"pretrain": found.get("pretrain")}
+        if phases["pretrain"]:
+            phases["pretrain"] |= {k: v for k, v in (found.get("dialogues") or {}).items() if k != "mixed"}
+        phases |= {f"round{r['round']}": r for r in found.get("rounds") or []}
+        for name in ("finetune", "baseline"):  # else the last round is final
+            if (exp / f"{name}/score/{found.get('trials')}.json").is_file():
+                phases[name] = found.get("final")
+        last = list(phases)[-1]
+        phases |= {**(found.get("others") or {}), "supervised": found.get("supervised")}
+        out = {name: {**entry, "folder": exp / name} for name, entry in phases.items() if entry}
+        return out | ({"final": {**found["final"], "folder": exp / last}} if found.get("final") else {})
+    except (TypeError, KeyError, AttributeError):
+        raise UserError(
+            "is no results.json of bin.report", file=exp / "results.json", mend="run stage 8 again"
+        ) from None
+
+
+def row_of(
+    exp: Path, system: str | list[str], phases: list[str] | None = None, trials: str | None = None
+) -> dict:
+    """The figures of a system, its best dev EER, its commit and what its training cost (or that of `phases`).
+
+    Of several systems it is the one with the lowest dev EER, and the cost is that of all. trials: another list than the
+    headline's. UserError: it is not there.
+    """
+    from pyspkv.report.experiment import KEYS, epochs_of, read_json, read_metrics
+
+    if isinstance(system, list):
+        found = [row_of(exp, name, phases or system, trials) for name in system]
+        return min(found, key=lambda row: row.get("dev_eer", float("inf")))
+    known = systems(exp)
+    if system not in known:
+        mend = f"it has {', '.join(known) or 'none'}"
+        raise UserError(f"has no system '{system}'", file=exp / "results.json", mend=mend)
+    entry = known[system]
+    folder = entry.pop("folder")
+    if trials:
+        found = read_metrics(folder / "score" / f"{trials}.json")
+        entry = {k: v for k, v in entry.items() if not k.startswith("eer")} | {k: found.get(k) for k in KEYS}
+    out = {
+        k: v for k, v in entry.items() if k not in ("round", "threshold") and not isinstance(v, list | dict)
+    }
+    if dev := [e["dev_eer"] for e in epochs_of(folder) if "dev_eer" in e]:
+        out["dev_eer"] = min(dev)
+    out["audio_seconds"], out["wall_seconds"] = cost(*[exp / p for p in phases] if phases else [folder])
+    record = folder / "model/run.json"
+    return out | {"commit": read_json(record).get("git") if record.exists() else None}
+
+
+# ---- means, spreads and paired differences -----------------------------------------------------------------------
+def by_unit(pairs: list[tuple[dict, float | None]], unit: str) -> list[float]:
+    """(row, value) of each run -> a value a unit, the mean over its runs; a row without the unit counts by its seed."""
+    groups = defaultdict(list)
+    for row, value in pairs:
+        if value is not None:
+            groups[("seed", row["seed"]) if row.get(unit) is None else row[unit]].append(value)
+    return [sum(v) / len(v) for v in groups.values()]
+
+
+def paired(rows: list[dict], base: list[dict], unit: str, compare: str = "points") -> list[float]:
+    """One value a unit: EER less the base's in the same fold, draw and seed, or its reduction in percent of it."""
+    other = {tuple(r.get(u) for u in UNITS): r["eer"] for r in base}
+    pairs = [(r, r["eer"], other.get(tuple(r.get(u) for u in UNITS))) for r in rows]
+    if compare == "percent":
+        return by_unit([(r, 100 * (b - eer) / b) for r, eer, b in pairs if b], unit)
+    return by_unit([(r, eer - b) for r, eer, b in pairs if b is not None], unit)
+
+
+def statistics(values: list[float]) -> tuple[float, float, float]:
+    """Mean, standard deviation (n - 1) and half of the mean's 95 % interval by Student's t; NaN for one value."""
+    import numpy as np
+    from scipy.special import stdtrit
+
+    n = len(values)
+    deviation = float(np.std(values, ddof=1)) if n > 1 else float("nan")
+    return float(np.mean(values)), deviation, float(stdtrit(max(1, n - 1), 0.975)) * deviation / n**0.5
+
+
+def spread_text(values: list[float], digits: int, scale: float = 1) -> str:
+    if not values:
+        return "-"
+    mean, deviation, _ = statistics([v / scale for v in values])
+    return f"{mean:.{digits}f}" + f" ± {deviation:.{digits}f}" * (len(values) > 1)
+
+
+def difference_text(values: list[float], unit: str) -> str:
+    """Seeds share their speakers, trials and labels: over them there is a spread, but no interval."""
+    if len(values) < 2:
+        return f"{values[0]:+.2f} (one {unit}: no interval)" if values else "-"
+    mean, deviation, half = statistics(values)
+    if unit == "seed":
+        return f"{mean:+.2f} ± {deviation:.2f} (seeds: no interval)"
+    return f"{mean:+.2f} ({mean - half:+.2f} .. {mean + half:+.2f})"
+
+
+# ---- RESULTS.md and plots ----------------------------------------------------------------------------------------
+def _text(value: object) -> str:
+    return re.sub(r"\s+", " ", str(value)).replace("|", r"\|").replace("<", "&lt;")
+
+
+def _markdown(head: list[str], body: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(map(_text, cells)) + " |" for cells in [head, *body]]
+    return ["", lines[0], "|" + "---|" * len(head), *lines[1:]]
+
+
+def _number(text: str | None) -> list[float]:
+    return [float(x) for x in re.findall(r"\d+\.?\d*", text or "")] or [float("inf")]
+
+
+class Shown:
+    """One table of RESULTS.md: its rows in order, by name and column."""
+
+    def __init__(self, rows: list[dict], look: Look):
+        self.rows, self.compare = rows, look.compare
+        self.unit = look.unit or next(
+            u for u in UNITS if u == "seed" or any(r.get(u) is not None for r in rows)
+        )
+        have = {r["row"] for r in rows}
+        self.names = [n for n in dict.fromkeys([*look.order, *(r["row"] for r in rows)]) if n in have]
+        self.columns = sorted({r.get("column") for r in rows}, key=lambda c: (_number(c), c or ""))
+        wanted = look.figures or (FIGURES if self.columns == [None] else MATRIX)
+        self.figures = {
+            k: FIGURES.get(k, (3, 1, k)) for k in wanted if any(r.get(k) is not None for r in rows)
+        }
+        bases = {n: look.bases.get(n, look.base) for n in self.names}
+        self.bases = {n: b for n, b in bases.items() if b in have and b != n}
+
+    def part(self, name: str, column: str | None) -> list[dict]:
+        return [r for r in self.rows if (r["row"], r.get("column")) == (name, column)]
+
+    def units(self, name: str, column: str | None, key: str = "eer") -> list[float]:
+        return by_unit([(r, r.get(key)) for r in self.part(name, column)], self.unit)
+
+    def versus(self, name: str, column: str | None) -> list[float]:
+        base = self.part(self.bases[name], column) if name in self.bases else []
+        return paired(self.part(name, column), base, self.unit, self.compare)
+
+    def systems(self) -> list[str]:
+        """A line a row with all its figures."""
+        body = []
+        for n in self.names:
+            seeds = [r["seed"] for r in self.part(n, None)]
+            line = [n, ", ".join(map(str, sorted(seeds))) if self.unit == "seed" else len(seeds)]
+            line += [spread_text(self.units(n, None, k), d, unit) for k, (d, unit, _) in self.figures.items()]
+            if self.bases:
+                found = self.versus(n, None)
+                better = sum(v > 0 if self.compare == "percent" else v < 0 for v in found)
+                line += [difference_text(found, self.unit), f"{better} of {len(found)}" if found else "-"]
+            body.append(line)
+        head = [
+            "system",
+            "seeds" if self.unit == "seed" else "runs",
+            *(t for _, _, t in self.figures.values()),
+        ]
+        return _markdown(head + [self.compared, "better in"] * bool(self.bases), body)
+
+    def matrices(self) -> list[str]:
+        """A table of rows and columns for each figure."""
+
+        def matrix(title: str, names, text) -> list[str]:
+            body = [[n, *(text(n, column) for column in self.columns)] for n in names]
+            return ["", f"{title}:", *_markdown(["system", *(c or "" for c in self.columns)], body)]
+
+        out = []
+        for k, (d, unit, title) in self.figures.items():
+            out += matrix(
+                title, self.names, lambda n, c, k=k, d=d, u=unit: spread_text(self.units(n, c, k), d, u)
+            )
+        if self.bases:
+            out += matrix(
+                self.compared, self.bases, lambda n, c: difference_text(self.versus(n, c), self.unit)
+            )
+        return out
+
+    @property
+    def compared(self) -> str:
+        return "EER reduction %" if self.compare == "percent" else "EER less its base's"
+
+    def markdown(self) -> list[str]:
+        said = f"Mean ± standard deviation over {self.unit}s" + ", each its seeds' mean" * (
+            self.unit != "seed"
+        )
+        if self.bases:
+            bases = list(dict.fromkeys(self.bases.values()))
+            said += f". Compared run by run with {bases[0] if len(bases) == 1 else 'the first of its group'}: mean"
+            said += f" and Student's 95 % interval over {self.unit}s" * (self.unit != "seed")
+        seeds = ", ".join(map(str, sorted({r["seed"] for r in self.rows})))
+        minutes = sum(r.get("wall_seconds") or 0 for r in self.rows) / 60
+        said += f". Seeds {seeds}; {minutes:.0f} minutes of training."
+        out = ["", f"## {_text(self.rows[0]['table'])}"]
+        out += self.systems() if self.columns == [None] else self.matrices()
+        out += ["", _text(said)]
+        grids = [
+            {**r, "command": f"python -m pyspkv.bin.grid {r['grid']}"} if r.get("grid") else r
+            for r in self.rows
+        ]
+        for key in ("command", "commit", "machine"):
+            if values := sorted({_text(r[key]).replace("`", "'") for r in grids if r.get(key)}):
+                out += ["", f"{key.capitalize()}s: " + "; ".join(f"`{v}`" for v in values)]
+        return out
+
+    def plot(self, folder: Path) -> None:
+        """Mean EER and its spread over the units: a line a row, a colour a column."""
+        from pyspkv.report import plots
+
+        title, *names = (x.replace("$", r"\$") for x in (self.rows[0]["table"], *self.names))
+        file = folder / (re.sub(r"\W+", "_", title)[:80] + ".png")
+        with plots._figure(file, size=(8, 1.5 + 0.3 * len(names))) as ax:
+            for k, column in enumerate(self.columns):
+                found = {y: self.units(n, column) for y, n in enumerate(self.names)}
+                at = [(y, *statistics(values)) for y, values in found.items() if values]
+                error = [0 if deviation != deviation else deviation for _, _, deviation, _ in at]
+                line = {**plots._line(k), "linestyle": "", "marker": "o", "capsize": 2, "label": column}
+                ax.errorbar([mean for _, mean, _, _ in at], [y for y, *_ in at], xerr=error, **line)
+            ax.set_yticks(range(len(names)), names)
+            ax.invert_yaxis()
+            ax.set(xlabel="EER %")
+            ax.set_title(title, fontsize=8)
+            if self.columns != [None]:
+                ax.legend(fontsize=8)
+
+
+def write_tables(path: Path, looks: dict[str, Look], plots: Path | None = None) -> int:
+    """RESULTS.md from RESULTS.jsonl, and plots into a folder; how many rows there are. `looks`: title -> Look."""
+    said = "Written from RESULTS.jsonl by `python -m pyspkv.bin.grid TABLE --report`; do not edit by hand."
+    with locked(path.parent):
+        rows = read_rows(path)
+        shown = []
+        places = {title: k for k, title in enumerate(looks)}
+        for title in sorted(dict.fromkeys(r["table"] for r in rows), key=lambda t: places.get(t, len(looks))):
+            shown.append(Shown([r for r in rows if r["table"] == title], looks.get(title) or Look(title)))
+        with atomic_file(path.with_suffix(".md")) as f:
+            f.write(
+                "\n".join(["# Results", "", said, *(line for s in shown for line in s.markdown())]) + "\n"
+            )
+    for table in shown if plots else []:
+        table.plot(plots)
+    return len(rows)

@@ -1,0 +1,244 @@
+"""Run the cells of a table (pyspkv.experiments.grid) in any number of processes, each cell by one at a time.
+
+EXP/<cell>/grid.json says what was run and how it ended. A cell is claimed by a lock of the kernel that its run.sh holds
+as well: where the process that started it is killed, the next one waits for what still runs and then goes on with it.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pyspkv.base import config as cfg
+from pyspkv.base import foreign
+from pyspkv.base.atomic import atomic_file, folder_lock
+from pyspkv.base.errors import UserError
+from pyspkv.experiments import results
+from pyspkv.experiments.grid import Cell, Table, word
+
+GRACE = 10  # seconds that a run has to end after SIGTERM
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Mark:
+    """EXP/<cell>/grid.json."""
+
+    command: str  # as it is called with the table's own exp
+    after: dict[str, str]  # cell that it needs: when that one had ended
+    machine: str
+    state: Literal["interrupted", "failed", "done"] = "interrupted"
+    ended: str = ""  # UTC
+    seconds: Annotated[float, Field(ge=0, le=1e12)] = (
+        0.0  # of all its tries, less those that were killed without warning
+    )
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+class Runner:
+    """The chosen cells of a table in the folder `exp`; `cmd` starts a run on another machine."""
+
+    def __init__(self, table: Table, exp: Path, only: str, cmd: list[str], run_opts: list[str]):
+        self.table, self.exp, self.cells = table, exp, table.select(only)
+        self.cmd, self.run_opts, self.began, self.signal = cmd, run_opts, now(), 0
+        self.jobs: dict[str, tuple] = {}  # cell: (its process, its mark, its lock, when it was started)
+        self.done: set[str] = set()
+        self.failed: dict[str, str] = {}  # cell: why
+
+    def command(self, cell: Cell) -> list[str]:
+        return self.table.command(cell, self.exp) + self.run_opts
+
+    def claim(self, cell: Cell):
+        return folder_lock(self.exp / cell.name, ".grid.lock")
+
+    def mark(self, name: str) -> Mark | None:
+        file = self.exp / name / "grid.json"
+        try:
+            return cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
+        except UserError:
+            raise UserError("is no mark of a cell", file=file, mend=f"remove {file.parent}") from None
+
+    def write(self, cell: Cell, mark: Mark) -> None:
+        with atomic_file(self.exp / cell.name / "grid.json") as f:
+            json.dump(asdict(mark), f, indent=1)
+
+    def new_mark(self, cell: Cell) -> Mark:
+        folder = shlex.quote(os.path.relpath(self.table.recipe(cell), ROOT))
+        words = shlex.join(self.table.command(cell, Path("exp/grid")))
+        marks = {name: self.mark(name) for name in cell.needs()}
+        ends = {name: m.ended if m and m.state == "done" else "" for name, m in marks.items()}
+        return Mark(f"cd {folder} && {words}", ends, results.machine())
+
+    def changed(self, cell: Cell) -> str:
+        """How the cell differs from what was started in its folder; empty: not at all."""
+        old, new = self.mark(cell.name), self.new_mark(cell)
+        if old is None or (old.command, old.after) == (new.command, new.after):
+            return ""
+        return f"it was {old.command} after {old.after}; now it is {new.command} after {new.after}"
+
+    # ---- one cell ----------------------------------------------------------------------------------------------
+    def start(self, cell: Cell) -> None:
+        """Claim the cell and start it, unless another process has it or has just ended it."""
+        with contextlib.ExitStack() as stack:
+            try:
+                lock = stack.enter_context(self.claim(cell))
+            except UserError:
+                return
+            old, mark = self.mark(cell.name), self.new_mark(cell)
+            if old and old.ended > self.began and old.state == "failed":
+                self.failed[cell.name] = "in another process"
+            if old and old.state == "done" or cell.name in self.failed:
+                return
+            mark.seconds = old.seconds if old else 0.0
+            self.write(cell, mark)
+            log, words = self.exp / cell.name / "log/grid.log", self.command(cell)
+            log.parent.mkdir(exist_ok=True)
+            out = stack.enter_context(open(os.devnull if self.cmd else log, "a"))
+            words = [*self.cmd, str(log), *words] if self.cmd else words
+            how = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "start_new_session": True}
+            try:
+                process = subprocess.Popen(
+                    words, cwd=self.table.recipe(cell), pass_fds=[lock.fileno()], **how
+                )
+            except (OSError, ValueError) as err:
+                self.failed[cell.name] = f"cannot be started: {err}"
+                return
+            print(f"{time.strftime('%T')} {cell.name}: started, see {log}", flush=True)
+            self.jobs[cell.name] = process, mark, stack.pop_all(), time.monotonic()
+
+    def end(self, cell: Cell) -> None:
+        """Write down how the cell's run ended, then give up the claim."""
+        process, mark, lock, began = self.jobs.pop(cell.name)
+        code, log = process.wait(), self.exp / cell.name / "log/grid.log"
+        mark.seconds += time.monotonic() - began
+        if code == 0 or not self.signal:
+            mark.state, mark.ended = "failed" if code else "done", now()
+        self.write(cell, mark)
+        lock.close()
+        took = timedelta(seconds=round(mark.seconds))
+        print(f"{time.strftime('%T')} {cell.name}: {mark.state} after {took}", flush=True)
+        if mark.state == "failed":
+            self.failed[cell.name] = f"exit code {code}: {log}"
+            lines = log.read_text(errors="replace").splitlines()[-12:] if log.exists() else []
+            print(f"the end of {log}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
+
+    def record(self, cell: Cell, mark: Mark) -> None:
+        """The rows of a finished cell go into RESULTS.jsonl, where they are not there yet."""
+        self.done.add(cell.name)
+        exp, rows = self.exp / cell.name, []
+        same = {"command": mark.command, "machine": mark.machine, "ended": mark.ended, "cell": cell.name}
+        same |= {"grid": os.path.relpath(self.table.path, ROOT)}
+        same |= {unit: getattr(cell, unit) for unit in results.UNITS}
+        try:
+            for row in cell.rows:
+                every = [name for name in results.systems(exp) if name != "final"]
+                for system in every if row.system == "all" else [row.system]:
+                    new = same | {"table": self.table.file.tables[row.table].title}
+                    new |= {"row": system if row.row == "all" else row.row}
+                    new |= {"column": None if row.column is None else word(row.column)}
+                    new |= results.row_of(exp, system, row.cost, row.trials)
+                    if row.zero:
+                        before, phase = row.zero.split("/")
+                        new["eer_zero"] = results.row_of(self.exp / before, phase)["eer"]
+                    rows.append({k: v for k, v in new.items() if v is not None})
+            results.add_rows(self.table.results, rows)
+        except (UserError, OSError) as err:
+            self.failed[cell.name] = f"done, but its rows are not written: {err}"
+
+    # ---- all cells ---------------------------------------------------------------------------------------------
+    def work(self, jobs: int) -> int:
+        """Run what is not done, `jobs` cells at a time. 0: all done; 1: a cell failed; 128 + n: ended by signal n."""
+        for cell in self.cells:
+            if said := self.changed(cell):
+                mend = f"undo it, give another --exp, or remove {self.exp / cell.name}"
+                raise UserError(f"cell {cell.name} has changed: {said}", file=self.table.path, mend=mend)
+        os.environ.pop("SPKV_RECIPE", None)  # run.sh knows its own folder
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, lambda got, _: setattr(self, "signal", got))
+        said = ""
+        try:
+            while (left := self.step(jobs)) and not self.signal:
+                if not self.jobs and not said:
+                    print(said := "the rest is in the hands of other processes: waiting", flush=True)
+                time.sleep(0.05 + left / 1000)
+        finally:
+            self.stop()
+        print(f"{len(self.done)} of {len(self.cells)} cells are done")
+        for name, why in self.failed.items():
+            print(f"failed: {name} ({why})", file=sys.stderr)
+        return 128 + self.signal if self.signal else 1 if self.failed else 0
+
+    def step(self, jobs: int) -> int:
+        """Look once at every cell and start what can be; how many are left."""
+        left = 0
+        for cell in self.cells:
+            if cell.name in self.jobs and self.jobs[cell.name][0].poll() is not None:
+                self.end(cell)
+            if cell.name in self.done or cell.name in self.failed:
+                continue
+            lost = [n for n in cell.needs() if n in self.failed and n not in self.done]
+            if (mark := self.mark(cell.name)) and mark.state == "done":
+                self.record(cell, mark)
+            elif lost:
+                self.failed[cell.name] = f"not run, for it waits for {lost[0]}"
+            else:
+                left += 1
+                free = cell.name not in self.jobs and len(self.jobs) < jobs and not self.signal
+                if free and self.done.issuperset(cell.needs()):
+                    self.start(cell)
+        return left
+
+    def stop(self) -> None:
+        """End what runs, the stubborn after GRACE seconds; run.sh itself waits for what it has started."""
+        self.signal = self.signal or (signal.SIGTERM if self.jobs else 0)
+        until = time.monotonic() + GRACE
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process, *_ in self.jobs.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+            for process, *_ in self.jobs.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, until - time.monotonic()))
+        for cell in [c for c in self.cells if c.name in self.jobs]:
+            self.end(cell)
+
+    def status(self, jobs: int) -> None:
+        """A line a cell, and about how long the rest takes by the finished cells of the same template, or of all."""
+        walls, states, rest = defaultdict(list), Counter(), []
+        for cell in self.cells:
+            mark, said = self.mark(cell.name), self.changed(cell)
+            state = "changed" if said else mark.state if mark else "to do"
+            try:
+                with self.claim(cell) if state == "interrupted" else contextlib.nullcontext():
+                    pass
+            except UserError:
+                state = "running"
+            print(f"{cell.name:<32} {state:<12} {said}".rstrip())
+            states[state] += 1
+            if state == "done":
+                walls[cell.template].append(mark.seconds)
+            else:
+                rest.append(cell.template)
+        every = [seconds for found in walls.values() for seconds in found]
+        left = sum(sum(found) / len(found) for found in (walls[t] or every for t in rest) if found)
+        about = (
+            f"about {timedelta(seconds=round(left / jobs))} left, {jobs} at a time"
+            if every
+            else "nobody knows how long it takes"
+        )
+        print(", ".join(f"{n} {state}" for state, n in states.items()) + f"; {about}")

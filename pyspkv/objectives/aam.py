@@ -1,0 +1,166 @@
+"""Classification of (pseudo-)speakers with AAM-softmax, sub-centres and a label gate."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base import config as cfg
+from pyspkv.base.distributed import all_sum
+from pyspkv.base.schedules import ramp
+from pyspkv.batches.dataset import Batch, View
+from pyspkv.models.encoder import Encoder
+from pyspkv.objectives.base import HasGate, Info, Losses, Objective, margin_logits, spread
+from pyspkv.objectives.loss_gates import Gate
+
+
+@dataclass(kw_only=True)
+class MarginConfig:
+    crop_seconds: float = 2.0
+    augment: bool = True
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    scale: float = 30.0
+    margin: float = 0.2
+    margin_warmup_epochs: tuple[float, float] = (0.0, 0.0)  # 0 until the first, full from the second
+    sub_centres: int = 1  # centres per class; the nearest counts (Deng et al. 2020)
+    encoder_lr: float = (
+        1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
+    )
+    # What the authors of arXiv 2406.02285 released, to compare: the loss and the
+    # pull to the pre-trained weights (norms, not squares) are each divided by their own value; labels are corrected
+    # by softmax(W z / 0.1) in training mode, the margin stays on the old label, the sum is divided by B.
+    faithful: bool = False
+    # The gate sees the loss with the margin, as in the papers. In short runs that stays high for many right labels too;
+    # without the margin they part from the wrong ones sooner.
+    gate_margin: bool = True
+    gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
+
+
+class AAMHead(nn.Module):
+    """Class centres W [K * S, D]; cosines [B, K] of the nearest of S sub-centres."""
+
+    def __init__(self, dim: int, classes: int, sub_centres: int = 1):
+        super().__init__()
+        self.sub_centres = sub_centres
+        self.weight = nn.Parameter(torch.empty(classes * sub_centres, dim))
+        nn.init.xavier_normal_(self.weight)
+
+    def forward(self, unit: Tensor) -> Tensor:
+        return self.nearest(F.linear(unit, F.normalize(self.weight)))
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """[B, K * S] -> [B, K]."""
+        return x.unflatten(1, (-1, self.sub_centres)).amax(2) if self.sub_centres > 1 else x
+
+
+class Margin(HasGate, Objective):
+    """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate.
+
+    With labels y_i (classes: speaker x speed), gate weights g_i, logits u_i with the margin at the label, and the class
+    t_i that `predict` gives the clean crop:
+
+        L = (sum_i g_i CE(u_i, y_i) + sum_(i in C) CE(u_i, t_i)) / (sum_i g_i + |C|)
+        C = {i: g_i = 0, the classifier is sure of t_i, t_i is not y_i}
+
+    In C the margin moves to t_i. A class of another speed would be false, as the crop was made at this one. Where the
+    classifier is sure of the very label that the gate refused nothing is corrected, and the utterance stays out (logged
+    as `corrected_same`); `faithful` takes it back in, as the released code does.
+    """
+
+    Config = MarginConfig
+    takes_unlabelled = False
+    tells_speakers = True
+
+    def __init__(self, config: MarginConfig, encoder: Encoder, info: Info):
+        super().__init__(encoder, info)
+        self.config = config
+        self.num_classes = info.num_classes
+        # Another speed is another voice: each speed of a speaker is a class of its own.
+        self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centres)
+        self.gate: Gate = cfg.build("gate", config.gate, info.num_rows)
+
+    def optimisers(self) -> dict[str, list[dict]]:
+        return super().optimisers(self.config.encoder_lr)
+
+    def views(self) -> dict[str, View]:
+        c = self.config
+        views = {"main": View(c.crop_seconds, augment=c.augment)}
+        if self.gate.corrects(self.info.epochs):
+            views["clean"] = View(c.crop_seconds, share_crop="main")
+        return views
+
+    def forward(self, batch: Batch) -> Losses:
+        c = self.config
+        label = batch.label + batch.speed * self.num_classes
+        unit = F.normalize(self.encode(batch.views["main"], c.spec_augment))
+        with torch.autocast(unit.device.type, enabled=False):
+            cos = self.head(unit)
+            margin = ramp(self.epoch_now, *c.margin_warmup_epochs, 0.0, c.margin)
+            logits = c.scale * margin_logits(cos, label, margin)
+            loss = F.cross_entropy(logits, label, reduction="none")
+            seen = (
+                loss.detach()
+                if c.gate_margin
+                else F.cross_entropy(c.scale * cos.detach(), label, reduction="none")
+            )
+        kept = self.gate(batch.index, seen, self.epoch_now)
+        total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
+        rejected, looked_at, same = torch.nonzero(kept == 0)[:, 0], 0, torch.zeros_like(kept)
+        if self.gate.corrects(self.epoch_now) and (c.faithful or len(rejected)):
+            # In training mode batch statistics are all-reduced, so that every rank must take part.
+            rows = torch.arange(len(label), device=label.device) if c.faithful else rejected
+            looked_at = len(rows)
+            target, sure = self.predict(batch.views["clean"], rows, batch.speed[rows])
+            sure = sure & (kept[rows] == 0)
+            same = sure & (target == label[rows])
+            if not c.faithful:
+                sure = sure & ~same
+            rows, target = rows[sure], target[sure]
+            if not c.faithful:
+                logits = c.scale * margin_logits(cos, label.scatter(0, rows, target), margin)
+            total = total + F.cross_entropy(logits[rows], target, reduction="sum")
+            corrected[rows] = 1
+        size = torch.tensor(float(len(label)), device=label.device)
+        if self.gate.corrects(self.epoch_now) and c.faithful:
+            weight = size
+        else:
+            weight = weight + corrected.sum()
+        right = (cos.detach().argmax(1) == label).float()
+        stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
+        if "clean" in batch.views:
+            stats["clean"] = torch.full_like(size, looked_at)
+            stats["corrected_same"] = same.float().sum()
+        stats = {k: (v, size) for k, v in stats.items()}
+        if c.faithful:
+            stats["cross_entropy"] = total.detach(), weight
+            counted = all_sum(weight).clamp_min(1)
+            value = all_sum(total.detach()) / counted  # of all processes, as one would have it
+            total = total / torch.where(value > 0, value, 1.0)
+        return Losses({"aam": (total, weight)}, {**stats, "spread": spread(unit)})
+
+    def pull(self, faithful: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+        return super().pull(self.config.faithful)
+
+    @torch.no_grad()
+    def predict(self, view: tuple[Tensor, Tensor], rows: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
+        """Classes [R] of the clean crops in `rows`, which have speeds [R], and whether each is sure enough (bool [R]).
+
+        With K speakers, class s K + j is speaker j at speed s. At the crop's own speed s the posterior is
+        p_j = softmax_j(scale cos(z, W_(s K + j)) / temperature), j < K; the class is s K + argmax p, sure where
+        max p > confidence (label correction of arXiv 2406.02285, there with one speed).
+        """
+        c, was = self.config, self.encoder.training
+        wave, lengths = view
+        self.encoder.train(was and c.faithful)
+        z = self.encode((wave[rows], lengths[rows])).float()
+        self.encoder.train(was)
+        with torch.autocast(z.device.type, enabled=False):
+            if c.faithful:
+                logits = self.head.nearest(F.linear(z, self.head.weight)) / 0.1
+            else:
+                logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
+        own = logits.unflatten(1, (-1, self.num_classes))[torch.arange(len(rows), device=rows.device), speed]
+        confidence, target = own.softmax(1).max(1)
+        return target + speed * self.num_classes, confidence > c.gate.confidence

@@ -1,0 +1,160 @@
+"""Which unlabelled utterances a semi-supervised objective trains on: gates on the classifier's confidences.
+
+q [U, K] are the probabilities of the weak view, without gradient; q_max and their argmax decide. Equation numbers are
+those of GLL (Wang et al., IJCAI 2024). What a gate remembers are buffers, so it travels in the
+checkpoint; a run that starts from another's weights starts with a new gate.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyspkv.base.distributed import all_sum, gather_rows
+from pyspkv.objectives.loss_gates import merge_rows
+
+
+class Everything(nn.Module):
+    """Every utterance passes: GLL's stage T, whose threshold 1 / K is below any maximum of K probabilities. Base of
+    the others.
+
+    Kept for diagnostics against a truth file, float32 [N] by row, NaN = not seen this epoch: whether the utterance
+    passed, and the class it was (or would have been) trained on.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        pass
+
+    def __init__(self, config, num_classes: int, num_rows: int, num_labelled: int):
+        super().__init__()
+        self.config, self.num_classes, self.num_unlabelled = config, num_classes, num_rows - num_labelled
+        self.register_buffer("kept", torch.full((num_rows,), torch.nan))
+        self.register_buffer("target", torch.full((num_rows,), torch.nan))
+        self.last = self.kept.clone(), self.target.clone()  # of the epoch that ended
+
+    @torch.no_grad()
+    def forward(self, index: Tensor, q: Tensor, label: Tensor) -> Tensor:
+        """Rows [U], probabilities [U, K], the labels that would be trained on [U] -> weights float32 [U], 0 or 1.
+
+        The gate as it was before this batch decides; then it learns of the batch.
+        """
+        confidence, predicted = q.max(1)
+        kept = self.passes(confidence, predicted, label).float()
+        if self.training:
+            self.learn(index, confidence, predicted)
+            self.kept[index], self.target[index] = kept, label.float()
+        return kept
+
+    def passes(self, confidence: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
+        """q_max [U], argmax q [U], labels [U] -> bool [U]."""
+        return torch.ones_like(label, dtype=torch.bool)
+
+    def learn(self, index: Tensor, confidence: Tensor, predicted: Tensor) -> None:
+        pass
+
+    @property
+    def threshold(self) -> float:
+        """The confidence asked for, to be logged; 1 / K where none is."""
+        return 1 / self.num_classes
+
+    def sync(self) -> None:
+        self.kept.copy_(merge_rows(self.kept))
+        self.target.copy_(merge_rows(self.target))
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        self.sync()
+        self.last = self.kept.clone(), self.target.clone()
+        self.kept.fill_(torch.nan)
+        self.target.fill_(torch.nan)
+        return {"gate/threshold": self.threshold}
+
+    def rows(self) -> dict[str, Tensor]:
+        return dict(zip(("kept", "target"), self.last))
+
+
+class Verification(Everything):
+    """Label verification, GLL's stage V: the prediction is the label (eq. 4, second case; eq. 7)."""
+
+    def passes(self, confidence: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
+        return predicted == label
+
+
+class Fixed(Everything):
+    """q_max reaches a constant: FixMatch, Pseudo Label, GLL's fixed threshold."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        threshold: float = 0.95
+
+    @property
+    def threshold(self) -> float:
+        return self.config.threshold
+
+    def passes(self, confidence: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
+        return confidence >= self.config.threshold
+
+
+class Flexible(Everything):
+    """Flexible threshold, GLL's stage L: q_max > tau (eq. 4, first case; eq. 6), and tau follows q_max (eq. 5)."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        momentum: float = 0.5  # p
+        # indicator: eq. 5 as printed, those that fail count as 0; mean_all: the authors' early code, the plain mean
+        mode: Literal["indicator", "mean_all"] = "indicator"
+
+    def __init__(self, config, num_classes: int, num_rows: int, num_labelled: int):
+        super().__init__(config, num_classes, num_rows, num_labelled)
+        self.register_buffer("tau", torch.tensor(1 / num_classes))  # tau_0
+
+    @property
+    def threshold(self) -> float:
+        return self.tau.item()
+
+    def passes(self, confidence: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
+        return confidence > self.tau
+
+    def learn(self, index: Tensor, confidence: Tensor, predicted: Tensor) -> None:
+        """Eq. 5: tau <- p tau + (1 - p) / (mu B) sum_j 1[q_max,j > tau] q_max,j over the unlabelled batch."""
+        p = self.config.momentum
+        counted = confidence
+        if self.config.mode == "indicator":
+            counted = confidence * (confidence > self.tau)
+        total, size = all_sum(torch.stack([counted.sum(), counted.new_tensor(float(len(counted)))]))
+        self.tau.copy_(p * self.tau + (1 - p) * total / size)
+
+
+class FlexMatch(Everything):
+    """FlexMatch (Zhang et al. 2021) with its warm-up: classes that are seldom sure ask for less.
+
+    sigma_k counts the unlabelled utterances whose last sure prediction (q_max >= c) was class k, the rest were never
+    sure; beta_k = sigma_k / max(max sigma, never sure); the class's threshold is c beta_k / (2 - beta_k).
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        threshold: float = 0.95  # c
+
+    def __init__(self, config, num_classes: int, num_rows: int, num_labelled: int):
+        super().__init__(config, num_classes, num_rows, num_labelled)
+        self.register_buffer("sure", torch.full((num_rows,), -1, dtype=torch.int32))
+
+    def thresholds(self) -> Tensor:
+        """float32 [K]."""
+        sigma = torch.bincount(self.sure[self.sure >= 0].long(), minlength=self.num_classes)
+        beta = sigma / torch.maximum(sigma.max(), self.num_unlabelled - sigma.sum())
+        return self.config.threshold * beta / (2 - beta)
+
+    @property
+    def threshold(self) -> float:
+        return self.thresholds().mean().item()
+
+    def passes(self, confidence: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
+        return confidence >= self.thresholds()[predicted]
+
+    def learn(self, index: Tensor, confidence: Tensor, predicted: Tensor) -> None:
+        sure = confidence >= self.config.threshold
+        index, predicted = gather_rows(torch.stack([index[sure], predicted[sure]], 1)).T
+        self.sure[index] = predicted.int()

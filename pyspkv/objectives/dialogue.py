@@ -1,0 +1,278 @@
+"""Utterances of one dialogue attract, those of other devices repel: arXiv 2202.03484, with soft rejection.
+
+Cekic et al., "Self-supervised Speaker Recognition Training Using Human-Machine Dialogues", ICASSP 2022, trains on
+unlabelled dialogues as if each had one speaker, and lowers the loss of those whose utterances lie apart (compactness).
+The paper's formulas for compactness and weight were not to be found: `compactness` and `rejection` hold those of the
+project's own, the first being the default. A directory without utt2dialogue gives GE2E and the others on its speakers.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base.distributed import gather, rank
+from pyspkv.base.errors import UserError
+from pyspkv.base.schedules import ramp
+from pyspkv.batches.dataset import LABELLED, Batch, View
+from pyspkv.models.encoder import Encoder
+from pyspkv.models.norm import BatchNorm
+from pyspkv.objectives.base import Info, Losses, Objective, spread
+
+ALARM = 0.3  # effective share of the dialogues below which an epoch is reported
+
+
+@dataclass(kw_only=True)
+class RejectConfig:
+    kind: Literal["none", "power", "adaptive", "sigmoid", "softmax", "oracle"] = (
+        "none"  # oracle: weight 0 by the true labels
+    )
+    compactness: Literal["pairwise", "centroid", "length"] = "pairwise"
+    gamma: float = 2.0  # power
+    slope: float = 13.0  # adaptive: exponent by the deviation of compactness, 2 where that is 0.15
+    tau: float = 0.25  # sigmoid; 0.25 and beta 1 are sharp, 0.5 and 0.5 mild
+    beta: float = 1.0
+    temperature: float = 0.2  # softmax
+    warmup_epochs: tuple[float, float] = (5.0, 10.0)  # weight 1 until the first, full from the second
+    normalise: bool = True  # mean weight 1, so that the step is that of a run without rejection
+    columns: bool = False  # rejected dialogues count less as negatives, too
+
+
+@dataclass(kw_only=True)
+class PairsConfig:
+    loss: Literal["ava", "aproto", "ge2e"] = "ava"
+    crop_seconds: float = 2.0
+    augment: bool = True  # drawn per utterance, so that a dialogue's room and device are no clue
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    scale: float = (
+        10.0  # start of the learnt w > 0; the papers' bias b cancels in all three losses and is left out
+    )
+    reject: RejectConfig = field(default_factory=RejectConfig)
+    labelled_loss: Literal["ava", "aproto", "ge2e"] = "ge2e"  # of the labelled part, beside an unlabelled one
+    labelled_weight: float = 1.0
+    freeze_norm: bool = False  # batch statistics stay as the encoder came: a few speakers have others
+
+
+# In the losses e [n, M, D] are unit vectors of this rank's n dialogues, e_all [N, M, D] those of all ranks; against
+# [n, N] is the logarithm of how much dialogue k repels dialogue j: -inf for itself and all of its device, else 0, or
+# what rejection leaves of k. Each returns l_j, [n].
+
+
+def ge2e(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
+    """GE2E, softmax form (Wan et al. 2018, eqs. 5, 6, 8, 9): every utterance against all centroids, its own without it.
+
+    S_jik = w cos(e_ji, c_k), S_jij = w cos(e_ji, c_j(-i)); l_ji = -S_jij + log sum_k exp S_jik; l_j = mean_i l_ji.
+    """
+    centroid = F.normalize(e_all.mean(1), dim=-1)
+    without = F.normalize(e.sum(1, keepdim=True) - e, dim=-1)  # c_j(-i), [n, M, D]
+    own = w * (e * without).sum(-1)
+    other = w * (e @ centroid.T) + against[:, None]  # [n, M, N]
+    return (torch.logaddexp(own, other.logsumexp(-1)) - own).mean(1)
+
+
+def angular_proto(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
+    """Angular prototypical (Chung et al. 2020): the first utterance against the mean of each dialogue's others.
+
+    S_jk = w cos(q_j, p_k); l_j = -S_jj + log sum_k exp S_jk. The sampler draws in random order: any one may be first.
+    """
+    query = e[:, 0]
+    own = w * (query * F.normalize(e[:, 1:].mean(1), dim=-1)).sum(-1)
+    other = w * (query @ F.normalize(e_all[:, 1:].mean(1), dim=-1).T) + against
+    return torch.logaddexp(own, other.logsumexp(-1)) - own
+
+
+def all_versus_all(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
+    """AvA: every pair of a dialogue against all utterances of the others, no centroid: our form of arXiv 2202.03484's.
+
+    G = w e e^T; l_a = mean over the positives p of -G_ap + log(exp G_ap + sum over negatives n of exp G_an).
+    """
+    n, m, _ = e.shape
+    other = w * torch.einsum("jid,kld->jikl", e, e_all) + against[:, None, :, None]  # [n, M, N, M]
+    negatives = other.flatten(2).logsumexp(-1)  # [n, M]
+    own = w * (e @ e.mT)  # [n, M, M]
+    pair = torch.logaddexp(own, negatives[..., None]) - own
+    return pair.masked_fill(torch.eye(m, dtype=torch.bool, device=e.device), 0).sum((1, 2)) / (m * (m - 1))
+
+
+LOSSES = {"ge2e": ge2e, "aproto": angular_proto, "ava": all_versus_all}
+
+
+def compactness(e: Tensor, kind: str = "pairwise") -> Tensor:
+    """c_j in [-1, 1] of dialogues of M unit vectors, [n, M, D] -> [n]; never with a gradient.
+
+    pairwise: mean cosine of two utterances, (M^2 |mean|^2 - M) / (M (M - 1)). centroid: mean cosine to the mean of the
+    others. length: |mean|, which grows as M shrinks, so compare it at one M only.
+    """
+    e, m = e.detach(), e.shape[1]
+    if kind == "pairwise":
+        return (e.sum(1).square().sum(-1) - m) / (m * (m - 1))
+    if kind == "centroid":
+        return (e * F.normalize(e.sum(1, keepdim=True) - e, dim=-1)).sum(-1).mean(1)
+    return e.mean(1).norm(dim=-1)
+
+
+def rejection(c: Tensor, config: RejectConfig, mean: Tensor, std: Tensor) -> Tensor:
+    """Weights w_j [N] of all dialogues of a batch with compactness c [N]; mean, std: running ones.
+
+    power: u = max(c, 0)^gamma; adaptive: u = max(c, 0)^(slope std), so mild where dialogues are as alike as clean ones
+    and the sharper the farther they come apart; sigmoid: u = sigmoid((c - mean) / (tau std) + beta);
+    softmax: u = N softmax(c / T). Normalised: w = N u / sum u. Where all are rejected, none is.
+    """
+    if config.kind == "power":
+        u = c.clamp_min(0).pow(config.gamma)
+    elif config.kind == "adaptive":
+        u = c.clamp_min(0).pow(config.slope * std)
+    elif config.kind == "sigmoid":
+        u = torch.sigmoid((c - mean) / (config.tau * std.clamp_min(1e-6)) + config.beta)
+    elif config.kind == "softmax":
+        u = len(c) * (c / config.temperature).softmax(0)
+    else:
+        u = torch.ones_like(c)
+    return normalised(u) if config.normalise else u
+
+
+def normalised(u: Tensor) -> Tensor:
+    """u [N] >= 0 with mean 1; all ones where all are 0, or as good as."""
+    total = u.sum()
+    return torch.where(total > 1e-30, len(u) * u / total.clamp_min(1e-30), torch.ones_like(u))
+
+
+def check_rejection(c: RejectConfig, epochs: int) -> None:
+    """UserError: a number outside its range. Warns of rejection that never begins."""
+    first, last = c.warmup_epochs
+    if not 0 <= first <= last:
+        raise UserError(
+            f"objective.reject.warmup_epochs {[first, last]}: two numbers from 0, the lower one first"
+        )
+    if min(c.gamma, c.slope, c.tau, c.temperature) <= 0:
+        raise UserError("objective.reject: gamma, slope, tau and temperature are above 0")
+    if c.kind != "none" and first >= epochs and rank() == 0:
+        print(
+            f"warning: objective.reject.warmup_epochs {[first, last]}: in epochs {epochs} nothing is ever rejected"
+        )
+
+
+class Pairs(Objective):
+    """One of three losses over the dialogues of a batch, weighted by compactness; labelled speakers beside them."""
+
+    Config = PairsConfig
+    takes_speeds = False
+
+    def __init__(self, config: PairsConfig, encoder: Encoder, info: Info):
+        super().__init__(encoder, info)
+        check_rejection(config.reject, info.epochs)
+        self.config = config
+        reject = config.reject
+        if reject.kind == "oracle" and info.num_classes == info.num_rows:
+            raise UserError(
+                "the oracle needs true speakers, but here every utterance is a speaker of its own",
+                mend="give it the simulated corpus with labels (train_labelled), or another objective.reject.kind",
+            )
+        if not 0 < config.scale <= 100:
+            raise UserError(f"objective.scale {config.scale} is not in 0 .. 100")
+        self.log_w = nn.Parameter(torch.tensor(config.scale).log())
+        # Running mean and deviation of compactness over batches, and whether they have begun.
+        self.register_buffer("running", torch.tensor([0.0, 1.0, 0.0]))
+        # Sum over this epoch's steps of the effective share, and their number.
+        self.register_buffer("effective", torch.zeros(2, dtype=torch.float64))
+
+    def train(self, training: bool = True) -> "Pairs":
+        super().train(training)
+        if self.config.freeze_norm:
+            for module in self.encoder.modules():
+                if isinstance(module, BatchNorm):
+                    module.eval()
+        return self
+
+    def views(self) -> dict[str, View]:
+        return {"main": View(self.config.crop_seconds, augment=self.config.augment)}
+
+    def forward(self, batch: Batch) -> Losses:
+        c = self.config
+        unit = F.normalize(self.encode(batch.views["main"], c.spec_augment), dim=-1)
+        with torch.autocast(unit.device.type, enabled=False):
+            m = per_dialogue(batch.group)
+            e, device = unit.unflatten(0, (-1, m)), batch.device[::m]
+            truth = (batch.label.view(-1, m) == batch.label[::m, None]).all(1)  # read by the oracle alone
+            losses = Losses({}, {"spread": spread(unit)})
+            taught = batch.source[::m] == LABELLED
+            if not taught.all():  # a labelled part beside an unlabelled one has a loss of its own
+                size = torch.tensor(float(taught.sum()), device=unit.device)
+                if taught.any():
+                    found = self.losses(c.labelled_loss, e[taught], device[taught])
+                    losses.terms["labelled"] = (c.labelled_weight * found.sum(), size)
+                e, device, truth = (x[~taught] for x in (e, device, truth))
+            self.unlabelled(e, device, truth, losses)
+        return losses
+
+    def losses(self, name: str, e: Tensor, device: Tensor, repel: Tensor | None = None) -> Tensor:
+        """l_j [n] of this rank's dialogues against those of all ranks, which repel by their weights repel [N], or 1."""
+        negative = device[:, None] != gather(device)
+        if not negative.any(1).all():
+            raise UserError(
+                "a batch has dialogues of one device only: no negatives", mend="use sampler: dialogues"
+            )
+        log_weight = e.new_zeros(()) if repel is None else repel.clamp_min(1e-4).log()
+        against = torch.where(negative, log_weight, -torch.inf)
+        return LOSSES[name](e, gather(e.contiguous()), against, self.log_w.exp().clamp_max(100.0))
+
+    def unlabelled(self, e: Tensor, device: Tensor, truth: Tensor, losses: Losses) -> None:
+        """The dialogues' weighted loss and what is logged of it."""
+        c, n = self.config, len(e)
+        compact = gather(compactness(e, c.reject.compactness))
+        w = self.weights(compact, gather(truth.float()))
+        own = w[rank() * n :][:n]
+        found = self.losses(c.loss, e, device, w if c.reject.columns else None)
+        size = torch.tensor(float(n), device=e.device)
+        losses.terms[c.loss] = ((own * found).sum(), size)
+        # Effective sample size, as a share of the dialogues.
+        share = w.sum().square() / (w.square().sum() * len(w)).clamp_min(1e-12)
+        if self.training:
+            self.effective += torch.stack([share, torch.ones_like(share)])
+        losses.stats |= {
+            "compactness": (compact.sum() * n / len(w), size),
+            "compactness_std": (compact.std(correction=0) * size, size),
+            "effective": (share * size, size),
+            "rejected": ((own < 0.1).float().sum(), size),
+            "weight": (own.sum(), size),
+            "scale": (self.log_w.detach().exp() * size, size),
+        }
+
+    @torch.no_grad()
+    def weights(self, compact: Tensor, truth: Tensor) -> Tensor:
+        """w [N] of all ranks' dialogues: 1 in the warm-up, then on a ramp to the rejection's."""
+        reject = self.config.reject
+        if self.training:
+            now = torch.stack([compact.mean(), compact.std(correction=0)])
+            mean_std = 0.9 * self.running[:2] + 0.1 * now if self.running[2] else now
+            self.running.copy_(torch.cat([mean_std, torch.ones_like(now[:1])]))
+        full = normalised(truth) if reject.kind == "oracle" else rejection(compact, reject, *self.running[:2])
+        share = ramp(self.epoch_now, *reject.warmup_epochs, 0.0, 1.0)
+        return torch.lerp(torch.ones_like(full), full, share)
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        total, steps = self.effective.tolist()
+        self.effective.zero_()
+        share = total / max(steps, 1)
+        if share >= ALARM:
+            return {}
+        if rank() == 0:
+            print(
+                f"warning: epoch {epoch + 1}: the weights leave an effective {100 * share:.0f} % of the dialogues "
+                f"(alarm below {100 * ALARM:.0f} %): lower objective.reject.gamma or lengthen its warm-up"
+            )
+        return {"effective_alarm": 1.0}
+
+
+def per_dialogue(group: Tensor) -> int:
+    """M of a batch whose dialogues stand side by side, M utterances each (group int64 [B])."""
+    m = int((group == group[0]).sum())
+    if m < 2 or len(group) % m or not bool((group.view(-1, m) == group[::m, None]).all()):
+        raise UserError(
+            "objective pairs wants two or more utterances of each dialogue side by side",
+            mend="use sampler: dialogues",
+        )
+    return m

@@ -1,0 +1,184 @@
+"""Which pseudo-labels to believe, utterance by utterance, while training on them.
+
+A gate is given each batch's losses and answers with weights in [0, 1]. What it remembers per utterance are buffers
+[N] by row (NaN = unseen), so they travel in the checkpoint, a partial epoch included.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyspkv.base.distributed import all_sum, broadcast, rank
+
+GMM_ROWS = 100_000  # a mixture in one dimension is fitted on at most this many values
+log = logging.getLogger(__name__)
+
+
+class Gate(nn.Module):
+    """Believe every label. Base of the other gates."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        pass
+
+    def __init__(self, config, num_rows: int):
+        super().__init__()
+        self.config = config
+
+    def forward(self, index: Tensor, loss: Tensor, epoch: float) -> Tensor:
+        """Rows [B], their losses [B] (detached), real-valued epoch -> weights [B]."""
+        return torch.ones_like(loss)
+
+    def corrects(self, epoch: float) -> bool:
+        """Whether rejected utterances get the classifier's own prediction as label."""
+        return False
+
+    def sync(self) -> None:
+        """Make what was observed equal on all ranks (before a checkpoint)."""
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Called once all of epoch `epoch` was seen; returns what to log."""
+        return {}
+
+    def rows(self) -> dict[str, Tensor]:
+        """After `end_epoch`: its arrays [N] worth keeping for diagnostics."""
+        return {}
+
+
+def merge_rows(values: Tensor) -> Tensor:
+    """Join what the ranks observed: [N] with NaN where a rank saw nothing -> the mean of those that did."""
+    seen = ~values.isnan()
+    count = all_sum(seen.float())
+    return all_sum(torch.where(seen, values, 0.0)) / torch.where(count > 0, count, torch.nan)
+
+
+class LossGate(Gate):
+    """Loss-gated learning (Tao et al., ICASSP 2022): keep utterances whose loss is at most a fixed threshold.
+
+    The loss is the raw cross-entropy with margin, and the kept ones are averaged among themselves.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        threshold: float = 3.0
+        start_epoch: float = 3.0  # the gate is open before
+
+    def __init__(self, config, num_rows: int):
+        super().__init__(config, num_rows)
+        self.register_buffer("loss", torch.full((num_rows,), torch.nan))
+        self.last = self.loss.clone(), math.inf  # losses of the epoch that ended, and the threshold they met
+
+    def threshold(self) -> float:
+        return self.config.threshold
+
+    def forward(self, index: Tensor, loss: Tensor, epoch: float) -> Tensor:
+        self.loss[index] = loss.float()
+        if epoch < self.config.start_epoch:
+            return torch.ones_like(loss)
+        return (loss <= self.threshold()).to(loss.dtype)
+
+    def sync(self) -> None:
+        self.loss.copy_(merge_rows(self.loss))
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        self.sync()
+        self.last = self.loss.clone(), self.threshold() if epoch >= self.config.start_epoch else math.inf
+        moved = self.follow(epoch)
+        kept = (self.loss[~self.loss.isnan()] <= self.threshold()).float().mean().item()
+        self.loss.fill_(torch.nan)
+        return {**moved, "gate/below_threshold": kept}
+
+    def follow(self, epoch: int) -> dict[str, float]:
+        """Move the threshold by the losses of the epoch that ended; what to log of it."""
+        return {}
+
+    def rows(self) -> dict[str, Tensor]:
+        """Whether the gate let each utterance through (NaN: not seen)."""
+        loss, threshold = self.last
+        return {"weight": torch.where(loss.isnan(), loss, (loss <= threshold).float())}
+
+
+class DynamicLossGate(LossGate):
+    """DLG-LC (Han et al., Interspeech 2022; arXiv 2406.02285): the threshold follows the losses, rejected labels are
+    corrected.
+
+    After each epoch two Gaussians are fitted to its log losses; the threshold is where their weighted densities
+    cross between the means, which is first looked for in the epoch before `start_epoch`. A fit that fails, or has no
+    crossing, leaves the threshold as it was, at first infinite, and so does one that would keep a share below `least`:
+    then the losses fall apart into what is learnt and what is not yet, rather than into right and wrong labels (short
+    runs, early epochs). From `correct_epoch` on, a rejected utterance counts with the class that the classifier gives
+    its clean crop, if that is surer than `confidence` and not the rejected label again.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        start_epoch: float = 4.0
+        correct_epoch: float | None = 8.0  # null = never
+        least: float = 0.0  # share of the utterances that must pass
+        confidence: float = 0.5
+        temperature: float = 1.0  # of the posterior softmax(scale x cos / temperature)
+
+    def __init__(self, config, num_rows: int):
+        super().__init__(config, num_rows)
+        self.register_buffer("tau", torch.tensor(math.inf))  # of the raw loss
+
+    def threshold(self) -> float:
+        return self.tau.item()
+
+    def corrects(self, epoch: float) -> bool:
+        return self.config.correct_epoch is not None and epoch >= self.config.correct_epoch
+
+    def follow(self, epoch: int) -> dict[str, float]:
+        if epoch + 2 <= self.config.start_epoch:  # open throughout the next epoch, too
+            return {"gate/tau": self.threshold()}
+        if rank() == 0:
+            seen = self.loss[~self.loss.isnan()].double().cpu().numpy()
+            crossing = None
+            if len(mixture := two_gaussians(np.log(np.maximum(seen, 1e-8)))):
+                crossing = crossing_of(*mixture)
+            if crossing is None:
+                log.warning("gate: no crossing of two Gaussians in epoch %d; the threshold stays", epoch + 1)
+            elif (kept := np.mean(np.log(np.maximum(seen, 1e-8)) <= crossing)) < self.config.least:
+                log.warning(
+                    "gate: in epoch %d the crossing would keep %.0f %% of the labels; the threshold stays",
+                    epoch + 1, 100 * kept,
+                )  # fmt: skip
+            else:
+                self.tau.fill_(math.exp(crossing))
+        broadcast(self.tau)
+        return {"gate/tau": self.threshold()}
+
+
+def two_gaussians(x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Maximum-likelihood mixture of two Gaussians of values x [N]: weights, means, variances [2], lower mean first.
+
+    Empty where the values cannot be fitted (fewer than 10 of them, all equal, not finite).
+    """
+    if len(x) < 10 or not np.isfinite(x).all() or np.ptp(x) < 1e-6:
+        return ()
+    from sklearn.mixture import GaussianMixture
+
+    if len(x) > GMM_ROWS:
+        x = np.random.default_rng(0).choice(x, GMM_ROWS, replace=False)
+    fit = GaussianMixture(2, tol=1e-5, max_iter=1000, random_state=0).fit(x[:, None])
+    order = np.argsort(fit.means_[:, 0])
+    return fit.weights_[order], fit.means_[order, 0], fit.covariances_[order, 0, 0]
+
+
+def crossing_of(w: np.ndarray, mu: np.ndarray, var: np.ndarray) -> float | None:
+    """Where w_1 N(x; mu_1, var_1) = w_2 N(x; mu_2, var_2) between the means; None if nowhere (arXiv 2406.02285's
+    dynamic loss gate)."""
+    a = 0.5 / var[1] - 0.5 / var[0]
+    b = mu[0] / var[0] - mu[1] / var[1]
+    c = (
+        mu[1] ** 2 / (2 * var[1])
+        - mu[0] ** 2 / (2 * var[0])
+        + math.log(w[0] / w[1] * math.sqrt(var[1] / var[0]))
+    )
+    roots = np.roots([a, b, c]) if abs(a) > 1e-12 else np.array([-c / b]) if b else np.empty(0)
+    between = [r.real for r in roots if abs(r.imag) < 1e-9 and mu[0] < r.real < mu[1]]
+    return between[0] if len(between) == 1 else None

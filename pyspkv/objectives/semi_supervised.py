@@ -1,0 +1,221 @@
+"""What GLL is compared with, on the same head, views and batches (its paper's Table 1).
+
+FixMatch and FlexMatch are `gll` with `target: own`, fine-tuning on the labelled part is `supervised`.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base import checkpoint
+from pyspkv.base.distributed import gather, rank
+from pyspkv.base.errors import UserError
+from pyspkv.base.schedules import ramp
+from pyspkv.batches.dataset import LABELLED, Batch, View
+from pyspkv.models.encoder import Encoder
+from pyspkv.models.norm import frozen_statistics
+from pyspkv.objectives.base import Info, Losses, Objective, ema, spread
+from pyspkv.objectives.gll import Gated, GatedConfig, Semi, SemiConfig, Stats, pick
+
+RAMP = 0.4  # share of the run over which a consistency loss rises to its weight
+
+
+@dataclass(kw_only=True)
+class PseudoLabelConfig(GatedConfig):
+    confidence_scale: float = 30.0
+
+
+class PseudoLabel(Gated):
+    """Pseudo Label (Lee 2013): the weak view learns its own argmax where the gate lets it; statistics of batch
+    normalisation are those of the labelled rows."""
+
+    Config = PseudoLabelConfig
+    reads = ("weak",)
+
+    def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+        with frozen_statistics(self.encoder):
+            _, cos = self.cosines(*pick(batch.views["weak"], rows))
+        q = (self.config.confidence_scale * cos.detach()).softmax(1)
+        confidence, label = q.max(1)
+        kept = self.gate(batch.index[rows], q, label)
+        rise = ramp(self.epoch_now / self.info.epochs, 0.0, RAMP, 0.0, 1.0)
+        return rise * kept * self.aam(cos, label), {"kept": kept, "confidence": confidence}
+
+
+class Taught(Semi):
+    """What objectives share whose teacher, a frozen encoder and head, reads the weak view."""
+
+    teacher: Encoder
+    teacher_head: nn.Module
+
+    def freeze(self) -> None:
+        self.teacher.requires_grad_(False)
+        self.teacher_head.requires_grad_(False)
+
+    def train(self, training: bool = True) -> "Taught":
+        super().train(training)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def taught(self, view: tuple[Tensor, Tensor]) -> Tensor:
+        """The teacher's cosines [B, K]."""
+        z = self.teacher(*view).float()
+        with torch.autocast(z.device.type, enabled=False):
+            return self.teacher_head(F.normalize(z))
+
+
+@dataclass(kw_only=True)
+class MeanTeacherConfig(SemiConfig):
+    unlabelled_weight: float = 50.0
+    ema: float = 0.999  # of the teacher; 1 - 1 / (step + 1) while that is less
+
+
+class MeanTeacher(Taught):
+    """Mean Teacher (Tarvainen & Valpola 2017): the student's softmax on the strong view is to equal the teacher's on
+    the weak one, in mean square over the classes. The probabilities are softmax(scale cos)."""
+
+    Config = MeanTeacherConfig
+    evaluates = "teacher"
+
+    def __init__(self, config: MeanTeacherConfig, encoder: Encoder, info: Info):
+        super().__init__(config, encoder, info)
+        self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
+        self.freeze()
+
+    def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+        c = self.config
+        p = (c.scale * self.taught(pick(batch.views["weak"], rows))).softmax(1)
+        with frozen_statistics(self.encoder):
+            _, cos = self.cosines(*pick(batch.views["strong"], rows), c.spec_augment)
+        rise = ramp(self.epoch_now / self.info.epochs, 0.0, RAMP, 0.0, 1.0)
+        loss = ((c.scale * cos).softmax(1) - p).square().mean(1)
+        return rise * loss, {"consistency": loss.detach()}
+
+    def after_step(self) -> None:
+        step = round(self.epoch_now * self.info.steps_per_epoch)
+        momentum = min(1 - 1 / (step + 1), self.config.ema)
+        ema(self.teacher, self.encoder, momentum)
+        ema(self.teacher_head, self.head, momentum)
+        with torch.no_grad():
+            for mine, theirs in zip(self.teacher.buffers(), self.encoder.buffers()):
+                mine.copy_(theirs)
+
+
+@dataclass(kw_only=True)
+class DistilConfig(SemiConfig):
+    teacher: str = ""  # DIR[@best|last] of a `supervised` run on the same speakers
+    temperature: float = 1.0  # of softmax(scale cos / temperature), teacher and student
+
+
+class Distil(Taught):
+    """SimCLRv2's last step (Chen et al. 2020, eq. 4): a fine-tuned teacher labels the unlabelled rows softly."""
+
+    Config = DistilConfig
+    joint = True
+
+    def __init__(self, config: DistilConfig, encoder: Encoder, info: Info):
+        super().__init__(config, encoder, info)
+        if not config.teacher:
+            raise UserError("objective.teacher is not set", mend="name the folder of a `supervised` run")
+        self.teacher, self.teacher_head = checkpoint.load_encoder(config.teacher), deepcopy(self.head)
+        folder = checkpoint.find(config.teacher)
+        head = {k[5:]: v for k, v in checkpoint.tensors(folder).items() if k.startswith("head.")}
+        checkpoint.load_exactly(self.teacher_head, head, folder)
+        self.freeze()
+
+    def unlabelled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
+        c = self.config
+        p = (c.scale * self.taught(pick(batch.views["weak"], rows)) / c.temperature).softmax(1)
+        loss = -(p * (c.scale * cos / c.temperature).log_softmax(1)).sum(1)
+        return loss, {"teacher_confidence": p.amax(1)}
+
+
+@dataclass(kw_only=True)
+class CDVATConfig(SemiConfig):
+    # Of the features' norm: size of the perturbation, and of the step that finds its direction.
+    epsilon: float = 0.1
+    xi: float = 0.01
+
+
+class CDVAT(Semi):
+    """In the spirit of CD-VAT (Kreyssig & Woodland 2020): the embedding must not turn where it is most easily turned,
+    1 - cos(f(x), f(x + r)), r = epsilon g / |g|, g the distance's gradient at x + xi d for a random direction d."""
+
+    Config = CDVATConfig
+    reads = ("weak",)
+
+    def unlabelled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+        c = self.config
+        x, lengths = self.encoder.features(*pick(batch.views["weak"], rows))
+        norm = size(x)
+
+        def distance(r: Tensor) -> Tensor:
+            return 1 - F.cosine_similarity(before, self.encoder.embed(x + r, lengths))
+
+        with frozen_statistics(self.encoder):
+            with torch.no_grad():
+                before = self.encoder.embed(x, lengths)
+            d = torch.randn_like(x)
+            d = (d / size(d)).requires_grad_()
+            with torch.enable_grad():
+                (g,) = torch.autograd.grad(distance(c.xi * norm * d).sum(), d)
+            loss = distance(c.epsilon * norm * g / size(g).clamp_min(1e-20))
+        return loss, {"distance": loss.detach()}
+
+
+def size(x: Tensor) -> Tensor:
+    """Norm of each utterance's features [B, F, M] -> [B, 1, 1]."""
+    return x.flatten(1).norm(dim=1)[:, None, None]
+
+
+@dataclass(kw_only=True)
+class GCLConfig:
+    crop_seconds: float = 2.0
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    scale: float = 10.0  # start value of the learnt factor on the cosine
+
+
+class GCL(Objective):
+    """In the spirit of generalised contrastive learning (Inoue & Goto 2020): two crops of every utterance; crops of one
+    labelled speaker attract each other, and so do the two of an unlabelled utterance; all others repel."""
+
+    Config = GCLConfig
+    takes_speeds = False
+
+    def __init__(self, config: GCLConfig, encoder: Encoder, info: Info):
+        super().__init__(encoder, info)
+        self.config = config
+        self.log_scale = nn.Parameter(torch.tensor(config.scale).log())
+
+    def views(self) -> dict[str, View]:
+        crop = self.config.crop_seconds
+        return {"a": View(crop, augment=True), "b": View(crop, augment=True, apart_from="a")}
+
+    def forward(self, batch: Batch) -> Losses:
+        both = tuple(torch.cat([x, y]) for x, y in zip(batch.views["a"], batch.views["b"]))
+        unit = F.normalize(self.encode(both, self.config.spec_augment))
+        group = torch.where(batch.source == LABELLED, batch.label, self.info.num_classes + batch.index)
+        group = group.repeat(2)
+        with torch.autocast(unit.device.type, enabled=False):
+            keys, key_group = gather(unit.contiguous()), gather(group)
+            loss = contrast(unit, group, keys, key_group, rank() * len(unit), self.log_scale.exp())
+        count = torch.tensor(float(len(loss)), device=loss.device)
+        return Losses({"gcl": (loss.sum(), count)}, {"spread": spread(unit)})
+
+
+def contrast(
+    unit: Tensor, group: Tensor, keys: Tensor, key_group: Tensor, first: int, scale: Tensor
+) -> Tensor:
+    """Unit vectors [M, D] of groups [M] against all ranks' [N, D] of groups [N], of which they start at row `first` ->
+    losses [M]: mean over the others of the group of -log softmax(scale cos), oneself left out."""
+    rows = torch.arange(len(unit), device=unit.device)
+    oneself = torch.zeros(len(unit), len(keys), dtype=torch.bool, device=unit.device)
+    oneself[rows, first + rows] = True
+    log_p = (scale * unit @ keys.T).masked_fill(oneself, float("-inf")).log_softmax(1)
+    positive = (group[:, None] == key_group) & ~oneself
+    return -log_p.masked_fill(~positive, 0.0).sum(1) / positive.sum(1)

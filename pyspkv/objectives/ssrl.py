@@ -1,0 +1,429 @@
+"""SSRL, self-supervised reflective learning (Cai et al., arXiv 2401.01473): labels move while a student learns them.
+
+The student learns each utterance's pseudo-label on short augmented crops; the teacher, its moving average, labels a
+long clean crop with its classifier over the classes that are alive. A queue of the last votes gives the label by its
+mode, a mixture of two Gaussians on the teacher's log loss the weight. Written from the equations of arXiv
+2401.01473; where the released code differs for no good reason, `faithful` follows it.
+"""
+
+import logging
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base.distributed import all_sum, broadcast, gather, rank
+from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import Batch, View
+from pyspkv.clustering.vectors import whitening
+from pyspkv.models.encoder import Encoder
+from pyspkv.objectives.base import Info, Losses, Objective, ema, margin_logits, spread
+from pyspkv.objectives.loss_gates import merge_rows, two_gaussians
+
+CHUNK = 1 << 16  # rows at once in the bookkeeping
+START_STEPS = 10  # of 2-means in every class, before the first epoch
+WHITEN = 0.5  # power: channels take the first axes of embeddings, where speakers should part
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class ReflectiveConfig:
+    student_seconds: float = 2.0
+    teacher_seconds: float = 6.0
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    head: Literal["aam", "linear"] = "aam"
+    scale: float = 32.0  # aam
+    margin: float = 0.2  # aam, of the student alone
+    dropout: float = 0.5  # linear
+    fixed_epochs: int = 5  # labels stay as they are
+    queue: int = 5
+    # The teacher forgets over so many epochs, from the start of the run to its end; a = 1 - 1 / (c x steps per epoch).
+    ema_epochs: tuple[float, float] = (0.44, 4.4)
+    noise_model: bool = True  # weights from the mixture; else all 1
+    sinkhorn: int = 0  # iterations that even out a batch's votes; 0 = plain argmax
+    # Classes become one when their members are this alike across, as a share of how alike they are within; 0 = never.
+    merge: float = 0.0
+    # A class becomes two when its halves are less alike across than this share of how alike they are within; 0 = never.
+    split: float = 0.0
+    min_size: int = 0  # smaller classes go to the nearest
+    # The released code: the margin on the current label in the teacher's vote and loss, EMA 0.999 to 0.9999 a step.
+    faithful: bool = False
+
+
+class Classifier(nn.Module):
+    """[B, D] -> logits [B, K]; cosine times scale (aam), or linear with bias after dropout."""
+
+    def __init__(self, dim: int, classes: int, c: ReflectiveConfig):
+        super().__init__()
+        self.config = c
+        self.weight = nn.Parameter(torch.empty(classes, dim))
+        nn.init.xavier_normal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(classes)) if c.head == "linear" else None
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """With `label` [B], its margin is subtracted (aam)."""
+        c = self.config
+        if c.head == "linear":
+            return F.linear(F.dropout(z, c.dropout, self.training), self.weight, self.bias)
+        cos = F.linear(F.normalize(z), F.normalize(self.weight))
+        return c.scale * (cos if label is None else margin_logits(cos, label, c.margin))
+
+
+def mode(queue: Tensor) -> Tensor:
+    """Most frequent entry of each row of int [N, L], the oldest of tied ones; -1 is empty, and where all are: -1."""
+    out = []
+    for q in queue.split(CHUNK):
+        counts = (q[:, :, None] == q[:, None]).sum(2)
+        counts = counts.masked_fill(q < 0, 0)
+        out.append(q.gather(1, counts.argmax(1, keepdim=True))[:, 0])
+    return torch.cat(out)
+
+
+def sinkhorn(p: Tensor, iterations: int, eps: float = 0.05) -> Tensor:
+    """Even assignment of probabilities [B, K]: rows to 1 / B, columns to 1 / K, `iterations` times."""
+    q = (p / eps).exp()
+    for _ in range(iterations):
+        q = q / q.sum(0, keepdim=True).clamp_min(1e-12) / q.shape[1]
+        q = q / q.sum(1, keepdim=True).clamp_min(1e-12) / q.shape[0]
+    return q
+
+
+def inner(s: Tensor, n: Tensor) -> Tensor:
+    """Mean cosine of two different ones of n unit vectors with sum s: [..., D], [...] -> [...]."""
+    return (s.square().sum(-1) - n) / (n * (n - 1)).clamp_min(1)
+
+
+class Reflective(Objective):
+    """Student, teacher, and per utterance: label, queue, vote, side (int32), loss, weight (float32): 20 + 4 L bytes."""
+
+    Config = ReflectiveConfig
+    evaluates = "teacher"
+    wants_embeddings = True
+    takes_speeds = takes_unlabelled = False
+    tells_speakers = True
+
+    def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: Info):
+        super().__init__(encoder, info)
+        if config.queue < 1:
+            raise UserError(f"objective.queue {config.queue} is below 1")
+        self.config = c = config
+        self.classifier = Classifier(encoder.embed_dim, info.num_classes, c)
+        self.teacher, self.teacher_classifier = deepcopy(encoder), deepcopy(self.classifier)
+        self.teacher.requires_grad_(False)
+        self.teacher_classifier.requires_grad_(False)
+        n = info.num_rows
+        self.register_buffer("label", torch.full((n,), -1, dtype=torch.int32))
+        self.register_buffer("queue", torch.full((n, c.queue), -1, dtype=torch.int32))
+        self.register_buffer("vote", torch.full((n,), -1, dtype=torch.int32))
+        self.register_buffer("side", torch.full((n,), -1, dtype=torch.int32))  # half of its class, this epoch
+        self.register_buffer("loss", torch.full((n,), torch.nan))
+        self.register_buffer("weight", torch.ones(n))
+        self.register_buffer("dead", torch.zeros(info.num_classes, dtype=torch.bool))
+        # The teacher's embeddings of this epoch: sums of (1, z) (1, z)^T, and by class and half their number and their
+        # sums, as they are and whitened; the halves' centres of the epoch before.
+        k, d = info.num_classes, encoder.embed_dim
+        self.register_buffer("moments", torch.zeros(d + 1, d + 1))
+        self.register_buffer("seen", torch.zeros(k, 2))
+        self.register_buffer("sums", torch.zeros(k, 2, d))
+        self.register_buffer("whitened_sums", torch.zeros(k, 2, d))
+        self.register_buffer("centres", torch.zeros(k, 2, d))
+        # x -> (x - mean) axes, of the epoch before
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("axes", torch.eye(d))
+
+    def begin(self, embeddings: Tensor, label: Tensor) -> None:
+        """Labels [N] of the data directory; prototypes = mean embeddings [N, D] of the start encoder, by label.
+
+        The queue is seeded with floor(L / 2) copies of the label.
+        """
+        c = self.config
+        unit = F.normalize(embeddings)
+        sums = unit.new_zeros(self.info.num_classes, unit.shape[1]).index_add_(0, label, unit)
+        with torch.no_grad():
+            for classifier in (self.classifier, self.teacher_classifier):
+                classifier.weight.copy_(F.normalize(sums))
+        if self.unites:
+            for part in unit.split(CHUNK):
+                self.add_moments(part)
+            self.rewhiten()
+        if c.split:
+            size = torch.bincount(label, minlength=len(sums))[:, None]
+            self.reseed(torch.arange(len(sums), device=sums.device), sums / size.clamp_min(1))
+            for _ in range(START_STEPS):
+                for rows in torch.arange(len(unit), device=unit.device).split(CHUNK):
+                    self.tally(label[rows], unit[rows])
+                self.recentre()
+                self.clear()
+        self.label.copy_(label)
+        self.queue[:, c.queue - c.queue // 2 :] = label[:, None].int()
+        self.dead.copy_(torch.bincount(label, minlength=self.info.num_classes) == 0)
+
+    def labels(self) -> Tensor:
+        return self.label.long()
+
+    def rows(self) -> dict[str, Tensor]:
+        return {"label": self.label, "weight": self.weight}
+
+    def train(self, training: bool = True) -> "Reflective":
+        super().train(training)
+        self.teacher.eval()
+        self.teacher_classifier.eval()
+        return self
+
+    def views(self) -> dict[str, View]:
+        c = self.config
+        return {"student": View(c.student_seconds, augment=True), "teacher": View(c.teacher_seconds)}
+
+    @property
+    def votes(self) -> bool:
+        """The teacher votes from so many epochs before the first update that the queue is full by then."""
+        return self.epoch_now >= self.config.fixed_epochs - (self.config.queue // 2 + 1)
+
+    @property
+    def unites(self) -> bool:
+        """Classes merge, divide, or go where they are small."""
+        return bool(self.config.merge or self.config.split or self.config.min_size)
+
+    @property
+    def updates(self) -> bool:
+        """This epoch ends with new labels."""
+        return int(self.epoch_now) + 1 >= self.config.fixed_epochs
+
+    def forward(self, batch: Batch) -> Losses:
+        c = self.config
+        label, weight = self.label[batch.index].long(), self.weight[batch.index]
+        embedding = self.encode(batch.views["student"], c.spec_augment)
+        with torch.autocast(embedding.device.type, enabled=False):
+            logits = self.classifier(embedding.float(), label).masked_fill(self.dead, -1e4)
+            loss = F.cross_entropy(logits, label, reduction="none")
+        voting = self.training and self.votes
+        if voting:
+            self.reflect(batch, label)
+        size = torch.tensor(float(len(label)), device=loss.device)
+        right = (logits.detach().argmax(1) == label).float()
+        return Losses(
+            {"reflective": ((weight * loss).sum(), weight.sum())},
+            {
+                "accuracy": (right.sum(), size),
+                "spread": spread(F.normalize(embedding)),
+                "teacher": (size * voting, size),  # share of the teacher's crops that were listened to
+            },
+        )
+
+    @torch.no_grad()
+    def reflect(self, batch: Batch, label: Tensor) -> None:
+        """The teacher's vote k_i and loss l_i = CE(teacher, label that the vote would give)."""
+        c = self.config
+        z = self.teacher(*batch.views["teacher"]).float()
+        with torch.autocast(z.device.type, enabled=False):
+            logits = self.teacher_classifier(z, label if c.faithful else None).masked_fill(self.dead, -1e4)
+        vote = logits.argmax(1)
+        if c.sinkhorn:  # evenly over the classes that are alive
+            alive = torch.nonzero(~self.dead)[:, 0]
+            vote = alive[sinkhorn(logits[:, alive].softmax(1), c.sinkhorn).argmax(1)]
+        target = vote
+        if self.updates:
+            queue = torch.cat([self.queue[batch.index, 1:], vote[:, None].int()], 1)
+            target = mode(self.alive(queue)).long()
+        self.vote[batch.index] = vote.int()
+        self.loss[batch.index] = F.cross_entropy(logits, target, reduction="none")
+        if self.unites:
+            unit, own = gather(F.normalize(z)), slice(rank() * len(z), (rank() + 1) * len(z))
+            with torch.autocast(z.device.type, enabled=False):
+                self.add_moments(unit)
+                self.side[batch.index] = self.tally(gather(label), unit)[own]
+
+    def add_moments(self, unit: Tensor) -> None:
+        one_unit = torch.cat([torch.ones_like(unit[:, :1]), unit], 1)
+        self.moments += one_unit.T @ one_unit
+
+    def tally(self, label: Tensor, unit: Tensor) -> Tensor:
+        """Add unit vectors [B, D] to the sums of the nearer half of their class; which half, int32 [B]."""
+        white = self.whiten(unit)
+        side = (self.whiten(self.centres[label]) @ white[:, :, None])[..., 0].argmax(1)
+        place = 2 * label + side
+        self.seen.view(-1).index_add_(0, place, torch.ones_like(place, dtype=self.seen.dtype))
+        self.sums.flatten(0, 1).index_add_(0, place, unit)
+        self.whitened_sums.flatten(0, 1).index_add_(0, place, white)
+        return side.int()
+
+    def clear(self) -> None:
+        for sums in (self.seen, self.sums, self.whitened_sums):
+            sums.zero_()
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return F.normalize((x - self.mean) @ self.axes, dim=-1)
+
+    def reseed(self, classes: Tensor, mean: Tensor) -> None:
+        """Halves of `classes` begin on both sides of their means [n, D], in a direction that the coming epochs turn."""
+        generator = torch.Generator().manual_seed(0)
+        step = 0.1 * F.normalize(torch.randn(mean.shape[1], generator=generator), dim=0).to(mean)
+        self.centres[classes] = torch.stack([mean + step, mean - step], 1)
+
+    def recentre(self) -> None:
+        """The next epoch's halves lie where the members of this epoch's do (a step of 2-means in every class)."""
+        there = torch.nonzero(self.seen.sum(1) > 0)[:, 0]
+        n, sums = self.seen[there], self.sums[there]
+        self.centres[there] = sums / n[..., None].clamp_min(1)
+        empty = (n == 0).any(1)
+        self.reseed(there[empty], (sums.sum(1) / n.sum(1, keepdim=True))[empty])
+
+    def rewhiten(self) -> None:
+        """Mean and axes from the moments, half-power whitened as the clusters of the start."""
+        if self.moments[0, 0] > 0:
+            m = (self.moments / self.moments[0, 0]).double().cpu().numpy()
+            self.mean.copy_(torch.from_numpy(m[0, 1:]))
+            self.axes.copy_(torch.from_numpy(whitening(m[1:, 1:] - np.outer(m[0, 1:], m[0, 1:]), WHITEN)))
+            self.moments.zero_()
+
+    def alive(self, queue: Tensor) -> Tensor:
+        """Votes for dead classes count as empty places."""
+        return torch.where((queue >= 0) & ~self.dead[queue.clamp_min(0).long()], queue, -1)
+
+    def after_step(self) -> None:
+        c, steps, done = self.config, self.info.steps_per_epoch, min(1.0, self.epoch_now / self.info.epochs)
+        if c.faithful:
+            a = 0.9999 - (0.9999 - 0.999) * (1 - done)
+        else:
+            low, high = c.ema_epochs
+            a = 1 - 1 / max(1.0, steps * (low + (high - low) * done))
+        pairs = ((self.teacher, self.encoder), (self.teacher_classifier, self.classifier))
+        with torch.no_grad():
+            for mine, theirs in pairs:
+                ema(mine, theirs, a)
+                for old, new in zip(mine.buffers(), theirs.buffers()):
+                    old.lerp_(new, 1 - a) if old.is_floating_point() else old.copy_(new)
+
+    def sync(self) -> None:
+        self.loss.copy_(merge_rows(self.loss))
+        for rows in (self.vote, self.side):
+            seen = rows >= 0  # the ranks that know a row's vote agree on it
+            total, count = all_sum(torch.where(seen, rows, 0).long()), all_sum(seen.long())
+            rows.copy_(torch.where(count > 0, total // count.clamp_min(1), -1))
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        c = self.config
+        self.sync()
+        voted = self.vote >= 0
+        self.queue[voted] = torch.cat([self.queue[voted, 1:], self.vote[voted, None]], 1)
+        if c.split:
+            self.recentre()
+        flips, divided = 0.0, 0
+        if epoch + 1 >= c.fixed_epochs:
+            before = self.label.clone()
+            found = mode(self.alive(self.queue))
+            self.label.copy_(torch.where(found >= 0, found, before))
+            divided = self.unite_and_divide(before)
+            flips = (self.label != before).float().mean().item()
+        if voted.any() and c.noise_model:
+            self.weight.copy_(self.weights())
+        self.vote.fill_(-1)
+        self.side.fill_(-1)
+        self.loss.fill_(torch.nan)
+        self.clear()
+        self.rewhiten()
+        size = torch.bincount(self.label.long(), minlength=self.info.num_classes)
+        self.dead.copy_(size == 0)
+        share = size[size > 0] / size.sum()
+        return {
+            "labels/live": float((size > 0).sum()),
+            "labels/effective": (-(share * share.log()).sum()).exp().item(),
+            "labels/flipped": flips,
+            "labels/divided": float(divided),
+            "labels/weight": self.weight.mean().item(),
+        }
+
+    def unite_and_divide(self, before: Tensor) -> int:
+        """Classes whose members are as alike across as within become the larger of the two; classes below `min_size` go
+        to the nearest; a class whose halves are not alike becomes two. Returns how many did so. `before` int [N]: the
+        epoch's labels, which its sums of whitened embeddings are of. Needs no true label and no scale:
+
+        mean cosine of pairs across / average of the two mean cosines of pairs within > merge, or < split. Only classes
+        that are each other's best partner unite, so that an epoch builds no chains.
+        """
+        c, classes = self.config, self.info.num_classes
+        size = torch.bincount(self.label.long(), minlength=classes)
+        live = torch.nonzero((size > 0) & (self.seen.sum(1) > 0))[:, 0]
+        small = size[live] < c.min_size
+        if small.all() or not self.unites:
+            return 0
+        s, n = self.whitened_sums[live].sum(1), self.seen[live].sum(1)
+        here = torch.arange(len(live), device=size.device)
+        direction, apart, within = F.normalize(s), small | (n < 2), inner(s, n)
+        alike, partner, nearest = torch.empty_like(n), here.clone(), here.clone()
+        for rows in here.split(1024):  # never K x K at once
+            across = s[rows] @ s.T / (n[rows, None] * n)
+            across[torch.arange(len(rows)), rows] = -1.0
+            nearest[rows] = (direction[rows] @ direction.T).masked_fill_(small, -2.0).argmax(1)
+            ratio = across / ((within[rows, None] + within) / 2).clamp_min(1e-3)
+            alike[rows], partner[rows] = ratio.masked_fill_(apart, -1.0).max(1)
+        united = (partner[partner] == here) & (alike > c.merge) & ~apart & (c.merge > 0)
+        loses = (size[live] < size[live][partner]) | ((size[live] == size[live][partner]) & (partner < here))
+        goes = torch.where(united & loses, partner, here)
+        goes = torch.where(small, goes[nearest], goes)
+        to = torch.arange(classes, device=live.device)
+        to[live] = live[goes]
+        self.label.copy_(to[self.label.long()])
+        self.queue.copy_(torch.where(self.queue >= 0, to[self.queue.clamp_min(0).long()].int(), -1))
+        if not c.split:
+            return 0
+        lost = united & loses  # the halves of what it joins are from now on the two that have joined
+        whole = self.sums.sum(1) / self.seen.sum(1, keepdim=True).clamp_min(1)
+        self.centres[live[partner[lost]]] = torch.stack([whole[live[partner[lost]]], whole[live[lost]]], 1)
+        unchanged = live[(goes == here) & ~small & ~(united & ~loses)]
+        return self.divide(unchanged, before)
+
+    def divide(self, classes: Tensor, before: Tensor) -> int:
+        """Halves of `classes` [n] that are apart become classes: those least alike first, as far as there are dead
+        classes to take."""
+        s, n = self.whitened_sums[classes], self.seen[classes]
+        across = (s[:, 0] * s[:, 1]).sum(1) / n.prod(1).clamp_min(1)
+        alike = across / inner(s, n).mean(1).clamp_min(1e-3)
+        alike[(n < max(2, self.config.min_size)).any(1)] = torch.inf
+        free = torch.nonzero(torch.bincount(self.label.long(), minlength=len(self.seen)) == 0)[:, 0]
+        alike, order = alike.sort()
+        old = classes[order[alike < self.config.split]][: len(free)]
+        new = free[: len(old)]
+        to = torch.arange(len(self.seen), device=new.device)
+        to[old] = new
+        moves = (self.side == 1) & (self.label == before)
+        self.queue[moves] = torch.where(
+            self.queue[moves] == before[moves, None],
+            to[before[moves].long()][:, None].int(),
+            self.queue[moves],
+        )
+        self.label[moves] = to[self.label[moves].long()].int()
+        mean = self.sums[old] / self.seen[old][..., None]
+        with torch.no_grad():
+            for classifier in (self.classifier, self.teacher_classifier):
+                norm = classifier.weight[old].norm(dim=1, keepdim=True)
+                for half, rows in enumerate((old, new)):
+                    classifier.weight[rows] = norm * F.normalize(mean[:, half])
+                if classifier.bias is not None:
+                    classifier.bias[new] = classifier.bias[old]
+        for half, rows in enumerate((old, new)):
+            self.reseed(rows, mean[:, half])
+        return len(old)
+
+    def weights(self) -> Tensor:
+        """p(clean) [N] by the mixture on log losses within their 0.1 and 99.9 percentiles; 1 where the fit fails, its
+        means are nearer than a deviation, or the utterance was not seen."""
+        out = torch.ones_like(self.weight)
+        if rank() == 0:
+            seen = self.loss.isfinite()
+            u = np.log(self.loss[seen].double().cpu().numpy() + 1e-12)
+            low, high = max(np.percentile(u, 0.1), -20.0), np.percentile(u, 99.9)
+            fit = two_gaussians(u[(u >= low) & (u <= high)])
+            if fit and fit[1][1] - fit[1][0] >= np.sqrt(fit[0] @ fit[2]):
+                w, mu, var = (v[:, None] for v in fit)
+                log_density = np.log(w) - 0.5 * np.log(var) - (np.clip(u, low, high) - mu) ** 2 / (2 * var)
+                posterior = 1 / (1 + np.exp(np.clip(log_density[1] - log_density[0], -500, 500)))
+                out[seen] = torch.from_numpy(posterior).to(out)
+            else:
+                log.warning("no two kinds of losses were told apart; every utterance weighs the same")
+        return broadcast(out)

@@ -1,0 +1,1 @@
+"""What people look at: report.md, plots, what an experiment weighs."""

@@ -1,0 +1,362 @@
+"""Embeddings of several models and data directories: what is stale is made anew, whole or in parts.
+
+    OUT/embedding.ark, .scp               the embeddings
+    OUT/made_by                           JSON: the weights, audio and options they are of, and `silent`: the utterances
+                                          without a signal and why; the last to be written
+    OUT/part.K-of-N.ark, .scp, .made_by   a part, until all are merged
+
+The batches are those of the whole directory, whoever embeds them, and a part is a run of them. So the files have the
+same bytes for any number of parts. torch is imported only where something is to be embedded.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspkv.audio import silence
+from pyspkv.base import foreign
+from pyspkv.base.atomic import atomic_file
+from pyspkv.base.errors import UserError
+from pyspkv.data.ark import EmbeddingWriter, hold, refuse_links
+from pyspkv.data.datadir import DataDir
+
+_PART = re.compile(r"\.?part\.(\d+-of-\d+)\..+")  # a part's files, and those of a killed one
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to embed. crops: number of crops of `crop_seconds` each, 0 for whole utterances; part: (K, N)."""
+
+    precision: str = "fp32"
+    crops: int = 0
+    crop_seconds: float = 4.0
+    allow_pipes: bool = False
+    part: tuple[int, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the files that are written, without their endings."""
+        return "embedding" if self.part is None else _part_name(*self.part)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model's embeddings of a data directory. checkpoint: its folder; identity: what the embeddings depend on."""
+
+    checkpoint: Path
+    data: DataDir
+    out: Path
+    identity: dict
+
+
+def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, options: Options) -> list[Pair]:
+    """Every model with every data directory, data directories outside.
+
+    Without `out` a pair's folder is `embed/<name of the data directory>` beside the model's folder, with `-crops`
+    behind it where crops are embedded. UserError: two pairs with one folder; a model or data that cannot be read.
+    """
+    checkpoints = [_checkpoint(model) for model in models]
+    outs = [[_out(c, data, out, options) for c in checkpoints] for data in data_dirs]
+    owner: dict[str, str] = {}
+    for data, row in zip(data_dirs, outs):
+        for model, folder in zip(models, row):
+            place = os.path.realpath(folder)
+            if place in owner:
+                raise UserError(
+                    f"would hold the embeddings of {owner[place]} and of {model} with {data}",
+                    file=folder,
+                    mend="extract them one by one, each with an --out of its own",
+                )
+            owner[place] = f"{model} with {data}"
+    weights = {c: _digest(c / "model.safetensors") for c in dict.fromkeys(checkpoints)}
+    found = []
+    for path, row in zip(data_dirs, outs):
+        texts = {name: _digest(Path(path) / name) for name in ("wav.scp", "segments")}
+        data = DataDir.read(path)
+        texts["audio"] = _audio_digest(data)
+        for checkpoint, folder in zip(checkpoints, row):
+            identity = {
+                "model": weights[checkpoint],
+                **texts,
+                "precision": options.precision,
+                "crops": [options.crops, options.crop_seconds] if options.crops else None,
+                "out": os.path.realpath(folder),  # a copy's scp points into the original
+            }
+            found.append(Pair(checkpoint, data, folder, identity))
+    return found
+
+
+def _checkpoint(model: str) -> Path:
+    """`checkpoint.find`, which imports torch, asked only where it is not plain to see."""
+    exp, _, which = (model, "", "last") if os.path.isdir(model) else model.rpartition("@")
+    pointer = Path(exp) / {"last": "LATEST", "best": "best"}.get(which, "LATEST")
+    with suppress(OSError, ValueError):
+        name = pointer.read_text().strip() if pointer.is_file() else ""
+        if re.fullmatch(r"ckpt-\d+", name) and (Path(exp) / name / "state.json").is_file():
+            return Path(exp) / name
+    from pyspkv.base.checkpoint import find
+
+    return find(model)
+
+
+def _out(checkpoint: Path, data: str, out: str | None, options: Options) -> Path:
+    if out is not None:
+        return Path(out)
+    model = checkpoint.parent
+    if model.name in ("", ".."):
+        model = Path(os.path.realpath(model))
+    name = Path(data).name
+    if name in ("", ".."):
+        name = os.path.basename(os.path.realpath(data))
+    return model.parent / "embed" / (name + ("-crops" if options.crops else ""))
+
+
+def _digest(file: Path) -> str | None:
+    """SHA-256 of a file; None where there is none."""
+    if not file.is_file():
+        return None
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _audio_file(entry: str) -> str | None:
+    """File of a wav.scp entry, `path` or `archive.ark:offset`; None of a `command |`."""
+    entry = entry.strip()
+    if entry.endswith("|"):
+        return None
+    return entry if os.path.exists(entry) else entry.rpartition(":")[0] or entry
+
+
+def _audio_digest(data: DataDir) -> str:
+    """SHA-256 over size and time of every audio file: it changes with a repaired download under the same path."""
+    digest, seen = hashlib.sha256(), {}
+    for entry in data.wav.values():
+        file = _audio_file(entry)
+        if file not in seen:
+            try:
+                found = file and os.stat(file)
+                seen[file] = f"{found.st_size} {found.st_mtime_ns}\n" if found else "command\n"
+            except OSError:
+                seen[file] = "missing\n"
+        digest.update(seen[file].encode())
+    return digest.hexdigest()
+
+
+def _check_audio(data: DataDir, allow_pipes: bool) -> None:
+    """UserError: a file is missing, or is a command that may not be run. Found before older embeddings are given up."""
+    from pyspkv.audio.reader import AudioReader
+
+    reader = AudioReader(data, allow_pipes)
+    for row, utt in enumerate(data.utts):
+        file = _audio_file(data.wav[data.segments[utt][0] if data.segments else utt])
+        if not allow_pipes if file is None else not os.path.exists(file):
+            reader.read(row, 0, 1)  # says which utterance, and where
+
+
+def _part_name(k: int, n: int) -> str:
+    return f"part.{k}-of-{n}"
+
+
+def _lock_name(k: int, n: int) -> str:
+    return f".lock.{k}-of-{n}"
+
+
+def _record_file(out: Path, name: str) -> Path:
+    return out / ("made_by" if name == "embedding" else f"{name}.made_by")
+
+
+def _record(out: Path, name: str) -> dict:
+    """What made_by says; {} where there is none of ours."""
+    return foreign.read_json_or_empty(_record_file(out, name), limit=silence.MAX_RECORD)
+
+
+def _sizes(out: Path, name: str) -> list[int]:
+    """Bytes of the ark and the scp; [] where one is missing."""
+    try:
+        return [os.stat(out / f"{name}.{end}").st_size for end in ("ark", "scp")]
+    except OSError:
+        return []
+
+
+def _differs(out: Path, name: str, identity: dict) -> list[str]:
+    """In what the files `name` are not those of `identity`; [] where they are, whole."""
+    record = _record(out, name)
+    wrong = [key for key, value in identity.items() if record.get(key, "") != value]
+    return wrong or ["size"] * (record.get("bytes") != _sizes(out, name))
+
+
+def _write_record(pair: Pair, name: str, batches: str | None, silent: dict[str, str]) -> None:
+    record = {**pair.identity, "bytes": _sizes(pair.out, name), "silent": dict(sorted(silent.items()))}
+    if batches is not None:
+        record["batches"] = batches
+    with atomic_file(_record_file(pair.out, name)) as f:
+        f.write(json.dumps(record, indent=1) + "\n")
+
+
+def _begin(pair: Pair, name: str) -> None:
+    """Under the lock: a killed run must not be taken for finished, so the record of what stands goes first."""
+    file = _record_file(pair.out, name)
+    refuse_links([file])
+    file.unlink(missing_ok=True)
+    for left in pair.out.glob(f".{file.name}.*"):  # of a killed run
+        left.unlink(missing_ok=True)
+
+
+def _up_to_date(pair: Pair, options: Options) -> bool:
+    """Whether there is nothing to do, which is said."""
+    names = dict.fromkeys(["embedding", options.name])
+    done = next((name for name in names if not _differs(pair.out, name, pair.identity)), None)
+    if done is not None:
+        print(f"up to date: {pair.out}" + ("" if done == "embedding" else f"/{done}.scp"), flush=True)
+    return done is not None
+
+
+def extract(found: Sequence[Pair], options: Options) -> None:
+    """Embed those of `found` that are not up to date: all, or with `options.part` their share of the batches.
+
+    Models that take the same pieces of audio share one pass over it; memory holds all models and one batch ahead.
+    Says what it does on stdout. UserError: another process writes there; audio that cannot be read.
+    """
+    stale = [pair for pair in found if not _up_to_date(pair, options)]
+    with ExitStack() as locks:
+        for pair in stale:
+            hold(locks, pair.out, _lock_name(*options.part) if options.part else ".lock")
+        # Another process may have ended between the question and the lock.
+        stale = [pair for pair in stale if not _up_to_date(pair, options)]
+        if stale:
+            _extract(stale, options)
+
+
+def _extract(stale: list[Pair], options: Options) -> None:
+    from pyspkv.audio.reader import SAMPLE_RATE
+    from pyspkv.base.checkpoint import load_encoder
+    from pyspkv.base.device import device as default_device
+
+    device = default_device()
+    encoders = {c: load_encoder(c).to(device) for c in dict.fromkeys(pair.checkpoint for pair in stale)}
+    crops = (options.crops, round(options.crop_seconds * SAMPLE_RATE)) if options.crops else None
+    passes: dict[tuple, list[Pair]] = {}
+    for pair in stale:
+        least = max(encoders[pair.checkpoint].min_samples, crops[1] if crops else 0)
+        passes.setdefault((id(pair.data), least), []).append(pair)
+    for (_, least), same in passes.items():
+        _check_audio(same[0].data, options.allow_pipes)
+        _embed(same, [encoders[pair.checkpoint] for pair in same], device, least, crops, options)
+
+
+def _embed(same: list[Pair], encoders: list, device, least: int, crops, options: Options) -> None:
+    """One pass over a data directory's audio, for encoders that take `least` samples."""
+    from pyspkv.score.extract import Batches, embed_batches
+
+    data, name = same[0].data, options.name
+    batches = Batches(data, device, least, options.allow_pipes, crops)
+    plans, part = batches.plans, ""
+    if options.part:
+        plans, part = batches.share(*options.part), "part {} of {}: ".format(*options.part)
+    models = f"{len(same)} model{'s' * (len(same) > 1)}"
+    print(f"{data.path}: {part}{sum(map(len, plans))} utterances x {models}", flush=True)
+    for pair in same:
+        _begin(pair, name)
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(EmbeddingWriter(pair.out, name, lock=None, empty=bool(options.part)))
+            for pair in same
+        ]
+        for row, vectors in embed_batches(encoders, batches, plans, device, options.precision):
+            for write, vector in zip(writers, vectors):
+                write(data.utts[row], vector)
+    digest = hashlib.sha256(repr(batches.plans).encode()).hexdigest() if options.part else None
+    silent = {data.utts[row]: reason for row, reason in batches.reader.silent.items()}
+    silence.warn(dict(sorted(silent.items())), data.path)
+    for pair in same:
+        _write_record(pair, name, digest, silent)
+        if not options.part:
+            _remove_parts(pair.out)
+        print(f"embeddings: {pair.out}/{name}.scp", flush=True)
+
+
+def merge(found: Sequence[Pair], n: int) -> None:
+    """Join the `n` parts of each of `found` that is not up to date, and remove them.
+
+    UserError: a part is missing, is being made, or is of another model, audio or options; nothing is changed then.
+    """
+    for pair in found:
+        if _up_to_date(pair, Options()):
+            continue
+        with ExitStack() as lock:
+            hold(lock, pair.out)
+            if not _up_to_date(pair, Options()):
+                _check_parts(pair, n)
+                _join(pair, n)
+                _remove_parts(pair.out)
+                print(f"embeddings: {pair.out}/embedding.scp", flush=True)
+
+
+def _join(pair: Pair, n: int) -> None:
+    with ExitStack() as locks:
+        for k in range(1, n + 1):
+            hold(locks, pair.out, _lock_name(k, n))
+        _check_parts(pair, n)  # again, now that nobody can change them
+        silent = {}
+        for k in range(1, n + 1):
+            silent |= silence.of_record(_record(pair.out, _part_name(k, n)))
+        _begin(pair, "embedding")
+        with EmbeddingWriter(pair.out, lock=None) as write:
+            for k in range(1, n + 1):
+                write.append(pair.out / f"{_part_name(k, n)}.scp")
+            if set(write.place) != set(pair.data.utts):
+                raise UserError(
+                    f"its parts hold {len(write.place)} utterances, {pair.data.path} has {len(pair.data.utts)}",
+                    file=pair.out,
+                    mend=_anew(pair, n),
+                )
+        _write_record(pair, "embedding", None, silent)
+        silence.warn(dict(sorted(silent.items())), pair.data.path)
+
+
+def _anew(pair: Pair, n: int) -> str:
+    return f"rm {shlex.quote(str(pair.out))}/part.*-of-{n}.*, then embed all {n} parts again on machines of one kind"
+
+
+def _check_parts(pair: Pair, n: int) -> None:
+    """UserError names the first part that is not what it must be, and how many there are."""
+    wrong, batches = [], set()
+    for k in range(1, n + 1):
+        name = _part_name(k, n)
+        differs = _differs(pair.out, name, pair.identity)
+        if not _record(pair.out, name) or not _sizes(pair.out, name):
+            wrong.append((k, "is missing"))
+        elif differs:
+            wrong.append((k, f"was made with another {', '.join(differs)}"))
+        batches.add(_record(pair.out, name).get("batches"))
+    if wrong:
+        k, why = wrong[0]
+        others = (
+            f" (and {len(wrong) - 1} others: {', '.join(str(k) for k, _ in wrong[1:9])})" if wrong[1:] else ""
+        )
+        raise UserError(
+            f"part {k} of {n} {why}{others}",
+            file=pair.out / f"{_part_name(k, n)}.scp",
+            mend=f"the same command with `--part {k}/{n}` in place of `--merge {n}`",
+        )
+    if len(batches) > 1:
+        raise UserError("its parts were cut differently", file=pair.out, mend=_anew(pair, n))
+
+
+def _remove_parts(out: Path) -> None:
+    """Under the lock of `out`, of parts that nobody is making now."""
+    parts: dict[str, list[Path]] = {}
+    for file in out.iterdir():
+        if (found := _PART.fullmatch(file.name)) and not file.is_dir():
+            parts.setdefault(found[1], []).append(file)
+    for which, files in parts.items():
+        with suppress(UserError), ExitStack() as lock:
+            hold(lock, out, f".lock.{which}")
+            for file in files:
+                file.unlink(missing_ok=True)

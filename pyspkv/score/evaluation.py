@@ -1,0 +1,179 @@
+"""Scores and metrics of whole systems on trial lists: the work of one list and of one system's embeddings is done once.
+
+A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`. bin.evaluate says which score files are
+wanted and which are there already; here they are made.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from pyspkv.base.atomic import atomic_file
+from pyspkv.base.errors import UserError
+from pyspkv.data.ark import Embeddings, read_embeddings
+from pyspkv.data.trials import read_trials
+from pyspkv.score import metrics, scoring
+from pyspkv.score.calibration import Calibration, CalibrationError, fit
+
+
+@dataclass
+class TrialList:
+    """The trials of a data directory, read once for all systems, with the draws of the bootstrap over its speakers."""
+
+    name: str
+    data: str
+    _others: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
+
+    @cached_property
+    def trials(self) -> tuple[list[str], list[str], np.ndarray]:
+        enrol, test, target = read_trials(f"{self.data}/trials")
+        metrics.check_kinds(target, f"{self.data}/trials")
+        return enrol, test, target
+
+    @cached_property
+    def enrol_map(self) -> str | None:
+        """The file of enrolment models, where the data directory has one."""
+        path = f"{self.data}/enrol_map"
+        return path if Path(path).is_file() else None
+
+    @cached_property
+    def models(self) -> dict[str, list[str]] | None:
+        return scoring.read_models(self.enrol_map) if self.enrol_map else None
+
+    def utts(self) -> Iterator[str]:
+        """The utterances behind its trials, some of them many times."""
+        enrol, test, _ = self.trials
+        return chain(enrol, test, *(self.models or {}).values())
+
+    @cached_property
+    def units(self) -> metrics.Resampling:
+        return metrics.resampling(*self.trials, f"{self.data}/utt2spk", self.enrol_map)
+
+    def eers(self, scores: np.ndarray) -> np.ndarray | None:
+        """Percent [replicates] of the bootstrap; None where there are too few speakers for one."""
+        if self.units.num < 3:
+            return None
+        target = self.trials[2]
+        return metrics.weighted_eers(scores, target, self.units, metrics.replicates_for(len(target)))
+
+    def other(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """(scores, bootstrap EERs) of the system that others are compared to; read and drawn once."""
+        if path not in self._others:
+            scores = scoring.read_scores(path, *self.trials[:2])
+            self._others[path] = scores, self.eers(scores)
+        return self._others[path]
+
+
+def write(
+    trials: TrialList, path: str, scores: np.ndarray, llr: Calibration | None = None, other: str | None = None
+):
+    """Write the score file `path` and its metrics beside it, `.json` in place of `.scores`.
+
+    Metrics are of the scores as they stand in the file. llr adds actDCF and Cllr of the scores so calibrated; other,
+    a score file, adds the paired bootstrap against it. The scores as written, float64 [n], are returned.
+    """
+    enrol, test, target = trials.trials
+    scoring.write_scores(path, enrol, test, scores)
+    scores = scoring.read_scores(path, enrol, test)
+    units, replicates, eers = trials.units, metrics.replicates_for(len(target)), trials.eers(scores)
+    out = metrics.summary(scores, target, llr=llr.llr(scores) if llr else None)
+    out |= metrics.bootstrap(scores, target, units, replicates, eers)
+    if other:
+        their, their_eers = trials.other(other)
+        out |= metrics.compare(scores, their, target, units, replicates, eers, their_eers)
+    out |= {"scores": str(Path(path).absolute()), "trials": str(Path(f"{trials.data}/trials").absolute())}
+    with atomic_file(path.removesuffix(".scores") + ".json") as f:
+        f.write(json.dumps(out, indent=1) + "\n")
+    return scores
+
+
+def calibrate(trials: TrialList, scores: np.ndarray, path: str) -> str | None:
+    """Fit a calibration on dev scores [n] and write it to `path`; None.
+
+    Where these scores cannot be calibrated, an older file is removed, as it belongs to other scores; the reason.
+    """
+    try:
+        result = fit(scores, trials.trials[2], 0.5, f"trials {trials.data}/trials")
+    except CalibrationError as err:
+        Path(path).unlink(missing_ok=True)
+        return str(err)
+    result.write(path)
+    return None
+
+
+class System:
+    """The embeddings of one system: each set is read, and each score made, once."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        self._sets: dict[str, Embeddings] = {}
+        self._directions: dict[str, np.ndarray] = {}
+        self._cohort: tuple[str, np.ndarray] | None = None
+        self._plain: tuple[str, scoring.Sides, np.ndarray] | None = None
+
+    def _scp(self, name: str) -> str:
+        return f"{self.folder}/embed/{name}/embedding.scp"
+
+    def _set(self, name: str, dim: int | None = None) -> Embeddings:
+        if name not in self._sets:
+            self._sets[name] = read_embeddings(self._scp(name))
+        if dim is not None:
+            scoring.check_dim(self._sets[name], dim, self._scp(name))
+        return self._sets[name]
+
+    def _sides(self, trials: TrialList, name: str, mean: np.ndarray | None = None) -> scoring.Sides:
+        embeddings = self._set(name)
+        if mean is not None:
+            x = scoring.directions(embeddings, mean)
+        else:
+            if name not in self._directions:
+                self._directions[name] = scoring.directions(embeddings)
+            x = self._directions[name]
+        both = embeddings.ids, x
+        enrol, test, _ = trials.trials
+        return scoring.sides(
+            both, both, enrol, test, trials.models, f"{trials.data}/trials", trials.enrol_map
+        )
+
+    def _plain_sides(self, trials: TrialList) -> tuple[scoring.Sides, np.ndarray]:
+        if self._plain is None or self._plain[0] != trials.name:
+            sides = self._sides(trials, trials.name)
+            self._plain = trials.name, sides, scoring.cosine(*sides)
+        return self._plain[1:]
+
+    def plain(self, trials: TrialList) -> np.ndarray:
+        """Cosines, float64 [n]."""
+        return self._plain_sides(trials)[1]
+
+    def crops(self, trials: TrialList) -> np.ndarray:
+        """The mean of the whole utterances' score and of the crops', float64 [n] (arXiv 2406.02285)."""
+        crops = self._sides(trials, f"{trials.name}-crops")
+        return np.mean([self.plain(trials), scoring.cosine(*crops)], 0)
+
+    def mean(self, trials: TrialList, cohort: str) -> np.ndarray:
+        """Cosines of embeddings less the mean of the set `cohort`, float64 [n]."""
+        x = self._set(cohort, self._set(trials.name).dim).x
+        mean = x.mean(0, dtype=np.float64).astype(np.float32)
+        return scoring.cosine(*self._sides(trials, trials.name, mean))
+
+    def asnorm(self, trials: TrialList, utt2spk: str, top_n: int, cohort_set: str) -> np.ndarray:
+        """AS-normed scores, float64 [n]; the cohort are the (pseudo-)speakers of `utt2spk` in the set `cohort_set`.
+
+        Of a cohort of fewer than `top_n` all are used.
+        """
+        sides = self._plain_sides(trials)[0]
+        if self._cohort is None or self._cohort[0] != utt2spk:
+            train = self._set(cohort_set, self._set(trials.name).dim)
+            means = scoring.speaker_means(train.ids, scoring.directions(train), utt2spk)
+            self._cohort = utt2spk, means
+            if len(means) < top_n:
+                print(f"{utt2spk} has {len(means)} (pseudo-)speakers, all are used as the AS-norm cohort")
+        cohort = self._cohort[1]
+        if len(cohort) < 2:
+            raise UserError("AS-norm takes a cohort of at least 2 speakers", file=utt2spk)
+        return scoring.as_norm(*sides, cohort, min(top_n, len(cohort)))
