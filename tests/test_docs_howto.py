@@ -61,7 +61,7 @@ def sh(root: Path, script: str) -> str:
 def tree(tmp_path):
     """A copy of the repository with data/train, six toy voices."""
     for name in TREE:
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("path.sh", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "toy").mkdir()
