@@ -39,6 +39,7 @@ def test_pins_lie_in_the_ranges_and_are_all_there():
     for file, ranges in (
         ("requirements.txt", needs(PROJECT["dependencies"] + extras["mini"])),
         ("requirements-dev.txt", needs(extras["dev"])),
+        ("requirements-docs.txt", needs(extras["docs"])),
     ):
         pinned = pins(file)
         assert pinned.keys() == ranges.keys()
@@ -46,6 +47,8 @@ def test_pins_lie_in_the_ranges_and_are_all_there():
             span = ranges[name].specifier
             assert span.contains(version), f"{name} {version} is not {span}"
             assert {"<", ">="} == {s.operator for s in span}, f"{name}: {span} is no range"
+    assert set(extras["docs"]) <= set(extras["dev"])
+    assert pins("requirements-docs.txt").items() <= pins("requirements-dev.txt").items()
 
 
 def closure(reqs: list[str]) -> set[str]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: ruff, shellcheck and pytest. Prints what each found; exit 0 only when all are content.
+# All checks: ruff, shellcheck, the documentation and pytest. Prints what each found; exit 0 only when all are content.
 #
 # Usage: utils/run_tests.sh [--slow] [pytest arguments]     e.g. utils/run_tests.sh tests/test_datadir.py -k fix
 #
@@ -30,6 +30,9 @@ PATH=$(python -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH
 check ruff python -m ruff check
 check "ruff format" python -m ruff format --check
 check "shellcheck (${#scripts[@]} scripts)" shellcheck "${scripts[@]}"
+pages=$(mktemp -d)
+check docs utils/build_docs.sh --out "$pages"
+rm -r "$pages"
 # Two workers with one thread each: more threads than cores make every small tensor operation slower.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 check pytest python -m pytest -n "${SPKV_TEST_WORKERS:-2}" "$@"

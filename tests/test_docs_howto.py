@@ -1,0 +1,156 @@
+"""docs/howto/*.md and docs/python.md: their worked examples are run as they stand there, on toy data."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from pyspkv.data.ark import EmbeddingWriter
+from pyspkv.data.datadir import DataDir
+
+ROOT = Path(__file__).resolve().parent.parent
+TREE = ("pyspkv", "utils", "steps", "egs/TEMPLATE", "egs/mini/ssl/conf")
+
+
+def files(page: str) -> dict[str, tuple[str, str]]:
+    """Name -> (language, text) of the page's files: blocks after a line that is the name in backticks."""
+    text = (ROOT / "docs" / page).read_text()
+    found = re.findall(r"(?ms)^`([\w./-]+)`:\n\n```(\w+)\n(.*?)^```$", text)
+    return {name: (language, body) for name, language, body in found}
+
+
+def commands(page: str, language: str = "sh") -> list[str]:
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", (ROOT / "docs" / page).read_text())
+
+
+def edited(text: str, diff: str) -> str:
+    """A file after the edit that a diff block shows; its lines must stand there exactly once."""
+    lines = [(line[:1], line[1:]) for line in diff.splitlines(keepends=True)]
+    old = "".join(rest for sign, rest in lines if sign in " -")
+    assert text.count(old) == 1, "the page shows lines that the file does not have"
+    return text.replace(old, "".join(rest for sign, rest in lines if sign in " +"))
+
+
+def write(root: Path, page: str) -> None:
+    """The page's files and edits in a tree."""
+    for name, (language, body) in files(page).items():
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(edited(file.read_text(), body) if language == "diff" else body)
+        if file.suffix == ".sh":
+            file.chmod(0o755)
+
+
+def sh(root: Path, script: str) -> str:
+    env = {**os.environ, "HOME": str(root), "OMP_NUM_THREADS": "1", "SPKV_PYTHON": sys.executable}
+    env |= {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    call = ["bash", "-c", f"set -euo pipefail\n{script}"]
+    done = subprocess.run(call, env=env, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the repository with data/train, six toy voices."""
+    for name in TREE:
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in ("path.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "toy").mkdir()
+    toy.make(tmp_path / "toy", speakers=6, utts=4, seconds=0.9).write(tmp_path / "data/train")
+    return tmp_path
+
+
+def test_add_a_loss(tree):
+    write(tree, "howto/add_a_loss.md")
+    (script,) = commands("howto/add_a_loss.md")
+    assert "[100%]" in sh(tree, script)
+    log = [json.loads(line) for line in (tree / "exp/supcon/train.jsonl").read_text().splitlines()]
+    ends = [record["loss"] for record in log if record["kind"] == "epoch"]
+    assert len(ends) == 2 and np.isfinite(ends).all()
+    assert (tree / "exp/supcon/LATEST").exists()
+
+
+def test_add_an_encoder(tree):
+    write(tree, "howto/add_an_encoder.md")
+    (script,) = commands("howto/add_an_encoder.md")
+    assert "[100%]" in sh(tree, script)
+    assert len((tree / "exp/gru/embed/embedding.scp").read_text().splitlines()) == 24
+
+
+def test_add_a_step(tree):
+    write(tree, "howto/add_a_step.md")
+    data = DataDir.read(tree / "data/train")
+    rng = np.random.default_rng(0)
+    with EmbeddingWriter(tree / "exp/embed") as add:
+        for utt in data.utts:
+            add(utt, rng.standard_normal(8).astype(np.float32))
+    (script,) = commands("howto/add_a_step.md")
+    out = sh(tree, script)
+    assert "[100%]" in out and "12 of 24 utterances" in out
+    trimmed = DataDir.read(tree / "data/trimmed")
+    assert {s: trimmed.spk.count(s) for s in set(data.spk)} == dict.fromkeys(data.spk, 2)
+    recipe = tree / "egs/mini/ssl"
+    for name in ("TEMPLATE/ssl/run.sh", "TEMPLATE/path.sh", "TEMPLATE/cmd.sh"):
+        shutil.copy(tree / "egs" / name, recipe)
+    (recipe / "local").mkdir()
+    shutil.copy(tree / "egs/TEMPLATE/data.sh", recipe / "local")
+    shown = sh(tree, "egs/mini/ssl/run.sh --dry-run true")
+    assert "steps/trim.sh" in shown and "pyspkv.bin.trim --keep 0.9" in shown
+
+
+def test_add_a_corpus(tree):
+    calls, rows = tree / "calls", ["file,start,end,speaker"]
+    calls.mkdir()
+    for i, file in enumerate(sorted((tree / "toy/wav").glob("*.wav"))):
+        shutil.copy(file, calls / f"call{i:02d}.wav")
+        who = "" if i < 8 else file.name.split("-")[0]
+        rows += [f"call{i:02d}.wav,0.00,0.40,{who}", f"call{i:02d}.wav,0.40,0.90,{who}"]
+    (calls / "turns.csv").write_text("\n".join(rows) + "\n")
+    make, run = commands("howto/add_a_corpus.md")
+    sh(tree, make)
+    recipe = tree / "recipes/calls/ssl"
+    write(recipe, "howto/add_a_corpus.md")
+    data_sh = recipe / "local/data.sh"
+    data_sh.write_text(data_sh.read_text().replace("num_dev_spk=4", "num_dev_spk=2"))
+    shown, run = run.splitlines()
+    out = sh(tree, f"export SPKV_ROOT=$PWD\n{shown}\ntest ! -e {recipe}/data\n{run}")
+    assert "turns.py" in out
+    sets = {name: DataDir.read(recipe / "data" / name) for name in ("train", "dev", "test")}
+    assert {n: len(d.utts) for n, d in sets.items()} == {"train": 16, "dev": 16, "test": 16}
+    assert sets["train"].spk == sets["train"].utts and set(sets["dev"].spk) == {"s02", "s03"}
+    assert sets["test"].segments["call18-0000040"] == ("call18", 0.4, 0.9)
+    assert len(sets["test"].trials["trials"]) == 16 * 15 / 2
+    rows[2] = "call01.wav,0,end,"
+    (calls / "turns.csv").write_text("\n".join(rows) + "\n")
+    wrong = f"! python {recipe}/local/turns.py {calls} {tree}/again 2>&1"
+    assert "turns.csv:3: the rule is" in sh(tree, f". ./path.sh\n{wrong}")
+
+
+def test_python_page(tmp_path, monkeypatch):
+    import torch
+
+    from pyspkv.base import checkpoint
+    from pyspkv.base import config as cfg
+
+    torch.manual_seed(0)
+    size = {"channels": 8, "mfa_channels": 12, "embed_dim": 6, "bottleneck": 4, "n_mels": 20}
+    config = cfg.resolve("encoder", {"name": "ecapa", **size})
+    checkpoint.save_import(tmp_path / "exp/finetune/model", cfg.build("encoder", config), config, {})
+    data = toy.make(tmp_path, speakers=4, utts=1)
+    for name, path in zip("abcd", data.wav.values()):
+        shutil.copy(path, tmp_path / f"{name}.wav")
+    monkeypatch.chdir(tmp_path)
+    space: dict = {}
+    for block in commands("python.md", "python"):
+        exec(compile(block, "docs/python.md", "exec"), space)
+    assert -1 <= space["found"].score <= 1 and space["found"].llr is None
+    assert sorted(set(space["labels"].tolist())) == [0, 1] and space["one"].shape == (6,)
