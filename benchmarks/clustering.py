@@ -227,7 +227,7 @@ def same(a, b) -> bool:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=("ward", "pipeline", "kmeans", "constrained", "full", "growth", "child"))
-    p.add_argument("--num", type=int, default=0, help="points (default: the issue's)")
+    p.add_argument("--num", type=int, default=0, help="points (default: that of the table in RESULTS.md)")
     p.add_argument("--only", default="", help="run the methods whose names hold this")
     p.add_argument("--work", type=Path, default=Path("/tmp/pyspkv_bench"))
     p.add_argument("--seed", type=int, default=0)

@@ -169,7 +169,7 @@ def test_a_damaged_or_foreign_state_is_made_anew_with_a_word(tmp_path, caplog):
 
 # ---- constrained ------------------------------------------------------------------------------------------
 def plain_constrained(x, index, label, k, spherical, tol, max_iter=100):
-    """The algorithm of specs/gll.md 2.2 word by word."""
+    """Constrained seed k-means (GLL, IJCAI 2024) by plain loops, word by word."""
     free = np.setdiff1d(np.arange(len(x)), index)
     c = np.stack([x[index[label == j]].mean(0) for j in range(k)])
     for _ in range(max_iter):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import toy
 
-from pyspkv.base import config as cfg
+from pyspkv import config as cfg
+from pyspkv import results
 from pyspkv.data.datadir import DataDir
 from pyspkv.train.trainer import TrainConfig
 
@@ -223,3 +224,33 @@ def test_a_readmes_commands_are_taken(page, tmp_path):
     }
     done = subprocess.run(["bash", "-euc", lines], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "== stage" in done.stdout, done.stderr
+
+
+HEADINGS = ["Run", "What it makes", "Expected result", "Signs of trouble", "Lab notes"]
+FIGURE = r"(?<![\d.])(?<!p = )[-+]?\d+\.\d+ (?:± \d+\.\d+|\([-+.\d]+ \.\. [-+.\d]+\))|(?<![\d.])(?<!p = )\d+\.\d\d+"
+
+
+@pytest.mark.parametrize("page", READMES[1:], ids=lambda p: str(p.parent.relative_to(ROOT)))
+def test_a_recipes_readme_is_short_and_its_figures_are_recorded(page):
+    """The same headings in all; every mean, interval and figure of two decimals is a row's, or in RESULTS.md."""
+    text = page.read_text()
+    assert re.findall(r"(?m)^## (.*)", text) == HEADINGS and len(text.split()) <= 600
+    section = re.search(r"(?ms)^## Expected result$(.*?)^## ", text)[1]
+    linked = [page.parent / name for name in re.findall(r"\]\(([^)\s]*RESULTS\.md)\)", section)]
+    runs = [row for file in linked for row in results.read_rows(file.with_suffix(".jsonl"))]
+    shown = "\n".join([*(file.read_text() for file in linked), *(f"{row['eer']:.2f}" for row in runs)])
+    if runs:  # else the recipe has not been run
+        figures = re.findall(FIGURE, section.replace("*", ""))
+        lost = [f for f in figures if not re.search(rf"(?<![\d.]){re.escape(f)}(?![\d])", shown)]
+        assert figures and not lost
+
+
+NOTES = sorted(ROOT.glob("docs/experiments/*.md"))
+
+
+@pytest.mark.parametrize("page", READMES[1:] + NOTES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_of_recipes_and_lab_notes_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s#]+)", page.read_text())
+    assert links and not [x for x in links if ":" not in x and not (page.parent / x).exists()]
+    if page in NOTES and page.name != "index.md":
+        assert f"({page.name})" in (page.parent / "index.md").read_text()

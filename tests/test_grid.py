@@ -438,6 +438,39 @@ def test_differences_are_over_units_not_seeds():
     assert results.difference_text([], "fold") == "-"
 
 
+TUNED = """
+tables: {main: {title: T, base: b, compare: percent, tuned_on: [0], figures: [FIGURES]}}
+cells: {}
+"""
+
+
+@pytest.mark.parametrize("column", [None, "4"])
+def test_a_tuning_fold_stands_apart_from_mean_interval_and_count(recipe, column):
+    """By hand: without fold 0 the EERs are 9 and 7 beside 10 and 10, so 20 ± 14.14 %; fold 0 has 50 % by itself."""
+    look = looks([table(recipe, TUNED.replace("FIGURES", "eer"))])
+    eer = {"b": [10.0, 10.0, 10.0], "a": [5.0, 9.0, 7.0]}
+    rows = [{**ROW, "table": "T", "row": n, "fold": f, "eer": e} for n in eer for f, e in enumerate(eer[n])]
+    results.add_rows(recipe / "RESULTS.jsonl", [{**r, "column": column} for r in rows])
+    results.write_tables(recipe / "RESULTS.jsonl", look, recipe / "plots")
+    text = (recipe / "RESULTS.md").read_text()
+    assert "Settings were chosen on fold 0, which stands apart" in text
+    if column:
+        assert cells(text, "\nEER %:") == (["4"], {"b": ["10.00 ± 0.00"], "a": ["8.00 ± 1.41"]})
+        assert cells(text, "EER reduction %:")[1] == {"a": ["+20.00 (-107.06 .. +147.06)"]}
+        assert cells(text, "EER %, fold 0 (tuned on):")[1] == {"b": ["10.00"], "a": ["5.00"]}
+    else:
+        head, lines = cells(text, "## T")
+        assert head[-4:] == [
+            "EER reduction %",
+            "better in",
+            *(f"{t}, fold 0 (tuned on)" for t in (head[1], head[2])),
+        ]
+        assert lines["a"] == ["2", "8.00 ± 1.41", "+20.00 (-107.06 .. +147.06)", "2 of 2", "5.00", "+50.00"]
+    look["T"].tuned_on = []  # as every other table: all folds count
+    results.write_tables(recipe / "RESULTS.jsonl", look)
+    assert "7.00 ± 2.00" in (recipe / "RESULTS.md").read_text()
+
+
 def cells(text, name):
     """Rows of the table headed by `name` in a RESULTS.md: row name -> its other cells."""
     part = text.split(name, 1)[1].split("\n\n", 2)[1].splitlines()
@@ -481,6 +514,7 @@ def test_recorded_tables_of_gll_are_means_over_draws():
 
 
 def test_recorded_tables_of_dialogues_are_means_over_folds():
+    """Over folds 1 to 4; settings were chosen on fold 0, which has columns of its own."""
     source = ROOT / "egs/arabic_speech_commands/dialogue"
     text, shows = (source / "RESULTS.md").read_text(), looks_of(source)
     found = [json.loads(x) for x in (source / "RESULTS.jsonl").read_text().splitlines()]
@@ -498,7 +532,7 @@ def test_recorded_tables_of_dialogues_are_means_over_folds():
                 runs = [
                     r for r in found if (r["table"], r["row"]) == (table, name) and r.get(key) is not None
                 ]
-                return [[r[key] for r in runs if r["fold"] == f] for f in range(5)] if runs else []
+                return [[r[key] for r in runs if r["fold"] == f] for f in range(1, 5)] if runs else []
 
             for title, (key, digits) in titles.items():
                 values = [np.mean(f) for f in folds(row, key)]
@@ -515,9 +549,10 @@ def test_recorded_tables_of_dialogues_are_means_over_folds():
                 for (f, s), e in side[0].items()
                 if (f, s) in side[1]
             ]
-            change = [np.mean([d for f, d in pairs if f == fold]) for fold in range(5)]
-            assert shown["EER reduction %"] == interval_text(change, 2.7764451)  # four degrees of freedom
-            assert shown["better in"] == f"{sum(d > 0 for d in change)} of 5"
+            apart, *change = [np.mean([d for f, d in pairs if f == fold]) for fold in range(5)]
+            assert shown["EER reduction %"] == interval_text(change, 3.1824463)  # three degrees of freedom
+            assert shown["better in"] == f"{sum(d > 0 for d in change)} of 4"
+            assert shown["EER reduction %, fold 0 (tuned on)"] == f"{apart:+.2f}"
             seen += 1
     assert seen > 60
 

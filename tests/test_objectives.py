@@ -145,7 +145,7 @@ def test_dynamic_gate_keeps_its_threshold_when_the_fit_fails(loss):
 
 
 def test_dynamic_gate_takes_no_threshold_from_long_before_it_starts():
-    """Where the first fit fails it is open (spec wavlm_ssl, trap 6), whatever earlier epochs looked like."""
+    """Where the first fit fails it is open, whatever earlier epochs looked like."""
     rng, rows = np.random.default_rng(0), torch.arange(2000)
     two = torch.from_numpy(np.exp(np.concatenate([rng.normal(-3, 0.5, 1000), rng.normal(0, 0.5, 1000)])))
     g = gate(2000, name="dlg", start_epoch=4.0)
@@ -163,7 +163,7 @@ def test_dynamic_gate_takes_no_threshold_from_long_before_it_starts():
 
 @pytest.mark.parametrize("faithful", [False, True])
 def test_label_correction_by_hand(faithful):
-    """Spec wavlm_ssl, section 4: L at the phases of the open gate, the closed one, and with correction."""
+    """The loss of arXiv 2406.02285 at the phases of the open gate, the closed one, and with correction."""
     torch.manual_seed(0)
     spec = {"name": "dlg", "start_epoch": 1.0, "correct_epoch": 2.0, "confidence": 0.4}
     o = margin_objective(gate=spec, scale=10.0, margin=0.2, faithful=faithful).eval()

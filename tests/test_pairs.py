@@ -1,4 +1,4 @@
-"""Dialogue losses, soft rejection and their sampler (spec dialogues): plain loops, properties, whole runs."""
+"""Dialogue losses, soft rejection and their sampler (arXiv 2202.03484): plain loops, properties, whole runs."""
 
 import json
 import math

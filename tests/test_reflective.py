@@ -1,4 +1,4 @@
-"""SSRL's mechanics (spec ssrl, B10): the schedule of votes and updates, modes, dead classes, the teacher, weights."""
+"""SSRL's mechanics (arXiv 2401.01473): the schedule of votes and updates, modes, dead classes, the teacher, weights."""
 
 import json
 import math

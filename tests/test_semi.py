@@ -1,4 +1,4 @@
-"""Gated label learning and its baselines (spec gll): the twelve invariants of section 6.2, equation 5 by hand, losses
+"""Gated label learning and its baselines (GLL, IJCAI 2024): invariants of the gates, equation 5 by hand, losses
 against independent computations, the truth that must not matter, runs that are killed."""
 
 import json
@@ -87,7 +87,7 @@ probabilities = st.lists(
 ).map(lambda rows: torch.tensor(rows).softmax(1))
 
 
-# ---- gates: invariants 1, 2, 3, 5, 7 ----------------------------------------------------------------------
+# ---- gates -------------------------------------------------------------------------------------------------
 @settings(max_examples=50, deadline=None)
 @given(probabilities)
 def test_t_lets_everything_through_and_v_the_agreeing(q):
@@ -173,7 +173,7 @@ def test_flexmatch_that_is_never_sure_lets_everything_through():
     assert (o.gate.sure == -1).all()
 
 
-# ---- the objective: invariants 6, 8, 9, 10 ----------------------------------------------------------------
+# ---- the objective ----------------------------------------------------------------------------------------
 def test_loss_is_equations_6_to_8_spelt_out():
     o = objective(gate={"name": "verification"}, unlabeled_weight=0.7).eval()
     data = batch(o)

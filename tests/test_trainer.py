@@ -422,7 +422,7 @@ def test_print_config_needs_no_data(tmp_path):
 
 
 def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
-    """Spec gll, 3.4: the last epochs must all be strictly above the lowest EER, so that ties go on."""
+    """The rule of GLL's stages: the last epochs must all be strictly above the lowest EER, so that ties go on."""
     eers = iter([10.0, 10.0, 10.0, 10.0, 9.0, 11.0, 9.0, 12.0, 10.0, 1.0])
     monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"dev_eer": next(eers)})
     trials = tmp_path / "trials"

@@ -61,6 +61,8 @@ class Look:
     figures: list[str] = field(default_factory=list)  # default: all of FIGURES (MATRIX) that its rows have
     bases: dict[str, str] = field(default_factory=dict)  # row -> its own base
     order: list[str] = field(default_factory=list)  # of rows; others follow as they stand in RESULTS.jsonl
+    # Folds (or draws, ...: see `unit`) whose test list chose settings: shown apart, in no mean, interval or plot.
+    tuned_on: list[int | str] = field(default_factory=list)
 
 
 # ---- RESULTS.jsonl -----------------------------------------------------------------------------------------------
@@ -280,10 +282,13 @@ class Shown:
     """One table of RESULTS.md: its rows in order, by name and column."""
 
     def __init__(self, rows: list[dict], look: Look):
-        self.rows, self.compare = rows, look.compare
+        self.all, self.compare = rows, look.compare
         self.unit = look.unit or next(
             u for u in UNITS if u == "seed" or any(r.get(u) is not None for r in rows)
         )
+        self.tuning = [r for r in rows if r.get(self.unit) in look.tuned_on]
+        self.rows = [r for r in rows if r.get(self.unit) not in look.tuned_on]
+        self.tuned = f"{self.unit} {', '.join(map(str, look.tuned_on))}" if self.tuning else ""
         have = {r["row"] for r in rows}
         self.names = [n for n in dict.fromkeys([*look.order, *(r["row"] for r in rows)]) if n in have]
         self.columns = sorted({r.get("column") for r in rows}, key=lambda c: (_number(c), c or ""))
@@ -294,19 +299,20 @@ class Shown:
         bases = {n: look.bases.get(n, look.base) for n in self.names}
         self.bases = {n: b for n, b in bases.items() if b in have and b != n}
 
-    def part(self, name: str, column: str | None) -> list[dict]:
-        return [r for r in self.rows if (r["row"], r.get("column")) == (name, column)]
+    def part(self, name: str, column: str | None, tuning: bool = False) -> list[dict]:
+        rows = self.tuning if tuning else self.rows
+        return [r for r in rows if (r["row"], r.get("column")) == (name, column)]
 
-    def units(self, name: str, column: str | None, key: str = "eer") -> list[float]:
-        return by_unit([(r, r.get(key)) for r in self.part(name, column)], self.unit)
+    def units(self, name: str, column: str | None, key: str = "eer", tuning: bool = False) -> list[float]:
+        return by_unit([(r, r.get(key)) for r in self.part(name, column, tuning)], self.unit)
 
-    def versus(self, name: str, column: str | None) -> list[float]:
-        base = self.part(self.bases[name], column) if name in self.bases else []
-        return paired(self.part(name, column), base, self.unit, self.compare)
+    def versus(self, name: str, column: str | None, tuning: bool = False) -> list[float]:
+        base = self.part(self.bases[name], column, tuning) if name in self.bases else []
+        return paired(self.part(name, column, tuning), base, self.unit, self.compare)
 
     def systems(self) -> list[str]:
         """A line a row with all its figures."""
-        body = []
+        body, first = [], next(iter(self.figures.items()), ("eer", FIGURES["eer"]))
         for n in self.names:
             seeds = [r["seed"] for r in self.part(n, None)]
             line = [n, ", ".join(map(str, sorted(seeds))) if self.unit == "seed" else len(seeds)]
@@ -315,13 +321,23 @@ class Shown:
                 found = self.versus(n, None)
                 better = sum(v > 0 if self.compare == "percent" else v < 0 for v in found)
                 line += [difference_text(found, self.unit), f"{better} of {len(found)}" if found else "-"]
+            if self.tuned:
+                key, (digits, unit, _) = first
+                line.append(spread_text(self.units(n, None, key, tuning=True), digits, unit))
+            if self.tuned and self.bases:
+                apart = self.versus(n, None, tuning=True)
+                line.append(f"{sum(apart) / len(apart):+.2f}" if apart else "-")
             body.append(line)
         head = [
             "system",
             "seeds" if self.unit == "seed" else "runs",
             *(t for _, _, t in self.figures.values()),
         ]
-        return _markdown(head + [self.compared, "better in"] * bool(self.bases), body)
+        head += [self.compared, "better in"] * bool(self.bases)
+        if self.tuned:
+            apart = [first[1][2], self.compared] if self.bases else [first[1][2]]
+            head += [f"{title}, {self.tuned} (tuned on)" for title in apart]
+        return _markdown(head, body)
 
     def matrices(self) -> list[str]:
         """A table of rows and columns for each figure."""
@@ -339,6 +355,12 @@ class Shown:
             out += matrix(
                 self.compared, self.bases, lambda n, c: difference_text(self.versus(n, c), self.unit)
             )
+        if self.tuned:
+            out += matrix(
+                f"EER %, {self.tuned} (tuned on)",
+                self.names,
+                lambda n, c: spread_text(self.units(n, c, tuning=True), 2),
+            )
         return out
 
     @property
@@ -353,15 +375,17 @@ class Shown:
             bases = list(dict.fromkeys(self.bases.values()))
             said += f". Compared run by run with {bases[0] if len(bases) == 1 else 'the first of its group'}: mean"
             said += f" and Student's 95 % interval over {self.unit}s" * (self.unit != "seed")
-        seeds = ", ".join(map(str, sorted({r["seed"] for r in self.rows})))
-        minutes = sum(r.get("wall_seconds") or 0 for r in self.rows) / 60
+        if self.tuned:
+            said += f". Settings were chosen on {self.tuned}, which stands apart and counts in no mean and no interval"
+        seeds = ", ".join(map(str, sorted({r["seed"] for r in self.all})))
+        minutes = sum(r.get("wall_seconds") or 0 for r in self.all) / 60
         said += f". Seeds {seeds}; {minutes:.0f} minutes of training."
-        out = ["", f"## {_text(self.rows[0]['table'])}"]
+        out = ["", f"## {_text(self.all[0]['table'])}"]
         out += self.systems() if self.columns == [None] else self.matrices()
         out += ["", _text(said)]
         grids = [
             {**r, "command": f"python -m pyspkv.bin.grid {r['grid']}"} if r.get("grid") else r
-            for r in self.rows
+            for r in self.all
         ]
         for key in ("command", "commit", "machine"):
             if values := sorted({_text(r[key]).replace("`", "'") for r in grids if r.get(key)}):
@@ -372,7 +396,7 @@ class Shown:
         """Mean EER and its spread over the units: a line a row, a color a column."""
         from pyspkv.report import plots
 
-        title, *names = (x.replace("$", r"\$") for x in (self.rows[0]["table"], *self.names))
+        title, *names = (x.replace("$", r"\$") for x in (self.all[0]["table"], *self.names))
         file = folder / (re.sub(r"\W+", "_", title)[:80] + ".png")
         with plots._figure(file, size=(8, 1.5 + 0.3 * len(names))) as ax:
             for k, column in enumerate(self.columns):
