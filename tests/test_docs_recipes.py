@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import toy
 
-from pyspkv import config as cfg
-from pyspkv import results
+from pyspkv.base import config as cfg
 from pyspkv.data.datadir import DataDir
+from pyspkv.experiments import results
 from pyspkv.train.trainer import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
