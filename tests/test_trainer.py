@@ -145,7 +145,10 @@ def test_resuming_onto_other_labels_or_another_config_is_refused(tmp_path, data)
 def test_init_takes_the_body_and_builds_a_new_head(tmp_path, data):
     Trainer(config(tmp_path, epochs=1, **CONTRASTIVE), data, tmp_path / "pre").run()
     fine = Trainer(config(tmp_path), data, tmp_path / "fine", init=f"{tmp_path / 'pre'}@last")
-    assert_same(fine.objective.encoder.state_dict(), checkpoint.body(checkpoint.find(tmp_path / "pre")))
+    assert_same(
+        fine.objective.encoder.state_dict(),
+        checkpoint.encoder_weights(checkpoint.resolve_model(tmp_path / "pre")),
+    )
     assert fine.objective.head.weight.shape == (4, 8)
     with pytest.raises(UserError, match="stem.conv.linear.weight"):
         Trainer(
@@ -201,7 +204,7 @@ def test_dev_list_gives_best_and_patience_stops(tmp_path, data):
     eers = [r["dev_eer"] for r in epochs(exp)]
     best = int(np.argmin(eers))
     assert len(eers) == best + 3 < 30
-    assert checkpoint.state(checkpoint.find(f"{exp}@best"))["epoch"] == best + 1
+    assert checkpoint.state(checkpoint.resolve_model(f"{exp}@best"))["epoch"] == best + 1
 
 
 def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypatch):
@@ -217,7 +220,7 @@ def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypa
 
     monkeypatch.setattr(checkpoint, "atomic_file", spy)
     checkpoint.save(tmp_path / "exp", 3, o, {}, {}, best=True)
-    assert named == ["best", "LATEST"] and checkpoint.find(f"{tmp_path}/exp@best").name == "ckpt-3"
+    assert named == ["best", "LATEST"] and checkpoint.resolve_model(f"{tmp_path}/exp@best").name == "ckpt-3"
 
 
 def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
@@ -226,7 +229,7 @@ def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
     Trainer(settings, data, tmp_path / "none").run()
     torch.manual_seed(settings.seed)
     encoder = cfg.build("encoder", settings.encoder)
-    assert_same(checkpoint.body(checkpoint.find(tmp_path / "none")), encoder.state_dict())
+    assert_same(checkpoint.encoder_weights(checkpoint.resolve_model(tmp_path / "none")), encoder.state_dict())
     assert Trainer(settings, data, tmp_path / "none").run() is None
     with pytest.raises(UserError, match="epochs was 0, now 2"):
         Trainer(config(tmp_path, epochs=2), data, tmp_path / "none").run()
@@ -430,7 +433,7 @@ def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
     c, dev = config(tmp_path, epochs=10), others(data)
     Trainer(c, data, tmp_path / "exp", dev=dev, dev_trials=trials, patience=2).run()
     assert len(epochs(tmp_path / "exp")) == 9
-    assert checkpoint.state(checkpoint.find(f"{tmp_path / 'exp'}@best"))["best_epoch"] == 4
+    assert checkpoint.state(checkpoint.resolve_model(f"{tmp_path / 'exp'}@best"))["best_epoch"] == 4
 
 
 def test_moved_labels_do_not_replace_the_training_data(tmp_path, data):
@@ -517,11 +520,11 @@ def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
     """As NCCL wants it and gloo does not: values and gradients, however they lie in memory."""
     from pyspkv.base import distributed
 
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: seen.append(x.is_contiguous()))
     seen = []
     x = torch.randn(3, 4, 5, requires_grad=True)
-    distributed.all_sum(x.transpose(0, 2))
+    distributed.all_reduce_sum(x.transpose(0, 2))
     (distributed.sum_with_grad(x.permute(1, 2, 0)) * torch.randn(3, 4, 5).permute(1, 2, 0)).sum().backward()
     assert seen == [True] * 3
 
@@ -529,7 +532,7 @@ def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
 def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
     from pyspkv.base import distributed
 
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     label = np.arange(48) // 4
     for batch, fields in ((12, {"per_dialogue": 4}), (16, {"per_dialogue": 2, "labeled": 3})):
         with pytest.raises(UserError, match="no multiples of 2 processes"):

@@ -51,7 +51,7 @@ def latest(exp: str | Path) -> Path | None:
     return _pointer(Path(exp), "LATEST")
 
 
-def find(model: str | Path) -> Path:
+def resolve_model(model: str | Path) -> Path:
     """`DIR`, `DIR@last`, `DIR@best` or a `ckpt-<step>` folder itself -> the checkpoint folder."""
     name, _, which = str(model).rpartition("@")
     if not name or "/" in which or Path(model).is_dir():  # an @ of the path's own
@@ -273,12 +273,12 @@ def restore(
     if saved.get("optim_tensors", len(memory)) != len(memory):
         rule = f"holds {len(memory)} tensors, {saved['optim_tensors']} were saved"
         raise UserError(rule, file=folder / "optim.safetensors", hint=AGAIN)
-    load_exactly(model, weights, folder)
+    load_state_strict(model, weights, folder)
     _unpack(optimizers, memory, saved["optimizers"], folder)
     return saved
 
 
-def body(folder: Path) -> dict[str, torch.Tensor]:
+def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The evaluated encoder's weights: what `--init` and extraction take from a checkpoint."""
     found = state(folder)
     if "evaluates" not in found:
@@ -294,29 +294,29 @@ def encoder_config(folder: Path) -> Any:
 
 def load_encoder(model: str | Path, which: str = "last") -> torch.nn.Module:
     """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
-    folder = find(model if str(model).endswith(("@best", "@last")) else f"{model}@{which}")
-    config, theirs = encoder_config(folder), body(folder)
+    folder = resolve_model(model if str(model).endswith(("@best", "@last")) else f"{model}@{which}")
+    config, theirs = encoder_config(folder), encoder_weights(folder)
     check_sizes(config, theirs, folder)
     encoder = cfg.build("encoder", config)
-    load_exactly(encoder, theirs, folder)
+    load_state_strict(encoder, theirs, folder)
     return encoder.eval()
 
 
 def digest(model: str | Path) -> str:
     """SHA-256 of a checkpoint's weights: what tells a run's start from another, wherever it lies."""
-    with open(find(model) / "model.safetensors", "rb") as f:
+    with open(resolve_model(model) / "model.safetensors", "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
     """`--init`: the body of another run; heads stay new. A different architecture is refused with the first key."""
-    folder = find(model)
-    load_exactly(encoder, body(folder), folder)
+    folder = resolve_model(model)
+    load_state_strict(encoder, encoder_weights(folder), folder)
 
 
 def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
     """`--init --keep-head`: encoder and heads of a run on the very same labels; what gates remember starts anew."""
-    folder = find(model)
+    folder = resolve_model(model)
     if state(folder).get("label_hash") != label_hash:
         raise UserError(
             "was trained on other utterances or labels, so its head does not fit",
@@ -325,7 +325,7 @@ def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: st
         )
     theirs = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
     gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
-    load_exactly(objective, {**theirs, **gate}, folder)
+    load_state_strict(objective, {**theirs, **gate}, folder)
 
 
 class _Shapes(TorchFunctionMode):
@@ -364,7 +364,7 @@ def check_sizes(
     compare({k: v for k, v in ours.items() if k in theirs or not k.startswith(made)}, theirs, folder, hint)
 
 
-def load_exactly(
+def load_state_strict(
     module: torch.nn.Module, theirs: dict[str, torch.Tensor], folder: Path, hint: str | None = None
 ) -> None:
     """Load weights of the same names, shapes and types; UserError names the first that differs."""

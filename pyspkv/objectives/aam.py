@@ -1,5 +1,6 @@
 """Classification of (pseudo-)speakers with AAM-softmax, sub-centers and a label gate."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -8,11 +9,11 @@ from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base import config as cfg
-from pyspkv.base.distributed import all_sum
+from pyspkv.base.distributed import all_reduce_sum
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import HasGate, Info, Losses, Objective, margin_logits, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, WithGate, spread
 from pyspkv.objectives.loss_gates import Gate
 
 
@@ -38,6 +39,18 @@ class MarginConfig:
     gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
 
 
+def margin_logits(cos: Tensor, target: Tensor, margin: float) -> Tensor:
+    """AAM / ArcFace (Deng et al. 2019): cos [B, K] with cos(theta + m), m in radians, in the target's column.
+
+    Where theta + m would pass pi, cos - m sin m takes its place, which keeps it monotone in theta.
+    """
+    at = cos.gather(1, target[:, None])
+    sin = (1 - at.square()).clamp_min(1e-6).sqrt()
+    cos_m, sin_m = math.cos(margin), math.sin(margin)
+    phi = torch.where(at > -cos_m, at * cos_m - sin * sin_m, at - sin_m * margin)
+    return cos.scatter(1, target[:, None], phi)
+
+
 class AAMHead(nn.Module):
     """Class centers W [K * S, D]; cosines [B, K] of the nearest of S sub-centers."""
 
@@ -55,7 +68,7 @@ class AAMHead(nn.Module):
         return x.unflatten(1, (-1, self.sub_centers)).amax(2) if self.sub_centers > 1 else x
 
 
-class Margin(HasGate, Objective):
+class Margin(WithGate, Objective):
     """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate.
 
     With labels y_i (classes: speaker x speed), gate weights g_i, logits u_i with the margin at the label, and the class
@@ -70,10 +83,10 @@ class Margin(HasGate, Objective):
     """
 
     Config = MarginConfig
-    takes_unlabeled = False
-    tells_speakers = True
+    supports_unlabeled = False
+    needs_speakers = True
 
-    def __init__(self, config: MarginConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: MarginConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = config
         self.num_classes = info.num_classes
@@ -135,8 +148,8 @@ class Margin(HasGate, Objective):
         stats = {k: (v, size) for k, v in stats.items()}
         if c.faithful:
             stats["cross_entropy"] = total.detach(), weight
-            counted = all_sum(weight).clamp_min(1)
-            value = all_sum(total.detach()) / counted  # of all processes, as one would have it
+            counted = all_reduce_sum(weight).clamp_min(1)
+            value = all_reduce_sum(total.detach()) / counted  # of all processes, as one would have it
             total = total / torch.where(value > 0, value, 1.0)
         return Losses({"aam": (total, weight)}, {**stats, "spread": spread(unit)})
 

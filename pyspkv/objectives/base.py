@@ -3,7 +3,6 @@
 A new loss is one subclass and one test. The trainer knows nothing else about it.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +15,7 @@ from pyspkv.models.encoder import Encoder
 
 
 @dataclass
-class Info:
+class RunInfo:
     """What an objective may know of the run besides its config."""
 
     num_rows: int
@@ -41,23 +40,23 @@ class Losses:
 class Objective(nn.Module):
     """Holds the encoder, heads and teachers; `forward(batch) -> Losses`."""
 
-    evaluates = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
-    wants_embeddings = False  # `begin` is called before a new run's first step
-    takes_speeds = True  # augment.speeds; where a speaker is one class at any speed, it does not
-    takes_unlabeled = True  # a second data directory
-    tells_speakers = False  # speakers are its classes, so that it needs two
+    eval_module = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
+    needs_initial_embeddings = False  # `init_from_embeddings` is called before a new run's first step
+    supports_speed_perturb = True  # augment.speeds; where a speaker is one class at any speed, it does not
+    supports_unlabeled = True  # a second data directory
+    needs_speakers = False  # speakers are its classes, so that it needs two
 
-    def __init__(self, encoder: Encoder, info: Info):
+    def __init__(self, encoder: Encoder, info: RunInfo):
         super().__init__()
-        if info.num_speeds > 1 and not self.takes_speeds:
+        if info.num_speeds > 1 and not self.supports_speed_perturb:
             raise UserError(
                 "augment.speeds makes other voices, and this objective has no classes for them",
                 hint="leave augment.speeds out",
             )
-        if 0 < info.num_labeled < info.num_rows and not self.takes_unlabeled:
+        if 0 < info.num_labeled < info.num_rows and not self.supports_unlabeled:
             name = type(self).__name__.lower()
             raise UserError(f"objective {name} takes one data directory", hint="leave --unlabeled out")
-        if info.num_classes < 2 and self.tells_speakers:
+        if info.num_classes < 2 and self.needs_speakers:
             raise UserError("utt2spk has one speaker: nothing to tell apart", hint="give at least two")
         self.encoder, self.info = encoder, info
         self.epoch_now = 0.0
@@ -91,7 +90,7 @@ class Objective(nn.Module):
         """Global step about to be taken; sets the real-valued epoch that schedules read."""
         self.epoch_now = step / self.info.steps_per_epoch
 
-    def begin(self, embeddings: Tensor, label: Tensor) -> None:
+    def init_from_embeddings(self, embeddings: Tensor, label: Tensor) -> None:
         """Embeddings [N, D] of all rows by the encoder that the run starts from, and their labels [N]."""
 
     def labels(self) -> Tensor | None:
@@ -120,7 +119,7 @@ class Objective(nn.Module):
         return self.encoder.embed(feats, lengths)
 
 
-class HasGate:
+class WithGate:
     """Mixin for an objective whose `gate` remembers the utterances and is refitted after each epoch."""
 
     def rows(self) -> dict[str, Tensor]:
@@ -143,15 +142,3 @@ def spread(unit: Tensor) -> tuple[Tensor, Tensor]:
 def ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """The teacher's parameters become momentum x theirs + (1 - momentum) x the student's."""
     torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
-
-
-def margin_logits(cos: Tensor, target: Tensor, margin: float) -> Tensor:
-    """AAM / ArcFace (Deng et al. 2019): cos [B, K] with cos(theta + m), m in radians, in the target's column.
-
-    Where theta + m would pass pi, cos - m sin m takes its place, which keeps it monotone in theta.
-    """
-    at = cos.gather(1, target[:, None])
-    sin = (1 - at.square()).clamp_min(1e-6).sqrt()
-    cos_m, sin_m = math.cos(margin), math.sin(margin)
-    phi = torch.where(at > -cos_m, at * cos_m - sin * sin_m, at - sin_m * margin)
-    return cos.scatter(1, target[:, None], phi)

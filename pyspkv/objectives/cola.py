@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pyspkv.base.distributed import gather, rank
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import Info, Losses, Objective, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 
 
 @dataclass(kw_only=True)
@@ -24,7 +24,7 @@ class COLA(Objective):
 
     Config = COLAConfig
 
-    def __init__(self, config: COLAConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: COLAConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = config
         self.head = nn.Sequential(

@@ -14,7 +14,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
-from pyspkv.objectives.base import Info, Losses, Objective, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 
 
 @dataclass(kw_only=True)
@@ -97,7 +97,7 @@ class Contrastive(Objective):
 
     Config = ContrastiveConfig
 
-    def __init__(self, config: ContrastiveConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: ContrastiveConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         if config.temperature < 0.01:
             raise UserError(f"objective.temperature {config.temperature} is below 0.01, where the scale ends")

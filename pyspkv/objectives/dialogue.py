@@ -20,7 +20,7 @@ from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
-from pyspkv.objectives.base import Info, Losses, Objective, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 
 ALARM = 0.3  # effective share of the dialogues below which an epoch is reported
 
@@ -159,9 +159,9 @@ class Pairs(Objective):
     """One of three losses over the dialogues of a batch, weighted by compactness; labeled speakers beside them."""
 
     Config = PairsConfig
-    takes_speeds = False
+    supports_speed_perturb = False
 
-    def __init__(self, config: PairsConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: PairsConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         check_rejection(config.reject, info.epochs)
         self.config = config

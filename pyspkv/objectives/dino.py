@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
-from pyspkv.base.distributed import all_sum, gather
+from pyspkv.base.distributed import all_reduce_sum, gather
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import cosine_ramp, ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
-from pyspkv.objectives.base import Info, Losses, Objective, ema, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
 
 FLAT = 0.999  # share of ln(head size) above which the loss says nothing
 FLAT_STEPS = 200  # this many such steps in a row stop the run
@@ -78,9 +78,9 @@ class Head(nn.Module):
 
 class DINO(Objective):
     Config = DINOConfig
-    evaluates = "teacher"
+    eval_module = "teacher"
 
-    def __init__(self, config: DINOConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: DINOConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = c = config
         if c.local_crops < 0 or min(c.student_temperature, *c.teacher_temperature) <= 0:
@@ -151,7 +151,9 @@ class DINO(Objective):
     def remember(self, taught: Tensor, loss: Tensor) -> None:
         """Center: moving average of the teacher's mean logits over all ranks; the collapse alarm."""
         c = self.config
-        total = all_sum(torch.cat([taught.sum(0), taught.new_tensor([len(taught), loss.sum(), len(loss)])]))
+        total = all_reduce_sum(
+            torch.cat([taught.sum(0), taught.new_tensor([len(taught), loss.sum(), len(loss)])])
+        )
         mean = total[:-3] / total[-3]
         self.center.mul_(c.center_momentum).add_(mean, alpha=1 - c.center_momentum)
         flat = total[-2] / total[-1] > FLAT * math.log(c.head_size) and self.epoch_now >= c.alarm_epoch

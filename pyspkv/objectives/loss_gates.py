@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyspkv.base.distributed import all_sum, broadcast, rank
+from pyspkv.base.distributed import all_reduce_sum, broadcast, rank
 
 GMM_ROWS = 100_000  # a mixture in one dimension is fitted on at most this many values
 log = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ class Gate(nn.Module):
 def merge_rows(values: Tensor) -> Tensor:
     """Join what the ranks observed: [N] with NaN where a rank saw nothing -> the mean of those that did."""
     seen = ~values.isnan()
-    count = all_sum(seen.float())
-    return all_sum(torch.where(seen, values, 0.0)) / torch.where(count > 0, count, torch.nan)
+    count = all_reduce_sum(seen.float())
+    return all_reduce_sum(torch.where(seen, values, 0.0)) / torch.where(count > 0, count, torch.nan)
 
 
 class LossGate(Gate):

@@ -18,8 +18,8 @@ from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import frozen_statistics
-from pyspkv.objectives.base import Info, Losses, Objective, ema, spread
-from pyspkv.objectives.gll import Gated, GatedConfig, Semi, SemiConfig, Stats, pick
+from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
+from pyspkv.objectives.gll import GatedConfig, Semi, SemiConfig, Stats, WithConfidenceGate, pick
 
 RAMP = 0.4  # share of the run over which a consistency loss rises to its weight
 
@@ -29,12 +29,12 @@ class PseudoLabelConfig(GatedConfig):
     confidence_scale: float = 30.0
 
 
-class PseudoLabel(Gated):
+class PseudoLabel(WithConfidenceGate):
     """Pseudo Label (Lee 2013): the weak view learns its own argmax where the gate lets it; statistics of batch
     normalization are those of the labeled rows."""
 
     Config = PseudoLabelConfig
-    reads = ("weak",)
+    views_used = ("weak",)
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         with frozen_statistics(self.encoder):
@@ -46,7 +46,7 @@ class PseudoLabel(Gated):
         return rise * kept * self.aam(cos, label), {"kept": kept, "confidence": confidence}
 
 
-class Taught(Semi):
+class TeacherStudent(Semi):
     """What objectives share whose teacher, a frozen encoder and head, reads the weak view."""
 
     teacher: Encoder
@@ -56,7 +56,7 @@ class Taught(Semi):
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
 
-    def train(self, training: bool = True) -> "Taught":
+    def train(self, training: bool = True) -> "TeacherStudent":
         super().train(training)
         self.teacher.eval()
         return self
@@ -75,14 +75,14 @@ class MeanTeacherConfig(SemiConfig):
     ema: float = 0.999  # of the teacher; 1 - 1 / (step + 1) while that is less
 
 
-class MeanTeacher(Taught):
+class MeanTeacher(TeacherStudent):
     """Mean Teacher (Tarvainen & Valpola 2017): the student's softmax on the strong view is to equal the teacher's on
     the weak one, in mean square over the classes. The probabilities are softmax(scale cos)."""
 
     Config = MeanTeacherConfig
-    evaluates = "teacher"
+    eval_module = "teacher"
 
-    def __init__(self, config: MeanTeacherConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: MeanTeacherConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
         self.freeze()
@@ -112,20 +112,20 @@ class DistilConfig(SemiConfig):
     temperature: float = 1.0  # of softmax(scale cos / temperature), teacher and student
 
 
-class Distil(Taught):
+class Distil(TeacherStudent):
     """SimCLRv2's last step (Chen et al. 2020, eq. 4): a fine-tuned teacher labels the unlabeled rows softly."""
 
     Config = DistilConfig
-    joint = True
+    encode_jointly = True
 
-    def __init__(self, config: DistilConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: DistilConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         if not config.teacher:
             raise UserError("objective.teacher is not set", hint="name the folder of a `supervised` run")
         self.teacher, self.teacher_head = checkpoint.load_encoder(config.teacher), deepcopy(self.head)
-        folder = checkpoint.find(config.teacher)
+        folder = checkpoint.resolve_model(config.teacher)
         head = {k[5:]: v for k, v in checkpoint.tensors(folder).items() if k.startswith("head.")}
-        checkpoint.load_exactly(self.teacher_head, head, folder)
+        checkpoint.load_state_strict(self.teacher_head, head, folder)
         self.freeze()
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
@@ -147,7 +147,7 @@ class CDVAT(Semi):
     1 - cos(f(x), f(x + r)), r = epsilon g / |g|, g the distance's gradient at x + xi d for a random direction d."""
 
     Config = CDVATConfig
-    reads = ("weak",)
+    views_used = ("weak",)
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
@@ -185,9 +185,9 @@ class GCL(Objective):
     labeled speaker attract each other, and so do the two of an unlabeled utterance; all others repel."""
 
     Config = GCLConfig
-    takes_speeds = False
+    supports_speed_perturb = False
 
-    def __init__(self, config: GCLConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: GCLConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = config
         self.log_scale = nn.Parameter(torch.tensor(config.scale).log())

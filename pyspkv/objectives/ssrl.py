@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
-from pyspkv.base.distributed import all_sum, broadcast, gather, rank
+from pyspkv.base.distributed import all_reduce_sum, broadcast, gather, rank
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.clustering.vectors import whitening
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import Info, Losses, Objective, ema, margin_logits, spread
+from pyspkv.objectives.aam import margin_logits
+from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
 from pyspkv.objectives.loss_gates import merge_rows, two_gaussians
 
 CHUNK = 1 << 16  # rows at once in the bookkeeping
@@ -102,12 +103,12 @@ class Reflective(Objective):
     """Student, teacher, and per utterance: label, queue, vote, side (int32), loss, weight (float32): 20 + 4 L bytes."""
 
     Config = ReflectiveConfig
-    evaluates = "teacher"
-    wants_embeddings = True
-    takes_speeds = takes_unlabeled = False
-    tells_speakers = True
+    eval_module = "teacher"
+    needs_initial_embeddings = True
+    supports_speed_perturb = supports_unlabeled = False
+    needs_speakers = True
 
-    def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         if config.queue < 1:
             raise UserError(f"objective.queue {config.queue} is below 1")
@@ -136,7 +137,7 @@ class Reflective(Objective):
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("axes", torch.eye(d))
 
-    def begin(self, embeddings: Tensor, label: Tensor) -> None:
+    def init_from_embeddings(self, embeddings: Tensor, label: Tensor) -> None:
         """Labels [N] of the data directory; prototypes = mean embeddings [N, D] of the start encoder, by label.
 
         The queue is seeded with floor(L / 2) copies of the label.
@@ -303,7 +304,7 @@ class Reflective(Objective):
         self.loss.copy_(merge_rows(self.loss))
         for rows in (self.vote, self.side):
             seen = rows >= 0  # the ranks that know a row's vote agree on it
-            total, count = all_sum(torch.where(seen, rows, 0).long()), all_sum(seen.long())
+            total, count = all_reduce_sum(torch.where(seen, rows, 0).long()), all_reduce_sum(seen.long())
             rows.copy_(torch.where(count > 0, total // count.clamp_min(1), -1))
 
     def end_epoch(self, epoch: int) -> dict[str, float]:

@@ -93,7 +93,7 @@ def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, opti
 
 
 def _checkpoint(model: str) -> Path:
-    """`checkpoint.find`, which imports torch, asked only where it is not plain to see."""
+    """`checkpoint.resolve_model`, which imports torch, asked only where it is not plain to see."""
     exp, _, which = (model, "", "last") if os.path.isdir(model) else model.rpartition("@")
     pointer = Path(exp) / {"last": "LATEST", "best": "best"}.get(which, "LATEST")
     with suppress(OSError, ValueError):

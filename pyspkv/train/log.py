@@ -27,12 +27,12 @@ class Means:
         entry[1] += weight
 
     def over_ranks(self) -> dict[str, list[float]]:
-        if distributed.world() == 1:
+        if distributed.world_size() == 1:
             return self.sums
         flat = torch.tensor([self.sums[k] for k in sorted(self.sums)], dtype=torch.float64)
         if torch.cuda.is_available():
             flat = flat.cuda()
-        return dict(zip(sorted(self.sums), distributed.all_sum(flat).tolist()))
+        return dict(zip(sorted(self.sums), distributed.all_reduce_sum(flat).tolist()))
 
     @staticmethod
     def values(sums: dict[str, list[float]]) -> dict[str, float]:

@@ -26,12 +26,12 @@ from pyspkv.base import config as cfg
 from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.base.errors import UserError
-from pyspkv.base.schedules import ScheduleConfig, rate
+from pyspkv.base.schedules import ScheduleConfig, lr_factor
 from pyspkv.batches.augment import AugmentConfig, Augmenter
-from pyspkv.batches.dataset import OF_CORPUS, Batch, Batches, Corpus, loader, worker_errors
+from pyspkv.batches.dataset import ROW_COLUMNS, Batch, Batches, TrainingRows, loader, worker_errors
 from pyspkv.data.datadir import DataDir, check_replaceable
 from pyspkv.data.trials import trials_over
-from pyspkv.objectives.base import Info, Losses
+from pyspkv.objectives.base import Losses, RunInfo
 from pyspkv.score.extract import embed
 from pyspkv.train.log import Log, Means, git_id
 
@@ -73,7 +73,7 @@ class TrainConfig:
     rooms_dir: str | None = None  # where simulated rooms are kept; null: in the run folder
 
 
-HOW = ("workers", "cache_mb", "log_steps", "save_steps", "rooms_dir")
+MAY_CHANGE_ON_RESUME = ("workers", "cache_mb", "log_steps", "save_steps", "rooms_dir")
 
 
 def _check(c: TrainConfig) -> None:
@@ -203,11 +203,11 @@ class Trainer:
         self.is_link = os.path.islink(exp)
         self.device = distributed.init()
         self.main = distributed.rank() == 0
-        world = distributed.world()
+        world = distributed.world_size()
         if config.batch_size % world:
             raise UserError(f"batch_size {config.batch_size} is not a multiple of {world} processes")
         self.precision = choose_precision(config.precision, self.device)
-        self.corpus = Corpus(data, unlabeled, config.allow_pipes, config.cache_mb)
+        self.corpus = TrainingRows(data, unlabeled, config.allow_pipes, config.cache_mb)
         self.label_hash = self.corpus.label_hash()
         teacher = getattr(config.objective, "teacher", "")
         models = (init, teacher, getattr(config.encoder, "pretrained", ""))
@@ -228,17 +228,17 @@ class Trainer:
     def _build(self) -> None:
         """Sampler, model and optimizers; a run that is finished needs them for the labels that it moved only."""
         config, init, labels_out, data = self.config, self.init, self.labels_out, self.corpus.parts[0]
-        columns = {c: getattr(self.corpus, c) for c in OF_CORPUS}
+        columns = {c: getattr(self.corpus, c) for c in ROW_COLUMNS}
         self.sampler = cfg.build(
             "sampler", config.sampler, self.corpus.label, config.batch_size, config.seed, columns
         )
         torch.manual_seed(config.seed)
         encoder = cfg.build("encoder", config.encoder)
-        encoder.start()
+        encoder.load_pretrained()
         if init:
             checkpoint.init_encoder(encoder, init)
         speeds = config.augment.speeds
-        info = Info(
+        info = RunInfo(
             len(self.corpus),
             len(self.corpus.classes),
             self.sampler.steps,
@@ -282,10 +282,10 @@ class Trainer:
             "best_epoch": None,
             "worse": 0,  # epochs in a row whose dev EER was above the best one
             "label_hash": self.label_hash,
-            "evaluates": self.objective.evaluates,
+            "evaluates": self.objective.eval_module,
         }
         if teacher := getattr(config.objective, "teacher", ""):
-            theirs = checkpoint.find(teacher).parent / "classes.txt"
+            theirs = checkpoint.resolve_model(teacher).parent / "classes.txt"
             if theirs.is_file() and theirs.read_text(encoding="utf-8").splitlines() != self.corpus.classes:
                 raise UserError(
                     f"objective.teacher knows other speakers than {data.path}",
@@ -338,7 +338,7 @@ class Trainer:
                     distributed.barrier()
                     self.augmenter.make_rooms()
                 model = self.objective
-                if distributed.world() > 1:
+                if distributed.world_size() > 1:
                     model = DistributedDataParallel(self.objective, broadcast_buffers=False)
                 self._loop(model.train())
             if self.labels_out and self.main:
@@ -355,7 +355,7 @@ class Trainer:
             start,
             c.epochs,
             distributed.rank(),
-            distributed.world(),
+            distributed.world_size(),
             c.workers,
             # A worker must not hold the lock of a parent that was killed.
             self.lock.close if self.lock else lambda: None,
@@ -412,7 +412,7 @@ class Trainer:
         # All that is random inside the model is a function of (seed, step, rank).
         torch.manual_seed(_seed_of(c.seed, step, distributed.rank()))
         self.objective.before_step(step)
-        factor = rate(c.optim.schedule, self.objective.epoch_now, c.epochs)
+        factor = lr_factor(c.optim.schedule, self.objective.epoch_now, c.epochs)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -422,9 +422,12 @@ class Trainer:
             losses: Losses = model(batch)
             losses.terms.update(self.objective.pull())
         names = list(losses.terms)
-        weights = distributed.all_sum(torch.stack([losses.terms[n][1].detach().float() for n in names]))
+        weights = distributed.all_reduce_sum(
+            torch.stack([losses.terms[n][1].detach().float() for n in names])
+        )
         loss = sum(
-            losses.terms[n][0] * (distributed.world() / w if w > 0 else 0.0) for n, w in zip(names, weights)
+            losses.terms[n][0] * (distributed.world_size() / w if w > 0 else 0.0)
+            for n, w in zip(names, weights)
         )
         value = loss.item()
         if not math.isfinite(value):
@@ -484,8 +487,8 @@ class Trainer:
         from pyspkv.score.metrics import eer
         from pyspkv.score.scoring import score_trials
 
-        out, modules = {}, {"dev_eer": self.objective.evaluates}
-        if self.objective.evaluates != "encoder":
+        out, modules = {}, {"dev_eer": self.objective.eval_module}
+        if self.objective.eval_module != "encoder":
             modules["dev_eer_student"] = "encoder"
         self.objective.eval()
         for key, module in modules.items():
@@ -503,7 +506,9 @@ class Trainer:
             for part in self.corpus.parts
         ]
         label = torch.from_numpy(self.corpus.label)
-        self.objective.begin(torch.from_numpy(np.concatenate(parts)).to(self.device), label.to(self.device))
+        self.objective.init_from_embeddings(
+            torch.from_numpy(np.concatenate(parts)).to(self.device), label.to(self.device)
+        )
 
     def _write_labels(self) -> None:
         labels = self.objective.labels()
@@ -559,7 +564,7 @@ class Trainer:
         if self.is_link:
             hint = "remove the link to train a model of its own here"
         before = cfg.dump(cfg.load(TrainConfig, self.exp / "config.yaml"))
-        differ = [k for k in resolved if resolved[k] != before[k] and k not in HOW]
+        differ = [k for k in resolved if resolved[k] != before[k] and k not in MAY_CHANGE_ON_RESUME]
         if differ:
             k = differ[0]
             raise UserError(
@@ -601,7 +606,7 @@ class Trainer:
                 f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
                 f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
             )
-            if self.objective.wants_embeddings and not self.keep_head:
+            if self.objective.needs_initial_embeddings and not self.keep_head:
                 self._begin()
             return
         if self.objective is None:
@@ -633,7 +638,7 @@ class Trainer:
                     "torch": torch.__version__,
                     "python": sys.version.split()[0],
                     "precision": self.precision,
-                    "world": distributed.world(),
+                    "world": distributed.world_size(),
                     "threads": torch.get_num_threads(),
                     "num_classes": len(self.corpus.classes),
                     "num_utterances": len(self.corpus),
