@@ -256,6 +256,15 @@ def state(folder: Path) -> dict[str, Any]:
     return found
 
 
+def training_state(folder: Path) -> dict[str, Any]:
+    """`state` of a checkpoint that a training can go on from. UserError: an entry is missing or wrong."""
+    saved = state(folder)
+    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimizers"):
+        if key not in saved:
+            raise UserError(f"has no {key}", file=folder / "state.json", hint=AGAIN)
+    return saved
+
+
 def restore(
     folder: Path, model: torch.nn.Module, optimizers: dict, last: int | None = None
 ) -> dict[str, Any]:
@@ -263,10 +272,7 @@ def restore(
 
     UserError: an entry is missing or wrong, or the step lies beyond `last`, the last one of the training.
     """
-    saved, file = state(folder), folder / "state.json"
-    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimizers"):
-        if key not in saved:
-            raise UserError(f"has no {key}", file=file, hint=AGAIN)
+    saved, file = training_state(folder), folder / "state.json"
     if last is not None and saved["step"] > last:
         raise UserError(f"is of step {saved['step']}, of {last} that the training has", file=file, hint=AGAIN)
     weights, memory = tensors(folder), tensors(folder, "optim.safetensors")

@@ -170,6 +170,10 @@ class WavLM(Encoder):
 
     # ---- training
 
+    @staticmethod
+    def needs_models(config: WavLMConfig) -> list[str]:
+        return [config.pretrained] if config.pretrained else []
+
     def load_pretrained(self) -> None:
         """Load the pre-trained trunk that `pretrained` names; needed before training only."""
         from pyspkv.base import checkpoint as ckpt

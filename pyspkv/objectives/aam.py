@@ -13,7 +13,7 @@ from pyspkv.base.distributed import all_reduce_sum
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import Losses, Objective, RunInfo, WithGate, spread
+from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, WithGate, spread
 from pyspkv.objectives.loss_gates import Gate
 
 
@@ -113,18 +113,18 @@ class Margin(WithGate, Objective):
             margin = ramp(self.epoch_now, *c.margin_warmup_epochs, 0.0, c.margin)
             logits = c.scale * margin_logits(cos, label, margin)
             loss = F.cross_entropy(logits, label, reduction="none")
-            seen = (
+            gate_loss = (
                 loss.detach()
                 if c.gate_margin
                 else F.cross_entropy(c.scale * cos.detach(), label, reduction="none")
             )
-        kept = self.gate(batch.index, seen, self.epoch_now)
+        kept = self.gate(batch.index, gate_loss, self.epoch_now)
         total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
-        rejected, looked_at, same = torch.nonzero(kept == 0)[:, 0], 0, torch.zeros_like(kept)
+        rejected, num_predicted, same = torch.nonzero(kept == 0)[:, 0], 0, torch.zeros_like(kept)
         if self.gate.corrects(self.epoch_now) and (c.faithful or len(rejected)):
             # In training mode batch statistics are all-reduced, so that every rank must take part.
             rows = torch.arange(len(label), device=label.device) if c.faithful else rejected
-            looked_at = len(rows)
+            num_predicted = len(rows)
             target, sure = self.predict(batch.views["clean"], rows, batch.speed[rows])
             sure = sure & (kept[rows] == 0)
             same = sure & (target == label[rows])
@@ -135,25 +135,25 @@ class Margin(WithGate, Objective):
                 logits = c.scale * margin_logits(cos, label.scatter(0, rows, target), margin)
             total = total + F.cross_entropy(logits[rows], target, reduction="sum")
             corrected[rows] = 1
-        size = torch.tensor(float(len(label)), device=label.device)
+        batch_size = len(label)
         if self.gate.corrects(self.epoch_now) and c.faithful:
-            weight = size
+            weight = torch.full_like(weight, batch_size)
         else:
             weight = weight + corrected.sum()
         right = (cos.detach().argmax(1) == label).float()
         stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
         if "clean" in batch.views:
-            stats["clean"] = torch.full_like(size, looked_at)
             stats["corrected_same"] = same.float().sum()
-        stats = {k: (v, size) for k, v in stats.items()}
+        stats = {k: (v, batch_size) for k, v in stats.items()}
         if c.faithful:
             stats["cross_entropy"] = total.detach(), weight
             counted = all_reduce_sum(weight).clamp_min(1)
             value = all_reduce_sum(total.detach()) / counted  # of all processes, as one would have it
             total = total / torch.where(value > 0, value, 1.0)
-        return Losses({"aam": (total, weight)}, {**stats, "spread": spread(unit)})
+        encoded = {"clean": num_predicted} if "clean" in batch.views else {}
+        return Losses({"aam": (total, weight)}, stats, spread(unit), encoded)
 
-    def pull(self, faithful: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+    def pull(self, faithful: bool = False) -> dict[str, Mean]:
         return super().pull(self.config.faithful)
 
     @torch.no_grad()
@@ -174,6 +174,6 @@ class Margin(WithGate, Objective):
                 logits = self.head.nearest(F.linear(z, self.head.weight)) / 0.1
             else:
                 logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
-        own = logits.unflatten(1, (-1, self.num_classes))[torch.arange(len(rows), device=rows.device), speed]
-        confidence, target = own.softmax(1).max(1)
+        by_speed = logits.unflatten(1, (-1, self.num_classes))
+        confidence, target = by_speed[torch.arange(len(rows), device=rows.device), speed].softmax(1).max(1)
         return target + speed * self.num_classes, confidence > c.gate.confidence

@@ -4,6 +4,7 @@ A new loss is one subclass and one test. The trainer knows nothing else about it
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +27,26 @@ class RunInfo:
     num_labeled: int = 0  # rows of the first data directory; the unlabeled one's come behind
 
 
+Mean = tuple[
+    Tensor | float, Tensor | float
+]  # (sum, weight): both are added over steps and ranks, then divided
+
+
 @dataclass
 class Losses:
-    """`terms` are minimised: name -> (weighted sum, weight); the loss is the total of sum / weight over all ranks.
+    """What a batch gives.
 
-    `stats` are only logged, as means likewise: name -> (sum, weight).
+    Args:
+        terms: are minimised; the loss is the total of their means, each over all ranks.
+        stats: are only logged.
+        spread: of the batch's embeddings, see `spread`; near 0 for many steps stops the run.
+        encoded: view -> crops of the batch that the network took; a view that is not named here counts whole.
     """
 
-    terms: dict[str, tuple[Tensor, Tensor]]
-    stats: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    terms: dict[str, Mean]
+    stats: dict[str, Mean] = field(default_factory=dict)
+    spread: Mean | None = None
+    encoded: dict[str, float] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
@@ -61,6 +73,14 @@ class Objective(nn.Module):
         self.encoder, self.info = encoder, info
         self.epoch_now = 0.0
 
+    @staticmethod
+    def needs_models(config) -> list[str]:
+        """`DIR[@best|last]` of the trained models that this config starts from; their weights identify the run."""
+        return []
+
+    def check_classes(self, classes: list[str], data: Path) -> None:
+        """UserError: the objective cannot learn `classes`, the speakers of the data directory `data`."""
+
     def views(self) -> dict[str, View]:
         raise NotImplementedError
 
@@ -73,18 +93,18 @@ class Objective(nn.Module):
         A group has `lr_scale` (the encoder's times `encoder_lr`), or its own `lr` with `fixed_lr` to stay off the
         schedule.
         """
-        body = self.encoder.param_groups()
-        for group in body:
+        groups = self.encoder.param_groups()
+        for group in groups:
             group["lr_scale"] *= encoder_lr
         rest = [
             p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("encoder.")
         ]
-        return {"main": [*body, *([{"params": rest, "lr_scale": 1.0}] if rest else [])]}
+        return {"main": [*groups, *([{"params": rest, "lr_scale": 1.0}] if rest else [])]}
 
-    def pull(self, faithful: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+    def pull(self, faithful: bool = False) -> dict[str, Mean]:
         """The term that draws the encoder to its pre-trained weights, where it has one (`encoder.pull`)."""
         value = self.encoder.pull(faithful)
-        return {} if value is None else {"pull": (value, torch.ones((), device=value.device))}
+        return {} if value is None else {"pull": (value, 1.0)}
 
     def before_step(self, step: int) -> None:
         """Global step about to be taken; sets the real-valued epoch that schedules read."""
@@ -132,10 +152,9 @@ class WithGate:
         return self.gate.end_epoch(epoch)
 
 
-def spread(unit: Tensor) -> tuple[Tensor, Tensor]:
+def spread(unit: Tensor) -> Mean:
     """1 - |mean|^2 of unit vectors [B, D]: near 0 when all point one way, which is a collapsed encoder."""
-    size = torch.tensor(float(len(unit)), device=unit.device)
-    return (1 - unit.detach().mean(0).square().sum()) * size, size
+    return (1 - unit.detach().mean(0).square().sum()) * len(unit), len(unit)
 
 
 @torch.no_grad()

@@ -122,8 +122,10 @@ class Flexible(AcceptAll):
         counted = confidence
         if self.config.mode == "indicator":
             counted = confidence * (confidence > self.tau)
-        total, size = all_reduce_sum(torch.stack([counted.sum(), counted.new_tensor(float(len(counted)))]))
-        self.tau.copy_(p * self.tau + (1 - p) * total / size)
+        total, num_rows = all_reduce_sum(
+            torch.stack([counted.sum(), counted.new_tensor(float(len(counted)))])
+        )
+        self.tau.copy_(p * self.tau + (1 - p) * total / num_rows)
 
 
 class FlexMatch(AcceptAll):

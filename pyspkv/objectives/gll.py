@@ -44,7 +44,10 @@ class Semi(Objective):
     Config = SemiConfig
     supports_speed_perturb = False
     needs_speakers = True
-    views_used = ("weak", "strong")  # views of unlabeled rows
+    views_used = (
+        "weak",
+        "strong",
+    )  # of unlabeled rows; of the others the labeled rows' crops are encoded alone
     encode_jointly = False  # unlabeled strong views pass through the encoder together with the labeled rows
 
     def __init__(self, config: SemiConfig, encoder: Encoder, info: RunInfo):
@@ -70,25 +73,24 @@ class Semi(Objective):
     def forward(self, batch: Batch) -> Losses:
         c = self.config
         is_labeled = batch.source == LABELED
-        labeled, rows = (torch.nonzero(part)[:, 0] for part in (is_labeled, ~is_labeled))
+        labeled, rows = (torch.nonzero(mask)[:, 0] for mask in (is_labeled, ~is_labeled))
         parts = [pick(batch.views[name], labeled) for name in ("weak", "strong")]
         if self.encode_jointly:
             parts.append(pick(batch.views["strong"], rows))
         unit, cos = self.cosines(*join(parts), c.spec_augment)
         label = batch.label[labeled].repeat(2)
-        mine, strong = cos.split([len(label), len(cos) - len(label)])
-        loss = self.aam(mine, label)
-        count = torch.tensor(float(len(label)), device=loss.device)
-        right = (mine.detach().argmax(1) == label).float().sum()
-        terms, stats = {"labeled": (loss.sum(), count)}, {"accuracy": (right, count), "spread": spread(unit)}
+        labeled_cos, strong = cos.split([len(label), len(cos) - len(label)])
+        loss = self.aam(labeled_cos, label)
+        right = (labeled_cos.detach().argmax(1) == label).float().sum()
+        losses = Losses(
+            {"labeled": (loss.sum(), len(label))}, {"accuracy": (right, len(label))}, spread(unit)
+        )
         if len(rows):
-            found, more = self.unlabeled(batch, rows, strong if self.encode_jointly else None)
-            size = torch.tensor(float(len(rows)), device=loss.device)
-            terms["unlabeled"] = (c.unlabeled_weight * found.sum(), size)
-            stats |= {name: (value.float().sum(), size) for name, value in more.items()}
-            whole = torch.tensor(float(len(batch.index)), device=loss.device)
-            stats |= {name: (count / 2, whole) for name in batch.views if name not in self.views_used}
-        return Losses(terms, stats)
+            unlabeled_loss, more = self.unlabeled(batch, rows, strong if self.encode_jointly else None)
+            losses.terms["unlabeled"] = (c.unlabeled_weight * unlabeled_loss.sum(), len(rows))
+            losses.stats |= {name: (value.float().sum(), len(rows)) for name, value in more.items()}
+            losses.encoded = {name: len(labeled) for name in batch.views if name not in self.views_used}
+        return losses
 
     def cosines(
         self, wave: Tensor, lengths: Tensor, spec: SpecAugmentConfig | None = None

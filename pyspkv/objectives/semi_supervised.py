@@ -5,6 +5,7 @@ FixMatch and FlexMatch are `gll` with `target: own`, fine-tuning on the labeled 
 
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class TeacherStudent(Semi):
         return self
 
     @torch.no_grad()
-    def taught(self, view: tuple[Tensor, Tensor]) -> Tensor:
+    def teacher_cosines(self, view: tuple[Tensor, Tensor]) -> Tensor:
         """The teacher's cosines [B, K]."""
         z = self.teacher(*view).float()
         with torch.autocast(z.device.type, enabled=False):
@@ -89,7 +90,7 @@ class MeanTeacher(TeacherStudent):
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
-        p = (c.scale * self.taught(pick(batch.views["weak"], rows))).softmax(1)
+        p = (c.scale * self.teacher_cosines(pick(batch.views["weak"], rows))).softmax(1)
         with frozen_statistics(self.encoder):
             _, cos = self.cosines(*pick(batch.views["strong"], rows), c.spec_augment)
         rise = ramp(self.epoch_now / self.info.epochs, 0.0, RAMP, 0.0, 1.0)
@@ -102,8 +103,8 @@ class MeanTeacher(TeacherStudent):
         ema(self.teacher, self.encoder, momentum)
         ema(self.teacher_head, self.head, momentum)
         with torch.no_grad():
-            for mine, theirs in zip(self.teacher.buffers(), self.encoder.buffers()):
-                mine.copy_(theirs)
+            for ours, student in zip(self.teacher.buffers(), self.encoder.buffers()):
+                ours.copy_(student)
 
 
 @dataclass(kw_only=True)
@@ -128,9 +129,22 @@ class Distil(TeacherStudent):
         checkpoint.load_state_strict(self.teacher_head, head, folder)
         self.freeze()
 
+    @staticmethod
+    def needs_models(config: DistilConfig) -> list[str]:
+        return [config.teacher] if config.teacher else []
+
+    def check_classes(self, classes: list[str], data: Path) -> None:
+        file = checkpoint.resolve_model(self.config.teacher).parent / "classes.txt"
+        if file.is_file() and file.read_text(encoding="utf-8").splitlines() != classes:
+            raise UserError(
+                f"objective.teacher knows other speakers than {data}",
+                file=file,
+                hint="train the teacher on the same labeled directory",
+            )
+
     def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         c = self.config
-        p = (c.scale * self.taught(pick(batch.views["weak"], rows)) / c.temperature).softmax(1)
+        p = (c.scale * self.teacher_cosines(pick(batch.views["weak"], rows)) / c.temperature).softmax(1)
         loss = -(p * (c.scale * cos / c.temperature).log_softmax(1)).sum(1)
         return loss, {"teacher_confidence": p.amax(1)}
 
@@ -152,7 +166,7 @@ class CDVAT(Semi):
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
         x, lengths = self.encoder.features(*pick(batch.views["weak"], rows))
-        norm = size(x)
+        norm = feature_norm(x)
 
         def distance(r: Tensor) -> Tensor:
             return 1 - F.cosine_similarity(before, self.encoder.embed(x + r, lengths))
@@ -161,14 +175,14 @@ class CDVAT(Semi):
             with torch.no_grad():
                 before = self.encoder.embed(x, lengths)
             d = torch.randn_like(x)
-            d = (d / size(d)).requires_grad_()
+            d = (d / feature_norm(d)).requires_grad_()
             with torch.enable_grad():
                 (g,) = torch.autograd.grad(distance(c.xi * norm * d).sum(), d)
-            loss = distance(c.epsilon * norm * g / size(g).clamp_min(1e-20))
+            loss = distance(c.epsilon * norm * g / feature_norm(g).clamp_min(1e-20))
         return loss, {"distance": loss.detach()}
 
 
-def size(x: Tensor) -> Tensor:
+def feature_norm(x: Tensor) -> Tensor:
     """Norm of each utterance's features [B, F, M] -> [B, 1, 1]."""
     return x.flatten(1).norm(dim=1)[:, None, None]
 
@@ -204,8 +218,7 @@ class GCL(Objective):
         with torch.autocast(unit.device.type, enabled=False):
             keys, key_group = gather(unit.contiguous()), gather(group)
             loss = contrast(unit, group, keys, key_group, rank() * len(unit), self.log_scale.exp())
-        count = torch.tensor(float(len(loss)), device=loss.device)
-        return Losses({"gcl": (loss.sum(), count)}, {"spread": spread(unit)})
+        return Losses({"gcl": (loss.sum(), len(loss))}, spread=spread(unit))
 
 
 def contrast(
