@@ -29,8 +29,8 @@ LOST = (
 def init() -> torch.device:
     """Join torchrun's process group if there is one (nccl on GPU, gloo on CPU) and return this rank's device."""
     local = int(os.environ.get("LOCAL_RANK", 0))
-    found = default_device()
-    cuda = found.type == "cuda"
+    device = default_device()
+    cuda = device.type == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise UserError(
             f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}",
@@ -45,7 +45,7 @@ def init() -> torch.device:
             torch.cuda.set_device(local)
         with peers():
             dist.init_process_group("nccl" if cuda else "gloo")
-    return torch.device("cuda", local) if cuda else found
+    return torch.device("cuda", local) if cuda else device
 
 
 @contextmanager

@@ -60,6 +60,17 @@ class View:
         return round(self.seconds * SAMPLE_RATE)
 
 
+def check_views(views: dict[str, View], min_samples: int) -> None:
+    """UserError: a view is shorter than what an encoder takes."""
+    for name, view in views.items():
+        if view.samples < min_samples:
+            raise UserError(
+                f"view '{name}' of {view.seconds} s is shorter than {min_samples} samples, "
+                "the least that the encoder takes",
+                hint="raise crop_seconds",
+            )
+
+
 @dataclass
 class Batch:
     """B utterances. `views` maps a view's name to (wave float32 [B, T], lengths int64 [B])."""
@@ -97,8 +108,8 @@ def dialogues_of(data: DataDir) -> tuple[list[tuple], list[tuple]]:
     dialogue = data.extra.get("utt2dialogue")
     if dialogue is None:
         name = {spk: ("speaker", spk) for spk in data.spk}  # one object each, not one an utterance
-        own = [name[spk] for spk in data.spk]
-        return own, own
+        speakers = [name[spk] for spk in data.spk]
+        return speakers, speakers
     name = {d: ("dialogue", d) for d in dialogue.values()}
     groups = [name[dialogue[utt]] for utt in data.utts]
     if data.dialogue2device is None:
@@ -296,8 +307,10 @@ def _why(err: Exception, workers: list = ()) -> UserError | None:
     for worker in workers:
         worker.join(0.1)  # an exit code may come later than the error
     text, codes = str(err), [worker.exitcode for worker in workers]
-    few = getattr(err, "errno", None) in (errno.EMFILE, errno.ENFILE) or UNSENT in codes
-    if few or any(words in text for words in ("ancdata", "Too many open files", f"exit code {UNSENT}")):
+    no_descriptors = getattr(err, "errno", None) in (errno.EMFILE, errno.ENFILE) or UNSENT in codes
+    if no_descriptors or any(
+        words in text for words in ("ancdata", "Too many open files", f"exit code {UNSENT}")
+    ):
         return _too_many_files()
     if not text.startswith("DataLoader worker") and not (workers and isinstance(err, OSError | EOFError)):
         return None

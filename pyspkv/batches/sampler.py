@@ -66,23 +66,26 @@ class OnePerLabel(Sampler):
         return unique_label_batches(self.label, self.config.per_label, self.batch, self.rng(epoch))
 
 
-def unique_label_batches(label: np.ndarray, most: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows int64 [batches, size], no label int64 [N] twice in a batch, each row once, at most `most` of a label."""
+def unique_label_batches(
+    label: np.ndarray, max_per_label: int, batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Rows int64 [batches, batch_size], each row once: no label int64 [N] twice in a batch, at most `max_per_label`
+    rows of a label."""
     order = rng.permutation(len(label))
     order = order[np.argsort(label[order], kind="stable")]  # by label, random inside
     first = np.searchsorted(label[order], label[order])
     turn = np.arange(len(order)) - first  # the how-manieth of its label
-    keep = turn < most
+    keep = turn < max_per_label
     order, turn = order[keep], turn[keep]
     shuffled = rng.permutation(len(order))
     order, turn = order[shuffled], turn[shuffled]
     by_turn = np.argsort(turn, kind="stable")
     order, turn = order[by_turn], turn[by_turn]
     ends = np.flatnonzero(np.diff(turn, append=-1)) + 1
-    batches = [np.empty((0, size), np.int64)]
+    batches = [np.empty((0, batch_size), np.int64)]
     for start, end in zip(np.concatenate([[0], ends[:-1]]), ends):
-        full = (end - start) // size * size
-        batches.append(order[start : start + full].reshape(-1, size))
+        full = (end - start) // batch_size * batch_size
+        batches.append(order[start : start + full].reshape(-1, batch_size))
     rows = np.concatenate(batches)
     return rows[rng.permutation(len(rows))]
 
@@ -184,14 +187,14 @@ class Dialogues(Sampler):
 
     def epoch(self, epoch: int) -> np.ndarray:
         rng, wanted = self.rng(epoch), self.config.steps
-        found, steps = [], 0
+        cuts, steps = [], 0
         while True:
             drawn = [stream.draw(rng) for stream in self.streams]  # [steps, dialogues, M] each
             each = min(map(len, drawn))
-            found.append(np.concatenate([d[:each] for d in drawn], 1)[:, self.order])
+            cuts.append(np.concatenate([d[:each] for d in drawn], 1)[:, self.order])
             steps += each
             if not each or steps >= wanted:
-                return np.concatenate(found).reshape(-1, self.batch)[: wanted or None]
+                return np.concatenate(cuts).reshape(-1, self.batch)[: wanted or None]
 
 
 class Stream:
@@ -268,15 +271,15 @@ class TwoStream(Sampler):
         labeled, unlabeled = (np.flatnonzero(self.columns["source"] == s) for s in (0, 1))
         if not len(unlabeled):
             raise UserError("sampler two_stream needs unlabeled data", hint="pass bin.train --unlabeled DIR")
-        few = min(self.config.labeled, len(labeled))
-        many = self.batch - few
-        if few < 1 or many < 1:
+        num_labeled = min(self.config.labeled, len(labeled))
+        num_unlabeled = self.batch - num_labeled
+        if num_labeled < 1 or num_unlabeled < 1:
             raise UserError(
                 f"batch_size {self.batch} with sampler.labeled {self.config.labeled} leaves no row for one part",
                 hint="0 < sampler.labeled < batch_size",
             )
         rng = self.rng(epoch)
-        second = epoch_passes(rng, unlabeled, many, len(unlabeled) // many)
-        first = epoch_passes(rng, labeled, few, len(second))
-        at = np.concatenate([(np.arange(n) + 0.5) / n for n in (few, many)])
+        second = epoch_passes(rng, unlabeled, num_unlabeled, len(unlabeled) // num_unlabeled)
+        first = epoch_passes(rng, labeled, num_labeled, len(second))
+        at = np.concatenate([(np.arange(n) + 0.5) / n for n in (num_labeled, num_unlabeled)])
         return np.concatenate([first, second], 1)[:, np.argsort(at, kind="stable")]

@@ -23,16 +23,16 @@ class RunFolder:
 
     Args:
         config: the resolved config; `may_change` are its keys that a resumed run may set anew.
+        init: the model that the run starts from, as the user named it.
         label_hash: of the utterances and labels.
-        init, init_digest: the model that the run starts from, as the user named it, and the weights of all such models.
+        init_digest: of the weights of all models that the run starts from.
     """
 
     path: Path
     config: Any
     may_change: tuple[str, ...]
-    epochs: int
-    label_hash: str
     init: str | None
+    label_hash: str
     init_digest: str | None
 
     def saved_state(self) -> RunState | None:
@@ -44,7 +44,7 @@ class RunFolder:
         self._check_config()
         self._check_start()
         state = RunState.read(folder)
-        state.check_end(self.epochs, folder)
+        state.check_end(self.config.epochs, folder)
         if state.label_hash != self.label_hash:
             raise UserError(
                 "this run was started with other utterances or labels",

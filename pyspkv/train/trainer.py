@@ -26,7 +26,15 @@ from pyspkv.base.device import autocast, choose_precision
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import ScheduleConfig, lr_factor
 from pyspkv.batches.augment import AugmentConfig, Augmenter
-from pyspkv.batches.dataset import ROW_COLUMNS, Batch, Batches, TrainingRows, View, loader, worker_errors
+from pyspkv.batches.dataset import (
+    ROW_COLUMNS,
+    Batch,
+    Batches,
+    TrainingRows,
+    check_views,
+    loader,
+    worker_errors,
+)
 from pyspkv.data.datadir import DataDir
 from pyspkv.objectives.base import Losses, Objective, RunInfo
 from pyspkv.score.extract import embed
@@ -138,7 +146,9 @@ class Trainer:
         _check(config)
         if patience < 0:
             raise UserError(f"--patience {patience} is below 0")
-        self.dev = self._declare_dev(dev, dev_trials, data, unlabeled)
+        if dev:
+            check_apart(dev, data, unlabeled)
+        self.dev = DevList(dev, dev_trials) if dev else None
         self._join_processes()
         self.corpus = TrainingRows(data, unlabeled, config.allow_pipes, config.cache_mb)
         self._look_at_folder()
@@ -147,12 +157,6 @@ class Trainer:
             self._build()
 
     # -- what is made before the first step
-
-    def _declare_dev(self, dev, trials, data: DataDir, unlabeled: DataDir | None) -> DevList | None:
-        if dev is None:
-            return None
-        check_apart(dev, data, unlabeled)
-        return DevList(dev, trials)
 
     def _join_processes(self) -> None:
         self.device = distributed.init()
@@ -166,15 +170,8 @@ class Trainer:
     def _look_at_folder(self) -> None:
         """Whether `exp` is empty, this run under way, or finished. UserError: it is another run."""
         self.is_link = os.path.islink(self.exp)
-        self.folder = RunFolder(
-            self.exp,
-            self.config,
-            MAY_CHANGE_ON_RESUME,
-            self.config.epochs,
-            self.corpus.label_hash(),
-            self.init,
-            self._init_digest(),
-        )
+        digests = self.corpus.label_hash(), self._init_digest()
+        self.folder = RunFolder(self.exp, self.config, MAY_CHANGE_ON_RESUME, self.init, *digests)
         saved = self.folder.saved_state()
         self.finished = saved is not None and saved.done
         if self.is_link and not self.finished:
@@ -199,7 +196,8 @@ class Trainer:
             "sampler", config.sampler, self.corpus.label, config.batch_size, config.seed, columns
         )
         self.objective = self._build_objective()
-        self.views = self._checked_views()
+        self.views = self.objective.views()
+        check_views(self.views, self.objective.encoder.min_samples)
         self.augmenter = self._build_augmenter()
         self.optimizers = {
             name: build_optimizer(config.optim, groups)
@@ -230,17 +228,6 @@ class Trainer:
         if self.keep_head:
             checkpoint.init_objective(objective, self.init, self.folder.label_hash)
         return objective.to(self.device)
-
-    def _checked_views(self) -> dict[str, View]:
-        views, least = self.objective.views(), self.objective.encoder.min_samples
-        for name, view in views.items():
-            if view.samples < least:
-                raise UserError(
-                    f"view '{name}' of {view.seconds} s is shorter than {least} samples, "
-                    "the least that the encoder takes",
-                    hint="raise crop_seconds",
-                )
-        return views
 
     def _build_augmenter(self) -> Augmenter | None:
         config = self.config
@@ -283,15 +270,9 @@ class Trainer:
 
     def _start(self) -> None:
         if self.main:
-            self.folder.record(
-                self.corpus.classes,
-                {
-                    "num_utterances": len(self.corpus),
-                    "precision": self.precision,
-                    "world": distributed.world_size(),
-                    "dev": str(self.dev.data.path) if self.dev else None,
-                },
-            )
+            dev = str(self.dev.data.path) if self.dev else None
+            facts = {"num_utterances": len(self.corpus), "precision": self.precision, "dev": dev}
+            self.folder.record(self.corpus.classes, {**facts, "world": distributed.world_size()})
         self._say(
             f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
             f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
