@@ -100,9 +100,9 @@ def _checkpoint(model: str) -> Path:
         name = pointer.read_text().strip() if pointer.is_file() else ""
         if re.fullmatch(r"ckpt-\d+", name) and (Path(exp) / name / "state.json").is_file():
             return Path(exp) / name
-    from pyspkv.base.checkpoint import find
+    from pyspkv.base.checkpoint import resolve_model
 
-    return find(model)
+    return resolve_model(model)
 
 
 def _out(checkpoint: Path, data: str, out: str | None, options: Options) -> Path:
