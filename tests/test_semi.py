@@ -640,6 +640,9 @@ def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
         objective("distil")
     c = config(tmp_path, objective={"name": "distil", "teacher": str(tmp_path / "teacher")})
     Trainer(c, split.labeled, tmp_path / "student", unlabeled=split.given)
+    assert Trainer(c, split.labeled, tmp_path / "student", unlabeled=split.given)._init_digest() == (
+        checkpoint.digest(tmp_path / "teacher")
+    )
     names = {spk: f"other-{spk}" for spk in split.labeled.spk}  # as many others
     others = split.labeled.with_speakers([names[spk] for spk in split.labeled.spk])
     with pytest.raises(UserError, match="knows other speakers"):

@@ -19,9 +19,14 @@ from safetensors.torch import load_file
 from pyspkv.base import atomic, checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import View
 from pyspkv.data.datadir import DataDir
+from pyspkv.objectives.base import Losses
 from pyspkv.score.extract import embed
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.train.optimizers import build_optimizer, set_lr
+from pyspkv.train.state import RunState
+from pyspkv.train.step import step_result, total_loss
+from pyspkv.train.trainer import OptimConfig, TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -673,6 +678,56 @@ def test_dev_shares_nothing_with_training_whoever_calls(tmp_path, data):
     with pytest.raises(UserError, match="dev and --unlabeled share 24 utterances"):
         Trainer(config(tmp_path), data, tmp_path / "exp", unlabeled=data, dev=other, dev_trials=trials)
     assert not (tmp_path / "exp").exists()
+
+
+# -- the parts
+
+
+def test_the_total_is_the_sum_of_means_with_weights_of_any_kind():
+    x = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
+    for kind in (lambda v: v, float, torch.tensor, lambda v: torch.tensor(float(v))):
+        losses = Losses({"a": (x.sum(), kind(3)), "b": (2 * x[0], kind(1)), "none": (0 * x[1], kind(0))})
+        assert total_loss(losses, torch.device("cpu")).item() == 3 + 2
+
+
+def test_audio_counts_by_the_crops_that_were_encoded():
+    views = {"main": View(2.0), "clean": View(4.0)}
+    losses = Losses({"a": (torch.tensor(6.0), 3)}, {"b": (1, 4)}, (torch.tensor(2.0), 4), {"clean": 1})
+    found = step_result(2.0, losses, views, 4)
+    assert (found.seconds, found.spread) == (2.0 + 4.0 / 4, 0.5)
+    assert found.stats == {"loss": (2.0, 1.0), "a": (6.0, 3.0), "b": (1.0, 4.0), "spread": (2.0, 4.0),
+                           "encoded/clean": (1.0, 4.0)}  # fmt: skip
+    assert step_result(2.0, Losses({}), views, 4).seconds == 6.0
+
+
+def test_the_best_epoch_and_the_end_of_a_run():
+    state = RunState(label_hash="x", eval_module="encoder")
+    told = [(state.end_epoch(6, eer, 2), state.worse, state.done) for eer in (9.0, 9.0, 8.0, 8.5, 8.1)]
+    assert told == [
+        (True, 0, False),
+        (False, 0, False),
+        (True, 0, False),
+        (False, 1, False),
+        (False, 2, True),
+    ]
+    assert (state.best_eer, state.best_epoch, state.epoch) == (8.0, 2, 5)
+    plain = RunState(label_hash="x", eval_module="encoder")
+    assert [plain.end_epoch(2, None, 0) or plain.done for _ in range(2)] == [False, True]
+    assert plain.best_epoch is None and plain.to_json()["evaluates"] == "encoder"
+
+
+def test_weights_decay_and_rates_follow_their_group():
+    w, b, frozen = (torch.nn.Parameter(torch.zeros(n)) for n in ((2, 2), (2,), (3, 3)))
+    groups = [{"params": [w, b], "lr_scale": 0.5}, {"params": [frozen], "lr": 0.3, "fixed_lr": True}]
+    optimizer = build_optimizer(OptimConfig(weight_decay=0.1, lr=1.0), groups)
+    set_lr(optimizer, 1.0, 0.2)
+    assert [(g["weight_decay"], g["lr"]) for g in optimizer.param_groups] == [
+        (0.1, 0.1),
+        (0.0, 0.1),
+        (0.1, 0.3),
+    ]
+    with pytest.raises(UserError, match="nothing here learns"):
+        build_optimizer(OptimConfig(), [{"params": []}])
 
 
 # -- resuming onto what was changed
