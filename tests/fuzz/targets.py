@@ -113,7 +113,7 @@ def _resume(file: str, data: bytes) -> None:
     exp = _put(file, data)
     if found := checkpoint.latest(exp):
         checkpoint.restore(found, *_model(), last=3)
-        checkpoint.body(found)
+        checkpoint.encoder_weights(found)
 
 
 @_target
