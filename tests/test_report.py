@@ -542,7 +542,8 @@ def test_rows_of_strangers(tmp_path):
 
 
 def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, capsys):
-    from pyspkv.bin import gate_curves, runs
+    from pyspkv.bin import runs
+    from pyspkv.report import gate_curves
 
     (curve := tmp_path / "c.json").write_text('[{"quantity": 0.5, "quality": NaN}]')
     assert gate_curves.read_curve(curve)[0]["quantity"] == 0.5

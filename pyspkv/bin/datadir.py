@@ -191,14 +191,14 @@ def corrupt(args: argparse.Namespace) -> None:
     import numpy as np
 
     from pyspkv.base.atomic import atomic_file
-    from pyspkv.clustering.quality import spoil
+    from pyspkv.clustering.quality import corrupt_labels
 
     data = DataDir.read(args.src, need_wav=False)
     names = sorted(set(data.spk))
     if len(names) < 2:
         rule = "has one speaker; a wrong label needs another"
         raise UserError(rule, file=f"{args.src}/utt2spk", hint="take labels of two speakers or more")
-    found, rows = spoil(np.searchsorted(names, data.spk), args.share, len(names), args.seed)
+    found, rows = corrupt_labels(np.searchsorted(names, data.spk), args.share, len(names), args.seed)
     with atomic_file(args.list, own=True) as f:
         f.writelines(f"{data.utts[row]}\n" for row in rows)
     _write(data.with_speakers([names[k] for k in found]), args.src, args.dst)
