@@ -420,7 +420,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
     (tmp_path / "out/train/notes.txt").write_text("mine")
     truth = tmp_path / "out/train_labeled/dialogue2mixed"
     before = truth.read_text()
-    tool("pyspkv.bin.simulate_dialogues", "--percent", "100", *args, code=1)
+    tool("pyspkv.bin.simulate_dialogues", "--mixed-percent", "100", *args, code=1)
     assert truth.read_text() == before
     truth.write_text(before.split("\n", 1)[1])
     assert "lacks dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
@@ -429,7 +429,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
 
 def test_the_truth_stays_out_of_the_training_directory(tmp_path, labeled):
     labeled.write(tmp_path / "in")
-    args = ["--percent", "50", "--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
+    args = ["--mixed-percent", "50", "--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
     done = tool("pyspkv.bin.simulate_dialogues", *args)
     assert "with a second speaker" in done.stdout
     train, truth = DataDir.read(tmp_path / "out/train"), DataDir.read(tmp_path / "out/train_labeled")
@@ -438,7 +438,12 @@ def test_the_truth_stays_out_of_the_training_directory(tmp_path, labeled):
     lines = (tmp_path / "out/truth/dialogue2mixed").read_text().splitlines()
     assert dict(line.split() for line in lines) == truth.dialogue2mixed
     again = tool(
-        "pyspkv.bin.simulate_dialogues", "--percent", "50", tmp_path / "out/train", tmp_path / "x", code=1
+        "pyspkv.bin.simulate_dialogues",
+        "--mixed-percent",
+        "50",
+        tmp_path / "out/train",
+        tmp_path / "x",
+        code=1,
     )
     assert "true speakers" in again.stderr
 
@@ -531,5 +536,5 @@ def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(extract, "embed", stub)
-    rows, _ = rank.score(None, data, torch.device("cpu"), reject=PairsConfig().reject, most=2)
+    rows, _ = rank.rank_dialogues(None, data, torch.device("cpu"), reject=PairsConfig().reject, most=2)
     assert seen == ["s00-u00", "s00-u01", "s01-u00", "s01-u01"] and [r[1] for r in rows] == [2, 2]

@@ -283,7 +283,7 @@ def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_pa
 
 
 def test_questions_to_runs(tmp_path, monkeypatch, capsys):
-    from pyspkv.bin import runs
+    from pyspkv.bin import query
 
     for name, best, confidence in (("T", 9.5, [0.1, 0.3, 0.2]), ("V", 8.0, [0.2]), ("L", 8.0, [0.2])):
         folder = tmp_path / name
@@ -294,8 +294,8 @@ def test_questions_to_runs(tmp_path, monkeypatch, capsys):
         (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
 
     def ask(*args):
-        monkeypatch.setattr("sys.argv", ["runs", *map(str, args)])
-        runs.main()
+        monkeypatch.setattr("sys.argv", ["query", *map(str, args)])
+        query.main()
         return capsys.readouterr().out.strip()
 
     ask("best", "--link", tmp_path / "model", *(tmp_path / n for n in "TVL"))
@@ -542,7 +542,7 @@ def test_rows_of_strangers(tmp_path):
 
 
 def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, capsys):
-    from pyspkv.bin import runs
+    from pyspkv.bin import query
     from pyspkv.report import gate_curves
 
     (curve := tmp_path / "c.json").write_text('[{"quantity": 0.5, "quality": NaN}]')
@@ -567,15 +567,15 @@ def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, c
     for best in ('"x"', "NaN", "true", "-1", "[]", "null"):
         (folder / "ckpt-3/state.json").write_text(f'{{"best_eer": {best}}}')
         with pytest.raises(UserError):
-            runs.dev_eer(folder)
+            query.dev_eer(folder)
     (folder / "ckpt-3/state.json").write_text("{}")
     with pytest.raises(UserError, match="without a dev list"):
-        runs.dev_eer(folder)
+        query.dev_eer(folder)
     (folder / "train.jsonl").write_text('{"kind": "epoch", "confidence": "high"}\n')
     for key in ("confidence", "kind"):
         with pytest.raises(UserError, match="no epoch has"):
-            runs.peak(folder, key)
-    monkeypatch.setattr("sys.argv", ["runs", "threshold", "--factor", "inf", "--out", "x", str(folder)])
+            query.peak(folder, key)
+    monkeypatch.setattr("sys.argv", ["query", "threshold", "--factor", "inf", "--out", "x", str(folder)])
     with pytest.raises(SystemExit):
-        runs.main()
+        query.main()
     assert "finite" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def shared_channel(dialogue: Sequence[str], seed: int = 0) -> Callable[[int, np.
     return change
 
 
-def score(
+def rank_dialogues(
     encoder,
     data: DataDir,
     device,

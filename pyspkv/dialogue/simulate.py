@@ -101,18 +101,18 @@ def simulate(
 
 def contaminate(
     data: DataDir,
-    rate: float,
+    mixed_fraction: float,
     *,
     share: tuple[float, float] = (1 / 3, 1 / 2),
     alike: dict[str, str] | None = None,
     seed: int = 0,
 ) -> DataDir:
-    """A second speaker in `rate` of the dialogues (of two utterances or more, one speaker), marked in dialogue2mixed.
+    """A second speaker in `mixed_fraction` of the dialogues (of two or more utterances of one), marked in dialogue2mixed.
 
     Of a chosen dialogue, `share` of the utterances (at least one) are replaced by another speaker's: by one of the
     same device where there is another (a household), else by one drawn from all. `alike` (utterance -> key) asks for a
     recording of the same key (same word and round). The replacement is a copy named `<utt>-in-<dialogue>`; its
-    original stays where it was. Dialogues are chosen in one order for every rate, so a higher one adds to a lower.
+    original stays where it was. Dialogues are chosen in one order for every fraction, so a higher one adds to a lower.
     """
     spk, dialogue = dict(zip(data.utts, data.spk)), data.extra["utt2dialogue"]
     members: dict[str, list[str]] = {}
@@ -136,7 +136,7 @@ def contaminate(
     if len(said) < 2:
         raise UserError("contamination needs two speakers", file=data.path)
     order = np.random.default_rng((seed, 1)).permutation(len(names))
-    chosen = {names[i] for i in order[: round(rate * len(names))]}
+    chosen = {names[i] for i in order[: round(mixed_fraction * len(names))]}
     copies: dict[str, tuple[str, str]] = {}  # new utterance -> (original, dialogue)
     gone: set[str] = set()
     for name in sorted(chosen):
