@@ -313,7 +313,7 @@ def test_questions_to_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
-    """The per-epoch table of a phase whose objective moved labels: sizes, flips, and weights by the truth."""
+    """The per-epoch table of a phase whose objective moved labels: sizes, changes, and weights by the truth."""
     from safetensors.numpy import save_file
 
     root, _ = whole
@@ -335,7 +335,7 @@ def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
             "epoch",
             "live",
             "effective",
-            "flipped",
+            "changed",
             "nmi",
             "ami",
             "purity",
@@ -367,8 +367,8 @@ def test_other_systems_are_reported_between_the_last_phase_and_supervised(whole,
     assert names == ["pretrain", "round1", "round2", "finetune", "no_gate", "supervised", "final"]
 
 
-def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
-    """Four utterances, two spoilt; the gate keeps out one of them and half of a good one."""
+def test_what_a_gate_makes_of_labels_corrupted_on_purpose(tmp_path):
+    """Four utterances, two corrupted; the gate keeps out one of them and half of a good one."""
     from safetensors.numpy import save_file
 
     write_lines(tmp_path / "data/utt2spk", ["a s0", "b s0", "c s1", "d s1"])
@@ -379,8 +379,8 @@ def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
     [found] = experiment.moving_labels(tmp_path, None)
     assert found["noise_recall"] == pytest.approx(1 / 2)
     assert found["noise_precision"] == pytest.approx(1 / 1.5)
-    scored = {"spoilt": {"test": {"eer": 9.0}, "test-crops": {"eer": 8.0}}}
-    other = experiment.results(scored, {}, "test", {"spoilt": [found]})["others"]["spoilt"]
+    scored = {"corrupted": {"test": {"eer": 9.0}, "test-crops": {"eer": 8.0}}}
+    other = experiment.results(scored, {}, "test", {"corrupted": [found]})["others"]["corrupted"]
     assert (other["noise_recall"], other["eer_crops"]) == (found["noise_recall"], 8.0)
     shutil.rmtree(tmp_path / "data")  # a system trained on another's labels
     assert experiment.moving_labels(tmp_path, None) == []

@@ -490,7 +490,7 @@ def signal_problem(
     return f"a constant {wave[0]:.3g}" if swing == 0 else "silence, but for the last bit"
 
 
-def _line_of(file: Path, key: str) -> int | None:
+def _line_of_key(file: Path, key: str) -> int | None:
     """Line of `file` whose first field is `key`; looked up only when an error is about to be raised."""
     try:
         with open(file, encoding="utf-8", errors="replace") as f:
@@ -534,7 +534,7 @@ class AudioReader:
         key = segments[utt][0] if segments and err.table == "wav.scp" else utt
         file = path / err.table
         raise UserError(
-            f"utterance {utt}: {err}", file=file, line=_line_of(file, key), hint=err.hint
+            f"utterance {utt}: {err}", file=file, line=_line_of_key(file, key), hint=err.hint
         ) from None
 
     def _entry(self, row: int) -> str:

@@ -83,7 +83,7 @@ class Batch:
         return replace(self, **columns, views=views)
 
 
-def _numbers(names: list) -> np.ndarray:
+def _name_codes(names: list) -> np.ndarray:
     """Names -> their places in order, int64 [N]."""
     number = {name: i for i, name in enumerate(sorted(set(names)))}
     return np.fromiter((number[name] for name in names), np.int64, len(names))
@@ -126,7 +126,7 @@ class Corpus:
         self.source = np.repeat([LABELED, UNLABELED][: len(self.parts)], [len(d.utts) for d in self.parts])
         groups, devices = zip(*map(dialogues_of, self.parts))
         self.group, self.device = (
-            _numbers([name for part in side for name in part]) for side in (groups, devices)
+            _name_codes([name for part in side for name in part]) for side in (groups, devices)
         )
         share = cache_mb / len(self.parts)
         self.readers = [AudioReader(d, allow_pipes, share) for d in self.parts]

@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--sizes", type=span, default=(4, 8), metavar="LOW:HIGH", help="utterances in a dialogue")
     p.add_argument("--households", action="store_true", help="two speakers share a device")
     p.add_argument(
-        "--mixed-percent", type=float, default=0.0, metavar="P", help="of the dialogues have a second speaker"
+        "--mixed-percent", type=float, default=0.0, metavar="P", help="of the dialogues are of two speakers"
     )
     p.add_argument(
         "--share", type=span, default=(0.33, 0.5), metavar="LOW:HIGH", help="share of his utterances in them"

@@ -132,7 +132,7 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             raise UserError(f"{ascii(audio)}: {rule}", file=path, line=line, hint="rename the file")
         if utt in rows:
             raise UserError(f"{utt} is given twice", file=path, line=line)
-        time, zone = _seconds(value(fields.time), path, line)
+        time, zone = _parse_time(value(fields.time), path, line)
         if abs(time) > 1e11:
             rule = f"'{raw.get(fields.time)}' lies thousands of years away: milliseconds, or a date without dashes?"
             raise UserError(
@@ -199,7 +199,7 @@ def _positive(text: str) -> bool:
     return tables.plain_number(text) > 0
 
 
-def _seconds(text: str, path: Path, line: int) -> tuple[float, bool]:
+def _parse_time(text: str, path: Path, line: int) -> tuple[float, bool]:
     """(Seconds since 1970, whether that is beyond doubt) of a number or an ISO 8601 time; without a zone as UTC."""
     seconds = tables.plain_number(text)
     if not math.isnan(seconds):

@@ -107,7 +107,7 @@ def contaminate(
     alike: dict[str, str] | None = None,
     seed: int = 0,
 ) -> DataDir:
-    """A second speaker in `mixed_fraction` of the dialogues (of two or more utterances of one), marked in dialogue2mixed.
+    """A second speaker in `mixed_fraction` of the dialogues (two or more utterances of one), marked in dialogue2mixed.
 
     Of a chosen dialogue, `share` of the utterances (at least one) are replaced by another speaker's: by one of the
     same device where there is another (a household), else by one drawn from all. `alike` (utterance -> key) asks for a

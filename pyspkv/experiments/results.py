@@ -274,7 +274,7 @@ def _markdown(head: list[str], body: list[list[str]]) -> list[str]:
     return ["", lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
-def _number(text: str | None) -> list[float]:
+def _numbers_in(text: str | None) -> list[float]:
     return [float(x) for x in re.findall(r"\d+\.?\d*", text or "")] or [float("inf")]
 
 
@@ -291,7 +291,7 @@ class Shown:
         self.tuned = f"{self.unit} {', '.join(map(str, look.tuned_on))}" if self.tuning else ""
         have = {r["row"] for r in rows}
         self.names = [n for n in dict.fromkeys([*look.order, *(r["row"] for r in rows)]) if n in have]
-        self.columns = sorted({r.get("column") for r in rows}, key=lambda c: (_number(c), c or ""))
+        self.columns = sorted({r.get("column") for r in rows}, key=lambda c: (_numbers_in(c), c or ""))
         wanted = look.figures or (FIGURES if self.columns == [None] else MATRIX)
         self.figures = {
             k: FIGURES.get(k, (3, 1, k)) for k in wanted if any(r.get(k) is not None for r in rows)

@@ -30,7 +30,7 @@ _LINE = re.compile(
 )
 
 
-def directions(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.ndarray:
+def unit_means(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.ndarray:
     """float32 [N, D], one direction an entry; `mean` [D] is subtracted from every raw row first."""
     x = embeddings.x if mean is None else _less(embeddings.x, mean)
     return embeddings.entry_means(normalize(x))
@@ -110,7 +110,7 @@ def score_trials(embeddings: Embeddings, trials: tuple) -> tuple[np.ndarray, np.
     """Cosines float64 [n] and targets bool [n] of a list as `read_trials` gives it, both sides among `embeddings`."""
     enrol, test, target = trials
     i, j = (rows_of(ids, embeddings.ids, side) for ids, side in ((enrol, "enrolment"), (test, "test")))
-    x = directions(embeddings)
+    x = unit_means(embeddings)
     return cosine(x, x, i, j), target
 
 
