@@ -11,13 +11,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pyspkv.base.atomic import scratch_dir
 from pyspkv.base.errors import ERROR_FILE, Shown, UserError
-from pyspkv.base.processes import end_with_parent
+from pyspkv.base.processes import Stopped, end_all, end_with_parent, wait
 
 PATIENCE = 2.0  # seconds in which the others may say why, once one has failed without a word
 TO_TERMINATE = 5.0  # and from SIGTERM to SIGKILL
@@ -41,35 +40,6 @@ def environment(rank: int, nproc: int, port: int, errors: Path) -> dict[str, str
     if os.path.exists("/sys/class/net/lo"):  # gloo would look for the address of this machine's name
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return env
-
-
-class Stopped:
-    """The first signal that asks the launcher to end; one that it was started to ignore stays ignored (nohup)."""
-
-    def __init__(self):
-        self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._note)
-
-    def _note(self, number: int, _) -> None:
-        self.signal = self.signal or number
-
-
-def wait(ranks: list[subprocess.Popen], seconds: float, until=lambda: False) -> bool:
-    """Whether all have ended, after so many seconds or once `until()` holds."""
-    end = time.monotonic() + seconds
-    while not (over := all(r.poll() is not None for r in ranks)) and time.monotonic() < end and not until():
-        time.sleep(0.02)
-    return over
-
-
-def end(ranks: list[subprocess.Popen]) -> None:
-    for how, seconds in ((subprocess.Popen.terminate, TO_TERMINATE), (subprocess.Popen.kill, float("inf"))):
-        for process in ranks:
-            how(process)  # nothing where it has ended
-        if wait(ranks, seconds):
-            return
 
 
 def left_by(codes: list[int | None], errors: Path) -> dict[int, str]:
@@ -138,7 +108,7 @@ def run_together(module: str, args: Sequence[str], nproc: int) -> int:
                 ranks.append(start(rank, command, environment(rank, nproc, port, errors)))
             codes = until_one_fails(ranks, errors, stopped)
         finally:
-            end(ranks)
+            end_all(ranks, TO_TERMINATE)
         text = why(codes, errors) if not stopped.signal and any(codes) else None
     if stopped.signal:  # end as the signal would have it, for whoever waits
         signal.signal(stopped.signal, signal.SIG_DFL)
