@@ -308,22 +308,12 @@ def text(name: str) -> str:
     return re.sub(r"([\\`|\[\]])", r"\\\1", html.escape(name, quote=False))
 
 
-def markdown(
-    title: str,
-    scores: dict,
-    rounds: dict,
-    aside: list[str],
-    training: list[str],
-    moving: dict[str, list[dict]],
-    plots: list[str],
-    with_truth: bool,
-) -> str:
-    import numpy as np
-
+def systems_table(scores: dict) -> list[str]:
+    """A line a system and trial list."""
     compared = any("eer_difference" in m for lists in scores.values() for m in lists.values())
     head = ["system", "trials", "EER %", "95 % interval", "minDCF 0.01", "minDCF 0.05", "Cllr"]
     head += ["EER less supervised (paired 95 %)"] * compared
-    lines = [f"# {text(title)}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for phase, lists in scores.items():
         for name, m in lists.items():
             low, high = m.get("eer_ci_low"), m.get("eer_ci_high")
@@ -340,36 +330,58 @@ def markdown(
             if compared:
                 cells.append(difference(m))
             lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def rounds_table(rounds: dict, with_truth: bool) -> list[str]:
+    """A line a round, and what is to be said of its labels."""
+    import numpy as np
+
+    lines = ["", "## Labels of each round", ""]
+    head = ["round", "clusters", "smallest", "median", "largest", "AMI with the round before"]
+    head += ["NMI (truth)", "AMI (truth)", "ARI (truth)", "purity (truth)"] if with_truth else []
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r, labels in rounds.items():
+        s, ami = labels["sizes"], labels["stability"].get("ami")
+        cells = [
+            r,
+            labels["num_clusters"],
+            s.min(),
+            f"{np.median(s):g}",
+            s.max(),
+            "-" if ami is None else f"{ami:.3f}",
+        ]
+        if with_truth:
+            cells += [f"{labels['diagnostics'][k]:.3f}" for k in ("nmi", "ami", "ari", "purity")]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for r, labels in rounds.items():
+        if n := labels.get("silent"):
+            some = "1 labeled utterance has" if n == 1 else f"{n} labeled utterances have"
+            lines += ["", f"Round {r}: {some} no signal; extraction's log and made_by name them."]
+    if with_truth:
+        lines += [
+            "",
+            "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
+        ]
+    return lines
+
+
+def markdown(
+    title: str,
+    scores: dict,
+    rounds: dict,
+    aside: list[str],
+    training: list[str],
+    moving: dict[str, list[dict]],
+    plots: list[str],
+    with_truth: bool,
+) -> str:
+    lines = [f"# {text(title)}", "", *systems_table(scores)]
     over = {m["eer_ci_over"] for lists in scores.values() for m in lists.values() if m.get("eer_ci_over")}
     lines += ["", f"Intervals: bootstrap over {' / '.join(map(text, sorted(over))) or 'nothing'}."]
     lines += ["`final` in results.json is finetune where it was run, else the last round; no score chose it."]
     if rounds:
-        lines += ["", "## Labels of each round", ""]
-        head = ["round", "clusters", "smallest", "median", "largest", "AMI with the round before"]
-        head += ["NMI (truth)", "AMI (truth)", "ARI (truth)", "purity (truth)"] if with_truth else []
-        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for r, labels in rounds.items():
-            s, ami = labels["sizes"], labels["stability"].get("ami")
-            cells = [
-                r,
-                labels["num_clusters"],
-                s.min(),
-                f"{np.median(s):g}",
-                s.max(),
-                "-" if ami is None else f"{ami:.3f}",
-            ]
-            if with_truth:
-                cells += [f"{labels['diagnostics'][k]:.3f}" for k in ("nmi", "ami", "ari", "purity")]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-        for r, labels in rounds.items():
-            if n := labels.get("silent"):
-                some = "1 labeled utterance has" if n == 1 else f"{n} labeled utterances have"
-                lines += ["", f"Round {r}: {some} no signal; extraction's log and made_by name them."]
-        if with_truth:
-            lines += [
-                "",
-                "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
-            ]
+        lines += rounds_table(rounds, with_truth)
     lines += [*aside, "", "## Training", "", *training]
     for phase, epochs in moving.items():
         lines += moving_table(phase, epochs)
