@@ -43,7 +43,7 @@ def coded(form, subtype="PCM_16", x=None, rate=RATE):
 
 def one(entry, allow_pipes=False, folder=None, **table):
     entry = str(entry)
-    return AudioReader(DataDir(folder, ["u"], ["u"], {"u": entry}, extra=table), allow_pipes)
+    return AudioReader(DataDir(folder, ["u"], ["u"], {"u": entry}, utt_tables=table), allow_pipes)
 
 
 def whole(raw):

@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     x = rng.normal(size=(20, 24))[truth] + 0.4 * rng.normal(size=(NUM, 24))
     utts = [f"utt{i:04d}" for i in range(NUM)]
     data = DataDir(root / "data", utts, utts, {u: f"/x/{u}.wav" for u in utts})
-    data.extra["utt2dur"] = dict.fromkeys(utts, "2.5")
+    data.utt_tables["utt2dur"] = dict.fromkeys(utts, "2.5")
     data.write(root / "data")
     with EmbeddingWriter(root / "embed") as w:
         for u, e in zip(utts[::-1], x[::-1]):  # another order than the data directory
@@ -59,7 +59,7 @@ def test_a_round_its_report_and_the_next_round(made, tmp_path):
     data = DataDir.read(tmp_path / "round1/data")
     assert (
         data.utts == utts
-        and data.extra["utt2dur"]["utt0000"] == "2.5"
+        and data.utt_tables["utt2dur"]["utt0000"] == "2.5"
         and data.wav["utt0003"] == "/x/utt0003.wav"
     )
     assert len(set(data.spk)) == 20 and all(len(s) == 6 and s[0] == "c" for s in data.spk)

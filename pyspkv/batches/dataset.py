@@ -94,7 +94,7 @@ def dialogues_of(data: DataDir) -> tuple[list[tuple], list[tuple]]:
 
     Without utt2dialogue a speaker is one dialogue with a device of its own, without dialogue2device a dialogue is.
     """
-    dialogue = data.extra.get("utt2dialogue")
+    dialogue = data.utt_tables.get("utt2dialogue")
     if dialogue is None:
         name = {spk: ("speaker", spk) for spk in data.spk}  # one object each, not one an utterance
         own = [name[spk] for spk in data.spk]
@@ -147,7 +147,7 @@ class Corpus:
         return (self.readers[0], row) if row < first else (self.readers[1], row - first)
 
     def label_hash(self) -> str:
-        named = any("utt2dialogue" in d.extra for d in self.parts)
+        named = any("utt2dialogue" in d.utt_tables for d in self.parts)
         return "+".join(
             [d.label_hash() for d in self.parts]
             + ([hashlib.sha256(np.stack([self.group, self.device])).hexdigest()] if named else [])

@@ -50,7 +50,7 @@ def main() -> None:
     from pyspkv.objectives.dialogue import PairsConfig
 
     data = DataDir.read(args.data)
-    if "utt2dialogue" not in data.extra:
+    if "utt2dialogue" not in data.utt_tables:
         raise UserError(
             "no such file", file=data.path / "utt2dialogue", hint="utils/sessionize.sh makes it from a log"
         )

@@ -74,7 +74,7 @@ def main() -> None:
     data = replace(DataDir.read(args.data), trials={}, enrol_map=None)
     if len(set(data.spk)) == len(data.utts):
         raise UserError("every utterance is a speaker of its own", file=args.data, hint="give true speakers")
-    if "utt2dialogue" not in data.extra:
+    if "utt2dialogue" not in data.utt_tables:
         session = read_table(args.session, "id") if args.session else dict.fromkeys(data.utts, "0")
         sizes = (int(args.sizes[0]), int(args.sizes[1]))
         data = simulate(data, session, sizes=sizes, households=args.households, seed=args.seed)

@@ -17,7 +17,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.clustering import made
 from pyspkv.clustering.options import Options
 from pyspkv.data.datadir import DataDir, read_table
-from pyspkv.data.tables import of_each
+from pyspkv.data.tables import values_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ def make_round(
         source = DataDir.read(data)
         options.check(len(source.utts), data)
         before = DataDir.read(previous, need_wav=False) if previous else None
-        true = of_each(read_table(truth), source.utts, truth) if truth else None
+        true = values_for(read_table(truth), source.utts, truth) if truth else None
         digests = [made.embeddings_digest(scp) for scp in embeddings]
         silent = silence.among(embeddings, source.utts)
         silence.warn(silent, data)

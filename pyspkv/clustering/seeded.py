@@ -10,7 +10,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.clustering import made
 from pyspkv.clustering.round import write_round
 from pyspkv.data.datadir import DataDir, combine, read_table
-from pyspkv.data.tables import of_each
+from pyspkv.data.tables import values_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ def make_seeded_round(
 
     def label() -> dict:
         both = _read_apart(labeled, unlabeled)
-        true = of_each(read_table(truth, "id"), both[1].utts, truth) if truth else None
+        true = values_for(read_table(truth, "id"), both[1].utts, truth) if truth else None
         digest = made.embeddings_digest(embeddings)
         silent = silence.among([embeddings], both[0].utts + both[1].utts)
         silence.warn(silent, unlabeled)

@@ -92,7 +92,7 @@ def rank_dialogues(
     from pyspkv.objectives.dialogue import rejection
     from pyspkv.score.extract import embed
 
-    of, nth = data.extra["utt2dialogue"], defaultdict(itertools.count)
+    of, nth = data.utt_tables["utt2dialogue"], defaultdict(itertools.count)
     data = data.subset([u for u in data.utts if next(nth[of[u]]) < most], trials=False)
     dialogue = [of[u] for u in data.utts]
     change = shared_channel(dialogue) if channel else None

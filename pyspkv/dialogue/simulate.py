@@ -11,7 +11,7 @@ from pyspkv.data.datadir import DataDir
 
 def dialogue_lines(data: DataDir) -> list[str]:
     """What to know of a directory with utt2dialogue before training on it."""
-    dialogue = data.extra["utt2dialogue"]
+    dialogue = data.utt_tables["utt2dialogue"]
     _, size = np.unique(list(dialogue.values()), return_counts=True)
     many, count = np.unique(size, return_counts=True)
     shown = ", ".join(f"{m}: {c}" for m, c in list(zip(many.tolist(), count.tolist()))[:20])
@@ -36,7 +36,7 @@ def check_disjoint(a: DataDir, b: DataDir) -> None:
 
     def names(data: DataDir) -> dict[str, set[str]]:
         found = {"utterance": set(data.utts), "speaker": set(data.spk)}
-        found["dialogue"] = set(data.extra.get("utt2dialogue", {}).values())
+        found["dialogue"] = set(data.utt_tables.get("utt2dialogue", {}).values())
         return found | {"device": set((data.dialogue2device or {}).values())}
 
     theirs = names(b)
@@ -95,7 +95,10 @@ def simulate(
             dialogue |= dict.fromkeys(utts[at : at + size], new)
             at += size
     return replace(
-        data, extra={**data.extra, "utt2dialogue": dialogue}, dialogue2device=devices, dialogue2mixed=None
+        data,
+        utt_tables={**data.utt_tables, "utt2dialogue": dialogue},
+        dialogue2device=devices,
+        dialogue2mixed=None,
     )
 
 
@@ -114,7 +117,7 @@ def contaminate(
     recording of the same key (same word and round). The replacement is a copy named `<utt>-in-<dialogue>`; its
     original stays where it was. Dialogues are chosen in one order for every fraction, so a higher one adds to a lower.
     """
-    spk, dialogue = dict(zip(data.utts, data.spk)), data.extra["utt2dialogue"]
+    spk, dialogue = dict(zip(data.utts, data.spk)), data.utt_tables["utt2dialogue"]
     members: dict[str, list[str]] = {}
     for utt in data.utts:
         members.setdefault(dialogue[utt], []).append(utt)

@@ -71,7 +71,7 @@ def read_round(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
     """What a round's labels were: sizes [K], num_clusters, report.json, and diagnostics where a truth is given."""
     import numpy as np
 
-    from pyspkv.data.tables import of_each, read_table
+    from pyspkv.data.tables import read_table, values_for
 
     spk = read_table(folder / "data/utt2spk", "id")
     _, sizes = np.unique(list(spk.values()), return_counts=True)
@@ -85,7 +85,7 @@ def read_round(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
     if truth is not None:
         from pyspkv.clustering import quality
 
-        true = of_each(truth, list(spk), truth_file)
+        true = values_for(truth, list(spk), truth_file)
         out["diagnostics"] = quality.diagnostics(list(spk.values()), true)
         if set(spk.values()) <= set(true):  # of labels that are speakers' names, as seeded_cluster gives them
             right = np.array(list(spk.values())) == np.array(true)
@@ -232,10 +232,10 @@ def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the tr
     import numpy as np
 
     from pyspkv.clustering import quality
-    from pyspkv.data.tables import decode, of_each, read_table
+    from pyspkv.data.tables import decode, read_table, values_for
 
     spk = read_table(folder / "data/utt2spk", "id")
-    true = of_each(truth, list(spk), truth_file) if truth is not None else None
+    true = values_for(truth, list(spk), truth_file) if truth is not None else None
     given = np.unique(list(spk.values()), return_inverse=True)[1]
     out, before = [], None
     kept = ("dev_eer", "dev_eer_student")

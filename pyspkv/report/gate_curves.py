@@ -11,7 +11,7 @@ from pyspkv.base import foreign
 from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
 from pyspkv.data.datadir import DataDir, read_table
-from pyspkv.data.tables import decode, of_each
+from pyspkv.data.tables import decode, values_for
 from pyspkv.report import plots
 from pyspkv.report.experiment import rows_of
 
@@ -37,7 +37,7 @@ def write(
     for model, folder in models:
         unlabeled = DataDir.read(folder)
         if true is not None:
-            of_each(true, unlabeled.utts, truth)
+            values_for(true, unlabeled.utts, truth)
         found += curves(model, unlabeled, true, wrong)
     if not found:
         raise UserError("no epoch of these runs has a gate's rows", file=models[0][0])

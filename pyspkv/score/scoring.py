@@ -19,8 +19,9 @@ import numpy as np
 
 from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
+from pyspkv.base.garbage import no_gc
 from pyspkv.data.ark import Embeddings, normalize, read_embeddings
-from pyspkv.data.tables import no_gc, read_table
+from pyspkv.data.tables import read_table
 
 BLOCK = 1 << 10  # trials at once: their gathered rows stay in cache
 COHORT_BLOCK = 1024  # rows against the cohort at once: 24 MiB of scores at 6,000 cohort entries
