@@ -31,6 +31,9 @@ class Fbank(nn.Module):
     over the utterance's own frames. F = 1 + (T - 400) // 160; shorter input is refused. Always fp32, no gradient.
     """
 
+    mel: Tensor  # [256, n_mels]
+    window: Tensor  # [400]
+
     def __init__(self, n_mels: int = 80, low_hz: float = 20.0, high_hz: float = 7600.0):
         super().__init__()
         mel = mel_banks(n_mels, FFT, low_hz, high_hz)

@@ -24,7 +24,7 @@ class Promise(NamedTuple):
     """Where samples start and how many bytes of them the header promises; None where it does not tell."""
 
     start: int
-    bytes: int | None
+    size: int | None
     block: int = 1  # bytes that are decoded together: less than one may be missing
     patch: tuple[tuple[int, bytes], ...] = ()  # (position, bytes) that make libsndfile read to the end
 
@@ -33,7 +33,7 @@ class Promise(NamedTuple):
 
     def cut(self, size: int) -> bool:
         """Whether a file of `size` bytes holds less."""
-        return self.bytes is not None and self.start + self.bytes - size >= self.block
+        return self.size is not None and self.start + self.size - size >= self.block
 
 
 def _unknown(size: int) -> bool:
@@ -265,9 +265,9 @@ def _mp3(at: Peek, size: int) -> Promise | None:
         head = block[pos - base : pos - base + 3]
         if len(head) < 3:
             break
-        length = lengths.get(head)
-        if length is None:
-            length = lengths[head] = _mp3_frame(head) if (head[1] ^ first[1]) & 0xFE == 0 else 0
+        if head not in lengths:
+            lengths[head] = _mp3_frame(head) if (head[1] ^ first[1]) & 0xFE == 0 else 0
+        length = lengths[head]
         if not length or pos + length > size:
             break
         count, pos = count + 1, pos + length

@@ -30,6 +30,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -106,10 +107,11 @@ class _Patched:
         self._at = start + len(data)
         for pos, raw in self._patch:
             if pos < self._at and start < pos + len(raw):
-                data = bytearray(data)
+                patched = bytearray(data)
                 for i, byte in enumerate(raw, pos - start):
-                    if 0 <= i < len(data):
-                        data[i] = byte
+                    if 0 <= i < len(patched):
+                        patched[i] = byte
+                data = bytes(patched)
         return data
 
 
@@ -250,9 +252,9 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
     head = os.pread(fd, HEAD, offset)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
         found = promise(head, lambda pos, number: os.pread(fd, number, offset + pos), size)
-        if found is not None and found.bytes is not None and (found.patch or found.cut(size)):
+        if found is not None and found.size is not None and (found.patch or found.cut(size)):
             return _window(fd, offset, size, name)  # libsndfile alone would not see that the archive ends
-        if found is None or found.bytes is not None:
+        if found is None or found.size is not None:
             return _libsndfile(fd, name, size, found)
         why, hint = "does not tell its length, and other entries may follow it", None
     elif head[:5] == b"AUDIO" and len(head) > 6 and 1 <= head[5] <= 8:
@@ -298,7 +300,7 @@ def _libsndfile(source, name: str, size: int, found):
     if f.format == "OGG":
         rule = "its last page is incomplete"
     elif seconds:
-        rule = f"its header promises {seconds * found.bytes / (size - found.start):.3f} s"
+        rule = f"its header promises {seconds * found.size / (size - found.start):.3f} s"
     raise AudioError(f"{name} is cut short: {rule}, {seconds:.3f} s are there", _FETCH)
 
 
@@ -525,7 +527,7 @@ class AudioReader:
     def __len__(self) -> int:
         return len(self.data.utts)
 
-    def _fail(self, row: int, err: AudioError):
+    def _fail(self, row: int, err: AudioError) -> NoReturn:
         utt = self.data.utts[row]
         path = self.data.path and Path(self.data.path)
         if not path or path.is_file():  # no directory, but a log or files by name

@@ -112,7 +112,7 @@ def _read(file: Path, num: int) -> list[np.ndarray]:
         if not file.is_file():
             raise UserError("no file")
         table = np.load(file, allow_pickle=False)
-        shape = getattr(table, "shape", ())
+        shape: tuple[int, ...] = getattr(table, "shape", ())
         if len(shape) != 2 or shape[0] != num or not 0 < shape[1] <= MAX_LENGTH or table.dtype != np.float32:
             raise UserError(f"it holds no {num} impulse responses")
         energy = np.einsum("rn,rn->r", table, table, dtype=np.float64)

@@ -84,11 +84,12 @@ def natural(text: str) -> int:
 def run(main: Callable[[], int | None]) -> None:
     """Run an entry point and exit: whatever goes wrong becomes `error: ...` on stderr, one or two lines.
 
-    Exit codes: 1 for what the user can hint (`UserError`, `OSError`, memory, a missing package), 130 for Ctrl-C, 141
-    where the reader of our output left before the work was done, 70 for a defect of ours, whose traceback goes to a
+    Exit codes: 1 for what the user can put right (`UserError`, `OSError`, memory, a missing package), 130 for Ctrl-C,
+    141 where the reader of our output left before the work was done, 70 for a defect of ours, whose traceback goes to a
     file in $SPKV_LOG_DIR or the system's temporary folder. SPKV_TRACEBACK=1 shows every traceback.
     """
     guard()
+    code: str | int | None
     try:
         try:
             code = main() or 0
@@ -114,6 +115,7 @@ def guard() -> None:
 
 def _unprintable(err: UnicodeError) -> tuple[bytes, int]:
     """Codec error handler: bytes of a file's name as they are, so that a shell finds the file; the rest as \\xfc."""
+    assert isinstance(err, UnicodeEncodeError)
     one = err.object[err.start]
     if "\udc80" <= one <= "\udcff":
         return one.encode("ascii", "surrogateescape"), err.start + 1

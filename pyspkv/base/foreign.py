@@ -83,7 +83,7 @@ def parse_json(
 ) -> Any:
     """JSON text -> an object of `kind`, nested at most MAX_DEPTH deep, its numbers finite, whole ones up to `most`."""
     try:
-        hooks = {} if nan else {"parse_constant": _no_constant, "parse_float": _finite}
+        hooks: dict[str, Any] = {} if nan else {"parse_constant": _no_constant, "parse_float": _finite}
         found = json.loads(text, parse_int=lambda digits: _int(digits, most), **hooks)
         if "\\ud" in text.lower():  # half of a surrogate pair: a string that no file can take
             json.dumps(found, ensure_ascii=False).encode()

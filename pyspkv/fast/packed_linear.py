@@ -32,7 +32,7 @@ def packed(encoder, device: torch.device, precision: str) -> Iterator[None]:
         return
     layers = [m for m in encoder.modules() if type(m) is torch.nn.Linear]
     for layer in layers:
-        layer.forward = _PackedLinear(layer)
+        setattr(layer, "forward", _PackedLinear(layer))  # noqa: B010 (a method, to type checkers)
     try:
         yield
     finally:
