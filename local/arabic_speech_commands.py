@@ -126,8 +126,8 @@ def make_fold(args: argparse.Namespace) -> None:
         )
     test, dev = folds[args.fold], folds[(args.fold + 1) % args.folds]
     rest = [s for s in order if s not in test and s not in dev]
-    if not min(args.labeled) >= 2 or max(args.labeled) > len(rest):
-        raise UserError(f"--labeled is 2 to {len(rest)} (those that are neither test nor dev)")
+    if not min(args.num_labeled_spk) >= 2 or max(args.num_labeled_spk) > len(rest):
+        raise UserError(f"--num-labeled-spk is 2 to {len(rest)} (those that are neither test nor dev)")
 
     def of(names, per: int | None = None) -> list[str]:
         """The utterances of these speakers, or so many drawn of each."""
@@ -151,7 +151,7 @@ def make_fold(args: argparse.Namespace) -> None:
     write("test", of(test), targets=20000)
     for old in args.dir.glob("labeled-*"):  # of another fold it may hold what is test here
         shutil.rmtree(old)
-    for n in args.labeled:
+    for n in args.num_labeled_spk:
         write(f"labeled-{n}", of(rest[:n], args.utts))
     for name, value in (
         ("utt2session", lambda u: u.rsplit("-", 1)[1]),
@@ -183,7 +183,11 @@ def main() -> int:
     folds.add_argument("--fold", type=natural, help="make this fold, from 0, in place of the official split")
     folds.add_argument("--folds", type=natural, default=5)
     folds.add_argument(
-        "--labeled", type=natural, nargs="+", default=[4, 8, 12, 18], help="speakers of the labeled sets"
+        "--num-labeled-spk",
+        type=natural,
+        nargs="+",
+        default=[4, 8, 12, 18],
+        help="speakers of the labeled sets",
     )
     folds.add_argument("--utts", type=natural, default=20, help="utterances (of a second) of each of them")
     args = p.parse_args()

@@ -286,7 +286,7 @@ def write_dirs(maker: Maker) -> None:
             "utt2num_samples": {u: str(n) for u, n in counts.items()},
             "utt2dur": {u: f"{n / SAMPLE_RATE:.6f}" for u, n in counts.items()},
         }
-        data = DataDir(root / split, utts, spk, wav, extra=extra)
+        data = DataDir(root / split, utts, spk, wav, utt_tables=extra)
         if split == "train":
             data.write_training_set(root)
             continue

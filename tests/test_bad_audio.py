@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+import torch
 
+from pyspkv.api.speaker_model import Model
 from pyspkv.audio import reader
 from pyspkv.audio.reader import AudioReader, signal_problem
 from pyspkv.base.errors import UserError
-from pyspkv.bin import verify
 from pyspkv.data.datadir import DataDir
 
 RATE = 16000
@@ -42,7 +43,7 @@ def coded(form, subtype="PCM_16", x=None, rate=RATE):
 
 def one(entry, allow_pipes=False, folder=None, **table):
     entry = str(entry)
-    return AudioReader(DataDir(folder, ["u"], ["u"], {"u": entry}, extra=table), allow_pipes)
+    return AudioReader(DataDir(folder, ["u"], ["u"], {"u": entry}, utt_tables=table), allow_pipes)
 
 
 def whole(raw):
@@ -348,15 +349,22 @@ def test_signal_problem_of_arrays():
     assert signal_problem(x, stereo) is None
 
 
-def test_verify_refuses_silence(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "pyspkv.base.checkpoint.load_encoder", lambda *_: pytest.fail("before the model is loaded")
-    )
+class Level(torch.nn.Module):
+    """Stands for an encoder."""
+
+    min_samples = 400
+
+    def forward(self, wave, lengths):
+        return wave.square().mean(-1, keepdim=True)
+
+
+def test_what_verifies_refuses_silence(tmp_path):
     reasons = silent_files(tmp_path)
     soundfile.write(tmp_path / "good.wav", noise(), RATE)
+    model = Model(Level().eval(), tmp_path, torch.device("cpu"), None)
     for name, why in reasons.items():
         with pytest.raises(UserError, match=rf"1 utterance has no signal: .*/{name} \(.*{why}"):
-            verify.embed_files("model", [str(tmp_path / "good.wav"), str(tmp_path / name)])
+            model.embed_speech([str(tmp_path / "good.wav"), str(tmp_path / name)])
 
 
 # --- crops of codecs that cannot seek, or seek to a wrong place

@@ -7,8 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+from pyspkv.base.errors import UserError
 from pyspkv.bin import cluster
 from pyspkv.clustering import pipeline, quality
+from pyspkv.clustering.options import Options
+from pyspkv.clustering.round import make_round
 from pyspkv.data.ark import EmbeddingWriter
 from pyspkv.data.datadir import DataDir
 
@@ -32,7 +35,7 @@ def made(tmp_path_factory):
     x = rng.normal(size=(20, 24))[truth] + 0.4 * rng.normal(size=(NUM, 24))
     utts = [f"utt{i:04d}" for i in range(NUM)]
     data = DataDir(root / "data", utts, utts, {u: f"/x/{u}.wav" for u in utts})
-    data.extra["utt2dur"] = dict.fromkeys(utts, "2.5")
+    data.utt_tables["utt2dur"] = dict.fromkeys(utts, "2.5")
     data.write(root / "data")
     with EmbeddingWriter(root / "embed") as w:
         for u, e in zip(utts[::-1], x[::-1]):  # another order than the data directory
@@ -56,7 +59,7 @@ def test_a_round_its_report_and_the_next_round(made, tmp_path):
     data = DataDir.read(tmp_path / "round1/data")
     assert (
         data.utts == utts
-        and data.extra["utt2dur"]["utt0000"] == "2.5"
+        and data.utt_tables["utt2dur"]["utt0000"] == "2.5"
         and data.wav["utt0003"] == "/x/utt0003.wav"
     )
     assert len(set(data.spk)) == 20 and all(len(s) == 6 and s[0] == "c" for s in data.spk)
@@ -80,6 +83,37 @@ def test_a_round_its_report_and_the_next_round(made, tmp_path):
     kept = np.mean([a == b for a, b in zip(data.spk, second.spk)])
     assert kept == pytest.approx(report["stability"]["kept"]) and kept > 0.85
     assert {"c00020", "c00021"} <= set(second.spk)
+
+
+def test_a_round_from_python_is_the_one_of_the_command(made, tmp_path, capsys):
+    root, _, _ = made
+    scp, data = str(root / "embed/embedding.scp"), root / "data"
+    run(
+        "--embeddings",
+        scp,
+        "--data",
+        data,
+        "--num-clusters",
+        20,
+        "--min-size",
+        15,
+        "--out-data",
+        tmp_path / "a/data",
+    )
+    options = Options(num_clusters=20, min_size=15)
+    drawn = []
+    report = make_round([scp], data, tmp_path / "b/data", options, draw=lambda r, path: drawn.append(path))
+    for name in ("utt2spk", "wav.scp", "spk2utt", "utt2dur"):
+        assert (tmp_path / "a/data" / name).read_bytes() == (tmp_path / "b/data" / name).read_bytes()
+    assert drawn == [tmp_path / "b/report.json"]
+    there = json.loads(drawn[0].read_text())
+    assert there["dropped_utts"] == NUM - len(DataDir.read(tmp_path / "b/data").utts) > 0
+    assert json.loads(json.dumps(report)) == there
+    capsys.readouterr()
+    assert make_round([scp], data, tmp_path / "b/data", options) is None, "what stands is kept"
+    assert capsys.readouterr().out.startswith("kept: ")
+    with pytest.raises(UserError, match="was made with --min-size 15, now 1"):
+        make_round([scp], data, tmp_path / "b/data", Options(num_clusters=20))
 
 
 def test_rows_are_averaged_after_normalization(made, tmp_path):

@@ -62,7 +62,7 @@ def test_reads_a_kaldi_directory(tmp_path):
     assert data.spk == ["a", "a", "b", "c"]
     assert data.wav["r2"] == "sph2pipe -f wav /data/r2.sph |"
     assert data.segments["a-2"] == ("r1", 1.5, 3.25)
-    assert data.extra["text"] == {"a-1": "hello there", "a-2": "", "b-1": "caf\u00e9", "c-1": "x"}
+    assert data.utt_tables["text"] == {"a-1": "hello there", "a-2": "", "b-1": "caf\u00e9", "c-1": "x"}
     assert data.dialogue2device == {"d1": "x", "d2": "y"}
     assert data.label_hash() == hashlib.sha256(KALDI["utt2spk"].encode()).hexdigest()
 
@@ -91,7 +91,7 @@ def test_blanks_and_tabs_between_columns_are_one(tmp_path):
 def test_truth_is_neither_read_nor_copied(tmp_path):
     data = DataDir.read(put(tmp_path / "d", {**KALDI, "utt2spk_true": "garbage"}))
     data.write(tmp_path / "e")
-    assert "utt2spk_true" not in data.extra
+    assert "utt2spk_true" not in data.utt_tables
     assert not (tmp_path / "e" / "utt2spk_true").exists()
 
 
@@ -433,7 +433,7 @@ def test_fix_cuts_segments_to_the_audio(heard, options):
         "d": ("r2", 0.25, -1),
         "f": ("r2", 0, 1),
     }
-    assert data.extra == {"utt2dur": {"a": "2", "b": "0.5", "d": "0.75", "f": "1"}}
+    assert data.utt_tables == {"utt2dur": {"a": "2", "b": "0.5", "d": "0.75", "f": "1"}}
     assert (heard / ".backup" / "utt2num_samples").exists()
     assert fix(heard, check_audio=True) == []
 
@@ -598,7 +598,7 @@ def test_regenerated_speakers_leave_the_old_speakers_files_behind(tmp_path):
 def test_combine(tmp_path):
     a, b = (DataDir.read(put(tmp_path / n, KALDI)) for n in "ab")
     other = b.renamed(lambda u, _: f"z-{u}", lambda s: f"z-{s}")
-    del other.extra["text"]
+    del other.utt_tables["text"]
     other.enrol_map, other.trials = {"n1": "z-a-1"}, {"trials": other.trials["trials"][2:3]}
     both, left_out = combine(tmp_path / "c", [a, other])
     both.write(tmp_path / "c")
@@ -669,8 +669,8 @@ def directories(draw) -> DataDir:
         data.segments = {u: (r, a := draw(start), a + 0.25 + draw(start)) for u, r in zip(utts, recos)}
         data.wav = dict.fromkeys(sorted(set(recos)), "x.ark:12")
     if draw(st.booleans()):
-        data.extra["utt2dialogue"] = {u: draw(st.sampled_from(names)) for u in utts}
-        data.dialogue2device = {d: draw(ids) for d in sorted(set(data.extra["utt2dialogue"].values()))}
+        data.utt_tables["utt2dialogue"] = {u: draw(st.sampled_from(names)) for u in utts}
+        data.dialogue2device = {d: draw(ids) for d in sorted(set(data.utt_tables["utt2dialogue"].values()))}
     if draw(st.booleans()):
         pairs = draw(st.sets(st.tuples(st.sampled_from(utts), st.sampled_from(utts)), min_size=1, max_size=6))
         data.trials["trials"] = [f"{a} {b} {'target' if a < b else 'nontarget'}" for a, b in pairs]
@@ -882,7 +882,7 @@ def test_copy_spk_prefix_with_and_without_a_value(tmp_path):
 def test_subset_options(tmp_path, capsys):
     utts = [f"u{i:02d}" for i in range(20)]
     data = DataDir(tmp_path, utts, [f"s{i % 4}" for i in range(20)], dict.fromkeys(utts, "x"))
-    data.extra["utt2dur"] = {u: str(1 + (7 * i) % 20) for i, u in enumerate(utts)}
+    data.utt_tables["utt2dur"] = {u: str(1 + (7 * i) % 20) for i, u in enumerate(utts)}
     data.write(tmp_path / "d")
 
     def subset(*args) -> DataDir:
@@ -892,7 +892,7 @@ def test_subset_options(tmp_path, capsys):
     assert subset([5]).utts == ["u00", "u04", "u08", "u12", "u16"]
     assert subset("--first", [3]).utts == utts[:3]
     assert subset("--last", [3]).utts == utts[-3:]
-    assert sorted(map(float, subset("--shortest", [4]).extra["utt2dur"].values())) == [1, 2, 3, 4]
+    assert sorted(map(float, subset("--shortest", [4]).utt_tables["utt2dur"].values())) == [1, 2, 3, 4]
     assert (
         subset("--per-spk", [2]).spk == ["s0", "s1", "s2", "s3"] * 2
         or len(subset("--per-spk", [2]).utts) == 8

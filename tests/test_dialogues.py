@@ -82,9 +82,9 @@ def test_sessionize_makes_a_valid_directory(tmp_path, kind):
     out = tmp_path / "out"
     done = sessionize(path, out, "--plot", tmp_path / "gaps.png")
     found = DataDir.read(out)
-    assert found.extra["utt2dialogue"] == WANT
+    assert found.utt_tables["utt2dialogue"] == WANT
     assert found.dialogue2device == {"d1-0": "d1", "d1-200": "d1", "d2-500": "d2"}
-    assert found.spk == found.utts and float(found.extra["utt2time"]["u8"]) == 501.5
+    assert found.spk == found.utts and float(found.utt_tables["utt2time"]["u8"]) == 501.5
     audio = "/x/u1.wav" if kind == "kaldi" else str(tmp_path / "u1.wav")
     assert found.wav["u1"] == audio and (tmp_path / "gaps.png").stat().st_size > 1000
     assert "8 turns of 2 devices; 1 dropped" in done.stdout and "6 of 8 turns in 3 dialogues" in done.stdout
@@ -215,7 +215,7 @@ def test_two_logs_of_one_device_keep_their_dialogues_apart(tmp_path):
         check=True,
     )
     both = DataDir.read(tmp_path / "both")
-    assert len(set(both.extra["utt2dialogue"].values())) == len(both.dialogue2device) == 6
+    assert len(set(both.utt_tables["utt2dialogue"].values())) == len(both.dialogue2device) == 6
     rows = [
         {"utt": u, "audio": u, "device": d, "time": t, "duration": s, "source": source.upper()}
         for u, d, t, s, source in LOG
@@ -285,7 +285,7 @@ def tool(*args, code=0):
 def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labeled):
     data = simulate.contaminate(simulate.simulate(labeled, session(labeled), sizes=(2, 2)), 0.5)
     times = {u: str(k) for k, u in enumerate(data.utts)}
-    data.extra |= {"utt2time": times, "utt2source": dict.fromkeys(data.utts, "customer")}
+    data.utt_tables |= {"utt2time": times, "utt2source": dict.fromkeys(data.utts, "customer")}
     data.write(tmp_path / "all")
     all_files = {p.name for p in (tmp_path / "all").iterdir()}
     cli = "pyspkv.bin.datadir"
@@ -300,7 +300,7 @@ def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labele
     tool(cli, "subset", "--dialogues", tmp_path / "all", 5, tmp_path / "some")
     some = DataDir.read(tmp_path / "some")
     assert len(some.utts) == 6 and all(
-        sum(x == d for x in data.extra["utt2dialogue"].values()) == 2 for d in some.dialogue2device
+        sum(x == d for x in data.utt_tables["utt2dialogue"].values()) == 2 for d in some.dialogue2device
     )
     done = tool(cli, "validate", tmp_path / "all")
     assert "utterances in a dialogue: 2: 24" in done.stdout and "of 4 devices" in done.stdout
@@ -314,9 +314,8 @@ def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labele
     for part in (data.write_split(2) / "1", data.write_split(3, per_utt=True) / "2"):
         assert {p.name for p in part.iterdir()} == all_files and DataDir.read(part).dialogue2device
     tool(cli, "copy", "--utt-prefix", "x-", tmp_path / "all", tmp_path / "copy")
-    assert DataDir.read(tmp_path / "copy").extra["utt2dialogue"]["x-" + data.utts[0]] == data.extra["utt2dialogue"][
-        data.utts[0]
-    ]  # fmt: skip
+    copied = DataDir.read(tmp_path / "copy").utt_tables["utt2dialogue"]
+    assert copied["x-" + data.utts[0]] == data.utt_tables["utt2dialogue"][data.utts[0]]
     fields = {**two.tables(), "utt2dialogue": dict.fromkeys(two.utts, "s1-r0-0")}
     broken = DataDir.from_tables(tmp_path / "broken", fields, {})
     (tmp_path / "broken").mkdir()
@@ -366,10 +365,10 @@ def test_cut_sizes_stay_in_range_where_they_can(n, low, more, seed):
 
 def test_dialogues_are_of_one_speaker_and_session(labeled):
     data = simulate.simulate(labeled, session(labeled), sizes=(2, 3), seed=3)
-    for utt, name in data.extra["utt2dialogue"].items():
+    for utt, name in data.utt_tables["utt2dialogue"].items():
         assert name.startswith(f"{utt[:2]}-{utt[-2:]}-") and data.dialogue2device[name] == utt[:2]
     homes = simulate.simulate(labeled, session(labeled), sizes=(2, 3), households=True, seed=3)
-    assert homes.extra["utt2dialogue"] == data.extra["utt2dialogue"]
+    assert homes.utt_tables["utt2dialogue"] == data.utt_tables["utt2dialogue"]
     people = {}
     for name, home in homes.dialogue2device.items():
         people.setdefault(home, set()).add(name[:2])
@@ -384,7 +383,7 @@ def test_contamination_marks_and_mixes_what_it_says(labeled, households):
         data = simulate.contaminate(clean, rate, alike=key(labeled), seed=1)
         members = {}
         for utt, spk in zip(data.utts, data.spk):
-            members.setdefault(data.extra["utt2dialogue"][utt], []).append((utt, spk))
+            members.setdefault(data.utt_tables["utt2dialogue"][utt], []).append((utt, spk))
         mixed = {d for d, v in data.dialogue2mixed.items() if v == "1"}
         assert len(mixed) == round(12 * rate) and (before is None or before <= mixed)
         before = mixed
@@ -407,7 +406,7 @@ def test_a_dialogue_keeps_its_size_where_the_second_speaker_has_said_little(tmp_
     data = DataDir(tmp_path, utts, [u[0] for u in utts], {u: f"/x/{u}.wav" for u in utts})
     clean = simulate.simulate(data, dict.fromkeys(utts, "0"), sizes=(8, 8))
     mixed = simulate.contaminate(clean, 1.0, seed=0)
-    count = [list(mixed.extra["utt2dialogue"].values()).count(d) for d in mixed.dialogue2device]
+    count = [list(mixed.utt_tables["utt2dialogue"].values()).count(d) for d in mixed.dialogue2device]
     assert sorted(count) == [2, 8, 8]
 
 
@@ -420,7 +419,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
     (tmp_path / "out/train/notes.txt").write_text("mine")
     truth = tmp_path / "out/train_labeled/dialogue2mixed"
     before = truth.read_text()
-    tool("pyspkv.bin.simulate_dialogues", "--percent", "100", *args, code=1)
+    tool("pyspkv.bin.simulate_dialogues", "--mixed-percent", "100", *args, code=1)
     assert truth.read_text() == before
     truth.write_text(before.split("\n", 1)[1])
     assert "lacks dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
@@ -429,7 +428,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
 
 def test_the_truth_stays_out_of_the_training_directory(tmp_path, labeled):
     labeled.write(tmp_path / "in")
-    args = ["--percent", "50", "--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
+    args = ["--mixed-percent", "50", "--sizes", "2:4", tmp_path / "in", tmp_path / "out"]
     done = tool("pyspkv.bin.simulate_dialogues", *args)
     assert "with a second speaker" in done.stdout
     train, truth = DataDir.read(tmp_path / "out/train"), DataDir.read(tmp_path / "out/train_labeled")
@@ -438,7 +437,12 @@ def test_the_truth_stays_out_of_the_training_directory(tmp_path, labeled):
     lines = (tmp_path / "out/truth/dialogue2mixed").read_text().splitlines()
     assert dict(line.split() for line in lines) == truth.dialogue2mixed
     again = tool(
-        "pyspkv.bin.simulate_dialogues", "--percent", "50", tmp_path / "out/train", tmp_path / "x", code=1
+        "pyspkv.bin.simulate_dialogues",
+        "--mixed-percent",
+        "50",
+        tmp_path / "out/train",
+        tmp_path / "x",
+        code=1,
     )
     assert "true speakers" in again.stderr
 
@@ -521,7 +525,7 @@ def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
     from pyspkv.score import extract
 
     data = toy.make(tmp_path, speakers=2, utts=6)
-    data.extra["utt2dialogue"] = dict(zip(data.utts, data.spk))
+    data.utt_tables["utt2dialogue"] = dict(zip(data.utts, data.spk))
     seen = []
 
     def stub(encoder, part, *rest):
@@ -531,5 +535,5 @@ def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(extract, "embed", stub)
-    rows, _ = rank.score(None, data, torch.device("cpu"), reject=PairsConfig().reject, most=2)
+    rows, _ = rank.rank_dialogues(None, data, torch.device("cpu"), reject=PairsConfig().reject, most=2)
     assert seen == ["s00-u00", "s00-u01", "s01-u00", "s01-u01"] and [r[1] for r in rows] == [2, 2]

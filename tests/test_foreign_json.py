@@ -10,10 +10,10 @@ import torch
 from pyspkv.base import checkpoint, foreign
 from pyspkv.base.errors import UserError
 from pyspkv.batches.augment import AugmentConfig, Augmenter
-from pyspkv.bin import evaluate, simulate_dialogues
+from pyspkv.bin import simulate_dialogues
 from pyspkv.dialogue import sessionize
 from pyspkv.experiments import results, runner
-from pyspkv.score import calibration
+from pyspkv.score import calibration, evaluate, wanted
 from pyspkv.train import log as train_log
 from pyspkv.train.trainer import _seed_of
 
@@ -73,7 +73,7 @@ def test_where_it_counts_as_absent(file, tmp_path):
     raw = file.read_bytes()
     (tmp_path / "score").mkdir()
     (tmp_path / "score/made_by").write_bytes(raw)
-    assert isinstance(evaluate.read_made_by(str(tmp_path)).get("test"), type(None))
+    assert isinstance(wanted.read_made_by(str(tmp_path)).get("test"), type(None))
     (tmp_path / "ckpt-1").mkdir()
     (tmp_path / "LATEST").write_text("ckpt-1\n")
     (tmp_path / "ckpt-1/state.json").write_bytes(raw)
@@ -86,7 +86,7 @@ def test_where_it_counts_as_absent(file, tmp_path):
 
 def test_the_table_of_figures_shows_numbers_alone(file):
     try:
-        found = evaluate.read(file)
+        found = evaluate.read_figures(file)
     except UserError as err:
         assert str(file) in str(err)
     else:

@@ -79,7 +79,7 @@ def runs(tmp_path, monkeypatch, capsys):
 def seeded(runs):
     write_data(runs.root / "labeled", UTTS[:10], [f"s{i % 5}" for i in range(10)])
     write_data(runs.root / "unlabeled", UTTS[10:])
-    more = {"labeled": runs.root / "labeled", "unlabeled": runs.root / "unlabeled"}
+    more = {"labeled_data": runs.root / "labeled", "unlabeled": runs.root / "unlabeled"}
     runs.given = {k: v for k, v in runs.given.items() if k in ("embeddings", "out_data")} | more
     runs.main = seeded_cluster.main
     return runs
@@ -389,10 +389,10 @@ def test_copies_are_warned_of_and_counted(runs, caplog):
     ("options", "words"),
     [
         ({"method": "propagation"}, "with --method constrained, now propagation"),
-        ({"faithful": True}, "without --faithful, now with --faithful"),
+        ({"match_released_code": True}, "without --match-released-code, now with --match-released-code"),
         ({"whiten": 0.5}, "without --whiten, now 0.5"),
         ({"neighbors": 7}, "with --neighbors 15, now 7"),
-        ({"flip": 0.2}, "with --flip 0.0, now 0.2"),
+        ({"label_noise": 0.2}, "with --label-noise 0.0, now 0.2"),
         ({"seed": 2}, "with --seed 0, now 2"),
         ({"with_labeled": True}, "without --with-labeled, now with"),
     ],
@@ -413,7 +413,7 @@ def test_seeded_labels_of_other_labels_or_embeddings_are_refused(seeded):
     seeded()
     spk = [f"s{i % 5}" for i in range(10)]
     write_data(seeded.root / "labeled", UTTS[:10], spk[:-1] + ["s1"])
-    refused(seeded, "another --labeled")
+    refused(seeded, "another --labeled-data")
     write_data(seeded.root / "labeled", UTTS[:10], spk)
     write_data(seeded.root / "unlabeled", UTTS[11:])
     refused(seeded, "another --unlabeled")

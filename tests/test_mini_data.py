@@ -66,7 +66,7 @@ def test_folders(corpus):
     assert truth == [f"{u} {s}" for u, s in zip(labeled.utts, labeled.spk)]
     for utt, path in labeled.wav.items():
         x, rate = soundfile.read(path)
-        assert rate == 16000 and len(x) == int(labeled.extra["utt2num_samples"][utt])
+        assert rate == 16000 and len(x) == int(labeled.utt_tables["utt2num_samples"][utt])
         assert 0.3 < len(x) / rate <= 1.2 and 1e-3 < x.std() < 0.3 and np.abs(x).max() < 1
     assert len(DataDir.read(corpus / "noise").utts) == 3
 

@@ -431,8 +431,8 @@ def data(tmp_path_factory) -> DataDir:
     folder = tmp_path_factory.mktemp("toy")
     found = toy.make(folder, speakers=5, utts=8)
     spk = dict(zip(found.utts, found.spk))
-    found.extra["utt2dialogue"] = {u: f"{spk[u]}-{int(u[-2:]) // 4}" for u in found.utts}
-    found.dialogue2device = {d: d[:3] for d in sorted(set(found.extra["utt2dialogue"].values()))}
+    found.utt_tables["utt2dialogue"] = {u: f"{spk[u]}-{int(u[-2:]) // 4}" for u in found.utts}
+    found.dialogue2device = {d: d[:3] for d in sorted(set(found.utt_tables["utt2dialogue"].values()))}
     found.write_training_set(folder / "set")
     return DataDir.read(folder / "set/train")
 
@@ -476,14 +476,14 @@ def test_shuffled_speakers_change_nothing(tmp_path, data):
 def test_other_dialogues_are_another_run(tmp_path, data):
     c = config(tmp_path, "epochs=1")
     Trainer(c, data, tmp_path / "exp").run()
-    moved = dict(data.extra["utt2dialogue"])
+    moved = dict(data.utt_tables["utt2dialogue"])
     moved[data.utts[0]] = moved[data.utts[-1]]
     other = DataDir(
         data.path,
         data.utts,
         data.spk,
         data.wav,
-        extra={"utt2dialogue": moved},
+        utt_tables={"utt2dialogue": moved},
         dialogue2device=data.dialogue2device,
     )
     with pytest.raises(UserError, match="other utterances or labels"):
@@ -501,7 +501,7 @@ def test_two_processes_equal_one(tmp_path, data):
         tmp_path / "config.yaml",
         "--data",
         data.path,
-        "--exp",
+        "--model-dir",
         tmp_path / "two",
     ]
     done = subprocess.run(list(map(str, command)), env=ENV, capture_output=True, text=True)

@@ -113,9 +113,9 @@ VARIANTS = {
     "ssrl": [[], ["--round-opts", "objective.queue=1", "--dev-curve", "true", "--reuse", "/x"]],
     "trunk_ssl": [[], ["--trunk", "/t", "--labels-from", "trunk", "--label-noise", "0.2", "--student", "/s.yaml"]],
     "supervised": [[], ["--init", "/x", "--use-dev", "true", "--finetune", "false"]],
-    "dialogue": [[], ["--mode", "household", "--rate", "50", "--labeled", "4"], ["--joint", "true"]],
-    "gll": [[], ["--baseline", "fixmatch", "--threshold-from", "/x"], ["--flip", "0.3"],
-            ["--baseline", "supervised", "--use-labels", "only", "--init", "none"]],
+    "dialogue": [[], ["--mode", "household", "--mixed-percent", "50", "--num-labeled-spk", "4"], ["--joint", "true"]],
+    "gll": [[], ["--baseline", "fixmatch", "--threshold-from", "/x"], ["--label-noise", "0.3"],
+            ["--baseline", "supervised", "--use-labels", "only", "--start-from", "scratch"]],
 }  # fmt: skip
 
 
@@ -568,14 +568,14 @@ def dialogue_run(folder, *options, code=0) -> subprocess.CompletedProcess:
         1,
     ]
     given += ["--mini-opts", corpus, "--num-train-spk", 8, "--num-dev-spk", 4, "--num-test-spk", 4]
-    given += ["--labeled", 4, *options]
+    given += ["--num-labeled-spk", 4, *options]
     recipe = ROOT / "egs/mini/dialogue/run.sh"
     done = subprocess.run([recipe, *map(str, given)], env=env(), capture_output=True, text=True)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-2000:]
     return done
 
 
-HOUSEHOLDS = ["--mode", "household", "--rate", 50]
+HOUSEHOLDS = ["--mode", "household", "--mixed-percent", 50]
 
 
 def test_dialogue_recipe_makes_dialogues_without_their_truth(tmp_path):
@@ -651,7 +651,7 @@ def gll_run(*args, code=0) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_gll_recipe_to_its_end_and_a_variant_and_a_baseline(mini, tmp_path):
-    """Stage I, two iterations of C, T, V, L; flipped labels; the fixed threshold from FixMatch's confidence."""
+    """Stage I, two iterations of C, T, V, L; corrupted labels; the fixed threshold from FixMatch's confidence."""
     data, exp = mini[0] / "data", tmp_path / "gll"
     rates = ["--num-rounds", 2, "--phase-rates", "0.001 0.0002"]
     gll_run(exp, data, "--stage", 3, *rates)
@@ -690,9 +690,9 @@ def test_gll_recipe_to_its_end_and_a_variant_and_a_baseline(mini, tmp_path):
         8,
         4,
     )  # batches of 16 with 6 labeled have 10 of the 40
-    gll_run(tmp_path / "flip", data, *go_on, "--num-rounds", 1, "--flip", 0.3)
-    flip = json.loads((tmp_path / "flip/plots/gates.json").read_text())
-    assert flip[0]["flipped_passed"] == flip[0]["others_passed"] == 1, "T rejects nothing"
+    gll_run(tmp_path / "noisy", data, *go_on, "--num-rounds", 1, "--label-noise", 0.3)
+    noisy = json.loads((tmp_path / "noisy/plots/gates.json").read_text())
+    assert noisy[0]["corrupted_passed"] == noisy[0]["others_passed"] == 1, "T rejects nothing"
 
 
 @pytest.mark.slow

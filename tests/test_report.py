@@ -283,7 +283,7 @@ def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_pa
 
 
 def test_questions_to_runs(tmp_path, monkeypatch, capsys):
-    from pyspkv.bin import runs
+    from pyspkv.bin import query
 
     for name, best, confidence in (("T", 9.5, [0.1, 0.3, 0.2]), ("V", 8.0, [0.2]), ("L", 8.0, [0.2])):
         folder = tmp_path / name
@@ -294,8 +294,8 @@ def test_questions_to_runs(tmp_path, monkeypatch, capsys):
         (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
 
     def ask(*args):
-        monkeypatch.setattr("sys.argv", ["runs", *map(str, args)])
-        runs.main()
+        monkeypatch.setattr("sys.argv", ["query", *map(str, args)])
+        query.main()
         return capsys.readouterr().out.strip()
 
     ask("best", "--link", tmp_path / "model", *(tmp_path / n for n in "TVL"))
@@ -313,7 +313,7 @@ def test_questions_to_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
-    """The per-epoch table of a phase whose objective moved labels: sizes, flips, and weights by the truth."""
+    """The per-epoch table of a phase whose objective moved labels: sizes, changes, and weights by the truth."""
     from safetensors.numpy import save_file
 
     root, _ = whole
@@ -335,7 +335,7 @@ def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
             "epoch",
             "live",
             "effective",
-            "flipped",
+            "changed",
             "nmi",
             "ami",
             "purity",
@@ -367,8 +367,8 @@ def test_other_systems_are_reported_between_the_last_phase_and_supervised(whole,
     assert names == ["pretrain", "round1", "round2", "finetune", "no_gate", "supervised", "final"]
 
 
-def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
-    """Four utterances, two spoilt; the gate keeps out one of them and half of a good one."""
+def test_what_a_gate_makes_of_labels_corrupted_on_purpose(tmp_path):
+    """Four utterances, two corrupted; the gate keeps out one of them and half of a good one."""
     from safetensors.numpy import save_file
 
     write_lines(tmp_path / "data/utt2spk", ["a s0", "b s0", "c s1", "d s1"])
@@ -379,8 +379,8 @@ def test_what_a_gate_makes_of_labels_spoilt_on_purpose(tmp_path):
     [found] = experiment.moving_labels(tmp_path, None)
     assert found["noise_recall"] == pytest.approx(1 / 2)
     assert found["noise_precision"] == pytest.approx(1 / 1.5)
-    scored = {"spoilt": {"test": {"eer": 9.0}, "test-crops": {"eer": 8.0}}}
-    other = experiment.results(scored, {}, "test", {"spoilt": [found]})["others"]["spoilt"]
+    scored = {"corrupted": {"test": {"eer": 9.0}, "test-crops": {"eer": 8.0}}}
+    other = experiment.results(scored, {}, "test", {"corrupted": [found]})["others"]["corrupted"]
     assert (other["noise_recall"], other["eer_crops"]) == (found["noise_recall"], 8.0)
     shutil.rmtree(tmp_path / "data")  # a system trained on another's labels
     assert experiment.moving_labels(tmp_path, None) == []
@@ -542,7 +542,8 @@ def test_rows_of_strangers(tmp_path):
 
 
 def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, capsys):
-    from pyspkv.bin import gate_curves, runs
+    from pyspkv.bin import query
+    from pyspkv.report import gate_curves
 
     (curve := tmp_path / "c.json").write_text('[{"quantity": 0.5, "quality": NaN}]')
     assert gate_curves.read_curve(curve)[0]["quantity"] == 0.5
@@ -566,15 +567,15 @@ def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, c
     for best in ('"x"', "NaN", "true", "-1", "[]", "null"):
         (folder / "ckpt-3/state.json").write_text(f'{{"best_eer": {best}}}')
         with pytest.raises(UserError):
-            runs.dev_eer(folder)
+            query.dev_eer(folder)
     (folder / "ckpt-3/state.json").write_text("{}")
     with pytest.raises(UserError, match="without a dev list"):
-        runs.dev_eer(folder)
+        query.dev_eer(folder)
     (folder / "train.jsonl").write_text('{"kind": "epoch", "confidence": "high"}\n')
     for key in ("confidence", "kind"):
         with pytest.raises(UserError, match="no epoch has"):
-            runs.peak(folder, key)
-    monkeypatch.setattr("sys.argv", ["runs", "threshold", "--factor", "inf", "--out", "x", str(folder)])
+            query.peak(folder, key)
+    monkeypatch.setattr("sys.argv", ["query", "threshold", "--factor", "inf", "--out", "x", str(folder)])
     with pytest.raises(SystemExit):
-        runs.main()
+        query.main()
     assert "finite" in capsys.readouterr().err

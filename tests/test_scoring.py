@@ -296,7 +296,7 @@ def test_mean_subtraction_beyond_float32_is_right_or_refused(tmp_path, call):
             call(trials, enrol=scp, test=scp, mean=tmp_path / "bad.npy")
     assert (tmp_path / "out").read_bytes() == before
     with pytest.raises(UserError, match="too large for float32"):
-        scoring.directions(read_embeddings(scp), np.array([0, 1e39]))
+        scoring.unit_means(read_embeddings(scp), np.array([0, 1e39]))
 
 
 HEADER = b"\x93NUMPY\x01\x00v\x00"

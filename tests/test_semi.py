@@ -23,7 +23,6 @@ from pyspkv.base.errors import UserError
 from pyspkv.batches.augment import Profile
 from pyspkv.batches.dataset import Batch, Batches, TrainingRows, View
 from pyspkv.bin import gate_curves, seeded_cluster, train
-from pyspkv.bin.gate_curves import curves, selection
 from pyspkv.clustering.pipeline import propagate
 from pyspkv.clustering.vectors import l2_normalize
 from pyspkv.data.ark import EmbeddingWriter
@@ -34,6 +33,7 @@ from pyspkv.objectives.aam import margin_logits
 from pyspkv.objectives.base import RunInfo
 from pyspkv.objectives.contrastive import reverse_gradient
 from pyspkv.objectives.semi_supervised import contrast
+from pyspkv.report.gate_curves import curves, selection
 from pyspkv.train.trainer import TrainConfig, Trainer
 
 ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
@@ -496,7 +496,7 @@ def embeddings(folder, split, spread=0.5):
 
 def seeded(split, scp, folder, *options) -> dict:
     """bin.seeded_cluster into folder/round1; its report."""
-    args = ["--embeddings", scp, "--labeled", split.labeled.path, "--unlabeled", split.plain.path]
+    args = ["--embeddings", scp, "--labeled-data", split.labeled.path, "--unlabeled", split.plain.path]
     args += ["--out-data", folder / "round1/data", *options]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["seeded_cluster", *map(str, args)])
@@ -672,7 +672,7 @@ def test_dev_utterances_among_the_unlabeled_are_refused(tmp_path, split, monkeyp
         "--unlabeled",
         split.plain.path,
     ]
-    args += ["--dev", tmp_path / "dev", "--dev-trials", pairs, "--exp", tmp_path / "exp"]
+    args += ["--dev", tmp_path / "dev", "--dev-trials", pairs, "--model-dir", tmp_path / "exp"]
     monkeypatch.setattr(sys, "argv", ["train", *map(str, args)])
     with pytest.raises(UserError, match="share 28 utterances"):
         train.main()
@@ -683,13 +683,13 @@ def test_quality_and_quantity_by_hand():
     nan = np.nan
     kept = np.array([1, 1, 0, 1, 0, nan])
     target, true = np.array([0, 1, 2, 3, 0, nan]), np.array([0, 1, 2, 0, 1, 1])
-    flipped = np.array([False, False, True, True, True, True])
-    found = selection(kept, target, true, flipped)
+    corrupted = np.array([False, False, True, True, True, True])
+    found = selection(kept, target, true, corrupted)
     want = {
         "quantity": 3 / 5,
         "quality": 2 / 3,
         "label_accuracy": 3 / 5,
-        "flipped_passed": 1 / 3,
+        "corrupted_passed": 1 / 3,
         "others_passed": 1.0,
     }
     assert found == pytest.approx(want)
@@ -724,7 +724,7 @@ def test_split_draws_labels_and_hides_the_rest(tmp_path):
             data.write_label_split(tmp_path / "bad", n, seed=5)
 
 
-def test_seeded_cluster_keeps_labeled_speakers_and_flips_what_it_is_told(tmp_path, split):
+def test_seeded_cluster_keeps_labeled_speakers_and_corrupts_what_it_is_told(tmp_path, split):
     scp = embeddings(tmp_path / "embed", split)
     report = seeded(split, scp, tmp_path)
     found = DataDir.read(tmp_path / "round1/data")
@@ -737,12 +737,14 @@ def test_seeded_cluster_keeps_labeled_speakers_and_flips_what_it_is_told(tmp_pat
         **dict(zip(found.utts, found.spk)),
         **dict(zip(split.labeled.utts, split.labeled.spk)),
     }
-    seeded(split, scp, tmp_path / "flip", "--flip", "0.3")
-    flipped = set((tmp_path / "flip/round1/flipped").read_text().split())
+    seeded(split, scp, tmp_path / "noisy", "--label-noise", "0.3")
+    corrupted = set((tmp_path / "noisy/round1/corrupted").read_text().split())
     changed = {
-        u for u, a, b in zip(found.utts, found.spk, DataDir.read(tmp_path / "flip/round1/data").spk) if a != b
+        u
+        for u, a, b in zip(found.utts, found.spk, DataDir.read(tmp_path / "noisy/round1/data").spk)
+        if a != b
     }
-    assert flipped == changed and len(changed) == round(0.3 * len(found.utts))
+    assert corrupted == changed and len(changed) == round(0.3 * len(found.utts))
     assert seeded(split, scp, tmp_path / "white", "--whiten", 0.5)["whiten"] == 0.5
     white = DataDir.read(tmp_path / "white/round1/data").spk
     assert np.mean([split.truth[u] == s for u, s in zip(found.utts, white)]) > 0.8
@@ -776,8 +778,8 @@ def test_propagation_is_the_closed_form_of_label_spreading(tmp_path, split):
 
 
 def test_curves_of_runs_in_a_row_and_of_systems_together(tmp_path, split, monkeypatch):
-    """The corruption test in small: T lets all of the flipped through, V judges them; the truth is read here alone."""
-    report = seeded(split, embeddings(tmp_path / "embed", split), tmp_path, "--flip", 0.3)
+    """The corruption test in small: T lets all changed labels through, V judges them; the truth is read here alone."""
+    report = seeded(split, embeddings(tmp_path / "embed", split), tmp_path, "--label-noise", 0.3)
     assert report["num_clusters"] == 4
     given = DataDir.read(tmp_path / "round1/data")
     for name, changes in (("T", {}), ("V", {"objective.gate": {"name": "verification"}})):
@@ -792,10 +794,10 @@ def test_curves_of_runs_in_a_row_and_of_systems_together(tmp_path, split, monkey
         gate_curves.main()
 
     runs = [tmp_path / "round1/T", tmp_path / "round1/V"]
-    call("--runs", *runs, "--unlabeled", given.path, "--truth", truth, "--flipped", tmp_path / "round1/flipped",
+    call("--runs", *runs, "--unlabeled", given.path, "--truth", truth, "--corrupted", tmp_path / "round1/corrupted",
          "--out", out)  # fmt: skip
     t, v = json.loads(out.read_text())
-    assert (t["run"], t["quantity"], t["flipped_passed"], t["others_passed"]) == ("round1/T", 1, 1, 1)
+    assert (t["run"], t["quantity"], t["corrupted_passed"], t["others_passed"]) == ("round1/T", 1, 1, 1)
     assert v["run"] == "round1/V" and v["quantity"] < 1
     logged = [json.loads(line) for line in (runs[1] / "train.jsonl").read_text().splitlines()]
     assert v["quantity"] == pytest.approx(next(r["kept"] for r in logged if r["kind"] == "epoch"), abs=0.05)

@@ -123,7 +123,7 @@ def test_clusterings_reports_and_trials_count_them(world, call, tmp_path, monkey
     labeled, rest = data.subset(data.utts[:6]), data.subset(data.utts[6:])
     labeled.write(tmp_path / "labeled")
     rest.write(tmp_path / "rest")
-    done = call(seeded_cluster, "--embeddings", scp, "--labeled", tmp_path / "labeled", "--unlabeled",
+    done = call(seeded_cluster, "--embeddings", scp, "--labeled-data", tmp_path / "labeled", "--unlabeled",
                 tmp_path / "rest", "--out-data", tmp_path / "semi/data")  # fmt: skip
     assert "2 utterances have no signal" in done.err
     assert json.loads((tmp_path / "semi/report.json").read_text())["silent"] == 2

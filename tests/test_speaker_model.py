@@ -21,7 +21,7 @@ from pyspkv.base import config as cfg
 from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 from pyspkv.bin import disk as disk_command
-from pyspkv.bin import embed_audio, enrol, export, extract, identify
+from pyspkv.bin import enrol, export, extract, identify
 from pyspkv.data.ark import normalize, read_embeddings
 from pyspkv.report.disk import weigh
 from pyspkv.score.calibration import Calibration
@@ -324,7 +324,7 @@ def test_extract_audio_of_mixed_formats(made, model, tmp_path, monkeypatch, caps
         (["--audio", folder, "--out", tmp_path / "y"], "npz"),
     ):
         with pytest.raises(UserError, match=message):
-            call(monkeypatch, embed_audio, *words, "--model", exp)
+            call(monkeypatch, extract, *words, "--model", exp)
     assert not list(tmp_path.glob("y*"))
 
 

@@ -51,7 +51,7 @@ def test_rows_plots_and_repeatability(trained, tmp_path, monkeypatch):
     found = embed(load_encoder(folder / "model"), data, torch.device("cpu"), "fp32")
     enrol, test, target = read_trials(data.path / "trials")
     i, j = (scoring.rows_of(ids, found.ids, "data") for ids in (enrol, test))
-    x = scoring.directions(found)
+    x = scoring.unit_means(found)
     assert rows[0][0]["eer"] == pytest.approx(metrics.eer(scoring.cosine(x, x, i, j), target))
     assert (tmp_path / "one/stress.png").stat().st_size > 5000
     assert (tmp_path / "one/stress.md").read_text().count("\n") == 6

@@ -313,7 +313,7 @@ def train_command(tmp_path, data, exp, *more, nproc=1):
         str(tmp_path / "config.yaml"),
         "--data",
         str(data.path),
-        "--exp",
+        "--model-dir",
         str(exp),
         *more,
     ]

@@ -5,6 +5,7 @@ import pytest
 import soundfile
 import torch
 
+from pyspkv.api.speaker_model import Model
 from pyspkv.base.errors import UserError
 from pyspkv.bin import verify
 from pyspkv.score.calibration import Calibration
@@ -25,6 +26,10 @@ class Spectrum(torch.nn.Module):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.setattr("pyspkv.base.checkpoint.load_encoder", lambda model, which="last": Spectrum().eval())
+    (tmp_path / "model/ckpt-1").mkdir(parents=True)
+    for pointer in ("LATEST", "best"):
+        (tmp_path / "model" / pointer).write_text("ckpt-1\n")
+    (tmp_path / "model/ckpt-1/state.json").write_text("{}")
     rng = np.random.default_rng(0)
     for name, tone, rate in [("low1", 300, 16000), ("low2", 300, 8000), ("high", 5300, 16000)]:
         t = np.arange(rate) / rate
@@ -56,14 +61,14 @@ def test_decision_with_the_stored_threshold(files, monkeypatch, capsys, suffix):
 
 
 def test_no_stored_threshold_no_decision(files, monkeypatch, capsys):
-    lines = call(monkeypatch, capsys, "--model", files, files / "low1.wav", files / "high.wav")
+    lines = call(monkeypatch, capsys, "--model", files / "model", files / "low1.wav", files / "high.wav")
     assert "score" in lines[0]
     assert "decision" not in lines[0]
     assert "llr" not in lines[0]
     assert "pyspkv.bin.calibrate" in lines[1]
 
 
-def test_scores_are_those_of_extract(tmp_path, monkeypatch):
+def test_scores_are_those_of_extract(tmp_path):
     """Recordings of more than a minute and of less than the encoder takes, as bin.extract embeds them."""
     from pyspkv.base import config as cfg
     from pyspkv.data.ark import normalize
@@ -73,7 +78,6 @@ def test_scores_are_those_of_extract(tmp_path, monkeypatch):
     torch.manual_seed(0)
     size = {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6, "bottleneck": 4, "n_mels": 20}
     encoder = cfg.build("encoder", cfg.resolve("encoder", size)).eval()
-    monkeypatch.setattr("pyspkv.base.checkpoint.load_encoder", lambda model: encoder)
     rng, paths = np.random.default_rng(0), []
     for name, seconds in (("long", 61.3), ("short", 0.02), ("plain", 1.7)):
         x = np.concatenate([rng.standard_normal(round(8000 * seconds)) * level for level in (0.02, 0.2)])
@@ -81,16 +85,17 @@ def test_scores_are_those_of_extract(tmp_path, monkeypatch):
         soundfile.write(paths[-1], x, 16000)
     data = DataDir(tmp_path, ["a", "b", "c"], ["a", "b", "c"], dict(zip("abc", paths)))
     want = normalize(embed(encoder, data, torch.device("cpu"), "fp32").x)
-    np.testing.assert_allclose(verify.embed_files("model", paths), want, atol=1e-6)
+    model = Model(encoder, tmp_path, torch.device("cpu"), None)
+    np.testing.assert_allclose(normalize(model.embed_speech(paths)), want, atol=1e-6)
 
 
 def test_bad_input(files, monkeypatch, capsys):
     (files / "text.wav").write_text("no audio")
     for second in ("text.wav", "absent.wav"):
         with pytest.raises(UserError, match=second):
-            call(monkeypatch, capsys, "--model", files, files / "low1.wav", files / second)
+            call(monkeypatch, capsys, "--model", files / "model", files / "low1.wav", files / second)
     with pytest.raises(SystemExit):
-        call(monkeypatch, capsys, "--model", files, files / "low1.wav")
-    (files / "calibration.json").write_text("{}")
+        call(monkeypatch, capsys, "--model", files / "model", files / "low1.wav")
+    (files / "model/calibration.json").write_text("{}")
     with pytest.raises(UserError, match="is not a calibration"):
-        call(monkeypatch, capsys, "--model", files, files / "low1.wav", files / "high.wav")
+        call(monkeypatch, capsys, "--model", files / "model", files / "low1.wav", files / "high.wav")

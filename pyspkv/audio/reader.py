@@ -492,7 +492,7 @@ def signal_problem(
     return f"a constant {wave[0]:.3g}" if swing == 0 else "silence, but for the last bit"
 
 
-def _line_of(file: Path, key: str) -> int | None:
+def _line_of_key(file: Path, key: str) -> int | None:
     """Line of `file` whose first field is `key`; looked up only when an error is about to be raised."""
     try:
         with open(file, encoding="utf-8", errors="replace") as f:
@@ -505,7 +505,7 @@ class AudioReader:
     """Samples of a data directory's utterances, by row. Safe to fork and to pickle.
 
     Args:
-        data: a `DataDir` (only path, utts, wav, segments and extra are used).
+        data: a `DataDir` (only path, utts, wav, segments and utt_tables are used).
         allow_pipes: run `command |` entries. Off by default: a data directory may come from elsewhere.
         cache_mb: memory (MiB) for `preload()`; 0 reads everything from disk.
         channel: take this channel instead of the mean of all.
@@ -536,7 +536,7 @@ class AudioReader:
         key = segments[utt][0] if segments and err.table == "wav.scp" else utt
         file = path / err.table
         raise UserError(
-            f"utterance {utt}: {err}", file=file, line=_line_of(file, key), hint=err.hint
+            f"utterance {utt}: {err}", file=file, line=_line_of_key(file, key), hint=err.hint
         ) from None
 
     def _entry(self, row: int) -> str:
@@ -547,7 +547,7 @@ class AudioReader:
         """Remember an open file's length and rate; the row's utterance in it as [first, last) at 16 kHz."""
         if not f.frames:
             raise AudioError("holds no samples")
-        if self._table_rate and f.samplerate != self._table_rate and "utt2dur" not in self.data.extra:
+        if self._table_rate and f.samplerate != self._table_rate and "utt2dur" not in self.data.utt_tables:
             raise AudioError(
                 f"utt2num_samples is ambiguous: {f.samplerate} Hz here, first row {self._table_rate} Hz",
                 "write utt2dur as well, or remove utt2num_samples",
@@ -576,7 +576,7 @@ class AudioReader:
 
     def _from_tables(self, row: int) -> int | None:
         """Length at 16 kHz by the directory's tables, without opening a file; None where they are silent."""
-        utt, tables = self.data.utts[row], self.data.extra
+        utt, tables = self.data.utts[row], self.data.utt_tables
         if self.data.segments:
             _, start, end = self.data.segments[utt]
             return None if end < 0 else _samples(end, "segments") - _samples(start, "segments")

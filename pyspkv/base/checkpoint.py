@@ -24,7 +24,7 @@ from pyspkv.base.atomic import _mode, atomic_dir, atomic_file
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import MAX_INT, is_number, number, read_json, read_text, safetensors_header, short
 
-AGAIN = "copy the model folder again, or train it again in another --exp"
+AGAIN = "copy the model folder again, or train it again in another folder"
 # What the optimizers of the trainer remember of a parameter that has had a gradient.
 MEMORY = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
 MEMORY["AdamW"] = MEMORY["Adam"]
@@ -64,7 +64,7 @@ def resolve_model(model: str | Path) -> Path:
         name, which = str(model), ""
     exp = Path(name)
     if not exp.is_dir():
-        raise UserError("no such model folder", file=exp, hint="pass the --exp folder of a bin.train run")
+        raise UserError("no such model folder", file=exp, hint="pass a model folder of bin.train")
     if (exp / "state.json").is_file():
         return exp
     if which not in ("", "last", "best"):
@@ -77,7 +77,7 @@ def resolve_model(model: str | Path) -> Path:
             else "no checkpoint yet"
         )
         raise UserError(
-            why, file=exp, hint="use @last" if which == "best" else "train first (bin.train --exp)"
+            why, file=exp, hint="use @last" if which == "best" else "train first (bin.train --model-dir)"
         )
     return folder
 

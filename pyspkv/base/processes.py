@@ -3,9 +3,13 @@
 Light on purpose (no torch): the launcher of `pyspkv.bin.launch` imports it, and so do the processes that it starts.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
+import subprocess
+import time
+from collections.abc import Sequence
 
 from pyspkv.base.errors import UserError
 
@@ -32,3 +36,36 @@ def end_with_parent() -> None:
 def is_first() -> bool:
     """Whether this process is the one that speaks for all, of those that a launcher started (RANK) or by itself."""
     return os.environ.get("RANK", "0") == "0"
+
+
+class Stopped:
+    """The first signal that asks this process to end; one that it was started to ignore stays ignored (nohup)."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _) -> None:
+        self.signal = self.signal or number
+
+
+def wait(processes: Sequence[subprocess.Popen], seconds: float, until=lambda: False) -> bool:
+    """Whether all have ended, after so many seconds or once `until()` holds."""
+    end = time.monotonic() + seconds
+    while (
+        not (over := all(p.poll() is not None for p in processes)) and time.monotonic() < end and not until()
+    ):
+        time.sleep(0.02)
+    return over
+
+
+def end_all(processes: Sequence[subprocess.Popen], patience: float, groups: bool = False) -> None:
+    """End them by SIGTERM, after `patience` seconds by SIGKILL; with `groups` whatever else is in their groups, too."""
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, float("inf"))):
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number) if groups else process.send_signal(number)
+        if wait(processes, seconds) and not groups:
+            return

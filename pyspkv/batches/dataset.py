@@ -94,7 +94,7 @@ class Batch:
         return replace(self, **columns, views=views)
 
 
-def _numbers(names: list) -> np.ndarray:
+def _name_codes(names: list) -> np.ndarray:
     """Names -> their places in order, int64 [N]."""
     number = {name: i for i, name in enumerate(sorted(set(names)))}
     return np.fromiter((number[name] for name in names), np.int64, len(names))
@@ -105,7 +105,7 @@ def dialogues_of(data: DataDir) -> tuple[list[tuple], list[tuple]]:
 
     Without utt2dialogue a speaker is one dialogue with a device of its own, without dialogue2device a dialogue is.
     """
-    dialogue = data.extra.get("utt2dialogue")
+    dialogue = data.utt_tables.get("utt2dialogue")
     if dialogue is None:
         name = {spk: ("speaker", spk) for spk in data.spk}  # one object each, not one an utterance
         speakers = [name[spk] for spk in data.spk]
@@ -137,7 +137,7 @@ class TrainingRows:
         self.source = np.repeat([LABELED, UNLABELED][: len(self.parts)], [len(d.utts) for d in self.parts])
         groups, devices = zip(*map(dialogues_of, self.parts))
         self.group, self.device = (
-            _numbers([name for part in side for name in part]) for side in (groups, devices)
+            _name_codes([name for part in side for name in part]) for side in (groups, devices)
         )
         share = cache_mb / len(self.parts)
         self.readers = [AudioReader(d, allow_pipes, share) for d in self.parts]
@@ -158,7 +158,7 @@ class TrainingRows:
         return (self.readers[0], row) if row < first else (self.readers[1], row - first)
 
     def label_hash(self) -> str:
-        named = any("utt2dialogue" in d.extra for d in self.parts)
+        named = any("utt2dialogue" in d.utt_tables for d in self.parts)
         return "+".join(
             [d.label_hash() for d in self.parts]
             + ([hashlib.sha256(np.stack([self.group, self.device])).hexdigest()] if named else [])

@@ -54,7 +54,7 @@ def pseudo_scores(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray, st
     rows = scoring.rows_of(data.utts, embeddings.ids, "data", args.embeddings)
     recording, source = recordings(data)
     i, j, target = calibration.pseudo_trials(data.spk, recording, args.num_trials, args.seed)
-    x = scoring.directions(embeddings)
+    x = scoring.unit_means(embeddings)
     scores = scoring.cosine(x, x, rows[i], rows[j])
     return scores, target, f"pairs within and between the speakers of {args.from_data}{source}"
 

@@ -10,9 +10,6 @@ since; else they are refused.
 import argparse
 import os
 import re
-import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 
 from pyspkv.base.errors import UserError, natural, run
@@ -83,75 +80,28 @@ def parse(argv=None) -> argparse.Namespace:
     return args
 
 
+def draw(report: dict, path: Path) -> None:
+    """The curve that --num-clusters auto has chosen from, beside the report."""
+    if report.get("auto"):
+        from pyspkv.report import plots
+
+        file = path.with_suffix(".num_clusters.png")
+        plots.num_clusters(report["auto"], report["num_clusters_chosen"], file)
+
+
 def main() -> None:
     args = parse()
     # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pyspkv.clustering import made
     from pyspkv.clustering.options import Options
-    from pyspkv.data.datadir import check_replaceable
+    from pyspkv.clustering.round import make_round
 
-    if Path(args.out_data).resolve() == Path(args.data).resolve():
-        raise UserError("is --data itself", file=args.out_data, hint="give another --out-data")
     options = Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__})
     path = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
-    asked = {
-        **asdict(options),
-        "previous": made.labels_digest(args.previous) if args.previous else None,
-        "data": made.data_digest(args.data),
-    }
-    if made.is_kept(args.out_data, path, asked, args.embeddings):
+    more = {"previous": args.previous, "truth": args.truth, "device": args.device}
+    report = make_round(args.embeddings, args.data, args.out_data, options, report=path, draw=draw, **more)
+    if report is None:
         return
-    check_replaceable(Path(args.out_data))
-    with made.sole_writer(args.out_data):
-        if not made.is_kept(args.out_data, path, asked, args.embeddings):  # by another process, just now
-            label(args, options, path, asked)
-
-
-def label(args: argparse.Namespace, options, path: Path, asked: dict) -> None:
-    """Make the labels; write the report to `path`, then the data directory."""
-    start = time.time()
-    if args.device != "cpu":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError("--device cuda: there is no GPU here", hint="leave --device out")
-    from pyspkv.audio import silence
-    from pyspkv.clustering import made
-    from pyspkv.data.datadir import DataDir, read_table
-    from pyspkv.data.tables import of_each
-
-    data = DataDir.read(args.data)
-    options.check(len(data.utts), args.data)
-    previous = DataDir.read(args.previous, need_wav=False) if args.previous else None
-    truth = of_each(read_table(args.truth), data.utts, args.truth) if args.truth else None
-    from pyspkv.clustering.pipeline import memory_estimate
-    from pyspkv.clustering.round import label_round, side_by_side, write_round
-
-    digests = [made.embeddings_digest(scp) for scp in args.embeddings]
-    silent = silence.among(args.embeddings, data.utts)
-    silence.warn(silent, args.data)
-    x = side_by_side(args.embeddings, data, args.whiten)
-    k1 = options.centroids(len(x))
-    print(memory_estimate(*x.shape, args.method, k1, args.linkage, args.metric), file=sys.stderr)
-    state = Path(f"{args.out_data}.kmeans.npz")  # a killed run goes on from there
-    out, report = label_round(
-        x, data, options, previous=previous, truth=truth, device=args.device, checkpoint=state
-    )
-    report |= {
-        "silent": len(silent),
-        "asked": asked,
-        "embeddings": digests,
-        "seconds": round(time.time() - start, 2),
-    }
-    if report.get("auto"):
-        from pyspkv.report import plots
-
-        plots.num_clusters(
-            report["auto"], report["num_clusters_chosen"], path.with_suffix(".num_clusters.png")
-        )
-    write_round(out, report, args.out_data, path)
-    state.unlink(missing_ok=True)
     s = report["sizes"]
     print(f"{s['num_clusters']} clusters, sizes {s['size_min']} / {s['size_median']:g} / {s['size_max']} "
           f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip

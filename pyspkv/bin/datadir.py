@@ -18,10 +18,10 @@ def _summary(data: DataDir) -> str:
     text = f"{len(data.utts)} utterances, {len(set(data.spk))} speakers"
     if data.segments is not None:
         text += f", {len(data.wav)} recordings"
-    if "utt2dialogue" in data.extra:
-        text += f", {len(set(data.extra['utt2dialogue'].values()))} dialogues"
-    if "utt2dur" in data.extra:
-        text += f", {sum(map(float, data.extra['utt2dur'].values())) / 3600:.2f} hours"
+    if "utt2dialogue" in data.utt_tables:
+        text += f", {len(set(data.utt_tables['utt2dialogue'].values()))} dialogues"
+    if "utt2dur" in data.utt_tables:
+        text += f", {sum(map(float, data.utt_tables['utt2dur'].values())) / 3600:.2f} hours"
     return text
 
 
@@ -48,7 +48,7 @@ def _validate(path: str, args: argparse.Namespace) -> None:
     for other in args.disjoint or ():
         check_disjoint(data, DataDir.read(other, need_wav=False))
     print(f"Successfully validated data-directory {path}: {_summary(data)}")
-    if "utt2dialogue" in data.extra:
+    if "utt2dialogue" in data.utt_tables:
         for line in dialogue_lines(data):
             print(f"{path}: {line}")
 
@@ -89,12 +89,12 @@ def _ids(path: str) -> list[str]:
 
 def _durations(data: DataDir) -> dict[str, float]:
     for name in ("utt2num_samples", "utt2dur", "utt2num_frames"):
-        if name in data.extra:
-            return {u: float(v) for u, v in data.extra[name].items()}
+        if name in data.utt_tables:
+            return {u: float(v) for u, v in data.utt_tables[name].items()}
     if data.segments is not None:
         return segment_seconds(data)
-    if "reco2dur" in data.reco:
-        return {u: float(v) for u, v in data.reco["reco2dur"].items()}
+    if "reco2dur" in data.reco_tables:
+        return {u: float(v) for u, v in data.reco_tables["reco2dur"].items()}
     rule = "no utt2num_samples, utt2dur nor segments to find the shortest by"
     raise UserError(rule, file=data.path, hint="write utt2dur (`utterance seconds`)")
 
@@ -137,9 +137,9 @@ def _column(data: DataDir, unit: str) -> list[str]:
     if unit in ("utt", "spk"):
         return data.utts if unit == "utt" else data.spk
     hint = "make it from a log with utils/sessionize.sh"
-    if "utt2dialogue" not in data.extra:
+    if "utt2dialogue" not in data.utt_tables:
         raise UserError("no such file", file=data.path / "utt2dialogue", hint=hint)
-    dialogues = [data.extra["utt2dialogue"][u] for u in data.utts]
+    dialogues = [data.utt_tables["utt2dialogue"][u] for u in data.utts]
     if unit == "dialogue":
         return dialogues
     if data.dialogue2device is None:
@@ -191,14 +191,14 @@ def corrupt(args: argparse.Namespace) -> None:
     import numpy as np
 
     from pyspkv.base.atomic import atomic_file
-    from pyspkv.clustering.quality import spoil
+    from pyspkv.clustering.quality import corrupt_labels
 
     data = DataDir.read(args.src, need_wav=False)
     names = sorted(set(data.spk))
     if len(names) < 2:
         rule = "has one speaker; a wrong label needs another"
         raise UserError(rule, file=f"{args.src}/utt2spk", hint="take labels of two speakers or more")
-    found, rows = spoil(np.searchsorted(names, data.spk), args.share, len(names), args.seed)
+    found, rows = corrupt_labels(np.searchsorted(names, data.spk), args.share, len(names), args.seed)
     with atomic_file(args.list, own=True) as f:
         f.writelines(f"{data.utts[row]}\n" for row in rows)
     _write(data.with_speakers([names[k] for k in found]), args.src, args.dst)

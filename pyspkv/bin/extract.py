@@ -18,7 +18,7 @@ import os
 import re
 import sys
 
-from pyspkv.base.errors import natural, run
+from pyspkv.base.errors import UserError, natural, run
 
 MAX_PARTS = 500  # each holds a file open while they are merged
 MAX_CROPS, MAX_CROP_SECONDS, MAX_ALL_CROPS = (
@@ -81,15 +81,46 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    if any(word == "--audio" or word.startswith("--audio=") for word in sys.argv[1:]):
-        from pyspkv.bin import embed_audio
+def parse_audio() -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m pyspkv.bin.extract --audio",
+        description="Write names (str [N], paths in order of name) and x (float32 [N, D]) to an .npz file, "
+        "which numpy.load reads without pickles. Recordings without a signal are named on stderr.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument(
+        "--audio", required=True, nargs="+", action="extend", metavar="FILE", help="files, or folders"
+    )
+    p.add_argument(
+        "--model", required=True, metavar="DIR", help="experiment, phase or model folder, or DIR@best"
+    )
+    p.add_argument("--out", required=True, metavar="FILE.npz", help="what is there is replaced")
+    return p.parse_args()
 
-        embed_audio.main()
-        return
-    args = parse()
+
+def extract_audio() -> None:
+    """Files and folders of audio into one .npz."""
+    args = parse_audio()
+    if not args.out.endswith(".npz"):
+        hint = "with --data embeddings go into a folder"
+        raise UserError("--out is an .npz file", file=args.out, hint=hint)
+    from pyspkv.api import audio_folder
+    from pyspkv.api.speaker_model import load
+
+    files = audio_folder.audio_files(args.audio)
+    x, silent = audio_folder.embed_to_npz(load(args.model), files, args.out)
+    if silent:
+        print(f"warning: {silent}", file=sys.stderr)
+    print(f"{args.out}: {len(files)} recordings, {x.shape[1]} numbers each")
+
+
+def main() -> None:
     # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if any(word == "--audio" or word.startswith("--audio=") for word in sys.argv[1:]):
+        extract_audio()
+        return
+    args = parse()
     from pyspkv.score import embedding_folder
 
     options = embedding_folder.Options(

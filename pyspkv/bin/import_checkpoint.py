@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     return p.parse_args()
 
 
-def digest(source: Path) -> str:
+def source_digest(source: Path) -> str:
     """SHA-256 of a checkpoint file, or of a folder's files one after the other by name."""
     found = hashlib.sha256()
     for file in sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]:
@@ -56,7 +56,7 @@ def main() -> None:
     if not source.is_dir() and not source.is_file():
         rule = "is no plain file" if source.exists() else "no such file"
         raise UserError(rule, file=source, hint="give WavLM-Base+.pt, a speaker checkpoint, or a folder")
-    made_of = {"sha256": digest(source), "pooling": args.pooling}
+    made_of = {"sha256": source_digest(source), "pooling": args.pooling}
     if (out / "LATEST").exists() and is_made_of(out / "run.json", made_of):
         print(f"imported already: {out}")
         return

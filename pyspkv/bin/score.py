@@ -58,7 +58,7 @@ def read_cohort(scp: str, utt2spk: str | None, mean: "np.ndarray | None", dim: i
 
     embeddings = read_embeddings(scp)
     scoring.check_dim(embeddings, dim, scp)
-    x = scoring.directions(embeddings, mean)
+    x = scoring.unit_means(embeddings, mean)
     if utt2spk is None:
         print(f"AS-norm cohort: {len(x)} utterances of {scp}")
         return x
@@ -73,12 +73,12 @@ def score(args, enrol_scp: str, test_scp: str, mean, enrol: list[str], test: lis
     from pyspkv.score import scoring
 
     embeddings = read_embeddings(test_scp)
-    enrol_set = test_set = embeddings.ids, scoring.directions(embeddings, mean)
+    enrol_set = test_set = embeddings.ids, scoring.unit_means(embeddings, mean)
     dim = embeddings.dim
     if enrol_scp != test_scp:
         embeddings = read_embeddings(enrol_scp)
         scoring.check_dim(embeddings, dim, enrol_scp)
-        enrol_set = embeddings.ids, scoring.directions(embeddings, mean)
+        enrol_set = embeddings.ids, scoring.unit_means(embeddings, mean)
     models = scoring.read_models(args.enrol_map) if args.enrol_map else None
     sides = scoring.sides(enrol_set, test_set, enrol, test, models, args.trials, args.enrol_map)
     if args.cohort:

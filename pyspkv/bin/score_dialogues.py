@@ -46,11 +46,11 @@ def main() -> None:
     from pyspkv.base.device import device as default_device
     from pyspkv.data.datadir import DataDir
     from pyspkv.data.tables import read_table
-    from pyspkv.dialogue.rank import score
+    from pyspkv.dialogue.rank import rank_dialogues
     from pyspkv.objectives.dialogue import PairsConfig
 
     data = DataDir.read(args.data)
-    if "utt2dialogue" not in data.extra:
+    if "utt2dialogue" not in data.utt_tables:
         raise UserError(
             "no such file", file=data.path / "utt2dialogue", hint="utils/sessionize.sh makes it from a log"
         )
@@ -66,9 +66,11 @@ def main() -> None:
         "precision": args.precision,
         "allow_pipes": args.allow_pipes,
     }
-    table, found = score(encoder, data, device, channel=args.shared_channel, mixed=mixed, **how)
+    table, found = rank_dialogues(encoder, data, device, channel=args.shared_channel, mixed=mixed, **how)
     if mixed and not args.shared_channel:
-        found["auc_channel"] = score(encoder, data, device, channel=True, mixed=mixed, **how)[1]["auc"]
+        found["auc_channel"] = rank_dialogues(encoder, data, device, channel=True, mixed=mixed, **how)[1][
+            "auc"
+        ]
     with atomic_file(Path(args.out), own=True) as f:
         f.writelines(f"{name} {n} {mean:.4f} {low:.4f} {w:.4f}\n" for name, n, mean, low, w in table)
     print(

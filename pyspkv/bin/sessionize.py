@@ -128,7 +128,7 @@ def main() -> None:
     }
     kept = replace(
         kept,
-        extra={**kept.extra, **extra},
+        utt_tables={**kept.utt_tables, **extra},
         dialogue2device={dialogue[row]: found.device[row] for row in rows},
     )
     kept.write(args.out, own=True)

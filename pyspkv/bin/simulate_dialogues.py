@@ -28,7 +28,9 @@ def parse() -> argparse.Namespace:
     p.add_argument("--session", metavar="FILE", help="`utt session` lines; default: a speaker is one session")
     p.add_argument("--sizes", type=span, default=(4, 8), metavar="LOW:HIGH", help="utterances in a dialogue")
     p.add_argument("--households", action="store_true", help="two speakers share a device")
-    p.add_argument("--percent", type=float, default=0.0, help="of the dialogues have a second speaker")
+    p.add_argument(
+        "--mixed-percent", type=float, default=0.0, metavar="P", help="of the dialogues are of two speakers"
+    )
     p.add_argument(
         "--share", type=span, default=(0.33, 0.5), metavar="LOW:HIGH", help="share of his utterances in them"
     )
@@ -39,8 +41,8 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()
-    if not 0 <= args.percent <= 100 or not 0 < args.share[0] <= args.share[1] < 1:
-        p.error("--percent is 0 to 100, --share LOW:HIGH lies between 0 and 1")
+    if not 0 <= args.mixed_percent <= 100 or not 0 < args.share[0] <= args.share[1] < 1:
+        p.error("--mixed-percent is 0 to 100, --share LOW:HIGH lies between 0 and 1")
     if not 2 <= args.sizes[0] <= args.sizes[1] < float("inf"):
         p.error("--sizes LOW:HIGH starts at 2")
     return args
@@ -72,7 +74,7 @@ def main() -> None:
     data = replace(DataDir.read(args.data), trials={}, enrol_map=None)
     if len(set(data.spk)) == len(data.utts):
         raise UserError("every utterance is a speaker of its own", file=args.data, hint="give true speakers")
-    if "utt2dialogue" not in data.extra:
+    if "utt2dialogue" not in data.utt_tables:
         session = read_table(args.session, "id") if args.session else dict.fromkeys(data.utts, "0")
         sizes = (int(args.sizes[0]), int(args.sizes[1]))
         data = simulate(data, session, sizes=sizes, households=args.households, seed=args.seed)
@@ -81,7 +83,7 @@ def main() -> None:
             "no such file", file=data.path / "dialogue2device", hint="write `dialogue device` lines"
         )
     alike = read_table(args.alike, "id") if args.alike else None
-    data = contaminate(data, args.percent / 100, share=args.share, alike=alike, seed=args.seed)
+    data = contaminate(data, args.mixed_percent / 100, share=args.share, alike=alike, seed=args.seed)
     data.write_training_set(args.out)
     with atomic_file(record) as f:
         json.dump(asked, f, indent=1)

@@ -2,35 +2,8 @@
 
 import argparse
 import itertools
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pyspkv.base.errors import UserError, run
-
-if TYPE_CHECKING:
-    import numpy as np
-
-
-def embed_files(model: str, paths: list[str]) -> "np.ndarray":
-    """float32 [n, D] length-normalized embeddings of whole audio files, embedded as bin.extract does.
-
-    UserError: audio that cannot be read, or that has no signal (`audio.signal_problem`).
-    """
-    import torch
-
-    from pyspkv.audio.reader import AudioReader
-    from pyspkv.base.checkpoint import load_encoder
-    from pyspkv.data.ark import normalize
-    from pyspkv.data.datadir import DataDir
-    from pyspkv.score.extract import embed
-
-    files = DataDir(None, paths, paths, {path: path for path in paths})
-    reader = AudioReader(files)
-    for row in range(len(paths)):
-        reader.read(row)
-    if reader.silent:  # they would all be "the same speaker"
-        raise UserError(reader.silence_note(most=len(paths)), hint="give recordings of speech")
-    return normalize(embed(load_encoder(model), files, torch.device("cpu"), "fp32").x)
+from pyspkv.base.errors import run
 
 
 def main() -> None:
@@ -40,29 +13,32 @@ def main() -> None:
         "MODEL/calibration.json by pyspkv.bin.calibrate; without it only scores are printed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--model", required=True, metavar="DIR", help="run folder of bin.train, or DIR@best")
+    p.add_argument(
+        "--model", required=True, metavar="DIR", help="experiment, phase or model folder, or DIR@best"
+    )
     p.add_argument("audio", nargs="+", help="two or more audio files")
     args = p.parse_args()
     if len(args.audio) < 2:
         p.error("give at least two audio files")
-    from pyspkv.score.calibration import Calibration
+    from pyspkv.api.speaker_model import judge, load
+    from pyspkv.data.ark import normalize
 
-    stored = Path(args.model.removesuffix("@best").removesuffix("@last")) / "calibration.json"
-    calibration = Calibration.read(stored) if stored.exists() else None
-    x = embed_files(args.model, args.audio)
+    model = load(args.model, device="cpu")
+    x = normalize(model.embed_speech(args.audio))
     for i, j in itertools.combinations(range(len(x)), 2):
-        score = float(x[i] @ x[j])
-        line = f"{args.audio[i]} {args.audio[j]} score {score:.4f}"
-        if calibration:
-            decision = "same speaker" if score >= calibration.threshold else "different speakers"
-            line += f" llr {calibration.llr(score):+.2f} decision: {decision}"
+        found = judge(float(x[i] @ x[j]), model.calibration)
+        line = f"{args.audio[i]} {args.audio[j]} score {found.score:.4f}"
+        if found.llr is not None:
+            decision = "same speaker" if found.decision else "different speakers"
+            line += f" llr {found.llr:+.2f} decision: {decision}"
         print(line)
-    if calibration:
-        print(f"threshold {calibration.threshold:.4f} (prior {calibration.prior}), from {calibration.source}")
+    if known := model.calibration:
+        print(f"threshold {known.threshold:.4f} (prior {known.prior}), from {known.source}")
     else:
+        folder = str(model.folder).removesuffix("@best").removesuffix("@last")
         print(
-            f"no decision: {stored} is not there; make it with python -m pyspkv.bin.calibrate "
-            f"--from-data DIR --embeddings SCP --model {stored.parent}"
+            f"no decision: {folder}/calibration.json is not there; make it with python -m pyspkv.bin.calibrate "
+            f"--from-data DIR --embeddings SCP --model {folder}"
         )
 
 

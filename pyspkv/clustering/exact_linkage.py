@@ -40,7 +40,6 @@ def agglomerate_pairs(
         x /= np.linalg.norm(x, axis=1, keepdims=True)
     else:
         x -= x.mean(0)  # smaller numbers, smaller rounding in the products
-    square = np.einsum("nd,nd->n", x, x)
     weight = np.ones(n) if weights is None else np.asarray(weights, np.float64)
     slot = np.arange(n)  # of each point's cluster, its first row
     near, dist = np.full(n, -1), np.full(n, np.inf)
@@ -48,36 +47,7 @@ def agglomerate_pairs(
     merges: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     stale = np.arange(n)
     while n > 1 and wanted:
-        order = np.argsort(slot, kind="stable")
-        alive, starts = np.unique(slot[order], return_index=True)
-        ends = np.append(starts[1:], n)
-        reduce = np.maximum.reduceat
-        if linkage == "average":
-            reduce, total = np.add.reduceat, np.add.reduceat(weight[order], starts)
-        columns = x[order]
-        at = np.searchsorted(alive, stale)
-        for part in _parts(ends[at] - starts[at], BLOCK // (8 * n)):
-            mine = at[part]
-            rows = np.concatenate([np.arange(starts[k], ends[k]) for k in mine])
-            first = np.cumsum(ends[mine] - starts[mine]) - (ends[mine] - starts[mine])
-            block = columns[rows] @ columns.T
-            if metric == "cosine":
-                np.subtract(1, block, out=block)
-            else:
-                block *= -2
-                block += square[order[rows]][:, None]
-                block += square[order]
-                np.sqrt(np.maximum(block, 0, out=block), out=block)
-            if linkage == "average":
-                block *= weight[order[rows]][:, None] * weight[order]
-                scale = total[mine][:, None] * total
-            if len(starts) < n:
-                block = reduce(reduce(block, first, 0), starts, 1)
-            if linkage == "average":
-                block /= scale
-            block[np.arange(len(mine)), mine] = np.inf
-            best = block.argmin(1)
-            near[stale[part]], dist[stale[part]] = alive[best], block[np.arange(len(mine)), best]
+        alive = _find_nearest(x, slot, stale, near, dist, weight, linkage, metric)
         # the lowest `wanted` merges are known once none of the clusters left could still merge below them
         made = np.concatenate([m[2] for m in merges]) if merges else np.zeros(0)
         floor = dist[alive].min()
@@ -102,6 +72,54 @@ def agglomerate_pairs(
         if progress:
             progress(min(n - len(alive), wanted), wanted)
     return cut_tree(n, merges, wanted, ceiling)
+
+
+def _find_nearest(
+    x: np.ndarray,
+    slot: np.ndarray,
+    stale: np.ndarray,
+    near: np.ndarray,
+    dist: np.ndarray,
+    weight: np.ndarray,
+    linkage: str,
+    metric: str,
+) -> np.ndarray:
+    """The clusters (their first rows, ascending); `near` and `dist` [N] of those in `stale` are brought up to date.
+
+    slot [N]: the cluster of each point x [N, D]. Memory: BLOCK bytes of distances at a time.
+    """
+    n, square = len(x), np.einsum("nd,nd->n", x, x)
+    order = np.argsort(slot, kind="stable")
+    alive, starts = np.unique(slot[order], return_index=True)
+    ends = np.append(starts[1:], n)
+    reduce = np.maximum.reduceat
+    if linkage == "average":
+        reduce, total = np.add.reduceat, np.add.reduceat(weight[order], starts)
+    columns = x[order]
+    at = np.searchsorted(alive, stale)
+    for part in _parts(ends[at] - starts[at], BLOCK // (8 * n)):
+        mine = at[part]
+        rows = np.concatenate([np.arange(starts[k], ends[k]) for k in mine])
+        first = np.cumsum(ends[mine] - starts[mine]) - (ends[mine] - starts[mine])
+        block = columns[rows] @ columns.T
+        if metric == "cosine":
+            np.subtract(1, block, out=block)
+        else:
+            block *= -2
+            block += square[order[rows]][:, None]
+            block += square[order]
+            np.sqrt(np.maximum(block, 0, out=block), out=block)
+        if linkage == "average":
+            block *= weight[order[rows]][:, None] * weight[order]
+            scale = total[mine][:, None] * total
+        if len(starts) < n:
+            block = reduce(reduce(block, first, 0), starts, 1)
+        if linkage == "average":
+            block /= scale
+        block[np.arange(len(mine)), mine] = np.inf
+        best = block.argmin(1)
+        near[stale[part]], dist[stale[part]] = alive[best], block[np.arange(len(mine)), best]
+    return alive
 
 
 def _parts(sizes: np.ndarray, most: int):

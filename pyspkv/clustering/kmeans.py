@@ -266,11 +266,17 @@ def kmeans(
     bar.close()
     labels, best = assign(centroids, _bias(centroids, spherical))
     if stats is not None:
-        length = 1.0 if spherical else float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / n
-        mean = float(best.mean(dtype=np.float64))
-        cost = 1 - mean if spherical else length - 2 * mean
+        cost = _objective(x, best, spherical)
         stats.update(iterations=start, empty_repaired=repaired, moved=moved, objective=cost)
     return labels, centroids
+
+
+def _objective(x: np.ndarray, best: np.ndarray, spherical: bool) -> float:
+    """Mean squared distance (spherical: 1 - cosine) of x [N, D] from the `best` scores [N] of their centroids."""
+    mean = float(best.mean(dtype=np.float64))
+    if spherical:
+        return 1 - mean
+    return float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / len(x) - 2 * mean
 
 
 def _bias(centroids: np.ndarray, spherical: bool) -> np.ndarray:
@@ -365,22 +371,11 @@ def constrained_kmeans(
 
     x = l2_normalize(x)
     index, given = np.asarray(seeds_index, dtype=np.int64), np.asarray(seeds_label, dtype=np.int64)
-    n = len(x)
-    if index.shape != given.shape or len(np.unique(index)) != len(index):
-        raise ValueError("seeds_index and seeds_label must pair each labeled row with one label")
-    if len(index) and (given.min() < 0 or given.max() >= k or index.min() < 0 or index.max() >= n):
-        raise ValueError(f"seeds out of range: labels 0..{k - 1}, rows 0..{n - 1}")
-    fixed = np.full(n, -1, dtype=np.int64)
+    _check_seeds(index, given, len(x), k)
+    fixed = np.full(len(x), -1, dtype=np.int64)
     fixed[index] = given
-    free = np.flatnonzero(fixed < 0)
-    sums, counts = sums_of(x, fixed, k)
-    centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-    orphan = np.flatnonzero(counts == 0)
-    if len(orphan) > len(free):
-        raise ValueError(f"{len(orphan)} clusters without a labeled point, {len(free)} unlabeled points")
-    rng = np.random.default_rng(seed)
-    if len(orphan):
-        centroids[orphan] = x[rng.choice(free, len(orphan), replace=False)]
+    free, rng = np.flatnonzero(fixed < 0), np.random.default_rng(seed)
+    centroids = _seed_centroids(x, fixed, k, rng)
     if spherical:
         centroids = _unit(centroids)
     labels, repaired, it = fixed.copy(), 0, 0
@@ -409,3 +404,27 @@ def constrained_kmeans(
     if stats is not None:
         stats.update(iterations=it, empty_repaired=repaired, looked_at=assign.looked_at)
     return labels, centroids
+
+
+def _check_seeds(index: np.ndarray, given: np.ndarray, n: int, k: int) -> None:
+    """ValueError: rows `index` [L] and labels `given` [L] do not pair, or are out of range."""
+    if index.shape != given.shape or len(np.unique(index)) != len(index):
+        raise ValueError("seeds_index and seeds_label must pair each labeled row with one label")
+    if len(index) and (given.min() < 0 or given.max() >= k or index.min() < 0 or index.max() >= n):
+        raise ValueError(f"seeds out of range: labels 0..{k - 1}, rows 0..{n - 1}")
+
+
+def _seed_centroids(x: np.ndarray, fixed: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """float32 [k, D]: means of the labeled points; a cluster without any gets a random point that has no label.
+
+    x [N, D]; fixed int64 [N], -1 where there is no label. ValueError: too few unlabeled points.
+    """
+    free = np.flatnonzero(fixed < 0)
+    sums, counts = sums_of(x, fixed, k)
+    centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+    orphan = np.flatnonzero(counts == 0)
+    if len(orphan) > len(free):
+        raise ValueError(f"{len(orphan)} clusters without a labeled point, {len(free)} unlabeled points")
+    if len(orphan):
+        centroids[orphan] = x[rng.choice(free, len(orphan), replace=False)]
+    return centroids

@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pyspkv.audio.silence import MAX_RECORD
 from pyspkv.base import foreign
 from pyspkv.base.atomic import folder_lock
 from pyspkv.base.errors import UserError
-from pyspkv.data.datadir import list_tables
+from pyspkv.data.datadir import check_replaceable, list_tables
 
 _LENGTHS = (
     "utt2dur",
@@ -129,7 +129,7 @@ def _read(report: Path) -> dict:
 
 def _difference(key: str, before, now) -> str:
     option = f"--{key.replace('_', '-')}"
-    if key in ("data", "labeled", "unlabeled") or (key == "previous" and before and now):
+    if key in ("data", "labeled_data", "unlabeled") or (key == "previous" and before and now):
         return f"was made with another {option}, or its files have changed since"
 
     def said(value) -> str:
@@ -169,3 +169,16 @@ def sole_writer(out: str | Path) -> Iterator[None]:
                 (folder / ".lock").unlink()
                 folder.rmdir()
             raise
+
+
+def unless_kept(
+    out: str | Path, report: str | Path, asked: dict, scps: Sequence[str], label: Callable[[], dict]
+) -> dict | None:
+    """What `label` returns, alone in the folder of `out`; None where the labels are there already (`is_kept`)."""
+    if is_kept(out, report, asked, scps):
+        return None
+    check_replaceable(Path(out))
+    with sole_writer(out):
+        if is_kept(out, report, asked, scps):  # by another process, just now
+            return None
+        return label()

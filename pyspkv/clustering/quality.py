@@ -246,9 +246,13 @@ def diagnostics(labels: Sequence, truth: Sequence) -> dict:
     }
 
 
-def spoil(labels: np.ndarray, share: float, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Another of `num_classes` for round(share N) random labels int64 [N], to see what copes with that: (labels [N],
-    rows that were changed, ascending)."""
+def corrupt_labels(
+    labels: np.ndarray, share: float, num_classes: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Another of `num_classes` for round(share N) random labels int64 [N], to see what copes with that.
+
+    Returns (labels [N], rows that were changed, ascending).
+    """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(labels), round(share * len(labels)), replace=False))
     out = labels.copy()

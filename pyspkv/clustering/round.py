@@ -1,82 +1,104 @@
-"""One round of labeling: embeddings in, a data directory whose speakers are clusters out, and what to report of it."""
+"""One round of labeling (`make_round`): embeddings in, a data directory whose speakers are clusters out.
+
+Nothing heavy is imported before it is known that labels are to be made.
+"""
 
 import json
-import logging
-import re
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from pyspkv.audio import silence
 from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
-from pyspkv.clustering import pipeline, quality, vectors
-from pyspkv.clustering.copies import first_of_each, shared
+from pyspkv.clustering import made
 from pyspkv.clustering.options import Options
-from pyspkv.data.ark import Embeddings, read_embeddings
-from pyspkv.data.datadir import DataDir
+from pyspkv.data.datadir import DataDir, read_table
+from pyspkv.data.tables import values_for
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import numpy as np
 
 
-def label_round(
-    x: np.ndarray,
-    data: DataDir,
+def make_round(
+    embeddings: Sequence[str],
+    data: str | Path,
+    out: str | Path,
     options: Options,
     *,
-    previous: DataDir | None = None,
-    truth: Sequence[str] | None = None,
+    previous: str | Path | None = None,
+    truth: str | Path | None = None,
+    report: str | Path | None = None,
     device: str = "cpu",
-    checkpoint: str | Path | None = None,
-) -> tuple[DataDir, dict]:
-    """Cluster unit vectors x float32 [N, D], in the order of data.utts.
+    draw: Callable[[dict, Path], None] | None = None,
+) -> dict | None:
+    """Cluster the utterances of the data directory `data` and write `out`, a copy whose speakers are the clusters.
 
     Args:
-        previous: the round before; clusters that match one of its get its name.
-        truth: the true speakers [N], for `diagnostics` in the report alone.
-        checkpoint: file that a killed k-means goes on from; see `kmeans`.
+        embeddings: embedding.scp of each model; several models' are set side by side.
+        previous: data directory of the round before; clusters that match one of its get its name.
+        truth: true utt2spk, for `diagnostics` in the report alone.
+        report: where the report goes (default: report.json beside `out`).
+        draw: called with the report and its path, before the report and the labels are written.
 
-    Returns `data` with clusters c00000, c00001, ... for speakers, without those below options.min_size, and the report
-    (what report.json holds, but for what the labels were made of). Utterances with one embedding are warned of.
-    UserError: impossible options; no cluster is large enough; `previous` shares no utterance.
+    Labels that stand in `out` are kept if they were made of the same with the same options, or edited since: None.
+    Else the report. A killed run goes on where k-means was. UserError: `out` is `data`, was made of something else or
+    is being written; an utterance has no embedding; impossible options.
     """
-    options.check(len(x), data.path)
-    k1 = options.centroids(len(x))
-    first = first_of_each(x)
-    copies = shared(first)
-    if len(copies):
-        some = ", ".join(data.utts[i] for i in copies[:5]) + (", ..." if len(copies) > 5 else "")
-        log.warning("warning: %d utterances share their embedding with another: %s", len(copies), some)
-    labels, info = pipeline.cluster(
-        x, options.method, options.num_clusters, num_kmeans=k1, linkage=options.linkage, metric=options.metric,
-        max_iter=options.iterations, seed=options.seed, device=device, checkpoint=checkpoint, first=first,
-    )  # fmt: skip
-    report = {
-        "num_clusters": 0,
-        "method": "ahc" if k1 == len(x) and options.method == "kmeans-ahc" else options.method,
-        "seed": options.seed,
-        **info,
-        "copies": len(copies),
+    out, report = Path(out), Path(report) if report else Path(out).with_name("report.json")
+    if out.resolve() == Path(data).resolve():
+        raise UserError("is --data itself", file=out, hint="give another --out-data")
+    asked = {
+        **asdict(options),
+        "previous": made.labels_digest(previous) if previous else None,
+        "data": made.data_digest(data),
     }
-    if previous is not None:
-        labels, report["stability"] = match_previous(labels, data.utts, previous)
-    counts = np.bincount(labels)
-    keep = counts[labels] >= options.min_size
-    if not keep.any():
-        raise UserError(f"no cluster has --min-size {options.min_size} utterances", file=data.path)
-    width = max(5, len(str(int(labels.max()))))
-    out = data.with_speakers([f"c{label:0{width}d}" for label in labels.tolist()])
-    report["dropped_utts"] = int((~keep).sum())
-    report["dropped_clusters"] = int(((counts > 0) & (counts < options.min_size)).sum())
-    if not keep.all():
-        out = out.subset([u for u, good in zip(data.utts, keep) if good])
-    report["sizes"] = quality.sizes(labels[keep])
-    report["num_clusters"] = report["sizes"]["num_clusters"]
-    report["quality"] = quality.similarity(x[keep] if not keep.all() else x, labels[keep], seed=options.seed)
-    if truth is not None:
-        report["diagnostics"] = quality.diagnostics(labels[keep], np.array(truth)[keep])
-    report["label_hash"] = out.label_hash()
-    return out, report
+
+    def label() -> dict:
+        start, state = time.time(), Path(f"{out}.kmeans.npz")
+        _check_device(device)
+        source = DataDir.read(data)
+        options.check(len(source.utts), data)
+        before = DataDir.read(previous, need_wav=False) if previous else None
+        true = values_for(read_table(truth), source.utts, truth) if truth else None
+        digests = [made.embeddings_digest(scp) for scp in embeddings]
+        silent = silence.among(embeddings, source.utts)
+        silence.warn(silent, data)
+        from pyspkv.clustering import labeling
+
+        x = labeling.side_by_side(embeddings, source, options.whiten)
+        _say_memory(x, options)
+        labeled, found = labeling.label_round(
+            x, source, options, previous=before, truth=true, device=device, checkpoint=state
+        )
+        found |= {"silent": len(silent), "asked": asked, "embeddings": digests}
+        found["seconds"] = round(time.time() - start, 2)
+        if draw:
+            draw(found, report)
+        write_round(labeled, found, out, report)
+        state.unlink(missing_ok=True)
+        return found
+
+    return made.unless_kept(out, report, asked, embeddings, label)
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {device}: there is no GPU here", hint="leave --device out")
+
+
+def _say_memory(x: "np.ndarray", options: Options) -> None:
+    from pyspkv.clustering.pipeline import memory_estimate
+
+    how = options.method, options.centroids(len(x)), options.linkage, options.metric
+    print(memory_estimate(*x.shape, *how), file=sys.stderr)
 
 
 def write_round(out: DataDir, report: dict, folder: str | Path, report_file: str | Path) -> None:
@@ -86,59 +108,3 @@ def write_round(out: DataDir, report: dict, folder: str | Path, report_file: str
         json.dump(report, f, indent=1)
         f.write("\n")
     out.write(folder)
-
-
-def _numbers(names: Sequence[str]) -> np.ndarray | None:
-    """`c00012` -> 12, int64 [N]; None unless all names are those of `label_round`, one for each number."""
-    if not all(re.fullmatch(r"c[0-9]{1,8}", name) for name in names):
-        return None
-    numbers = np.array([int(name[1:]) for name in names], dtype=np.int64)
-    return numbers if len(np.unique(numbers)) == len(set(names)) else None
-
-
-def match_previous(labels: np.ndarray, utts: Sequence[str], previous: DataDir) -> tuple[np.ndarray, dict]:
-    """Ids matched to the previous round's (int64 [N]) and the stability figures over the common utterances.
-
-    Speakers of another source than `label_round` are numbered in the order of their names.
-    """
-    old_of = dict(zip(previous.utts, previous.spk))
-    common = np.array([u in old_of for u in utts])
-    if not common.any():
-        raise UserError("shares no utterance with --data", file=previous.path, hint="pass the round before")
-    names = [old_of[u] for u in utts if u in old_of]
-    numbers = _numbers(names)
-    if numbers is None:
-        numbers = np.unique(np.array(names), return_inverse=True)[1].reshape(-1)
-    old = np.full(len(labels), -1, dtype=np.int64)
-    old[common] = numbers
-    return quality.match_labels(labels, old), quality.stability(labels[common], old[common])
-
-
-def side_by_side(scps: Sequence[str], data: DataDir, power: float | None) -> np.ndarray:
-    """float32 [N, D] unit vectors in the order of data.utts: each model's, whitened by `power`, side by side."""
-    parts = []
-    for scp in scps:
-        x = unit_vectors(read_embeddings(scp), data, scp)
-        parts.append(x if power is None else vectors.whiten(x, power))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, 1) / np.float32(len(parts) ** 0.5)
-
-
-def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
-    """float32 [N, D] unit vectors in the order of data.utts. UserError names utterances without an embedding."""
-    row = {u: i for i, u in enumerate(emb.ids)}
-    missing = [u for u in data.utts if u not in row]
-    if missing:
-        some = " ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        raise UserError(
-            f"{len(missing)} of {len(data.utts)} utterances have no embedding: {some}",
-            file=scp,
-            hint=f"python -m pyspkv.bin.extract --data {data.path}, or utils/subset_data_dir.sh",
-        )
-    x = emb.vectors()
-    order = np.fromiter((row[u] for u in data.utts), dtype=np.int64, count=len(data.utts))
-    if len(order) != len(x) or (order != np.arange(len(x))).any():
-        x = x[order]
-    bad = vectors.unit_rows(x)
-    if len(bad):
-        raise UserError(f"embedding of utterance {data.utts[bad[0]]} is all zeros", file=scp)
-    return x

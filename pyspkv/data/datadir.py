@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pyspkv.base.atomic import atomic_dir, atomic_file, command_line
 from pyspkv.base.errors import UserError
-from pyspkv.data.tables import no_gc, odd, parse_segment, read_columns, read_table
+from pyspkv.base.garbage import no_gc
+from pyspkv.data.tables import has_bad_characters, parse_segment, read_columns, read_table
 from pyspkv.data.trials import contradiction, cut_trials, enrol_side, read_trials
 
 __all__ = ["DataDir", "read_table", "read_trials", "table_kind"]
@@ -105,9 +106,9 @@ class DataDir:
     spk: list[str]  # aligned with utts
     wav: dict[str, str]
     segments: dict[str, tuple[str, float, float]] | None = None  # utt -> (recording, start s, end s)
-    extra: dict[str, dict[str, str]] = field(default_factory=dict)  # utterance-keyed files, by file name
-    reco: dict[str, dict[str, str]] = field(default_factory=dict)  # reco2dur, reco2file_and_channel, ...
-    per_spk: dict[str, dict[str, str]] = field(default_factory=dict)  # spk2gender, cmvn.scp, ...
+    utt_tables: dict[str, dict[str, str]] = field(default_factory=dict)  # utterance-keyed files, by file name
+    reco_tables: dict[str, dict[str, str]] = field(default_factory=dict)  # reco2dur, ...
+    spk_tables: dict[str, dict[str, str]] = field(default_factory=dict)  # spk2gender, cmvn.scp, ...
     dialogue2device: dict[str, str] | None = None
     dialogue2mixed: dict[str, str] | None = None
     enrol_map: dict[str, str] | None = None  # model -> "utt1 utt2 ..."
@@ -162,23 +163,23 @@ class DataDir:
             if name in ("utt2spk", "spk2utt", "segments", "wav.scp"):
                 continue
             if keyed == "utt":
-                data.extra[name] = table(name, "utt")
+                data.utt_tables[name] = table(name, "utt")
             elif keyed == "reco":
-                data.reco[name] = table(name, "reco")
+                data.reco_tables[name] = table(name, "reco")
             elif keyed == "spk":
-                data.per_spk[name] = table(name, "spk")
+                data.spk_tables[name] = table(name, "spk")
         for name in ("dialogue2device", "dialogue2mixed"):
             if name in present:
-                if "utt2dialogue" not in data.extra:
+                if "utt2dialogue" not in data.utt_tables:
                     raise UserError(
                         f"{name} without utt2dialogue",
                         file=path / name,
                         hint="write utt2dialogue: `utt dialogue` per line",
                     )
-                lists["dialogue"] = (sorted(set(data.extra["utt2dialogue"].values())), "utt2dialogue")
+                lists["dialogue"] = (sorted(set(data.utt_tables["utt2dialogue"].values())), "utt2dialogue")
                 setattr(data, name, table(name, "dialogue"))
-        if data.segments and "reco2dur" in data.reco:
-            _check_segment_ends(path / "segments", data.segments, data.reco["reco2dur"], hint)
+        if data.segments and "reco2dur" in data.reco_tables:
+            _check_segment_ends(path / "segments", data.segments, data.reco_tables["reco2dur"], hint)
         data._read_trials(
             [n for n, (keyed, _) in present.items() if keyed == "trials"], "enrol_map" in present, hint
         )
@@ -209,7 +210,7 @@ class DataDir:
     def tables(self) -> dict[str, dict]:
         """File name -> its table (segments as tuples), all but spk2utt and the trials."""
         out: dict[str, dict | None] = {"utt2spk": dict(zip(self.utts, self.spk)), "wav.scp": self.wav or None}
-        out |= {"segments": self.segments, **self.extra, **self.reco, **self.per_spk}
+        out |= {"segments": self.segments, **self.utt_tables, **self.reco_tables, **self.spk_tables}
         out |= {name: getattr(self, name) for name in _SINGLE}
         return {name: table for name, table in out.items() if table is not None}
 
@@ -223,7 +224,7 @@ class DataDir:
         data = cls(
             Path(path), utts, [utt2spk[u] for u in utts], tables.get("wav.scp", {}), tables.get("segments")
         )
-        groups = {"utt": data.extra, "reco": data.reco, "spk": data.per_spk}
+        groups = {"utt": data.utt_tables, "reco": data.reco_tables, "spk": data.spk_tables}
         for name, table in tables.items():
             if name in _SINGLE:
                 setattr(data, name, table)
@@ -237,7 +238,7 @@ class DataDir:
         yield "spk2utt", spk2utt_lines(self.utts, self.spk)
         for name, table in self.tables().items():
             if name == "segments":
-                yield name, [f"{u} {r} {_seconds(a)} {_seconds(b)}" for u, (r, a, b) in sorted(table.items())]
+                yield name, [f"{u} {r} {_as_text(a)} {_as_text(b)}" for u, (r, a, b) in sorted(table.items())]
             else:
                 ids = sorted(table)
                 lines = map(" ".join, zip(ids, map(table.__getitem__, ids)))
@@ -279,7 +280,7 @@ class DataDir:
         segments = None if self.segments is None else {u: self.segments[u] for u in kept}
         recos = kept if segments is None else sorted({seg[0] for seg in segments.values()})
         speakers = sorted(set(spk))
-        extra = {name: {u: t[u] for u in kept} for name, t in self.extra.items()}
+        extra = {name: {u: t[u] for u in kept} for name, t in self.utt_tables.items()}
         dialogues = sorted(set(extra["utt2dialogue"].values())) if "utt2dialogue" in extra else []
         new = replace(
             self,
@@ -287,9 +288,9 @@ class DataDir:
             spk=spk,
             wav={r: self.wav[r] for r in recos} if self.wav else {},
             segments=segments,
-            extra=extra,
-            reco={name: {r: t[r] for r in recos} for name, t in self.reco.items()},
-            per_spk={name: {s: t[s] for s in speakers} for name, t in self.per_spk.items()},
+            utt_tables=extra,
+            reco_tables={name: {r: t[r] for r in recos} for name, t in self.reco_tables.items()},
+            spk_tables={name: {s: t[s] for s in speakers} for name, t in self.spk_tables.items()},
             dialogue2device=self.dialogue2device and {d: self.dialogue2device[d] for d in dialogues},
             dialogue2mixed=self.dialogue2mixed and {d: self.dialogue2mixed[d] for d in dialogues},
             enrol_map=None,
@@ -303,7 +304,7 @@ class DataDir:
         """The same utterances with other speakers (aligned with `utts`), without the old speakers' files."""
         if len(spk) != len(self.utts):
             raise UserError(f"{len(spk)} speakers for {len(self.utts)} utterances", file=self.path)
-        return replace(self, spk=list(spk), per_spk={})
+        return replace(self, spk=list(spk), spk_tables={})
 
     def write_training_set(self, folder: str | Path) -> None:
         """Into `folder`: train without speakers, train_labeled with them, and truth/train_utt2spk for diagnostics.
@@ -355,21 +356,24 @@ class DataDir:
         for what, names in (("utterances", new_utt), ("speakers", new_spk)):
             if len(set(names.values())) != len(names):
                 raise UserError(f"two {what} would get the same id", file=self.path / "utt2spk")
-            if bad := next((n for n in names.values() if " " in n or odd(n)), None):
+            if bad := next((n for n in names.values() if " " in n or has_bad_characters(n)), None):
                 raise UserError(f"{ascii(bad)} is no id: blanks and control characters part columns")
         pairs = sorted((new_utt[u], new_spk[s]) for u, s in zip(self.utts, self.spk))
         models = {e: e if self.enrol_map and e in self.enrol_map else new_utt.get(e, e)
                   for lines in self.trials.values() for e in (line.split()[0] for line in lines)}  # fmt: skip
         by_reco = self.segments is not None
+        recos = self.reco_tables
+        if not by_reco:
+            recos = {name: _rekey(t, new_utt) for name, t in recos.items()}
         return replace(
             self,
             utts=[u for u, _ in pairs],
             spk=[s for _, s in pairs],
             wav=self.wav if by_reco else _rekey(self.wav, new_utt),
             segments=_rekey(self.segments, new_utt) if by_reco else None,
-            extra={name: _rekey(t, new_utt) for name, t in self.extra.items()},
-            reco=self.reco if by_reco else {name: _rekey(t, new_utt) for name, t in self.reco.items()},
-            per_spk={name: _rekey(t, new_spk) for name, t in self.per_spk.items()},
+            utt_tables={name: _rekey(t, new_utt) for name, t in self.utt_tables.items()},
+            reco_tables=recos,
+            spk_tables={name: _rekey(t, new_spk) for name, t in self.spk_tables.items()},
             enrol_map=self.enrol_map
             and {m: " ".join(sorted(new_utt[u] for u in us.split(" "))) for m, us in self.enrol_map.items()},
             trials={
@@ -481,7 +485,7 @@ def _rekey(table: dict, names: dict[str, str]) -> dict:
     return {names[k]: v for k, v in table.items()}
 
 
-def _seconds(x: float) -> str:
+def _as_text(x: float) -> str:
     return repr(x).removesuffix(".0")
 
 
@@ -518,7 +522,7 @@ def _check_segment_ends(file: Path, segments: dict, reco2dur: dict[str, str], hi
 
 def segment_seconds(data: DataDir) -> dict[str, float]:
     """Utterance -> duration by segments; reco2dur tells where an end of -1 is. UserError: it is not there."""
-    dur = {r: float(d) for r, d in data.reco.get("reco2dur", {}).items()}
+    dur = {r: float(d) for r, d in data.reco_tables.get("reco2dur", {}).items()}
     out = {}
     for utt, (reco, start, end) in data.segments.items():
         if end < 0 and not dur:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pyspkv.base.atomic import atomic_dir, command_line, scratch_dir
 from pyspkv.base.errors import Shown, UserError, printable
+from pyspkv.base.garbage import no_gc
 from pyspkv.data.datadir import OVERSHOOT, DataDir, list_tables, spk2utt_lines
-from pyspkv.data.tables import no_gc, parse_segment, read_columns, salvage
+from pyspkv.data.tables import parse_segment, read_columns, salvage
 from pyspkv.data.trials import contradiction, cut_trials, enrol_side, other_form
 
 # Measured from the audio, so an incomplete one is set aside rather than allowed to cost utterances.

@@ -1,10 +1,8 @@
 """Kaldi tables (`key value...` lines): strict reading with file and line in errors, salvage for the fixer."""
 
-import gc
 import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from itertools import islice, repeat
 from operator import lt
 from pathlib import Path
@@ -31,7 +29,7 @@ def whole_number(text: str) -> int | None:
     return int(text) if _WHOLE.fullmatch(text) else None
 
 
-def odd(text: str) -> bool:
+def has_bad_characters(text: str) -> bool:
     """Whether an id or a path holds what no table may hold: control characters, blanks or marks beyond ASCII."""
     return bool(_BAD.search(text) or _ODD.search(text) or "\t" in text)
 
@@ -46,7 +44,7 @@ def decode_bytes(raw: bytes, path: str | Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as err:
-        raise UserError("not UTF-8 text", file=path, line=_line_of(raw, err.start)) from None
+        raise UserError("not UTF-8 text", file=path, line=_line_at(raw, err.start)) from None
 
 
 def parse_segment(value: str) -> tuple[str, float, float] | None:
@@ -111,19 +109,7 @@ _FREE = ("entry", "rest", "any")  # kinds whose inner blanks stay as they are
 _TRAILING_OK = ("any", "ids")
 
 
-@contextmanager
-def no_gc():
-    """Building millions of strings: the cycle collector would walk them over and over and find nothing."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _line_of(raw: bytes, pos: int) -> int:
+def _line_at(raw: bytes, pos: int) -> int:
     return raw.count(b"\n", 0, pos) + 1
 
 
@@ -136,21 +122,21 @@ def read_text(path: str | Path, hint: str | None = None, odd_ok: bool = False) -
         )
     if raw.translate(None, _CONTROL) != raw:
         pos = re.search(b"[" + re.escape(_CONTROL) + b"]", raw).start()
-        raise UserError(f"control character 0x{raw[pos]:02x}", file=path, line=_line_of(raw, pos), hint=hint)
+        raise UserError(f"control character 0x{raw[pos]:02x}", file=path, line=_line_at(raw, pos), hint=hint)
     if b"\r" in raw:
-        line = _line_of(raw, raw.index(b"\r"))
+        line = _line_at(raw, raw.index(b"\r"))
         raise UserError(
             "carriage return (Windows line ends); lines end in LF", file=path, line=line, hint=hint
         )
     if raw[-1:] != b"\n":
-        line = _line_of(raw, len(raw))
+        line = _line_at(raw, len(raw))
         raise UserError(
             "the last line has no line end: was the file cut short?", file=path, line=line, hint=hint
         )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as err:
-        raise UserError("not UTF-8 text", file=path, line=_line_of(raw, err.start), hint=hint) from None
+        raise UserError("not UTF-8 text", file=path, line=_line_at(raw, err.start), hint=hint) from None
     if text[0] == "\ufeff":
         raise UserError("byte-order mark (U+FEFF)", file=path, line=1, hint=hint)
     if not text.isascii() and not odd_ok and (found := _ODD.search(text)):
@@ -231,7 +217,7 @@ def read_table(path: str | Path, value: str = "rest", hint: str | None = None) -
     return dict(zip(*read_columns(path, value, hint)))
 
 
-def of_each(table: dict[str, str], utts: Sequence[str], path: str | Path) -> list[str]:
+def values_for(table: dict[str, str], utts: Sequence[str], path: str | Path) -> list[str]:
     """A truth file's values of `utts`. UserError: it lacks one."""
     if missing := [u for u in utts if u not in table]:
         raise UserError(f"lacks {len(missing)} of {len(utts)} utterances, the first {missing[0]}", file=path)

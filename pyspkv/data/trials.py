@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
-from pyspkv.data.tables import no_gc, odd, read_columns
+from pyspkv.base.garbage import no_gc
+from pyspkv.data.tables import has_bad_characters, read_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +33,7 @@ def other_form(raw: bytes) -> "tuple[list[str], str] | None":
     except UnicodeDecodeError:
         return None
     fits = [form for form in _FORMS if all(len(r) == 3 and r[form[2]] in form[:2] for r in rows)]
-    if not rows or len(fits) != 1 or any(odd(word) for row in rows for word in row):
+    if not rows or len(fits) != 1 or any(has_bad_characters(word) for row in rows for word in row):
         return None
     yes, no, at = fits[0]
     lines = []

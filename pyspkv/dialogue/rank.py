@@ -68,7 +68,7 @@ def shared_channel(dialogue: Sequence[str], seed: int = 0) -> Callable[[int, np.
     return change
 
 
-def score(
+def rank_dialogues(
     encoder,
     data: DataDir,
     device,
@@ -92,7 +92,7 @@ def score(
     from pyspkv.objectives.dialogue import rejection
     from pyspkv.score.extract import embed
 
-    of, nth = data.extra["utt2dialogue"], defaultdict(itertools.count)
+    of, nth = data.utt_tables["utt2dialogue"], defaultdict(itertools.count)
     data = data.subset([u for u in data.utts if next(nth[of[u]]) < most], trials=False)
     dialogue = [of[u] for u in data.utts]
     change = shared_channel(dialogue) if channel else None

@@ -29,10 +29,10 @@ class Turns:
 
     def seconds(self) -> np.ndarray:
         """Durations [N]: utt2dur, segments, or the audio's headers."""
-        if "utt2dur" in self.data.extra:
-            return np.array([float(self.data.extra["utt2dur"][u]) for u in self.data.utts])
+        if "utt2dur" in self.data.utt_tables:
+            return np.array([float(self.data.utt_tables["utt2dur"][u]) for u in self.data.utts])
         to_end = any(end < 0 for _, _, end in (self.data.segments or {}).values())
-        if to_end and "reco2dur" in self.data.reco:
+        if to_end and "reco2dur" in self.data.reco_tables:
             seconds = segment_seconds(self.data)
             return np.array([seconds[u] for u in self.data.utts])
         by_header = self.data.segments is None or to_end
@@ -68,9 +68,9 @@ def from_kaldi(path: Path, drop_source: str) -> Turns:
     """A data directory with utt2time and utt2device (`utt device`); utt2source where only one side is wanted."""
     data = DataDir.read(path)
     for name, what in (("utt2time", "start in seconds"), ("utt2device", "device")):
-        if name not in data.extra:
+        if name not in data.utt_tables:
             raise UserError("no such file", file=path / name, hint=f"write `utt {what}` per line, in C order")
-    source = data.extra.get("utt2source", {})
+    source = data.utt_tables.get("utt2source", {})
     left = [u for u in data.utts if source.get(u, "").lower() != drop_source.lower()]
     _check_dropped(
         path / "utt2source",
@@ -81,11 +81,11 @@ def from_kaldi(path: Path, drop_source: str) -> Turns:
         len(left),
     )
     kept = data.subset(left, trials=False)
-    extra = dict(kept.extra)
+    extra = dict(kept.utt_tables)
     time, device = extra.pop("utt2time"), extra.pop("utt2device")
     for name in ("utt2source", "utt2dialogue"):
         extra.pop(name, None)
-    kept.extra, kept.dialogue2device, kept.dialogue2mixed = extra, None, None
+    kept.utt_tables, kept.dialogue2device, kept.dialogue2mixed = extra, None, None
     return Turns(
         kept,
         [device[u] for u in kept.utts],
@@ -125,14 +125,14 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
         utt, device = value(fields.utt), value(fields.device)
         audio = value(fields.audio)
         for name in (utt, device):
-            if " " in name or tables.odd(name):
+            if " " in name or tables.has_bad_characters(name):
                 raise UserError(f"{ascii(name)}: an id must not hold a blank", file=path, line=line)
-        if tables.odd(audio):
+        if tables.has_bad_characters(audio):
             rule = "a path must not hold line ends nor blanks beyond ASCII"
             raise UserError(f"{ascii(audio)}: {rule}", file=path, line=line, hint="rename the file")
         if utt in rows:
             raise UserError(f"{utt} is given twice", file=path, line=line)
-        time, zone = _seconds(value(fields.time), path, line)
+        time, zone = _parse_time(value(fields.time), path, line)
         if abs(time) > 1e11:
             rule = f"'{raw.get(fields.time)}' lies thousands of years away: milliseconds, or a date without dashes?"
             raise UserError(
@@ -160,7 +160,7 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
     _check_dropped(path, fields.source, drop_source, sources, dropped, len(kept))
     utts = list(kept)
     extra = {"utt2dur": {u: row[3] for u, row in kept.items()}} if fields.duration in optional else {}
-    data = DataDir(path, utts, utts, {u: row[0] for u, row in kept.items()}, extra=extra)
+    data = DataDir(path, utts, utts, {u: row[0] for u, row in kept.items()}, utt_tables=extra)
     return Turns(data, [r[1] for r in kept.values()], np.array([r[2] for r in kept.values()]), dropped)
 
 
@@ -199,7 +199,7 @@ def _positive(text: str) -> bool:
     return tables.plain_number(text) > 0
 
 
-def _seconds(text: str, path: Path, line: int) -> tuple[float, bool]:
+def _parse_time(text: str, path: Path, line: int) -> tuple[float, bool]:
     """(Seconds since 1970, whether that is beyond doubt) of a number or an ISO 8601 time; without a zone as UTC."""
     seconds = tables.plain_number(text)
     if not math.isnan(seconds):

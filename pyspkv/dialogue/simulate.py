@@ -11,7 +11,7 @@ from pyspkv.data.datadir import DataDir
 
 def dialogue_lines(data: DataDir) -> list[str]:
     """What to know of a directory with utt2dialogue before training on it."""
-    dialogue = data.extra["utt2dialogue"]
+    dialogue = data.utt_tables["utt2dialogue"]
     _, size = np.unique(list(dialogue.values()), return_counts=True)
     many, count = np.unique(size, return_counts=True)
     shown = ", ".join(f"{m}: {c}" for m, c in list(zip(many.tolist(), count.tolist()))[:20])
@@ -36,7 +36,7 @@ def check_disjoint(a: DataDir, b: DataDir) -> None:
 
     def names(data: DataDir) -> dict[str, set[str]]:
         found = {"utterance": set(data.utts), "speaker": set(data.spk)}
-        found["dialogue"] = set(data.extra.get("utt2dialogue", {}).values())
+        found["dialogue"] = set(data.utt_tables.get("utt2dialogue", {}).values())
         return found | {"device": set((data.dialogue2device or {}).values())}
 
     theirs = names(b)
@@ -95,26 +95,29 @@ def simulate(
             dialogue |= dict.fromkeys(utts[at : at + size], new)
             at += size
     return replace(
-        data, extra={**data.extra, "utt2dialogue": dialogue}, dialogue2device=devices, dialogue2mixed=None
+        data,
+        utt_tables={**data.utt_tables, "utt2dialogue": dialogue},
+        dialogue2device=devices,
+        dialogue2mixed=None,
     )
 
 
 def contaminate(
     data: DataDir,
-    rate: float,
+    mixed_fraction: float,
     *,
     share: tuple[float, float] = (1 / 3, 1 / 2),
     alike: dict[str, str] | None = None,
     seed: int = 0,
 ) -> DataDir:
-    """A second speaker in `rate` of the dialogues (of two utterances or more, one speaker), marked in dialogue2mixed.
+    """A second speaker in `mixed_fraction` of the dialogues (two or more utterances of one), marked in dialogue2mixed.
 
     Of a chosen dialogue, `share` of the utterances (at least one) are replaced by another speaker's: by one of the
     same device where there is another (a household), else by one drawn from all. `alike` (utterance -> key) asks for a
     recording of the same key (same word and round). The replacement is a copy named `<utt>-in-<dialogue>`; its
-    original stays where it was. Dialogues are chosen in one order for every rate, so a higher one adds to a lower.
+    original stays where it was. Dialogues are chosen in one order for every fraction, so a higher one adds to a lower.
     """
-    spk, dialogue = dict(zip(data.utts, data.spk)), data.extra["utt2dialogue"]
+    spk, dialogue = dict(zip(data.utts, data.spk)), data.utt_tables["utt2dialogue"]
     members: dict[str, list[str]] = {}
     for utt in data.utts:
         members.setdefault(dialogue[utt], []).append(utt)
@@ -136,7 +139,7 @@ def contaminate(
     if len(said) < 2:
         raise UserError("contamination needs two speakers", file=data.path)
     order = np.random.default_rng((seed, 1)).permutation(len(names))
-    chosen = {names[i] for i in order[: round(rate * len(names))]}
+    chosen = {names[i] for i in order[: round(mixed_fraction * len(names))]}
     copies: dict[str, tuple[str, str]] = {}  # new utterance -> (original, dialogue)
     gone: set[str] = set()
     for name in sorted(chosen):

@@ -14,26 +14,12 @@ from pydantic import Field, NonNegativeInt
 
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import Shown, UserError, printable
-from pyspkv.experiments.results import UNITS, Look
+from pyspkv.experiments.results import NAME, UNITS, Look, Row
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"  # safe as a folder's name and in a shell
 FOLDER = re.compile(r"\{exp:([^{}]*)\}")
 Scalar = str | int | float | bool | None
-System = Annotated[str, Field(pattern=f"^{NAME}$")]
 Items = Annotated[list[Scalar | dict[str, Scalar]], Field(min_length=1)]
 Option = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]*$")]
-
-
-@dataclass
-class Row:
-    table: str
-    row: str | None = None
-    column: str | int | float | None = None
-    system: System | list[System] = "final"
-    base: str | None = None
-    cost: list[System] | None = None
-    trials: System | None = None
-    zero: Annotated[str, Field(pattern=f"^{NAME}/{NAME}$")] | None = None
 
 
 @dataclass
@@ -132,6 +118,7 @@ class Table:
                 tables = ", ".join(self.file.tables)
                 raise UserError(f"no table is called '{row.table}'", hint=f"they are {tables}")
             look, row.row = self.file.tables[row.table], row.row or str(row.system)
+            row.column = None if row.column is None else word(row.column)
             look.order += [] if row.row in ["all", *look.order] else [row.row]
             look.bases |= {row.row: row.base} if row.base else {}
 
@@ -141,6 +128,9 @@ class Table:
         for cell in reversed(self.cells.values()):
             wanted |= set(cell.needs()) if cell.name in wanted else set()
         return [c for c in self.cells.values() if c.name in wanted]
+
+    def title(self, row: Row) -> str:
+        return self.file.tables[row.table].title
 
     def recipe(self, cell: Cell) -> Path:
         return Path(os.path.normpath(self.home / cell.recipe))

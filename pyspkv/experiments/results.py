@@ -19,6 +19,8 @@ from pyspkv.base.errors import UserError
 
 UNITS = ("fold", "draw", "speaker", "seed")  # what a row's runs differ in; draw: which utterances have labels
 KEY = ("table", "row", "column", *UNITS)
+NAME = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"  # of a cell or a system: safe as a folder's name and in a shell
+System = Annotated[str, Field(pattern=f"^{NAME}$")]
 MATRIX = ("eer", "dev_eer", "label_accuracy")  # what a table with columns shows
 FIGURES = {  # key of a row: decimals, unit, title
     "eer": (2, 1, "EER %"),
@@ -63,6 +65,20 @@ class Look:
     order: list[str] = field(default_factory=list)  # of rows; others follow as they stand in RESULTS.jsonl
     # Folds (or draws, ...: see `unit`) whose test list chose settings: shown apart, in no mean, interval or plot.
     tuned_on: list[int | str] = field(default_factory=list)
+
+
+@dataclass
+class Row:
+    """A row that an experiment leaves in RESULTS.jsonl; docs/tables.md explains its fields."""
+
+    table: str
+    row: str | None = None
+    column: str | int | float | None = None
+    system: System | list[System] = "final"
+    base: str | None = None
+    cost: list[System] | None = None
+    trials: System | None = None
+    zero: Annotated[str, Field(pattern=f"^{NAME}/{NAME}$")] | None = None
 
 
 # ---- RESULTS.jsonl -----------------------------------------------------------------------------------------------
@@ -218,6 +234,19 @@ def row_of(
     return out | {"commit": read_json(record).get("git") if record.exists() else None}
 
 
+def rows_of(exp: Path, row: Row, table: str) -> list[dict]:
+    """What an experiment leaves for `row` in the table of this title; the cell of row.zero lies beside `exp`."""
+    every, out = [name for name in systems(exp) if name != "final"], []
+    for system in every if row.system == "all" else [row.system]:
+        new = {"table": table, "row": system if row.row == "all" else row.row, "column": row.column}
+        new |= row_of(exp, system, row.cost, row.trials)
+        if row.zero:
+            before, phase = row.zero.split("/")
+            new["eer_zero"] = row_of(exp.parent / before, phase)["eer"]
+        out.append({k: v for k, v in new.items() if v is not None})
+    return out
+
+
 # ---- means, spreads and paired differences -----------------------------------------------------------------------
 def by_unit(pairs: list[tuple[dict, float | None]], unit: str) -> list[float]:
     """(row, value) of each run -> a value a unit, the mean over its runs; a row without the unit counts by its seed."""
@@ -274,7 +303,7 @@ def _markdown(head: list[str], body: list[list[str]]) -> list[str]:
     return ["", lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
-def _number(text: str | None) -> list[float]:
+def _numbers_in(text: str | None) -> list[float]:
     return [float(x) for x in re.findall(r"\d+\.?\d*", text or "")] or [float("inf")]
 
 
@@ -291,7 +320,7 @@ class Shown:
         self.tuned = f"{self.unit} {', '.join(map(str, look.tuned_on))}" if self.tuning else ""
         have = {r["row"] for r in rows}
         self.names = [n for n in dict.fromkeys([*look.order, *(r["row"] for r in rows)]) if n in have]
-        self.columns = sorted({r.get("column") for r in rows}, key=lambda c: (_number(c), c or ""))
+        self.columns = sorted({r.get("column") for r in rows}, key=lambda c: (_numbers_in(c), c or ""))
         wanted = look.figures or (FIGURES if self.columns == [None] else MATRIX)
         self.figures = {
             k: FIGURES.get(k, (3, 1, k)) for k in wanted if any(r.get(k) is not None for r in rows)

@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,11 +25,12 @@ from pyspkv.base import config as cfg
 from pyspkv.base import foreign
 from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.errors import UserError
+from pyspkv.base.processes import Stopped, end_all
 from pyspkv.experiments import results
-from pyspkv.experiments.grid import Cell, Table, word
+from pyspkv.experiments.grid import Cell, Table
 
 GRACE = 10  # seconds that a run has to end after SIGTERM
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -40,9 +42,8 @@ class Mark:
     machine: str
     state: Literal["interrupted", "failed", "done"] = "interrupted"
     ended: str = ""  # UTC
-    seconds: Annotated[float, Field(ge=0, le=1e12)] = (
-        0.0  # of all its tries, less those that were killed without warning
-    )
+    # Of all its tries, less those that were killed without warning.
+    seconds: Annotated[float, Field(ge=0, le=1e12)] = 0.0
 
 
 def now() -> str:
@@ -54,7 +55,8 @@ class Runner:
 
     def __init__(self, table: Table, exp: Path, only: str, cmd: list[str], run_opts: list[str]):
         self.table, self.exp, self.cells = table, exp, table.select(only)
-        self.cmd, self.run_opts, self.began, self.signal = cmd, run_opts, now(), 0
+        self.cmd, self.run_opts, self.began = cmd, run_opts, now()
+        self.stopped: Stopped | None = None  # while cells run
         self.jobs: dict[str, tuple] = {}  # cell: (its process, its mark, its lock, when it was started)
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}  # cell: why
@@ -90,7 +92,6 @@ class Runner:
             return ""
         return f"it was {old.command} after {old.after}; now it is {new.command} after {new.after}"
 
-    # ---- one cell ----------------------------------------------------------------------------------------------
     def start(self, cell: Cell) -> None:
         """Claim the cell and start it, unless another process has it or has just ended it."""
         with contextlib.ExitStack() as stack:
@@ -125,7 +126,7 @@ class Runner:
         process, mark, lock, began = self.jobs.pop(cell.name)
         code, log = process.wait(), self.exp / cell.name / "log/grid.log"
         mark.seconds += time.monotonic() - began
-        if code == 0 or not self.signal:
+        if code == 0 or not self.stopped.signal:
             mark.state, mark.ended = "failed" if code else "done", now()
         self.write(cell, mark)
         lock.close()
@@ -139,27 +140,15 @@ class Runner:
     def record(self, cell: Cell, mark: Mark) -> None:
         """The rows of a finished cell go into RESULTS.jsonl, where they are not there yet."""
         self.done.add(cell.name)
-        exp, rows = self.exp / cell.name, []
         same = {"command": mark.command, "machine": mark.machine, "ended": mark.ended, "cell": cell.name}
         same |= {"grid": os.path.relpath(self.table.path, ROOT)}
-        same |= {unit: getattr(cell, unit) for unit in results.UNITS}
+        same |= {unit: value for unit in results.UNITS if (value := getattr(cell, unit)) is not None}
         try:
-            for row in cell.rows:
-                every = [name for name in results.systems(exp) if name != "final"]
-                for system in every if row.system == "all" else [row.system]:
-                    new = same | {"table": self.table.file.tables[row.table].title}
-                    new |= {"row": system if row.row == "all" else row.row}
-                    new |= {"column": None if row.column is None else word(row.column)}
-                    new |= results.row_of(exp, system, row.cost, row.trials)
-                    if row.zero:
-                        before, phase = row.zero.split("/")
-                        new["eer_zero"] = results.row_of(self.exp / before, phase)["eer"]
-                    rows.append({k: v for k, v in new.items() if v is not None})
-            results.add_rows(self.table.results, rows)
+            found = [results.rows_of(self.exp / cell.name, row, self.table.title(row)) for row in cell.rows]
+            results.add_rows(self.table.results, [same | row for rows in found for row in rows])
         except (UserError, OSError) as err:
             self.failed[cell.name] = f"done, but its rows are not written: {err}"
 
-    # ---- all cells ---------------------------------------------------------------------------------------------
     def work(self, jobs: int) -> int:
         """Run what is not done, `jobs` cells at a time. 0: all done; 1: a cell failed; 128 + n: ended by signal n."""
         for cell in self.cells:
@@ -167,12 +156,10 @@ class Runner:
                 hint = f"undo it, give another --exp, or remove {self.exp / cell.name}"
                 raise UserError(f"cell {cell.name} has changed: {said}", file=self.table.path, hint=hint)
         os.environ.pop("SPKV_RECIPE", None)  # run.sh knows its own folder
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                signal.signal(number, lambda got, _: setattr(self, "signal", got))
+        self.stopped = Stopped()
         said = ""
         try:
-            while (left := self.step(jobs)) and not self.signal:
+            while (left := self.step(jobs)) and not self.stopped.signal:
                 if not self.jobs and not said:
                     print(said := "the rest is in the hands of other processes: waiting", flush=True)
                 time.sleep(0.05 + left / 1000)
@@ -181,7 +168,7 @@ class Runner:
         print(f"{len(self.done)} of {len(self.cells)} cells are done")
         for name, why in self.failed.items():
             print(f"failed: {name} ({why})", file=sys.stderr)
-        return 128 + self.signal if self.signal else 1 if self.failed else 0
+        return 128 + self.stopped.signal if self.stopped.signal else 1 if self.failed else 0
 
     def step(self, jobs: int) -> int:
         """Look once at every cell and start what can be; how many are left."""
@@ -198,47 +185,38 @@ class Runner:
                 self.failed[cell.name] = f"not run, for it waits for {lost[0]}"
             else:
                 left += 1
-                free = cell.name not in self.jobs and len(self.jobs) < jobs and not self.signal
+                free = cell.name not in self.jobs and len(self.jobs) < jobs and not self.stopped.signal
                 if free and self.done.issuperset(cell.needs()):
                     self.start(cell)
         return left
 
     def stop(self) -> None:
         """End what runs, the stubborn after GRACE seconds; run.sh itself waits for what it has started."""
-        self.signal = self.signal or (signal.SIGTERM if self.jobs else 0)
-        until = time.monotonic() + GRACE
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for process, *_ in self.jobs.values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
-            for process, *_ in self.jobs.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, until - time.monotonic()))
+        self.stopped.signal = self.stopped.signal or (signal.SIGTERM if self.jobs else 0)
+        end_all([process for process, *_ in self.jobs.values()], GRACE, groups=True)
         for cell in [c for c in self.cells if c.name in self.jobs]:
             self.end(cell)
 
+    def state(self, cell: Cell) -> str:
+        """changed, to do, running, interrupted, failed or done."""
+        mark = self.mark(cell.name)
+        if mark is None or self.changed(cell):
+            return "changed" if mark else "to do"
+        try:
+            with self.claim(cell) if mark.state == "interrupted" else contextlib.nullcontext():
+                return mark.state
+        except UserError:
+            return "running"
+
     def status(self, jobs: int) -> None:
         """A line a cell, and about how long the rest takes by the finished cells of the same template, or of all."""
-        walls, states, rest = defaultdict(list), Counter(), []
+        states = {cell.name: self.state(cell) for cell in self.cells}
+        done = [(c.template, self.mark(c.name).seconds) for c in self.cells if states[c.name] == "done"]
+        left = 0.0
         for cell in self.cells:
-            mark, said = self.mark(cell.name), self.changed(cell)
-            state = "changed" if said else mark.state if mark else "to do"
-            try:
-                with self.claim(cell) if state == "interrupted" else contextlib.nullcontext():
-                    pass
-            except UserError:
-                state = "running"
-            print(f"{cell.name:<32} {state:<12} {said}".rstrip())
-            states[state] += 1
-            if state == "done":
-                walls[cell.template].append(mark.seconds)
-            else:
-                rest.append(cell.template)
-        every = [seconds for found in walls.values() for seconds in found]
-        left = sum(sum(found) / len(found) for found in (walls[t] or every for t in rest) if found)
-        about = (
-            f"about {timedelta(seconds=round(left / jobs))} left, {jobs} at a time"
-            if every
-            else "nobody knows how long it takes"
-        )
-        print(", ".join(f"{n} {state}" for state, n in states.items()) + f"; {about}")
+            print(f"{cell.name:<32} {states[cell.name]:<12} {self.changed(cell)}".rstrip())
+            if done and states[cell.name] != "done":
+                left += fmean([s for t, s in done if t == cell.template] or [s for _, s in done])
+        about = f"about {timedelta(seconds=round(left / jobs))} left, {jobs} at a time"
+        counted = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
+        print(f"{counted}; {about if done else 'nobody knows how long it takes'}")

@@ -67,11 +67,11 @@ def read_scores(phases: dict[str, Path]) -> dict[str, dict[str, dict]]:
     return out
 
 
-def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
+def read_round(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
     """What a round's labels were: sizes [K], num_clusters, report.json, and diagnostics where a truth is given."""
     import numpy as np
 
-    from pyspkv.data.tables import of_each, read_table
+    from pyspkv.data.tables import read_table, values_for
 
     spk = read_table(folder / "data/utt2spk", "id")
     _, sizes = np.unique(list(spk.values()), return_counts=True)
@@ -85,7 +85,7 @@ def clustering(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
     if truth is not None:
         from pyspkv.clustering import quality
 
-        true = of_each(truth, list(spk), truth_file)
+        true = values_for(truth, list(spk), truth_file)
         out["diagnostics"] = quality.diagnostics(list(spk.values()), true)
         if set(spk.values()) <= set(true):  # of labels that are speakers' names, as seeded_cluster gives them
             right = np.array(list(spk.values())) == np.array(true)
@@ -124,7 +124,7 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
         out = {k: found.get(k) for k in KEYS} | {f"eer_{v}": m["eer"] for v, m in other.items() if m}
         last = moving[phase][-1] if moving.get(phase) else {}
         out |= {k: v for k, v in last.items() if k.startswith("noise_")}
-        if any(e["flipped"] for e in moving.get(phase, [])):
+        if any(e["changed"] for e in moving.get(phase, [])):
             out |= {f"{k}_end": last[k] for k in ("live", "nmi", "ami", "purity") if k in last}
         return out
 
@@ -232,16 +232,16 @@ def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the tr
     import numpy as np
 
     from pyspkv.clustering import quality
-    from pyspkv.data.tables import decode, of_each, read_table
+    from pyspkv.data.tables import decode, read_table, values_for
 
     spk = read_table(folder / "data/utt2spk", "id")
-    true = of_each(truth, list(spk), truth_file) if truth is not None else None
+    true = values_for(truth, list(spk), truth_file) if truth is not None else None
     given = np.unique(list(spk.values()), return_inverse=True)[1]
     out, before = [], None
     kept = ("dev_eer", "dev_eer_student")
     dev = {r.get("epoch"): {k: r[k] for k in kept if k in r} for r in epochs_of(folder)}
-    spoilt = set(decode(folder / "corrupted").split()) if (folder / "corrupted").exists() else set()
-    spoilt = np.array([u in spoilt for u in spk]) if spoilt else None
+    corrupted = set(decode(folder / "corrupted").split()) if (folder / "corrupted").exists() else set()
+    corrupted = np.array([u in corrupted for u in spk]) if corrupted else None
     for epoch, rows in rows_of(folder / "model"):
         if not {"label", "weight"} & rows.keys():
             continue  # a confidence gate's: bin.gate_curves
@@ -252,7 +252,7 @@ def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the tr
         found = {"epoch": epoch}
         sizes = quality.sizes(label)
         found |= {"live": sizes["num_clusters"], "effective": sizes["effective_clusters"]}
-        found["flipped"] = float(np.mean(label != before)) if before is not None else 0.0
+        found["changed"] = float(np.mean(label != before)) if before is not None else 0.0
         before = label
         if truth is not None:
             found |= {
@@ -265,10 +265,10 @@ def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the tr
                     if "weight" in rows and part.any()
                     else float("nan")
                 )
-        if spoilt is not None and "weight" in rows:
+        if corrupted is not None and "weight" in rows:
             out_of = 1 - np.nan_to_num(rows["weight"])
-            found["noise_recall"] = float(out_of[spoilt].mean())
-            found["noise_precision"] = float(out_of[spoilt].sum() / max(out_of.sum(), 1e-12))
+            found["noise_recall"] = float(out_of[corrupted].mean())
+            found["noise_precision"] = float(out_of[corrupted].sum() / max(out_of.sum(), 1e-12))
         out.append(found | dev.get(found["epoch"], {}))
     return out
 
@@ -308,22 +308,12 @@ def text(name: str) -> str:
     return re.sub(r"([\\`|\[\]])", r"\\\1", html.escape(name, quote=False))
 
 
-def markdown(
-    title: str,
-    scores: dict,
-    rounds: dict,
-    aside: list[str],
-    training: list[str],
-    moving: dict[str, list[dict]],
-    plots: list[str],
-    with_truth: bool,
-) -> str:
-    import numpy as np
-
+def systems_table(scores: dict) -> list[str]:
+    """A line a system and trial list."""
     compared = any("eer_difference" in m for lists in scores.values() for m in lists.values())
     head = ["system", "trials", "EER %", "95 % interval", "minDCF 0.01", "minDCF 0.05", "Cllr"]
     head += ["EER less supervised (paired 95 %)"] * compared
-    lines = [f"# {text(title)}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for phase, lists in scores.items():
         for name, m in lists.items():
             low, high = m.get("eer_ci_low"), m.get("eer_ci_high")
@@ -340,36 +330,58 @@ def markdown(
             if compared:
                 cells.append(difference(m))
             lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def rounds_table(rounds: dict, with_truth: bool) -> list[str]:
+    """A line a round, and what is to be said of its labels."""
+    import numpy as np
+
+    lines = ["", "## Labels of each round", ""]
+    head = ["round", "clusters", "smallest", "median", "largest", "AMI with the round before"]
+    head += ["NMI (truth)", "AMI (truth)", "ARI (truth)", "purity (truth)"] if with_truth else []
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r, labels in rounds.items():
+        s, ami = labels["sizes"], labels["stability"].get("ami")
+        cells = [
+            r,
+            labels["num_clusters"],
+            s.min(),
+            f"{np.median(s):g}",
+            s.max(),
+            "-" if ami is None else f"{ami:.3f}",
+        ]
+        if with_truth:
+            cells += [f"{labels['diagnostics'][k]:.3f}" for k in ("nmi", "ami", "ari", "purity")]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for r, labels in rounds.items():
+        if n := labels.get("silent"):
+            some = "1 labeled utterance has" if n == 1 else f"{n} labeled utterances have"
+            lines += ["", f"Round {r}: {some} no signal; extraction's log and made_by name them."]
+    if with_truth:
+        lines += [
+            "",
+            "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
+        ]
+    return lines
+
+
+def markdown(
+    title: str,
+    scores: dict,
+    rounds: dict,
+    aside: list[str],
+    training: list[str],
+    moving: dict[str, list[dict]],
+    plots: list[str],
+    with_truth: bool,
+) -> str:
+    lines = [f"# {text(title)}", "", *systems_table(scores)]
     over = {m["eer_ci_over"] for lists in scores.values() for m in lists.values() if m.get("eer_ci_over")}
     lines += ["", f"Intervals: bootstrap over {' / '.join(map(text, sorted(over))) or 'nothing'}."]
     lines += ["`final` in results.json is finetune where it was run, else the last round; no score chose it."]
     if rounds:
-        lines += ["", "## Labels of each round", ""]
-        head = ["round", "clusters", "smallest", "median", "largest", "AMI with the round before"]
-        head += ["NMI (truth)", "AMI (truth)", "ARI (truth)", "purity (truth)"] if with_truth else []
-        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for r, labels in rounds.items():
-            s, ami = labels["sizes"], labels["stability"].get("ami")
-            cells = [
-                r,
-                labels["num_clusters"],
-                s.min(),
-                f"{np.median(s):g}",
-                s.max(),
-                "-" if ami is None else f"{ami:.3f}",
-            ]
-            if with_truth:
-                cells += [f"{labels['diagnostics'][k]:.3f}" for k in ("nmi", "ami", "ari", "purity")]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-        for r, labels in rounds.items():
-            if n := labels.get("silent"):
-                some = "1 labeled utterance has" if n == 1 else f"{n} labeled utterances have"
-                lines += ["", f"Round {r}: {some} no signal; extraction's log and made_by name them."]
-        if with_truth:
-            lines += [
-                "",
-                "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
-            ]
+        lines += rounds_table(rounds, with_truth)
     lines += [*aside, "", "## Training", "", *training]
     for phase, epochs in moving.items():
         lines += moving_table(phase, epochs)
@@ -396,10 +408,10 @@ def draw(
         drawn.append(file)
         return inside(folder, folder / file)
 
-    main = {phase: lists[name] for phase, lists in scores.items() if name in lists}
-    systems = [(p, m["eer"], m.get("eer_ci_low"), m.get("eer_ci_high")) for p, m in main.items()]
+    headline = {phase: lists[name] for phase, lists in scores.items() if name in lists}
+    systems = [(p, m["eer"], m.get("eer_ci_low"), m.get("eer_ci_high")) for p, m in headline.items()]
     plots.eer_by_system(systems, path("eer.png"))
-    curves, last = read_curves(main, phases, name)
+    curves, last = read_curves(headline, phases, name)
     if curves:
         plots.det(curves, path("det.png"))
         plots.scores(*last, path("scores.png"))
@@ -430,13 +442,13 @@ def inside(folder: Path, path: Path) -> Path:
     return path
 
 
-def read_curves(main: dict[str, dict], phases: dict[str, Path], name: str) -> tuple[dict, tuple | None]:
+def read_curves(headline: dict[str, dict], phases: dict[str, Path], name: str) -> tuple[dict, tuple | None]:
     """DET curves of each phase and (scores, target, threshold) of the last unsupervised one, where files remain."""
     from pyspkv.data.trials import read_trials
     from pyspkv.score import metrics, scoring
 
     curves, last = {}, None
-    for phase, m in main.items():
+    for phase, m in headline.items():
         file = phases[phase] / "score" / f"{name}.scores"  # the phase may have moved since
         if not file.exists() or not m.get("trials") or not Path(m["trials"]).is_file():
             continue
@@ -499,7 +511,7 @@ def write(
     _check(exp, phases, scores, trials)
     truth = read_table(truth_file, "id") if truth_file else None
     rounds = {
-        int(found[1]): clustering(folder, truth, truth_file)
+        int(found[1]): read_round(folder, truth, truth_file)
         for name, folder in phases.items()
         if (found := ROUND.fullmatch(name)) and (folder / "data/utt2spk").exists()
     }

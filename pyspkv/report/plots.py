@@ -220,7 +220,7 @@ def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
     """
     epochs = [r for r in records if r.get("kind") == "epoch"]
     skip = ("kind", "epoch", "step")
-    names = list(dict.fromkeys(k for r in epochs for k, v in r.items() if k not in skip and _number(v)))
+    names = list(dict.fromkeys(k for r in epochs for k, v in r.items() if k not in skip and _is_figure(v)))
     names = names[:MAX_PANELS]
     if not names:
         return
@@ -228,7 +228,9 @@ def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
     rows = -(-len(names) // columns)
     with _figure(path, rows, columns, size=(3.6 * columns, 2.6 * rows + 0.4)) as axes:
         for ax, name in zip(axes if isinstance(axes, list) else [axes], names):
-            points = [(r.get("epoch", k), r[name]) for k, r in enumerate(epochs, 1) if _number(r.get(name))]
+            points = [
+                (r.get("epoch", k), r[name]) for k, r in enumerate(epochs, 1) if _is_figure(r.get(name))
+            ]
             ax.plot(*zip(*points), marker="." if len(points) < 40 else None, **_line(0))
             ax.set(xlabel="epoch", title=_text(name))
             ax.xaxis.get_major_locator().set_params(integer=True)
@@ -237,7 +239,7 @@ def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
         ax.figure.suptitle(_text(title))
 
 
-def _number(value) -> bool:
+def _is_figure(value) -> bool:
     """Whether it can be drawn: beyond 1e30 the arithmetic of an axis overflows."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 

@@ -89,25 +89,7 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
         raise CalibrationError(f"scores from {s.min():.3g} to {s.max():.3g} cannot be calibrated in floats")
     x = np.stack([(s - center) / spread, np.ones(len(s))])
     logit = np.log(prior / (1 - prior))
-    penalty = np.array([1e-9, 0.0])
-
-    def cost(w: np.ndarray) -> float:
-        z = w @ x + logit
-        return float(weight @ np.logaddexp(0, np.where(y > 0, -z, z)) + penalty @ w**2 / 2)
-
-    w = np.zeros(2)
-    here = cost(w)
-    for _ in range(200):
-        p = 1 / (1 + np.exp(-np.clip(w @ x + logit, -500, 500)))
-        gradient = x @ (weight * (p - y)) + penalty * w
-        hessian = (x * (weight * p * (1 - p))) @ x.T + np.diag(penalty + [0, 1e-12])
-        step = np.linalg.solve(hessian, gradient)
-        size = 1.0
-        while (there := cost(w - size * step)) > here and size > 1e-10:
-            size /= 2
-        before, w, here = w, w - size * step, there
-        if np.abs(gradient).max() < 1e-12 or size <= 1e-10 or (w == before).all():
-            break
+    w = _newton(x, y, weight, logit)
     with np.errstate(over="ignore", invalid="ignore"):
         scale, offset = w[0] / spread, w[1] - w[0] * center / spread
         threshold = (-logit - offset) / scale if scale else 0.0
@@ -127,6 +109,30 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
         num_nontarget=len(curve.nontarget),
         eer_threshold=curve.eer()[1],
     )
+
+
+def _newton(x: np.ndarray, y: np.ndarray, weight: np.ndarray, logit: float) -> np.ndarray:
+    """Slope and offset [2] of the weighted logistic regression of y [n] (0 or 1) on x [2, n], whose second row is 1."""
+    penalty = np.array([1e-9, 0.0])
+
+    def cost(w: np.ndarray) -> float:
+        z = w @ x + logit
+        return float(weight @ np.logaddexp(0, np.where(y > 0, -z, z)) + penalty @ w**2 / 2)
+
+    w = np.zeros(2)
+    here = cost(w)
+    for _ in range(200):
+        p = 1 / (1 + np.exp(-np.clip(w @ x + logit, -500, 500)))
+        gradient = x @ (weight * (p - y)) + penalty * w
+        hessian = (x * (weight * p * (1 - p))) @ x.T + np.diag(penalty + [0, 1e-12])
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while (there := cost(w - size * step)) > here and size > 1e-10:
+            size /= 2
+        before, w, here = w, w - size * step, there
+        if np.abs(gradient).max() < 1e-12 or size <= 1e-10 or (w == before).all():
+            break
+    return w
 
 
 def pseudo_trials(

@@ -112,7 +112,7 @@ class System:
     def __init__(self, folder: str):
         self.folder = folder
         self._sets: dict[str, Embeddings] = {}
-        self._directions: dict[str, np.ndarray] = {}
+        self._unit_means: dict[str, np.ndarray] = {}
         self._cohort: tuple[str, np.ndarray] | None = None
         self._plain: tuple[str, scoring.Sides, np.ndarray] | None = None
 
@@ -129,11 +129,11 @@ class System:
     def _sides(self, trials: TrialList, name: str, mean: np.ndarray | None = None) -> scoring.Sides:
         embeddings = self._set(name)
         if mean is not None:
-            x = scoring.directions(embeddings, mean)
+            x = scoring.unit_means(embeddings, mean)
         else:
-            if name not in self._directions:
-                self._directions[name] = scoring.directions(embeddings)
-            x = self._directions[name]
+            if name not in self._unit_means:
+                self._unit_means[name] = scoring.unit_means(embeddings)
+            x = self._unit_means[name]
         both = embeddings.ids, x
         enrol, test, _ = trials.trials
         return scoring.sides(
@@ -169,7 +169,7 @@ class System:
         sides = self._plain_sides(trials)[0]
         if self._cohort is None or self._cohort[0] != utt2spk:
             train = self._set(cohort_set, self._set(trials.name).dim)
-            means = scoring.speaker_means(train.ids, scoring.directions(train), utt2spk)
+            means = scoring.speaker_means(train.ids, scoring.unit_means(train), utt2spk)
             self._cohort = utt2spk, means
             if len(means) < top_n:
                 print(f"{utt2spk} has {len(means)} (pseudo-)speakers, all are used as the AS-norm cohort")

@@ -19,8 +19,9 @@ import numpy as np
 
 from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
+from pyspkv.base.garbage import no_gc
 from pyspkv.data.ark import Embeddings, normalize, read_embeddings
-from pyspkv.data.tables import no_gc, read_table
+from pyspkv.data.tables import read_table
 
 BLOCK = 1 << 10  # trials at once: their gathered rows stay in cache
 COHORT_BLOCK = 1024  # rows against the cohort at once: 24 MiB of scores at 6,000 cohort entries
@@ -30,7 +31,7 @@ _LINE = re.compile(
 )
 
 
-def directions(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.ndarray:
+def unit_means(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.ndarray:
     """float32 [N, D], one direction an entry; `mean` [D] is subtracted from every raw row first."""
     x = embeddings.x if mean is None else _less(embeddings.x, mean)
     return embeddings.entry_means(normalize(x))
@@ -110,7 +111,7 @@ def score_trials(embeddings: Embeddings, trials: tuple) -> tuple[np.ndarray, np.
     """Cosines float64 [n] and targets bool [n] of a list as `read_trials` gives it, both sides among `embeddings`."""
     enrol, test, target = trials
     i, j = (rows_of(ids, embeddings.ids, side) for ids, side in ((enrol, "enrolment"), (test, "test")))
-    x = directions(embeddings)
+    x = unit_means(embeddings)
     return cosine(x, x, i, j), target
 
 

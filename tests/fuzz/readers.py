@@ -11,13 +11,12 @@ import soundfile
 from pyspkv.audio.reader import AudioReader
 from pyspkv.audio.rir import _read as read_rooms
 from pyspkv.base.errors import UserError
-from pyspkv.bin import evaluate
 from pyspkv.clustering import kmeans, made
 from pyspkv.data import tables
 from pyspkv.data.datadir import DataDir
 from pyspkv.experiments import results
 from pyspkv.experiments.grid import Table
-from pyspkv.score import embedding_folder
+from pyspkv.score import embedding_folder, wanted
 from pyspkv.score.calibration import Calibration
 from pyspkv.score.scoring import read_mean, read_scores
 
@@ -108,7 +107,7 @@ def record(folder: Path, data: bytes) -> None:
         (folder / file).write_bytes(data)
     (folder / "embedding.scp").write_bytes(b"")
     assert embedding_folder._differs(folder, "embedding", {"model": "x", "crops": None})
-    assert isinstance(evaluate.read_made_by(str(folder)), dict)
+    assert isinstance(wanted.read_made_by(str(folder)), dict)
     made._made_by(folder / "embedding.scp")
 
 

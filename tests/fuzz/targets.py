@@ -20,9 +20,10 @@ from safetensors.torch import save
 from pyspkv.base import checkpoint, foreign
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
-from pyspkv.bin import gate_curves, import_checkpoint
+from pyspkv.bin import import_checkpoint
 from pyspkv.models import wavlm_import
 from pyspkv.report import experiment as report
+from pyspkv.report import gate_curves
 from pyspkv.train.trainer import TrainConfig
 
 METRICS = {

@@ -2,7 +2,7 @@
 # Human-machine dialogues without speaker labels, with soft rejection (arXiv 2202.03484): utterances of a dialogue
 # attract, those of other devices repel, dialogues of low compactness count less; then GE2E on a few labeled speakers;
 # dev speakers choose its epoch. --dry-run true prints every command.
-#   run.sh [--mode household] [--rate 50] [--labeled 12] ...
+#   run.sh [--mode household] [--mixed-percent 50] [--num-labeled-spk 12] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -15,14 +15,14 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
 mode=random         # devices (random|household): a speaker each, or two speakers share one
-rate=10             # percent of the dialogues with a second speaker (household: the other one at home)
+mixed_percent=10   # percent of the dialogues with a second speaker (household: the other one at home)
 dialogue_opts=()    # further options of bin.simulate_dialogues
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml
 pretrain=           # file of the config of stage 3; empty: conf/pretrain.yaml
 train_set=train     # name of the dialogues that stage 3 trains on; train_labeled: with their true speakers
 finetune=true       # whether there is a stage 5
 joint=false         # stage 5 trains on labeled speakers and dialogues together, from scratch (conf/joint.yaml)
-labeled=12         # speakers of the labeled set that fine-tuning has, from 1
+num_labeled_spk=12 # speakers of the labeled set that fine-tuning has, from 1
 pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
 reuse=              # folder of another experiment whose finished phases before --stage are gone on from
@@ -44,7 +44,7 @@ $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 noise=()            # (augment.noise="$data/noise") where local/data.sh makes a data directory of noises
 truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
 speech=$data        # folder of the labeled speech: dev, test, train_labeled, labeled-<number>
-dialogues=$data/$mode-$rate # folder of the dialogues: train
+dialogues=$data/$mode-$mixed_percent # folder of the dialogues: train
 mixed=()            # (--mixed FILE) with the truth of the dialogues, for figures only
 
 if stage 1 "data directories from the corpus"; then
@@ -52,18 +52,18 @@ if stage 1 "data directories from the corpus"; then
 fi
 
 # -- the same in every dialogue recipe from here on (utils/sync_recipes.sh)
-[ "$rate" -le 100 ] || po_die "--rate is a percentage, not '$rate'"
+[ "$mixed_percent" -le 100 ] || po_die "--mixed-percent is a percentage, not '$mixed_percent'"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 encoder=${encoder:-$conf/encoder.yaml}
-[ "$labeled" -ge 12 ] || finetune_opts=(batch_size=$((4 * labeled)) "${finetune_opts[@]}")
+[ "$num_labeled_spk" -ge 12 ] || finetune_opts=(batch_size=$((4 * num_labeled_spk)) "${finetune_opts[@]}")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
 
 if stage 2 "check the data directories"; then
   log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$dialogues/train" "$speech/dev" "$speech/test"
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$speech/labeled-$labeled" \
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$speech/labeled-$num_labeled_spk" \
     --disjoint "$speech/test"
 fi
 
@@ -79,14 +79,14 @@ fi
 
 models=("$exp/pretrain/model")
 ! $finetune || models+=("$exp/finetune/model@best")
-if $finetune && stage 5 "fine-tune on $labeled labeled speakers"; then
+if $finetune && stage 5 "fine-tune on $num_labeled_spk labeled speakers"; then
   if $joint; then
     how=(--unlabeled "$dialogues/train") config=$conf/joint.yaml
   else
     how=(--init "$exp/pretrain/model") config=$conf/finetune.yaml
   fi
   log_run steps/train.sh "${train_opts[@]}" "${how[@]}" --dev "$speech/dev" "$encoder" "$config" \
-    "$speech/labeled-$labeled" "$exp/finetune/model" "${settings[@]}" "${finetune_opts[@]}"
+    "$speech/labeled-$num_labeled_spk" "$exp/finetune/model" "${settings[@]}" "${finetune_opts[@]}"
 fi
 
 if stage 6 "extract embeddings"; then

@@ -4,7 +4,7 @@
 # unlabeled utterance a labeled speaker, then training goes through the phases T (all utterances pass), V (the
 # prediction must be the label) and L (the confidence must pass a flexible threshold); again and again. With
 # --baseline NAME, conf/baselines/NAME.yaml is trained instead of Stage II. Dev speakers end phases and choose epochs.
-#   run.sh [--labels 2] [--baseline fixmatch] ...
+#   run.sh [--labels-per-spk 2] [--baseline fixmatch] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
@@ -16,10 +16,10 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 # -- options of the method
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
-labels=10           # labeled utterances of each speaker, from 1
+labels_per_spk=10   # labeled utterances of each speaker, from 1
 baseline=           # name of a config in conf/baselines to train instead of GLL; empty: GLL
 use_labels=few      # of a baseline (few|only|all): the labels and the unlabeled rest, the labels only, all true labels
-init=pretrain       # what a baseline starts from (pretrain|none): Stage I, or from scratch
+start_from=pretrain # what a baseline starts from (pretrain|scratch): Stage I, or from scratch
 threshold_from=     # folder of a FixMatch model: the gate's threshold is a factor times its mean confidence
 threshold_factor=0.9 # that factor, of the highest epoch mean
 num_rounds=3        # GLL's iterations, from 1
@@ -28,7 +28,7 @@ phase_epochs=()     # at most so many epochs in each phase, as "4 3 3"; empty: a
 phase_rates=()      # learning rates of the phases, as "2e-3 5e-4 5e-4"; empty: as conf/semi.yaml
 patience=3          # epochs without a lower dev EER that end a phase or a baseline; the best epoch counts
 cluster_opts=()     # options of bin.seeded_cluster, as "--whiten 0.5"
-flip=0.0            # an experiment: change this share of the first pseudo-labels; the list is round1/flipped
+label_noise=0.0     # an experiment: change this share of the first pseudo-labels; the list is round1/corrupted
 pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
 learn_opts=()       # settings of stage 4
 reuse=              # folder of another experiment whose finished phases before --stage are gone on from
@@ -55,13 +55,13 @@ if stage 1 "data directories from the corpus"; then
 fi
 
 # -- the same in every gll recipe from here on (utils/sync_recipes.sh)
-[ "$init" = pretrain ] || [ -n "$baseline" ] || po_die "--init none is for a --baseline"
+[ "$start_from" = pretrain ] || [ -n "$baseline" ] || po_die "--start-from scratch is for a --baseline"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 split=$exp/split threshold=() systems=()
-[ "$init" = none ] || systems=("$exp/pretrain/model")
+[ "$start_from" = scratch ] || systems=("$exp/pretrain/model")
 [ -z "$threshold_from" ] || threshold=("$exp/threshold.yaml")
 if [ -n "$baseline" ]; then
   systems+=("$exp/baseline/model@best") cohort=
@@ -75,25 +75,25 @@ if stage 2 "check the data directories"; then
   log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
 fi
 
-if [ "$init" = pretrain ] && stage 3 "Stage I: pre-train without labels"; then
+if [ "$start_from" = pretrain ] && stage 3 "Stage I: pre-train without labels"; then
   log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
     "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
 fi
 
 learn=(steps/train.sh "${train_opts[@]}" --dev "$data/dev" --patience "$patience")
-if stage 4 "Stage II: ${baseline:-GLL} from $labels labels a speaker"; then
-  log_run python -m pyspkv.bin.datadir split-labels --seed "$seed" "$data/train_labeled" "$labels" "$split"
+if stage 4 "Stage II: ${baseline:-GLL} from $labels_per_spk labels a speaker"; then
+  log_run python -m pyspkv.bin.datadir split-labels --seed "$seed" "$data/train_labeled" "$labels_per_spk" "$split"
   [ -z "$threshold_from" ] ||
-    log_run python -m pyspkv.bin.runs threshold --factor "$threshold_factor" --out "${threshold[0]}" "$threshold_from"
+    log_run python -m pyspkv.bin.query threshold --factor "$threshold_factor" --out "${threshold[0]}" "$threshold_from"
   if [ -z "$baseline" ]; then
     from=$exp/pretrain
     for r in $(seq "$num_rounds"); do
-      flips=() start=$exp/pretrain/model keep_head=false trained=()
-      { [ "$r" -gt 1 ] || [ "$flip" = 0.0 ]; } || flips=(--flip "$flip")
+      noise_opts=() start=$exp/pretrain/model keep_head=false trained=()
+      { [ "$r" -gt 1 ] || [ "$label_noise" = 0.0 ]; } || noise_opts=(--label-noise "$label_noise")
       log_run steps/extract.sh "${extract_opts[@]}" "${systems[r - 1]}" --data "$data/train"
       log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" \
-        --labeled "$split/labeled" --unlabeled "$split/unlabeled" --out-data "$exp/round$r/data" \
-        "${cluster_opts[@]}" "${flips[@]}"
+        --labeled-data "$split/labeled" --unlabeled "$split/unlabeled" --out-data "$exp/round$r/data" \
+        "${cluster_opts[@]}" "${noise_opts[@]}"
       for i in "${!phases[@]}"; do
         phase=${phases[i]} more=() gate=("$conf/gates/${phases[i]}.yaml")
         [ "$phase" != F ] || gate+=("${threshold[@]}")
@@ -104,22 +104,22 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels labels a speaker"; then
           "$exp/round$r/$phase/model" "${settings[@]}" "${more[@]}" "${learn_opts[@]}"
         start=$exp/round$r/$phase/model@best keep_head=true trained+=("$exp/round$r/$phase/model")
       done
-      log_run python -m pyspkv.bin.runs best --link "$exp/round$r/model" "${trained[@]}"
+      log_run python -m pyspkv.bin.query best --link "$exp/round$r/model" "${trained[@]}"
       from=$exp/round$r
     done
     log_run steps/extract.sh "${extract_opts[@]}" "${systems[num_rounds]}" --data "$data/train"
     log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" --with-labeled \
-      --labeled "$split/labeled" --unlabeled "$split/unlabeled" --out-data "$cohort" \
+      --labeled-data "$split/labeled" --unlabeled "$split/unlabeled" --out-data "$cohort" \
       --report "$from/report_out.json" "${cluster_opts[@]}"
   else
     start=$exp/pretrain/model few=$split/labeled rest=(--unlabeled "$split/unlabeled") steps=()
-    [ "$init" = pretrain ] || start=
+    [ "$start_from" = pretrain ] || start=
     [ "$use_labels" = few ] || rest=()
     [ "$use_labels" != all ] || few=$data/train_labeled
     if [ "$use_labels" = only ]; then # as many steps as with the unlabeled utterances
       steps=("$exp/steps.yaml")
-      log_run python -m pyspkv.bin.runs steps --config "$conf/encoder.yaml" "$conf/semi.yaml" \
-        --labeled "$split/labeled" --unlabeled "$split/unlabeled" --out "$exp/steps.yaml"
+      log_run python -m pyspkv.bin.query steps --config "$conf/encoder.yaml" "$conf/semi.yaml" \
+        --labeled-data "$split/labeled" --unlabeled "$split/unlabeled" --out "$exp/steps.yaml"
     fi
     log_run "${learn[@]}" --init "$start" "${rest[@]}" "$conf/encoder.yaml" "$conf/semi.yaml" \
       "$conf/baselines/$baseline.yaml" "${threshold[@]}" "${steps[@]}" "$few" "$exp/baseline/model" \

@@ -5,7 +5,7 @@ set -euo pipefail
 corpus=            # folder that holds dataset/ and the three .csv
 fold=0             # speaker fold, 0 to 4
 mode=random        # devices: random = a speaker each, household = two speakers share one
-rate=10            # percent of the dialogues with a second speaker
+mixed_percent=10   # percent of the dialogues with a second speaker
 dry_run=false      # only print the commands
 . "$(dirname "$0")/../path.sh"
 . parse_options.sh
@@ -13,5 +13,5 @@ $dry_run || [ -n "$corpus" ] || po_die "give run.sh --corpus, the folder that ho
 speech=$1 dialogues=$2; shift 2
 [ "$mode" = random ] || set -- --households "$@"
 log_run python "$SPKV_ROOT/local/arabic_speech_commands.py" --fold "$fold" "$corpus" "$speech"
-log_run python -m pyspkv.bin.simulate_dialogues --percent "$rate" --session "$speech/truth/utt2session" \
-  --alike "$speech/truth/utt2content" "$@" "$speech/speech" "$dialogues"
+log_run python -m pyspkv.bin.simulate_dialogues --mixed-percent "$mixed_percent" \
+  --session "$speech/truth/utt2session" --alike "$speech/truth/utt2content" "$@" "$speech/speech" "$dialogues"

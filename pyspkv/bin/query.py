@@ -8,7 +8,7 @@ from pyspkv.base.errors import UserError, run
 
 
 def parse() -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="python -m pyspkv.bin.runs", description=__doc__)
+    p = argparse.ArgumentParser(prog="python -m pyspkv.bin.query", description=__doc__)
     commands = p.add_subparsers(dest="command", required=True)
     sub = commands.add_parser(
         "best", help="link the model folder with the lowest dev EER, of equal ones the first"
@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     sub.add_argument(
         "--config", required=True, nargs="+", metavar="YAML", help="configs of the training with both"
     )
-    sub.add_argument("--labeled", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--labeled-data", required=True, type=Path, metavar="DIR")
     sub.add_argument("--unlabeled", required=True, type=Path, metavar="DIR")
     sub.add_argument("--out", required=True, type=Path, metavar="YAML")
     args = p.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
         from pyspkv.data.datadir import DataDir
         from pyspkv.train.trainer import TrainConfig
 
-        sizes = [len(DataDir.read(d, need_wav=False).utts) for d in (args.labeled, args.unlabeled)]
+        sizes = [len(DataDir.read(d, need_wav=False).utts) for d in (args.labeled_data, args.unlabeled)]
         batch, steps = labeled_steps(cfg.load(TrainConfig, args.config), *sizes)
         text = f"batch_size: {batch}\nsampler: {{name: repeat, steps: {steps}}}\n"
     with atomic_file(args.out) as f:

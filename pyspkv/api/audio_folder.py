@@ -1,0 +1,50 @@
+"""Files and whole folders of audio without a data directory: which they are, and their embeddings in one .npz."""
+
+import os
+
+import numpy as np
+
+from pyspkv.api.speaker_model import Model
+from pyspkv.base.atomic import atomic_file
+from pyspkv.base.errors import UserError
+
+ENDINGS = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".w64", ".rf64", ".aif", ".aiff", ".aifc", ".au", ".snd"),
+    *(".caf", ".sph", ".nist"),
+)
+
+
+def audio_files(given: list[str]) -> list[str]:
+    """The files that are given and those of folders, whole trees, by their endings; in order of name.
+
+    UserError: nothing is there, or a folder holds no audio.
+    """
+    found: dict[str, None] = {}
+    for path in given:
+        if not os.path.isdir(path):
+            found[path] = None  # what cannot be read is said when it is read
+            continue
+        inside = [
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(path)
+            for name in names
+            if name.lower().endswith(ENDINGS) and not name.startswith(".")
+        ]
+        if not inside:
+            raise UserError(
+                "holds no audio", file=path, hint=f"files end in {' '.join(ENDINGS)}; or give files"
+            )
+        found |= dict.fromkeys(inside)
+    return sorted(found)
+
+
+def embed_to_npz(model: Model, files: list[str], out: str) -> tuple[np.ndarray, str]:
+    """Write `names` (str [N]) and `x` (float32 [N, D], as `Model.embed`) of these recordings to the .npz file `out`.
+
+    Returns (x, a line on recordings without a signal or ""). numpy.load reads the file without pickles.
+    """
+    x, silent = model.embed_all(files)
+    names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in files]
+    with atomic_file(out, "wb", own=True) as f:
+        np.savez(f, names=np.array(names, dtype=np.str_), x=x)
+    return x, silent

@@ -1,0 +1,154 @@
+"""Bring the scores and metrics of whole systems up to date: SYSTEM/score/NAME.scores and .json (`evaluate`)."""
+
+import json
+import shlex
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyspkv.base import foreign
+from pyspkv.score.wanted import (
+    Inputs,
+    Part,
+    Wanted,
+    calibration_of,
+    check_compare,
+    check_there,
+    compared_to,
+    entry,
+    in_order,
+    outputs,
+    parts_of,
+    read_made_by,
+    refuse_link,
+    unwanted,
+    up_to_date,
+)
+
+if TYPE_CHECKING:
+    from pyspkv.score.evaluation import System, TrialList
+
+
+def evaluate(asked: Wanted) -> list[str]:
+    """Score, calibrate and measure systems on trial lists; what is up to date is kept.
+
+    Written are SYSTEM/score/LIST.scores and .json, with asked.dev the calibration, and the variants that are asked for;
+    other variants of these lists are removed. Returns the systems, each once, in the order in which they were scored.
+    UserError: a list, embeddings or the system to compare to are not there; embeddings of another model.
+    """
+    parts, systems = parts_of(asked), in_order(asked)
+    check_there(systems, asked, parts)
+    check_compare(systems, asked, parts)
+    _update(systems, asked, parts)
+    return systems
+
+
+def _make(system: "System", trials: "TrialList", part: Part, asked: Wanted) -> None:
+    """Write the files of one part."""
+    from pyspkv.score import evaluation
+    from pyspkv.score.calibration import Calibration
+
+    folder, kind = system.folder, part.kind
+    path, calibration = f"{folder}/score/{part.stem}.scores", calibration_of(folder)
+    for file in outputs(folder, part):
+        if file.is_symlink():
+            refuse_link(file)
+    if kind == "dev":
+        scores = evaluation.write(trials, path, system.plain(trials))
+        if why := evaluation.calibrate(trials, scores, str(calibration)):
+            print(f"warning: {folder} is scored without calibration: {path}: {why}", file=sys.stderr)
+    elif kind == "plain":
+        llr = Calibration.read(calibration) if calibration.exists() else None
+        evaluation.write(trials, path, system.plain(trials), llr, compared_to(asked, folder, part))
+    elif kind == "asnorm":
+        scores = system.asnorm(trials, f"{asked.cohort_data}/utt2spk", asked.top_n, part.cohort)
+        evaluation.write(trials, path, scores)
+    elif kind == "mean":
+        evaluation.write(trials, path, system.mean(trials, part.cohort))
+    else:
+        evaluation.write(trials, path, system.crops(trials))
+
+
+def _warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
+    """Name the utterances of a list's trials that extraction has found without a signal. No audio is opened."""
+    from pyspkv.audio import silence
+
+    scp = Path(folder, "embed", part.name, "embedding.scp")
+    if part.kind in ("dev", "plain"):  # the variants have the same trials
+        silence.warn(silence.among([scp], trials.utts()), f"{part.data}/trials")
+
+
+def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inputs: Inputs) -> None:
+    """Make what is not up to date of one system."""
+    from pyspkv.base.atomic import atomic_file
+    from pyspkv.score.evaluation import System
+
+    gone, system, made = unwanted(folder, inputs.asked, parts), System(folder), []
+    for path in gone:
+        path.unlink()
+    for part in parts:
+        if up_to_date(folder, part, inputs):
+            continue
+        _warn_silent(folder, lists[part.stem], part)
+        before = inputs.of(folder, part)
+        _make(system, lists[part.stem], part, inputs.asked)
+        known = read_made_by(folder) | {part.stem: entry(folder, part, before)}
+        with atomic_file(Path(folder, "score/made_by")) as f:
+            f.write(json.dumps(known, indent=1) + "\n")
+        made.append(part.stem)
+    if gone:
+        print(f"removed, as not asked for: {' '.join(map(str, gone))}")
+    print(f"{folder}/score: {', '.join(made)}" if made else f"up to date: {folder}/score")
+
+
+def _all_stand(folder: str, asked: Wanted, parts: list[Part], inputs: Inputs) -> bool:
+    return not unwanted(folder, asked, parts) and all(up_to_date(folder, part, inputs) for part in parts)
+
+
+def _update(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
+    """Make what is not up to date; nothing heavy is loaded where all is."""
+    looked = Inputs(asked)
+    if all(_all_stand(system, asked, parts, looked) for system in systems):
+        for system in systems:
+            print(f"up to date: {system}/score")
+        return
+    from pyspkv.base.atomic import folder_lock
+    from pyspkv.score.evaluation import TrialList
+
+    lists = {part.name: TrialList(part.name, part.data) for part in parts}
+    with ExitStack() as locks:
+        for system in systems:
+            locks.enter_context(folder_lock(Path(system, "score")))
+        inputs = Inputs(asked)  # as things stand now that nobody else writes
+        for system in systems:
+            _evaluate_system(system, {part.stem: lists[part.name] for part in parts}, parts, inputs)
+
+
+def table(systems: list[str], asked: Wanted) -> str:
+    """The figures of all systems and lists, from the JSON files."""
+    rows = [("system", "list", "EER %", "95 % interval", "minDCF(0.01)", "Cllr", "EER % AS-norm")]
+    for system in systems:
+        for name in asked.name:
+            found, norm = (
+                read_figures(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm")
+            )
+            low, high = found.get("eer_ci_low"), found.get("eer_ci_high")
+            interval = "-" if low is None or high is None else f"{low:.2f} .. {high:.2f}"
+            figures = [(found, "eer", 2), (found, "min_dcf_0.01", 4), (found, "cllr", 4), (norm, "eer", 2)]
+            eer, dcf, cllr, normed = (f"{m[k]:.{n}f}" if k in m else "-" for m, k, n in figures)
+            rows.append((system, name, eer, interval, dcf, cllr, normed))
+    width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if c < 2 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, width)))
+        for row in rows
+    )
+
+
+def read_figures(path: Path) -> dict:
+    """Those figures of a metrics file that `table` shows; {} where there is none. UserError: one is no number."""
+    hint = f"rm {shlex.quote(str(path))}, then the same command"
+    found = foreign.read_json(path, hint=hint) if path.exists() else {}
+    shown = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")
+    shown = {k: found[k] for k in shown if found.get(k) is not None}
+    return {k: foreign.number(v, k, file=path, hint=hint) for k, v in shown.items()}

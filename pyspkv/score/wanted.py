@@ -1,0 +1,245 @@
+"""Which score files are wanted of which systems, and which stand already. Nothing heavy is imported here.
+
+A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`; `score/made_by` says what each score file
+was made from, so that what is up to date is kept.
+"""
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError
+
+FORMAT = 1  # of made_by and of what the files hold; another one is made again
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Systems, trial lists and variants; the options of bin.evaluate, which explains them."""
+
+    systems: list[str]
+    data: list[str]
+    name: list[str]  # of the lists in `data`, as many
+    dev: str | None = None
+    cohort_set: str = "train"
+    cohort_data: str | None = None
+    top_n: int = 300
+    crops: bool = False
+    compare: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One score file of a system. kind: dev, plain, crops, mean or asnorm."""
+
+    kind: str
+    name: str  # of the trial list
+    data: str  # its data directory
+    cohort: str = "train"  # the set whose mean is subtracted, and whose speakers are the AS-norm cohort
+
+    @property
+    def stem(self) -> str:
+        return self.name if self.kind in ("dev", "plain") else f"{self.name}-{self.kind}"
+
+    @property
+    def sets(self) -> list[str]:
+        """The sets of embeddings that it takes."""
+        more = {"crops": [f"{self.name}-crops"], "mean": [self.cohort], "asnorm": [self.cohort]}
+        return [self.name, *more.get(self.kind, [])]
+
+
+def parts_of(asked: Wanted) -> list[Part]:
+    """What is wanted of every system, in the order in which it is made. UserError: two files of one name."""
+    parts = [Part("dev", os.path.basename(os.path.abspath(asked.dev)), asked.dev)] if asked.dev else []
+    kinds = ["plain", *(["crops"] if asked.crops else []), *(["mean", "asnorm"] if asked.cohort_data else [])]
+    parts += [
+        Part(kind, name, data, asked.cohort_set)
+        for name, data in zip(asked.name, asked.data)
+        for kind in kinds
+    ]
+    seen = set()
+    for part in parts:
+        if not part.name or "/" in part.name or part.name.startswith("."):
+            raise UserError(f"{part.name!r} can be no name of a trial list", hint="give --name")
+        if part.stem in seen:
+            hint = "give the lists of --data other names with --name"
+            raise UserError(f"two score files would be called {part.stem}.scores", file=part.data, hint=hint)
+        seen.add(part.stem)
+    return parts
+
+
+def unwanted(system: str, asked: Wanted, parts: list[Part]) -> list[Path]:
+    """Files of variants that are not asked for: they came from other embeddings or another cohort."""
+    kinds = [*([] if asked.crops else ["crops"]), *([] if asked.cohort_data else ["mean", "asnorm"])]
+    stems = {f"{name}-{kind}" for name in asked.name for kind in kinds} - {part.stem for part in parts}
+    files = [Path(system, "score", stem + end) for stem in sorted(stems) for end in (".scores", ".json")]
+    return [f for f in files if os.path.lexists(f)]
+
+
+def check_there(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
+    """UserError: a folder, a list or an embedding set is missing; the hint is the command that makes it."""
+    files = [f"{part.data}/{name}" for part in parts for name in ("trials", "utt2spk")]
+    for file in [*files, *([f"{asked.cohort_data}/utt2spk"] if asked.cohort_data else [])]:
+        if not Path(file).is_file():
+            hint = "check the paths given to --data, --dev and --cohort-data"
+            raise UserError("no such file", file=file, hint=hint)
+    for system in systems:
+        if not Path(system).is_dir():
+            raise UserError("no such folder", file=system, hint="check the path given to --systems")
+        for path in outputs(system, None):
+            if path.is_symlink():
+                refuse_link(path)
+    wanted = {f"{s}/embed/{name}": (s, part, name) for s in systems for part in parts for name in part.sets}
+    missing = [folder for folder in wanted if not Path(folder, "embedding.scp").is_file()]
+    if missing:
+        more = f", nor in {len(missing) - 1} other folders that are needed" if missing[1:] else ""
+        hint = extract_command(asked, missing[0], *wanted[missing[0]])
+        raise UserError(f"no embeddings are there{more}", file=missing[0], hint=hint)
+    for system in systems:
+        check_one_model(system, asked, parts)
+
+
+def check_one_model(system: str, asked: Wanted, parts: list[Part]) -> None:
+    """UserError: sets that are scored together are of different models, as far as extraction has noted them."""
+    models: dict[str, object] = {}
+    for part in parts:
+        for name in part.sets:
+            folder = f"{system}/embed/{name}"
+            if name not in models:
+                models[name] = foreign.read_json_or_empty(Path(folder, "made_by"), limit=1 << 28).get("model")
+            first = models[part.name]
+            if isinstance(first, str) and isinstance(models[name], str) and models[name] != first:
+                rule = f"these embeddings are of another model than {system}/embed/{part.name}"
+                raise UserError(rule, file=folder, hint=extract_command(asked, folder, system, part, name))
+
+
+def extract_command(asked: Wanted, folder: str, system: str, part: Part, name: str) -> str:
+    """The command that makes an embedding set."""
+    own = name == part.name
+    data = asked.cohort_data if name == part.cohort and not own else part.data
+    crops = ["--crops", "5"] if name.endswith("-crops") and not own else []
+    return shlex.join([str(ROOT / "steps/extract.sh"), *crops, f"{system}/model", data, folder])
+
+
+def refuse_link(path: Path) -> None:
+    hint = shlex.join(["rm", str(path)])
+    raise UserError("is a link, and nothing is written through it", file=path, hint=hint)
+
+
+def outputs(system: str, part: Part | None) -> list[Path]:
+    """The files that are written for a part; None: those that every part needs."""
+    score = Path(system, "score")
+    if part is None:
+        return [score / ".lock", score / "made_by"]
+    files = [score / f"{part.stem}.scores", score / f"{part.stem}.json"]
+    return files + ([calibration_of(system)] if part.kind == "dev" else [])
+
+
+def calibration_of(system: str) -> Path:
+    """With the model, where `verify` finds it; in the system's folder, where the model is another experiment's."""
+    own = Path(system, "model").resolve().is_relative_to(Path(system).resolve())
+    return Path(system, "model/calibration.json" if own else "calibration.json")
+
+
+def stamp(path: str | Path) -> list[int] | None:
+    """Size and times of a file, which any change of it changes; None: it is not there."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+class Inputs:
+    """What score files are made from, as small JSON. Every file is looked at once, before anything is read from it."""
+
+    def __init__(self, asked: Wanted):
+        self.asked = asked
+        self.known: dict[str, list[int] | None] = {}
+        self.sets: dict[str, dict[str, list[int] | None]] = {}
+
+    def file(self, path: str) -> list[int] | None:
+        if path not in self.known:
+            self.known[path] = stamp(path)
+        return self.known[path]
+
+    def embeddings(self, folder: str) -> dict[str, list[int] | None]:
+        """The scp and the arks that it points into."""
+        if folder in self.sets:
+            return self.sets[folder]
+        scp = f"{folder}/embedding.scp"
+        found, arks = {scp: self.file(scp)}, set()
+        with open(scp, "rb") as f:
+            for line in f:
+                place = line.split(None, 1)[-1].strip() if line.strip() else b""  # read_embeddings says it
+                ark, colon, offset = place.rpartition(b":")
+                arks.add(os.fsdecode(ark if colon and offset.isdigit() else place))
+        self.sets[folder] = found | {ark: self.file(ark) for ark in sorted(arks)}
+        return self.sets[folder]
+
+    def of(self, system: str, part: Part) -> dict:
+        asked = self.asked
+        tables = ["trials", "utt2spk", "enrol_map"]
+        out = {
+            "format": FORMAT,
+            "kind": part.kind,
+            "scores": str(outputs(system, part)[0].absolute()),
+            "trials": str(Path(part.data, "trials").absolute()),
+            "data": {name: self.file(f"{part.data}/{name}") for name in tables},
+            "embeddings": [self.embeddings(f"{system}/embed/{name}") for name in part.sets],
+        }
+        if part.kind == "dev":
+            out["source"] = f"{part.data}/trials"  # as calibration.json names it
+        if part.kind == "plain":
+            out["calibration"] = stamp(calibration_of(system))
+            if other := compared_to(asked, system, part):
+                out["compare"] = [os.path.abspath(other), self.file(other)]
+        if part.kind == "asnorm":
+            utt2spk = f"{asked.cohort_data}/utt2spk"
+            out["cohort"] = [os.path.abspath(utt2spk), self.file(utt2spk), asked.top_n]
+        return out
+
+
+def compared_to(asked: Wanted, system: str, part: Part) -> str | None:
+    """The score file of the system that this one is compared to; none for itself."""
+    if not asked.compare or os.path.realpath(asked.compare) == os.path.realpath(system):
+        return None
+    return f"{asked.compare}/score/{part.stem}.scores"
+
+
+def read_made_by(system: str) -> dict:
+    """Score file -> what it was made from and is; {} where that is not known."""
+    return foreign.read_json_or_empty(Path(system, "score/made_by"), limit=1 << 28)
+
+
+def entry(system: str, part: Part, inputs: dict) -> dict:
+    return {"from": inputs, "files": [stamp(path) for path in outputs(system, part)]}
+
+
+def up_to_date(system: str, part: Part, inputs: Inputs) -> bool:
+    now = entry(system, part, inputs.of(system, part))
+    there = now["files"][:2] + [file for found in now["from"]["embeddings"] for file in found.values()]
+    return all(there) and read_made_by(system).get(part.stem) == now
+
+
+def in_order(asked: Wanted) -> list[str]:
+    """The systems, each score folder once, the one that others are compared to first."""
+    once: dict[str, str] = {}
+    for system in asked.systems:
+        once.setdefault(os.path.realpath(f"{system}/score"), system)
+    other = asked.compare and os.path.realpath(asked.compare)
+    return sorted(once.values(), key=lambda system: os.path.realpath(system) != other)
+
+
+def check_compare(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
+    """UserError: the other system is not scored now and has no score file."""
+    if not asked.compare or os.path.realpath(asked.compare) in map(os.path.realpath, systems):
+        return
+    for part in parts:
+        path = f"{asked.compare}/score/{part.stem}.scores"
+        if part.kind == "plain" and not Path(path).is_file():
+            hint = "name that system among --systems too: it is then scored first"
+            raise UserError("no such score file to compare to", file=path, hint=hint)
