@@ -1,0 +1,26 @@
+"""The subcommands of `pyspkv datadir`: a module each, with `add_arguments(parser)` and `run(args)`.
+
+A module may also have `tidy(words)`, which rewrites the words of its command line before argparse sees them. Only the
+module of the subcommand that is asked for is imported.
+"""
+
+# Subcommand -> (module here, what it does).
+COMMANDS = {
+    "validate": ("validate", "check data directories: every file, every line"),
+    "fix": ("fix", "sort and mend a data directory; the old files go to DIR/.backup"),
+    "copy": ("copy", "copy a data directory, perhaps with other ids"),
+    "subset": ("subset", "SRC N DST: N utterances, evenly over the list unless an option says otherwise"),
+    "combine": ("combine", "several data directories into one; files that all have are kept"),
+    "corrupt": (
+        "corrupt",
+        "SRC DST: a random share of the utterances gets another speaker's label, to test what copes with that",
+    ),
+    "split": ("split", "cut into DIR/split<N>/<1..N> by whole speakers"),
+    "split-labels": (
+        "split_labels",
+        "into OUT/labeled N random utterances of each speaker, into OUT/unlabeled the others without speakers, into "
+        "OUT/truth their speakers, for diagnostics",
+    ),
+    "filter": ("filter_scp", "print the lines whose column is an id in IDLIST (its first column)"),
+    "utt2spk-to-spk2utt": ("spk2utt", "turn `utt spk` lines into `spk utt1 utt2 ...`"),
+}
