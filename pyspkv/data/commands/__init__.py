@@ -6,6 +6,7 @@ module of the subcommand that is asked for is imported.
 
 # Subcommand -> (module here, what it does).
 COMMANDS = {
+    "from-folder": ("from_folder", "a folder of audio files becomes a data directory"),
     "validate": ("validate", "check data directories: every file, every line"),
     "fix": ("fix", "sort and mend a data directory; the old files go to DIR/.backup"),
     "copy": ("copy", "copy a data directory, perhaps with other ids"),

@@ -42,3 +42,10 @@ def whole(text: str) -> int:
     if (value := whole_number(text)) is None:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 0")
     return value
+
+
+def positive(text: str) -> float:
+    """argparse type: a number from 0."""
+    if not (value := plain_number(text)) >= 0:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number from 0")
+    return value
