@@ -7,6 +7,17 @@ module of the subcommand that is asked for is imported.
 # Subcommand -> (module here, what it does).
 COMMANDS = {
     "from-folder": ("from_folder", "a folder of audio files becomes a data directory"),
+    "from-csv": ("from_csv", "a table (CSV, TSV) that names audio files becomes a data directory"),
+    "from-jsonl": ("from_jsonl", "JSON lines that name audio files become a data directory"),
+    "from-rttm": ("from_rttm", "diarized recordings become a data directory with segments"),
+    "from-lhotse": ("from_lhotse", "manifests of lhotse become a data directory"),
+    "from-nemo": ("from_nemo", "a manifest of NeMo becomes a data directory"),
+    "from-wespeaker": ("from_wespeaker", "a raw.list of WeSpeaker becomes a data directory"),
+    "from-huggingface": ("from_huggingface", "a data set saved with save_to_disk becomes a data directory"),
+    "to-wespeaker": ("to_list", "write a data directory as WeSpeaker's raw.list"),
+    "to-jsonl": ("to_list", "write a data directory as a manifest of NeMo (JSON lines)"),
+    "to-csv": ("to_list", "write a data directory as a table"),
+    "to-lhotse": ("to_list", "write a data directory as manifests of lhotse"),
     "validate": ("validate", "check data directories: every file, every line"),
     "fix": ("fix", "sort and mend a data directory; the old files go to DIR/.backup"),
     "copy": ("copy", "copy a data directory, perhaps with other ids"),

@@ -10,8 +10,9 @@ from pathlib import Path
 from pyspkv.base.errors import UserError
 from pyspkv.data.manifests.rows import Row, Skipped
 
-READ = ["wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "aifc", "au", "w64", "rf64", "caf", "sph", "nist"]  # endings that are read
-NOT_READ = ["m4a", "mp4", "aac", "wma", "webm", "amr", "3gp", "mka", "mkv", "avi", "mov"]  # audio that libsndfile does not read
+# Endings of what is read, and of audio that libsndfile does not read.
+READ = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "aifc", "au", "w64", "rf64", "caf", "sph", "nist")
+NOT_READ = ("m4a", "mp4", "aac", "wma", "webm", "amr", "3gp", "mka", "mkv", "avi", "mov")
 FIELDS = ("speaker", "session", "utterance", "gender")
 CONVERT = "cannot be read here; ffmpeg -i IN -ac 1 -ar 16000 OUT.flac makes a file that can"
 

@@ -72,7 +72,8 @@ def unusable(path: str) -> str:
 
 def absolute(text: str, root: Path) -> str:
     """A path of a list as an absolute one: relative paths start at `root`."""
-    return os.path.normpath(os.path.join(os.path.abspath(root), text))
+    joined = os.path.join(os.path.abspath(root), text)
+    return joined if ".." in text else os.path.normpath(joined)  # a link before `..` leads elsewhere
 
 
 def _checked(rows: list[Row], file: Path, skipped: Skipped, allow_pipes: bool) -> list[Row]:
@@ -147,7 +148,7 @@ def to_data_dir(
         else:
             tables["wav.scp"] = {utt[n]: r.path for n, r in zip(names, rows)}
             if all(row.seconds for row in rows):
-                tables["utt2dur"] = {utt[n]: f"{r.seconds:.7g}" for n, r in zip(names, rows)}
+                tables["utt2dur"] = {utt[n]: repr(r.seconds) for n, r in zip(names, rows)}
         tables |= _more_tables(rows, names, utt, known, file)
         return DataDir.from_tables(out, tables, {})
 
