@@ -18,6 +18,12 @@ COMMANDS = {
     "to-jsonl": ("to_list", "write a data directory as a manifest of NeMo (JSON lines)"),
     "to-csv": ("to_list", "write a data directory as a table"),
     "to-lhotse": ("to_list", "write a data directory as manifests of lhotse"),
+    "make-trials": ("make_trials", "trials of a labeled data directory, or a list of others in its ids"),
+    "split-speakers": ("split_speakers", "SRC OUT REST: a part of the speakers to OUT, the others to REST"),
+    "summary": (
+        "summary",
+        "durations, rates, silence, clipping, duplicates; warnings before hours are spent",
+    ),
     "validate": ("validate", "check data directories: every file, every line"),
     "fix": ("fix", "sort and mend a data directory; the old files go to DIR/.backup"),
     "copy": ("copy", "copy a data directory, perhaps with other ids"),

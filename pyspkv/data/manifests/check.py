@@ -12,8 +12,10 @@ from pyspkv.data.manifests.rows import Skipped
 RATE = 16000  # of what AudioReader gives
 
 
-def _reason(err: UserError, utt: str) -> str:
+def reason(err: UserError | OSError, utt: str) -> str:
     """The message of a row's error without the utterance and the hint."""
+    if isinstance(err, OSError):
+        return err.strerror or str(err)
     first = str(err).partition("\n")[0]
     return first.partition(f"utterance {utt}: ")[2] or first
 
@@ -22,20 +24,16 @@ def _length(reader, row: int) -> tuple[int, int, str]:
     """(row, samples by the header, why it cannot be used)."""
     try:
         return row, reader.num_samples(row), ""
-    except UserError as err:
-        return row, 0, f"cannot be read: {_reason(err, reader.data.utts[row])}"
-    except OSError as err:
-        return row, 0, f"cannot be read: {err.strerror}"
+    except (UserError, OSError) as err:
+        return row, 0, f"cannot be read: {reason(err, reader.data.utts[row])}"
 
 
 def _whole(reader, row: int) -> tuple[int, int, str]:
     """(row, samples decoded, why it cannot be used)."""
     try:
         n = len(reader.read(row))
-    except UserError as err:
-        return row, 0, f"cannot be read: {_reason(err, reader.data.utts[row])}"
-    except OSError as err:
-        return row, 0, f"cannot be read: {err.strerror}"
+    except (UserError, OSError) as err:
+        return row, 0, f"cannot be read: {reason(err, reader.data.utts[row])}"
     silent = reader.silent.pop(row, "")
     return row, n, f"silent: {silent}" if silent else ""
 
@@ -70,9 +68,9 @@ def check(
     bad: dict[str, str] = {}
     seconds: dict[str, float] = {}
     reader = AudioReader(files, allow_pipes)
-    for row, n, reason in each_row(_length, reader, range(len(ids)), nj, "headers"):
-        if reason:
-            bad[ids[row]] = reason
+    for row, n, why in each_row(_length, reader, range(len(ids)), nj, "headers"):
+        if why:
+            bad[ids[row]] = why
         else:
             seconds[ids[row]] = n / RATE
     bad = _by_utterance(data, bad, seconds)
@@ -82,9 +80,9 @@ def check(
         return kept
     silent: dict[str, str] = {}
     reader = AudioReader(replace(kept, path=None, extra={}, reco={}), allow_pipes)
-    for row, _, reason in each_row(_whole, reader, range(len(kept.utts)), nj, "audio"):
-        if reason:
-            silent[kept.utts[row]] = reason
+    for row, _, why in each_row(_whole, reader, range(len(kept.utts)), nj, "audio"):
+        if why:
+            silent[kept.utts[row]] = why
     return _without(kept, silent, skipped)
 
 
@@ -135,6 +133,6 @@ def _without(data: DataDir, bad: dict[str, str], skipped: Skipped) -> DataDir:
         skipped.add(f"{name} ({utt})" if data.segments else name, bad[utt])
     kept = [u for u in data.utts if u not in bad]
     if not kept:
-        utt, reason = next(iter(sorted(bad.items())))
-        raise UserError(f"none of {len(data.utts)} utterances can be used; {utt}: {reason}", file=data.path)
+        utt, why = min(bad.items())
+        raise UserError(f"none of {len(data.utts)} utterances can be used; {utt}: {why}", file=data.path)
     return data.subset(kept)
