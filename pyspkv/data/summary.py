@@ -115,8 +115,8 @@ def warnings(data: DataDir, facts: dict, seconds: np.ndarray, crop: float) -> li
     if short > len(seconds) / 2:
         out.append(
             f"{short} of {len(seconds)} utterances are shorter than the crops of {crop:g} s (median "
-            f"{facts['seconds']['median']:.2f} s): two crops of one utterance would be the same audio; set crop_seconds "
-            "below the median, or join utterances"
+            f"{facts['seconds']['median']:.2f} s): two crops of one utterance would be the same audio; set "
+            "crop_seconds below the median, or join utterances"
         )
     if labeled and facts["speakers"] == 1:
         out.append("there is one speaker: nothing can be told apart")

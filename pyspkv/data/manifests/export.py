@@ -75,7 +75,7 @@ def nemo(data: DataDir) -> Iterator[str]:
         if data.segments:
             record["offset"] = e.start
         yield _line(
-            record | {"duration": round(end - e.start, 6), "label": e.speaker or "infer", "utt": e.utt}
+            record | {"duration": round(end - e.start, 9), "label": e.speaker or "infer", "utt": e.utt}
         )
 
 
@@ -126,7 +126,12 @@ def lhotse(data: DataDir, folder: Path) -> None:
         for e, spk in zip(listed, data.spk):
             end = length[e.recording] if e.end is None else min(e.end, length[e.recording])
             channel = channels[e.recording] if len(channels[e.recording]) > 1 else 0
-            record = {"id": e.utt, "recording_id": e.recording, "start": e.start, "duration": end - e.start}
+            record = {
+                "id": e.utt,
+                "recording_id": e.recording,
+                "start": e.start,
+                "duration": round(end - e.start, 9),
+            }
             record["channel"] = channel
             record |= {"speaker": e.speaker} if e.speaker else {}
             record |= {"gender": gender[spk]} if spk in gender else {}

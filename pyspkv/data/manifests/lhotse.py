@@ -98,7 +98,7 @@ def _row(name: str, source: Recording, start: float, length: float, who: dict, f
         session="" if whole else source.name,
         recording=source.name,
         start=None if whole else start,
-        end=-1.0 if whole else start + length,
+        end=-1.0 if whole else round(start + length, 9),
         seconds=source.seconds if whole else None,
         line=line,
     )

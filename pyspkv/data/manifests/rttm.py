@@ -25,7 +25,7 @@ def turns(file: Path) -> Iterator[tuple[int, str, str, float, float, str]]:
         start, length = (plain_number(p) for p in parts[3:5]) if len(parts) >= 8 else (-1.0, -1.0)
         if parts[0] != "SPEAKER" or not start >= 0 or not length >= 0:
             raise UserError(_RULE, file=file, line=line)
-        yield line, parts[1], parts[2], start, start + length, parts[7]
+        yield line, parts[1], parts[2], start, round(start + length, 9), parts[7]
 
 
 def recordings_in(folder: Path) -> dict[str, str]:
