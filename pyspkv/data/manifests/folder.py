@@ -134,9 +134,9 @@ def rows(root: Path, files: list[str], pattern: re.Pattern | None, skipped: Skip
     """A row a file; one that the pattern does not fit goes to `skipped`. An utterance's name is its path without the
     ending, with it where two files differ in that alone."""
     top = os.path.abspath(root)
-    stems, known = Counter(os.path.splitext(name)[0] for name in files), set(files)
-    for name in files:
-        stem = os.path.splitext(name)[0]
+    all_stems = [os.path.splitext(name)[0] for name in files]
+    stems, known = Counter(all_stems), set(files)
+    for name, stem in zip(files, all_stems):
         held: dict[str, str] = {}
         if pattern:
             match = pattern.fullmatch(name)

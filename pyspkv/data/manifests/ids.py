@@ -13,18 +13,24 @@ RULE = "`/` becomes `-`; blanks and control characters become `_`; of equal ids 
 
 def plain_id(name: str) -> str:
     """`name` with `/` as `-`, and blanks, control characters and halves of characters as `_`; never empty."""
-    return _BAD.sub("_", name.replace("/", "-")) or "_"
+    name = name.replace("/", "-")
+    if name.isascii() and name.isprintable() and " " not in name and name:
+        return name
+    return _BAD.sub("_", name) or "_"
 
 
 def unique_ids(names: Iterable[str]) -> dict[str, str]:
-    """Name -> id (`plain_id`), one to one. Of several names with one id the first in C order keeps it.
+    """Name -> id (`plain_id`), one to one. Of several names with one id, one that is an id already keeps it,
+    else the first in C order.
 
     The others get `-2`, `-3`, ...: the first numbers that make an id which no other name has by itself.
     """
-    ordered = sorted(set(names), key=lambda name: (plain_id(name) != name, name))
-    wanted = {name: plain_id(name) for name in ordered}
+    wanted = {name: plain_id(name) for name in names}
     taken, out, last = set(wanted.values()), {}, Counter()
-    for name, plain in wanted.items():
+    if len(taken) == len(wanted):
+        return wanted
+    for name in sorted(wanted, key=lambda name: (wanted[name] != name, name)):
+        plain = wanted[name]
         if last[plain] == 0:
             last[plain], out[name] = 1, plain
             continue

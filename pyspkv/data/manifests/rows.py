@@ -14,6 +14,7 @@ from pyspkv.data.manifests.ids import unique_ids
 from pyspkv.data.tables import no_gc, odd
 
 _GENDERS = {"m": "m", "male": "m", "f": "f", "female": "f"}
+_LAST = frozenset("0123456789]")  # of what may be a place in an ark
 WHOLE = -1.0  # an end: that of the recording
 
 
@@ -61,11 +62,11 @@ class Skipped:
 
 def unusable(path: str) -> str:
     """Why an absolute path or `command |` can be no entry of wav.scp; "" where it can."""
-    if odd(path):
+    if not (path.isascii() and path.isprintable()) and odd(path):
         return "the name holds a line end, a control character or an odd blank"
     if path != path.strip(" ") or path.endswith("|"):
         return "the name begins or ends in a blank or ends in |"
-    if re.search(r":\d+$|\]$", path):
+    if path[-1:] in _LAST and re.search(r":\d+$|\]$", path):
         return "the name ends as a place in an ark does (:123 or ])"
     return ""
 
@@ -133,7 +134,8 @@ def to_data_dir(
             what = f"; the first: {skipped.items[0][1]}" if skipped.items else ""
             raise UserError(f"names no audio that can be used{what}", file=file)
         segmented = any(row.start is not None for row in rows)
-        recordings = _recordings(rows, file)
+        named = not segmented and all(row.utt for row in rows)
+        recordings = {} if named else _recordings(rows, file)
         names = _utterance_names(rows, recordings, segmented, file)
         utt = unique_ids(names)
         known = unique_ids({row.speaker for row in rows if row.speaker})
