@@ -11,6 +11,7 @@ import toy
 
 from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
+from pyspkv.bin.assess import bring_calibration
 from pyspkv.data.make_trials import make_trials
 from pyspkv.data.trials import read_trials
 from pyspkv.score import assessment, metrics, scoring
@@ -87,3 +88,13 @@ def test_what_is_missing_is_named(tmp_path):
         (tmp_path / name / "x/trials").touch()
     assert "has the same name" in assess(*words, tmp_path / "a/x", tmp_path / "b/x", code=1)
     assert "holds no model" in assess(*words, tmp_path / "a/x", code=1)
+
+
+def test_the_calibration_of_the_model_takes_the_place_of_an_older_one(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "calibration.json").write_text("of an earlier --dev")
+    bring_calibration(tmp_path)
+    assert not (tmp_path / "calibration.json").exists()
+    (tmp_path / "model/calibration.json").write_text("own")
+    bring_calibration(tmp_path)
+    assert (tmp_path / "calibration.json").read_text() == "own"

@@ -68,6 +68,18 @@ def system_of(out: Path, number: int, model: str) -> Path:
     return folder
 
 
+def bring_calibration(system: Path) -> None:
+    """The model's own calibration, or none, in place of one that an earlier --dev has left."""
+    from pyspkv.base.atomic import atomic_file
+
+    own, used = system / "model/calibration.json", system / "calibration.json"
+    if not own.is_file():
+        used.unlink(missing_ok=True)
+    elif not used.is_file() or used.read_bytes() != own.read_bytes():
+        with atomic_file(used, "wb") as f:
+            f.write(own.read_bytes())
+
+
 def main() -> None:
     args = parse_args()
     from pyspkv.api.speaker_model import find_model
@@ -77,9 +89,8 @@ def main() -> None:
     models = [find_model(model) for model in args.model]
     systems = [system_of(out, k, model) for k, model in enumerate(models, 1)]
     for model, system in zip(models, systems):
-        own = system / "model/calibration.json"
-        if not args.dev and own.is_file():  # what the model brings; a fit on --dev goes to the same place
-            (system / "calibration.json").write_bytes(own.read_bytes())
+        if not args.dev:
+            bring_calibration(system)
         for name, folder in sets.items():
             pipes = ["--allow-pipes"] if args.allow_pipes else []
             place = system / "embed" / name

@@ -48,10 +48,10 @@ def make(args: argparse.Namespace, file: Path, read: Callable[[rows.Skipped], It
         skipped.write(names)
         skipped.report(names)
     if skipped.items and args.strict:
-        rule = f"{len(skipped.items)} entries cannot be used, and --strict allows none; nothing was written"
+        rule = f"{len(skipped.items)} entries cannot be used, and --strict allows none; no data directory was written"
         raise UserError(rule, file=file, hint=f"see {names}")
     rows.write(data, out)
-    if not skipped.items:
+    if not skipped.items and not args.skipped:
         names.unlink(missing_ok=True)  # of an earlier run
     say(data, out)
     return data
