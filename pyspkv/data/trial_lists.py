@@ -17,7 +17,7 @@ def names(data: DataDir) -> dict[str, str]:
     Of a path in wav.scp the last three, two and one parts count, where they are the path of one utterance alone.
     """
     out = {u: u for u in data.utts}
-    paths = data.extra.get("utt2path", {})
+    paths = data.utt_tables.get("utt2path", {})
     whole = {} if data.segments else data.wav
     ends: dict[str, str | None] = {}
     for utt in data.utts:
