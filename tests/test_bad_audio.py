@@ -350,7 +350,7 @@ def test_signal_problem_of_arrays():
 
 def test_verify_refuses_silence(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "pyspkv.base.checkpoint.load_encoder", lambda *_: pytest.fail("before the model is loaded")
+        "pyspkv.models.load.load_encoder", lambda *_: pytest.fail("before the model is loaded")
     )
     reasons = silent_files(tmp_path)
     soundfile.write(tmp_path / "good.wav", noise(), RATE)

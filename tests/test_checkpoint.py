@@ -207,7 +207,7 @@ def test_all_files_follow_the_umask(tmp_path):
 def test_a_config_that_asks_for_the_memory_is_refused_before_it_is_given(tmp_path, text, words):
     config = cfg.resolve("encoder", TINY)
     checkpoint.save_import(tmp_path / "m", cfg.build("encoder", config), config, {})
-    assert checkpoint.load_encoder(tmp_path / "m").embed_dim == 16
+    assert load_encoder(tmp_path / "m").embed_dim == 16
     (tmp_path / "m/config.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
-        checkpoint.load_encoder(tmp_path / "m")
+        load_encoder(tmp_path / "m")

@@ -13,7 +13,8 @@ import torch
 import toy
 
 from pyspkv.base import config as cfg
-from pyspkv.base.checkpoint import find, load_encoder
+from pyspkv.base.checkpoint import find
+from pyspkv.models.load import load_encoder
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.data.ark import read_embeddings
 from pyspkv.data.datadir import DataDir

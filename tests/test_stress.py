@@ -9,7 +9,7 @@ import torch
 import toy
 
 from pyspkv.base import config as cfg
-from pyspkv.base.checkpoint import load_encoder
+from pyspkv.models.load import load_encoder
 from pyspkv.base.errors import UserError
 from pyspkv.bin import stress
 from pyspkv.data.trials import read_trials

@@ -261,12 +261,12 @@ def test_numbers_out_of_range_are_refused(tmp_path, data, wrong):
 def test_weights_of_another_model_and_names_with_an_at(tmp_path, data):
     exp = tmp_path / "a@1"
     Trainer(config(tmp_path, epochs=1), data, exp).run()
-    assert checkpoint.load_encoder(exp).embed_dim == checkpoint.load_encoder(f"{exp}@last").embed_dim == 8
+    assert load_encoder(exp).embed_dim == load_encoder(f"{exp}@last").embed_dim == 8
     other = tmp_path / "other"
     Trainer(config(tmp_path, epochs=1, **{"encoder.embed_dim": 4}), data, other).run()
     shutil.copy(checkpoint.latest(other) / "model.safetensors", checkpoint.latest(exp) / "model.safetensors")
     with pytest.raises(UserError, match="differs from this config's"):
-        checkpoint.load_encoder(exp)
+        load_encoder(exp)
 
 
 def test_each_parameter_may_be_clipped_by_itself(tmp_path, data):
@@ -284,7 +284,7 @@ def test_extraction_runs_the_saved_encoder_in_eval_mode(tmp_path, data):
     exp = tmp_path / "exp"
     trainer = Trainer(config(tmp_path, epochs=1), data, exp)
     trainer.run()
-    found = embed(checkpoint.load_encoder(exp), data, torch.device("cpu"), "fp32")
+    found = embed(load_encoder(exp), data, torch.device("cpu"), "fp32")
     reader = trainer.corpus.readers[0]
     with torch.no_grad():
         encoder = trainer.objective.encoder.eval().cpu()

@@ -24,7 +24,7 @@ class Spectrum(torch.nn.Module):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyspkv.base.checkpoint.load_encoder", lambda model, which="last": Spectrum().eval())
+    monkeypatch.setattr("pyspkv.models.load.load_encoder", lambda model, which="last": Spectrum().eval())
     rng = np.random.default_rng(0)
     for name, tone, rate in [("low1", 300, 16000), ("low2", 300, 8000), ("high", 5300, 16000)]:
         t = np.arange(rate) / rate
@@ -73,7 +73,7 @@ def test_scores_are_those_of_extract(tmp_path, monkeypatch):
     torch.manual_seed(0)
     size = {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6, "bottleneck": 4, "n_mels": 20}
     encoder = cfg.build("encoder", cfg.resolve("encoder", size)).eval()
-    monkeypatch.setattr("pyspkv.base.checkpoint.load_encoder", lambda model: encoder)
+    monkeypatch.setattr("pyspkv.models.load.load_encoder", lambda model: encoder)
     rng, paths = np.random.default_rng(0), []
     for name, seconds in (("long", 61.3), ("short", 0.02), ("plain", 1.7)):
         x = np.concatenate([rng.standard_normal(round(8000 * seconds)) * level for level in (0.02, 0.2)])

@@ -301,7 +301,7 @@ def test_import_of_every_layout(tmp_path, tmp_path_factory, layout, imported):
     encoder = build(seed=3).eval()
     source = foreign(tmp_path, layout, encoder)
     assert "2 layers of 32" in imported(source)
-    got = checkpoint.load_encoder(tmp_path / "out")
+    got = load_encoder(tmp_path / "out")
     for key, value in encoder.trunk.state_dict().items():
         torch.testing.assert_close(got.trunk.state_dict()[key], value)
     if layout == "authors":
@@ -463,7 +463,7 @@ def test_a_model_without_the_mask_of_pretraining(tmp_path, imported):
     trunk = {k: v.clone() for k, v in encoder.trunk.state_dict().items() if k != "masked_spec_embed"}
     save_file(trunk, source / "model.safetensors")
     imported(source, "--pooling", "mean")
-    got = checkpoint.load_encoder(tmp_path / "out")
+    got = load_encoder(tmp_path / "out")
     wave, lengths = 0.1 * torch.randn(1, 8000), torch.tensor([8000])
     want = build(pooling="mean", seed=3).eval()
     want.trunk.load_state_dict(encoder.trunk.state_dict())

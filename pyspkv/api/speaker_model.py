@@ -176,8 +176,9 @@ def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -
     name = find_model(model)
     import torch
 
-    from pyspkv.base.checkpoint import find, load_encoder
+    from pyspkv.base.checkpoint import find
     from pyspkv.base.device import device as default_device
+    from pyspkv.models.load import load_encoder
 
     try:
         where = default_device() if device is None else torch.device(device)

@@ -71,7 +71,7 @@ class Batch:
     label: Tensor  # int64 [B]
     group: Tensor  # int64 [B], dialogue; without utt2dialogue the speaker
     device: Tensor  # int64 [B], the dialogue's device; without dialogue2device the dialogue
-    speed: Tensor  # int64 [B], place in augment.speeds; 0 without them
+    speed: Tensor  # int64 [B], place in augment.speed_perturb; 0 without them
     views: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
@@ -221,7 +221,7 @@ class Batches(torch.utils.data.Dataset):
     def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, tuple[np.ndarray, Profile]]:
         """Each view's crop float32 [T] with its speed changed, and what else is drawn for it."""
         reader, row = self.corpus.reader(row)
-        speeds = self.augmenter.config.speeds if self.augmenter is not None else ()
+        speeds = self.augmenter.config.speed_perturb if self.augmenter is not None else ()
         plain = Profile(speeds[speed]) if speeds else Profile()
         length = reader.num_samples(row)
         taken, profiles, out = {}, {}, {}  # of each view: (start, samples), augmentation, wave

@@ -19,9 +19,9 @@ def embed_files(model: str, paths: list[str]) -> "np.ndarray":
     import torch
 
     from pyspkv.audio.reader import AudioReader
-    from pyspkv.base.checkpoint import load_encoder
     from pyspkv.data.ark import normalize
     from pyspkv.data.datadir import DataDir
+    from pyspkv.models.load import load_encoder
     from pyspkv.score.extract import embed
 
     files = DataDir(None, paths, paths, {path: path for path in paths})

@@ -23,7 +23,7 @@ class Info:
     num_classes: int
     steps_per_epoch: int
     epochs: int
-    num_speeds: int = 1  # augment.speeds
+    num_speeds: int = 1  # augment.speed_perturb
     num_labeled: int = 0  # rows of the first data directory; the unlabeled one's come behind
 
 
@@ -43,7 +43,7 @@ class Objective(nn.Module):
 
     evaluates = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
     wants_embeddings = False  # `begin` is called before a new run's first step
-    takes_speeds = True  # augment.speeds; where a speaker is one class at any speed, it does not
+    takes_speeds = True  # augment.speed_perturb; where a speaker is one class at any speed, it does not
     takes_unlabeled = True  # a second data directory
     tells_speakers = False  # speakers are its classes, so that it needs two
 
@@ -51,8 +51,8 @@ class Objective(nn.Module):
         super().__init__()
         if info.num_speeds > 1 and not self.takes_speeds:
             raise UserError(
-                "augment.speeds makes other voices, and this objective has no classes for them",
-                hint="leave augment.speeds out",
+                "augment.speed_perturb makes other voices, and this objective has no classes for them",
+                hint="leave augment.speed_perturb out",
             )
         if 0 < info.num_labeled < info.num_rows and not self.takes_unlabeled:
             name = type(self).__name__.lower()

@@ -12,9 +12,8 @@ import os
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,76 +25,19 @@ from pyspkv.base import config as cfg
 from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.base.errors import UserError
-from pyspkv.base.schedules import ScheduleConfig, rate
-from pyspkv.batches.augment import AugmentConfig, Augmenter
+from pyspkv.base.schedules import lr_factor
+from pyspkv.batches.augment import Augmenter
 from pyspkv.batches.dataset import OF_CORPUS, Batch, Batches, Corpus, loader, worker_errors
 from pyspkv.data.datadir import DataDir, check_replaceable
 from pyspkv.data.trials import trials_over
 from pyspkv.objectives.base import Info, Losses
 from pyspkv.score.extract import embed
+from pyspkv.train.config import HOW, TrainConfig
 from pyspkv.train.log import Log, Means, git_id
 
 COLLAPSED = 0.01  # spread of a batch's unit embeddings below which they all point one way
 COLLAPSED_STEPS = 100  # this many such steps in a row stop the run
 BROKEN = "remove this run's folder, or use another --exp"
-
-
-@dataclass(kw_only=True)
-class OptimConfig:
-    name: Literal["adam", "adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-2  # only on weight matrices, never on biases and norms
-    momentum: float = 0.9  # sgd
-    clip_norm: float | None = 5.0  # null: gradients are not clipped
-    clip_each: bool = False  # each parameter's gradient by itself, as DINO's authors do, not all together
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-
-@dataclass(kw_only=True)
-class TrainConfig:
-    encoder: cfg.component("encoder")
-    objective: cfg.component("objective")
-    sampler: cfg.component("sampler") = field(
-        default_factory=lambda: cfg.resolve("sampler", {"name": "plain"})
-    )
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    epochs: int = 10  # 0: the model stays as it starts
-    batch_size: int = 64  # over all processes
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it fast
-    seed: int = 0
-    allow_pipes: bool = False  # run `command |` entries of wav.scp
-    # Below: how, not what; a resumed run may change them.
-    workers: int = 1  # processes that prepare batches
-    cache_mb: float = 1024  # decoded audio kept in memory
-    log_steps: int = 50
-    save_steps: int = 1000  # checkpoints are written this often and at every epoch's end
-    rooms_dir: str | None = None  # where simulated rooms are kept; null: in the run folder
-
-
-HOW = ("workers", "cache_mb", "log_steps", "save_steps", "rooms_dir")
-
-
-def _check(c: TrainConfig) -> None:
-    """UserError: a number outside its range."""
-    least = {"epochs": 0, "batch_size": 1, "log_steps": 1, "save_steps": 1, "workers": 0, "seed": 0}
-    most = {"epochs": 10**6, "batch_size": 10**6, "log_steps": 10**12, "save_steps": 10**12, "workers": 1024}
-    for key, low in least.items():
-        if getattr(c, key) < low:
-            raise UserError(f"{key} {getattr(c, key)} is below {low}")
-    for key, high in most.items():
-        if getattr(c, key) > high:
-            raise UserError(f"{key} {getattr(c, key)} is above {high}")
-    if c.seed >= 2**31:  # see `_seed_of`
-        raise UserError(f"seed {c.seed} is not below 2^31")
-    if not (0 <= c.optim.schedule.final < math.inf and 0 <= c.optim.schedule.warmup_epochs < math.inf):
-        raise UserError("optim.schedule: final or warmup_epochs is below 0, or no number")
-    if not 0 <= c.optim.weight_decay < math.inf or not 0 <= c.optim.momentum < 1:
-        raise UserError("optim.weight_decay is below 0 or no number, or optim.momentum not in 0 .. 1")
-    for key in ("lr", "clip_norm"):
-        value = getattr(c.optim, key)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"optim.{key} {value} is no number above 0")
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:
@@ -194,7 +136,6 @@ class Trainer:
             dev_trials,
             patience,
         )
-        _check(config)
         if patience < 0:
             raise UserError(f"--patience {patience} is below 0")
         if dev:
@@ -229,15 +170,13 @@ class Trainer:
         """Sampler, model and optimizers; a run that is finished needs them for the labels that it moved only."""
         config, init, labels_out, data = self.config, self.init, self.labels_out, self.corpus.parts[0]
         columns = {c: getattr(self.corpus, c) for c in OF_CORPUS}
-        self.sampler = cfg.build(
-            "sampler", config.sampler, self.corpus.label, config.batch_size, config.seed, columns
-        )
+        self.sampler = cfg.build(config.sampler, self.corpus.label, config.batch_size, config.seed, columns)
         torch.manual_seed(config.seed)
-        encoder = cfg.build("encoder", config.encoder)
+        encoder = cfg.build(config.encoder)
         encoder.start()
         if init:
             checkpoint.init_encoder(encoder, init)
-        speeds = config.augment.speeds
+        speeds = config.augment.speed_perturb
         info = Info(
             len(self.corpus),
             len(self.corpus.classes),
@@ -246,7 +185,7 @@ class Trainer:
             num_speeds=max(1, len(speeds)),
             num_labeled=len(data.utts),
         )
-        self.objective = cfg.build("objective", config.objective, encoder, info)
+        self.objective = cfg.build(config.objective, encoder, info)
         if self.keep_head:
             checkpoint.init_objective(self.objective, init, self.label_hash)
         self.objective.to(self.device)
@@ -356,7 +295,7 @@ class Trainer:
             c.epochs,
             distributed.rank(),
             distributed.world(),
-            c.workers,
+            c.num_workers,
             # A worker must not hold the lock of a parent that was killed.
             self.lock.close if self.lock else lambda: None,
         )
@@ -378,11 +317,11 @@ class Trainer:
             state["audio_seconds"] += c.batch_size * self._seconds(stats)
             self._check_collapse(stats)
             bar.update()
-            if state["step"] % c.log_steps == 0:
+            if state["step"] % c.log_every_steps == 0:
                 values = Means.values(recent.over_ranks())
                 now = time.perf_counter()
                 rates = {
-                    "utts_per_s": c.log_steps * c.batch_size / (now - last_log),
+                    "utts_per_s": c.log_every_steps * c.batch_size / (now - last_log),
                     "data_wait": waited / (now - last_log),
                 }
                 recent, waited, last_log = Means(), 0.0, now
@@ -394,7 +333,7 @@ class Trainer:
                 epoch_means, epoch_start = Means(), time.perf_counter()
                 if state["done"]:
                     break
-            elif state["step"] % c.save_steps == 0:
+            elif state["step"] % c.save_every_steps == 0:
                 self._save(epoch_means)
             clock = time.perf_counter()
         bar.close()
@@ -412,7 +351,7 @@ class Trainer:
         # All that is random inside the model is a function of (seed, step, rank).
         torch.manual_seed(_seed_of(c.seed, step, distributed.rank()))
         self.objective.before_step(step)
-        factor = rate(c.optim.schedule, self.objective.epoch_now, c.epochs)
+        factor = lr_factor(c.optim.lr_schedule, self.objective.epoch_now, c.epochs)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
@@ -432,8 +371,8 @@ class Trainer:
         loss.backward()
         for optimizer in self.optimizers.values():
             params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-            alone = [[p] for p in params] if c.optim.clip_each else [params]
-            norms = [torch.nn.utils.clip_grad_norm_(own, c.optim.clip_norm or math.inf) for own in alone]
+            alone = [[p] for p in params] if c.optim.clip_per_parameter else [params]
+            norms = [torch.nn.utils.clip_grad_norm_(own, c.optim.grad_clip_norm or math.inf) for own in alone]
             norm = torch.linalg.vector_norm(torch.stack(norms))
             if not torch.isfinite(norm):
                 self._stop(f"the gradient is {norm.item()} at step {step}", batch)
