@@ -7,6 +7,7 @@ import torch
 
 from pyspkv.base.errors import UserError
 from pyspkv.bin import verify
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.score.calibration import Calibration
 
 SOURCE = "pairs within and between the speakers of data/train"
@@ -71,8 +72,15 @@ def test_scores_are_those_of_extract(tmp_path, monkeypatch):
     from pyspkv.score.extract import embed
 
     torch.manual_seed(0)
-    size = {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6, "bottleneck": 4, "n_mels": 20}
-    encoder = cfg.build("encoder", cfg.resolve("encoder", size)).eval()
+    size = {
+        "name": "ecapa",
+        "channels": 8,
+        "mfa_channels": 12,
+        "embed_dim": 6,
+        "se_channels": 4,
+        "n_mels": 20,
+    }
+    encoder = cfg.build(cfg.validate(EncoderConfig, size)).eval()
     monkeypatch.setattr("pyspkv.models.load.load_encoder", lambda model: encoder)
     rng, paths = np.random.default_rng(0), []
     for name, seconds in (("long", 61.3), ("short", 0.02), ("plain", 1.7)):

@@ -86,13 +86,15 @@ class SpecAugmentConfig(Config):
         0,
         ge=0,
         le=100_000,
-        description="Longest time mask in frames of 10 ms; its length is uniform from 0. 0 turns it off. GLL uses 9.",
+        description="Longest time mask in frames of 10 ms; its length is uniform from 0. 0 turns it off. "
+        "GLL uses 9.",
     )
     max_freq_mask: int = Field(
         0,
         ge=0,
         le=1000,
-        description="Widest frequency mask in mel bands; its width is uniform from 0. 0 turns it off. GLL uses 7.",
+        description="Widest frequency mask in mel bands; its width is uniform from 0. 0 turns it off. GLL "
+        "uses 7.",
     )
 
 

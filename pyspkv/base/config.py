@@ -1,4 +1,4 @@
-"""Strict configuration: a pydantic model beside each class, YAML that holds differences, and an error for anything else.
+"""Strict configuration: a pydantic model beside each class, YAML that holds differences, an error for anything else.
 
 A section that picks a class is a mapping with `name` plus the fields of that class:
 
@@ -9,12 +9,13 @@ The packages define the unions of their configs (`pyspkv.models.registry.Encoder
 names, wrong types and values out of range stop the run with the key's full name.
 """
 
+import dataclasses
 import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -174,10 +175,10 @@ def validate(cls: Any, raw: Any, where: str = "") -> Any:
     try:
         return _adapter(cls).validate_json(json.dumps(raw, default=str))  # JSON mode: a list may fill a tuple
     except ValidationError as err:
-        raise _user_error(err.errors()[0], raw, where) from None
+        raise _user_error(cls, err.errors()[0], raw, where) from None
 
 
-def _user_error(first: Mapping[str, Any], raw: Any, where: str) -> UserError:
+def _user_error(cls: Any, first: Mapping[str, Any], raw: Any, where: str) -> UserError:
     """One of pydantic's errors in our words, with the attribute `key` for `load` to look up its file."""
     path = (*([where] if where else []), *_path(first["loc"], raw))
     kind, context = first["type"], first.get("ctx", {})
@@ -192,7 +193,7 @@ def _user_error(first: Mapping[str, Any], raw: Any, where: str) -> UserError:
     elif kind in ("dict_type", "model_type", "dataclass_type"):
         rule = f"config key '{key}' must be a mapping, got {short(first['input'])}"
     elif kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        rule = f"unknown config key '{key}'"
+        rule, hint = f"unknown config key '{key}'", f"known here: {', '.join(_known(cls, first['loc'][:-1]))}"
     elif kind == "value_error":  # of a validator of ours
         got = "" if isinstance(first["input"], dict) else f", got {short(first['input'])}"
         rule = f"config key '{key}': {context['error']}{got}"
@@ -215,6 +216,24 @@ def _path(loc: Sequence[int | str], raw: Any) -> list[str]:
         raw = raw[part] if isinstance(raw, dict) or isinstance(part, int) else None
         entered = True
     return path + [str(part) for part in loc[-1:]]
+
+
+def _known(cls: Any, loc: Sequence[int | str]) -> list[str]:
+    """The keys of the section at `loc` of a `cls`."""
+    while get_origin(cls) is Annotated:
+        cls = get_args(cls)[0]
+    members = [c for c in get_args(cls) if loc and _name_of(c) == loc[0]]
+    if members:  # of a union
+        return _known(members[0], loc[1:])
+    fields = {k: f.annotation for k, f in getattr(cls, "model_fields", {}).items()}
+    if not fields and dataclasses.is_dataclass(cls):
+        fields = dict.fromkeys(f.name for f in dataclasses.fields(cls))
+    return _known(fields.get(loc[0]), loc[1:]) if loc else list(fields)
+
+
+def _name_of(cls: Any) -> Any:
+    field = getattr(cls, "model_fields", {}).get("name")
+    return field and field.default
 
 
 def read(path: str | Path) -> dict:

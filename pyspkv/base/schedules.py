@@ -16,17 +16,18 @@ class LRScheduleConfig(Config):
 
     name: Literal["cosine", "exponential", "constant"] = Field(
         "cosine",
-        description="Shape of the fall after the warm-up. Use exponential to follow papers that multiply the rate by "
-        "a constant every epoch, constant for none.",
+        description="Shape of the fall after the warm-up. Use exponential to follow papers that multiply "
+        "the rate by a constant every epoch, constant for none.",
     )
     warmup_epochs: NotNegative = Field(
         1.0,
-        description="Epochs over which the rate rises from 0. Make it longer when the loss jumps in the first epoch.",
+        description="Epochs over which the rate rises from 0. Make it longer when the loss jumps in the "
+        "first epoch.",
     )
     final_factor: NotNegative = Field(
         0.01,
-        description="Factor at the last epoch (not used by constant). An exponential fall by 0.95 an epoch over 40 "
-        "epochs is 0.95^40 = 0.1285.",
+        description="Factor at the last epoch (not used by constant). An exponential fall by 0.95 an epoch "
+        "over 40 epochs is 0.95^40 = 0.1285.",
     )
 
 

@@ -43,7 +43,8 @@ class AugmentConfig(Config):
 
     prob: Share = Field(
         0.8,
-        description="Probability of augmenting a crop at all (speed aside). Lower it when clean test speech gets worse.",
+        description="Probability of augmenting a crop at all (speed aside). Lower it when clean test "
+        "speech gets worse.",
     )
     reverb_weight: NotNegative = Field(
         1.0, description="Of an augmented crop: relative weight of reverberation alone."
@@ -59,8 +60,8 @@ class AugmentConfig(Config):
     noise_snr: Span = Field((0.0, 15.0), description="SNR of noise in dB (Kaldi's recipes: 0 to 15).")
     babble_list: str = Field(
         "",
-        description="Speech to make babble of, for example MUSAN's. `train`: other crops of the training data itself, "
-        "when there is no other speech (a folder of that name is ./train).",
+        description="Speech to make babble of, for example MUSAN's. `train`: other crops of the training "
+        "data itself, when there is no other speech (a folder of that name is ./train).",
     )
     babble_snr: Span = Field((13.0, 20.0), description="SNR of babble in dB (Kaldi's recipes: 13 to 20).")
     babble_speakers: Annotated[tuple[Talkers, Talkers], AfterValidator(in_order)] = Field(
@@ -70,17 +71,20 @@ class AugmentConfig(Config):
     music_snr: Span = Field((5.0, 15.0), description="SNR of music in dB (Kaldi's recipes: 5 to 15).")
     babble_music: bool = Field(
         False,
-        description="Babble and music together, each at its SNR, are one more kind of addition. Needs both lists.",
+        description="Babble and music together, each at its SNR, are one more kind of addition. Needs both "
+        "lists.",
     )
     rir_list: str = Field(
         "",
-        description="Recorded or simulated impulse responses. Without a list, a bank of simulated rooms serves.",
+        description="Recorded or simulated impulse responses. Without a list, a bank of simulated rooms "
+        "serves.",
     )
     rir_bank: int = Field(
         200,
         ge=0,
         le=1_000_000,
-        description="Simulated rooms of that bank; 0: no reverberation. 200 take about 4 s to simulate, once.",
+        description="Simulated rooms of that bank; 0: no reverberation. 200 take about 4 s to simulate, "
+        "once.",
     )
     rir_rt60: Annotated[tuple[RT60, RT60], AfterValidator(in_order)] = Field(
         (0.1, 0.7), description="Reverberation times of the simulated rooms, in seconds."
@@ -92,13 +96,14 @@ class AugmentConfig(Config):
         tuple[Annotated[float, Field(ge=0.5, le=2)], ...], AfterValidator(_different)
     ] = Field(
         (),
-        description="Speed factors, one of which is drawn for each utterance, e.g. [0.9, 1.0, 1.1]. Pitch moves with "
-        "them, so classifying objectives count each speed of a speaker as a speaker of its own. For small corpora.",
+        description="Speed factors, one of which is drawn for each utterance, e.g. [0.9, 1.0, 1.1]. Pitch "
+        "moves with them, so classifying objectives count each speed of a speaker as a speaker of its own. "
+        "For small corpora.",
     )
     cache_mb: NotNegative = Field(
         0.0,
-        description="Memory for each of the noise, babble and music lists, in MB. Raise it when the disk is too slow for "
-        "training.",
+        description="Memory for each of the noise, babble and music lists, in MB. Raise it when the disk "
+        "is too slow for training.",
     )
 
     @model_validator(mode="after")

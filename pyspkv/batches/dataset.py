@@ -248,8 +248,8 @@ class Batches(torch.utils.data.Dataset):
         return out
 
 
-SMALLER = "lower batch_size or cache_mb, or set workers=0"
-MORE_SHM = "set workers=0, or docker run --shm-size=1g"
+SMALLER = "lower batch_size or cache_mb, or set num_workers=0"
+MORE_SHM = "set num_workers=0, or docker run --shm-size=1g"
 UNSENT = 75  # exit code of a worker that could not hand its batch over
 
 
@@ -264,7 +264,7 @@ def _shm_full(what: str = "is full") -> UserError:
 
 
 def _too_many_files() -> UserError:
-    return UserError("too many open files to hand batches over", hint="ulimit -n 4096, or set workers=0")
+    return UserError("too many open files to hand batches over", hint="ulimit -n 4096, or set num_workers=0")
 
 
 def _shared(batch: Batch) -> Batch:

@@ -26,7 +26,8 @@ class UniqueLabelConfig(Config):
     max_per_label: int = Field(
         500,
         ge=1,
-        description="Utterances of a label that an epoch uses at most. Lower it when a few clusters are huge.",
+        description="Utterances of a label that an epoch uses at most. Lower it when a few clusters are "
+        "huge.",
     )
 
 
@@ -38,13 +39,14 @@ class DialoguesConfig(Config):
         2,
         ge=2,
         le=1_000_000,
-        description="Utterances of each dialogue in a batch; batch_size is a multiple of it. More tell better how alike "
-        "a dialogue is, but shorter dialogues are left out.",
+        description="Utterances of each dialogue in a batch; batch_size is a multiple of it. More tell "
+        "better how alike a dialogue is, but shorter dialogues are left out.",
     )
     num_labeled: int = Field(
         0,
         ge=0,
-        description="Dialogues (speakers) of the labeled directory in a batch, beside an unlabeled one. About a third.",
+        description="Dialogues (speakers) of the labeled directory in a batch, beside an unlabeled one. "
+        "About a third.",
     )
     steps: int = Field(
         0, ge=0, description="Batches in an epoch, in pass after pass through the data. 0: one pass."
@@ -65,8 +67,8 @@ class TwoStreamConfig(Config):
     labeled_batch_size: int = Field(
         100,
         ge=1,
-        description="Labeled utterances of a batch, or all where there are fewer; the rest is unlabeled. Half of "
-        "batch_size in GLL.",
+        description="Labeled utterances of a batch, or all where there are fewer; the rest is unlabeled. "
+        "Half of batch_size in GLL.",
     )
 
 
@@ -221,10 +223,10 @@ class Dialogues(Sampler):
             )
         num, source = batch // m, columns["source"]
         both = bool(source.any())
-        if both != bool(config.num_labeled) or not 0 <= config.num_labeled < num:
+        if both != bool(config.num_labeled) or config.num_labeled >= num:
+            directories = "two directories" if both else "one directory"
             raise UserError(
-                f"sampler.num_labeled is {config.num_labeled}, with {'two directories' if both else 'one directory'} and "
-                f"{num} dialogues in a batch",
+                f"sampler.num_labeled is {config.num_labeled}, with {directories} and {num} dialogues in a batch",
                 hint=f"set it to 1 .. {num - 1} with --unlabeled, and to 0 without",
             )
         parts = (
@@ -315,11 +317,12 @@ class TwoStream(Sampler):
         labeled, unlabeled = (np.flatnonzero(self.columns["source"] == s) for s in (0, 1))
         if not len(unlabeled):
             raise UserError("sampler two_stream needs unlabeled data", hint="pass bin.train --unlabeled DIR")
-        few = min(self.config.labeled_batch_size, len(labeled))
+        wanted = self.config.labeled_batch_size
+        few = min(wanted, len(labeled))
         many = self.batch - few
         if few < 1 or many < 1:
             raise UserError(
-                f"batch_size {self.batch} with sampler.labeled_batch_size {self.config.labeled_batch_size} leaves no row for one part",
+                f"batch_size {self.batch} with sampler.labeled_batch_size {wanted} leaves no row for one part",
                 hint="0 < sampler.labeled_batch_size < batch_size",
             )
         rng = self.rng(epoch)

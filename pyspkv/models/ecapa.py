@@ -23,13 +23,13 @@ class ECAPAConfig(Config):
     name: Literal["ecapa"] = "ecapa"
     channels: Size = Field(
         512,
-        description="Width of the three SE-Res2 blocks, a multiple of `scale` (512 or 1024 in the paper). Start here to "
-        "make the network larger or faster.",
+        description="Width of the three SE-Res2 blocks, a multiple of `scale` (512 or 1024 in the paper). "
+        "Start here to make the network larger or faster.",
     )
     mfa_channels: Size = Field(
         1536,
-        description="Width of the layer that joins the blocks (multi-layer feature aggregation; 1536 in the paper). "
-        "Keep it about three times `channels`.",
+        description="Width of the layer that joins the blocks (multi-layer feature aggregation; 1536 in "
+        "the paper). Keep it about three times `channels`.",
     )
     embed_dim: Size = Field(192, description="Size of the embedding. 192 in the paper.")
     n_mels: Count = Field(

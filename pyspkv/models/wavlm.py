@@ -42,16 +42,17 @@ class WavLMConfig(Config):
     pos_conv_groups: Size = Field(16, description="Groups of the position embedding. Base has 16.")
     pooling: Literal["mhfa", "mean"] = Field(
         "mhfa",
-        description="mhfa: multi-head factorised attentive pooling (Peng et al. 2022). mean: mean of all layers and "
-        "frames, with embed_dim = dim and nothing to train; for first labels straight from the trunk.",
+        description="mhfa: multi-head factorised attentive pooling (Peng et al. 2022). mean: mean of all "
+        "layers and frames, with embed_dim = dim and nothing to train; for first labels straight from the "
+        "trunk.",
     )
     embed_dim: Size = Field(256, description="Size of the embedding with mhfa (256 in the paper).")
     mhfa_heads: Size = Field(64, description="Heads of MHFA (64 in the paper).")
     mhfa_dim: Size = Field(128, description="Width of MHFA's keys and values (128 in the paper).")
     embedding_batchnorm: bool = Field(
         False,
-        description="Batch-normalize the embedding. Set it when the trunk is trained from scratch: without it all "
-        "embeddings collapse to one direction.",
+        description="Batch-normalize the embedding. Set it when the trunk is trained from scratch: without "
+        "it all embeddings collapse to one direction.",
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout after each part of a layer, in training.")
     attention_dropout: float = Field(
@@ -65,13 +66,13 @@ class WavLMConfig(Config):
     )
     freeze: Literal["none", "front", "trunk"] = Field(
         "front",
-        description="What is not trained. front: convolutions, projection and position embedding (the paper). trunk: "
-        "all layers, too, so that only the pooling learns. none: for training from scratch.",
+        description="What is not trained. front: convolutions, projection and position embedding (the "
+        "paper). trunk: all layers, too, so that only the pooling learns. none: for training from scratch.",
     )
     trunk_lr_scale: Positive = Field(
         0.004,
-        description="Factor on optim.lr for the lowest layer of the trunk (the paper: 2e-5 of 5e-3). Use 1 from "
-        "scratch.",
+        description="Factor on optim.lr for the lowest layer of the trunk (the paper: 2e-5 of 5e-3). Use 1 "
+        "from scratch.",
     )
     layerwise_lr_growth: Positive = Field(
         1.0, description="Factor on a layer's rate over that of the layer below (xi in the paper)."
@@ -82,13 +83,13 @@ class WavLMConfig(Config):
     )
     l2_sp_weight: NotNegative = Field(
         0.0,
-        description="Weight of the squared distance to the weights of `pretrained` (L2-SP). The paper has 0.01. Raise "
-        "it when the fine-tuned trunk forgets.",
+        description="Weight of the squared distance to the weights of `pretrained` (L2-SP). The paper has "
+        "0.01. Raise it when the fine-tuned trunk forgets.",
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Compute each layer again in the backward pass: a third slower, with a fraction of the memory. Set "
-        "it when a GPU is out of memory.",
+        description="Compute each layer again in the backward pass: a third slower, with a fraction of the "
+        "memory. Set it when a GPU is out of memory.",
     )
 
     @model_validator(mode="after")
@@ -239,7 +240,8 @@ class WavLM(Encoder):
         return self.config.l2_sp_weight * norms / (norms.detach() + 1e-5)
 
     def param_groups(self) -> list[dict]:
-        """Layer-wise rates: layer l of the trunk trunk_lr_scale x layerwise_lr_growth^l, what is not of a layer as the lowest."""
+        """Layer-wise rates: layer l of the trunk trunk_lr_scale x layerwise_lr_growth^l; what is of no layer as the
+        lowest."""
         c, groups, in_layers = self.config, [], set()
         for i, layer in enumerate(self.trunk.encoder.layers):
             params = [p for p in layer.parameters() if p.requires_grad]

@@ -18,8 +18,8 @@ class XVectorConfig(Config):
     channels: Size = Field(512, description="Width of the frame-level layers (512 in the paper).")
     pool_channels: Size = Field(
         1500,
-        description="Width of the last frame-level layer, whose mean and deviation over time are pooled (1500 in the "
-        "paper).",
+        description="Width of the last frame-level layer, whose mean and deviation over time are pooled "
+        "(1500 in the paper).",
     )
     embed_dim: Size = Field(512, description="Size of the embedding. 512 in the paper.")
     n_mels: Count = Field(

@@ -33,39 +33,42 @@ class AAMConfig(Config):
     )
     scale: Positive = Field(
         30.0,
-        description="Factor on the cosines before the softmax. 30 to 32 is usual; more makes the softmax sharper.",
+        description="Factor on the cosines before the softmax. 30 to 32 is usual; more makes the softmax "
+        "sharper.",
     )
     margin: float = Field(
         0.2,
         ge=0,
         lt=1.6,
-        description="Angular margin in radians on the label's class. 0.2 is usual, 0.4 to 0.5 in large-margin "
-        "fine-tuning.",
+        description="Angular margin in radians on the label's class. 0.2 is usual, 0.4 to 0.5 in "
+        "large-margin fine-tuning.",
     )
     margin_warmup_epochs: Epochs = Field(
         (0.0, 0.0),
-        description="The margin is 0 until the first epoch and full from the second. Use it from scratch: a margin from "
-        "the first step can keep a network from learning.",
+        description="The margin is 0 until the first epoch and full from the second. Use it from scratch: "
+        "a margin from the first step can keep a network from learning.",
     )
     sub_centers: Count = Field(
         1,
-        description="Centers of a class, of which the nearest counts (Deng et al. 2020). 2 or 3 take in mixed clusters.",
+        description="Centers of a class, of which the nearest counts (Deng et al. 2020). 2 or 3 take in "
+        "mixed clusters.",
     )
     encoder_lr_scale: Positive = Field(
         1.0,
-        description="Factor on the encoder's learning rate. Lower it (0.1) when the encoder starts trained and the head "
-        "does not.",
+        description="Factor on the encoder's learning rate. Lower it (0.1) when the encoder starts trained "
+        "and the head does not.",
     )
     match_released_code: bool = Field(
         False,
-        description="Follow the code that the authors of arXiv 2406.02285 released, to compare: loss and L2-SP term (of "
-        "norms, not squares) are each divided by their own value; labels are corrected by softmax(W z / 0.1) in "
-        "training mode; the margin stays on the old label; the sum is divided by the batch size.",
+        description="Follow the code that the authors of arXiv 2406.02285 released, to compare: loss and "
+        "L2-SP term (of norms, not squares) are each divided by their own value; labels are corrected by "
+        "softmax(W z / 0.1) in training mode; the margin stays on the old label; the sum is divided by the "
+        "batch size.",
     )
     gate_on_margin_loss: bool = Field(
         True,
-        description="The gate sees the loss with the margin, as in the papers. In short runs right labels keep a high "
-        "loss with margin, too: set false to tell them from wrong ones sooner.",
+        description="The gate sees the loss with the margin, as in the papers. In short runs right labels "
+        "keep a high loss with margin, too: set false to tell them from wrong ones sooner.",
     )
     gate: GateConfig = Field(NoGateConfig(), description="Which labels to believe: see the section on gates.")
 

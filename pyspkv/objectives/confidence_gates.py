@@ -38,8 +38,8 @@ class FlexibleConfig(Config):
     )
     mode: Literal["indicator", "mean_all"] = Field(
         "indicator",
-        description="indicator: eq. 5 as printed, confidences below the threshold count as 0. mean_all: the authors' "
-        "early code, the plain mean.",
+        description="indicator: eq. 5 as printed, confidences below the threshold count as 0. mean_all: "
+        "the authors' early code, the plain mean.",
     )
 
 
@@ -49,8 +49,8 @@ class FixedConfig(Config):
     name: Literal["fixed"] = "fixed"
     threshold: Share = Field(
         0.95,
-        description="Least confidence that passes. It depends on `confidence_scale`: with 1, confidences are near 1 / K "
-        "for K classes.",
+        description="Least confidence that passes. It depends on `confidence_scale`: with 1, confidences "
+        "are near 1 / K for K classes.",
     )
 
 

@@ -23,8 +23,8 @@ class ContrastiveConfig(Config):
     name: Literal["contrastive"] = "contrastive"
     loss: Literal["nt_xent", "angular_proto"] = Field(
         "nt_xent",
-        description="nt_xent: SimCLR's loss, both directions (Chen et al. 2020). angular_proto: one direction (Chung et "
-        "al. 2020).",
+        description="nt_xent: SimCLR's loss, both directions (Chen et al. 2020). angular_proto: one "
+        "direction (Chung et al. 2020).",
     )
     crop_seconds: Seconds = Field(
         2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
@@ -35,8 +35,8 @@ class ContrastiveConfig(Config):
     temperature: float = Field(
         0.07,
         ge=0.01,  # where the scale ends
-        description="Of the softmax over similarities; its start value where it is learnt. Lower looks at the hardest "
-        "negatives.",
+        description="Of the softmax over similarities; its start value where it is learnt. Lower looks at "
+        "the hardest negatives.",
     )
     learn_temperature: bool = Field(False, description="Learn the temperature, as LGL's authors do.")
     margin: float = Field(
@@ -44,8 +44,8 @@ class ContrastiveConfig(Config):
     )
     adversarial_weight: NotNegative = Field(
         0.0,
-        description="Weight of the reversed gradient of augmentation adversarial training (Huh et al. 2020: 3). 0: none. "
-        "Use it when embeddings tell noise and rooms apart.",
+        description="Weight of the reversed gradient of augmentation adversarial training (Huh et al. "
+        "2020: 3). 0: none. Use it when embeddings tell noise and rooms apart.",
     )
     discriminator_lr: Positive = Field(
         1e-3, description="Learning rate of that training's discriminator; constant over the run."
@@ -113,8 +113,8 @@ class Discriminator(nn.Module):
 class Contrastive(Objective):
     """NT-Xent or angular prototypical loss over two crops, kept apart where the utterance is long enough.
 
-    With `adversarial_weight`, a third view is the second crop with the first one's augmentation. A discriminator, which has an
-    optimizer of its own, tells that pair from the pair of different augmentations; the encoder gets its gradient
+    With `adversarial_weight`, a third view is the second crop with the first one's augmentation. A discriminator, which
+    has an optimizer of its own, tells that pair from the pair of different augmentations; the encoder gets its gradient
     reversed.
     """
 

@@ -31,18 +31,19 @@ class RejectConfig(Config):
 
     kind: Literal["none", "power", "adaptive", "sigmoid", "softmax", "oracle"] = Field(
         "none",
-        description="Form of the weight. power where many dialogues have two speakers, adaptive where their share is "
-        "unknown. oracle: weight 0 by the true labels, as a bound to compare with.",
+        description="Form of the weight. power where many dialogues have two speakers, adaptive where "
+        "their share is unknown. oracle: weight 0 by the true labels, as a bound to compare with.",
     )
     compactness: Literal["pairwise", "centroid", "length"] = Field(
         "pairwise",
-        description="How alike the utterances of a dialogue are: mean cosine of two, mean cosine to the mean of the "
-        "others, or length of the mean (to be compared at one number of utterances only).",
+        description="How alike the utterances of a dialogue are: mean cosine of two, mean cosine to the "
+        "mean of the others, or length of the mean (to be compared at one number of utterances only).",
     )
     gamma: Positive = Field(2.0, description="power: the exponent. Higher rejects more.")
     slope: Positive = Field(
         13.0,
-        description="adaptive: the exponent by the deviation of compactness; it is 2 where that deviation is 0.15.",
+        description="adaptive: the exponent by the deviation of compactness; it is 2 where that deviation "
+        "is 0.15.",
     )
     tau: Positive = Field(
         0.25,
@@ -52,8 +53,8 @@ class RejectConfig(Config):
     temperature: Positive = Field(0.2, description="softmax: lower rejects more.")
     warmup_epochs: Epochs = Field(
         (5.0, 10.0),
-        description="All weights are 1 until the first epoch and full from the second. Compactness means nothing before "
-        "the encoder has learnt.",
+        description="All weights are 1 until the first epoch and full from the second. Compactness means "
+        "nothing before the encoder has learnt.",
     )
     normalize: bool = Field(
         True, description="Scale the weights to mean 1, so that steps are as large as without rejection."
@@ -69,15 +70,16 @@ class DialogueConfig(Config):
     name: Literal["dialogue"] = "dialogue"
     loss: Literal["ava", "aproto", "ge2e"] = Field(
         "ava",
-        description="ava: all pairs against all (arXiv 2202.03484). aproto: angular prototypical (Chung et al. 2020). "
-        "ge2e: against centroids (Wan et al. 2018), usual for labeled speakers.",
+        description="ava: all pairs against all (arXiv 2202.03484). aproto: angular prototypical (Chung et "
+        "al. 2020). ge2e: against centroids (Wan et al. 2018), usual for labeled speakers.",
     )
     crop_seconds: Seconds = Field(
         2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
     )
     augment: bool = Field(
         True,
-        description="Augment the crops, drawn for each utterance, so that a dialogue's room and device are no clue.",
+        description="Augment the crops, drawn for each utterance, so that a dialogue's room and device are "
+        "no clue.",
     )
     spec_augment: SpecAugmentConfig = Field(
         SpecAugmentConfig(), description="Masks on the features. Off by default."
@@ -86,7 +88,8 @@ class DialogueConfig(Config):
         10.0,
         gt=0,
         le=100,
-        description="Start of the learnt factor w on the cosines. The papers' bias cancels in all three losses.",
+        description="Start of the learnt factor w on the cosines. The papers' bias cancels in all three "
+        "losses.",
     )
     reject: RejectConfig = Field(
         RejectConfig(), description="Soft rejection of dialogues with more than one speaker."
@@ -97,8 +100,8 @@ class DialogueConfig(Config):
     labeled_weight: NotNegative = Field(1.0, description="Weight of that loss.")
     freeze_batchnorm_stats: bool = Field(
         False,
-        description="Keep the BatchNorm statistics that the encoder came with. Set it for fine-tuning on a few speakers, "
-        "whose statistics differ.",
+        description="Keep the BatchNorm statistics that the encoder came with. Set it for fine-tuning on a "
+        "few speakers, whose statistics differ.",
     )
 
 

@@ -32,11 +32,13 @@ class DINOConfig(Config):
     name: Literal["dino"] = "dino"
     global_seconds: Seconds = Field(
         4.0,
-        description="Length of the two global crops, which teacher and student see. Shorter where utterances are.",
+        description="Length of the two global crops, which teacher and student see. Shorter where "
+        "utterances are.",
     )
     local_seconds: Seconds = Field(
         2.0,
-        description="Length of the local crops, which the student alone sees. About half of `global_seconds`.",
+        description="Length of the local crops, which the student alone sees. About half of "
+        "`global_seconds`.",
     )
     local_crops: int = Field(
         4,
@@ -59,13 +61,14 @@ class DINOConfig(Config):
     )
     num_prototypes: Size = Field(
         65536,
-        description="Outputs of the head (65,536 in DINO). On a corpus of a few thousand utterances use 2048.",
+        description="Outputs of the head (65,536 in DINO). On a corpus of a few thousand utterances use "
+        "2048.",
     )
     student_temperature: Positive = Field(0.1, description="Of the student's softmax (0.1 in DINO).")
     teacher_temperature: tuple[Positive, Positive] = Field(
         (0.04, 0.04),
-        description="Of the teacher's softmax: at the start, and after `teacher_temperature_epochs`. Lower when the loss "
-        "stays at ln(num_prototypes).",
+        description="Of the teacher's softmax: at the start, and after `teacher_temperature_epochs`. Lower "
+        "when the loss stays at ln(num_prototypes).",
     )
     teacher_temperature_epochs: NotNegative = Field(
         10.0, description="Epochs from the first teacher temperature to the second, on a line."
@@ -75,16 +78,18 @@ class DINOConfig(Config):
     )
     ema_momentum: tuple[Share, Share] = Field(
         (0.996, 1.0),
-        description="EMA momentum of the teacher, start and end, on a half cosine over the run. With small batches start "
-        "higher, e.g. 0.9995 at 256; in runs of few steps lower, e.g. 0.95.",
+        description="EMA momentum of the teacher, start and end, on a half cosine over the run. With small "
+        "batches start higher, e.g. 0.9995 at 256; in runs of few steps lower, e.g. 0.95.",
     )
     freeze_last_layer_epochs: NotNegative = Field(
         1.0,
-        description="The prototypes stay as they are this long. Raise it when the loss does not fall at first.",
+        description="The prototypes stay as they are this long. Raise it when the loss does not fall at "
+        "first.",
     )
     variance_weight: NotNegative = Field(
         0.0,
-        description="Weight of the variance hinge (RDINO: 10). Set it when embeddings use only a few dimensions.",
+        description="Weight of the variance hinge (RDINO: 10). Set it when embeddings use only a few "
+        "dimensions.",
     )
     covariance_weight: NotNegative = Field(
         0.0, description="Weight of the covariance term (RDINO: 1). Set it together with `variance_weight`."
@@ -97,8 +102,8 @@ class DINOConfig(Config):
     )
     alarm_epoch: NotNegative = Field(
         2.0,
-        description="From this epoch on, a loss that stays at ln(num_prototypes) stops the run as collapsed. Later, when "
-        "epochs are short.",
+        description="From this epoch on, a loss that stays at ln(num_prototypes) stops the run as "
+        "collapsed. Later, when epochs are short.",
     )
 
 

@@ -37,22 +37,23 @@ class SemiConfig(Config):
     )
     scale: Positive = Field(
         30.0,
-        description="Factor on the cosines before the softmax. 30 to 32 is usual; more makes the softmax sharper.",
+        description="Factor on the cosines before the softmax. 30 to 32 is usual; more makes the softmax "
+        "sharper.",
     )
     margin: float = Field(
         0.2,
         ge=0,
         lt=1.6,
-        description="Angular margin in radians on the label's class. 0.2 is usual, 0.4 to 0.5 in large-margin "
-        "fine-tuning.",
+        description="Angular margin in radians on the label's class. 0.2 is usual, 0.4 to 0.5 in "
+        "large-margin fine-tuning.",
     )
     unlabeled_weight: NotNegative = Field(
         1.0, description="Weight lambda of the loss on unlabeled utterances. Lower it when labels are many."
     )
     encoder_lr_scale: Positive = Field(
         1.0,
-        description="Factor on the encoder's learning rate. Lower it (0.1) when the encoder starts trained and the head "
-        "does not.",
+        description="Factor on the encoder's learning rate. Lower it (0.1) when the encoder starts trained "
+        "and the head does not.",
     )
 
 
@@ -138,8 +139,8 @@ class GatedConfig(SemiConfig):
     )
     confidence_scale: Positive = Field(
         1.0,
-        description="Factor on the cosines before the softmax whose maximum is the confidence. 1 is GLL's, and never "
-        "sure; a fixed threshold near 1 needs more, e.g. 30.",
+        description="Factor on the cosines before the softmax whose maximum is the confidence. 1 is GLL's, "
+        "and never sure; a fixed threshold near 1 needs more, e.g. 30.",
     )
 
 
@@ -158,8 +159,9 @@ class GLLConfig(GatedConfig):
     name: Literal["gll"] = "gll"
     target: Literal["cluster", "prediction"] = Field(
         "cluster",
-        description="Label of an unlabeled utterance. cluster: its pseudo-label in the unlabeled data directory (GLL). "
-        "prediction: the class that the classifier gives its weak view (FixMatch, FlexMatch).",
+        description="Label of an unlabeled utterance. cluster: its pseudo-label in the unlabeled data "
+        "directory (GLL). prediction: the class that the classifier gives its weak view (FixMatch, "
+        "FlexMatch).",
     )
 
 

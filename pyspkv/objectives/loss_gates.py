@@ -32,9 +32,8 @@ class LossGateConfig(Config):
     name: Literal["lgl"] = "lgl"
     threshold: float = Field(
         3.0,
-        ge=0,
-        description="Highest loss that passes. It depends on `scale`, `margin` and the number of classes: read it off a "
-        "histogram of losses.",
+        description="Highest loss that passes. It depends on `scale`, `margin` and the number of classes: "
+        "read it off a histogram of losses.",
     )
     start_epoch: NotNegative = Field(
         3.0, description="The gate is open before this epoch. Wait until right labels have been learnt."
@@ -50,21 +49,23 @@ class DynamicLossGateConfig(Config):
     )
     label_correction_epoch: NotNegative | None = Field(
         8.0,
-        description="From this epoch on, a rejected utterance takes the label that the classifier is sure of; null: "
-        "never. Later is safer.",
+        description="From this epoch on, a rejected utterance takes the label that the classifier is sure "
+        "of; null: never. Later is safer.",
     )
     min_keep_ratio: Share = Field(
         0.0,
-        description="A new threshold that would keep a lower share of the utterances is not taken. Use 0.3 in short "
-        "runs, where the losses tell what is learnt from what is not yet.",
+        description="A new threshold that would keep a lower share of the utterances is not taken. Use 0.3 "
+        "in short runs, where the losses tell what is learnt from what is not yet.",
     )
     confidence: Share = Field(
         0.5,
-        description="Least probability with which a label is corrected. Raise it when corrections are often wrong.",
+        description="Least probability with which a label is corrected. Raise it when corrections are "
+        "often wrong.",
     )
     temperature: Positive = Field(
         1.0,
-        description="Of that probability, softmax(scale x cos / temperature). Above 1, fewer labels are corrected.",
+        description="Of that probability, softmax(scale x cos / temperature). Above 1, fewer labels are "
+        "corrected.",
     )
 
 
@@ -155,10 +156,10 @@ class DynamicLossGate(LossGate):
 
     After each epoch two Gaussians are fitted to its log losses; the threshold is where their weighted densities
     cross between the means, which is first looked for in the epoch before `start_epoch`. A fit that fails, or has no
-    crossing, leaves the threshold as it was, at first infinite, and so does one that would keep a share below `min_keep_ratio`:
-    then the losses fall apart into what is learnt and what is not yet, rather than into right and wrong labels (short
-    runs, early epochs). From `label_correction_epoch` on, a rejected utterance counts with the class that the classifier gives
-    its clean crop, if that is surer than `confidence` and not the rejected label again.
+    crossing, leaves the threshold as it was, at first infinite, and so does one that would keep a share below
+    `min_keep_ratio`: then the losses fall apart into what is learnt and what is not yet, rather than into right and
+    wrong labels (short runs, early epochs). From `label_correction_epoch` on, a rejected utterance counts with the
+    class that the classifier gives its clean crop, if that is surer than `confidence` and not the rejected label again.
     """
 
     def __init__(self, config, num_rows: int):

@@ -85,7 +85,8 @@ class MeanTeacherConfig(SemiConfig):
     )
     ema_momentum: Share = Field(
         0.999,
-        description="EMA momentum of the teacher; 1 - 1 / (step + 1) while that is less. Lower in short runs.",
+        description="EMA momentum of the teacher; 1 - 1 / (step + 1) while that is less. Lower in short "
+        "runs.",
     )
 
 
@@ -126,11 +127,13 @@ class DistilConfig(SemiConfig):
     name: Literal["distil"] = "distil"
     teacher: str = Field(
         "",
-        description="DIR[@best|last] of a `supervised` run on the same speakers. It must be given for training.",
+        description="DIR[@best|last] of a `supervised` run on the same speakers. It must be given for "
+        "training.",
     )
     temperature: Positive = Field(
         1.0,
-        description="Of softmax(scale cos / temperature), teacher and student. Above 1 the labels are softer.",
+        description="Of softmax(scale cos / temperature), teacher and student. Above 1 the labels are "
+        "softer.",
     )
 
 

@@ -57,20 +57,23 @@ class SSRLConfig(Config):
         5,
         ge=0,
         le=10**6,
-        description="Epochs in which labels stay as they are (5 in the paper). The student must have learnt them first.",
+        description="Epochs in which labels stay as they are (5 in the paper). The student must have "
+        "learnt them first.",
     )
     queue_length: Count = Field(
         5,
-        description="Votes of the teacher that are kept an utterance; their mode is the label (5 in the paper).",
+        description="Votes of the teacher that are kept an utterance; their mode is the label (5 in the "
+        "paper).",
     )
     ema_epochs: tuple[NotNegative, NotNegative] = Field(
         (0.44, 4.4),
-        description="Epochs over which the teacher forgets, from the start of the run to its end: the momentum is "
-        "1 - 1 / (this x steps an epoch).",
+        description="Epochs over which the teacher forgets, from the start of the run to its end: the "
+        "momentum is 1 - 1 / (this x steps an epoch).",
     )
     noise_model: bool = Field(
         True,
-        description="Weigh utterances by a mixture of two Gaussians on the teacher's losses. Off: all weigh the same.",
+        description="Weigh utterances by a mixture of two Gaussians on the teacher's losses. Off: all "
+        "weigh the same.",
     )
     sinkhorn_iterations: int = Field(
         0,
@@ -80,21 +83,21 @@ class SSRLConfig(Config):
     )
     merge_ratio: NotNegative = Field(
         0.0,
-        description="Two classes become one when their members are this alike across, as a ratio to how alike they are "
-        "within. 0: never (the paper); 0.7 when there are too many clusters.",
+        description="Two classes become one when their members are this alike across, as a ratio to how "
+        "alike they are within. 0: never (the paper); 0.7 when there are too many clusters.",
     )
     split_ratio: NotNegative = Field(
         0.0,
-        description="A class becomes two when its halves are less alike across than this ratio to how alike they are "
-        "within. 0: never (the paper); 0.65 when there are too few clusters.",
+        description="A class becomes two when its halves are less alike across than this ratio to how "
+        "alike they are within. 0: never (the paper); 0.65 when there are too few clusters.",
     )
     min_cluster_size: int = Field(
         0, ge=0, description="Members of smaller classes go to the nearest class. 0: never (the paper)."
     )
     match_released_code: bool = Field(
         False,
-        description="Follow the authors' released code: the margin on the current label in the teacher's vote and loss, "
-        "EMA momentum 0.999 to 0.9999 a step.",
+        description="Follow the authors' released code: the margin on the current label in the teacher's "
+        "vote and loss, EMA momentum 0.999 to 0.9999 a step.",
     )
 
 
@@ -382,9 +385,10 @@ class SSRL(Objective):
         }
 
     def unite_and_divide(self, before: Tensor) -> int:
-        """Classes whose members are as alike across as within become the larger of the two; classes below `min_cluster_size` go
-        to the nearest; a class whose halves are not alike becomes two. Returns how many did so. `before` int [N]: the
-        epoch's labels, which its sums of whitened embeddings are of. Needs no true label and no scale:
+        """Classes whose members are as alike across as within become the larger of the two; classes below
+        `min_cluster_size` go to the nearest; a class whose halves are not alike becomes two. Returns how many did so.
+        `before` int [N]: the epoch's labels, which its sums of whitened embeddings are of. Needs no true label and no
+        scale:
 
         mean cosine of pairs across / average of the two mean cosines of pairs within > merge, or < split. Only classes
         that are each other's best partner unite, so that an epoch builds no chains.

@@ -20,12 +20,13 @@ class OptimConfig(Config):
     )
     lr: Positive = Field(
         1e-3,
-        description="Learning rate after the warm-up. Lower it when the loss jumps or a run collapses; scale it with "
-        "batch_size.",
+        description="Learning rate after the warm-up. Lower it when the loss jumps or a run collapses; "
+        "scale it with batch_size.",
     )
     weight_decay: NotNegative = Field(
         1e-2,
-        description="On weight matrices, never on biases and norms. Raise it when a small corpus is overfitted.",
+        description="On weight matrices, never on biases and norms. Raise it when a small corpus is "
+        "overfitted.",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd alone.")
     grad_clip_norm: Positive | None = Field(
@@ -57,8 +58,8 @@ class TrainConfig(Config):
         64,
         ge=1,
         le=10**6,
-        description="Utterances of a batch over all processes, not more than there are. Contrastive losses gain from "
-        "large ones.",
+        description="Utterances of a batch over all processes, not more than there are. Contrastive losses "
+        "gain from large ones.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
@@ -77,8 +78,8 @@ class TrainConfig(Config):
         1,
         ge=0,
         le=1024,
-        description="Processes that prepare batches; 0: none beside the training itself. Raise it when `data_wait` in "
-        "train.jsonl is high.",
+        description="Processes that prepare batches; 0: none beside the training itself. Raise it when "
+        "`data_wait` in train.jsonl is high.",
     )
     cache_mb: NotNegative = Field(
         1024,
@@ -89,12 +90,13 @@ class TrainConfig(Config):
         1000,
         ge=1,
         le=10**12,
-        description="Steps between two checkpoints; there is one at every epoch's end, too. Lower it where jobs are "
-        "often killed.",
+        description="Steps between two checkpoints; there is one at every epoch's end, too. Lower it where "
+        "jobs are often killed.",
     )
     rooms_dir: str | None = Field(
         None,
-        description="Folder where simulated rooms are kept, to share them between trainings. null: the model folder.",
+        description="Folder where simulated rooms are kept, to share them between trainings. null: the "
+        "model folder.",
     )
 
 
