@@ -359,9 +359,9 @@ def test_two_streams_are_spread_evenly_and_so_over_ranks():
     s = sampler(group, group, 8, source=np.repeat([0, 1], [40, 80]), labeled=2)
     for step in s.epoch(0).reshape(s.steps, 2, 8):
         assert [(group[half] < 10).sum() for half in step] == [2, 2]
-    with pytest.raises(UserError, match="sampler.labeled is 0"):
+    with pytest.raises(UserError, match="sampler.num_labeled is 0"):
         sampler(group, group, 8, source=np.repeat([0, 1], [40, 80]))
-    with pytest.raises(UserError, match="sampler.labeled is 2"):
+    with pytest.raises(UserError, match="sampler.num_labeled is 2"):
         sampler(group, group, 8, labeled=2)
 
 
@@ -382,16 +382,16 @@ def test_an_epoch_has_the_steps_asked_for_in_pass_after_pass():
 
 
 def test_one_utterance_per_dialogue_is_refused():
-    with pytest.raises(UserError, match="at least 2"):
+    with pytest.raises(UserError, match="'utts_per_dialogue'.* greater than or equal to 2, got 1"):
         sampler([0, 0, 1, 1], [0, 0, 1, 1], 2, m=1)
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"warmup_epochs": [3, 1]}, "the lower one first"),
-        ({"gamma": -1.0}, "above 0"),
-        ({"tau": 0.0}, "above 0"),
+        ({"warmup_epochs": [3, 1]}, "'reject.warmup_epochs': the lower end comes first"),
+        ({"gamma": -1.0}, "'reject.gamma': .* greater than 0"),
+        ({"tau": 0.0}, "'reject.tau': .* greater than 0"),
     ],
 )
 def test_rejection_out_of_range_is_refused(wrong, words):

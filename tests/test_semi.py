@@ -656,7 +656,7 @@ def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
 
 
 def test_speeds_are_refused_where_classes_are_speakers(tmp_path, split):
-    with pytest.raises(UserError, match="speeds"):
+    with pytest.raises(UserError, match="speed_perturb"):
         Trainer(
             config(tmp_path, **{"augment.speed_perturb": [0.9, 1.1]}),
             split.labeled,

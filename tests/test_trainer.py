@@ -266,8 +266,8 @@ def test_a_run_is_not_gone_on_with_from_another_start(tmp_path, data):
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(tmp_path, data, wrong):
     key = next(iter(wrong)).split(".")[-1]
-    words = {"embed_dim": "sizes", "sub_centers": "sizes", "encoder": "sizes", "objective": "local_crops"}
-    with pytest.raises(UserError, match=words.get(key, key)):
+    words = {"encoder": r"encoder\.(channels|hidden)", "objective": r"objective\.local_crops"}
+    with pytest.raises(UserError, match=f"config key '.*{words.get(key, key)}"):
         Trainer(config(tmp_path, **wrong), data, tmp_path / "exp")
 
 
@@ -384,7 +384,10 @@ def test_kill_minus_nine_and_rerun(tmp_path, data):
         (["--dev", "nowhere", "--dev-trials", "x"], "no such data directory"),
         (["--dev", "{data}", "--dev-trials", "{data}/utt2spk"], "share 4 speakers"),
         (["--set", "optim.lr=.nan"], "config key 'optim.lr'"),
-        (["--set", "seed=99999999999"], "not below 2^31"),
+        (
+            ["--set", "seed=99999999999"],
+            "config key 'seed': input should be less than 2147483648, got 99999999999",
+        ),
         (["--dev", "{dev}", "--dev-trials", "{dev}/trials"], "trials: has no nontarget trial"),
         (["--dev", "{dev}", "--dev-trials", "{dev}/foreign"], "foreign:1: s00-u00 is no utterance"),
     ],
@@ -473,12 +476,12 @@ def test_a_kept_head_keeps_labels_that_move(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"optim.lr_schedule.final_factor": -0.9}, "final or warmup_epochs is below 0"),
-    ({"augment.speed_perturb": [1.0, 1.0]}, "has a factor twice"),
-    ({"encoder": {"name": "resnet", "blocks": [1, 0, 1, 1]}}, "a stage without a block"),
-    ({"encoder": {"name": "ecapa", "n_mels": 0}}, "cannot be made with these sizes"),
-    ({"encoder": {"name": "wavlm", "layers": 0}}, "layers 0 is below 1"),
-    ({"encoder": {"name": "wavlm", "attention_dropout": 1.0}}, "attention_dropout 1.0 is not in 0 .. 1"),
+    ({"optim.lr_schedule.final_factor": -0.9}, "'optim.lr_schedule.final_factor': .* greater than or equal to 0, got -0.9"),
+    ({"augment.speed_perturb": [1.0, 1.0]}, "'augment.speed_perturb': a factor is there twice, got"),
+    ({"encoder": {"name": "resnet", "blocks": [1, 0, 1, 1]}}, "'encoder.blocks.1': .* greater than or equal to 1, got 0"),
+    ({"encoder": {"name": "ecapa", "n_mels": 0}}, "'encoder.n_mels': .* greater than or equal to 1, got 0"),
+    ({"encoder": {"name": "wavlm", "layers": 0}}, "'encoder.layers': .* greater than or equal to 1, got 0"),
+    ({"encoder": {"name": "wavlm", "attention_dropout": 1.0}}, "'encoder.attention_dropout': .* less than 1, got 1.0"),
     ({"objective.gate": {"name": ["a"]}}, "no gate is called"),
 ])  # fmt: skip
 def test_sizes_and_schedules_out_of_range_are_refused(tmp_path, data, changes, words):
@@ -489,9 +492,7 @@ def test_sizes_and_schedules_out_of_range_are_refused(tmp_path, data, changes, w
 def test_two_directories_for_an_objective_of_one_are_refused(tmp_path, data):
     other = toy.make(tmp_path, labeled=False).renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
     for changes in ({}, {"objective": {"name": "supervised", "crop_seconds": 0.4}}):
-        with pytest.raises(
-            UserError, match="objective margin takes one|learns from labeled utterances alone"
-        ):
+        with pytest.raises(UserError, match="objective aam takes one|learns from labeled utterances alone"):
             Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabeled=other).run()
 
 
@@ -654,12 +655,12 @@ def test_who_does_not_get_the_lock_has_written_nothing(tmp_path, data):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 2**31}, "not below 2"),
-        ({"epochs": 10**6 + 1}, "epochs 1000001 is above"),
-        ({"batch_size": 10**9}, "batch_size .* is above"),
-        ({"num_workers": 5000}, "workers 5000 is above"),
-        ({"log_every_steps": 10**15}, "log_steps .* is above"),
-        ({"save_every_steps": 0}, "save_steps 0 is below 1"),
+        ({"seed": 2**31}, "'seed': .* less than 2147483648"),
+        ({"epochs": 10**6 + 1}, "'epochs': .* less than or equal to 1000000, got 1000001"),
+        ({"batch_size": 10**9}, "'batch_size': .* less than or equal to"),
+        ({"num_workers": 5000}, "'num_workers': .* less than or equal to 1024, got 5000"),
+        ({"log_every_steps": 10**15}, "'log_every_steps': .* less than or equal to"),
+        ({"save_every_steps": 0}, "'save_every_steps': .* greater than or equal to 1, got 0"),
     ],
 )
 def test_numbers_have_bounds(tmp_path, data, change, words):
