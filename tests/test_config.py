@@ -1,17 +1,27 @@
 """Strict configs: differences in, everything resolved out, anything else refused by name."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import pytest
 import yaml
+from pydantic import Field
 
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
+from pyspkv.batches.sampler import SamplerConfig
+from pyspkv.models.ecapa import ECAPAConfig
 from pyspkv.models.registry import EncoderConfig
+from pyspkv.objectives.confidence_gates import ConfidenceGateConfig
+from pyspkv.objectives.loss_gates import GateConfig
+from pyspkv.objectives.registry import ObjectiveConfig
 from pyspkv.train.trainer import TrainConfig
 
+ROOT = Path(__file__).resolve().parent.parent
 MINIMAL = "encoder: {name: ecapa, channels: 32}\nobjective: {name: aam}\n"
 
 
@@ -245,3 +255,73 @@ def test_an_error_names_the_file_that_the_key_came_from(tmp_path, texts, sets, w
     with pytest.raises(UserError) as err:
         cfg.load(TrainConfig, write(tmp_path, *texts), sets)
     assert where in str(err.value)
+
+
+# -- docs/config.md
+
+
+def page_maker():
+    spec = importlib.util.spec_from_file_location("make_config_doc", ROOT / "utils/make_config_doc.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_all_settings_is_that_of_the_classes():
+    assert (ROOT / "docs/config.md").read_text() == page_maker().page(), "run utils/make_config_doc.py"
+
+
+def every_config(cls, found):
+    """All config classes below a field's annotation."""
+    if isinstance(cls, type) and issubclass(cls, cfg.Config):
+        found.add(cls)
+        for field in cls.model_fields.values():
+            every_config(field.annotation, found)
+    for inner in get_args(cls):
+        every_config(inner, found)
+    return found
+
+
+def test_every_setting_says_what_it_is_and_every_class_has_its_name_once():
+    classes = every_config(TrainConfig, set())
+    assert len(classes) > 30
+    for cls in classes:
+        assert cls.__doc__, cls
+        for name, field in cls.model_fields.items():
+            picks = name == "name" and len(get_args(field.annotation)) == 1
+            assert picks or len(field.description or "") > 15, f"{cls.__name__}.{name}"
+    for union in (EncoderConfig, ObjectiveConfig, SamplerConfig, GateConfig, ConfidenceGateConfig):
+        members = get_args(get_args(union)[0])
+        names = [member.model_fields["name"].default for member in members]
+        assert len(set(names)) == len(names)
+        for member, name in zip(members, names):
+            assert type(cfg.validate(union, {"name": name})) is member
+
+
+def test_a_config_does_not_change(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        load(tmp_path).optim.lr = 1.0
+
+
+def test_an_unknown_key_is_told_the_known_ones(tmp_path):
+    for override, known in (
+        ("objective.gate={name: lgl, tresh: 1}", "known here: name, threshold, start_epoch"),
+        ("optim.lr_schedule.warmup=1", "known here: name, warmup_epochs, final_factor"),
+        ("sed=1", "known here: encoder, objective, sampler"),
+    ):
+        with pytest.raises(UserError, match=known):
+            load(tmp_path, overrides=[override])
+
+
+def test_a_class_may_be_called_as_one_of_its_keys(tmp_path):
+    class Inner(cfg.Config):
+        name: Literal["aam"] = "aam"
+        aam: cfg.Positive = 1.0
+
+    class Outer(cfg.Config):
+        inner: Annotated[Inner | ECAPAConfig, Field(discriminator="name")]
+
+    with pytest.raises(UserError, match=r"config key 'inner\.aam': input should be greater than 0, got 0"):
+        cfg.validate(Outer, {"inner": {"name": "aam", "aam": 0}})
+    with pytest.raises(UserError, match=r"config key 's\.aam': "):
+        cfg.validate(Inner, {"name": "aam", "aam": 0}, "s")

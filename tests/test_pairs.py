@@ -155,7 +155,7 @@ def test_compactness_equals_its_definitions(m, seed):
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=20),
     st.sampled_from(["none", "power", "adaptive", "sigmoid", "softmax"]),
-    st.integers(0, 3),
+    st.integers(1, 3),
 )
 def test_weights_have_mean_one_grow_with_compactness_and_ignore_order(c, kind, gamma):
     c = torch.tensor(c)
@@ -320,7 +320,7 @@ def sampler(group, device, size, m=2, seed=0, source=None, labeled=0):
     st.integers(1, 9),
     st.integers(2, 4),
     st.integers(1, 5),
-    st.integers(0, 3),
+    st.integers(1, 3),
 )
 def test_batches_of_the_dialogue_sampler(group, devices, m, size, epoch):
     group = np.asarray(group)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pyspkv.base.config import Config, Share, implements
+from pyspkv.base.config import Config, NotNegative, Share, implements
 from pyspkv.base.distributed import all_sum, gather_rows
 from pyspkv.objectives.loss_gates import merge_rows
 
@@ -47,7 +47,7 @@ class FixedConfig(Config):
     """The confidence must reach a constant (FixMatch, Pseudo Label, GLL's phase F)."""
 
     name: Literal["fixed"] = "fixed"
-    threshold: Share = Field(
+    threshold: NotNegative = Field(
         0.95,
         description="Least confidence that passes. It depends on `confidence_scale`: with 1, confidences "
         "are near 1 / K for K classes.",
