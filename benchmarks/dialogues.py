@@ -12,15 +12,18 @@ import torch
 
 from pyspkv.base import config as cfg
 from pyspkv.batches.dataset import Batch
+from pyspkv.batches.sampler import SamplerConfig
 from pyspkv.dialogue.sessionize import sessionize
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.base import RunInfo
+from pyspkv.objectives.registry import ObjectiveConfig
 
 
 def step_seconds(num: int) -> float:
     """One optimizer step of ECAPA-512 on num dialogues of two crops of 2 s: the median of three."""
-    encoder = cfg.build("encoder", cfg.resolve("encoder", {"name": "ecapa"}))
+    encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "ecapa"}))
     o = cfg.build(
-        "objective", cfg.resolve("objective", {"name": "pairs"}), encoder, RunInfo(100, 3, 10, 10)
+        cfg.validate(ObjectiveConfig, {"name": "dialogue"}), encoder, RunInfo(100, 3, 10, 10)
     ).train()
     group = torch.arange(num).repeat_interleave(2)
     wave, lengths = 0.1 * torch.randn(2 * num, 32000), torch.full((2 * num,), 32000)
@@ -53,9 +56,7 @@ def main() -> None:
     device = np.repeat(rng.integers(args.devices, size=args.dialogues), size)
     columns = {"group": group, "device": device, "source": np.zeros(len(group), np.int64)}
     start = time.perf_counter()
-    sampler = cfg.build(
-        "sampler", cfg.resolve("sampler", {"name": "dialogues"}), group, 2 * args.batch, 0, columns
-    )
+    sampler = cfg.build(cfg.validate(SamplerConfig, {"name": "dialogues"}), group, 2 * args.batch, 0, columns)
     built = time.perf_counter() - start
     start = time.perf_counter()
     rows = sampler.epoch(1)

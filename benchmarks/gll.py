@@ -12,18 +12,20 @@ import torch
 
 from pyspkv.base import config as cfg
 from pyspkv.batches.dataset import Batch
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.base import RunInfo
+from pyspkv.objectives.registry import ObjectiveConfig
 
 
 def build(args, spec: dict):
     torch.manual_seed(0)
-    encoder = cfg.resolve(
-        "encoder",
-        {"name": "ecapa", "channels": args.channels, "mfa_channels": 3 * args.channels, "bottleneck": 64},
+    encoder = cfg.validate(
+        EncoderConfig,
+        {"name": "ecapa", "channels": args.channels, "mfa_channels": 3 * args.channels, "se_channels": 64},
     )
     spec = {"crop_seconds": args.seconds, **spec}
     info = RunInfo(10_000, 24, 100, 10, num_labeled=1000)
-    o = cfg.build("objective", cfg.resolve("objective", spec), cfg.build("encoder", encoder), info)
+    o = cfg.build(cfg.validate(ObjectiveConfig, spec), cfg.build(encoder), info)
     return o.train(), torch.optim.Adam(o.optimizers()["main"], lr=1e-4)
 
 
@@ -56,7 +58,7 @@ def main() -> None:
     args = p.parse_args()
     num = args.labeled, args.unlabeled
     systems = {
-        "supervised": build(args, {"name": "margin"}),
+        "supervised": build(args, {"name": "aam"}),
         "gll": build(args, {"name": "gll", "gate": {"name": "flexible"}}),
     }
     times: dict[str, list[float]] = {name: [] for name in systems}

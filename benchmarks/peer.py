@@ -29,7 +29,9 @@ from pyspkv.base.device import autocast
 from pyspkv.batches.augment import AugmentConfig, Augmenter
 from pyspkv.batches.dataset import Batches, TrainingRows, View
 from pyspkv.data.datadir import DataDir
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.models.registry import EncoderConfig
+from pyspkv.train.config import TrainConfig
+from pyspkv.train.trainer import Trainer
 
 BATCH, SECONDS, CLASSES, RATE = 32, 3.0, 1000, 16000
 CPU = torch.device("cpu")
@@ -90,7 +92,7 @@ class Theirs:
 def our_trainer(folder: Path, data: DataDir) -> Trainer:
     raw = {
         "encoder": {"name": "ecapa"},
-        "objective": {"name": "margin", "crop_seconds": SECONDS, "augment": False},
+        "objective": {"name": "aam", "crop_seconds": SECONDS, "augment": False},
     }
     raw |= {"batch_size": BATCH, "precision": "fp32"}
     return Trainer(cfg.validate(TrainConfig, raw), data, folder / "exp")
@@ -125,7 +127,7 @@ def extract(args, folder: Path) -> None:
     torch.manual_seed(0)
     theirs, ours = (
         Theirs().encoder.eval(),
-        cfg.build("encoder", cfg.resolve("encoder", {"name": "ecapa"})).eval(),
+        cfg.build(cfg.validate(EncoderConfig, {"name": "ecapa"})).eval(),
     )
     wave = 0.1 * torch.randn(BATCH, round(SECONDS * RATE))
     lengths = torch.full((BATCH,), wave.shape[1])

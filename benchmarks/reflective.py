@@ -14,20 +14,18 @@ import torch
 
 from pyspkv.base import config as cfg
 from pyspkv.batches.dataset import Batch
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.base import RunInfo
+from pyspkv.objectives.registry import ObjectiveConfig
 
 CONF = Path(__file__).resolve().parents[1] / "egs/mini/ssrl/conf"
 
 
 def end_of_epoch(args) -> None:
     torch.manual_seed(0)
-    encoder = cfg.build(
-        "encoder", cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "embed_dim": 256})
-    )
-    spec = {"name": "reflective", "merge": 0.7, "split": 0.65, "min_size": 8}
-    o = cfg.build(
-        "objective", cfg.resolve("objective", spec), encoder, RunInfo(args.rows, args.classes, 2275, 105)
-    )
+    encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "ecapa", "channels": 16, "embed_dim": 256}))
+    spec = {"name": "ssrl", "merge_ratio": 0.7, "split_ratio": 0.65, "min_cluster_size": 8}
+    o = cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(args.rows, args.classes, 2275, 105))
     label = torch.randint(args.classes * 9 // 10, (args.rows,))  # the others are dead
     o.label.copy_(label)
     o.side.copy_(torch.randint(2, (args.rows,)))
@@ -52,11 +50,11 @@ def end_of_epoch(args) -> None:
 
 def build(file: str):
     """(objective, optimizer, batch) of a config of the recipe; its labels have begun to move."""
-    from pyspkv.train.trainer import TrainConfig
+    from pyspkv.train.config import TrainConfig
 
     torch.manual_seed(0)
     c = cfg.load(TrainConfig, CONF / file)
-    o = cfg.build("objective", c.objective, cfg.build("encoder", c.encoder), RunInfo(2000, 133, 15, c.epochs))
+    o = cfg.build(c.objective, cfg.build(c.encoder), RunInfo(2000, 133, 15, c.epochs))
     rows = torch.arange(c.batch_size)
     o.init_from_embeddings(torch.randn(2000, o.encoder.embed_dim), torch.arange(2000) % 133)
     views = {

@@ -21,15 +21,15 @@ import soundfile
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parent))
 ENCODER = (
-    "encoder: {name: ecapa, channels: 64, mfa_channels: 192, embed_dim: 64, bottleneck: 32, n_mels: 40}\n"
+    "encoder: {name: ecapa, channels: 64, mfa_channels: 192, embed_dim: 64, se_channels: 32, n_mels: 40}\n"
 )
 TRAIN = (
     ENCODER
-    + """objective: {name: margin, crop_seconds: 2.0}
-augment: {babble: self, rir_bank: 0}
+    + """objective: {name: aam, crop_seconds: 2.0}
+augment: {babble_list: train, rir_bank: 0}
 epochs: 1
 batch_size: 10
-workers: 0
+num_workers: 0
 precision: fp32
 """
 )

@@ -29,9 +29,11 @@ from pyspkv.base import config as cfg
 from pyspkv.base.device import autocast
 from pyspkv.batches.dataset import Batch
 from pyspkv.fast.packed_linear import packed
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.models.wavlm import WavLM
 from pyspkv.objectives.aam import margin_logits
 from pyspkv.objectives.base import RunInfo
+from pyspkv.objectives.registry import ObjectiveConfig
 
 SAMPLES, CLASSES = 48_240, 7500
 BASE_PLUS = {  # the cfg of WavLM-Base+.pt, as far as the authors' class has no such default
@@ -91,7 +93,7 @@ class Step:
 
 
 def ours(cls=WavLM) -> torch.nn.Module:
-    return cls(cfg.resolve("encoder", {"name": "wavlm"}))
+    return cls(cfg.validate(EncoderConfig, {"name": "wavlm"}))
 
 
 def call_ours(encoder, wave):
@@ -178,9 +180,9 @@ def extract(args, folder: Path) -> None:
 
 
 def memory(args, folder: Path) -> None:
-    gate = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0}
+    gate = {"name": "dlg", "start_epoch": 0.0, "label_correction_epoch": 0.0}
     objective = cfg.build(
-        "objective", cfg.resolve("objective", {"name": "margin", "crop_seconds": 3.0, "gate": gate}), ours(),
+        cfg.validate(ObjectiveConfig, {"name": "aam", "crop_seconds": 3.0, "gate": gate}), ours(),
         RunInfo(args.batch, CLASSES, 1, 1),
     )  # fmt: skip
     objective.gate.tau.fill_(0.0)  # every label is rejected, so every clean crop is embedded

@@ -14,6 +14,7 @@ from pyspkv.base import config as cfg
 from pyspkv.bin.assess import bring_calibration
 from pyspkv.data.make_trials import make_trials
 from pyspkv.data.trials import read_trials
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.score import assessment, metrics, scoring
 
 
@@ -34,8 +35,8 @@ def place(tmp_path_factory):
         data.write(tmp / name)
     for k in (1, 2):
         torch.manual_seed(k)
-        config = cfg.resolve("encoder", {"name": "ecapa", "channels": 32, "embed_dim": 16})
-        checkpoint.save_import(tmp / f"model{k}", cfg.build("encoder", config), config, {})
+        config = cfg.validate(EncoderConfig, {"name": "ecapa", "channels": 32, "embed_dim": 16})
+        checkpoint.save_import(tmp / f"model{k}", cfg.build(config), config, {})
     return tmp
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyspkv.audio import rir
 from pyspkv.audio.reader import AudioReader
+from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.augment import AugmentConfig, Augmenter, Profile, source_length
 from pyspkv.data.datadir import DataDir
@@ -44,7 +45,7 @@ def lists(tmp_path_factory):
         wav[f"h{i}"] = str(root / "rir" / f"{i}.wav")
     scp = root / "rir" / "wav.scp"
     scp.write_text("".join(f"{k} {v}\n" for k, v in wav.items()))
-    return {"noise": noise, "babble": babble, "music": music, "rir": str(scp)}
+    return {"noise_list": noise, "babble_list": babble, "music_list": music, "rir_list": str(scp)}
 
 
 def speech(num=32000, seed=5):
@@ -57,7 +58,11 @@ def decibel(x):
 
 @pytest.mark.parametrize("kind", ["noise", "babble", "music"])
 def test_snr_is_the_profiles(lists, kind):
-    aug = Augmenter(AugmentConfig(**{kind: lists[kind]}, prob=1, reverb_weight=0, both_weight=0, rir_bank=0))
+    aug = Augmenter(
+        AugmentConfig(
+            **{f"{kind}_list": lists[f"{kind}_list"]}, prob=1, reverb_weight=0, both_weight=0, rir_bank=0
+        )
+    )
     wave, config = speech(), aug.config
     for i in range(20):
         profile = aug.draw(np.random.default_rng((1, i)))
@@ -85,12 +90,18 @@ def test_babble_and_music_together_have_each_its_snr(lists):
     assert decibel(wave) - decibel(other) == pytest.approx(both.also.snr, abs=0.02)
     np.testing.assert_allclose(aug.apply(wave, both), wave + one + other, atol=1e-6)
     with pytest.raises(UserError, match="babble_music needs lists of both"):
-        Augmenter(AugmentConfig(noise=lists["noise"], babble_music=True))
+        Augmenter(AugmentConfig(noise_list=lists["noise_list"], babble_music=True))
 
 
 def test_snr_after_reverberation(lists):
     aug = Augmenter(
-        AugmentConfig(noise=lists["noise"], rir=lists["rir"], prob=1, reverb_weight=0, additive_weight=0)
+        AugmentConfig(
+            noise_list=lists["noise_list"],
+            rir_list=lists["rir_list"],
+            prob=1,
+            reverb_weight=0,
+            additive_weight=0,
+        )
     )
     for i in range(5):
         profile = aug.draw(np.random.default_rng((2, i)))
@@ -100,9 +111,9 @@ def test_snr_after_reverberation(lists):
 
 
 def test_reverberation_is_the_aligned_convolution(lists):
-    aug = Augmenter(AugmentConfig(rir=lists["rir"], prob=1))
+    aug = Augmenter(AugmentConfig(rir_list=lists["rir_list"], prob=1))
     for row in (0, 1):
-        h, _ = soundfile.read(lists["rir"].replace("wav.scp", f"{row}.wav"))
+        h, _ = soundfile.read(lists["rir_list"].replace("wav.scp", f"{row}.wav"))
         h = h[40:, 0]  # the first channel, from its peak
         expected = np.convolve(speech(), h / np.sqrt(np.sum(h**2)))[:32000]
         # the response is cut where 1e-6 of its energy is left
@@ -140,9 +151,9 @@ def test_a_profile_is_an_augmentation(lists):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), num=st.integers(1, 20000), silent=st.booleans())
 def test_any_draw_keeps_length_and_is_finite(lists, seed, num, silent):
-    aug = Augmenter(AugmentConfig(**lists, speeds=(0.5, 1.0, 2.0)))
+    aug = Augmenter(AugmentConfig(**lists, speed_perturb=(0.5, 1.0, 2.0)))
     rng = np.random.default_rng(seed)
-    profile = aug.draw(rng, aug.config.speeds[aug.draw_speed(rng)])
+    profile = aug.draw(rng, aug.config.speed_perturb[aug.draw_speed(rng)])
     wave = np.zeros(num, np.float32) if silent else speech(num)
     before = wave.copy()
     out = aug.apply(wave, profile)
@@ -170,7 +181,7 @@ def test_probability_and_weights(lists):
 
 
 def test_speed(lists):
-    aug = Augmenter(AugmentConfig(prob=0, speeds=(1.1,), rir_bank=0))
+    aug = Augmenter(AugmentConfig(prob=0, speed_perturb=(1.1,), rir_bank=0))
     p = aug.draw(np.random.default_rng(0), 1.1)
     need = source_length(16000, p)
     assert (p.speed, need) == (1.1, 17601)
@@ -183,10 +194,10 @@ def test_speed(lists):
 
 
 def test_babble_from_the_training_data(lists):
-    reader = AudioReader(DataDir.read(lists["music"]))
-    with pytest.raises(UserError, match="babble: self needs the training data"):
-        Augmenter(AugmentConfig(babble="self", rir_bank=0))
-    aug = Augmenter(AugmentConfig(babble="self", prob=1, rir_bank=0), train=reader)
+    reader = AudioReader(DataDir.read(lists["music_list"]))
+    with pytest.raises(UserError, match="babble_list: train needs the training data"):
+        Augmenter(AugmentConfig(babble_list="train", rir_bank=0))
+    aug = Augmenter(AugmentConfig(babble_list="train", prob=1, rir_bank=0), train=reader)
     profile = aug.draw(np.random.default_rng(0))
     added = aug.apply(speech(), profile) - speech()
     total = 0
@@ -197,21 +208,21 @@ def test_babble_from_the_training_data(lists):
 
 
 def test_short_noise_is_repeated(lists):
-    aug = Augmenter(AugmentConfig(noise=lists["noise"], prob=1, rir_bank=0))
+    aug = Augmenter(AugmentConfig(noise_list=lists["noise_list"], prob=1, rir_bank=0))
     added = aug.apply(speech(), Profile(kind="noise", rows=(1,), offsets=(0.5,), snr=0.0)) - speech()
     np.testing.assert_allclose(added[:5000], added[5000:10000], atol=1e-6)
-    x, _ = soundfile.read(lists["noise"].replace("data", "1.wav"))
+    x, _ = soundfile.read(lists["noise_list"].replace("data", "1.wav"))
     assert np.corrcoef(added[:2500], x[2500:])[0, 1] > 0.9999
 
 
 def test_empty_lists_are_dropped_and_logged(tmp_path, caplog):
     (tmp_path / "empty.scp").touch()
-    config = AugmentConfig(noise=str(tmp_path / "empty.scp"), rir_bank=0, prob=1)
+    config = AugmentConfig(noise_list=str(tmp_path / "empty.scp"), rir_bank=0, prob=1)
     aug = Augmenter(config)
     assert "noise list" in caplog.text and "empty" in caplog.text and "crops stay as they are" in caplog.text
     assert aug.draw(np.random.default_rng(0)) == Profile()
     with pytest.raises(UserError, match="the noise list does not exist"):
-        Augmenter(AugmentConfig(noise=str(tmp_path / "gone")))
+        Augmenter(AugmentConfig(noise_list=str(tmp_path / "gone")))
 
 
 @pytest.mark.parametrize(
@@ -221,17 +232,25 @@ def test_empty_lists_are_dropped_and_logged(tmp_path, caplog):
         {"reverb_weight": -1.0},
         {"noise_snr": (5, 0)},
         {"babble_speakers": (0, 2)},
-        {"speeds": (3.0,)},
+        {"speed_perturb": (3.0,)},
+        {"speed_perturb": (1.0, 1.0)},
+        {"rir_rt60": (0.1, 2.0)},
     ],
 )
 def test_impossible_settings(wrong):
-    with pytest.raises(UserError, match=f"augment.{next(iter(wrong))}: "):
-        Augmenter(AugmentConfig(**wrong))
+    with pytest.raises(UserError, match=rf"config key 'augment\.{next(iter(wrong))}(\.\d)?'"):
+        cfg.validate(AugmentConfig, wrong, "augment")
+
+
+def test_weights_that_are_all_0_are_refused():
+    weights = {"reverb_weight": 0, "additive_weight": 0, "both_weight": 0}
+    with pytest.raises(UserError, match="reverb_weight, additive_weight and both_weight are all 0"):
+        cfg.validate(AugmentConfig, weights, "augment")
 
 
 def test_cache_gives_the_same(lists):
-    disk = Augmenter(AugmentConfig(noise=lists["noise"], prob=1, rir_bank=0))
-    held = Augmenter(AugmentConfig(noise=lists["noise"], prob=1, rir_bank=0, cache_mb=1))
+    disk = Augmenter(AugmentConfig(noise_list=lists["noise_list"], prob=1, rir_bank=0))
+    held = Augmenter(AugmentConfig(noise_list=lists["noise_list"], prob=1, rir_bank=0, cache_mb=1))
     for i in range(5):
         p = disk.draw(np.random.default_rng(i))
         np.testing.assert_array_equal(held.apply(speech(), p), disk.apply(speech(), p))

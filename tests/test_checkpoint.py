@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
+from pyspkv.models.load import load_encoder
+from pyspkv.models.registry import EncoderConfig
 
 STATE = {"epoch": 1, "audio_seconds": 3.5, "means": {"loss": [3.0, 2.0]}, "collapsed": 0, "done": False}
 STATE |= {"best_eer": None, "best_epoch": None, "worse": 0, "label_hash": "a+b", "evaluates": "0"}
 NEEDED = ("optimizers", "label_hash", "step", "epoch", "done", "means")
-TINY = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 16, "bottleneck": 8, "n_mels": 40}
+TINY = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 16, "se_channels": 8, "n_mels": 40}
 
 
 def make(kind="adam", seed=0):
@@ -197,7 +199,7 @@ def test_all_files_follow_the_umask(tmp_path):
         ("encoder: {name: resnet, channels: 1000, blocks: [900, 900, 900, 900]}", "counts 3600 blocks"),
         ("encoder: {name: dvector, layers: 999}", "counts 999 layers"),
         ("encoder: {name: dvector, hidden: 900000}", "differs from this config's"),
-        ("encoder: {name: ecapa, channels: 999999999999}", "is above"),
+        ("encoder: {name: ecapa, channels: 999999999999}", "less than or equal to 1000000"),
         ("encoder: [1]", "must be a mapping"),
         ("encoder: &x {name: *x}", "alias"),
         ("x: 1", "must be a mapping"),
@@ -205,9 +207,9 @@ def test_all_files_follow_the_umask(tmp_path):
     ],
 )
 def test_a_config_that_asks_for_the_memory_is_refused_before_it_is_given(tmp_path, text, words):
-    config = cfg.resolve("encoder", TINY)
-    checkpoint.save_import(tmp_path / "m", cfg.build("encoder", config), config, {})
-    assert checkpoint.load_encoder(tmp_path / "m").embed_dim == 16
+    config = cfg.validate(EncoderConfig, TINY)
+    checkpoint.save_import(tmp_path / "m", cfg.build(config), config, {})
+    assert load_encoder(tmp_path / "m").embed_dim == 16
     (tmp_path / "m/config.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
-        checkpoint.load_encoder(tmp_path / "m")
+        load_encoder(tmp_path / "m")

@@ -35,7 +35,7 @@ def train(tmp_path, data, monkeypatch, then, workers=1):
         return then(out) if step >= 3 else out
 
     monkeypatch.setattr(Batches, "batch", batch)
-    c = config(tmp_path, workers=workers, **{"augment.rir_bank": 0})
+    c = config(tmp_path, num_workers=workers, **{"augment.rir_bank": 0})
     Trainer(c, data, tmp_path / "exp").run()
 
 
@@ -61,7 +61,7 @@ def test_a_worker_that_dies_ends_the_training(tmp_path, data, monkeypatch, how, 
     start = time.monotonic()
     with pytest.raises(UserError, match=f"a process that prepares batches .*{words}") as err:
         train(tmp_path, data, monkeypatch, die(how), workers)
-    assert "workers=0" in str(err.value) and time.monotonic() - start < 30
+    assert "num_workers=0" in str(err.value) and time.monotonic() - start < 30
 
 
 def fail(err):
@@ -130,10 +130,12 @@ def small_shm(size):
 @pytest.mark.parametrize("size", ["16k", "256k"])
 def test_a_small_dev_shm_is_told(tmp_path, data, size):
     config(tmp_path)
-    command = train_command(tmp_path, data, tmp_path / "exp", "--set", "workers=1", "objective.augment=false")
+    command = train_command(
+        tmp_path, data, tmp_path / "exp", "--set", "num_workers=1", "objective.augment=false"
+    )
     done = subprocess.run([*small_shm(size), *command], env=ENV, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: /dev/shm is full ({size[:-1]} KB)\n  hint: set workers=0")
+    assert done.stderr.startswith(f"error: /dev/shm is full ({size[:-1]} KB)\n  hint: set num_workers=0")
     assert len(done.stderr.splitlines()) == 2
 
 
@@ -142,7 +144,7 @@ def test_a_long_temporary_folder_is_no_hindrance(tmp_path, data):
     temp = tmp_path / ("long" * 20)
     temp.mkdir()
     config(tmp_path)
-    command = train_command(tmp_path, data, tmp_path / "exp", "--set", "workers=1", "epochs=1")
+    command = train_command(tmp_path, data, tmp_path / "exp", "--set", "num_workers=1", "epochs=1")
     done = subprocess.run(
         command, env={**ENV, "TMPDIR": str(temp)}, capture_output=True, text=True, timeout=120
     )
@@ -165,7 +167,7 @@ def test_workers_of_a_killed_training_end_with_it_and_free_the_folder(tmp_path, 
 
     config(tmp_path)
     command = train_command(
-        tmp_path, data, tmp_path / "exp", "--set", "workers=2", "epochs=500", "augment.rir_bank=0"
+        tmp_path, data, tmp_path / "exp", "--set", "num_workers=2", "epochs=500", "augment.rir_bank=0"
     )
     process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "exp/LATEST").exists():

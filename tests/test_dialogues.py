@@ -21,6 +21,7 @@ from pyspkv.data.datadir import DataDir
 from pyspkv.data.fix import fix
 from pyspkv.dialogue import rank, simulate
 from pyspkv.dialogue import sessionize as module
+from pyspkv.models.registry import EncoderConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "SPKV_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -488,8 +489,8 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
     data = simulate.contaminate(simulate.simulate(found, dict.fromkeys(found.utts, "r"), sizes=(3, 3)), 0.5)
     data.write_training_set(tmp_path / "set")
     torch.manual_seed(0)
-    spec = cfg.resolve("encoder", {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
-    checkpoint.save_import(tmp_path / "model", cfg.build("encoder", spec), spec, {})
+    spec = cfg.validate(EncoderConfig, {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
+    checkpoint.save_import(tmp_path / "model", cfg.build(spec), spec, {})
     args = ["pyspkv.bin.score_dialogues", "--model", tmp_path / "model", "--data", tmp_path / "set/train"]
     done = tool(*args, "--out", tmp_path / "plain")
     assert "AUC" not in done.stdout
@@ -521,7 +522,7 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
 def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
     import torch
 
-    from pyspkv.objectives.dialogue import PairsConfig
+    from pyspkv.objectives.dialogue import DialogueConfig
     from pyspkv.score import extract
 
     data = toy.make(tmp_path, speakers=2, utts=6)
@@ -535,5 +536,5 @@ def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(extract, "embed", stub)
-    rows, _ = rank.rank_dialogues(None, data, torch.device("cpu"), reject=PairsConfig().reject, most=2)
+    rows, _ = rank.rank_dialogues(None, data, torch.device("cpu"), reject=DialogueConfig().reject, most=2)
     assert seen == ["s00-u00", "s00-u01", "s01-u00", "s01-u01"] and [r[1] for r in rows] == [2, 2]

@@ -9,20 +9,27 @@ from torch.nn import functional as F
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives import dino
 from pyspkv.objectives.base import RunInfo
+from pyspkv.objectives.registry import ObjectiveConfig
 
-ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
-SMALL = {"name": "dino", "global_seconds": 0.6, "local_seconds": 0.3, "local_crops": 2, "hidden": 12, "bottleneck": 6,
-         "head_size": 20}  # fmt: skip
+ENCODER = {
+    "name": "ecapa",
+    "channels": 16,
+    "mfa_channels": 24,
+    "embed_dim": 8,
+    "se_channels": 4,
+    "n_mels": 40,
+}
+SMALL = {"name": "dino", "global_seconds": 0.6, "local_seconds": 0.3, "local_crops": 2, "head_hidden_dim": 12,
+         "head_bottleneck_dim": 6, "num_prototypes": 20}  # fmt: skip
 
 
 def objective(**fields):
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
-    return cfg.build(
-        "objective", cfg.resolve("objective", {**SMALL, **fields}), encoder, RunInfo(6, 6, 10, 4)
-    )
+    encoder = cfg.build(cfg.validate(EncoderConfig, ENCODER))
+    return cfg.build(cfg.validate(ObjectiveConfig, {**SMALL, **fields}), encoder, RunInfo(6, 6, 10, 4))
 
 
 def batch(o, size=6, seed=0):
@@ -36,7 +43,7 @@ def batch(o, size=6, seed=0):
 
 
 def test_loss_is_the_papers_double_loop():
-    o = objective(teacher_temperature=[0.04, 0.08], temperature_epochs=2.0).eval()
+    o = objective(teacher_temperature=[0.04, 0.08], teacher_temperature_epochs=2.0).eval()
     o.before_step(10)  # epoch 1: temperature 0.06
     o.center.copy_(torch.linspace(-0.2, 0.2, 20))
     data = batch(o)
@@ -55,7 +62,7 @@ def test_loss_is_the_papers_double_loop():
 
 
 def test_regularizers_are_zero_for_spread_and_uncorrelated_outputs():
-    o = objective(wide=4, variance=10.0, covariance=1.0)
+    o = objective(regularized_dim=4, variance_weight=10.0, covariance_weight=1.0)
     x = 2 * torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
     x = torch.cat([x, -x])  # uncorrelated columns of deviation above 1
     both = torch.cat([x, x])
@@ -74,7 +81,7 @@ def test_regularizers_are_zero_for_spread_and_uncorrelated_outputs():
 
 
 def test_teacher_follows_by_the_schedule_and_gets_no_gradient():
-    o = objective(ema=[0.9, 1.0]).train()
+    o = objective(ema_momentum=[0.9, 1.0]).train()
     o.before_step(20)  # the middle of 4 epochs of 10 steps: momentum 0.95
     before = [p.clone() for p in o.teacher.parameters()]
     o(batch(o)).terms["dino"][0].backward()
@@ -100,7 +107,7 @@ def test_center_is_the_moving_mean_of_the_teachers_logits():
 
 
 def test_last_layer_is_frozen_at_first_yet_takes_part():
-    o = objective(freeze_epochs=1.0).train()
+    o = objective(freeze_last_layer_epochs=1.0).train()
     for step, moves in ((0, False), (10, True)):
         o.zero_grad()
         o.before_step(step)

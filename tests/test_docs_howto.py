@@ -17,6 +17,7 @@ import toy
 from pyspkv.bin.datadir import parser_for
 from pyspkv.data.ark import EmbeddingWriter
 from pyspkv.data.datadir import DataDir
+from pyspkv.models.registry import EncoderConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ("pyspkv", "utils", "steps", "egs/TEMPLATE", "egs/mini/ssl/conf")
@@ -145,9 +146,9 @@ def test_python_page(tmp_path, monkeypatch):
     from pyspkv.base import config as cfg
 
     torch.manual_seed(0)
-    size = {"channels": 8, "mfa_channels": 12, "embed_dim": 6, "bottleneck": 4, "n_mels": 20}
-    config = cfg.resolve("encoder", {"name": "ecapa", **size})
-    checkpoint.save_import(tmp_path / "exp/finetune/model", cfg.build("encoder", config), config, {})
+    size = {"channels": 8, "mfa_channels": 12, "embed_dim": 6, "se_channels": 4, "n_mels": 20}
+    config = cfg.validate(EncoderConfig, {"name": "ecapa", **size})
+    checkpoint.save_import(tmp_path / "exp/finetune/model", cfg.build(config), config, {})
     data = toy.make(tmp_path, speakers=4, utts=1)
     for name, path in zip("abcd", data.wav.values()):
         shutil.copy(path, tmp_path / f"{name}.wav")

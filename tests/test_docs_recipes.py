@@ -14,7 +14,7 @@ import toy
 from pyspkv.base import config as cfg
 from pyspkv.data.datadir import DataDir
 from pyspkv.experiments import results
-from pyspkv.train.trainer import TrainConfig
+from pyspkv.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/recipes.md").read_text()

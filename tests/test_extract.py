@@ -13,14 +13,16 @@ import torch
 import toy
 
 from pyspkv.base import config as cfg
-from pyspkv.base.checkpoint import load_encoder, resolve_model
+from pyspkv.base.checkpoint import resolve_model
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.data.ark import read_embeddings
 from pyspkv.data.datadir import DataDir
 from pyspkv.fast.packed_linear import packed
+from pyspkv.models.load import load_encoder
 from pyspkv.score import extract as embed_module
 from pyspkv.score.extract import embed
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.train.config import TrainConfig
+from pyspkv.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -31,9 +33,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("extract")
     data = toy.make(folder, speakers=2, utts=4, seconds=0.6)
     (folder / "config.yaml").write_text(
-        "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}\n"
-        "objective: {name: margin, crop_seconds: 0.5, augment: false}\n"
-        "epochs: 1\nbatch_size: 4\nprecision: fp32\nworkers: 0\n"
+        "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, se_channels: 4, n_mels: 40}\n"
+        "objective: {name: aam, crop_seconds: 0.5, augment: false}\n"
+        "epochs: 1\nbatch_size: 4\nprecision: fp32\nnum_workers: 0\n"
     )
     Trainer(cfg.load(TrainConfig, folder / "config.yaml"), data, folder / "model").run()
     return folder, data

@@ -24,11 +24,12 @@ from pyspkv.base.errors import UserError
 from pyspkv.bin import extract
 from pyspkv.data.ark import EmbeddingWriter, read_embeddings
 from pyspkv.data.datadir import DataDir
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.score import embedding_folder
 from pyspkv.score import extract as embed_module
 
 ROOT = Path(__file__).resolve().parent.parent
-ECAPA = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
+ECAPA = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "se_channels": 4, "n_mels": 40}
 WAVLM = {"name": "wavlm", "layers": 1, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,
          "pos_conv_groups": 4, "embed_dim": 8, "mhfa_heads": 2, "mhfa_dim": 8}  # fmt: skip
 SMALL = {"cpu": 2}  # seconds a batch
@@ -36,8 +37,8 @@ SMALL = {"cpu": 2}  # seconds a batch
 
 def model(folder: Path, seed: int, raw: dict = ECAPA) -> Path:
     torch.manual_seed(seed)
-    config = cfg.resolve("encoder", raw)
-    checkpoint.save_import(folder, cfg.build("encoder", config), config, {})
+    config = cfg.validate(EncoderConfig, raw)
+    checkpoint.save_import(folder, cfg.build(config), config, {})
     return folder
 
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "tests/conf"
 LIMITS = [0, 40, 400, 1500, 8000, 60_000]  # bytes: in a lock, a table, a record, an ark, a checkpoint
 TRAIN = ["--config", str(CONF / "encoder.yaml"), str(CONF / "round.yaml")]
-SETTINGS = ["--set", "epochs=1", "batch_size=8", "save_steps=1", "augment.rir_bank=0", "workers=0"]
+SETTINGS = ["--set", "epochs=1", "batch_size=8", "save_every_steps=1", "augment.rir_bank=0", "num_workers=0"]
 LITTER = re.compile(r"\.(tmp|old)$|^\.(embedding|part|made_by)|^\.ckpt")
 LOOSE = re.compile(
     r"\.lock|/tb/|train\.jsonl$|run\.json$|\.png$|RESULTS\.|report\.json$|made_by$"

@@ -12,13 +12,19 @@ import toy
 from pyspkv.base import distributed
 from pyspkv.clustering.kmeans import kmeans
 from pyspkv.clustering.pipeline import ahc
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.score.extract import embed
 from pyspkv.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 # nothing random inside the network, as the devices draw other numbers
-STILL = {"objective.spec_augment": {"time_frames": 0}, "augment.rir_bank": 0, "log_steps": 1, "epochs": 2}
+STILL = {
+    "objective.spec_augment": {"max_time_mask": 0},
+    "augment.rir_bank": 0,
+    "log_every_steps": 1,
+    "epochs": 2,
+}
 WAVLM = {"encoder": {**test_wavlm.SMALL, "dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}}
 SYSTEMS = {
     "margin": {},
@@ -27,7 +33,7 @@ SYSTEMS = {
     "reflective": test_trainer.REFLECTIVE,
     "dlg": test_trainer.DLG,
     "wavlm": WAVLM,
-    "checkpointing": {"encoder": {**WAVLM["encoder"], "checkpointing": True}},
+    "checkpointing": {"encoder": {**WAVLM["encoder"], "gradient_checkpointing": True}},
 }
 
 
@@ -69,7 +75,7 @@ def test_embeddings_are_the_cpus(tmp_path, encoder, monkeypatch):
     data = toy.make(tmp_path, speakers=2, utts=2, seconds=1.0)
     longer = toy.make(tmp_path / "longer", speakers=1, utts=2, seconds=1.37, seed=1)
     data.wav[data.utts[1]] = longer.wav[longer.utts[0]]
-    model = test_wavlm.cfg.build("encoder", test_wavlm.cfg.resolve("encoder", encoder)).eval()
+    model = test_wavlm.cfg.build(test_wavlm.cfg.validate(EncoderConfig, encoder)).eval()
     wanted = embed(model, data, CPU, "fp32").x
     model.to(GPU)
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731

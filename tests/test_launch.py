@@ -249,7 +249,9 @@ def test_an_error_of_one_process_ends_the_other_in_its_collective(tmp_path):
 def test_killed_in_training(tmp_path, victim):
     data = toy.make(tmp_path, speakers=2, utts=4)
     config(tmp_path)
-    command = launched(tmp_path, data, "workers=1", "epochs=2000", "save_steps=1", "augment.rir_bank=0")
+    command = launched(
+        tmp_path, data, "num_workers=1", "epochs=2000", "save_every_steps=1", "augment.rir_bank=0"
+    )
     process = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "exp/LATEST").exists():
         assert process.poll() is None

@@ -11,9 +11,10 @@ from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.models.ecapa import TimeConv
 from pyspkv.models.pooling import AttentiveStatsPool, masked_stats
+from pyspkv.models.registry import EncoderConfig
 
 ENCODERS = [
-    {"name": "ecapa", "channels": 32, "mfa_channels": 48, "embed_dim": 16, "bottleneck": 8},
+    {"name": "ecapa", "channels": 32, "mfa_channels": 48, "embed_dim": 16, "se_channels": 8},
     {"name": "resnet", "channels": 4, "blocks": [1, 1, 1, 1], "embed_dim": 16},
     {"name": "resnet", "channels": 4, "blocks": [1, 1, 1, 1], "embed_dim": 16, "attentive": True},
     {"name": "xvector", "channels": 12, "pool_channels": 20, "embed_dim": 16},
@@ -22,7 +23,7 @@ ENCODERS = [
 
 def build(spec):
     torch.manual_seed(0)
-    return cfg.build("encoder", cfg.resolve("encoder", spec))
+    return cfg.build(cfg.validate(EncoderConfig, spec))
 
 
 def test_fbank_equals_torchaudios_kaldi_fbank():
@@ -128,7 +129,7 @@ def test_attention_without_preference_is_the_plain_mean():
 
 def test_spec_augment_masks_one_stretch_of_each_kind():
     torch.manual_seed(4)
-    x = spec_augment(torch.ones(64, 50, 20), SpecAugmentConfig(time_frames=9, mel_bins=5))
+    x = spec_augment(torch.ones(64, 50, 20), SpecAugmentConfig(max_time_mask=9, max_freq_mask=5))
     times, bins = (x.sum(2) == 0).sum(1), (x.sum(1) == 0).sum(1)
     assert times.max() <= 9 and bins.max() <= 5
     assert times.float().mean() > 2 and bins.float().mean() > 1

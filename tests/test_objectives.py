@@ -10,12 +10,14 @@ from torch.nn import functional as F
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.aam import AAMHead, margin_logits
 from pyspkv.objectives.base import RunInfo, spread
 from pyspkv.objectives.contrastive import angular_proto, nt_xent
-from pyspkv.objectives.loss_gates import crossing_of, two_gaussians
+from pyspkv.objectives.loss_gates import GateConfig, crossing_of, two_gaussians
+from pyspkv.objectives.registry import ObjectiveConfig
 
-ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4}
+ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "se_channels": 4}
 
 
 def unit(*shape, seed=0):
@@ -81,7 +83,7 @@ def test_spread_of_a_collapsed_and_an_even_batch():
 
 
 def gate(n=6, **spec):
-    return cfg.build("gate", cfg.resolve("gate", spec), n)
+    return cfg.build(cfg.validate(GateConfig, spec), n)
 
 
 def test_loss_gate_keeps_at_most_the_threshold_and_logs_the_share():
@@ -130,7 +132,7 @@ def test_crossing_with_equal_variances_and_without_any():
 def test_dynamic_gate_stays_open_where_it_would_keep_a_minority(least):
     rng = np.random.default_rng(0)
     loss = np.exp(np.concatenate([rng.normal(-2, 1.0, 500), rng.normal(2.5, 0.3, 1500)]))
-    g = gate(2000, name="dlg", start_epoch=0.0, least=least)
+    g = gate(2000, name="dlg", start_epoch=0.0, min_keep_ratio=least)
     g(torch.arange(2000), torch.from_numpy(loss), 0.0)
     g.end_epoch(0)
     assert (g.threshold() == math.inf) is (least == 0.3)
@@ -165,8 +167,8 @@ def test_dynamic_gate_takes_no_threshold_from_long_before_it_starts():
 def test_label_correction_by_hand(faithful):
     """The loss of arXiv 2406.02285 at the phases of the open gate, the closed one, and with correction."""
     torch.manual_seed(0)
-    spec = {"name": "dlg", "start_epoch": 1.0, "correct_epoch": 2.0, "confidence": 0.4}
-    o = margin_objective(gate=spec, scale=10.0, margin=0.2, faithful=faithful).eval()
+    spec = {"name": "dlg", "start_epoch": 1.0, "label_correction_epoch": 2.0, "confidence": 0.4}
+    o = margin_objective(gate=spec, scale=10.0, margin=0.2, match_released_code=faithful).eval()
     data = batch(["main", "clean"], [0, 2, 1, 0])
     wave, lengths = data.views["main"]
     data.views["clean"] = (wave.flip(0), lengths)  # another input, so that the two views cannot be mixed up
@@ -208,8 +210,8 @@ def test_label_correction_by_hand(faithful):
 
 def test_released_correction_joins_every_ranks_statistics_and_knows_sub_centers():
     """In training mode the clean pass all-reduces: it must be taken where this rank rejects nothing, too."""
-    spec = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0, "confidence": 0.1}
-    o = margin_objective(gate=spec, faithful=True, sub_centers=3).train()
+    spec = {"name": "dlg", "start_epoch": 0.0, "label_correction_epoch": 0.0, "confidence": 0.1}
+    o = margin_objective(gate=spec, match_released_code=True, sub_centers=3).train()
     data = batch(["main", "clean"], [0, 2, 1, 0])
     for tau, passes in ((torch.inf, 2), (0.0, 4)):
         o.gate.tau.fill_(tau)
@@ -247,8 +249,10 @@ CORRECTED = {
 def test_a_corrected_label_is_another_speaker_at_the_crops_own_speed(speeds, faithful):
     """All are rejected. The centers are the axes, so that an embedding's entries are its cosines."""
     rows, classes = CORRECTED[speeds], 3 * speeds
-    spec = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0, "confidence": 0.6}
-    o = margin_objective(num_speeds=speeds, gate=spec, scale=20.0, margin=0.2, faithful=faithful).eval()
+    spec = {"name": "dlg", "start_epoch": 0.0, "label_correction_epoch": 0.0, "confidence": 0.6}
+    o = margin_objective(
+        num_speeds=speeds, gate=spec, scale=20.0, margin=0.2, match_released_code=faithful
+    ).eval()
     o.gate.tau.fill_(-1.0)
     o.gate.loss = torch.full((len(rows),), torch.nan)
     o.head.weight = torch.nn.Parameter(torch.eye(classes, classes + len(rows)))
@@ -290,7 +294,7 @@ def test_a_corrected_label_is_another_speaker_at_the_crops_own_speed(speeds, fai
 
 def test_gate_may_see_the_loss_without_the_margin():
     o = margin_objective(
-        gate={"name": "lgl", "start_epoch": 0.0}, scale=10.0, margin=0.3, gate_margin=False
+        gate={"name": "lgl", "start_epoch": 0.0}, scale=10.0, margin=0.3, gate_on_margin_loss=False
     ).eval()
     data = batch(["main"], [0, 2, 1, 0])
     cos = F.normalize(o.encoder(*data.views["main"])) @ F.normalize(o.head.weight).T
@@ -310,9 +314,9 @@ def test_every_speed_of_a_speaker_is_a_class():
 
 def margin_objective(num_speeds=1, **fields):
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
+    encoder = cfg.build(cfg.validate(EncoderConfig, ENCODER))
     info = RunInfo(4, 3, 10, 12, num_speeds)
-    return cfg.build("objective", cfg.resolve("objective", {"name": "margin", **fields}), encoder, info)
+    return cfg.build(cfg.validate(ObjectiveConfig, {"name": "aam", **fields}), encoder, info)
 
 
 def batch(views, label, speed=None):
@@ -349,24 +353,24 @@ def test_every_parameter_is_in_exactly_one_group():
 
 
 def groups_of(objective: dict, encoder: dict = ENCODER) -> tuple:
-    model = cfg.build("objective", cfg.resolve("objective", objective),
-                      cfg.build("encoder", cfg.resolve("encoder", encoder)), RunInfo(8, 4, 2, 1))  # fmt: skip
+    model = cfg.build(cfg.validate(ObjectiveConfig, objective),
+                      cfg.build(cfg.validate(EncoderConfig, encoder)), RunInfo(8, 4, 2, 1))  # fmt: skip
     name_of = {id(p): n for n, p in model.named_parameters()}
     rates = {name_of[id(p)]: g["lr_scale"] for g in model.optimizers()["main"] for p in g["params"]}
     return model, rates
 
 
-@pytest.mark.parametrize("name", ["margin", "supervised"])
+@pytest.mark.parametrize("name", ["aam", "supervised"])
 def test_the_encoder_has_its_own_rate(name):
     """Every trained parameter is in one group, the encoder's at its share of optim.lr."""
-    model, rates = groups_of({"name": name, "encoder_lr": 0.25})
+    model, rates = groups_of({"name": name, "encoder_lr_scale": 0.25})
     assert rates.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
     assert all(rate == (0.25 if n.startswith("encoder.") else 1.0) for n, rate in rates.items())
 
 
 @pytest.mark.parametrize("learn", [True, False])
 def test_the_temperature_is_learnt_only_where_it_is_asked_for(learn):
-    adversarial = {"name": "contrastive", "learn_temperature": learn, "adversarial": 3.0}
+    adversarial = {"name": "contrastive", "learn_temperature": learn, "adversarial_weight": 3.0}
     model, rates = groups_of(adversarial)
     assert ("log_scale" in rates) == learn
     assert not any(n.startswith("discriminator") for n in rates)  # those have an optimizer of their own
@@ -376,10 +380,10 @@ def test_the_temperature_is_learnt_only_where_it_is_asked_for(learn):
 @pytest.mark.parametrize(
     "objective, words",
     [
-        ({"name": "contrastive", "temperature": 0.005}, "below 0.01"),
-        ({"name": "pairs", "scale": 0.0}, "not in 0 .. 100"),
-        ({"name": "pairs", "scale": 1000.0}, "not in 0 .. 100"),
-        ({"name": "reflective", "queue": 0}, "queue 0 is below 1"),
+        ({"name": "contrastive", "temperature": 0.005}, "greater than or equal to 0.01, got 0.005"),
+        ({"name": "dialogue", "scale": 0.0}, "greater than 0, got 0.0"),
+        ({"name": "dialogue", "scale": 1000.0}, "less than or equal to 100, got 1000.0"),
+        ({"name": "ssrl", "queue_length": 0}, "'queue_length'.* greater than or equal to 1, got 0"),
     ],
 )
 def test_a_number_that_would_stop_the_learning_is_refused(objective, words):
@@ -387,15 +391,15 @@ def test_a_number_that_would_stop_the_learning_is_refused(objective, words):
         groups_of(objective)
 
 
-@pytest.mark.parametrize("objective", ["margin", "supervised", "reflective"])
+@pytest.mark.parametrize("objective", ["aam", "supervised", "ssrl"])
 def test_one_speaker_is_nothing_to_tell_apart(objective):
     with pytest.raises(UserError, match="one speaker"):
-        cfg.build("objective", cfg.resolve("objective", {"name": objective}),
-                  cfg.build("encoder", cfg.resolve("encoder", ENCODER)), RunInfo(8, 1, 2, 1))  # fmt: skip
+        cfg.build(cfg.validate(ObjectiveConfig, {"name": objective}),
+                  cfg.build(cfg.validate(EncoderConfig, ENCODER)), RunInfo(8, 1, 2, 1))  # fmt: skip
 
 
-@pytest.mark.parametrize("objective", ["pairs", "reflective", "supervised", "gcl"])
+@pytest.mark.parametrize("objective", ["dialogue", "ssrl", "supervised", "gcl"])
 def test_other_speeds_are_refused_where_a_speaker_is_one_voice(objective):
-    with pytest.raises(UserError, match="speeds makes other voices"):
-        cfg.build("objective", cfg.resolve("objective", {"name": objective}),
-                  cfg.build("encoder", cfg.resolve("encoder", ENCODER)), RunInfo(8, 4, 2, 1, num_speeds=3))  # fmt: skip
+    with pytest.raises(UserError, match="speed_perturb makes other voices"):
+        cfg.build(cfg.validate(ObjectiveConfig, {"name": objective}),
+                  cfg.build(cfg.validate(EncoderConfig, ENCODER)), RunInfo(8, 4, 2, 1, num_speeds=3))  # fmt: skip

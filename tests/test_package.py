@@ -203,6 +203,7 @@ import sys
 import numpy as np
 import torch
 from pyspkv.base import config as cfg, guarded
+from pyspkv.models.registry import EncoderConfig
 from test_package import SIZES
 try:
     import torchaudio
@@ -213,7 +214,7 @@ else:
 out = {}
 for name, size in SIZES.items():
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", size)).eval()
+    encoder = cfg.build(cfg.validate(EncoderConfig, size)).eval()
     wave = torch.linspace(-1, 1, 16000).sin()[None] * torch.linspace(0, 900, 16000).sin()
     with torch.no_grad():
         out[name] = encoder(wave, torch.tensor([16000])).numpy()
@@ -227,7 +228,7 @@ SIZES = {
         "channels": 8,
         "mfa_channels": 12,
         "embed_dim": 6,
-        "bottleneck": 4,
+        "se_channels": 4,
         "n_mels": 20,
     },
     "wavlm": {
@@ -252,6 +253,7 @@ def test_models_work_beside_a_broken_torchaudio(tmp_path):
     import torch
 
     from pyspkv.base import config as cfg
+    from pyspkv.models.registry import EncoderConfig
 
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio/__init__.py").write_text("from . import part\nimport torchaudio.lib_of_cuda\n")
@@ -261,7 +263,7 @@ def test_models_work_beside_a_broken_torchaudio(tmp_path):
     done = run(sys.executable, "-c", BROKEN, tmp_path / "x.npz", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", SIZES["ecapa"])).eval()
+    encoder = cfg.build(cfg.validate(EncoderConfig, SIZES["ecapa"])).eval()
     wave = torch.linspace(-1, 1, 16000).sin()[None] * torch.linspace(0, 900, 16000).sin()
     with torch.no_grad():
         want = encoder(wave, torch.tensor([16000])).numpy()
@@ -292,6 +294,7 @@ def test_a_venv_made_by_pip_alone(tmp_path):
 
     from pyspkv.base import checkpoint
     from pyspkv.base import config as cfg
+    from pyspkv.models.registry import EncoderConfig
 
     (tmp_path / "src").mkdir()
     venv, src = tmp_path / "venv", sources(tmp_path / "src")
@@ -299,8 +302,8 @@ def test_a_venv_made_by_pip_alone(tmp_path):
     done = run(venv / "bin/pip", "install", "-q", "-c", src / "requirements.txt", src, PYTHONPATH="")
     assert done.returncode == 0, done.stderr
     torch.manual_seed(0)
-    config = cfg.resolve("encoder", SIZES["wavlm"])
-    checkpoint.save_import(tmp_path / "model", cfg.build("encoder", config), config, {})
+    config = cfg.validate(EncoderConfig, SIZES["wavlm"])
+    checkpoint.save_import(tmp_path / "model", cfg.build(config), config, {})
     (tmp_path / "audio").mkdir()
     for name, rate in (("a.wav", 16000), ("b.flac", 8000), ("c.ogg", 44100), ("d.mp3", 22050)):
         noise = 0.1 * np.random.default_rng(0).standard_normal(2 * rate)

@@ -19,10 +19,14 @@ from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, TrainingRows
+from pyspkv.batches.sampler import SamplerConfig
 from pyspkv.data.datadir import DataDir
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.base import RunInfo
 from pyspkv.objectives.dialogue import LOSSES, RejectConfig, compactness, normalized, per_dialogue, rejection
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.objectives.registry import ObjectiveConfig
+from pyspkv.train.config import TrainConfig
+from pyspkv.train.trainer import Trainer
 
 ENCODER = {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8}
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -152,7 +156,7 @@ def test_compactness_equals_its_definitions(m, seed):
 @given(
     st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=20),
     st.sampled_from(["none", "power", "adaptive", "sigmoid", "softmax"]),
-    st.integers(0, 3),
+    st.integers(1, 3),
 )
 def test_weights_have_mean_one_grow_with_compactness_and_ignore_order(c, kind, gamma):
     c = torch.tensor(c)
@@ -183,11 +187,9 @@ def test_weight_forms():
 # ---- the objective ------------------------------------------------------------------------------------------------
 def objective(rows=12, classes=4, **fields):
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
-    spec = {"name": "pairs", "crop_seconds": 0.3, "augment": False, **fields}
-    return cfg.build(
-        "objective", cfg.resolve("objective", spec), encoder, RunInfo(rows, classes, 10, 20)
-    ).train()
+    encoder = cfg.build(cfg.validate(EncoderConfig, ENCODER))
+    spec = {"name": "dialogue", "crop_seconds": 0.3, "augment": False, **fields}
+    return cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(rows, classes, 10, 20)).train()
 
 
 def batch(group, device=None, label=None, source=None, seed=0):
@@ -208,7 +210,9 @@ def embedded(o, data, m):
 def test_the_loss_is_the_weighted_mean_and_without_rejection_the_plain_one(name):
     data = batch([0, 0, 1, 1, 2, 2, 3, 3])
     for kind, columns in (("none", False), ("power", False), ("power", True)):
-        o = objective(loss=name, reject={"kind": kind, "columns": columns, "warmup_epochs": [0.0, 0.0]})
+        o = objective(
+            loss=name, reject={"kind": kind, "downweight_negatives": columns, "warmup_epochs": [0.0, 0.0]}
+        )
         e = embedded(o, data, 2).detach()
         u = compactness(e).clamp_min(0) ** 2 if kind == "power" else torch.ones(4)
         w = 4 * u / u.sum()
@@ -307,8 +311,8 @@ def test_batches_without_dialogues_are_refused(group):
 def sampler(group, device, size, m=2, seed=0, source=None, labeled=0):
     columns = {"group": np.asarray(group), "device": np.asarray(device)}
     columns["source"] = np.zeros(len(group), np.int64) if source is None else np.asarray(source)
-    spec = {"name": "dialogues", "per_dialogue": m, "labeled": labeled}
-    return cfg.build("sampler", cfg.resolve("sampler", spec), columns["group"], size * m, seed, columns)
+    spec = {"name": "dialogues", "utts_per_dialogue": m, "num_labeled": labeled}
+    return cfg.build(cfg.validate(SamplerConfig, spec), columns["group"], size * m, seed, columns)
 
 
 @settings(max_examples=60, deadline=None)
@@ -317,7 +321,7 @@ def sampler(group, device, size, m=2, seed=0, source=None, labeled=0):
     st.integers(1, 9),
     st.integers(2, 4),
     st.integers(1, 5),
-    st.integers(0, 3),
+    st.integers(1, 3),
 )
 def test_batches_of_the_dialogue_sampler(group, devices, m, size, epoch):
     group = np.asarray(group)
@@ -356,9 +360,9 @@ def test_two_streams_are_spread_evenly_and_so_over_ranks():
     s = sampler(group, group, 8, source=np.repeat([0, 1], [40, 80]), labeled=2)
     for step in s.epoch(0).reshape(s.steps, 2, 8):
         assert [(group[half] < 10).sum() for half in step] == [2, 2]
-    with pytest.raises(UserError, match="sampler.labeled is 0"):
+    with pytest.raises(UserError, match="sampler.num_labeled is 0"):
         sampler(group, group, 8, source=np.repeat([0, 1], [40, 80]))
-    with pytest.raises(UserError, match="sampler.labeled is 2"):
+    with pytest.raises(UserError, match="sampler.num_labeled is 2"):
         sampler(group, group, 8, labeled=2)
 
 
@@ -366,12 +370,12 @@ def test_an_epoch_has_the_steps_asked_for_in_pass_after_pass():
     group = np.repeat(np.arange(4), 20)
     rows = sampler(group, group, 4, 4).epoch(0)
     assert sorted(rows.ravel()) == list(range(80)) and rows.shape == (5, 16)
-    spec = {"name": "dialogues", "per_dialogue": 4}
+    spec = {"name": "dialogues", "utts_per_dialogue": 4}
     columns = {"group": group, "device": group, "source": 0 * group}
     for steps in (3, 12):
-        found = cfg.build(
-            "sampler", cfg.resolve("sampler", spec | {"steps": steps}), group, 16, 0, columns
-        ).epoch(0)
+        found = cfg.build(cfg.validate(SamplerConfig, spec | {"steps": steps}), group, 16, 0, columns).epoch(
+            0
+        )
         assert found.shape == (steps, 16)
         assert (found[:5] == rows[:steps]).all(), "the first pass is the same"
         assert len(set(found[:5].ravel())) == 16 * min(steps, 5), "no utterance twice in a pass"
@@ -379,49 +383,49 @@ def test_an_epoch_has_the_steps_asked_for_in_pass_after_pass():
 
 
 def test_one_utterance_per_dialogue_is_refused():
-    with pytest.raises(UserError, match="at least 2"):
+    with pytest.raises(UserError, match="'utts_per_dialogue'.* greater than or equal to 2, got 1"):
         sampler([0, 0, 1, 1], [0, 0, 1, 1], 2, m=1)
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"warmup_epochs": [3, 1]}, "the lower one first"),
-        ({"gamma": -1.0}, "above 0"),
-        ({"tau": 0.0}, "above 0"),
+        ({"warmup_epochs": [3, 1]}, "'reject.warmup_epochs': the lower end comes first"),
+        ({"gamma": -1.0}, "'reject.gamma': .* greater than 0"),
+        ({"tau": 0.0}, "'reject.tau': .* greater than 0"),
     ],
 )
 def test_rejection_out_of_range_is_refused(wrong, words):
-    spec = {"name": "pairs", "reject": {"kind": "power", **wrong}}
+    spec = {"name": "dialogue", "reject": {"kind": "power", **wrong}}
     encoder = cfg.build(
-        "encoder", cfg.resolve("encoder", {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
+        cfg.validate(EncoderConfig, {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
     )
     with pytest.raises(UserError, match=words):
-        cfg.build("objective", cfg.resolve("objective", spec), encoder, RunInfo(8, 4, 1, 20))
+        cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(8, 4, 1, 20))
 
 
 def test_rejection_that_never_begins_is_told(capsys):
     encoder = cfg.build(
-        "encoder", cfg.resolve("encoder", {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
+        cfg.validate(EncoderConfig, {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
     )
-    spec = {"name": "pairs", "reject": {"kind": "power"}}
-    cfg.build("objective", cfg.resolve("objective", spec), encoder, RunInfo(8, 4, 1, 5))
+    spec = {"name": "dialogue", "reject": {"kind": "power"}}
+    cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(8, 4, 1, 5))
     assert "nothing is ever rejected" in capsys.readouterr().out
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------------
 CONFIG = """
 encoder: {name: dvector, hidden: 12, layers: 1, embed_dim: 8}
-objective: {name: pairs, crop_seconds: 0.5, reject: {kind: sigmoid, warmup_epochs: [1, 2]}}
+objective: {name: dialogue, crop_seconds: 0.5, reject: {kind: sigmoid, warmup_epochs: [1, 2]}}
 sampler: {name: dialogues}
 augment: {rir_bank: 4}
 optim: {lr: 0.01}
 batch_size: 8
 precision: fp32
 epochs: 4
-log_steps: 2
-save_steps: 2
-workers: 0
+log_every_steps: 2
+save_every_steps: 2
+num_workers: 0
 """
 
 
@@ -519,7 +523,7 @@ def test_a_directory_without_dialogues_trains_on_its_speakers_and_joins_dialogue
     assert not set(corpus.group[:40]) & set(corpus.group[40:])
     assert len(set(corpus.group[40:])) == 10 and len(set(corpus.device[40:])) == 5
     Trainer(config(tmp_path, "epochs=1", "objective.loss=ge2e"), labeled, tmp_path / "labeled").run()
-    c = config(tmp_path, "epochs=1", "sampler.labeled=2", "batch_size=10")
+    c = config(tmp_path, "epochs=1", "sampler.num_labeled=2", "batch_size=10")
     Trainer(c, labeled, tmp_path / "joint", unlabeled=data, init=str(tmp_path / "labeled")).run()
     last = json.loads((tmp_path / "joint/train.jsonl").read_text().splitlines()[-1])
     assert math.isfinite(last["labeled"]) and math.isfinite(last["ava"])
@@ -534,7 +538,7 @@ def test_utterances_without_dialogues_are_refused_with_the_way_out(tmp_path, dat
 # ---- what dialogues are compared to ---------------------------------------------------------------------------------
 def test_the_lstm_encoder_is_causal_and_ignores_padding():
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER)).eval()
+    encoder = cfg.build(cfg.validate(EncoderConfig, ENCODER)).eval()
     feats = torch.randn(2, 30, 40)
     lengths = torch.tensor([30, 30])
     changed = feats.clone()
@@ -549,7 +553,7 @@ def test_the_lstm_encoder_is_causal_and_ignores_padding():
 
 def test_frozen_statistics_stay_while_weights_learn(tmp_path, data):
     Trainer(config(tmp_path, "epochs=1"), data, tmp_path / "before").run()
-    changes = ["epochs=1", "objective.freeze_norm=true"]
+    changes = ["epochs=1", "objective.freeze_batchnorm_stats=true"]
     init = str(tmp_path / "before")
     Trainer(config(tmp_path, *changes), data, tmp_path / "frozen", init=init).run()
     Trainer(config(tmp_path, *changes[:1]), data, tmp_path / "free", init=init).run()
@@ -563,9 +567,9 @@ def test_frozen_statistics_stay_while_weights_learn(tmp_path, data):
 
 def test_cola_is_the_cross_entropy_of_bilinear_similarities():
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
+    encoder = cfg.build(cfg.validate(EncoderConfig, ENCODER))
     spec = {"name": "cola", "crop_seconds": 0.3, "head_dim": 10}
-    o = cfg.build("objective", cfg.resolve("objective", spec), encoder, RunInfo(4, 4, 1, 1)).eval()
+    o = cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(4, 4, 1, 1)).eval()
     data = batch(range(4))
     data.views = {"a": data.views["main"], "b": batch(range(4), seed=1).views["main"]}
     a, b = (o.head(o.encoder(*data.views[name])) for name in "ab")
@@ -576,9 +580,9 @@ def test_cola_is_the_cross_entropy_of_bilinear_similarities():
 
 def test_apc_predicts_frames_ahead_and_refuses_encoders_that_see_them():
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
-    spec = cfg.resolve("objective", {"name": "apc", "crop_seconds": 0.3, "ahead": 2})
-    o = cfg.build("objective", spec, encoder, RunInfo(4, 4, 1, 1)).eval()
+    encoder = cfg.build(cfg.validate(EncoderConfig, ENCODER))
+    spec = cfg.validate(ObjectiveConfig, {"name": "apc", "crop_seconds": 0.3, "ahead": 2})
+    o = cfg.build(spec, encoder, RunInfo(4, 4, 1, 1)).eval()
     data = batch(range(3))
     feats, lengths = encoder.features(*data.views["main"])
     out = encoder.frames(feats, lengths)[0]
@@ -589,8 +593,6 @@ def test_apc_predicts_frames_ahead_and_refuses_encoders_that_see_them():
     assert not grouped & {id(p) for p in encoder.fc.parameters()}
     o(data).terms["apc"][0].backward()  # DDP waits for every gradient
     assert all(p.grad is not None for p in o.parameters() if p.requires_grad)
-    ecapa = cfg.build(
-        "encoder", cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "mfa_channels": 24})
-    )
+    ecapa = cfg.build(cfg.validate(EncoderConfig, {"name": "ecapa", "channels": 16, "mfa_channels": 24}))
     with pytest.raises(UserError, match="future"):
-        cfg.build("objective", spec, ecapa, RunInfo(4, 4, 1, 1))
+        cfg.build(spec, ecapa, RunInfo(4, 4, 1, 1))

@@ -20,7 +20,9 @@ import yaml
 
 from pyspkv.base import config as cfg
 from pyspkv.data.datadir import DataDir
-from pyspkv.train.trainer import TrainConfig
+from pyspkv.models.registry import EncoderConfig
+from pyspkv.objectives.registry import ObjectiveConfig
+from pyspkv.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(p.parent for p in ROOT.glob("egs/*/*/run.sh") if p.parent.parent.name != "TEMPLATE")
@@ -110,7 +112,7 @@ def parse(words: list[str], monkeypatch) -> None:
 VARIANTS = {
     "ssl": [[], ["--ngpu", "2", "--nj", "1", "--crops", "3", "--num-pretrain", "2", "--ensemble", "true"],
             ["--reuse", "/x", "--stage", "4", "--allow-pipes", "true", "--compare-with", "/y /z"]],
-    "ssrl": [[], ["--round-opts", "objective.queue=1", "--dev-curve", "true", "--reuse", "/x"]],
+    "ssrl": [[], ["--round-opts", "objective.queue_length=1", "--dev-curve", "true", "--reuse", "/x"]],
     "trunk_ssl": [[], ["--trunk", "/t", "--labels-from", "trunk", "--label-noise", "0.2", "--student", "/s.yaml"]],
     "supervised": [[], ["--init", "/x", "--use-dev", "true", "--finetune", "false"]],
     "dialogue": [[], ["--mode", "household", "--mixed-percent", "50", "--num-labeled-spk", "4"], ["--joint", "true"]],
@@ -459,8 +461,13 @@ def test_trunk_recipe_trains_a_small_wavlm_on_dinos_labels(mini, tmp_path):
         tmp_path, folder / "data", "--student", ROOT / "egs/mini/trunk_ssl/conf/small_wavlm.yaml", stop=4
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert cfg.read_section(tmp_path / "exp/pretrain/model/config.yaml", "encoder").name == "ecapa"
-    assert cfg.read_section(tmp_path / "exp/round1/model/config.yaml", "encoder").name == "wavlm"
+    assert (
+        cfg.read_section(tmp_path / "exp/pretrain/model/config.yaml", "encoder", EncoderConfig).name
+        == "ecapa"
+    )
+    assert (
+        cfg.read_section(tmp_path / "exp/round1/model/config.yaml", "encoder", EncoderConfig).name == "wavlm"
+    )
     assert len(set(DataDir.read(tmp_path / "exp/round1/data").spk)) == 10
 
 
@@ -515,10 +522,10 @@ def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
         soundfile.write(wav[f"u{i}"], 0.1 * rng.standard_normal(6 * 16000), 16000)
     data = DataDir(tmp_path / "data", list(wav), [f"s{i}" for i in range(4)], wav)
     conf = ROOT / "egs/voxceleb/trunk_ssl/conf"
-    small = ["batch_size=4", "epochs=1", "workers=0", "augment.rir_bank=2", "log_steps=1"]
+    small = ["batch_size=4", "epochs=1", "num_workers=0", "augment.rir_bank=2", "log_every_steps=1"]
     if stage != "pretrain":
         torch.manual_seed(0)
-        encoder = cfg.build("encoder", cfg.resolve("encoder", {"name": "wavlm"}))
+        encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "wavlm"}))
         checkpoint.save_import(tmp_path / "trunk", encoder, encoder.config, {})
         small.append(f"encoder.pretrained={tmp_path / 'trunk'}")
     config = cfg.load(TrainConfig, [conf / "encoder.yaml", conf / f"{stage}.yaml"], small)
@@ -551,7 +558,10 @@ def test_ssrl_recipe_moves_labels_and_ssl_is_its_other_arm(mini, tmp_path):
     assert same == (tmp_path / "exp/pretrain/model/LATEST").resolve()
     labels = [(tmp_path / e / "round1/data/utt2spk").read_text() for e in ("exp", "other")]
     assert labels[0] == labels[1]
-    assert cfg.read_section(tmp_path / "other/round1/model/config.yaml", "objective").name == "margin"
+    assert (
+        cfg.read_section(tmp_path / "other/round1/model/config.yaml", "objective", ObjectiveConfig).name
+        == "aam"
+    )
 
 
 def dialogue_run(folder, *options, code=0) -> subprocess.CompletedProcess:

@@ -16,20 +16,30 @@ from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch
 from pyspkv.data.datadir import DataDir
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.aam import margin_logits
 from pyspkv.objectives.base import RunInfo
+from pyspkv.objectives.registry import ObjectiveConfig
 from pyspkv.objectives.ssrl import mode, sinkhorn
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.train.config import TrainConfig
+from pyspkv.train.trainer import Trainer
 
-ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
+ENCODER = {
+    "name": "ecapa",
+    "channels": 16,
+    "mfa_channels": 24,
+    "embed_dim": 8,
+    "se_channels": 4,
+    "n_mels": 40,
+}
 ROWS, CLASSES, STEPS = 12, 4, 3
 
 
 def objective(rows=ROWS, **fields):
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
-    spec = {"name": "reflective", "student_seconds": 0.3, "teacher_seconds": 0.5, **fields}
-    o = cfg.build("objective", cfg.resolve("objective", spec), encoder, RunInfo(rows, CLASSES, STEPS, 20))
+    encoder = cfg.build(cfg.validate(EncoderConfig, ENCODER))
+    spec = {"name": "ssrl", "student_seconds": 0.3, "teacher_seconds": 0.5, **fields}
+    o = cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(rows, CLASSES, STEPS, 20))
     g = torch.Generator().manual_seed(1)
     o.init_from_embeddings(torch.randn(rows, 8, generator=g), torch.arange(rows) % CLASSES)
     return o.train()
@@ -66,11 +76,11 @@ def test_the_teachers_crops_count_from_its_first_vote_on_and_keep_their_speed():
         o.before_step(e * STEPS)
         assert o(batch(o, range(4))).encoded["teacher"] == 4 * share
     for info, words in (
-        (RunInfo(6, 2, 1, 9, num_speeds=3), "augment.speeds"),
+        (RunInfo(6, 2, 1, 9, num_speeds=3), "augment.speed_perturb"),
         (RunInfo(6, 2, 1, 9, num_labeled=4), "one data"),
     ):
         with pytest.raises(UserError, match=words):
-            cfg.build("objective", cfg.resolve("objective", {"name": "reflective"}), o.encoder, info)
+            cfg.build(cfg.validate(ObjectiveConfig, {"name": "ssrl"}), o.encoder, info)
 
 
 def test_first_update_has_two_votes_of_the_start_and_three_of_the_teacher():
@@ -130,7 +140,7 @@ def test_loss_is_the_weighted_mean_and_the_mean_where_all_weigh_the_same():
 
 @pytest.mark.parametrize("faithful", [False, True])
 def test_teacher_votes_without_margin_unless_faithful(faithful):
-    o = objective(faithful=faithful)
+    o = objective(match_released_code=faithful)
     data = batch(o, range(6))
     with torch.no_grad():
         z = F.normalize(o.teacher(*data.views["teacher"]))
@@ -147,7 +157,7 @@ def test_teacher_votes_without_margin_unless_faithful(faithful):
     ("faithful", "ends"), [(True, (0.999, 0.9999)), (False, (1 - 1 / 3.0, 1 - 1 / 30.0))]
 )
 def test_teacher_forgets_by_the_schedule(faithful, ends):
-    o = objective(faithful=faithful, ema_epochs=[1.0, 10.0])
+    o = objective(match_released_code=faithful, ema_epochs=[1.0, 10.0])
     for step, a in ((0, ends[0]), (20 * STEPS, ends[1])):
         o.before_step(step)
         before = [p.clone() for p in o.teacher.parameters()]
@@ -192,7 +202,7 @@ def test_classes_as_alike_across_as_within_unite_and_small_ones_go_to_the_neares
     ratio = float(cos[:5, 5:8].mean() / (sum(within) / 2))
 
     def united(merge, min_size=2):
-        o = objective(merge=merge, min_size=min_size)
+        o = objective(merge_ratio=merge, min_cluster_size=min_size)
         o.label.copy_(label)
         o.queue[0] = torch.tensor([-1, 1, 3, 2, 0])
         o.whitened_sums[:, 0].index_add_(0, label, unit)
@@ -215,7 +225,7 @@ def test_sinkhorn_evens_out_the_classes():
 
 
 def test_sinkhorn_leaves_dead_classes_dead():
-    o = objective(sinkhorn=5, fixed_epochs=1)
+    o = objective(sinkhorn_iterations=5, fixed_epochs=1)
     o.dead[torch.tensor([1, 2])] = True
     o.label.copy_(torch.arange(ROWS) % 2 * 3)
     o.before_step(0)
@@ -249,8 +259,8 @@ def test_a_run_moves_labels_writes_them_and_resumes(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
         f"encoder: {ENCODER}\n".replace("'", "")
-        + "objective: {name: reflective, student_seconds: 0.5, teacher_seconds: 0.8, fixed_epochs: 2, queue: 3}\n"
-        "augment: {rir_bank: 0}\nbatch_size: 8\nprecision: fp32\nepochs: 6\nsave_steps: 2\nworkers: 0\n"
+        + "objective: {name: ssrl, student_seconds: 0.5, teacher_seconds: 0.8, fixed_epochs: 2, queue_length: 3}\n"
+        "augment: {rir_bank: 0}\nbatch_size: 8\nprecision: fp32\nepochs: 6\nsave_every_steps: 2\nnum_workers: 0\n"
     )
     c = cfg.load(TrainConfig, config)
     given = data.with_speakers(wrong)
@@ -290,14 +300,14 @@ def test_labels_out_needs_an_objective_that_moves_them(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
         f"encoder: {ENCODER}\n".replace("'", "")
-        + "objective: {name: margin, crop_seconds: 0.5, augment: false}\nbatch_size: 8\nepochs: 1\nworkers: 0\n"
+        + "objective: {name: aam, crop_seconds: 0.5, augment: false}\nbatch_size: 8\nepochs: 1\nnum_workers: 0\n"
     )
     with pytest.raises(UserError, match="moves no labels"):
         Trainer(cfg.load(TrainConfig, config), data, tmp_path / "exp", labels_out=tmp_path / "out").run()
 
 
 def test_a_class_of_two_speakers_divides_and_one_of_one_does_not():
-    o = objective(rows=24, split=0.5, min_size=2, fixed_epochs=4, queue=3)
+    o = objective(rows=24, split_ratio=0.5, min_cluster_size=2, fixed_epochs=4, queue_length=3)
     g = torch.Generator().manual_seed(3)
     center = torch.eye(8)[[0, 1, 2]]
     speaker = torch.tensor([0, 1] * 6 + [2] * 12)

@@ -8,30 +8,28 @@ from hypothesis import strategies as st
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import draw_crop_start
-from pyspkv.batches.sampler import even, rank_slice, unique_label_batches
+from pyspkv.batches.sampler import SamplerConfig, even, rank_slice, unique_label_batches
 
 
 def make(name, label, batch, seed=0, source=None, **fields):
-    config = cfg.resolve("sampler", {"name": name, **fields})
-    return cfg.build(
-        "sampler", config, np.asarray(label), batch, seed, None if source is None else {"source": source}
-    )
+    config = cfg.validate(SamplerConfig, {"name": name, **fields})
+    return cfg.build(config, np.asarray(label), batch, seed, None if source is None else {"source": source})
 
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 5))
 def test_plain_visits_each_row_at_most_once(n, batch, epoch):
     if n < batch:
         with pytest.raises(UserError, match="batch_size"):
-            make("plain", np.zeros(n), batch)
+            make("shuffle", np.zeros(n), batch)
         return
-    rows = make("plain", np.zeros(n), batch).epoch(epoch)
+    rows = make("shuffle", np.zeros(n), batch).epoch(epoch)
     assert rows.shape == (n // batch, batch)
     assert len(np.unique(rows)) == rows.size
-    np.testing.assert_array_equal(rows, make("plain", np.zeros(n), batch).epoch(epoch))
+    np.testing.assert_array_equal(rows, make("shuffle", np.zeros(n), batch).epoch(epoch))
 
 
 def test_epochs_and_seeds_differ():
-    a, b = make("plain", np.zeros(100), 10), make("plain", np.zeros(100), 10, seed=1)
+    a, b = make("shuffle", np.zeros(100), 10), make("shuffle", np.zeros(100), 10, seed=1)
     assert (a.epoch(0) != a.epoch(1)).any() and (a.epoch(0) != b.epoch(0)).any()
 
 
@@ -40,16 +38,16 @@ def test_one_per_label_never_repeats_a_label_in_a_batch(label, batch, epoch):
     label = np.asarray(label)
     if len(np.unique(label)) < batch:
         with pytest.raises(UserError):
-            make("one_per_label", label, batch)
+            make("unique_label", label, batch)
         return
-    rows = make("one_per_label", label, batch, per_label=4).epoch(epoch)
+    rows = make("unique_label", label, batch, max_per_label=4).epoch(epoch)
     assert all(len(set(label[step])) == batch for step in rows)
     assert len(np.unique(rows)) == rows.size
     assert np.bincount(label[rows.ravel()]).max() <= 4
 
 
 def test_one_per_label_uses_all_of_a_balanced_set():
-    rows = make("one_per_label", np.repeat(np.arange(10), 7), 5).epoch(0)
+    rows = make("unique_label", np.repeat(np.arange(10), 7), 5).epoch(0)
     assert sorted(rows.ravel()) == list(range(70))
 
 
@@ -85,9 +83,9 @@ def test_two_stream_passes_once_over_the_unlabeled_and_goes_on_with_the_labeled(
     each = min(asked, few)
     if batch <= each or many < batch - each:
         with pytest.raises(UserError):
-            make("two_stream", source, batch, source=source, labeled=asked)
+            make("two_stream", source, batch, source=source, labeled_batch_size=asked)
         return
-    rows = make("two_stream", source, batch, source=source, labeled=asked).epoch(epoch)
+    rows = make("two_stream", source, batch, source=source, labeled_batch_size=asked).epoch(epoch)
     assert rows.shape == (many // (batch - each), batch)
     assert (np.sum(source[rows] == 0, axis=1) == each).all()
     unlabeled = rows[source[rows] == 1]
@@ -106,7 +104,7 @@ def test_two_stream_passes_once_over_the_unlabeled_and_goes_on_with_the_labeled(
 
 def test_two_stream_shuffles_the_labeled_anew_each_pass():
     source = np.repeat([0, 1], [8, 100])
-    rows = make("two_stream", source, 12, source=source, labeled=4).epoch(0)
+    rows = make("two_stream", source, 12, source=source, labeled_batch_size=4).epoch(0)
     labeled = rows[source[rows] == 0].reshape(-1, 8)
     assert len({tuple(p) for p in labeled}) > 1
     with pytest.raises(UserError, match="--unlabeled"):
@@ -114,7 +112,7 @@ def test_two_stream_shuffles_the_labeled_anew_each_pass():
 
 
 def test_repeat_fills_its_steps_from_few_utterances():
-    rows = make("repeat", np.zeros(5), 5, steps=7).epoch(0)
+    rows = make("fixed_steps", np.zeros(5), 5, steps=7).epoch(0)
     assert rows.shape == (7, 5) and (np.bincount(rows.ravel()) == 7).all()
 
 
@@ -133,8 +131,8 @@ def dialogues(device, size, seed=0):
     """Of dialogues of two utterances, one for each entry of `device`: epoch -> the dialogues of its batches."""
     group = np.repeat(np.arange(len(device)), 2)
     columns = {"group": group, "device": np.repeat(device, 2), "source": 0 * group}
-    config = cfg.resolve("sampler", {"name": "dialogues"})
-    sampler = cfg.build("sampler", config, group, 2 * size, seed, columns)
+    config = cfg.validate(SamplerConfig, {"name": "dialogues"})
+    sampler = cfg.build(config, group, 2 * size, seed, columns)
     return lambda epoch: group[sampler.epoch(epoch)][:, ::2]
 
 

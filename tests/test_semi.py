@@ -29,23 +29,34 @@ from pyspkv.data.ark import EmbeddingWriter
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.tables import read_table
 from pyspkv.models.norm import frozen_statistics
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.aam import margin_logits
 from pyspkv.objectives.base import RunInfo
+from pyspkv.objectives.confidence_gates import ConfidenceGateConfig
 from pyspkv.objectives.contrastive import reverse_gradient
+from pyspkv.objectives.registry import ObjectiveConfig
 from pyspkv.objectives.semi_supervised import contrast
 from pyspkv.report.gate_curves import curves, selection
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.train.config import TrainConfig
+from pyspkv.train.trainer import Trainer
 
-ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
+ENCODER = {
+    "name": "ecapa",
+    "channels": 16,
+    "mfa_channels": 24,
+    "embed_dim": 8,
+    "se_channels": 4,
+    "n_mels": 40,
+}
 K, FEW, MANY = 4, 6, 10  # classes, labeled and unlabeled rows
 
 
 def objective(name="gll", **fields):
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
+    encoder = cfg.build(cfg.validate(EncoderConfig, ENCODER))
     spec = {"name": name, "crop_seconds": 0.3, **fields}
     info = RunInfo(FEW + MANY, K, 5, 10, num_labeled=FEW)
-    return cfg.build("objective", cfg.resolve("objective", spec), encoder, info).train()
+    return cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, info).train()
 
 
 def batch(o, few=FEW, many=MANY, seed=1):
@@ -62,8 +73,8 @@ def batch(o, few=FEW, many=MANY, seed=1):
 
 
 def gate(name, num_classes=K, **fields):
-    spec = cfg.resolve("confidence_gate", {"name": name, **fields})
-    return cfg.build("confidence_gate", spec, num_classes, FEW + MANY, FEW).train()
+    spec = cfg.validate(ConfidenceGateConfig, {"name": name, **fields})
+    return cfg.build(spec, num_classes, FEW + MANY, FEW).train()
 
 
 def total(losses):
@@ -167,7 +178,7 @@ def test_flexmatch_thresholds_by_hand():
 
 
 def test_flexmatch_that_is_never_sure_lets_everything_through():
-    o = objective(target="own", gate={"name": "flexmatch", "threshold": 0.9})
+    o = objective(target="prediction", gate={"name": "flexmatch", "threshold": 0.9})
     for _ in range(2):
         kept, size = o(batch(o)).stats["kept"]
         assert kept == size
@@ -196,13 +207,13 @@ def test_loss_is_equations_6_to_8_spelt_out():
 
 
 def test_fixmatch_at_0_9_of_unscaled_cosines_is_supervised_only():
-    o = objective(target="own", gate={"name": "fixed", "threshold": 0.9})
+    o = objective(target="prediction", gate={"name": "fixed", "threshold": 0.9})
     data = batch(o)
     value, _ = o(data).terms["unlabeled"]
     assert value.item() == 0
-    none = objective(target="own", gate={"name": "fixed", "threshold": 0.9}, unlabeled_weight=0.0)
+    none = objective(target="prediction", gate={"name": "fixed", "threshold": 0.9}, unlabeled_weight=0.0)
     a, b = (
-        gradients(objective(target="own", gate={"name": "fixed", "threshold": 0.9}), data),
+        gradients(objective(target="prediction", gate={"name": "fixed", "threshold": 0.9}), data),
         gradients(none, data),
     )
     for n in a:
@@ -255,7 +266,7 @@ def test_unlabeled_rows_without_a_known_speaker_are_refused():
     data.label[data.source == 1] = -1
     with pytest.raises(UserError, match="seeded_cluster"):
         o(data)
-    own = objective(target="own", gate={"name": "fixed", "threshold": 0.0})
+    own = objective(target="prediction", gate={"name": "fixed", "threshold": 0.0})
     kept, size = own(data).stats["kept"]
     assert kept == size
 
@@ -274,7 +285,7 @@ def test_reversed_gradient_is_minus_weight_times_the_discriminators():
 
 # ---- stage I: AAT ------------------------------------------------------------------------------------------
 def test_aat_has_its_own_optimizer_and_pulls_the_encoder_the_other_way():
-    o = objective("contrastive", adversarial=3.0)
+    o = objective("contrastive", adversarial_weight=3.0)
     groups = o.optimizers()
     own = {id(p) for p in o.discriminator.parameters()}
     assert {id(p) for g in groups["discriminator"] for p in g["params"]} == own
@@ -300,11 +311,11 @@ def test_aats_third_view_has_the_seconds_crop_and_the_firsts_augmentation(tmp_pa
     data = toy.make(tmp_path, speakers=2, utts=2)
     draws = iter(range(100))
     augmenter = SimpleNamespace(
-        config=SimpleNamespace(speeds=()),
+        config=SimpleNamespace(speed_perturb=()),
         draw_speed=lambda rng: 0,
         draw=lambda rng, speed: Profile(kind="noise", snr=float(next(draws))),
     )
-    o = objective("contrastive", adversarial=3.0)
+    o = objective("contrastive", adversarial_weight=3.0)
     for row in range(4):
         found = Batches(TrainingRows(data), o.views(), augmenter, 0).crops(row, np.random.default_rng(row), 0)
         (a, of_a), (b, of_b), (b_like_a, of_b_like_a) = (found[name] for name in ("a", "b", "b_like_a"))
@@ -316,7 +327,9 @@ def test_aats_third_view_has_the_seconds_crop_and_the_firsts_augmentation(tmp_pa
 def test_crops_kept_apart_stay_so_at_every_speed(tmp_path, monkeypatch):
     """At 1.1 a crop of 0.3 s takes 0.33 s of the file, and so does its partner."""
     corpus = TrainingRows(toy.make(tmp_path, speakers=1, utts=1, seconds=0.662))
-    augmenter = SimpleNamespace(config=SimpleNamespace(speeds=(1.1,)), draw=lambda rng, speed: Profile(speed))
+    augmenter = SimpleNamespace(
+        config=SimpleNamespace(speed_perturb=(1.1,)), draw=lambda rng, speed: Profile(speed)
+    )
     batches = Batches(corpus, objective("contrastive").views(), augmenter, 0)
     taken, read = [], corpus.readers[0].read
 
@@ -340,7 +353,7 @@ def test_pseudo_label_by_hand():
     u = torch.nonzero(data.source == 1)[:, 0]
     cos = cosines(o, data.views["weak"], u)
     confidence, label = (30 * cos).softmax(1).max(1)
-    o.gate.config.threshold = confidence.median().item()
+    o.gate.config = o.gate.config.model_copy(update={"threshold": confidence.median().item()})
     kept = (confidence >= o.gate.config.threshold).float()
     assert 0 < kept.sum() < MANY
     ce = F.cross_entropy(30 * margin_logits(cos, label, 0.2), label, reduction="none")
@@ -442,16 +455,16 @@ def test_gcl_loss_by_loops():
 
 # ---- runs --------------------------------------------------------------------------------------------------
 CONFIG = """
-encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}
+encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, se_channels: 4, n_mels: 40}
 objective: {name: gll, crop_seconds: 0.4}
-sampler: {name: two_stream, labeled: 4}
-augment: {rir_bank: 0, babble: self, prob: 1.0}
+sampler: {name: two_stream, labeled_batch_size: 4}
+augment: {rir_bank: 0, babble_list: train, prob: 1.0}
 batch_size: 12
 precision: fp32
 epochs: 3
-log_steps: 2
-save_steps: 2
-workers: 0
+log_every_steps: 2
+save_every_steps: 2
+num_workers: 0
 """
 
 
@@ -515,11 +528,11 @@ def assert_same(a: dict, b: dict):
 
 
 FLEXIBLE = {"objective.gate": {"name": "flexible"}}
-FLEXMATCH = {"objective.gate": {"name": "flexmatch", "threshold": 0.3}, "objective.target": "own"}
+FLEXMATCH = {"objective.gate": {"name": "flexmatch", "threshold": 0.3}, "objective.target": "prediction"}
 MEAN_TEACHER = {"objective.name": "mean_teacher"}
 AAT = {
-    "objective": {"name": "contrastive", "crop_seconds": 0.4, "adversarial": 3.0},
-    "sampler": {"name": "plain"},
+    "objective": {"name": "contrastive", "crop_seconds": 0.4, "adversarial_weight": 3.0},
+    "sampler": {"name": "shuffle"},
 }
 
 
@@ -623,7 +636,7 @@ def test_stages_start_from_the_weights_they_should(tmp_path, split):
 
 def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
     only = config(tmp_path, epochs=1, batch_size=4, objective={"name": "supervised", "crop_seconds": 0.4},
-                  sampler={"name": "repeat", "steps": 3})  # fmt: skip
+                  sampler={"name": "fixed_steps", "steps": 3})  # fmt: skip
     Trainer(only, split.labeled, tmp_path / "teacher").run()
     o = objective("distil", teacher=str(tmp_path / "teacher"), temperature=2.0).eval()
     assert_same(
@@ -650,9 +663,9 @@ def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
 
 
 def test_speeds_are_refused_where_classes_are_speakers(tmp_path, split):
-    with pytest.raises(UserError, match="speeds"):
+    with pytest.raises(UserError, match="speed_perturb"):
         Trainer(
-            config(tmp_path, **{"augment.speeds": [0.9, 1.1]}),
+            config(tmp_path, **{"augment.speed_perturb": [0.9, 1.1]}),
             split.labeled,
             tmp_path / "x",
             unlabeled=split.given,

@@ -23,9 +23,11 @@ from pyspkv.base.errors import UserError
 from pyspkv.bin import disk as disk_command
 from pyspkv.bin import enrol, export, extract, identify
 from pyspkv.data.ark import normalize, read_embeddings
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.report.disk import weigh
 from pyspkv.score.calibration import Calibration
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.train.config import TrainConfig
+from pyspkv.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,9 +39,9 @@ def made(tmp_path_factory):
     before = os.umask(0o022)
     data = toy.make(folder, speakers=3, utts=4, seconds=0.6)
     (folder / "config.yaml").write_text(
-        "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}\n"
-        "objective: {name: margin, crop_seconds: 0.5, augment: false}\n"
-        "epochs: 2\nbatch_size: 4\nprecision: fp32\nworkers: 0\n"
+        "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, se_channels: 4, n_mels: 40}\n"
+        "objective: {name: aam, crop_seconds: 0.5, augment: false}\n"
+        "epochs: 2\nbatch_size: 4\nprecision: fp32\nnum_workers: 0\n"
     )
     model = folder / "exp/finetune/model"
     Trainer(cfg.load(TrainConfig, folder / "config.yaml"), data, model).run()
@@ -363,8 +365,8 @@ def test_a_store_keeps_to_its_model(made, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no such model"):
         call(monkeypatch, identify, path, "--store", store)
     call(monkeypatch, identify, path, "--store", store, "--model", tmp_path / "elsewhere")
-    other = cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8})
-    checkpoint.save_import(tmp_path / "other", cfg.build("encoder", other), other, {})
+    other = cfg.validate(EncoderConfig, {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8})
+    checkpoint.save_import(tmp_path / "other", cfg.build(other), other, {})
     for command, words in ((enrol, ["bob", path]), (identify, [path])):
         with pytest.raises(UserError, match="another model"):
             call(monkeypatch, command, *words, "--store", store, "--model", tmp_path / "other")
@@ -487,10 +489,10 @@ def test_export_is_the_model_without_its_training(made, model, tmp_path, monkeyp
 def test_a_model_card_of_hostile_words(tmp_path):
     from pyspkv.api import handover
 
-    config = cfg.resolve("encoder", {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6,
-                                     "bottleneck": 4, "n_mels": 20})  # fmt: skip
+    config = cfg.validate(EncoderConfig, {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6,
+                                     "se_channels": 4, "n_mels": 20})  # fmt: skip
     record = {"command": ["a b", "```\n# Heading", "$(touch canary)"], "git": "<script>", "num_classes": []}
-    checkpoint.save_import(tmp_path / "m", cfg.build("encoder", config), config, record)
+    checkpoint.save_import(tmp_path / "m", cfg.build(config), config, record)
     handover.export(str(tmp_path / "m"), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert (

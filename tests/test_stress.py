@@ -9,21 +9,22 @@ import torch
 import toy
 
 from pyspkv.base import config as cfg
-from pyspkv.base.checkpoint import load_encoder
 from pyspkv.base.errors import UserError
 from pyspkv.bin import stress
 from pyspkv.data.trials import read_trials
+from pyspkv.models.load import load_encoder
 from pyspkv.score import metrics, scoring
 from pyspkv.score.extract import embed
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.train.config import TrainConfig
+from pyspkv.train.trainer import Trainer
 
 CONFIG = """
-encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}
-objective: {name: margin, crop_seconds: 0.5, augment: false}
+encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, se_channels: 4, n_mels: 40}
+objective: {name: aam, crop_seconds: 0.5, augment: false}
 epochs: 2
 batch_size: 4
 precision: fp32
-workers: 0
+num_workers: 0
 """
 
 

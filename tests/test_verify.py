@@ -8,6 +8,7 @@ import torch
 from pyspkv.api.speaker_model import Model
 from pyspkv.base.errors import UserError
 from pyspkv.bin import verify
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.score.calibration import Calibration
 
 SOURCE = "pairs within and between the speakers of data/train"
@@ -25,7 +26,7 @@ class Spectrum(torch.nn.Module):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyspkv.base.checkpoint.load_encoder", lambda model, which="last": Spectrum().eval())
+    monkeypatch.setattr("pyspkv.models.load.load_encoder", lambda model, which="last": Spectrum().eval())
     (tmp_path / "model/ckpt-1").mkdir(parents=True)
     for pointer in ("LATEST", "best"):
         (tmp_path / "model" / pointer).write_text("ckpt-1\n")
@@ -76,8 +77,15 @@ def test_scores_are_those_of_extract(tmp_path):
     from pyspkv.score.extract import embed
 
     torch.manual_seed(0)
-    size = {"name": "ecapa", "channels": 8, "mfa_channels": 12, "embed_dim": 6, "bottleneck": 4, "n_mels": 20}
-    encoder = cfg.build("encoder", cfg.resolve("encoder", size)).eval()
+    size = {
+        "name": "ecapa",
+        "channels": 8,
+        "mfa_channels": 12,
+        "embed_dim": 6,
+        "se_channels": 4,
+        "n_mels": 20,
+    }
+    encoder = cfg.build(cfg.validate(EncoderConfig, size)).eval()
     rng, paths = np.random.default_rng(0), []
     for name, seconds in (("long", 61.3), ("short", 0.02), ("plain", 1.7)):
         x = np.concatenate([rng.standard_normal(round(8000 * seconds)) * level for level in (0.02, 0.2)])

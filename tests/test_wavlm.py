@@ -15,6 +15,8 @@ from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.bin import import_checkpoint
+from pyspkv.models.load import load_encoder
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA, _grouped_products, _normed_convolution, drop
 
 SMALL = {"name": "wavlm", "layers": 2, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,
@@ -23,7 +25,7 @@ SMALL = {"name": "wavlm", "layers": 2, "dim": 32, "heads": 4, "ffn": 48, "conv_d
 
 def build(seed=0, noise=0.05, **fields):
     torch.manual_seed(seed)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", {**SMALL, **fields}))
+    encoder = cfg.build(cfg.validate(EncoderConfig, {**SMALL, **fields}))
     with torch.no_grad():
         for p in encoder.parameters():
             p.add_(noise * torch.randn_like(p))
@@ -102,7 +104,7 @@ def unilm_states(w: dict, wave: torch.Tensor, layers: int, heads: int, groups: i
 def test_hidden_states_of_the_true_size_equal_both_references():
     """Base+: 94,381,936 + 2,302,554 parameters in 248 + 10 tensors; 13 states on random weights to 1e-4."""
     torch.manual_seed(0)
-    encoder = cfg.build("encoder", cfg.resolve("encoder", {"name": "wavlm"})).eval()
+    encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "wavlm"})).eval()
     assert sum(p.numel() for p in encoder.trunk.parameters()) == 94_381_936
     assert sum(p.numel() for p in encoder.backend.parameters()) == 2_302_554
     assert (len(encoder.trunk.state_dict()), len(encoder.backend.state_dict())) == (248, 10)
@@ -215,7 +217,9 @@ def test_mhfa_is_its_equation():
 
 
 def test_front_is_frozen_rates_grow_by_layer_and_checkpointing_is_exact():
-    encoder = build(trunk_lr=0.1, layer_growth=2.0, dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
+    encoder = build(
+        trunk_lr_scale=0.1, layerwise_lr_growth=2.0, dropout=0.0, attention_dropout=0.0, layerdrop=0.0
+    )
     groups = encoder.param_groups()
     assert [g["lr_scale"] for g in groups] == [0.1, 0.2, 1.0]
     trained = {id(p) for g in groups for p in g["params"]}
@@ -228,7 +232,9 @@ def test_front_is_frozen_rates_grow_by_layer_and_checkpointing_is_exact():
         model.train()(x, lengths).square().sum().backward()
         return {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
 
-    again = build(checkpointing=True, trunk_lr=0.1, dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
+    again = build(
+        gradient_checkpointing=True, trunk_lr_scale=0.1, dropout=0.0, attention_dropout=0.0, layerdrop=0.0
+    )
     again.load_state_dict(encoder.state_dict())
     one, two = gradients(encoder), gradients(again)
     assert all(g is not None for g in one.values())
@@ -245,7 +251,7 @@ def test_on_a_frozen_trunk_all_of_the_backend_learns():
 
 def test_normalized_embeddings_are_the_backends_less_their_mean_over_the_batch():
     still = {"dropout": 0.0, "attention_dropout": 0.0, "layerdrop": 0.0}
-    plain, normed = build(**still), build(**still, normalize=True)
+    plain, normed = build(**still), build(**still, embedding_batchnorm=True)
     assert set(normed.state_dict()) - set(plain.state_dict()) == {
         f"norm.{k}" for k in normed.norm.state_dict()
     }
@@ -301,7 +307,7 @@ def test_import_of_every_layout(tmp_path, tmp_path_factory, layout, imported):
     encoder = build(seed=3).eval()
     source = foreign(tmp_path, layout, encoder)
     assert "2 layers of 32" in imported(source)
-    got = checkpoint.load_encoder(tmp_path / "out")
+    got = load_encoder(tmp_path / "out")
     for key, value in encoder.trunk.state_dict().items():
         torch.testing.assert_close(got.trunk.state_dict()[key], value)
     if layout == "authors":
@@ -463,7 +469,7 @@ def test_a_model_without_the_mask_of_pretraining(tmp_path, imported):
     trunk = {k: v.clone() for k, v in encoder.trunk.state_dict().items() if k != "masked_spec_embed"}
     save_file(trunk, source / "model.safetensors")
     imported(source, "--pooling", "mean")
-    got = checkpoint.load_encoder(tmp_path / "out")
+    got = load_encoder(tmp_path / "out")
     wave, lengths = 0.1 * torch.randn(1, 8000), torch.tensor([8000])
     want = build(pooling="mean", seed=3).eval()
     want.trunk.load_state_dict(encoder.trunk.state_dict())
@@ -488,7 +494,7 @@ def test_an_imported_model_can_be_read_by_others(tmp_path, imported):
 def test_pull_is_the_squared_distance_to_the_pretrained_trunk(tmp_path):
     pretrained = build(seed=5)
     checkpoint.save_import(tmp_path / "p", pretrained, pretrained.config, {})
-    encoder = build(seed=6, pretrained=str(tmp_path / "p"), pull=0.5)
+    encoder = build(seed=6, pretrained=str(tmp_path / "p"), l2_sp_weight=0.5)
     encoder.load_pretrained()
     torch.testing.assert_close(encoder.trunk.state_dict(), pretrained.trunk.state_dict())
     assert encoder.pull().item() == 0

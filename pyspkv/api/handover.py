@@ -19,13 +19,14 @@ def export(model: str, out: str | Path) -> str:
     """
     from pyspkv.api.speaker_model import find_model
     from pyspkv.base import checkpoint
+    from pyspkv.models.load import encoder_config, load_encoder
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("is there already, and not empty", file=out, hint="give another folder")
     name = find_model(model)
     folder = checkpoint.resolve_model(name)
-    encoder, config = checkpoint.load_encoder(name), checkpoint.encoder_config(folder)
+    encoder, config = load_encoder(name), encoder_config(folder)
     run = folder.parent / "run.json"
     trained = read_json(run, hint=HINT) if run.is_file() else {}
     weights = checkpoint.digest(name)
@@ -45,7 +46,8 @@ def card(folder: Path, parameters: int, trained: dict, weights: str) -> str:
     """The model card of a checkpoint: Markdown with the head that model hubs read."""
     from pyspkv import __version__
     from pyspkv.base import config as cfg
-    from pyspkv.base.checkpoint import encoder_config, state
+    from pyspkv.base.checkpoint import state
+    from pyspkv.models.load import encoder_config
 
     model = folder.parent
     encoder, saved = cfg.dump(encoder_config(folder)), state(folder)

@@ -176,8 +176,9 @@ def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -
     name = find_model(model)
     import torch
 
-    from pyspkv.base.checkpoint import load_encoder, resolve_model
+    from pyspkv.base.checkpoint import resolve_model
     from pyspkv.base.device import device as default_device
+    from pyspkv.models.load import load_encoder
 
     try:
         where = default_device() if device is None else torch.device(device)

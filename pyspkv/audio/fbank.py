@@ -1,10 +1,10 @@
 """Kaldi-compatible log mel filterbanks as a batched module, and SpecAugment's masks."""
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from pyspkv.base.config import Config
 from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import mel_banks
 
@@ -82,15 +82,28 @@ class Fbank(nn.Module):
         return out
 
 
-@dataclass(kw_only=True)
-class SpecAugmentConfig:
-    time_frames: int = 0  # one mask of 0..time_frames frames; 0 turns it off
-    mel_bins: int = 0  # one mask of 0..mel_bins bands
+class SpecAugmentConfig(Config):
+    """One time mask and one frequency mask an utterance (Park et al. 2019)."""
+
+    max_time_mask: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="Longest time mask in frames of 10 ms; its length is uniform from 0. 0 turns it off. "
+        "GLL uses 9.",
+    )
+    max_freq_mask: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Widest frequency mask in mel bands; its width is uniform from 0. 0 turns it off. GLL "
+        "uses 7.",
+    )
 
 
 def spec_augment(x: Tensor, config: SpecAugmentConfig) -> Tensor:
     """One time and one frequency mask per utterance (Park et al. 2019) on [B, F, M], filled with the mean 0."""
-    for axis, most in ((1, config.time_frames), (2, config.mel_bins)):
+    for axis, most in ((1, config.max_time_mask), (2, config.max_freq_mask)):
         if most:
             size = x.shape[axis]
             width = torch.randint(0, most + 1, (len(x), 1), device=x.device)

@@ -8,7 +8,6 @@ No random state is stored: batches and dropout draw from (seed, step), see train
 
 import hashlib
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as serialize
-from torch.overrides import TorchFunctionMode
 
 from pyspkv.base import config as cfg
 from pyspkv.base.atomic import _mode, atomic_dir, atomic_file
@@ -299,21 +297,6 @@ def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors(folder).items() if k.startswith(prefix)}
 
 
-def encoder_config(folder: Path) -> Any:
-    """The encoder's config from the run folder's config.yaml (next to its checkpoints)."""
-    return cfg.read_section(folder.parent / "config.yaml", "encoder")
-
-
-def load_encoder(model: str | Path, which: str = "last") -> torch.nn.Module:
-    """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
-    folder = resolve_model(model if str(model).endswith(("@best", "@last")) else f"{model}@{which}")
-    config, weights = encoder_config(folder), encoder_weights(folder)
-    check_sizes(config, weights, folder)
-    encoder = cfg.build("encoder", config)
-    load_state_strict(encoder, weights, folder)
-    return encoder.eval()
-
-
 def digest(model: str | Path) -> str:
     """SHA-256 of a checkpoint's weights: what tells a run's start from another, wherever it lies."""
     with open(resolve_model(model) / "model.safetensors", "rb") as f:
@@ -338,42 +321,6 @@ def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: st
     saved = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
     gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
     load_state_strict(objective, {**saved, **gate}, folder)
-
-
-class _Shapes(TorchFunctionMode):
-    """Large parameters start from shapes alone, on the meta device, which take no memory."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
-            sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
-            if math.prod(n for n in sizes if isinstance(n, int)) > 4096:
-                kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
-def check_sizes(
-    config: Any,
-    weights: dict[str, torch.Tensor],
-    folder: Path,
-    made: tuple[str, ...] = (),
-    hint: str | None = None,
-) -> None:
-    """UserError: the encoder of `config` has other tensors. Nothing of its size is allocated to find out.
-
-    made: how the names begin that `weights` need not hold.
-    """
-    for name in ("layers", "blocks"):
-        size = getattr(config, name, 0)
-        if (count := sum(size) if isinstance(size, (tuple, list)) else size) > len(weights):
-            rule = f"config.yaml counts {count} {name}, and its checkpoint holds {len(weights)} tensors"
-            raise UserError(rule, file=folder, hint=hint or AGAIN)
-    try:
-        with torch.random.fork_rng(devices=[]), _Shapes():
-            ours = cfg.build("encoder", config).state_dict()
-    except UserError:  # the true one says it better
-        return
-    compare({k: v for k, v in ours.items() if k in weights or not k.startswith(made)}, weights, folder, hint)
 
 
 def load_state_strict(

@@ -1,24 +1,24 @@
-"""Strict configuration: a dataclass beside each class, YAML that holds differences, and an error for anything else.
+"""Strict configuration: a pydantic model beside each class, YAML that holds differences, an error for anything else.
 
-A section that picks a class is a mapping with `name` plus that class's fields:
+A section that picks a class is a mapping with `name` plus the fields of that class:
 
     encoder: {name: ecapa, channels: 128}
 
-`resolve` turns it into the class's own Config; `build` makes the object. Unknown keys, unknown names and wrong types
-stop the run with the key's full name.
+The packages define the unions of their configs (`pyspkv.models.registry.EncoderConfig`, ...), told apart by `name`.
+`validate` makes a config of plain data, `build` the object of the class that a config belongs to. Unknown keys, unknown
+names, wrong types and values out of range stop the run with the key's full name.
 """
 
 import dataclasses
 import functools
-import importlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import ConfigDict, PlainValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import MAX_DEPTH, MAX_INT, read_text, short
@@ -27,54 +27,45 @@ MAX_FILE = 1_000_000  # bytes of a config file
 MAX_NODES = 20_000  # keys and values of one: a second's work
 MAX_NUMBER = 100  # characters of a number or a date
 
-COMPONENTS = {
-    "encoder": {
-        "ecapa": "pyspkv.models.ecapa:ECAPA",
-        "resnet": "pyspkv.models.resnet:ResNet",
-        "wavlm": "pyspkv.models.wavlm:WavLM",
-        "dvector": "pyspkv.models.dvector:DVector",
-        "xvector": "pyspkv.models.xvector:XVector",
-    },
-    "objective": {
-        "margin": "pyspkv.objectives.aam:Margin",
-        "contrastive": "pyspkv.objectives.contrastive:Contrastive",
-        "dino": "pyspkv.objectives.dino:DINO",
-        "reflective": "pyspkv.objectives.ssrl:Reflective",
-        "pairs": "pyspkv.objectives.dialogue:Pairs",
-        "cola": "pyspkv.objectives.cola:COLA",
-        "apc": "pyspkv.objectives.apc:APC",
-        "supervised": "pyspkv.objectives.gll:Semi",
-        "gll": "pyspkv.objectives.gll:GatedLabels",
-        "pseudo_label": "pyspkv.objectives.semi_supervised:PseudoLabel",
-        "mean_teacher": "pyspkv.objectives.semi_supervised:MeanTeacher",
-        "distil": "pyspkv.objectives.semi_supervised:Distil",
-        "cdvat": "pyspkv.objectives.semi_supervised:CDVAT",
-        "gcl": "pyspkv.objectives.semi_supervised:GCL",
-    },
-    "gate": {
-        "none": "pyspkv.objectives.loss_gates:Gate",
-        "lgl": "pyspkv.objectives.loss_gates:LossGate",
-        "dlg": "pyspkv.objectives.loss_gates:DynamicLossGate",
-    },
-    "confidence_gate": {
-        "all": "pyspkv.objectives.confidence_gates:AcceptAll",
-        "verification": "pyspkv.objectives.confidence_gates:Verification",
-        "flexible": "pyspkv.objectives.confidence_gates:Flexible",
-        "fixed": "pyspkv.objectives.confidence_gates:Fixed",
-        "flexmatch": "pyspkv.objectives.confidence_gates:FlexMatch",
-    },
-    "sampler": {
-        "plain": "pyspkv.batches.sampler:Plain",
-        "one_per_label": "pyspkv.batches.sampler:OnePerLabel",
-        "dialogues": "pyspkv.batches.sampler:Dialogues",
-        "repeat": "pyspkv.batches.sampler:Repeat",
-        "two_stream": "pyspkv.batches.sampler:TwoStream",
-    },
-}
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+C = TypeVar("C", bound=type)
+Pair = TypeVar("Pair", bound=tuple)
 
 
-# The largest sizes of an encoder: a config.yaml of somebody else's model must not fill the memory.
-MOST, MOST_ELSE = {"layers": 1000, "blocks": 1000, "scale": 1000, "n_mels": 1000}, 1_000_000
+class Config(BaseModel):
+    """Base of all configs: names, types and ranges are checked, and nothing changes afterwards."""
+
+    model_config = ConfigDict(**STRICT, frozen=True, protected_namespaces=())
+
+
+def in_order(ends: Pair) -> Pair:
+    """Validator of (lower end, upper end)."""
+    if ends[0] > ends[1]:
+        raise ValueError("the lower end comes first")
+    return ends
+
+
+# Types of fields. A config.yaml of somebody else's model must not fill the memory, so sizes have an upper end.
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(ge=1, le=1000)]  # of layers and the like
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Span = Annotated[tuple[float, float], AfterValidator(in_order)]  # lower end, upper end
+Epochs = Annotated[tuple[NotNegative, NotNegative], AfterValidator(in_order)]  # from, to
+
+_CLASSES: dict[type, type] = {}  # config class: the class that it belongs to
+
+
+def implements(config: type[Config]) -> Callable[[C], C]:
+    """Class decorator: `build` makes this class of a `config`."""
+
+    def register(cls: C) -> C:
+        _CLASSES[config] = cls
+        return cls
+
+    return register
 
 
 class _Loader(yaml.SafeLoader):
@@ -156,85 +147,98 @@ def _parse(text: str, file=None) -> Any:
     raise UserError(f"cannot be read as YAML: {what[:200]}", file=file, line=line)
 
 
-def component_class(kind: str, name: str) -> type:
-    module, attribute = COMPONENTS[kind][name].split(":")
-    return getattr(importlib.import_module(module), attribute)
+def class_of(config: Config) -> type:
+    """The class that `build` makes of a config."""
+    return _CLASSES[type(config)]
 
 
-def resolve(kind: str, raw: Any) -> Any:
-    """{name: ..., fields} -> the named class's Config, with `name` kept as an attribute for `dump` and `build`."""
-    if dataclasses.is_dataclass(raw):
-        return raw
-    known = ", ".join(COMPONENTS[kind])
-    if not isinstance(raw, dict) or "name" not in raw:
-        rule = f"'{kind}' must be a mapping with a 'name', got {short(raw)}"
-        raise _of_key((kind,), UserError(rule, hint=f"name one of {known}"))
-    fields = dict(raw)
-    name = fields.pop("name")
-    if not isinstance(name, str) or name not in COMPONENTS[kind]:
-        shown = name if isinstance(name, str) and len(name) < 60 else short(name)
-        rule = f"{kind}.name: no {kind} is called '{shown}'"
-        raise _of_key((kind, "name"), UserError(rule, hint=f"choose one of {known}"))
-    config = validate(component_class(kind, name).Config, fields, kind)
-    config.name = name
-    return config
-
-
-def _of_key(key: tuple[str, ...], err: UserError) -> UserError:
-    """The error with the key that it is about, for `load` to look up its file."""
-    err.key = key
-    return err
-
-
-def component(kind: str):
-    """Field type of a section that picks a class of this kind."""
-    return Annotated[Any, PlainValidator(lambda raw: resolve(kind, raw))]
-
-
-def build(kind: str, config: Any, *args, **kwargs) -> Any:
-    """The object of the class that `config` names. UserError: its sizes make none, or an absurdly large one."""
-    if kind == "encoder":
-        for f in dataclasses.fields(config):
-            value, most = getattr(config, f.name), MOST.get(f.name, MOST_ELSE)
-            for one in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(one, int) and one > most:
-                    raise UserError(f"encoder.{f.name} {one} is above {most}", hint="see --print-config")
+def build(config: Config, *args, **kwargs) -> Any:
+    """The object of the class that `config` belongs to. UserError: its sizes make none."""
     try:
-        made = component_class(kind, config.name)(config, *args, **kwargs)
+        made = class_of(config)(config, *args, **kwargs)
         if empty := [n for n, p in getattr(made, "named_parameters", dict)() if p.numel() == 0]:
             raise ValueError(f"{empty[0]} is empty")
     except (AssertionError, ValueError, RuntimeError, ArithmeticError) as err:
-        rule = f"{kind} '{config.name}' cannot be made with these sizes: {err}"
-        raise UserError(rule, hint="look for a size of 0 or below, see --print-config") from err
+        rule = f"'{getattr(config, 'name', '')}' cannot be made with these sizes: {err}"
+        raise UserError(rule, hint="look for a size that is too small, see docs/config.md") from err
     return made
 
 
 @functools.cache
-def _adapter(cls: type) -> TypeAdapter:
+def _adapter(cls: Any) -> TypeAdapter:
     """Made once a class: it takes a hundred times as long as a validation."""
-    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    if isinstance(cls, type) and not issubclass(cls, BaseModel):  # a dataclass
+        cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
     return TypeAdapter(cls)
 
 
-def validate(cls: type, raw: dict, where: str = "") -> Any:
-    """Build dataclass `cls` from `raw`; strict about names and types."""
+def validate(cls: Any, raw: Any, where: str = "") -> Any:
+    """`raw` as a `cls`: a config, a dataclass, or a union of configs; strict about names and types.
+
+    where: the section that `raw` is, for error messages.
+    """
     try:
-        text = json.dumps(raw, default=str)
-        return _adapter(cls).validate_json(text)  # JSON mode: a list may fill a tuple
+        return _adapter(cls).validate_json(json.dumps(raw, default=str))  # JSON mode: a list may fill a tuple
     except ValidationError as err:
-        first = err.errors()[0]
-        path = (*([where] if where else []), *map(str, first["loc"]))
-        key = ".".join(path)
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            names = (
-                ", ".join(f.name for f in dataclasses.fields(cls))
-                if len(first["loc"]) == 1
-                else "--print-config"
-            )
-            unknown = UserError(f"unknown config key '{key}'", hint=f"known here: {names}")
-            raise _of_key(path, unknown) from None
+        raise _user_error(cls, err.errors()[0], raw, where) from None
+
+
+def _user_error(cls: Any, first: Mapping[str, Any], raw: Any, where: str) -> UserError:
+    """One of pydantic's errors in our words, with the attribute `key` for `load` to look up its file."""
+    path = (*([where] if where else []), *_path(first["loc"], raw))
+    kind, context = first["type"], first.get("ctx", {})
+    key, section, hint = ".".join(path), path[-1] if path else "config", "see docs/config.md"
+    if kind == "union_tag_invalid":
+        name, known = context["tag"], context["expected_tags"].replace("'", "")
+        shown = name if len(name) < 60 else short(name)
+        rule, hint = f"{key}.name: no {section} is called '{shown}'", f"choose one of {known}"
+        path = (*path, "name")
+    elif kind == "union_tag_not_found":
+        rule = f"'{key}' must be a mapping with a 'name', got {short(first['input'])}"
+    elif kind in ("dict_type", "model_type", "dataclass_type"):
+        rule = f"config key '{key}' must be a mapping, got {short(first['input'])}"
+    elif kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        rule, hint = f"unknown config key '{key}'", f"known here: {', '.join(_known(cls, first['loc'][:-1]))}"
+    elif kind == "value_error":  # of a validator of ours
+        got = "" if isinstance(first["input"], dict) else f", got {short(first['input'])}"
+        rule = f"config key '{key}': {context['error']}{got}"
+    else:
         rule = f"config key '{key}': {first['msg'].lower()}, got {short(first['input'])}"
-        raise _of_key(path, UserError(rule, hint="see --print-config")) from None
+    error = UserError(rule, hint=hint)
+    error.key = path  # type: ignore[attr-defined]
+    return error
+
+
+def _path(loc: Sequence[int | str], raw: Any) -> list[str]:
+    """Where pydantic found an error, without the `name` that it puts between a section and its keys."""
+    path: list[str] = []
+    entered = True  # `raw` is the section that `path` leads to, and its name has not come
+    for part in loc[:-1]:
+        if entered and isinstance(raw, dict) and raw.get("name") == part:
+            entered = False
+            continue
+        path.append(str(part))
+        raw = raw[part] if isinstance(raw, dict) or isinstance(part, int) else None
+        entered = True
+    return path + [str(part) for part in loc[-1:]]
+
+
+def _known(cls: Any, loc: Sequence[int | str]) -> list[str]:
+    """The keys of the section at `loc` of a `cls`."""
+    while get_origin(cls) is Annotated:
+        cls = get_args(cls)[0]
+    members = [c for c in get_args(cls) if loc and _name_of(c) == loc[0]]
+    if members:  # of a union
+        return _known(members[0], loc[1:])
+    fields = {k: f.annotation for k, f in getattr(cls, "model_fields", {}).items()}
+    if not fields and dataclasses.is_dataclass(cls):
+        fields = dict.fromkeys(f.name for f in dataclasses.fields(cls))
+    return _known(fields.get(loc[0]), loc[1:]) if loc else list(fields)
+
+
+def _name_of(cls: Any) -> Any:
+    field = getattr(cls, "model_fields", {}).get("name")
+    return field and field.default
 
 
 def read(path: str | Path) -> dict:
@@ -247,11 +251,10 @@ def read(path: str | Path) -> dict:
     return raw
 
 
-def read_section(path: str | Path, kind: str) -> Any:
-    """One section of a resolved config that picks a class, without the classes of the others."""
-    raw = read(path).get(kind)
+def read_section(path: str | Path, section: str, cls: Any) -> Any:
+    """One section of a resolved config as a `cls`, without the classes of the others."""
     try:
-        return resolve(kind, raw)
+        return validate(cls, read(path).get(section), section)
     except UserError as err:
         raise UserError(str(err), file=path) from None
 
@@ -327,28 +330,29 @@ def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
 
 
 def _origin(key: tuple[str, ...], origin: dict) -> str | None:
-    """Where a key came from. A section knows its keys by its own name (`gate.threshold`): the last that ends so."""
+    """Where a key came from, or the section that lacks it."""
     while key:
-        for known in reversed(origin):
-            if known[-len(key) :] == key:
-                return origin[known]
+        if key in origin:
+            return origin[key]
         key = key[:-1]
     return None
 
 
-def dump(config: Any) -> dict:
-    """The resolved config as plain data, readable by `load` again."""
-    out = {"name": config.name} if hasattr(config, "name") else {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        value = list(value) if isinstance(value, tuple) else value  # as YAML gives it back
-        out[f.name] = dump(value) if dataclasses.is_dataclass(value) else value
-    return out
+def dump(config: Config) -> dict[str, Any]:
+    """The resolved config as plain data, `name` first, readable by `load` again."""
+    return _name_first(config.model_dump(mode="json"))
 
 
-def to_yaml(config: Any) -> str:
+def _name_first(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    out = {k: _name_first(v) for k, v in value.items()}
+    return {"name": out.pop("name"), **out} if "name" in out else out
+
+
+def to_yaml(config: Config) -> str:
     return yaml.safe_dump(dump(config), sort_keys=False)
 
 
-def to_yaml_section(kind: str, config: Any) -> str:
-    return yaml.safe_dump({kind: dump(config)}, sort_keys=False)
+def to_yaml_section(section: str, config: Config) -> str:
+    return yaml.safe_dump({section: dump(config)}, sort_keys=False)

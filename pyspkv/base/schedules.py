@@ -4,27 +4,41 @@ Nothing here counts calls, so a resumed run needs no scheduler state.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
 
-@dataclass(kw_only=True)
-class ScheduleConfig:
-    """Linear warm-up from 0 over `warmup_epochs`, then `shape` from 1 towards `final` (both times the base rate)."""
-
-    shape: Literal["cosine", "exponential", "constant"] = "cosine"
-    warmup_epochs: float = 1.0
-    final: float = 0.01  # factor reached at the last epoch
+from pyspkv.base.config import Config, NotNegative
 
 
-def lr_factor(config: ScheduleConfig, epoch: float, epochs: float) -> float:
+class LRScheduleConfig(Config):
+    """Factor on the learning rate: linear warm-up from 0 to 1, then a fall to `final_factor` at the last epoch."""
+
+    name: Literal["cosine", "exponential", "constant"] = Field(
+        "cosine",
+        description="Shape of the fall after the warm-up. Use exponential to follow papers that multiply "
+        "the rate by a constant every epoch, constant for none.",
+    )
+    warmup_epochs: NotNegative = Field(
+        1.0,
+        description="Epochs over which the rate rises from 0. Make it longer when the loss jumps in the "
+        "first epoch.",
+    )
+    final_factor: NotNegative = Field(
+        0.01,
+        description="Factor at the last epoch (not used by constant). An exponential fall by 0.95 an epoch "
+        "over 40 epochs is 0.95^40 = 0.1285.",
+    )
+
+
+def lr_factor(config: LRScheduleConfig, epoch: float, epochs: float) -> float:
     """Factor on the base learning rate at `epoch` of `epochs`."""
     if epoch < config.warmup_epochs:
         return epoch / config.warmup_epochs
     done = min(1.0, (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9))
-    if config.shape == "cosine":
-        return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * done))
-    return config.final**done if config.shape == "exponential" else 1.0
+    if config.name == "cosine":
+        return config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * done))
+    return config.final_factor**done if config.name == "exponential" else 1.0
 
 
 def ramp(epoch: float, start: float, end: float, low: float, high: float) -> float:

@@ -9,11 +9,14 @@ import logging
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import AfterValidator, Field, model_validator
 
 from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
 from pyspkv.audio.rir import MAX_LENGTH, align, bank
+from pyspkv.base.config import Config, NotNegative, Share, Span, in_order
 from pyspkv.base.errors import UserError
 from pyspkv.data.datadir import DataDir, read_table
 
@@ -23,33 +26,91 @@ _FFT_ROWS = 8  # crops transformed at once: scipy takes a third of the time for 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class AugmentConfig:
-    """Lists are data directories or wav.scp files; "" = none. SNRs in dB, uniform between the two ends."""
+def _different(speeds: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(speeds)) < len(speeds):
+        raise ValueError("a factor is there twice")
+    return speeds
 
-    prob: float = 0.8  # of augmenting a crop at all (speed aside)
-    # Of an augmented crop: relative weights of reverberation alone, something added alone, both.
-    reverb_weight: float = 1.0
-    additive_weight: float = 1.0
-    both_weight: float = 1.0
-    noise: str = ""
-    noise_snr: tuple[float, float] = (0.0, 15.0)
-    babble: str = ""  # "self" = other crops of the training data itself
-    babble_snr: tuple[float, float] = (13.0, 20.0)
-    babble_speakers: tuple[int, int] = (3, 8)
-    music: str = ""
-    music_snr: tuple[float, float] = (5.0, 15.0)
-    babble_music: bool = False  # babble and music together, each at its SNR, are one more kind of addition
-    rir: str = ""  # without a list, a fixed bank of `rir_bank` simulated rooms serves (0 = no reverberation)
-    rir_bank: int = 200
-    rir_rt60: tuple[float, float] = (0.1, 0.7)  # seconds
-    rir_distance: tuple[float, float] = (0.5, 4.0)  # metres
-    # One is drawn per utterance, e.g. (0.9, 1.0, 1.1). Pitch and formants move with it, so all views of the utterance
-    # share it, and objectives that classify count each speed of a speaker as a speaker of its own.
-    speeds: tuple[float, ...] = ()
-    cache_mb: float = (
-        0.0  # memory for each of the noise, babble, music lists, so an epoch is not bound by the disk
+
+RT60 = Annotated[float, Field(ge=0.1, le=1.5)]
+Distance = Annotated[float, Field(ge=0.1, le=5)]
+Talkers = Annotated[int, Field(ge=1, le=1000)]
+
+
+class AugmentConfig(Config):
+    """Noise, babble, music, reverberation and speed. Lists are data directories or wav.scp files; "" is none. SNRs are
+    in dB, uniform between the two ends."""
+
+    prob: Share = Field(
+        0.8,
+        description="Probability of augmenting a crop at all (speed aside). Lower it when clean test "
+        "speech gets worse.",
     )
+    reverb_weight: NotNegative = Field(
+        1.0, description="Of an augmented crop: relative weight of reverberation alone."
+    )
+    additive_weight: NotNegative = Field(
+        1.0,
+        description="Relative weight of noise, babble or music alone. The three weights must not all be 0.",
+    )
+    both_weight: NotNegative = Field(
+        1.0, description="Relative weight of reverberation and then something added."
+    )
+    noise_list: str = Field("", description="Noises, for example MUSAN's noise part.")
+    noise_snr: Span = Field((0.0, 15.0), description="SNR of noise in dB (Kaldi's recipes: 0 to 15).")
+    babble_list: str = Field(
+        "",
+        description="Speech to make babble of, for example MUSAN's. `train`: other crops of the training "
+        "data itself, when there is no other speech (a folder of that name is ./train).",
+    )
+    babble_snr: Span = Field((13.0, 20.0), description="SNR of babble in dB (Kaldi's recipes: 13 to 20).")
+    babble_speakers: Annotated[tuple[Talkers, Talkers], AfterValidator(in_order)] = Field(
+        (3, 8), description="Talkers of a babble, fewest and most (Kaldi's recipes: 3 to 7)."
+    )
+    music_list: str = Field("", description="Music, for example MUSAN's.")
+    music_snr: Span = Field((5.0, 15.0), description="SNR of music in dB (Kaldi's recipes: 5 to 15).")
+    babble_music: bool = Field(
+        False,
+        description="Babble and music together, each at its SNR, are one more kind of addition. Needs both "
+        "lists.",
+    )
+    rir_list: str = Field(
+        "",
+        description="Recorded or simulated impulse responses. Without a list, a bank of simulated rooms "
+        "serves.",
+    )
+    rir_bank: int = Field(
+        200,
+        ge=0,
+        le=1_000_000,
+        description="Simulated rooms of that bank; 0: no reverberation. 200 take about 4 s to simulate, "
+        "once.",
+    )
+    rir_rt60: Annotated[tuple[RT60, RT60], AfterValidator(in_order)] = Field(
+        (0.1, 0.7), description="Reverberation times of the simulated rooms, in seconds."
+    )
+    rir_distance: Annotated[tuple[Distance, Distance], AfterValidator(in_order)] = Field(
+        (0.5, 4.0), description="Distances from mouth to microphone in the simulated rooms, in metres."
+    )
+    speed_perturb: Annotated[
+        tuple[Annotated[float, Field(ge=0.5, le=2)], ...], AfterValidator(_different)
+    ] = Field(
+        (),
+        description="Speed factors, one of which is drawn for each utterance, e.g. [0.9, 1.0, 1.1]. Pitch "
+        "moves with them, so classifying objectives count each speed of a speaker as a speaker of its own. "
+        "For small corpora.",
+    )
+    cache_mb: NotNegative = Field(
+        0.0,
+        description="Memory for each of the noise, babble and music lists, in MB. Raise it when the disk "
+        "is too slow for training.",
+    )
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "AugmentConfig":
+        if self.reverb_weight + self.additive_weight + self.both_weight == 0:
+            raise ValueError("reverb_weight, additive_weight and both_weight are all 0")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +158,9 @@ def open_list(
     )
     if not file.exists():
         raise UserError(
-            f"the {what} list does not exist", file=path, hint=f'hint the path, or {what}: "" for none'
+            f"the {what} list does not exist",
+            file=path,
+            hint=f'correct the path, or {what}_list: "" for none',
         )
     if file.stat().st_size == 0:
         log.warning("augment: the %s list %s is empty and left out", what, path)
@@ -112,31 +175,13 @@ def open_list(
     return reader
 
 
-def _check(c: AugmentConfig) -> None:
-    def rule(ok: bool, name: str, text: str) -> None:
-        if not ok:
-            raise UserError(f"augment.{name}: {getattr(c, name)} {text}")
-
-    rule(0 <= c.prob <= 1, "prob", "is no probability")
-    weights = (c.reverb_weight, c.additive_weight, c.both_weight)
-    rule(min(weights) >= 0 and sum(weights) > 0, "reverb_weight", "and its fellows: negative, or all 0")
-    for name in ("noise_snr", "babble_snr", "music_snr", "babble_speakers", "rir_rt60", "rir_distance"):
-        rule(getattr(c, name)[0] <= getattr(c, name)[1], name, "has its lower end first")
-    rule(c.babble_speakers[0] >= 1, "babble_speakers", "starts below 1")
-    rule(c.rir_rt60[0] >= 0.1 and c.rir_rt60[1] <= 1.5, "rir_rt60", "s is outside 0.1-1.5 s")
-    rule(c.rir_distance[0] >= 0.1 and c.rir_distance[1] <= 5, "rir_distance", "m is outside 0.1-5 m")
-    rule(all(0.5 <= s <= 2 for s in c.speeds), "speeds", "has a factor outside 0.5-2")
-    rule(len(set(c.speeds)) == len(c.speeds), "speeds", "has a factor twice")
-    rule(c.rir_bank >= 0, "rir_bank", "is below 0")
-
-
 class Augmenter:
     """Draws profiles and applies them.
 
     Args:
         seed: of the bank of simulated rooms only.
         cache_dir: folder where that bank is kept ("" = simulated again each time, about 4 s).
-        train: the training data's reader, for `babble: self`.
+        train: the training data's reader, for `babble_list: train`.
         rooms_later: simulate no rooms, and write nothing, until `make_rooms` is called.
     """
 
@@ -150,14 +195,13 @@ class Augmenter:
         allow_pipes: bool = False,
         rooms_later: bool = False,
     ):
-        _check(config)
         self.config = c = config
-        if c.babble == "self" and train is None:
-            raise UserError("augment.babble: self needs the training data's reader")
+        if c.babble_list == "train" and train is None:
+            raise UserError("augment.babble_list: train needs the training data's reader")
         self.lists: dict[str, AudioReader] = {}
         for kind in _KINDS if c.prob and c.additive_weight + c.both_weight else ():
-            path = getattr(c, kind)
-            own = kind == "babble" and path == "self"
+            path = getattr(c, f"{kind}_list")
+            own = kind == "babble" and path == "train"
             reader = train if own else open_list(path, kind, allow_pipes, c.cache_mb)
             if reader is not None:
                 self.lists[kind] = reader
@@ -168,7 +212,7 @@ class Augmenter:
         self._rir_reader, self._rirs, self._bank = None, [], None
         if c.prob and c.reverb_weight + c.both_weight:
             # Microphone arrays: one channel is an impulse response, the mean of several is not.
-            self._rir_reader = open_list(c.rir, "rir", allow_pipes, channel=0)
+            self._rir_reader = open_list(c.rir_list, "rir", allow_pipes, channel=0)
             if self._rir_reader is None and c.rir_bank:
                 self._bank = c.rir_bank, seed, c.rir_rt60, c.rir_distance, cache_dir
         self.num_rirs = len(self._rir_reader) if self._rir_reader else self._bank[0] if self._bank else 0
@@ -192,8 +236,8 @@ class Augmenter:
 
     # ---- drawing -----------------------------------------------------------------------------------------
     def draw_speed(self, rng: np.random.Generator) -> int:
-        """Place in `speeds`; 0 where there are none."""
-        return int(rng.integers(len(self.config.speeds))) if self.config.speeds else 0
+        """Place in `speed_perturb`; 0 where there are none."""
+        return int(rng.integers(len(self.config.speed_perturb))) if self.config.speed_perturb else 0
 
     def draw(self, rng: np.random.Generator, speed: float = 1.0) -> Profile:
         c = self.config

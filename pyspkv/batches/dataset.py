@@ -82,7 +82,7 @@ class Batch:
     label: Tensor  # int64 [B]
     group: Tensor  # int64 [B], dialogue; without utt2dialogue the speaker
     device: Tensor  # int64 [B], the dialogue's device; without dialogue2device the dialogue
-    speed: Tensor  # int64 [B], place in augment.speeds; 0 without them
+    speed: Tensor  # int64 [B], place in augment.speed_perturb; 0 without them
     views: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
@@ -232,7 +232,7 @@ class Batches(torch.utils.data.Dataset):
     def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, tuple[np.ndarray, Profile]]:
         """Each view's crop float32 [T] with its speed changed, and what else is drawn for it."""
         reader, row = self.corpus.reader(row)
-        speeds = self.augmenter.config.speeds if self.augmenter is not None else ()
+        speeds = self.augmenter.config.speed_perturb if self.augmenter is not None else ()
         plain = Profile(speeds[speed]) if speeds else Profile()
         length = reader.num_samples(row)
         taken, profiles, out = {}, {}, {}  # of each view: (start, samples), augmentation, wave
@@ -259,8 +259,8 @@ class Batches(torch.utils.data.Dataset):
         return out
 
 
-SMALLER = "lower batch_size or cache_mb, or set workers=0"
-MORE_SHM = "set workers=0, or docker run --shm-size=1g"
+SMALLER = "lower batch_size or cache_mb, or set num_workers=0"
+MORE_SHM = "set num_workers=0, or docker run --shm-size=1g"
 UNSENT = 75  # exit code of a worker that could not hand its batch over
 
 
@@ -275,7 +275,7 @@ def _shm_full(what: str = "is full") -> UserError:
 
 
 def _too_many_files() -> UserError:
-    return UserError("too many open files to hand batches over", hint="ulimit -n 4096, or set workers=0")
+    return UserError("too many open files to hand batches over", hint="ulimit -n 4096, or set num_workers=0")
 
 
 def _shared(batch: Batch) -> Batch:

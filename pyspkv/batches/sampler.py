@@ -4,11 +4,78 @@ A sampler answers `epoch(e)` with rows int64 [steps, batch] of the corpus; proce
 each batch (`rank_slice`), so n processes see together what one would.
 """
 
-from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
+from pyspkv.base.config import Config, implements
 from pyspkv.base.errors import UserError
+
+
+class ShuffleConfig(Config):
+    """Every utterance once an epoch, in random order."""
+
+    name: Literal["shuffle"] = "shuffle"
+
+
+class UniqueLabelConfig(Config):
+    """No label twice in a batch, so that large clusters weigh less (arXiv 2406.02285)."""
+
+    name: Literal["unique_label"] = "unique_label"
+    max_per_label: int = Field(
+        500,
+        ge=1,
+        description="Utterances of a label that an epoch uses at most. Lower it when a few clusters are "
+        "huge.",
+    )
+
+
+class DialoguesConfig(Config):
+    """Dialogues of different devices, several utterances of each, for the objective dialogue."""
+
+    name: Literal["dialogues"] = "dialogues"
+    utts_per_dialogue: int = Field(
+        2,
+        ge=2,
+        le=1_000_000,
+        description="Utterances of each dialogue in a batch; batch_size is a multiple of it. More tell "
+        "better how alike a dialogue is, but shorter dialogues are left out.",
+    )
+    num_labeled: int = Field(
+        0,
+        ge=0,
+        description="Dialogues (speakers) of the labeled directory in a batch, beside an unlabeled one. "
+        "About a third.",
+    )
+    steps: int = Field(
+        0, ge=0, description="Batches in an epoch, in pass after pass through the data. 0: one pass."
+    )
+
+
+class FixedStepsConfig(Config):
+    """An epoch is a fixed number of batches, for small labeled sets."""
+
+    name: Literal["fixed_steps"] = "fixed_steps"
+    steps: int = Field(100, ge=1, description="Batches in an epoch, however few the utterances.")
+
+
+class TwoStreamConfig(Config):
+    """Labeled and unlabeled utterances in every batch, for semi-supervised objectives."""
+
+    name: Literal["two_stream"] = "two_stream"
+    labeled_batch_size: int = Field(
+        100,
+        ge=1,
+        description="Labeled utterances of a batch, or all where there are fewer; the rest is unlabeled. "
+        "Half of batch_size in GLL.",
+    )
+
+
+SamplerConfig = Annotated[
+    ShuffleConfig | UniqueLabelConfig | DialoguesConfig | FixedStepsConfig | TwoStreamConfig,
+    Field(discriminator="name"),
+]
 
 
 def rank_slice(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
@@ -21,12 +88,13 @@ class Sampler:
     """Base: keeps what every sampler needs. `label` int64 [N] by row; `batch` is the global batch size; `columns` are
     the corpus's others (source, group, device), int64 [N] each, for the samplers that ask."""
 
-    @dataclass(kw_only=True)
-    class Config:
-        pass
-
     def __init__(
-        self, config, label: np.ndarray, batch: int, seed: int, columns: dict[str, np.ndarray] | None = None
+        self,
+        config: Any,
+        label: np.ndarray,
+        batch: int,
+        seed: int,
+        columns: dict[str, np.ndarray] | None = None,
     ):
         self.config, self.label, self.batch, self.seed = config, label, batch, seed
         self.columns = {"source": np.zeros(len(label), np.int64)} | (columns or {})
@@ -43,7 +111,8 @@ class Sampler:
         raise NotImplementedError
 
 
-class Plain(Sampler):
+@implements(ShuffleConfig)
+class Shuffle(Sampler):
     """Every utterance once per epoch in random order; what does not fill a batch waits for another epoch."""
 
     def epoch(self, epoch: int) -> np.ndarray:
@@ -51,19 +120,16 @@ class Plain(Sampler):
         return rows[: len(rows) // self.batch * self.batch].reshape(-1, self.batch)
 
 
-class OnePerLabel(Sampler):
-    """No label twice in a batch, at most `per_label` utterances of a label per epoch (arXiv 2406.02285).
+@implements(UniqueLabelConfig)
+class UniqueLabel(Sampler):
+    """No label twice in a batch, at most `max_per_label` utterances of a label per epoch (arXiv 2406.02285).
 
     The j-th utterances of all labels (in random order) form a pool that is cut into batches, for each j; a pool's
     remainder is left out of this epoch. Large clusters therefore weigh less than their size.
     """
 
-    @dataclass(kw_only=True)
-    class Config:
-        per_label: int = 500
-
     def epoch(self, epoch: int) -> np.ndarray:
-        return unique_label_batches(self.label, self.config.per_label, self.batch, self.rng(epoch))
+        return unique_label_batches(self.label, self.config.max_per_label, self.batch, self.rng(epoch))
 
 
 def unique_label_batches(
@@ -134,49 +200,40 @@ def even(label: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     return rng.permuted(batches, axis=1)
 
 
+@implements(DialoguesConfig)
 class Dialogues(Sampler):
     """N dialogues of N devices x M utterances in a batch (N M = batch_size), the utterances of a dialogue side by side.
 
     Each epoch cuts every dialogue, in random order, into draws of M utterances (what is left over waits), and no device
     has two draws in a batch. Every batch is a fair draw: where devices have equally many draws, their j-th ones form a
-    pool, as in `OnePerLabel`; else `even` spreads each device's over the epoch. With a second, unlabeled
-    data directory, `labeled` of the N are of the first one, in even distances, and a pass is over when one of the
-    two is used up; `labeled` must then be a multiple of the number of processes.
+    pool, as in `UniqueLabel`; else `even` spreads each device's over the epoch. With a second, unlabeled
+    data directory, `num_labeled` of the N are of the first one, in even distances, and a pass is over when one of the
+    two is used up; `num_labeled` must then be a multiple of the number of processes.
     """
 
-    @dataclass(kw_only=True)
-    class Config:
-        per_dialogue: int = 2  # M
-        labeled: int = 0  # dialogues (speakers) of the labeled directory in a batch, beside an unlabeled one
-        steps: int = 0  # batches in an epoch, in pass after pass through the data; 0: one pass
-
     def __init__(self, config, label, batch, seed, columns):
-        m = config.per_dialogue
-        if m < 2 or config.steps < 0:
-            raise UserError(
-                "sampler.per_dialogue is at least 2 (one utterance has no positive), steps at least 0"
-            )
+        m = config.utts_per_dialogue
         if batch % m:
-            raise UserError(f"batch_size {batch} is not a multiple of sampler.per_dialogue {m}")
+            raise UserError(f"batch_size {batch} is not a multiple of sampler.utts_per_dialogue {m}")
         from pyspkv.base import distributed
 
         world = distributed.world_size()
-        if batch % (m * world) or config.labeled % world:
+        if batch % (m * world) or config.num_labeled % world:
             raise UserError(
-                f"{batch // m} dialogues in a batch, {config.labeled} of them labeled, are no multiples of {world} "
+                f"{batch // m} dialogues in a batch, {config.num_labeled} of them labeled, are no multiples of {world} "
                 "processes",
-                hint="change batch_size or sampler.labeled",
+                hint="change batch_size or sampler.num_labeled",
             )
         num, source = batch // m, columns["source"]
         both = bool(source.any())
-        if both != bool(config.labeled) or not 0 <= config.labeled < num:
+        if both != bool(config.num_labeled) or config.num_labeled >= num:
+            directories = "two directories" if both else "one directory"
             raise UserError(
-                f"sampler.labeled is {config.labeled}, with {'two directories' if both else 'one directory'} and "
-                f"{num} dialogues in a batch",
+                f"sampler.num_labeled is {config.num_labeled}, with {directories} and {num} dialogues in a batch",
                 hint=f"set it to 1 .. {num - 1} with --unlabeled, and to 0 without",
             )
         parts = (
-            [(source == 0, config.labeled), (source > 0, num - config.labeled)]
+            [(source == 0, config.num_labeled), (source > 0, num - config.num_labeled)]
             if both
             else [(source == 0, num)]
         )
@@ -244,39 +301,32 @@ def epoch_passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: 
     return np.concatenate(cut)[:steps]
 
 
-class Repeat(Sampler):
+@implements(FixedStepsConfig)
+class FixedSteps(Sampler):
     """An epoch is `steps` batches, however few the utterances (a small labeled set by itself)."""
-
-    @dataclass(kw_only=True)
-    class Config:
-        steps: int = 100
 
     def epoch(self, epoch: int) -> np.ndarray:
         return epoch_passes(self.rng(epoch), np.arange(len(self.label)), self.batch, self.config.steps)
 
 
+@implements(TwoStreamConfig)
 class TwoStream(Sampler):
     """An epoch is one pass over the unlabeled utterances; the labeled ones are gone through again and again.
 
     Both are spread evenly over the batch, so that each process gets its share of both.
     """
 
-    @dataclass(kw_only=True)
-    class Config:
-        labeled: int = (
-            100  # labeled utterances of a batch, or all where there are fewer; the rest is unlabeled
-        )
-
     def epoch(self, epoch: int) -> np.ndarray:
         labeled, unlabeled = (np.flatnonzero(self.columns["source"] == s) for s in (0, 1))
         if not len(unlabeled):
             raise UserError("sampler two_stream needs unlabeled data", hint="pass bin.train --unlabeled DIR")
-        num_labeled = min(self.config.labeled, len(labeled))
+        wanted = self.config.labeled_batch_size
+        num_labeled = min(wanted, len(labeled))
         num_unlabeled = self.batch - num_labeled
         if num_labeled < 1 or num_unlabeled < 1:
             raise UserError(
-                f"batch_size {self.batch} with sampler.labeled {self.config.labeled} leaves no row for one part",
-                hint="0 < sampler.labeled < batch_size",
+                f"batch_size {self.batch} with sampler.labeled_batch_size {wanted} leaves no row for one part",
+                hint="0 < sampler.labeled_batch_size < batch_size",
             )
         rng = self.rng(epoch)
         second = epoch_passes(rng, unlabeled, num_unlabeled, len(unlabeled) // num_unlabeled)

@@ -69,19 +69,18 @@ def main() -> None:
     from pyspkv.base import checkpoint
     from pyspkv.base import config as cfg
     from pyspkv.models import wavlm_import
+    from pyspkv.models.load import check_sizes
 
     trunk, backend, head = wavlm_import.read(source)
-    sizes = wavlm_import.config_of(trunk, backend, source)
-    sizes.pooling = args.pooling
+    config = wavlm_import.config_of(trunk, backend, source, args.pooling)
     torch.manual_seed(0)
-    config = cfg.resolve("encoder", {"name": "wavlm", **cfg.dump(sizes)})
     weights = {f"trunk.{k}": v for k, v in trunk.items()}
     mhfa = backend if args.pooling == "mhfa" else {}
     weights |= {f"backend.{k}": v for k, v in mhfa.items()}
     # The mask of pre-training is not used to embed: a model saved without it gets the one that was made.
     made = {"trunk.masked_spec_embed"} - weights.keys() | ({"backend."} if not mhfa else set())
-    checkpoint.check_sizes(config, weights, source, tuple(made), hint=HINT)
-    encoder = cfg.build("encoder", config)
+    check_sizes(config, weights, source, tuple(made), hint=HINT)
+    encoder = cfg.build(config)
     own = {k: v for k, v in encoder.state_dict().items() if k.startswith(tuple(made))} if made else {}
     checkpoint.load_state_strict(encoder, {**own, **weights}, source, hint=HINT)
     checkpoint.save_import(out, encoder, config, {"command": sys.argv, "source": str(source), **made_of})

@@ -74,7 +74,7 @@ def peak(model: Path, key: str) -> float:
 def labeled_steps(config, labeled: int, unlabeled: int) -> tuple[int, int]:
     """(batch size, steps an epoch) of training on the labeled part alone: all rows of the two-stream batch's
     unlabeled share, as far as there are labeled utterances; as many steps as one pass over the unlabeled part."""
-    share = config.batch_size - min(labeled, config.sampler.labeled)
+    share = config.batch_size - min(labeled, config.sampler.labeled_batch_size)
     return min(labeled, share), unlabeled // share
 
 
@@ -90,11 +90,11 @@ def main() -> None:
     else:
         from pyspkv.base import config as cfg
         from pyspkv.data.datadir import DataDir
-        from pyspkv.train.trainer import TrainConfig
+        from pyspkv.train.config import TrainConfig
 
         sizes = [len(DataDir.read(d, need_wav=False).utts) for d in (args.labeled_data, args.unlabeled)]
         batch, steps = labeled_steps(cfg.load(TrainConfig, args.config), *sizes)
-        text = f"batch_size: {batch}\nsampler: {{name: repeat, steps: {steps}}}\n"
+        text = f"batch_size: {batch}\nsampler: {{name: fixed_steps, steps: {steps}}}\n"
     with atomic_file(args.out) as f:
         f.write(text)
     print(f"{args.out}: {', '.join(text.splitlines())}")

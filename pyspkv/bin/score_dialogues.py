@@ -42,12 +42,13 @@ def main() -> None:
 
     from pyspkv.base import config as cfg
     from pyspkv.base.atomic import atomic_file
-    from pyspkv.base.checkpoint import load_encoder, resolve_model
+    from pyspkv.base.checkpoint import resolve_model
     from pyspkv.base.device import device as default_device
     from pyspkv.data.datadir import DataDir
     from pyspkv.data.tables import read_table
     from pyspkv.dialogue.rank import rank_dialogues
-    from pyspkv.objectives.dialogue import PairsConfig
+    from pyspkv.models.load import load_encoder
+    from pyspkv.objectives.dialogue import DialogueConfig
 
     data = DataDir.read(args.data)
     if "utt2dialogue" not in data.utt_tables:
@@ -57,8 +58,8 @@ def main() -> None:
     mixed = read_table(args.mixed, "flag") if args.mixed else None
     device = default_device()
     raw = cfg.read(resolve_model(args.model).parent / "config.yaml").get("objective", {})
-    pairs = isinstance(raw, dict) and raw.get("name") == "pairs"
-    reject = cfg.resolve("objective", raw).reject if pairs else PairsConfig().reject
+    ours = isinstance(raw, dict) and raw.get("name") == "dialogue"
+    reject = (cfg.validate(DialogueConfig, raw, "objective") if ours else DialogueConfig()).reject
     encoder = load_encoder(args.model).to(device)
     how = {
         "reject": reject,

@@ -80,7 +80,7 @@ def conditions(args, cache: Path) -> dict[str, Callable]:
         out[f"{s:g} s"] = cut(f"{s:g} s", s)
     for db in args.snr if args.noise else ():
         name = f"noise {db:g} dB"
-        out[name] = augment(name, reverb_weight=0.0, rir_bank=0, noise=args.noise, noise_snr=(db, db))
+        out[name] = augment(name, reverb_weight=0.0, rir_bank=0, noise_list=args.noise, noise_snr=(db, db))
     for s in args.rt60:
         name = f"reverberation {s:g} s"
         out[name] = augment(name, additive_weight=0.0, rir_bank=30, rir_rt60=(s, s))
@@ -91,10 +91,10 @@ def main() -> None:
     args = parse()
 
     from pyspkv.base.atomic import atomic_file
-    from pyspkv.base.checkpoint import load_encoder
     from pyspkv.base.device import device as default_device
     from pyspkv.data.datadir import DataDir
     from pyspkv.data.trials import trials_over
+    from pyspkv.models.load import load_encoder
     from pyspkv.report import plots
     from pyspkv.score import metrics, scoring
     from pyspkv.score.extract import embed

@@ -77,7 +77,8 @@ def main() -> None:
     from pyspkv.base import config as cfg
     from pyspkv.base import distributed
     from pyspkv.data.datadir import DataDir
-    from pyspkv.train.trainer import TrainConfig, Trainer
+    from pyspkv.train.config import TrainConfig
+    from pyspkv.train.trainer import Trainer
 
     config = cfg.load(TrainConfig, args.config, args.set)
     if args.print_config:

@@ -4,7 +4,6 @@ import itertools
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -101,7 +100,7 @@ def rank_dialogues(
     if not names:
         raise UserError("no dialogue has two utterances", file=data.path)
     if reject.kind in ("none", "oracle"):
-        reject = replace(reject, kind="power")
+        reject = reject.model_copy(update={"kind": "power"})
     c = torch.from_numpy(mean)
     weight = rejection(c, reject, c.mean(), c.std(correction=0)).numpy()
     rows = [

@@ -1,26 +1,34 @@
 """LSTM d-vector encoder (Wan et al. 2018, arXiv 1710.10467): the last frame's output is the utterance's."""
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from pyspkv.base.config import Config, Count, Size, implements
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
 
 
-@dataclass(kw_only=True)
-class DVectorConfig:
-    hidden: int = 256
-    layers: int = 3
-    embed_dim: int = 256
-    n_mels: int = 40
+class DVectorConfig(Config):
+    """LSTM d-vectors (Wan et al. 2018): for small corpora, and the encoder that apc can pre-train."""
+
+    name: Literal["dvector"] = "dvector"
+    hidden: Size = Field(
+        256, description="Units of each LSTM layer (768 in the paper). Larger is slower on a CPU."
+    )
+    layers: Count = Field(3, description="LSTM layers (3 in the paper).")
+    embed_dim: Size = Field(256, description="Size of the embedding. 256 in the paper.")
+    n_mels: Count = Field(
+        40, description="Mel bands of the filterbank. A model starts only from one with the same number."
+    )
 
 
+@implements(DVectorConfig)
 class DVector(Encoder):
     """Causal: a frame's output depends on the frames up to it, so APC can pre-train it."""
 
-    Config = DVectorConfig
     causal = True
 
     def __init__(self, config: DVectorConfig):

@@ -4,27 +4,53 @@ On a CPU a 1 x 1 convolution over [B, T, C] is a plain matrix product, about twi
 [B, C, T] (benchmarks/RESULTS.md), and dilated ones are a product over shifted copies.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyspkv.base.errors import UserError
+from pyspkv.base.config import Config, Count, Size, implements
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
 from pyspkv.models.pooling import AttentiveStatsPool
 
 
-@dataclass(kw_only=True)
-class ECAPAConfig:
-    channels: int = 512  # width C of the three SE-Res2 blocks
-    mfa_channels: int = 1536  # width of the layer that joins the blocks (multi-layer feature aggregation)
-    embed_dim: int = 192
-    n_mels: int = 80
-    scale: int = 8  # Res2Net groups
-    bottleneck: int = 128  # squeeze-excitation and attention
-    attention: int = 0  # the attention's own bottleneck; 0 = the same
+class ECAPAConfig(Config):
+    """ECAPA-TDNN (Desplanques et al. 2020). Use narrow widths (64 to 128) on a CPU or a small corpus."""
+
+    name: Literal["ecapa"] = "ecapa"
+    channels: Size = Field(
+        512,
+        description="Width of the three SE-Res2 blocks, a multiple of `scale` (512 or 1024 in the paper). "
+        "Start here to make the network larger or faster.",
+    )
+    mfa_channels: Size = Field(
+        1536,
+        description="Width of the layer that joins the blocks (multi-layer feature aggregation; 1536 in "
+        "the paper). Keep it about three times `channels`.",
+    )
+    embed_dim: Size = Field(192, description="Size of the embedding. 192 in the paper.")
+    n_mels: Count = Field(
+        80, description="Mel bands of the filterbank. A model starts only from one with the same number."
+    )
+    scale: Count = Field(8, description="Groups of the Res2Net convolutions (8 in the paper).")
+    se_channels: Size = Field(
+        128, description="Bottleneck of the squeeze-excitation (128 in the paper). Lower it with `channels`."
+    )
+    attention_channels: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Bottleneck of the attentive pooling (128 in the paper). 0: the same as `se_channels`.",
+    )
+
+    @model_validator(mode="after")
+    def _groups(self) -> "ECAPAConfig":
+        if self.channels % self.scale:
+            raise ValueError(f"channels {self.channels} is no multiple of scale {self.scale}")
+        return self
 
 
 class _Shifts(torch.autograd.Function):
@@ -106,19 +132,16 @@ class SERes2Block(nn.Module):
         return torch.addcmul(x, h, gate[:, None])
 
 
+@implements(ECAPAConfig)
 class ECAPA(Encoder):
-    Config = ECAPAConfig
-
     def __init__(self, config: ECAPAConfig):
         super().__init__(config.n_mels)
         c = config
-        if c.channels % c.scale:
-            raise UserError(f"encoder.channels {c.channels} is no multiple of scale {c.scale}")
         self.embed_dim = c.embed_dim
         self.stem = ConvReluNorm(c.n_mels, c.channels, 5)
-        self.blocks = nn.ModuleList(SERes2Block(c.channels, d, c.scale, c.bottleneck) for d in (2, 3, 4))
+        self.blocks = nn.ModuleList(SERes2Block(c.channels, d, c.scale, c.se_channels) for d in (2, 3, 4))
         self.mfa = nn.Linear(3 * c.channels, c.mfa_channels)
-        self.attention = AttentiveStatsPool(c.mfa_channels, c.attention or c.bottleneck)
+        self.attention = AttentiveStatsPool(c.mfa_channels, c.attention_channels or c.se_channels)
         self.pool_norm = BatchNorm(2 * c.mfa_channels)
         self.fc = nn.Linear(2 * c.mfa_channels, c.embed_dim)
         self.out_norm = BatchNorm(c.embed_dim)

@@ -1,24 +1,37 @@
 """ResNet34 for speakers (as in He et al. 2016, narrow stem; x-vector use as in Zeinali et al. 2019)."""
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyspkv.base.errors import UserError
+from pyspkv.base.config import Config, Count, Size, implements
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
 from pyspkv.models.pooling import AttentiveStatsPool, StatsPool
 
 
-@dataclass(kw_only=True)
-class ResNetConfig:
-    channels: int = 32  # width of the first stage; doubled in each of the next three
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)  # ResNet34
-    embed_dim: int = 256
-    n_mels: int = 80
-    attentive: bool = False  # attentive statistics pooling instead of plain statistics
+class ResNetConfig(Config):
+    """ResNet with 2-D convolutions over time and frequency; the defaults are ResNet34."""
+
+    name: Literal["resnet"] = "resnet"
+    channels: Size = Field(
+        32, description="Width of the first stage, doubled in each of the next three. Lower it for speed."
+    )
+    blocks: tuple[Count, Count, Count, Count] = Field(
+        (3, 4, 6, 3),
+        description="Residual blocks of the four stages. (3, 4, 6, 3) is ResNet34, (2, 2, 2, 2) ResNet18.",
+    )
+    embed_dim: Size = Field(256, description="Size of the embedding.")
+    n_mels: Count = Field(
+        80, description="Mel bands of the filterbank. A model starts only from one with the same number."
+    )
+    attentive: bool = Field(
+        False,
+        description="Attentive statistics pooling, as in ECAPA-TDNN, instead of plain mean and deviation.",
+    )
 
 
 class Norm2d(BatchNorm):
@@ -51,14 +64,11 @@ class BasicBlock(nn.Module):
         return (y, None) if mask is None else (y * mask[:, None, None], mask)
 
 
+@implements(ResNetConfig)
 class ResNet(Encoder):
-    Config = ResNetConfig
-
     def __init__(self, config: ResNetConfig):
         super().__init__(config.n_mels)
         c = config
-        if min(c.blocks) < 1:
-            raise UserError(f"encoder.blocks {list(c.blocks)} has a stage without a block")
         self.embed_dim = c.embed_dim
         self.stem = nn.Conv2d(1, c.channels, 3, 1, 1, bias=False)
         self.stem_norm = Norm2d(c.channels)

@@ -5,15 +5,16 @@ batch, scaled-dot-product attention (written out on a CPU) with each layer's gat
 nothing (the group norm of the first convolution leaves padded samples out, which transformers' does not).
 """
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pyspkv.base.config import Config, Count, NotNegative, Positive, Size, implements
 from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import transformers
 from pyspkv.models.encoder import Encoder, frame_mask
@@ -22,37 +23,82 @@ from pyspkv.models.norm import BatchNorm
 CONV_KERNELS, CONV_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # stride 320, receptive field 400
 
 
-@dataclass(kw_only=True)
-class WavLMConfig:
-    """Defaults: WavLM-Base+ with the paper's MHFA (94,381,936 + 2,302,554 parameters)."""
+class WavLMConfig(Config):
+    """A WavLM trunk with pooling on top. Defaults: WavLM-Base+ with the MHFA of its paper (94,381,936 + 2,302,554
+    parameters)."""
 
-    layers: int = 12
-    dim: int = 768
-    heads: int = 12
-    ffn: int = 3072
-    conv_dim: int = 512
-    pos_conv_kernel: int = 128
-    pos_conv_groups: int = 16
-    pooling: Literal["mhfa", "mean"] = (
-        "mhfa"  # mean: of all layers and frames, embed_dim = dim, nothing to train
+    name: Literal["wavlm"] = "wavlm"
+    layers: Count = Field(12, description="Transformer layers. Base has 12, Large 24.")
+    dim: Size = Field(
+        768,
+        description="Width of the transformer, a multiple of `heads` and `pos_conv_groups`. Base has 768.",
     )
-    embed_dim: int = 256
-    mhfa_heads: int = 64
-    mhfa_dim: int = 128
-    # The embedding normalized by the batch: of a trunk from scratch all embeddings point one way, and stay so.
-    normalize: bool = False
-    dropout: float = 0.1
-    attention_dropout: float = 0.1
-    layerdrop: float = 0.05
-    # front: convolutions, projection and position embedding stay as they are (the paper); trunk: the layers too.
-    freeze: Literal["none", "front", "trunk"] = "front"
-    trunk_lr: float = 0.004  # the lowest layer's share of optim.lr (the paper: 2e-5 of 5e-3)
-    layer_growth: float = 1.0  # each layer's rate is this times the one below (the paper: xi)
-    pretrained: str = ""  # run folder (bin.import_checkpoint) whose trunk training starts from
-    pull: float = 0.0  # weight of the squared distance to that trunk's weights, summed (the paper: 0.01)
-    checkpointing: bool = (
-        False  # recompute each layer in the backward pass: a third slower, a fraction of the memory
+    heads: Size = Field(12, description="Attention heads of a layer. Base has 12.")
+    ffn: Size = Field(3072, description="Width of the feed-forward layers. Base has 3072.")
+    conv_dim: Size = Field(512, description="Channels of the convolutions on the waveform. Base has 512.")
+    pos_conv_kernel: Size = Field(
+        128, description="Kernel of the position embedding, in frames. Base has 128."
     )
+    pos_conv_groups: Size = Field(16, description="Groups of the position embedding. Base has 16.")
+    pooling: Literal["mhfa", "mean"] = Field(
+        "mhfa",
+        description="mhfa: multi-head factorised attentive pooling (Peng et al. 2022). mean: mean of all "
+        "layers and frames, with embed_dim = dim and nothing to train; for first labels straight from the "
+        "trunk.",
+    )
+    embed_dim: Size = Field(256, description="Size of the embedding with mhfa (256 in the paper).")
+    mhfa_heads: Size = Field(64, description="Heads of MHFA (64 in the paper).")
+    mhfa_dim: Size = Field(128, description="Width of MHFA's keys and values (128 in the paper).")
+    embedding_batchnorm: bool = Field(
+        False,
+        description="Batch-normalize the embedding. Set it when the trunk is trained from scratch: without "
+        "it all embeddings collapse to one direction.",
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout after each part of a layer, in training.")
+    attention_dropout: float = Field(
+        0.1, ge=0, lt=1, description="Dropout of the attention weights, in training."
+    )
+    layerdrop: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Probability of skipping a layer in a training step. Use 0 with few layers.",
+    )
+    freeze: Literal["none", "front", "trunk"] = Field(
+        "front",
+        description="What is not trained. front: convolutions, projection and position embedding (the "
+        "paper). trunk: all layers, too, so that only the pooling learns. none: for training from scratch.",
+    )
+    trunk_lr_scale: Positive = Field(
+        0.004,
+        description="Factor on optim.lr for the lowest layer of the trunk (the paper: 2e-5 of 5e-3). Use 1 "
+        "from scratch.",
+    )
+    layerwise_lr_growth: Positive = Field(
+        1.0, description="Factor on a layer's rate over that of the layer below (xi in the paper)."
+    )
+    pretrained: str = Field(
+        "",
+        description="Model folder whose trunk the training starts from, as bin.import_checkpoint makes it.",
+    )
+    l2_sp_weight: NotNegative = Field(
+        0.0,
+        description="Weight of the squared distance to the weights of `pretrained` (L2-SP). The paper has "
+        "0.01. Raise it when the fine-tuned trunk forgets.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute each layer again in the backward pass: a third slower, with a fraction of the "
+        "memory. Set it when a GPU is out of memory.",
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> "WavLMConfig":
+        if self.dim % self.heads or self.dim % self.pos_conv_groups:
+            raise ValueError(
+                f"dim {self.dim} is not a multiple of heads {self.heads} and pos_conv_groups {self.pos_conv_groups}"
+            )
+        return self
 
 
 def hf_config(c: WavLMConfig):
@@ -133,22 +179,12 @@ class MeanPool(nn.Module):
         return (mixed * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
+@implements(WavLMConfig)
 class WavLM(Encoder):
-    Config = WavLMConfig
     min_samples = 720  # two frames
 
     def __init__(self, config: WavLMConfig):
         nn.Module.__init__(self)  # no filterbanks
-        if config.dim % config.heads or config.dim % config.pos_conv_groups:
-            raise UserError(
-                f"encoder.dim {config.dim} is not a multiple of heads {config.heads} and "
-                f"pos_conv_groups {config.pos_conv_groups}"
-            )
-        if config.layers < 1:
-            raise UserError(f"encoder.layers {config.layers} is below 1")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(config, name) < 1:
-                raise UserError(f"encoder.{name} {getattr(config, name)} is not in 0 .. 1")
         self.config = c = config
         self.trunk = transformers().WavLMModel(hf_config(c))
         if c.pooling == "mhfa":
@@ -157,7 +193,7 @@ class WavLM(Encoder):
         else:
             self.embed_dim = c.dim
             self.backend = MeanPool(c.layers)
-        self.norm = BatchNorm(self.embed_dim) if c.normalize else nn.Identity()
+        self.norm = BatchNorm(self.embed_dim) if c.embedding_batchnorm else nn.Identity()
         self.anchor: list[Tensor] = []  # pre-trained values of `_pulled()`
         t = self.trunk
         front = [t.feature_extractor, t.feature_projection, t.encoder.pos_conv_embed, t.encoder.layer_norm]
@@ -179,16 +215,17 @@ class WavLM(Encoder):
         from pyspkv.base import checkpoint as ckpt
 
         c = self.config
-        if c.pull and not c.pretrained:
+        if c.l2_sp_weight and not c.pretrained:
             raise UserError(
-                "encoder.pull needs encoder.pretrained", hint="name the imported trunk, or pull: 0"
+                "encoder.l2_sp_weight needs encoder.pretrained",
+                hint="name the imported trunk, or l2_sp_weight: 0",
             )
         if not c.pretrained:
             return
         folder = ckpt.resolve_model(c.pretrained)
         theirs = {k[6:]: v for k, v in ckpt.encoder_weights(folder).items() if k.startswith("trunk.")}
         ckpt.load_state_strict(self.trunk, theirs, folder)
-        if c.pull:
+        if c.l2_sp_weight:
             self.anchor = [p.detach().clone() for p in self._pulled()]
 
     def _pulled(self) -> list[nn.Parameter]:
@@ -202,19 +239,20 @@ class WavLM(Encoder):
         self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params)]
         gaps = [p - a for p, a in zip(params, self.anchor)]
         if not faithful:
-            return self.config.pull * sum(gap.square().sum() for gap in gaps)
+            return self.config.l2_sp_weight * sum(gap.square().sum() for gap in gaps)
         norms = sum(torch.linalg.vector_norm(gap) for gap in gaps)
-        return self.config.pull * norms / (norms.detach() + 1e-5)
+        return self.config.l2_sp_weight * norms / (norms.detach() + 1e-5)
 
     def param_groups(self) -> list[dict]:
-        """Layer-wise rates: layer l of the trunk trunk_lr x layer_growth^l, what is not of a layer as the lowest."""
+        """Layer-wise rates: layer l of the trunk trunk_lr_scale x layerwise_lr_growth^l; what is of no layer as the
+        lowest."""
         c, groups, in_layers = self.config, [], set()
         for i, layer in enumerate(self.trunk.encoder.layers):
             params = [p for p in layer.parameters() if p.requires_grad]
             in_layers |= {id(p) for p in params}
-            groups.append({"params": params, "lr_scale": c.trunk_lr * c.layer_growth**i})
+            groups.append({"params": params, "lr_scale": c.trunk_lr_scale * c.layerwise_lr_growth**i})
         rest = [p for p in self.trunk.parameters() if p.requires_grad and id(p) not in in_layers]
-        groups.append({"params": rest, "lr_scale": c.trunk_lr})
+        groups.append({"params": rest, "lr_scale": c.trunk_lr_scale})
         groups.append({"params": [*self.backend.parameters(), *self.norm.parameters()], "lr_scale": 1.0})
         return [g for g in groups if g["params"]]
 
@@ -277,7 +315,7 @@ class WavLM(Encoder):
             )
             run, rates = _on(h.device, transformer_layer), (c.heads, c.dropout, c.attention_dropout)
             for layer, dropped in zip(t.encoder.layers, skipped.tolist()):
-                if c.checkpointing and torch.is_grad_enabled():
+                if c.gradient_checkpointing and torch.is_grad_enabled():
                     out = checkpoint(run, layer, h, bias, padded, *rates, use_reentrant=False)
                 else:
                     out = run(layer, h, bias, padded, *rates)

@@ -10,6 +10,7 @@ import struct
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -170,24 +171,27 @@ def _trunk(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {rename(k): v.float() for k, v in tensors.items()}
 
 
-def config_of(trunk: dict[str, Tensor], backend: dict[str, Tensor], file) -> WavLMConfig:
+def config_of(
+    trunk: dict[str, Tensor], backend: dict[str, Tensor], file, pooling: Literal["mhfa", "mean"] = "mhfa"
+) -> WavLMConfig:
     """The sizes, from the shapes."""
     try:
         proj = trunk["feature_projection.projection.weight"]
         heads = trunk["encoder.layers.0.attention.rel_attn_embed.weight"].shape[1]
         pos = trunk["encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
-        c = WavLMConfig(
-            layers=_count_layers(trunk, file),
-            dim=proj.shape[0],
-            heads=heads,
-            ffn=trunk["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0],
-            conv_dim=proj.shape[1],
-            pos_conv_kernel=pos.shape[2],
-            pos_conv_groups=pos.shape[0] // pos.shape[1],
-        )
+        sizes: dict[str, Any] = {
+            "layers": _count_layers(trunk, file),
+            "dim": proj.shape[0],
+            "heads": heads,
+            "ffn": trunk["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0],
+            "conv_dim": proj.shape[1],
+            "pos_conv_kernel": pos.shape[2],
+            "pos_conv_groups": pos.shape[0] // pos.shape[1],
+        }
         if backend:
-            c.mhfa_heads, c.mhfa_dim = backend["att_head.weight"].shape
-            c.embed_dim = backend["pooling_fc.weight"].shape[0]
+            sizes["mhfa_heads"], sizes["mhfa_dim"] = backend["att_head.weight"].shape
+            sizes["embed_dim"] = backend["pooling_fc.weight"].shape[0]
+        c = WavLMConfig(pooling=pooling, **sizes)
     except KeyError as err:
         raise UserError(f"is no WavLM: tensor {err.args[0]} is missing", file=file) from None
     except (ValueError, IndexError, ZeroDivisionError):

@@ -1,29 +1,38 @@
 """X-vector TDNN encoder (Snyder et al., "X-vectors: Robust DNN embeddings for speaker recognition", ICASSP 2018)."""
 
-from dataclasses import dataclass
+from typing import Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from pyspkv.base.config import Config, Count, Size, implements
 from pyspkv.models.ecapa import ConvReluNorm, masked
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.pooling import StatsPool
 
 
-@dataclass(kw_only=True)
-class XVectorConfig:
-    channels: int = 512  # width of the frame-level layers
-    pool_channels: int = 1500  # width of the last one, whose mean and deviation over time are the utterance's
-    embed_dim: int = 512
-    n_mels: int = 40
+class XVectorConfig(Config):
+    """X-vector TDNN (Snyder et al. 2018): the cheapest encoder for short utterances."""
+
+    name: Literal["xvector"] = "xvector"
+    channels: Size = Field(512, description="Width of the frame-level layers (512 in the paper).")
+    pool_channels: Size = Field(
+        1500,
+        description="Width of the last frame-level layer, whose mean and deviation over time are pooled "
+        "(1500 in the paper).",
+    )
+    embed_dim: Size = Field(512, description="Size of the embedding. 512 in the paper.")
+    n_mels: Count = Field(
+        40, description="Mel bands of the filterbank. A model starts only from one with the same number."
+    )
 
 
+@implements(XVectorConfig)
 class XVector(Encoder):
     """Table 1 of the paper: five frame-level layers, statistics pooling, and segment6's affine part as embedding.
 
     The cheapest encoder here for short utterances: no recurrence, no attention.
     """
-
-    Config = XVectorConfig
 
     def __init__(self, config: XVectorConfig):
         super().__init__(config.n_mels)

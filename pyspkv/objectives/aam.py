@@ -1,42 +1,77 @@
 """Classification of (pseudo-)speakers with AAM-softmax, sub-centers and a label gate."""
 
 import math
-from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base import config as cfg
+from pyspkv.base.config import Config, Count, Epochs, Positive, Seconds, implements
 from pyspkv.base.distributed import all_reduce_sum
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, WithGate, spread
-from pyspkv.objectives.loss_gates import Gate
+from pyspkv.objectives.loss_gates import Gate, GateConfig, NoGateConfig
 
 
-@dataclass(kw_only=True)
-class MarginConfig:
-    crop_seconds: float = 2.0
-    augment: bool = True
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    scale: float = 30.0
-    margin: float = 0.2
-    margin_warmup_epochs: tuple[float, float] = (0.0, 0.0)  # 0 until the first, full from the second
-    sub_centers: int = 1  # centers per class; the nearest counts (Deng et al. 2020)
-    encoder_lr: float = (
-        1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
+class AAMConfig(Config):
+    """AAM-softmax on (pseudo-)speakers: the rounds, fine-tuning and supervised training."""
+
+    name: Literal["aam"] = "aam"
+    crop_seconds: Seconds = Field(
+        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
     )
-    # What the authors of arXiv 2406.02285 released, to compare: the loss and the
-    # pull to the pre-trained weights (norms, not squares) are each divided by their own value; labels are corrected
-    # by softmax(W z / 0.1) in training mode, the margin stays on the old label, the sum is divided by B.
-    faithful: bool = False
-    # The gate sees the loss with the margin, as in the papers. In short runs that stays high for many right labels too;
-    # without the margin they part from the wrong ones sooner.
-    gate_margin: bool = True
-    gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
+    augment: bool = Field(
+        True, description="Augment the crops (see augment). Off only to measure what it brings."
+    )
+    spec_augment: SpecAugmentConfig = Field(
+        SpecAugmentConfig(), description="Masks on the features. Off by default."
+    )
+    scale: Positive = Field(
+        30.0,
+        description="Factor on the cosines before the softmax. 30 to 32 is usual; more makes the softmax "
+        "sharper.",
+    )
+    margin: float = Field(
+        0.2,
+        ge=0,
+        lt=1.6,
+        description="Angular margin in radians on the label's class. 0.2 is usual, 0.4 to 0.5 in "
+        "large-margin fine-tuning.",
+    )
+    margin_warmup_epochs: Epochs = Field(
+        (0.0, 0.0),
+        description="The margin is 0 until the first epoch and full from the second. Use it from scratch: "
+        "a margin from the first step can keep a network from learning.",
+    )
+    sub_centers: Count = Field(
+        1,
+        description="Centers of a class, of which the nearest counts (Deng et al. 2020). 2 or 3 take in "
+        "mixed clusters.",
+    )
+    encoder_lr_scale: Positive = Field(
+        1.0,
+        description="Factor on the encoder's learning rate. Lower it (0.1) when the encoder starts trained "
+        "and the head does not.",
+    )
+    match_released_code: bool = Field(
+        False,
+        description="Follow the code that the authors of arXiv 2406.02285 released, to compare: loss and "
+        "L2-SP term (of norms, not squares) are each divided by their own value; labels are corrected by "
+        "softmax(W z / 0.1) in training mode; the margin stays on the old label; the sum is divided by the "
+        "batch size.",
+    )
+    gate_on_margin_loss: bool = Field(
+        True,
+        description="The gate sees the loss with the margin, as in the papers. In short runs right labels "
+        "keep a high loss with margin, too: set false to tell them from wrong ones sooner.",
+    )
+    gate: GateConfig = Field(NoGateConfig(), description="Which labels to believe: see the section on gates.")
 
 
 def margin_logits(cos: Tensor, target: Tensor, margin: float) -> Tensor:
@@ -68,7 +103,8 @@ class AAMHead(nn.Module):
         return x.unflatten(1, (-1, self.sub_centers)).amax(2) if self.sub_centers > 1 else x
 
 
-class Margin(WithGate, Objective):
+@implements(AAMConfig)
+class AAM(WithGate, Objective):
     """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate.
 
     With labels y_i (classes: speaker x speed), gate weights g_i, logits u_i with the margin at the label, and the class
@@ -79,23 +115,22 @@ class Margin(WithGate, Objective):
 
     In C the margin moves to t_i. A class of another speed would be false, as the crop was made at this one. Where the
     classifier is sure of the very label that the gate refused nothing is corrected, and the utterance stays out (logged
-    as `corrected_same`); `faithful` takes it back in, as the released code does.
+    as `corrected_same`); `match_released_code` takes it back in, as the released code does.
     """
 
-    Config = MarginConfig
     supports_unlabeled = False
     needs_speakers = True
 
-    def __init__(self, config: MarginConfig, encoder: Encoder, info: RunInfo):
+    def __init__(self, config: AAMConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = config
         self.num_classes = info.num_classes
         # Another speed is another voice: each speed of a speaker is a class of its own.
         self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centers)
-        self.gate: Gate = cfg.build("gate", config.gate, info.num_rows)
+        self.gate: Gate = cfg.build(config.gate, info.num_rows)
 
     def optimizers(self) -> dict[str, list[dict]]:
-        return super().optimizers(self.config.encoder_lr)
+        return super().optimizers(self.config.encoder_lr_scale)
 
     def views(self) -> dict[str, View]:
         c = self.config
@@ -115,28 +150,28 @@ class Margin(WithGate, Objective):
             loss = F.cross_entropy(logits, label, reduction="none")
             gate_loss = (
                 loss.detach()
-                if c.gate_margin
+                if c.gate_on_margin_loss
                 else F.cross_entropy(c.scale * cos.detach(), label, reduction="none")
             )
         kept = self.gate(batch.index, gate_loss, self.epoch_now)
         total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
         rejected, num_predicted, same = torch.nonzero(kept == 0)[:, 0], 0, torch.zeros_like(kept)
-        if self.gate.corrects(self.epoch_now) and (c.faithful or len(rejected)):
+        if self.gate.corrects(self.epoch_now) and (c.match_released_code or len(rejected)):
             # In training mode batch statistics are all-reduced, so that every rank must take part.
-            rows = torch.arange(len(label), device=label.device) if c.faithful else rejected
+            rows = torch.arange(len(label), device=label.device) if c.match_released_code else rejected
             num_predicted = len(rows)
             target, sure = self.predict(batch.views["clean"], rows, batch.speed[rows])
             sure = sure & (kept[rows] == 0)
             same = sure & (target == label[rows])
-            if not c.faithful:
+            if not c.match_released_code:
                 sure = sure & ~same
             rows, target = rows[sure], target[sure]
-            if not c.faithful:
+            if not c.match_released_code:
                 logits = c.scale * margin_logits(cos, label.scatter(0, rows, target), margin)
             total = total + F.cross_entropy(logits[rows], target, reduction="sum")
             corrected[rows] = 1
         batch_size = len(label)
-        if self.gate.corrects(self.epoch_now) and c.faithful:
+        if self.gate.corrects(self.epoch_now) and c.match_released_code:
             weight = torch.full_like(weight, batch_size)
         else:
             weight = weight + corrected.sum()
@@ -145,7 +180,7 @@ class Margin(WithGate, Objective):
         if "clean" in batch.views:
             stats["corrected_same"] = same.float().sum()
         stats = {k: (v, batch_size) for k, v in stats.items()}
-        if c.faithful:
+        if c.match_released_code:
             stats["cross_entropy"] = total.detach(), weight
             counted = all_reduce_sum(weight).clamp_min(1)
             value = all_reduce_sum(total.detach()) / counted  # of all processes, as one would have it
@@ -154,7 +189,7 @@ class Margin(WithGate, Objective):
         return Losses({"aam": (total, weight)}, stats, spread(unit), encoded)
 
     def pull(self, faithful: bool = False) -> dict[str, Mean]:
-        return super().pull(self.config.faithful)
+        return super().pull(self.config.match_released_code)
 
     @torch.no_grad()
     def predict(self, view: tuple[Tensor, Tensor], rows: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,11 +201,11 @@ class Margin(WithGate, Objective):
         """
         c, was = self.config, self.encoder.training
         wave, lengths = view
-        self.encoder.train(was and c.faithful)
+        self.encoder.train(was and c.match_released_code)
         z = self.encode((wave[rows], lengths[rows])).float()
         self.encoder.train(was)
         with torch.autocast(z.device.type, enabled=False):
-            if c.faithful:
+            if c.match_released_code:
                 logits = self.head.nearest(F.linear(z, self.head.weight)) / 0.1
             else:
                 logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature

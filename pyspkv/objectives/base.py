@@ -23,7 +23,7 @@ class RunInfo:
     num_classes: int
     steps_per_epoch: int
     epochs: int
-    num_speeds: int = 1  # augment.speeds
+    num_speeds: int = 1  # augment.speed_perturb
     num_labeled: int = 0  # rows of the first data directory; the unlabeled one's come behind
 
 
@@ -54,7 +54,9 @@ class Objective(nn.Module):
 
     eval_module = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
     needs_initial_embeddings = False  # `init_from_embeddings` is called before a new run's first step
-    supports_speed_perturb = True  # augment.speeds; where a speaker is one class at any speed, it does not
+    supports_speed_perturb = (
+        True  # augment.speed_perturb; where a speaker is one class at any speed, it does not
+    )
     supports_unlabeled = True  # a second data directory
     needs_speakers = False  # speakers are its classes, so that it needs two
 
@@ -62,8 +64,8 @@ class Objective(nn.Module):
         super().__init__()
         if info.num_speeds > 1 and not self.supports_speed_perturb:
             raise UserError(
-                "augment.speeds makes other voices, and this objective has no classes for them",
-                hint="leave augment.speeds out",
+                "augment.speed_perturb makes other voices, and this objective has no classes for them",
+                hint="leave augment.speed_perturb out",
             )
         if 0 < info.num_labeled < info.num_rows and not self.supports_unlabeled:
             name = type(self).__name__.lower()

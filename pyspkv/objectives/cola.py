@@ -1,28 +1,33 @@
 """COLA pre-training (Saeed, Grangier, Zeghidour 2021, arXiv 2010.10915): two crops of a recording belong together."""
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
+from pyspkv.base.config import Config, NotNegative, Seconds, Size, implements
 from pyspkv.base.distributed import gather, rank
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 
 
-@dataclass(kw_only=True)
-class COLAConfig:
-    crop_seconds: float = 1.0
-    noise: float = 0.001  # deviation of the Gaussian noise on the positive
-    head_dim: int = 512
+class COLAConfig(Config):
+    """COLA (Saeed et al. 2021): two crops of a recording belong together; a baseline for dialogues."""
+
+    name: Literal["cola"] = "cola"
+    crop_seconds: Seconds = Field(1.0, description="Length of each of the two crops (0.96 s in the paper).")
+    noise_std: NotNegative = Field(0.001, description="Deviation of the Gaussian noise on the second crop.")
+    head_dim: Size = Field(
+        512, description="Size of the projection that the similarity is of (512 in the paper)."
+    )
 
 
+@implements(COLAConfig)
 class COLA(Objective):
     """Cross-entropy in one direction over bilinear similarities g(x)^T W g(x'); head and W go with the run."""
-
-    Config = COLAConfig
 
     def __init__(self, config: COLAConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
@@ -39,7 +44,7 @@ class COLA(Objective):
     def forward(self, batch: Batch) -> Losses:
         (wave_a, len_a), (wave_b, len_b) = batch.views["a"], batch.views["b"]
         if self.training:
-            wave_b = wave_b + self.config.noise * torch.randn_like(wave_b)
+            wave_b = wave_b + self.config.noise_std * torch.randn_like(wave_b)
         z = self.encode((torch.cat([wave_a, wave_b]), torch.cat([len_a, len_b])))
         with torch.autocast(z.device.type, enabled=False):
             a, b = self.head(z).chunk(2)

@@ -5,16 +5,71 @@ those of GLL (Wang et al., IJCAI 2024). What a gate remembers are buffers, so it
 checkpoint; a run that starts from another's weights starts with a new gate.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from pyspkv.base.config import Config, NotNegative, Share, implements
 from pyspkv.base.distributed import all_reduce_sum, gather_rows
 from pyspkv.objectives.loss_gates import merge_rows
 
 
+class AcceptAllConfig(Config):
+    """Every utterance passes (GLL's phase T)."""
+
+    name: Literal["all"] = "all"
+
+
+class VerificationConfig(Config):
+    """What the classifier predicts must be the pseudo-label (GLL's phase V)."""
+
+    name: Literal["verification"] = "verification"
+
+
+class FlexibleConfig(Config):
+    """The confidence must pass a threshold that follows the confidences (GLL's phase L, eq. 5)."""
+
+    name: Literal["flexible"] = "flexible"
+    momentum: Share = Field(
+        0.5,
+        description="Momentum p of the threshold. Nearer to 1, it follows more slowly and keeps out less.",
+    )
+    mode: Literal["indicator", "mean_all"] = Field(
+        "indicator",
+        description="indicator: eq. 5 as printed, confidences below the threshold count as 0. mean_all: "
+        "the authors' early code, the plain mean.",
+    )
+
+
+class FixedConfig(Config):
+    """The confidence must reach a constant (FixMatch, Pseudo Label, GLL's phase F)."""
+
+    name: Literal["fixed"] = "fixed"
+    threshold: NotNegative = Field(
+        0.95,
+        description="Least confidence that passes. It depends on `confidence_scale`: with 1, confidences "
+        "are near 1 / K for K classes.",
+    )
+
+
+class FlexMatchConfig(Config):
+    """A threshold of its own for each class, lower for classes that are seldom sure (FlexMatch, Zhang et al. 2021)."""
+
+    name: Literal["flexmatch"] = "flexmatch"
+    threshold: Share = Field(
+        0.95, description="The threshold c of the class that is sure most often. 0.95 in the paper."
+    )
+
+
+ConfidenceGateConfig = Annotated[
+    AcceptAllConfig | VerificationConfig | FlexibleConfig | FixedConfig | FlexMatchConfig,
+    Field(discriminator="name"),
+]
+
+
+@implements(AcceptAllConfig)
 class AcceptAll(nn.Module):
     """Every utterance passes: GLL's stage T, whose threshold 1 / K is below any maximum of K probabilities. Base of
     the others.
@@ -23,11 +78,7 @@ class AcceptAll(nn.Module):
     passed, and the class it was (or would have been) trained on.
     """
 
-    @dataclass(kw_only=True)
-    class Config:
-        pass
-
-    def __init__(self, config, num_classes: int, num_rows: int, num_labeled: int):
+    def __init__(self, config: Any, num_classes: int, num_rows: int, num_labeled: int):
         super().__init__()
         self.config, self.num_classes, self.num_unlabeled = config, num_classes, num_rows - num_labeled
         self.register_buffer("kept", torch.full((num_rows,), torch.nan))
@@ -74,6 +125,7 @@ class AcceptAll(nn.Module):
         return dict(zip(("kept", "target"), self.last))
 
 
+@implements(VerificationConfig)
 class Verification(AcceptAll):
     """Label verification, GLL's stage V: the prediction is the label (eq. 4, second case; eq. 7)."""
 
@@ -81,12 +133,9 @@ class Verification(AcceptAll):
         return predicted == label
 
 
+@implements(FixedConfig)
 class Fixed(AcceptAll):
     """q_max reaches a constant: FixMatch, Pseudo Label, GLL's fixed threshold."""
-
-    @dataclass(kw_only=True)
-    class Config:
-        threshold: float = 0.95
 
     @property
     def threshold(self) -> float:
@@ -96,14 +145,9 @@ class Fixed(AcceptAll):
         return confidence >= self.config.threshold
 
 
+@implements(FlexibleConfig)
 class Flexible(AcceptAll):
     """Flexible threshold, GLL's stage L: q_max > tau (eq. 4, first case; eq. 6), and tau follows q_max (eq. 5)."""
-
-    @dataclass(kw_only=True)
-    class Config:
-        momentum: float = 0.5  # p
-        # indicator: eq. 5 as printed, those that fail count as 0; mean_all: the authors' early code, the plain mean
-        mode: Literal["indicator", "mean_all"] = "indicator"
 
     def __init__(self, config, num_classes: int, num_rows: int, num_labeled: int):
         super().__init__(config, num_classes, num_rows, num_labeled)
@@ -128,16 +172,13 @@ class Flexible(AcceptAll):
         self.tau.copy_(p * self.tau + (1 - p) * total / num_rows)
 
 
+@implements(FlexMatchConfig)
 class FlexMatch(AcceptAll):
     """FlexMatch (Zhang et al. 2021) with its warm-up: classes that are seldom sure ask for less.
 
     sigma_k counts the unlabeled utterances whose last sure prediction (q_max >= c) was class k, the rest were never
     sure; beta_k = sigma_k / max(max sigma, never sure); the class's threshold is c beta_k / (2 - beta_k).
     """
-
-    @dataclass(kw_only=True)
-    class Config:
-        threshold: float = 0.95  # c
 
     def __init__(self, config, num_classes: int, num_rows: int, num_labeled: int):
         super().__init__(config, num_classes, num_rows, num_labeled)

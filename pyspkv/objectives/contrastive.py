@@ -1,33 +1,55 @@
 """Pre-training without labels: two crops of one utterance attract, those of other utterances repel."""
 
 import math
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base.config import Config, NotNegative, Positive, Seconds, implements
 from pyspkv.base.distributed import gather, rank
-from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
 from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 
 
-@dataclass(kw_only=True)
-class ContrastiveConfig:
-    loss: Literal["nt_xent", "angular_proto"] = "nt_xent"
-    crop_seconds: float = 2.0
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    temperature: float = 0.07  # start value where it is learnt
-    learn_temperature: bool = False
-    margin: float = 0.0  # taken off the positive pair's cosine (additive margin)
-    # Augmentation adversarial training (Huh et al. 2020): weight of the reversed gradient (there 3), 0 = none.
-    adversarial: float = 0.0
-    discriminator_lr: float = 1e-3  # constant
+class ContrastiveConfig(Config):
+    """Two crops of an utterance attract, those of other utterances repel: first labels without any speaker label."""
+
+    name: Literal["contrastive"] = "contrastive"
+    loss: Literal["nt_xent", "angular_proto"] = Field(
+        "nt_xent",
+        description="nt_xent: SimCLR's loss, both directions (Chen et al. 2020). angular_proto: one "
+        "direction (Chung et al. 2020).",
+    )
+    crop_seconds: Seconds = Field(
+        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+    )
+    spec_augment: SpecAugmentConfig = Field(
+        SpecAugmentConfig(), description="Masks on the features. Off by default."
+    )
+    temperature: float = Field(
+        0.07,
+        ge=0.01,  # where the scale ends
+        description="Of the softmax over similarities; its start value where it is learnt. Lower looks at "
+        "the hardest negatives.",
+    )
+    learn_temperature: bool = Field(False, description="Learn the temperature, as LGL's authors do.")
+    margin: float = Field(
+        0.0, ge=0, le=2, description="Taken off the positive pair's cosine (additive margin). Seldom needed."
+    )
+    adversarial_weight: NotNegative = Field(
+        0.0,
+        description="Weight of the reversed gradient of augmentation adversarial training (Huh et al. "
+        "2020: 3). 0: none. Use it when embeddings tell noise and rooms apart.",
+    )
+    discriminator_lr: Positive = Field(
+        1e-3, description="Learning rate of that training's discriminator; constant over the run."
+    )
 
 
 def nt_xent(
@@ -87,25 +109,22 @@ class Discriminator(nn.Module):
         return self.layers(pair)
 
 
+@implements(ContrastiveConfig)
 class Contrastive(Objective):
     """NT-Xent or angular prototypical loss over two crops, kept apart where the utterance is long enough.
 
-    With `adversarial`, a third view is the second crop with the first one's augmentation. A discriminator, which has an
-    optimizer of its own, tells that pair from the pair of different augmentations; the encoder gets its gradient
+    With `adversarial_weight`, a third view is the second crop with the first one's augmentation. A discriminator, which
+    has an optimizer of its own, tells that pair from the pair of different augmentations; the encoder gets its gradient
     reversed.
     """
 
-    Config = ContrastiveConfig
-
     def __init__(self, config: ContrastiveConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
-        if config.temperature < 0.01:
-            raise UserError(f"objective.temperature {config.temperature} is below 0.01, where the scale ends")
         self.config = config
         self.log_scale = nn.Parameter(
             torch.tensor(-math.log(config.temperature)), requires_grad=config.learn_temperature
         )
-        self.discriminator = Discriminator(encoder.embed_dim) if config.adversarial else None
+        self.discriminator = Discriminator(encoder.embed_dim) if config.adversarial_weight else None
 
     def optimizers(self) -> dict[str, list[dict]]:
         groups = super().optimizers()
@@ -156,7 +175,7 @@ class Contrastive(Objective):
 
     def tell_apart(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of a, b, b_like_a, [3 B, D] -> the discriminator's cross-entropy [2 B], whether it is right."""
-        a, b, like = reverse_gradient(embedding, self.config.adversarial).chunk(3)
+        a, b, like = reverse_gradient(embedding, self.config.adversarial_weight).chunk(3)
         with torch.autocast(a.device.type, enabled=False):
             logits = self.discriminator(torch.cat([torch.cat([a, like], 1), torch.cat([a, b], 1)]).float())
             same = torch.arange(2, device=a.device).flip(0).repeat_interleave(len(a))  # 1 ... 1, 0 ... 0

@@ -6,14 +6,15 @@ The paper's formulas for compactness and weight were not to be found: `compactne
 project's own, the first being the default. A directory without utt2dialogue gives GE2E and the others on its speakers.
 """
 
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base.config import Config, Epochs, NotNegative, Positive, Seconds, implements
 from pyspkv.base.distributed import gather, rank
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import ramp
@@ -25,35 +26,83 @@ from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 ALARM = 0.3  # effective share of the dialogues below which an epoch is reported
 
 
-@dataclass(kw_only=True)
-class RejectConfig:
-    kind: Literal["none", "power", "adaptive", "sigmoid", "softmax", "oracle"] = (
-        "none"  # oracle: weight 0 by the true labels
+class RejectConfig(Config):
+    """How dialogues whose utterances lie apart weigh less; see `rejection` for the formulas."""
+
+    kind: Literal["none", "power", "adaptive", "sigmoid", "softmax", "oracle"] = Field(
+        "none",
+        description="Form of the weight. power where many dialogues have two speakers, adaptive where "
+        "their share is unknown. oracle: weight 0 by the true labels, as a bound to compare with.",
     )
-    compactness: Literal["pairwise", "centroid", "length"] = "pairwise"
-    gamma: float = 2.0  # power
-    slope: float = 13.0  # adaptive: exponent by the deviation of compactness, 2 where that is 0.15
-    tau: float = 0.25  # sigmoid; 0.25 and beta 1 are sharp, 0.5 and 0.5 mild
-    beta: float = 1.0
-    temperature: float = 0.2  # softmax
-    warmup_epochs: tuple[float, float] = (5.0, 10.0)  # weight 1 until the first, full from the second
-    normalize: bool = True  # mean weight 1, so that the step is that of a run without rejection
-    columns: bool = False  # rejected dialogues count less as negatives, too
+    compactness: Literal["pairwise", "centroid", "length"] = Field(
+        "pairwise",
+        description="How alike the utterances of a dialogue are: mean cosine of two, mean cosine to the "
+        "mean of the others, or length of the mean (to be compared at one number of utterances only).",
+    )
+    gamma: Positive = Field(2.0, description="power: the exponent. Higher rejects more.")
+    slope: Positive = Field(
+        13.0,
+        description="adaptive: the exponent by the deviation of compactness; it is 2 where that deviation "
+        "is 0.15.",
+    )
+    tau: Positive = Field(
+        0.25,
+        description="sigmoid: width of the step in deviations. 0.25 with beta 1 is sharp, 0.5 with 0.5 mild.",
+    )
+    beta: float = Field(1.0, description="sigmoid: shift of the step. Higher rejects less.")
+    temperature: Positive = Field(0.2, description="softmax: lower rejects more.")
+    warmup_epochs: Epochs = Field(
+        (5.0, 10.0),
+        description="All weights are 1 until the first epoch and full from the second. Compactness means "
+        "nothing before the encoder has learnt.",
+    )
+    normalize: bool = Field(
+        True, description="Scale the weights to mean 1, so that steps are as large as without rejection."
+    )
+    downweight_negatives: bool = Field(
+        False, description="Rejected dialogues count less as negatives of others, too."
+    )
 
 
-@dataclass(kw_only=True)
-class PairsConfig:
-    loss: Literal["ava", "aproto", "ge2e"] = "ava"
-    crop_seconds: float = 2.0
-    augment: bool = True  # drawn per utterance, so that a dialogue's room and device are no clue
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    scale: float = (
-        10.0  # start of the learnt w > 0; the papers' bias b cancels in all three losses and is left out
+class DialogueConfig(Config):
+    """Utterances of a dialogue attract, those of other devices repel (arXiv 2202.03484); GE2E on labeled speakers."""
+
+    name: Literal["dialogue"] = "dialogue"
+    loss: Literal["ava", "aproto", "ge2e"] = Field(
+        "ava",
+        description="ava: all pairs against all (arXiv 2202.03484). aproto: angular prototypical (Chung et "
+        "al. 2020). ge2e: against centroids (Wan et al. 2018), usual for labeled speakers.",
     )
-    reject: RejectConfig = field(default_factory=RejectConfig)
-    labeled_loss: Literal["ava", "aproto", "ge2e"] = "ge2e"  # of the labeled part, beside an unlabeled one
-    labeled_weight: float = 1.0
-    freeze_norm: bool = False  # batch statistics stay as the encoder came: a few speakers have others
+    crop_seconds: Seconds = Field(
+        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+    )
+    augment: bool = Field(
+        True,
+        description="Augment the crops, drawn for each utterance, so that a dialogue's room and device are "
+        "no clue.",
+    )
+    spec_augment: SpecAugmentConfig = Field(
+        SpecAugmentConfig(), description="Masks on the features. Off by default."
+    )
+    scale: float = Field(
+        10.0,
+        gt=0,
+        le=100,
+        description="Start of the learnt factor w on the cosines. The papers' bias cancels in all three "
+        "losses.",
+    )
+    reject: RejectConfig = Field(
+        RejectConfig(), description="Soft rejection of dialogues with more than one speaker."
+    )
+    labeled_loss: Literal["ava", "aproto", "ge2e"] = Field(
+        "ge2e", description="Loss of the labeled part, where there is an unlabeled one beside it."
+    )
+    labeled_weight: NotNegative = Field(1.0, description="Weight of that loss.")
+    freeze_batchnorm_stats: bool = Field(
+        False,
+        description="Keep the BatchNorm statistics that the encoder came with. Set it for fine-tuning on a "
+        "few speakers, whose statistics differ.",
+    )
 
 
 # In the losses e [n, M, D] are unit vectors of this rank's n dialogues, e_all [N, M, D] those of all ranks; against
@@ -140,30 +189,24 @@ def normalized(u: Tensor) -> Tensor:
     return torch.where(total > 1e-30, len(u) * u / total.clamp_min(1e-30), torch.ones_like(u))
 
 
-def check_rejection(c: RejectConfig, epochs: int) -> None:
-    """UserError: a number outside its range. Warns of rejection that never begins."""
+def warn_of_rejection(c: RejectConfig, epochs: int) -> None:
+    """Warns of rejection that never begins."""
     first, last = c.warmup_epochs
-    if not 0 <= first <= last:
-        raise UserError(
-            f"objective.reject.warmup_epochs {[first, last]}: two numbers from 0, the lower one first"
-        )
-    if min(c.gamma, c.slope, c.tau, c.temperature) <= 0:
-        raise UserError("objective.reject: gamma, slope, tau and temperature are above 0")
     if c.kind != "none" and first >= epochs and rank() == 0:
         print(
             f"warning: objective.reject.warmup_epochs {[first, last]}: in epochs {epochs} nothing is ever rejected"
         )
 
 
-class Pairs(Objective):
+@implements(DialogueConfig)
+class Dialogue(Objective):
     """One of three losses over the dialogues of a batch, weighted by compactness; labeled speakers beside them."""
 
-    Config = PairsConfig
     supports_speed_perturb = False
 
-    def __init__(self, config: PairsConfig, encoder: Encoder, info: RunInfo):
+    def __init__(self, config: DialogueConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
-        check_rejection(config.reject, info.epochs)
+        warn_of_rejection(config.reject, info.epochs)
         self.config = config
         reject = config.reject
         if reject.kind == "oracle" and info.num_classes == info.num_rows:
@@ -171,17 +214,15 @@ class Pairs(Objective):
                 "the oracle needs true speakers, but here every utterance is a speaker of its own",
                 hint="give it the simulated corpus with labels (train_labeled), or another objective.reject.kind",
             )
-        if not 0 < config.scale <= 100:
-            raise UserError(f"objective.scale {config.scale} is not in 0 .. 100")
         self.log_w = nn.Parameter(torch.tensor(config.scale).log())
         # Running mean and deviation of compactness over batches, and whether they have begun.
         self.register_buffer("running", torch.tensor([0.0, 1.0, 0.0]))
         # Sum over this epoch's steps of the effective share, and their number.
         self.register_buffer("effective", torch.zeros(2, dtype=torch.float64))
 
-    def train(self, training: bool = True) -> "Pairs":
+    def train(self, training: bool = True) -> "Dialogue":
         super().train(training)
-        if self.config.freeze_norm:
+        if self.config.freeze_batchnorm_stats:
             for module in self.encoder.modules():
                 if isinstance(module, BatchNorm):
                     module.eval()
@@ -224,7 +265,7 @@ class Pairs(Objective):
         compact = gather(compactness(e, c.reject.compactness))
         w = self.weights(compact, gather(truth.float()))
         weight = w[rank() * n :][:n]  # of this rank's dialogues
-        loss = self.losses(c.loss, e, device, w if c.reject.columns else None)
+        loss = self.losses(c.loss, e, device, w if c.reject.downweight_negatives else None)
         losses.terms[c.loss] = ((weight * loss).sum(), n)
         # Effective sample size, as a share of the dialogues.
         share = w.sum().square() / (w.square().sum() * len(w)).clamp_min(1e-12)
@@ -270,7 +311,7 @@ def per_dialogue(group: Tensor) -> int:
     m = int((group == group[0]).sum())
     if m < 2 or len(group) % m or not bool((group.view(-1, m) == group[::m, None]).all()):
         raise UserError(
-            "objective pairs wants two or more utterances of each dialogue side by side",
+            "objective dialogue wants two or more utterances of each dialogue side by side",
             hint="use sampler: dialogues",
         )
     return m

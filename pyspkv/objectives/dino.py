@@ -5,13 +5,15 @@ Two global and some local crops of an utterance; RDINO's two regularizers (Chen 
 
 import math
 from copy import deepcopy
-from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base.config import Config, NotNegative, Positive, Seconds, Share, Size, implements
 from pyspkv.base.distributed import all_reduce_sum, gather
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import cosine_ramp, ramp
@@ -20,33 +22,89 @@ from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
 from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
 
-FLAT = 0.999  # share of ln(head size) above which the loss says nothing
+FLAT = 0.999  # share of ln(num_prototypes) above which the loss says nothing
 FLAT_STEPS = 200  # this many such steps in a row stop the run
 
 
-@dataclass(kw_only=True)
-class DINOConfig:
-    """Defaults: RDINO of 3D-Speaker, without its regularizers."""
+class DINOConfig(Config):
+    """DINO (Caron et al. 2021). Defaults: RDINO of 3D-Speaker, without its regularizers."""
 
-    global_seconds: float = 4.0
-    local_seconds: float = 2.0
-    local_crops: int = 4
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    hidden: int = 2048
-    wide: int = 0  # width of the layer that the regularizers work on (RDINO: 8192); 0 = none
-    bottleneck: int = 256
-    head_size: int = 65536
-    student_temperature: float = 0.1
-    teacher_temperature: tuple[float, float] = (0.04, 0.04)  # from, to
-    temperature_epochs: float = 10.0  # from the one to the other
-    center_momentum: float = 0.9
-    ema: tuple[float, float] = (0.996, 1.0)  # half cosine over the run
-    freeze_epochs: float = 1.0  # the last layer stays as it is so long
-    variance: float = 0.0  # weight of the variance hinge (RDINO: 10)
-    covariance: float = 0.0  # weight of the covariance term (RDINO: 1)
-    regularizer: tuple[float, float] = (0.05, 0.2)  # factor on both, from, to
-    regularizer_epochs: float = 10.0
-    alarm_epoch: float = 2.0  # from here a loss of ln(head_size) is a collapse
+    name: Literal["dino"] = "dino"
+    global_seconds: Seconds = Field(
+        4.0,
+        description="Length of the two global crops, which teacher and student see. Shorter where "
+        "utterances are.",
+    )
+    local_seconds: Seconds = Field(
+        2.0,
+        description="Length of the local crops, which the student alone sees. About half of "
+        "`global_seconds`.",
+    )
+    local_crops: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        description="Number of local crops an utterance. Fewer are faster and learn less a step.",
+    )
+    spec_augment: SpecAugmentConfig = Field(
+        SpecAugmentConfig(), description="Masks on the features. Off by default."
+    )
+    head_hidden_dim: Size = Field(2048, description="Width of the head's two hidden layers (2048 in DINO).")
+    regularized_dim: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Width of the layer that the regularizers work on (RDINO: 8192). 0: no such layer.",
+    )
+    head_bottleneck_dim: Size = Field(
+        256, description="Width of the head's last layer but one (256 in DINO)."
+    )
+    num_prototypes: Size = Field(
+        65536,
+        description="Outputs of the head (65,536 in DINO). On a corpus of a few thousand utterances use "
+        "2048.",
+    )
+    student_temperature: Positive = Field(0.1, description="Of the student's softmax (0.1 in DINO).")
+    teacher_temperature: tuple[Positive, Positive] = Field(
+        (0.04, 0.04),
+        description="Of the teacher's softmax: at the start, and after `teacher_temperature_epochs`. Lower "
+        "when the loss stays at ln(num_prototypes).",
+    )
+    teacher_temperature_epochs: NotNegative = Field(
+        10.0, description="Epochs from the first teacher temperature to the second, on a line."
+    )
+    center_momentum: Share = Field(
+        0.9, description="Momentum of the center that is taken off the teacher's output (0.9 in DINO)."
+    )
+    ema_momentum: tuple[Share, Share] = Field(
+        (0.996, 1.0),
+        description="EMA momentum of the teacher, start and end, on a half cosine over the run. With small "
+        "batches start higher, e.g. 0.9995 at 256; in runs of few steps lower, e.g. 0.95.",
+    )
+    freeze_last_layer_epochs: NotNegative = Field(
+        1.0,
+        description="The prototypes stay as they are this long. Raise it when the loss does not fall at "
+        "first.",
+    )
+    variance_weight: NotNegative = Field(
+        0.0,
+        description="Weight of the variance hinge (RDINO: 10). Set it when embeddings use only a few "
+        "dimensions.",
+    )
+    covariance_weight: NotNegative = Field(
+        0.0, description="Weight of the covariance term (RDINO: 1). Set it together with `variance_weight`."
+    )
+    regularizer_scale: tuple[NotNegative, NotNegative] = Field(
+        (0.05, 0.2), description="Factor on both regularizers: at the start, and after `regularizer_epochs`."
+    )
+    regularizer_epochs: NotNegative = Field(
+        10.0, description="Epochs from the first factor of `regularizer_scale` to the second, on a line."
+    )
+    alarm_epoch: NotNegative = Field(
+        2.0,
+        description="From this epoch on, a loss that stays at ln(num_prototypes) stops the run as "
+        "collapsed. Later, when epochs are short.",
+    )
 
 
 class Head(nn.Module):
@@ -55,16 +113,16 @@ class Head(nn.Module):
     def __init__(self, dim: int, c: DINOConfig):
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(dim, c.hidden), BatchNorm(c.hidden), nn.GELU(),
-            nn.Linear(c.hidden, c.hidden), BatchNorm(c.hidden), nn.GELU(),
+            nn.Linear(dim, c.head_hidden_dim), BatchNorm(c.head_hidden_dim), nn.GELU(),
+            nn.Linear(c.head_hidden_dim, c.head_hidden_dim), BatchNorm(c.head_hidden_dim), nn.GELU(),
         )  # fmt: skip
-        self.wide = nn.Linear(c.hidden, c.wide) if c.wide else nn.Identity()
-        self.bottleneck = nn.Linear(c.wide or c.hidden, c.bottleneck)
+        self.wide = nn.Linear(c.head_hidden_dim, c.regularized_dim) if c.regularized_dim else nn.Identity()
+        self.bottleneck = nn.Linear(c.regularized_dim or c.head_hidden_dim, c.head_bottleneck_dim)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        self.last = nn.Parameter(torch.empty(c.head_size, c.bottleneck))
+        self.last = nn.Parameter(torch.empty(c.num_prototypes, c.head_bottleneck_dim))
         nn.init.trunc_normal_(self.last, std=0.02)
 
     def forward(self, x: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor]:
@@ -76,20 +134,18 @@ class Head(nn.Module):
         return F.linear(z, F.normalize(last)), wide
 
 
+@implements(DINOConfig)
 class DINO(Objective):
-    Config = DINOConfig
     eval_module = "teacher"
 
     def __init__(self, config: DINOConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = c = config
-        if c.local_crops < 0 or min(c.student_temperature, *c.teacher_temperature) <= 0:
-            raise UserError("objective: local_crops is below 0, or a temperature is not above 0")
         self.head = Head(encoder.embed_dim, c)
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
-        self.register_buffer("center", torch.zeros(c.head_size))
+        self.register_buffer("center", torch.zeros(c.num_prototypes))
         self.register_buffer("flat_steps", torch.zeros((), dtype=torch.long))
 
     def views(self) -> dict[str, View]:
@@ -107,7 +163,7 @@ class DINO(Objective):
 
     def forward(self, batch: Batch) -> Losses:
         c = self.config
-        frozen = self.epoch_now < c.freeze_epochs
+        frozen = self.epoch_now < c.freeze_last_layer_epochs
         views, local = batch.views, [f"local{i}" for i in range(c.local_crops)]
         pair = _cat(views, ["global0", "global1"])
         with torch.no_grad():
@@ -119,7 +175,7 @@ class DINO(Objective):
             student_logits = torch.cat([student_logits, local_logits])
         with torch.autocast(embedding.device.type, enabled=False):
             low, high = c.teacher_temperature
-            temperature = ramp(self.epoch_now, 0.0, c.temperature_epochs, low, high)
+            temperature = ramp(self.epoch_now, 0.0, c.teacher_temperature_epochs, low, high)
             batch_size = len(batch.index)
             target = ((teacher_logits.float() - self.center) / temperature).softmax(1)
             target = target.view(2, batch_size, -1)
@@ -129,10 +185,13 @@ class DINO(Objective):
             loss = -sum((target[q] * log_q[v]).sum(-1) for q, v in pairs) / len(pairs)  # [B]
             entropy = -(target * target.clamp_min(1e-12).log()).sum(-1).mean(0)
             terms = {"dino": (loss.sum(), batch_size)}
-            if c.variance or c.covariance:
-                factor = ramp(self.epoch_now, 0.0, c.regularizer_epochs, *c.regularizer)
+            if c.variance_weight or c.covariance_weight:
+                factor = ramp(self.epoch_now, 0.0, c.regularizer_epochs, *c.regularizer_scale)
                 variance, covariance = self.regularize(wide.float(), teacher_wide.float())
-                terms["regularizer"] = factor * (c.variance * variance + c.covariance * covariance), 1.0
+                terms["regularizer"] = (
+                    factor * (c.variance_weight * variance + c.covariance_weight * covariance),
+                    1.0,
+                )
         if self.training:
             self.remember(teacher_logits.float(), loss.detach())
         return Losses(terms, {"entropy": (entropy.sum(), batch_size)}, spread(F.normalize(embedding)))
@@ -145,7 +204,7 @@ class DINO(Objective):
         x = x - x.mean(0)
         cov = x.T @ x / (len(x) - 1)
         off = cov.square().sum() - cov.diagonal().square().sum()
-        return sum(hinge) / 2, off / self.config.head_size
+        return sum(hinge) / 2, off / self.config.num_prototypes
 
     @torch.no_grad()
     def remember(self, teacher_logits: Tensor, loss: Tensor) -> None:
@@ -155,17 +214,17 @@ class DINO(Objective):
         total = all_reduce_sum(torch.cat([teacher_logits.sum(0), counts]))
         mean = total[:-3] / total[-3]
         self.center.mul_(c.center_momentum).add_(mean, alpha=1 - c.center_momentum)
-        flat = total[-2] / total[-1] > FLAT * math.log(c.head_size) and self.epoch_now >= c.alarm_epoch
+        flat = total[-2] / total[-1] > FLAT * math.log(c.num_prototypes) and self.epoch_now >= c.alarm_epoch
         self.flat_steps.copy_(self.flat_steps + 1 if flat else torch.zeros_like(self.flat_steps))
         if self.flat_steps >= FLAT_STEPS:
             raise UserError(
-                f"collapsed: for {FLAT_STEPS} steps the loss is ln(head_size), so every crop looks alike",
+                f"collapsed: for {FLAT_STEPS} steps the loss is ln(num_prototypes), so every crop looks alike",
                 hint="lower optim.lr, raise batch_size, or lower teacher_temperature",
             )
 
     def after_step(self) -> None:
         epochs = self.info.epochs
-        momentum = cosine_ramp(self.epoch_now, epochs, *self.config.ema)
+        momentum = cosine_ramp(self.epoch_now, epochs, *self.config.ema_momentum)
         ema(self.teacher, self.encoder, momentum)
         ema(self.teacher_head, self.head, momentum)
 

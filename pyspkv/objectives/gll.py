@@ -5,43 +5,71 @@ The rows of the first data directory are labeled, those of `--unlabeled` are not
 where it names one of the classes. Two views of one crop: weak (plain) and strong (augmented).
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base import config as cfg
+from pyspkv.base.config import Config, NotNegative, Positive, Seconds, implements
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.aam import AAMHead, margin_logits
 from pyspkv.objectives.base import Losses, Objective, RunInfo, WithGate, spread
+from pyspkv.objectives.confidence_gates import AcceptAllConfig, ConfidenceGateConfig
 
 Stats = dict[str, Tensor]
 
 
-@dataclass(kw_only=True)
-class SemiConfig:
-    crop_seconds: float = 2.0
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)  # all but unlabeled weak views
-    scale: float = 30.0
-    margin: float = 0.2
-    unlabeled_weight: float = 1.0  # lambda
-    encoder_lr: float = (
-        1.0  # factor on the encoder's learning rate, where it starts trained and the head does not
+class SemiConfig(Config):
+    """What the semi-supervised objectives share."""
+
+    crop_seconds: Seconds = Field(
+        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+    )
+    spec_augment: SpecAugmentConfig = Field(
+        SpecAugmentConfig(),
+        description="Masks on the features, of all but unlabeled weak views. Off by default.",
+    )
+    scale: Positive = Field(
+        30.0,
+        description="Factor on the cosines before the softmax. 30 to 32 is usual; more makes the softmax "
+        "sharper.",
+    )
+    margin: float = Field(
+        0.2,
+        ge=0,
+        lt=1.6,
+        description="Angular margin in radians on the label's class. 0.2 is usual, 0.4 to 0.5 in "
+        "large-margin fine-tuning.",
+    )
+    unlabeled_weight: NotNegative = Field(
+        1.0, description="Weight lambda of the loss on unlabeled utterances. Lower it when labels are many."
+    )
+    encoder_lr_scale: Positive = Field(
+        1.0,
+        description="Factor on the encoder's learning rate. Lower it (0.1) when the encoder starts trained "
+        "and the head does not.",
     )
 
 
+class SupervisedConfig(SemiConfig):
+    """AAM-softmax on weak and strong views of labeled utterances alone: the baseline of the semi-supervised ones."""
+
+    name: Literal["supervised"] = "supervised"
+
+
+@implements(SupervisedConfig)
 class Semi(Objective):
     """Cross-entropy on AAM logits of both views of the labeled rows: L_l. Base of the semi-supervised objectives.
 
     L = L_l + lambda L_u; each is a mean over its own rows of the batch.
     """
 
-    Config = SemiConfig
     supports_speed_perturb = False
     needs_speakers = True
     views_used = (
@@ -52,11 +80,11 @@ class Semi(Objective):
 
     def __init__(self, config: SemiConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
-        self.config = config
+        self.config: Any = config
         self.head = AAMHead(encoder.embed_dim, info.num_classes)
 
     def optimizers(self) -> dict[str, list[dict]]:
-        return super().optimizers(self.config.encoder_lr)
+        return super().optimizers(self.config.encoder_lr_scale)
 
     def views(self) -> dict[str, View]:
         crop = self.config.crop_seconds
@@ -106,12 +134,16 @@ class Semi(Objective):
         return F.cross_entropy(c.scale * margin_logits(cos, label, c.margin), label, reduction="none")
 
 
-@dataclass(kw_only=True)
 class GatedConfig(SemiConfig):
-    gate: cfg.component("confidence_gate") = field(
-        default_factory=lambda: cfg.resolve("confidence_gate", {"name": "all"})
+    gate: ConfidenceGateConfig = Field(
+        AcceptAllConfig(),
+        description="Which unlabeled utterances to train on: see the section on confidence gates.",
     )
-    confidence_scale: float = 1.0  # s_conf: q = softmax(s_conf cos); 1 is GLL's and never sure
+    confidence_scale: Positive = Field(
+        1.0,
+        description="Factor on the cosines before the softmax whose maximum is the confidence. 1 is GLL's, "
+        "and never sure; a fixed threshold near 1 needs more, e.g. 30.",
+    )
 
 
 class WithConfidenceGate(WithGate, Semi):
@@ -120,22 +152,28 @@ class WithConfidenceGate(WithGate, Semi):
     def __init__(self, config: GatedConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         args = info.num_classes, info.num_rows, info.num_labeled
-        self.gate = cfg.build("confidence_gate", config.gate, *args)
+        self.gate = cfg.build(config.gate, *args)
 
 
-@dataclass(kw_only=True)
-class GatedLabelsConfig(GatedConfig):
-    # cluster: GLL, the pseudo-label of the unlabeled data directory; own: FixMatch, FlexMatch, argmax q
-    target: Literal["cluster", "own"] = "cluster"
+class GLLConfig(GatedConfig):
+    """Gated label learning (Wang et al. 2024), FixMatch and FlexMatch: unlabeled utterances that pass a gate."""
+
+    name: Literal["gll"] = "gll"
+    target: Literal["cluster", "prediction"] = Field(
+        "cluster",
+        description="Label of an unlabeled utterance. cluster: its pseudo-label in the unlabeled data "
+        "directory (GLL). prediction: the class that the classifier gives its weak view (FixMatch, "
+        "FlexMatch).",
+    )
 
 
+@implements(GLLConfig)
 class GatedLabels(WithConfidenceGate):
     """L_u = (1 / B_u) sum_i B(q_i) H(y_i, p(. | strong view)), eq. 6 and 7; B is the gate, eq. 4.
 
-    The weak view is a second pass in training mode, free of autograd; its q decides, and is the label for `own`.
+    The weak view is a second pass in training mode, free of autograd; its q decides, and is the label for `prediction`.
     """
 
-    Config = GatedLabelsConfig
     encode_jointly = True
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
@@ -148,7 +186,7 @@ class GatedLabels(WithConfidenceGate):
         if c.target == "cluster" and bool((label < 0).any()):
             raise UserError(
                 "an unlabeled utterance has a speaker that the labeled data does not",
-                hint="label it by bin.seeded_cluster, or set objective.target: own",
+                hint="label it by bin.seeded_cluster, or set objective.target: prediction",
             )
         kept = self.gate(batch.index[rows], q, label)
         stats = {"kept": kept, "confidence": confidence, "agreement": predicted == label}

@@ -6,26 +6,77 @@ A gate is given each batch's losses and answers with weights in [0, 1]. What it 
 
 import logging
 import math
-from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from pyspkv.base.config import Config, NotNegative, Positive, Share, implements
 from pyspkv.base.distributed import all_reduce_sum, broadcast, rank
 
 GMM_ROWS = 100_000  # a mixture in one dimension is fitted on at most this many values
 log = logging.getLogger(__name__)
 
 
+class NoGateConfig(Config):
+    """Every label counts."""
+
+    name: Literal["none"] = "none"
+
+
+class LossGateConfig(Config):
+    """Loss-gated learning (Tao et al. 2022): utterances with a loss above a fixed threshold do not count."""
+
+    name: Literal["lgl"] = "lgl"
+    threshold: float = Field(
+        3.0,
+        description="Highest loss that passes. It depends on `scale`, `margin` and the number of classes: "
+        "read it off a histogram of losses.",
+    )
+    start_epoch: NotNegative = Field(
+        3.0, description="The gate is open before this epoch. Wait until right labels have been learnt."
+    )
+
+
+class DynamicLossGateConfig(Config):
+    """Dynamic loss gate with label correction (Han et al. 2022; arXiv 2406.02285): the threshold follows the losses."""
+
+    name: Literal["dlg"] = "dlg"
+    start_epoch: NotNegative = Field(
+        4.0, description="The gate is open before this epoch. Wait until right labels have been learnt."
+    )
+    label_correction_epoch: NotNegative | None = Field(
+        8.0,
+        description="From this epoch on, a rejected utterance takes the label that the classifier is sure "
+        "of; null: never. Later is safer.",
+    )
+    min_keep_ratio: Share = Field(
+        0.0,
+        description="A new threshold that would keep a lower share of the utterances is not taken. Use 0.3 "
+        "in short runs, where the losses tell what is learnt from what is not yet.",
+    )
+    confidence: Share = Field(
+        0.5,
+        description="Least probability with which a label is corrected. Raise it when corrections are "
+        "often wrong.",
+    )
+    temperature: Positive = Field(
+        1.0,
+        description="Of that probability, softmax(scale x cos / temperature). Above 1, fewer labels are "
+        "corrected.",
+    )
+
+
+GateConfig = Annotated[NoGateConfig | LossGateConfig | DynamicLossGateConfig, Field(discriminator="name")]
+
+
+@implements(NoGateConfig)
 class Gate(nn.Module):
     """Believe every label. Base of the other gates."""
 
-    @dataclass(kw_only=True)
-    class Config:
-        pass
-
-    def __init__(self, config, num_rows: int):
+    def __init__(self, config: Any, num_rows: int):
         super().__init__()
         self.config = config
 
@@ -56,16 +107,12 @@ def merge_rows(values: Tensor) -> Tensor:
     return all_reduce_sum(torch.where(known, values, 0.0)) / torch.where(count > 0, count, torch.nan)
 
 
+@implements(LossGateConfig)
 class LossGate(Gate):
     """Loss-gated learning (Tao et al., ICASSP 2022): keep utterances whose loss is at most a fixed threshold.
 
     The loss is the raw cross-entropy with margin, and the kept ones are averaged among themselves.
     """
-
-    @dataclass(kw_only=True)
-    class Config:
-        threshold: float = 3.0
-        start_epoch: float = 3.0  # the gate is open before
 
     def __init__(self, config, num_rows: int):
         super().__init__(config, num_rows)
@@ -102,25 +149,18 @@ class LossGate(Gate):
         return {"weight": torch.where(loss.isnan(), loss, (loss <= threshold).float())}
 
 
+@implements(DynamicLossGateConfig)
 class DynamicLossGate(LossGate):
     """DLG-LC (Han et al., Interspeech 2022; arXiv 2406.02285): the threshold follows the losses, rejected labels are
     corrected.
 
     After each epoch two Gaussians are fitted to its log losses; the threshold is where their weighted densities
     cross between the means, which is first looked for in the epoch before `start_epoch`. A fit that fails, or has no
-    crossing, leaves the threshold as it was, at first infinite, and so does one that would keep a share below `least`:
-    then the losses fall apart into what is learnt and what is not yet, rather than into right and wrong labels (short
-    runs, early epochs). From `correct_epoch` on, a rejected utterance counts with the class that the classifier gives
-    its clean crop, if that is surer than `confidence` and not the rejected label again.
+    crossing, leaves the threshold as it was, at first infinite, and so does one that would keep a share below
+    `min_keep_ratio`: then the losses fall apart into what is learnt and what is not yet, rather than into right and
+    wrong labels (short runs, early epochs). From `label_correction_epoch` on, a rejected utterance counts with the
+    class that the classifier gives its clean crop, if that is surer than `confidence` and not the rejected label again.
     """
-
-    @dataclass(kw_only=True)
-    class Config:
-        start_epoch: float = 4.0
-        correct_epoch: float | None = 8.0  # null = never
-        least: float = 0.0  # share of the utterances that must pass
-        confidence: float = 0.5
-        temperature: float = 1.0  # of the posterior softmax(scale x cos / temperature)
 
     def __init__(self, config, num_rows: int):
         super().__init__(config, num_rows)
@@ -130,7 +170,7 @@ class DynamicLossGate(LossGate):
         return self.tau.item()
 
     def corrects(self, epoch: float) -> bool:
-        return self.config.correct_epoch is not None and epoch >= self.config.correct_epoch
+        return self.config.label_correction_epoch is not None and epoch >= self.config.label_correction_epoch
 
     def follow(self, epoch: int) -> dict[str, float]:
         if epoch + 2 <= self.config.start_epoch:  # open throughout the next epoch, too
@@ -142,7 +182,7 @@ class DynamicLossGate(LossGate):
                 crossing = crossing_of(*mixture)
             if crossing is None:
                 log.warning("gate: no crossing of two Gaussians in epoch %d; the threshold stays", epoch + 1)
-            elif (kept := np.mean(np.log(np.maximum(losses, 1e-8)) <= crossing)) < self.config.least:
+            elif (kept := np.mean(np.log(np.maximum(losses, 1e-8)) <= crossing)) < self.config.min_keep_ratio:
                 log.warning(
                     "gate: in epoch %d the crossing would keep %.0f %% of the labels; the threshold stays",
                     epoch + 1, 100 * kept,

@@ -1,23 +1,26 @@
 """What GLL is compared with, on the same head, views and batches (its paper's Table 1).
 
-FixMatch and FlexMatch are `gll` with `target: own`, fine-tuning on the labeled part is `supervised`.
+FixMatch and FlexMatch are `gll` with `target: prediction`, fine-tuning on the labeled part is `supervised`.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base import checkpoint
+from pyspkv.base.config import Config, Positive, Seconds, Share, implements
 from pyspkv.base.distributed import gather, rank
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
+from pyspkv.models.load import load_encoder
 from pyspkv.models.norm import frozen_statistics
 from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
 from pyspkv.objectives.gll import GatedConfig, Semi, SemiConfig, Stats, WithConfidenceGate, pick
@@ -25,16 +28,20 @@ from pyspkv.objectives.gll import GatedConfig, Semi, SemiConfig, Stats, WithConf
 RAMP = 0.4  # share of the run over which a consistency loss rises to its weight
 
 
-@dataclass(kw_only=True)
 class PseudoLabelConfig(GatedConfig):
-    confidence_scale: float = 30.0
+    """Pseudo Label (Lee 2013): the classifier's own prediction is the label, where the gate lets it."""
+
+    name: Literal["pseudo_label"] = "pseudo_label"
+    confidence_scale: Positive = Field(
+        30.0, description="Factor on the cosines before the softmax whose maximum is the confidence."
+    )
 
 
+@implements(PseudoLabelConfig)
 class PseudoLabel(WithConfidenceGate):
     """Pseudo Label (Lee 2013): the weak view learns its own argmax where the gate lets it; statistics of batch
     normalization are those of the labeled rows."""
 
-    Config = PseudoLabelConfig
     views_used = ("weak",)
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
@@ -70,17 +77,25 @@ class TeacherStudent(Semi):
             return self.teacher_head(F.normalize(z))
 
 
-@dataclass(kw_only=True)
 class MeanTeacherConfig(SemiConfig):
-    unlabeled_weight: float = 50.0
-    ema: float = 0.999  # of the teacher; 1 - 1 / (step + 1) while that is less
+    """Mean Teacher (Tarvainen & Valpola 2017): the student is to agree with its moving average."""
+
+    name: Literal["mean_teacher"] = "mean_teacher"
+    unlabeled_weight: Positive = Field(
+        50.0, description="Weight of the squared difference of probabilities, which is small: hence so high."
+    )
+    ema_momentum: Share = Field(
+        0.999,
+        description="EMA momentum of the teacher; 1 - 1 / (step + 1) while that is less. Lower in short "
+        "runs.",
+    )
 
 
+@implements(MeanTeacherConfig)
 class MeanTeacher(TeacherStudent):
     """Mean Teacher (Tarvainen & Valpola 2017): the student's softmax on the strong view is to equal the teacher's on
     the weak one, in mean square over the classes. The probabilities are softmax(scale cos)."""
 
-    Config = MeanTeacherConfig
     eval_module = "teacher"
 
     def __init__(self, config: MeanTeacherConfig, encoder: Encoder, info: RunInfo):
@@ -99,7 +114,7 @@ class MeanTeacher(TeacherStudent):
 
     def after_step(self) -> None:
         step = round(self.epoch_now * self.info.steps_per_epoch)
-        momentum = min(1 - 1 / (step + 1), self.config.ema)
+        momentum = min(1 - 1 / (step + 1), self.config.ema_momentum)
         ema(self.teacher, self.encoder, momentum)
         ema(self.teacher_head, self.head, momentum)
         with torch.no_grad():
@@ -107,23 +122,33 @@ class MeanTeacher(TeacherStudent):
                 ours.copy_(student)
 
 
-@dataclass(kw_only=True)
 class DistilConfig(SemiConfig):
-    teacher: str = ""  # DIR[@best|last] of a `supervised` run on the same speakers
-    temperature: float = 1.0  # of softmax(scale cos / temperature), teacher and student
+    """SimCLRv2's last step (Chen et al. 2020): a fine-tuned teacher labels the unlabeled utterances softly."""
+
+    name: Literal["distil"] = "distil"
+    teacher: str = Field(
+        "",
+        description="DIR[@best|last] of a `supervised` run on the same speakers. It must be given for "
+        "training.",
+    )
+    temperature: Positive = Field(
+        1.0,
+        description="Of softmax(scale cos / temperature), teacher and student. Above 1 the labels are "
+        "softer.",
+    )
 
 
+@implements(DistilConfig)
 class Distil(TeacherStudent):
     """SimCLRv2's last step (Chen et al. 2020, eq. 4): a fine-tuned teacher labels the unlabeled rows softly."""
 
-    Config = DistilConfig
     encode_jointly = True
 
     def __init__(self, config: DistilConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         if not config.teacher:
             raise UserError("objective.teacher is not set", hint="name the folder of a `supervised` run")
-        self.teacher, self.teacher_head = checkpoint.load_encoder(config.teacher), deepcopy(self.head)
+        self.teacher, self.teacher_head = load_encoder(config.teacher), deepcopy(self.head)
         folder = checkpoint.resolve_model(config.teacher)
         head = {k[5:]: v for k, v in checkpoint.tensors(folder).items() if k.startswith("head.")}
         checkpoint.load_state_strict(self.teacher_head, head, folder)
@@ -149,18 +174,24 @@ class Distil(TeacherStudent):
         return loss, {"teacher_confidence": p.amax(1)}
 
 
-@dataclass(kw_only=True)
 class CDVATConfig(SemiConfig):
-    # Of the features' norm: size of the perturbation, and of the step that finds its direction.
-    epsilon: float = 0.1
-    xi: float = 0.01
+    """In the spirit of CD-VAT (Kreyssig & Woodland 2020): the embedding must not turn where it turns most easily."""
+
+    name: Literal["cdvat"] = "cdvat"
+    epsilon: Positive = Field(
+        0.1,
+        description="Size of the perturbation, as a share of the features' norm. Higher regularizes more.",
+    )
+    xi: Positive = Field(
+        0.01, description="Size of the step that finds its direction, as a share of the features' norm."
+    )
 
 
+@implements(CDVATConfig)
 class CDVAT(Semi):
     """In the spirit of CD-VAT (Kreyssig & Woodland 2020): the embedding must not turn where it is most easily turned,
     1 - cos(f(x), f(x + r)), r = epsilon g / |g|, g the distance's gradient at x + xi d for a random direction d."""
 
-    Config = CDVATConfig
     views_used = ("weak",)
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
@@ -187,18 +218,24 @@ def feature_norm(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1)[:, None, None]
 
 
-@dataclass(kw_only=True)
-class GCLConfig:
-    crop_seconds: float = 2.0
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    scale: float = 10.0  # start value of the learnt factor on the cosine
+class GCLConfig(Config):
+    """In the spirit of generalised contrastive learning (Inoue & Goto 2020): one loss for both kinds of utterances."""
+
+    name: Literal["gcl"] = "gcl"
+    crop_seconds: Seconds = Field(
+        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+    )
+    spec_augment: SpecAugmentConfig = Field(
+        SpecAugmentConfig(), description="Masks on the features. Off by default."
+    )
+    scale: Positive = Field(10.0, description="Start value of the learnt factor on the cosines.")
 
 
+@implements(GCLConfig)
 class GCL(Objective):
     """In the spirit of generalised contrastive learning (Inoue & Goto 2020): two crops of every utterance; crops of one
     labeled speaker attract each other, and so do the two of an unlabeled utterance; all others repel."""
 
-    Config = GCLConfig
     supports_speed_perturb = False
 
     def __init__(self, config: GCLConfig, encoder: Encoder, info: RunInfo):

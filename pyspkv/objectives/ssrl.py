@@ -3,22 +3,22 @@
 The student learns each utterance's pseudo-label on short augmented crops; the teacher, its moving average, labels a
 long clean crop with its classifier over the classes that are alive. A queue of the last votes gives the label by its
 mode, a mixture of two Gaussians on the teacher's log loss the weight. Written from the equations of arXiv
-2401.01473; where the released code differs for no good reason, `faithful` follows it.
+2401.01473; where the released code differs for no good reason, `match_released_code` follows it.
 """
 
 import logging
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
+from pyspkv.base.config import Config, Count, NotNegative, Seconds, implements
 from pyspkv.base.distributed import all_reduce_sum, broadcast, gather, rank
-from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.clustering.vectors import whitening
 from pyspkv.models.encoder import Encoder
@@ -32,34 +32,80 @@ WHITEN = 0.5  # power: channels take the first axes of embeddings, where speaker
 log = logging.getLogger(__name__)
 
 
-@dataclass(kw_only=True)
-class ReflectiveConfig:
-    student_seconds: float = 2.0
-    teacher_seconds: float = 6.0
-    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
-    head: Literal["aam", "linear"] = "aam"
-    scale: float = 32.0  # aam
-    margin: float = 0.2  # aam, of the student alone
-    dropout: float = 0.5  # linear
-    fixed_epochs: int = 5  # labels stay as they are
-    queue: int = 5
-    # The teacher forgets over so many epochs, from the start of the run to its end; a = 1 - 1 / (c x steps per epoch).
-    ema_epochs: tuple[float, float] = (0.44, 4.4)
-    noise_model: bool = True  # weights from the mixture; else all 1
-    sinkhorn: int = 0  # iterations that even out a batch's votes; 0 = plain argmax
-    # Classes become one when their members are this alike across, as a share of how alike they are within; 0 = never.
-    merge: float = 0.0
-    # A class becomes two when its halves are less alike across than this share of how alike they are within; 0 = never.
-    split: float = 0.0
-    min_size: int = 0  # smaller classes go to the nearest
-    # The released code: the margin on the current label in the teacher's vote and loss, EMA 0.999 to 0.9999 a step.
-    faithful: bool = False
+class SSRLConfig(Config):
+    """Self-supervised reflective learning (arXiv 2401.01473): the teacher corrects labels while the student learns."""
+
+    name: Literal["ssrl"] = "ssrl"
+    student_seconds: Seconds = Field(
+        2.0, description="Length of the student's augmented crop (2 s in the paper)."
+    )
+    teacher_seconds: Seconds = Field(
+        6.0,
+        description="Length of the teacher's clean crop (6 s in the paper). Not longer than most utterances.",
+    )
+    spec_augment: SpecAugmentConfig = Field(
+        SpecAugmentConfig(), description="Masks on the features. Off by default."
+    )
+    head: Literal["aam", "linear"] = Field(
+        "aam", description="Classifier: cosine with margin, or a linear layer with bias after dropout."
+    )
+    scale: float = Field(32.0, gt=0, description="aam: factor on the cosines before the softmax.")
+    margin: float = Field(
+        0.2, ge=0, lt=1.6, description="aam: angular margin in radians, of the student alone."
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="linear: dropout before the layer.")
+    fixed_epochs: int = Field(
+        5,
+        ge=0,
+        le=10**6,
+        description="Epochs in which labels stay as they are (5 in the paper). The student must have "
+        "learnt them first.",
+    )
+    queue_length: Count = Field(
+        5,
+        description="Votes of the teacher that are kept an utterance; their mode is the label (5 in the "
+        "paper).",
+    )
+    ema_epochs: tuple[NotNegative, NotNegative] = Field(
+        (0.44, 4.4),
+        description="Epochs over which the teacher forgets, from the start of the run to its end: the "
+        "momentum is 1 - 1 / (this x steps an epoch).",
+    )
+    noise_model: bool = Field(
+        True,
+        description="Weigh utterances by a mixture of two Gaussians on the teacher's losses. Off: all "
+        "weigh the same.",
+    )
+    sinkhorn_iterations: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Iterations that even out a batch's votes over the classes. 0: plain argmax.",
+    )
+    merge_ratio: NotNegative = Field(
+        0.0,
+        description="Two classes become one when their members are this alike across, as a ratio to how "
+        "alike they are within. 0: never (the paper); 0.7 when there are too many clusters.",
+    )
+    split_ratio: NotNegative = Field(
+        0.0,
+        description="A class becomes two when its halves are less alike across than this ratio to how "
+        "alike they are within. 0: never (the paper); 0.65 when there are too few clusters.",
+    )
+    min_cluster_size: int = Field(
+        0, ge=0, description="Members of smaller classes go to the nearest class. 0: never (the paper)."
+    )
+    match_released_code: bool = Field(
+        False,
+        description="Follow the authors' released code: the margin on the current label in the teacher's "
+        "vote and loss, EMA momentum 0.999 to 0.9999 a step.",
+    )
 
 
 class Classifier(nn.Module):
     """[B, D] -> logits [B, K]; cosine times scale (aam), or linear with bias after dropout."""
 
-    def __init__(self, dim: int, classes: int, c: ReflectiveConfig):
+    def __init__(self, dim: int, classes: int, c: SSRLConfig):
         super().__init__()
         self.config = c
         self.weight = nn.Parameter(torch.empty(classes, dim))
@@ -99,19 +145,17 @@ def inner(s: Tensor, n: Tensor) -> Tensor:
     return (s.square().sum(-1) - n) / (n * (n - 1)).clamp_min(1)
 
 
-class Reflective(Objective):
+@implements(SSRLConfig)
+class SSRL(Objective):
     """Student, teacher, and per utterance: label, queue, vote, side (int32), loss, weight (float32): 20 + 4 L bytes."""
 
-    Config = ReflectiveConfig
     eval_module = "teacher"
     needs_initial_embeddings = True
     supports_speed_perturb = supports_unlabeled = False
     needs_speakers = True
 
-    def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: RunInfo):
+    def __init__(self, config: SSRLConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
-        if config.queue < 1:
-            raise UserError(f"objective.queue {config.queue} is below 1")
         self.config = c = config
         self.classifier = Classifier(encoder.embed_dim, info.num_classes, c)
         self.teacher, self.teacher_classifier = deepcopy(encoder), deepcopy(self.classifier)
@@ -119,7 +163,7 @@ class Reflective(Objective):
         self.teacher_classifier.requires_grad_(False)
         n = info.num_rows
         self.register_buffer("label", torch.full((n,), -1, dtype=torch.int32))
-        self.register_buffer("queue", torch.full((n, c.queue), -1, dtype=torch.int32))
+        self.register_buffer("queue", torch.full((n, c.queue_length), -1, dtype=torch.int32))
         self.register_buffer("vote", torch.full((n,), -1, dtype=torch.int32))
         self.register_buffer("side", torch.full((n,), -1, dtype=torch.int32))  # half of its class, this epoch
         self.register_buffer("loss", torch.full((n,), torch.nan))
@@ -152,7 +196,7 @@ class Reflective(Objective):
             for chunk in unit.split(CHUNK):
                 self.add_moments(chunk)
             self.rewhiten()
-        if c.split:
+        if c.split_ratio:
             size = torch.bincount(label, minlength=len(sums))[:, None]
             self.reseed(torch.arange(len(sums), device=sums.device), sums / size.clamp_min(1))
             for _ in range(START_STEPS):
@@ -161,7 +205,7 @@ class Reflective(Objective):
                 self.recenter()
                 self.clear()
         self.label.copy_(label)
-        self.queue[:, c.queue - c.queue // 2 :] = label[:, None].int()
+        self.queue[:, c.queue_length - c.queue_length // 2 :] = label[:, None].int()
         self.dead.copy_(torch.bincount(label, minlength=self.info.num_classes) == 0)
 
     def labels(self) -> Tensor:
@@ -170,7 +214,7 @@ class Reflective(Objective):
     def rows(self) -> dict[str, Tensor]:
         return {"label": self.label, "weight": self.weight}
 
-    def train(self, training: bool = True) -> "Reflective":
+    def train(self, training: bool = True) -> "SSRL":
         super().train(training)
         self.teacher.eval()
         self.teacher_classifier.eval()
@@ -183,12 +227,12 @@ class Reflective(Objective):
     @property
     def votes(self) -> bool:
         """The teacher votes from so many epochs before the first update that the queue is full by then."""
-        return self.epoch_now >= self.config.fixed_epochs - (self.config.queue // 2 + 1)
+        return self.epoch_now >= self.config.fixed_epochs - (self.config.queue_length // 2 + 1)
 
     @property
     def unites(self) -> bool:
         """Classes merge, divide, or go where they are small."""
-        return bool(self.config.merge or self.config.split or self.config.min_size)
+        return bool(self.config.merge_ratio or self.config.split_ratio or self.config.min_cluster_size)
 
     @property
     def updates(self) -> bool:
@@ -219,11 +263,13 @@ class Reflective(Objective):
         c = self.config
         z = self.teacher(*batch.views["teacher"]).float()
         with torch.autocast(z.device.type, enabled=False):
-            logits = self.teacher_classifier(z, label if c.faithful else None).masked_fill(self.dead, -1e4)
+            logits = self.teacher_classifier(z, label if c.match_released_code else None).masked_fill(
+                self.dead, -1e4
+            )
         vote = logits.argmax(1)
-        if c.sinkhorn:  # evenly over the classes that are alive
+        if c.sinkhorn_iterations:  # evenly over the classes that are alive
             alive = torch.nonzero(~self.dead)[:, 0]
-            vote = alive[sinkhorn(logits[:, alive].softmax(1), c.sinkhorn).argmax(1)]
+            vote = alive[sinkhorn(logits[:, alive].softmax(1), c.sinkhorn_iterations).argmax(1)]
         target = vote
         if self.updates:
             queue = torch.cat([self.queue[batch.index, 1:], vote[:, None].int()], 1)
@@ -285,7 +331,7 @@ class Reflective(Objective):
 
     def after_step(self) -> None:
         c, steps, done = self.config, self.info.steps_per_epoch, min(1.0, self.epoch_now / self.info.epochs)
-        if c.faithful:
+        if c.match_released_code:
             a = 0.9999 - (0.9999 - 0.999) * (1 - done)
         else:
             low, high = c.ema_epochs
@@ -309,7 +355,7 @@ class Reflective(Objective):
         self.sync()
         voted = self.vote >= 0
         self.queue[voted] = torch.cat([self.queue[voted, 1:], self.vote[voted, None]], 1)
-        if c.split:
+        if c.split_ratio:
             self.recenter()
         changed, divided = 0.0, 0
         if epoch + 1 >= c.fixed_epochs:
@@ -337,9 +383,10 @@ class Reflective(Objective):
         }
 
     def unite_and_divide(self, before: Tensor) -> int:
-        """Classes whose members are as alike across as within become the larger of the two; classes below `min_size` go
-        to the nearest; a class whose halves are not alike becomes two. Returns how many did so. `before` int [N]: the
-        epoch's labels, which its sums of whitened embeddings are of. Needs no true label and no scale:
+        """Classes whose members are as alike across as within become the larger of the two; classes below
+        `min_cluster_size` go to the nearest; a class whose halves are not alike becomes two. Returns how many did so.
+        `before` int [N]: the epoch's labels, which its sums of whitened embeddings are of. Needs no true label and no
+        scale:
 
         mean cosine of pairs across / average of the two mean cosines of pairs within > merge, or < split. Only classes
         that are each other's best partner unite, so that an epoch builds no chains.
@@ -347,7 +394,7 @@ class Reflective(Objective):
         c, classes = self.config, self.info.num_classes
         size = torch.bincount(self.label.long(), minlength=classes)
         live = torch.nonzero((size > 0) & (self.seen.sum(1) > 0))[:, 0]
-        small = size[live] < c.min_size
+        small = size[live] < c.min_cluster_size
         if small.all() or not self.unites:
             return 0
         s, n = self.whitened_sums[live].sum(1), self.seen[live].sum(1)
@@ -360,7 +407,7 @@ class Reflective(Objective):
             nearest[rows] = (direction[rows] @ direction.T).masked_fill_(small, -2.0).argmax(1)
             ratio = across / ((within[rows, None] + within) / 2).clamp_min(1e-3)
             alike[rows], partner[rows] = ratio.masked_fill_(apart, -1.0).max(1)
-        united = (partner[partner] == index) & (alike > c.merge) & ~apart & (c.merge > 0)
+        united = (partner[partner] == index) & (alike > c.merge_ratio) & ~apart & (c.merge_ratio > 0)
         loses = (size[live] < size[live][partner]) | ((size[live] == size[live][partner]) & (partner < index))
         goes = torch.where(united & loses, partner, index)
         goes = torch.where(small, goes[nearest], goes)
@@ -368,7 +415,7 @@ class Reflective(Objective):
         to[live] = live[goes]
         self.label.copy_(to[self.label.long()])
         self.queue.copy_(torch.where(self.queue >= 0, to[self.queue.clamp_min(0).long()].int(), -1))
-        if not c.split:
+        if not c.split_ratio:
             return 0
         lost = united & loses  # the halves of what it joins are from now on the two that have joined
         whole = self.sums.sum(1) / self.seen.sum(1, keepdim=True).clamp_min(1)
@@ -382,10 +429,10 @@ class Reflective(Objective):
         s, n = self.whitened_sums[classes], self.seen[classes]
         across = (s[:, 0] * s[:, 1]).sum(1) / n.prod(1).clamp_min(1)
         alike = across / inner(s, n).mean(1).clamp_min(1e-3)
-        alike[(n < max(2, self.config.min_size)).any(1)] = torch.inf
+        alike[(n < max(2, self.config.min_cluster_size)).any(1)] = torch.inf
         free = torch.nonzero(torch.bincount(self.label.long(), minlength=len(self.seen)) == 0)[:, 0]
         alike, order = alike.sort()
-        old = classes[order[alike < self.config.split]][: len(free)]
+        old = classes[order[alike < self.config.split_ratio]][: len(free)]
         new = free[: len(old)]
         to = torch.arange(len(self.seen), device=new.device)
         to[old] = new

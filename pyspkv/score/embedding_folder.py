@@ -235,8 +235,8 @@ def extract(found: Sequence[Pair], options: Options) -> None:
 
 def _extract(stale: list[Pair], options: Options) -> None:
     from pyspkv.audio.reader import SAMPLE_RATE
-    from pyspkv.base.checkpoint import load_encoder
     from pyspkv.base.device import device as default_device
+    from pyspkv.models.load import load_encoder
 
     device = default_device()
     encoders = {c: load_encoder(c).to(device) for c in dict.fromkeys(pair.checkpoint for pair in stale)}

@@ -1,18 +1,15 @@
 """From an objective's parameter groups to optimizers; their learning rates and the clipping of gradients."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyspkv.base.errors import UserError
-
-if TYPE_CHECKING:
-    from pyspkv.train.trainer import OptimConfig
+from pyspkv.train.config import OptimConfig
 
 
-def build_optimizer(config: "OptimConfig", groups: list[dict]) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimConfig, groups: list[dict]) -> torch.optim.Optimizer:
     """Weight decay is on matrices, never on biases and norms. UserError: no group has a parameter."""
     split = []
     for group in groups:

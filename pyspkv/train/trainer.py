@@ -11,9 +11,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from pyspkv.base import config as cfg
 from pyspkv.base.atomic import folder_lock
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.base.errors import UserError
-from pyspkv.base.schedules import ScheduleConfig, lr_factor
-from pyspkv.batches.augment import AugmentConfig, Augmenter
+from pyspkv.base.schedules import lr_factor
+from pyspkv.batches.augment import Augmenter
 from pyspkv.batches.dataset import (
     ROW_COLUMNS,
     Batch,
@@ -38,6 +38,7 @@ from pyspkv.batches.dataset import (
 from pyspkv.data.datadir import DataDir
 from pyspkv.objectives.base import Losses, Objective, RunInfo
 from pyspkv.score.extract import embed
+from pyspkv.train.config import MAY_CHANGE_ON_RESUME, TrainConfig
 from pyspkv.train.dev import DevList, check_apart
 from pyspkv.train.log import Log, Means, StepLog, epoch_line
 from pyspkv.train.moved_labels import check_labels_out, write_labels
@@ -48,64 +49,6 @@ from pyspkv.train.step import StepResult, step_result, total_loss
 
 COLLAPSED = 0.01  # spread of a batch's unit embeddings below which they all point one way
 COLLAPSED_STEPS = 100  # this many such steps in a row stop the run
-
-
-@dataclass(kw_only=True)
-class OptimConfig:
-    name: Literal["adam", "adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-2  # only on weight matrices, never on biases and norms
-    momentum: float = 0.9  # sgd
-    clip_norm: float | None = 5.0  # null: gradients are not clipped
-    clip_each: bool = False  # each parameter's gradient by itself, as DINO's authors do, not all together
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-
-@dataclass(kw_only=True)
-class TrainConfig:
-    encoder: cfg.component("encoder")
-    objective: cfg.component("objective")
-    sampler: cfg.component("sampler") = field(
-        default_factory=lambda: cfg.resolve("sampler", {"name": "plain"})
-    )
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    epochs: int = 10  # 0: the model stays as it starts
-    batch_size: int = 64  # over all processes
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware multiplies it fast
-    seed: int = 0
-    allow_pipes: bool = False  # run `command |` entries of wav.scp
-    # Below: how, not what; a resumed run may change them.
-    workers: int = 1  # processes that prepare batches
-    cache_mb: float = 1024  # decoded audio kept in memory
-    log_steps: int = 50
-    save_steps: int = 1000  # checkpoints are written this often and at every epoch's end
-    rooms_dir: str | None = None  # where simulated rooms are kept; null: in the run folder
-
-
-MAY_CHANGE_ON_RESUME = ("workers", "cache_mb", "log_steps", "save_steps", "rooms_dir")
-
-
-def _check(c: TrainConfig) -> None:
-    """UserError: a number outside its range."""
-    least = {"epochs": 0, "batch_size": 1, "log_steps": 1, "save_steps": 1, "workers": 0, "seed": 0}
-    most = {"epochs": 10**6, "batch_size": 10**6, "log_steps": 10**12, "save_steps": 10**12, "workers": 1024}
-    for key, low in least.items():
-        if getattr(c, key) < low:
-            raise UserError(f"{key} {getattr(c, key)} is below {low}")
-    for key, high in most.items():
-        if getattr(c, key) > high:
-            raise UserError(f"{key} {getattr(c, key)} is above {high}")
-    if c.seed >= 2**31:  # see `_seed_of`
-        raise UserError(f"seed {c.seed} is not below 2^31")
-    if not (0 <= c.optim.schedule.final < math.inf and 0 <= c.optim.schedule.warmup_epochs < math.inf):
-        raise UserError("optim.schedule: final or warmup_epochs is below 0, or no number")
-    if not 0 <= c.optim.weight_decay < math.inf or not 0 <= c.optim.momentum < 1:
-        raise UserError("optim.weight_decay is below 0 or no number, or optim.momentum not in 0 .. 1")
-    for key in ("lr", "clip_norm"):
-        value = getattr(c.optim, key)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"optim.{key} {value} is no number above 0")
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:
@@ -143,7 +86,6 @@ class Trainer:
     ):
         self.config, self.exp, self.init, self.keep_head = config, exp, init, keep_head
         self.labels_out, self.patience = labels_out and Path(labels_out), patience
-        _check(config)
         if patience < 0:
             raise UserError(f"--patience {patience} is below 0")
         if dev:
@@ -184,17 +126,15 @@ class Trainer:
     def _init_digest(self) -> str | None:
         """Of the weights of all models that the run starts from."""
         models = [self.init] if self.init else []
-        for kind, config in (("objective", self.config.objective), ("encoder", self.config.encoder)):
-            models += cfg.component_class(kind, config.name).needs_models(config)
+        for config in (self.config.objective, self.config.encoder):
+            models += cfg.class_of(config).needs_models(config)
         return " ".join(checkpoint.digest(model) for model in models) or None
 
     def _build(self) -> None:
         """Sampler, model and optimizers; a run that is finished needs them for the labels that it moved only."""
         config, data = self.config, self.corpus.parts[0]
         columns = {c: getattr(self.corpus, c) for c in ROW_COLUMNS}
-        self.sampler = cfg.build(
-            "sampler", config.sampler, self.corpus.label, config.batch_size, config.seed, columns
-        )
+        self.sampler = cfg.build(config.sampler, self.corpus.label, config.batch_size, config.seed, columns)
         self.objective = self._build_objective()
         self.views = self.objective.views()
         check_views(self.views, self.objective.encoder.min_samples)
@@ -212,7 +152,7 @@ class Trainer:
     def _build_objective(self) -> Objective:
         config = self.config
         torch.manual_seed(config.seed)
-        encoder = cfg.build("encoder", config.encoder)
+        encoder = cfg.build(config.encoder)
         encoder.load_pretrained()
         if self.init:
             checkpoint.init_encoder(encoder, self.init)
@@ -221,17 +161,17 @@ class Trainer:
             len(self.corpus.classes),
             self.sampler.steps,
             config.epochs,
-            num_speeds=max(1, len(config.augment.speeds)),
+            num_speeds=max(1, len(config.augment.speed_perturb)),
             num_labeled=len(self.corpus.parts[0].utts),
         )
-        objective = cfg.build("objective", config.objective, encoder, info)
+        objective = cfg.build(config.objective, encoder, info)
         if self.keep_head:
             checkpoint.init_objective(objective, self.init, self.folder.label_hash)
         return objective.to(self.device)
 
     def _build_augmenter(self) -> Augmenter | None:
         config = self.config
-        if self.finished or not (config.augment.speeds or any(v.augment for v in self.views.values())):
+        if self.finished or not (config.augment.speed_perturb or any(v.augment for v in self.views.values())):
             return None
         return Augmenter(
             config.augment,
@@ -330,7 +270,7 @@ class Trainer:
                 means, epoch_start = Means(), time.perf_counter()
                 if state.done:
                     break
-            elif state.step % c.save_steps == 0:
+            elif state.step % c.save_every_steps == 0:
                 self._save(means)
         step_log.close()
         distributed.barrier()
@@ -354,7 +294,7 @@ class Trainer:
         # All that is random inside the model is a function of (seed, step, rank).
         torch.manual_seed(_seed_of(c.seed, step, distributed.rank()))
         self.objective.before_step(step)
-        factor = lr_factor(c.optim.schedule, self.objective.epoch_now, c.epochs)
+        factor = lr_factor(c.optim.lr_schedule, self.objective.epoch_now, c.epochs)
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
             set_lr(optimizer, c.optim.lr, factor)
@@ -367,7 +307,7 @@ class Trainer:
             self._stop(f"the loss is {value} at step {step}", batch)
         loss.backward()
         for optimizer in self.optimizers.values():
-            norm = clip_gradients(optimizer, c.optim.clip_norm, c.optim.clip_each)
+            norm = clip_gradients(optimizer, c.optim.grad_clip_norm, c.optim.clip_per_parameter)
             if not torch.isfinite(norm):
                 self._stop(f"the gradient is {norm.item()} at step {step}", batch)
             optimizer.step()

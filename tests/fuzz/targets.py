@@ -22,9 +22,10 @@ from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.bin import import_checkpoint
 from pyspkv.models import wavlm_import
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.report import experiment as report
 from pyspkv.report import gate_curves
-from pyspkv.train.trainer import TrainConfig
+from pyspkv.train.config import TrainConfig
 
 METRICS = {
     "eer": 5.5,
@@ -98,7 +99,7 @@ def config(data: bytes) -> None:
     """A YAML file of bin.train, and the config.yaml of a model folder."""
     (path := _folder() / "config.yaml").write_bytes(data)
     try:
-        cfg.read_section(path, "encoder")
+        cfg.read_section(path, "encoder", EncoderConfig)
     finally:
         cfg.to_yaml(cfg.load(TrainConfig, path))
 
@@ -194,7 +195,7 @@ def _yaml(**more) -> bytes:
     encoder = {"name": "ecapa", "channels": 32, "embed_dim": 16}
     text = {
         "encoder": encoder,
-        "objective": {"name": "margin", "gate": {"name": "lgl"}},
+        "objective": {"name": "aam", "gate": {"name": "lgl"}},
         "optim": {"lr": 1e-3},
     }
     return json.dumps({**text, **more}, indent=1).encode()

@@ -43,7 +43,7 @@ corpus=             # folder of the corpus' files
 . parse_options.sh
 cd "$SPKV_ROOT"
 $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
-noise=()            # (augment.noise="$data/noise") where local/data.sh makes a data directory of noises
+noise=()            # (augment.noise_list="$data/noise") where local/data.sh makes a data directory of noises
 truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
 
 if stage 1 "data directories from the corpus"; then

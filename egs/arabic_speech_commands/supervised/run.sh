@@ -43,7 +43,7 @@ noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of train
 cd "$SPKV_ROOT"
 $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk noise=()
-[ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise="$data/noise")
+[ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise_list="$data/noise")
 
 if stage 1 "data directories from the corpus"; then
   log_run "$recipe/local/data.sh" --corpus "$corpus" --trials "$trials" "$data" "${noise_audio[@]}"

@@ -45,7 +45,7 @@ mini_opts=()        # further options of local/mini.py
 . parse_options.sh
 cd "$SPKV_ROOT"
 $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
-noise=(augment.noise="$data/noise") truth=
+noise=(augment.noise_list="$data/noise") truth=
 speech=$data dialogues=$data/$mode-$mixed_percent
 mixed=(--mixed "$dialogues/truth/dialogue2mixed")
 

@@ -52,7 +52,7 @@ mini_opts=(--utts-per-session 8)        # further options of local/mini.py
 cd "$SPKV_ROOT"
 $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
-noise=(augment.noise="$data/noise")
+noise=(augment.noise_list="$data/noise")
 
 if stage 1 "synthesize the corpus"; then
   log_run "$recipe/local/data.sh" --nj "$nj" --num-train-spk "$num_train_spk" --num-dev-spk "$num_dev_spk" \

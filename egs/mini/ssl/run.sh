@@ -49,10 +49,10 @@ toy=false           # the whole road at toy size in about a minute, in exp/toy a
 cd "$SPKV_ROOT"
 $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
-noise=(augment.noise="$data/noise")
+noise=(augment.noise_list="$data/noise")
 if $toy; then
   num_train_spk=16 num_dev_spk=8 num_test_spk=8 num_clusters=16 exp=$exp/toy data=$data/toy
-  truth=$data/truth/train_utt2spk noise=(augment.noise="$data/noise" augment.rir_bank=20)
+  truth=$data/truth/train_utt2spk noise=(augment.noise_list="$data/noise" augment.rir_bank=20)
   mini_opts=(--sessions 2 --utts-per-session 4 --eval-utts-per-session 4 --num-noises 8 "${mini_opts[@]}")
   pretrain_opts=(epochs=2 batch_size=32 "${pretrain_opts[@]}")
   round_opts=(epochs=2 batch_size=32 "${round_opts[@]}")

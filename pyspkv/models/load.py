@@ -1,0 +1,68 @@
+"""The encoder of a model folder."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pyspkv.base import checkpoint
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.models.encoder import Encoder
+from pyspkv.models.registry import EncoderConfig
+
+
+def encoder_config(folder: Path) -> EncoderConfig:
+    """The encoder's config from the run folder's config.yaml (next to its checkpoints)."""
+    return cfg.read_section(folder.parent / "config.yaml", "encoder", EncoderConfig)
+
+
+def load_encoder(model: str | Path, which: str = "last") -> Encoder:
+    """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
+    folder = checkpoint.resolve_model(
+        model if str(model).endswith(("@best", "@last")) else f"{model}@{which}"
+    )
+    config, weights = encoder_config(folder), checkpoint.encoder_weights(folder)
+    check_sizes(config, weights, folder)
+    encoder = cfg.build(config)
+    checkpoint.load_state_strict(encoder, weights, folder)
+    return encoder.eval()
+
+
+class _Shapes(TorchFunctionMode):
+    """Large parameters start from shapes alone, on the meta device, which take no memory."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            sizes = args[0] if args and isinstance(args[0], (tuple, list)) else args
+            if math.prod(n for n in sizes if isinstance(n, int)) > 4096:
+                kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def check_sizes(
+    config: EncoderConfig,
+    weights: dict[str, torch.Tensor],
+    folder: Path,
+    made: tuple[str, ...] = (),
+    hint: str | None = None,
+) -> None:
+    """UserError: the encoder of `config` has other tensors. Nothing of its size is allocated to find out.
+
+    made: how the names begin that `weights` need not hold.
+    """
+    for name in ("layers", "blocks"):
+        found = getattr(config, name, 0)
+        if (count := sum(found) if isinstance(found, (tuple, list)) else found) > len(weights):
+            rule = f"config.yaml counts {count} {name}, and its checkpoint holds {len(weights)} tensors"
+            raise UserError(rule, file=folder, hint=hint or checkpoint.AGAIN)
+    try:
+        with torch.random.fork_rng(devices=[]), _Shapes():
+            ours = cfg.build(config).state_dict()
+    except UserError:  # the true one says it better
+        return
+    checkpoint.compare(
+        {k: v for k, v in ours.items() if k in weights or not k.startswith(made)}, weights, folder, hint
+    )

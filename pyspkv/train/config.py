@@ -1,0 +1,106 @@
+"""The config of a training: what bin.train reads and a model folder keeps."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pyspkv.base.config import Config, NotNegative, Positive
+from pyspkv.base.schedules import LRScheduleConfig
+from pyspkv.batches.augment import AugmentConfig
+from pyspkv.batches.sampler import SamplerConfig, ShuffleConfig
+from pyspkv.models.registry import EncoderConfig
+from pyspkv.objectives.registry import ObjectiveConfig
+
+
+class OptimConfig(Config):
+    """The optimizer and its learning rate."""
+
+    name: Literal["adam", "adamw", "sgd"] = Field(
+        "adamw", description="adamw suits most trainings; adam and sgd are there to follow papers."
+    )
+    lr: Positive = Field(
+        1e-3,
+        description="Learning rate after the warm-up. Lower it when the loss jumps or a run collapses; "
+        "scale it with batch_size.",
+    )
+    weight_decay: NotNegative = Field(
+        1e-2,
+        description="On weight matrices, never on biases and norms. Raise it when a small corpus is "
+        "overfitted.",
+    )
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="Momentum of sgd; the other optimizers do not use it."
+    )
+    grad_clip_norm: Positive | None = Field(
+        5.0, description="Longest gradient; longer ones are scaled down. null: gradients are not clipped."
+    )
+    clip_per_parameter: bool = Field(
+        False, description="Clip each parameter's gradient by itself, as DINO's authors do, not all together."
+    )
+    lr_schedule: LRScheduleConfig = Field(
+        LRScheduleConfig(), description="How the learning rate moves over the run."
+    )
+
+
+class TrainConfig(Config):
+    """A training: network, loss, batches, augmentation and optimizer."""
+
+    encoder: EncoderConfig = Field(description="The network; what extraction uses.")
+    objective: ObjectiveConfig = Field(description="What is learnt: the loss, its heads and its crops.")
+    sampler: SamplerConfig = Field(ShuffleConfig(), description="Which utterances form a batch.")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Noise, reverberation and speed.")
+    optim: OptimConfig = Field(OptimConfig(), description="Optimizer, learning rate and its schedule.")
+    epochs: int = Field(
+        10,
+        ge=0,
+        le=10**6,
+        description="Passes over the data. 0: the model stays as it starts, to compare with.",
+    )
+    batch_size: int = Field(
+        64,
+        ge=1,
+        le=10**6,
+        description="Utterances of a batch over all processes, not more than there are. Contrastive losses "
+        "gain from large ones.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="auto: bf16 where the hardware multiplies it fast. Set fp32 if a loss is not finite.",
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="Of all that is random. Runs that differ only in it show how sure a figure is.",
+    )
+    allow_pipes: bool = Field(
+        False, description="Run `command |` entries of wav.scp. Only for lists that you trust."
+    )
+    num_workers: int = Field(
+        1,
+        ge=0,
+        le=1024,
+        description="Processes that prepare batches; 0: none beside the training itself. Raise it when "
+        "`data_wait` in train.jsonl is high.",
+    )
+    cache_mb: NotNegative = Field(
+        1024,
+        description="Decoded audio kept in memory, in MB. Raise it when the corpus nearly fits; 0: none.",
+    )
+    log_every_steps: int = Field(50, ge=1, le=10**12, description="Steps between two records in train.jsonl.")
+    save_every_steps: int = Field(
+        1000,
+        ge=1,
+        le=10**12,
+        description="Steps between two checkpoints; there is one at every epoch's end, too. Lower it where "
+        "jobs are often killed.",
+    )
+    rooms_dir: str | None = Field(
+        None,
+        description="Folder where simulated rooms are kept, to share them between trainings. null: the "
+        "model folder.",
+    )
+
+
+# How, not what: a resumed run may change these.
+MAY_CHANGE_ON_RESUME = ("num_workers", "cache_mb", "log_every_steps", "save_every_steps", "rooms_dir")
