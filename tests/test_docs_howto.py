@@ -152,11 +152,17 @@ def test_python_page(tmp_path, monkeypatch):
     data = toy.make(tmp_path, speakers=4, utts=1)
     for name, path in zip("abcd", data.wav.values()):
         shutil.copy(path, tmp_path / f"{name}.wav")
+    utts = [f"u{i:02d}" for i in range(40)]
+    DataDir(None, utts, utts, {u: f"/x/{u}.wav" for u in utts}).write(tmp_path / "data/train")
+    with EmbeddingWriter(tmp_path / "embed") as writer:
+        for u, x in zip(utts, np.random.default_rng(0).normal(size=(40, 6))):
+            writer(u, x)
     monkeypatch.chdir(tmp_path)
     space: dict = {}
     for block in commands("python.md", "python"):
         exec(compile(block, "docs/python.md", "exec"), space)
     assert -1 <= space["found"].score <= 1 and space["found"].llr is None
+    assert len(set(DataDir.read(tmp_path / "round1/data").spk)) == space["report"]["num_clusters"] == 20
     assert sorted(set(space["labels"].tolist())) == [0, 1] and space["one"].shape == (6,)
 
 

@@ -645,7 +645,7 @@ def gll_command(exp, data, *options) -> list[str]:
         exp,
         "--data",
         data,
-        "--labels",
+        "--labels-per-spk",
         1,
         "--nj",
         1,
