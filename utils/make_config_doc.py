@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pyspkv.base.config import Config  # noqa: E402
-from pyspkv.train.config import HOW, TrainConfig  # noqa: E402
+from pyspkv.train.config import MAY_CHANGE_ON_RESUME, TrainConfig  # noqa: E402
 
 HEAD = """# Config
 
@@ -123,7 +123,10 @@ def page() -> str:
     fields, lines = TrainConfig.model_fields, [HEAD.rstrip()]
     sections = {k for k, f in fields.items() if configs(f.annotation)}
     lines += ["", "## Training", "", *table(TrainConfig, sections)]
-    lines += ["", f"A resumed run may change {', '.join(f'`{k}`' for k in HOW)}: they say how, not what."]
+    lines += [
+        "",
+        f"A resumed run may change {', '.join(f'`{k}`' for k in MAY_CHANGE_ON_RESUME)}: they say how, not what.",
+    ]
     gates: dict[tuple[type[Config], ...], list[str]] = {}
     for name, field in fields.items():
         kinds = configs(field.annotation)

@@ -254,7 +254,7 @@ class Trainer:
         c, state, steps = self.config, self.state, self.sampler.steps
         batches = self._batches()
         log = Log(self.exp, state.step) if self.main else None
-        step_log = StepLog(log, c.log_steps, c.batch_size, state.step, steps * c.epochs)
+        step_log = StepLog(log, c.log_every_steps, c.batch_size, state.step, steps * c.epochs)
         means, epoch_start = Means(state.means), time.perf_counter()
         for batch in step_log.timed(batches):
             if isinstance(batch, Exception):
@@ -284,7 +284,7 @@ class Trainer:
             self.config.epochs,
             distributed.rank(),
             distributed.world_size(),
-            self.config.workers,
+            self.config.num_workers,
             # A worker must not hold the lock of a parent that was killed.
             self.lock.close if self.lock else lambda: None,
         )
