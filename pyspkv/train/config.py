@@ -28,7 +28,9 @@ class OptimConfig(Config):
         description="On weight matrices, never on biases and norms. Raise it when a small corpus is "
         "overfitted.",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd; the other optimizers do not use it.")
+    momentum: float = Field(
+        0.9, ge=0, lt=1, description="Momentum of sgd; the other optimizers do not use it."
+    )
     grad_clip_norm: Positive | None = Field(
         5.0, description="Longest gradient; longer ones are scaled down. null: gradients are not clipped."
     )
