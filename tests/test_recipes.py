@@ -544,7 +544,7 @@ def test_ssrl_recipe_moves_labels_and_ssl_is_its_other_arm(mini, tmp_path):
     for name in ("encoder", "pretrain", "round"):
         shutil.copy(ROOT / f"tests/conf/{name}.yaml", conf)
     shutil.copy(ROOT / "tests/conf/round.yaml", conf / "offline.yaml")
-    moving = "{name: reflective, student_seconds: 1.0, teacher_seconds: 1.5, fixed_epochs: 1, queue: 3}"
+    moving = "{name: ssrl, student_seconds: 1.0, teacher_seconds: 1.5, fixed_epochs: 1, queue_length: 3}"
     text = (conf / "round.yaml").read_text()
     (conf / "round.yaml").write_text(re.sub("objective:.*", f"objective: {moving}", text))
     given = ["--conf", conf, "--data", folder / "data", "--nj", 1, "--num-clusters", 10, "--stop-stage", 4]

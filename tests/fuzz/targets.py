@@ -108,7 +108,7 @@ def config(data: bytes) -> None:
 def override(data: bytes) -> None:
     """A `--set key=value`."""
     text = data.decode("utf-8", "surrogateescape").replace("\0", "")
-    cfg.load(TrainConfig, None, ["encoder={name: ecapa}", "objective={name: margin}", text])
+    cfg.load(TrainConfig, None, ["encoder={name: ecapa}", "objective={name: aam}", text])
 
 
 def _resume(file: str, data: bytes) -> None:

@@ -50,8 +50,8 @@ rirs=               # folder of simulated room impulse responses
 cd "$SPKV_ROOT"
 $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk
-noise=(augment.noise_list="$data/musan_noise" augment.babble_list="$data/musan_speech" augment.music_list="$data/musan_music"
-  augment.rir_list="$data/rirs")
+noise=(augment.noise_list="$data/musan_noise" augment.babble_list="$data/musan_speech"
+  augment.music_list="$data/musan_music" augment.rir_list="$data/rirs")
 
 if stage 1 "data directories and noise lists"; then
   log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --trials "$trials" --musan "$musan" --rirs "$rirs" \
