@@ -13,14 +13,14 @@ import torch
 from pyspkv.base import config as cfg
 from pyspkv.batches.dataset import Batch
 from pyspkv.dialogue.sessionize import sessionize
-from pyspkv.objectives.base import Info
+from pyspkv.objectives.base import RunInfo
 
 
 def step_seconds(num: int) -> float:
     """One optimizer step of ECAPA-512 on num dialogues of two crops of 2 s: the median of three."""
     encoder = cfg.build("encoder", cfg.resolve("encoder", {"name": "ecapa"}))
     o = cfg.build(
-        "objective", cfg.resolve("objective", {"name": "pairs"}), encoder, Info(100, 3, 10, 10)
+        "objective", cfg.resolve("objective", {"name": "pairs"}), encoder, RunInfo(100, 3, 10, 10)
     ).train()
     group = torch.arange(num).repeat_interleave(2)
     wave, lengths = 0.1 * torch.randn(2 * num, 32000), torch.full((2 * num,), 32000)

@@ -12,7 +12,7 @@ import torch
 
 from pyspkv.base import config as cfg
 from pyspkv.batches.dataset import Batch
-from pyspkv.objectives.base import Info
+from pyspkv.objectives.base import RunInfo
 
 
 def build(args, spec: dict):
@@ -22,7 +22,7 @@ def build(args, spec: dict):
         {"name": "ecapa", "channels": args.channels, "mfa_channels": 3 * args.channels, "bottleneck": 64},
     )
     spec = {"crop_seconds": args.seconds, **spec}
-    info = Info(10_000, 24, 100, 10, num_labeled=1000)
+    info = RunInfo(10_000, 24, 100, 10, num_labeled=1000)
     o = cfg.build("objective", cfg.resolve("objective", spec), cfg.build("encoder", encoder), info)
     return o.train(), torch.optim.Adam(o.optimizers()["main"], lr=1e-4)
 

@@ -27,7 +27,7 @@ from pyspkv.audio import rir
 from pyspkv.base import config as cfg
 from pyspkv.base.device import autocast
 from pyspkv.batches.augment import AugmentConfig, Augmenter
-from pyspkv.batches.dataset import Batches, Corpus, View
+from pyspkv.batches.dataset import Batches, TrainingRows, View
 from pyspkv.data.datadir import DataDir
 from pyspkv.train.trainer import TrainConfig, Trainer
 
@@ -179,7 +179,7 @@ def data_path(args, folder: Path) -> None:
 
     def ours(cache_mb: float):
         batches = Batches(
-            Corpus(data, cache_mb=cache_mb), {"main": View(SECONDS, augment=True)},
+            TrainingRows(data, cache_mb=cache_mb), {"main": View(SECONDS, augment=True)},
             Augmenter(AugmentConfig(**common, cache_mb=cache_mb)), 0,
         )  # fmt: skip
         return lambda: batches[0, 0, rows]

@@ -14,7 +14,7 @@ import torch
 
 from pyspkv.base import config as cfg
 from pyspkv.batches.dataset import Batch
-from pyspkv.objectives.base import Info
+from pyspkv.objectives.base import RunInfo
 
 CONF = Path(__file__).resolve().parents[1] / "egs/mini/ssrl/conf"
 
@@ -26,7 +26,7 @@ def end_of_epoch(args) -> None:
     )
     spec = {"name": "reflective", "merge": 0.7, "split": 0.65, "min_size": 8}
     o = cfg.build(
-        "objective", cfg.resolve("objective", spec), encoder, Info(args.rows, args.classes, 2275, 105)
+        "objective", cfg.resolve("objective", spec), encoder, RunInfo(args.rows, args.classes, 2275, 105)
     )
     label = torch.randint(args.classes * 9 // 10, (args.rows,))  # the others are dead
     o.label.copy_(label)
@@ -56,9 +56,9 @@ def build(file: str):
 
     torch.manual_seed(0)
     c = cfg.load(TrainConfig, CONF / file)
-    o = cfg.build("objective", c.objective, cfg.build("encoder", c.encoder), Info(2000, 133, 15, c.epochs))
+    o = cfg.build("objective", c.objective, cfg.build("encoder", c.encoder), RunInfo(2000, 133, 15, c.epochs))
     rows = torch.arange(c.batch_size)
-    o.begin(torch.randn(2000, o.encoder.embed_dim), torch.arange(2000) % 133)
+    o.init_from_embeddings(torch.randn(2000, o.encoder.embed_dim), torch.arange(2000) % 133)
     views = {
         n: (0.1 * torch.randn(len(rows), v.samples), torch.full((len(rows),), v.samples))
         for n, v in o.views().items()

@@ -30,7 +30,8 @@ from pyspkv.base.device import autocast
 from pyspkv.batches.dataset import Batch
 from pyspkv.fast.packed_linear import packed
 from pyspkv.models.wavlm import WavLM
-from pyspkv.objectives.base import Info, margin_logits
+from pyspkv.objectives.aam import margin_logits
+from pyspkv.objectives.base import RunInfo
 
 SAMPLES, CLASSES = 48_240, 7500
 BASE_PLUS = {  # the cfg of WavLM-Base+.pt, as far as the authors' class has no such default
@@ -180,7 +181,7 @@ def memory(args, folder: Path) -> None:
     gate = {"name": "dlg", "start_epoch": 0.0, "correct_epoch": 0.0}
     objective = cfg.build(
         "objective", cfg.resolve("objective", {"name": "margin", "crop_seconds": 3.0, "gate": gate}), ours(),
-        Info(args.batch, CLASSES, 1, 1),
+        RunInfo(args.batch, CLASSES, 1, 1),
     )  # fmt: skip
     objective.gate.tau.fill_(0.0)  # every label is rejected, so every clean crop is embedded
     params = [p for g in objective.optimizers()["main"] for p in g["params"]]

@@ -10,7 +10,7 @@ from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch
 from pyspkv.objectives import dino
-from pyspkv.objectives.base import Info
+from pyspkv.objectives.base import RunInfo
 
 ENCODER = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "bottleneck": 4, "n_mels": 40}
 SMALL = {"name": "dino", "global_seconds": 0.6, "local_seconds": 0.3, "local_crops": 2, "hidden": 12, "bottleneck": 6,
@@ -20,7 +20,9 @@ SMALL = {"name": "dino", "global_seconds": 0.6, "local_seconds": 0.3, "local_cro
 def objective(**fields):
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
-    return cfg.build("objective", cfg.resolve("objective", {**SMALL, **fields}), encoder, Info(6, 6, 10, 4))
+    return cfg.build(
+        "objective", cfg.resolve("objective", {**SMALL, **fields}), encoder, RunInfo(6, 6, 10, 4)
+    )
 
 
 def batch(o, size=6, seed=0):
@@ -128,7 +130,7 @@ def test_a_loss_that_stays_at_the_ceiling_stops_the_run(monkeypatch):
 
 def test_it_learns_to_agree_and_embeds_with_the_teacher():
     o = objective(student_temperature=0.2).train()
-    assert o.evaluates == "teacher"
+    assert o.eval_module == "teacher"
     optimizer = torch.optim.SGD([p for p in o.parameters() if p.requires_grad], lr=0.1)
     values = []
     for step in range(12):

@@ -5,13 +5,16 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.tables import read_table
@@ -115,15 +118,17 @@ def test_the_samples_are_a_data_directory(tmp_path):
 def test_rttm_becomes_a_data_directory(tmp_path):
     rttm = "SPEAKER m 1 12.34 2.50 <NA> <NA> anna <NA> <NA>\nSPEAKER m 1 15.00 1.00 <NA> <NA> ben <NA> <NA>\n"
     (tmp_path / "meeting.rttm").write_text(rttm)
-    (tmp_path / "data").mkdir()
-    command = re.search(r"(?ms)^```sh\n(awk.*?)^```$", FORMATS)[1]
-    subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
-    (tmp_path / "data/wav.scp").write_text("m /data/m.wav\n")
-    fix = [sys.executable, "-m", "pyspkv.bin.datadir", "fix", tmp_path / "data"]
-    subprocess.run(fix, check=True, cwd=ROOT, capture_output=True)
-    data = DataDir.read(tmp_path / "data")
-    assert data.utts == ["m-0001234", "m-0001500"] and data.spk == ["m-anna", "m-ben"]
-    assert data.segments["m-0001234"] == ("m", 12.34, 14.84)
+    (tmp_path / "recordings").mkdir()
+    soundfile.write(
+        tmp_path / "recordings/m.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 16 * 16000), 16000
+    )
+    words = shlex.split(re.search(r"`pyspkv (datadir from-rttm [^`]*)`", FORMATS)[1])
+    call = [sys.executable, "-m", "pyspkv.bin.main", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(call, check=True, cwd=tmp_path, capture_output=True, env=env)
+    data = DataDir.read(tmp_path / "data/all")
+    assert data.spk == ["m-anna", "m-ben"]
+    assert list(data.segments.values()) == [("m", 12.34, 14.84), ("m", 15.0, 16.0)]
 
 
 def test_the_samples_of_results(tmp_path):

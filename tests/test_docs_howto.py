@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import toy
 
+from pyspkv.bin.datadir import parser_for
 from pyspkv.data.ark import EmbeddingWriter
 from pyspkv.data.datadir import DataDir
 
@@ -160,3 +163,36 @@ def test_python_page(tmp_path, monkeypatch):
     assert -1 <= space["found"].score <= 1 and space["found"].llr is None
     assert len(set(DataDir.read(tmp_path / "round1/data").spk)) == space["report"]["num_clusters"] == 20
     assert sorted(set(space["labels"].tolist())) == [0, 1] and space["one"].shape == (6,)
+
+
+def test_your_own_audio(tmp_path):
+    """The page's commands on noise of 22 speakers, but for the ones that take a model."""
+    page, rng = "howto/use_your_own_audio.md", np.random.default_rng(0)
+    for s, session, u in np.ndindex(22, 2, 2):
+        file = tmp_path / f"audio/spk{s:02d}/day{session}/{u}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, rng.uniform(-0.1, 0.1, 3200), 16000)
+    folder, look, test, voxceleb, assess = commands(page)
+    assert "assess" in assess
+    as_installed = f'pyspkv() {{ "{sys.executable}" -m pyspkv.bin.main "$@"; }}\nexport PYTHONPATH={ROOT}\n'
+    shown = sh(tmp_path, as_installed + folder + look + test)
+    assert "88 utterances, 22 speakers" in shown and "warning: 88 of 88 utterances are shorter" in shown
+    assert (
+        DataDir.read(tmp_path / "data/test").trials
+        and len(set(DataDir.read(tmp_path / "data/train").spk)) == 2
+    )
+    sh(tmp_path, "cp -r data/train data/vox1")
+    spk = sorted(set(DataDir.read(tmp_path / "data/vox1").spk))
+    (tmp_path / "veri_test2.txt").write_text(f"0 {spk[0]}/day0/0.wav {spk[1]}/day1/1.wav\n")
+    sh(tmp_path, as_installed + voxceleb)
+    [line] = DataDir.read(tmp_path / "data/vox1").trials["trials"]
+    assert line == f"{spk[0]}-day0-0 {spk[1]}-day1-1 nontarget"
+
+
+def test_the_commands_of_the_table_of_lists():
+    text = (ROOT / "docs/howto/use_your_own_audio.md").read_text()
+    found = re.findall(r"^\| .* \| `pyspkv datadir (.*)` \|$", text, re.M)
+    assert len(found) == 8
+    for words in map(shlex.split, found):
+        args = parser_for(words).parse_args(words)
+        assert args.out == "data/all"

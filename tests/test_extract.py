@@ -13,7 +13,7 @@ import torch
 import toy
 
 from pyspkv.base import config as cfg
-from pyspkv.base.checkpoint import find, load_encoder
+from pyspkv.base.checkpoint import load_encoder, resolve_model
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.data.ark import read_embeddings
 from pyspkv.data.datadir import DataDir
@@ -207,7 +207,7 @@ def test_bad_input_is_named_and_leaves_nothing(trained, tmp_path, damage):
     model, bad = tmp_path / "model", tmp_path / "data"
     shutil.copytree(folder / "model", model)
     shutil.copytree(data.path, bad)
-    weights = find(model) / "model.safetensors"
+    weights = resolve_model(model) / "model.safetensors"
     words = {"no model": "no such model folder", "no checkpoint": "no checkpoint yet", "cut weights": "safetensors",
              "no audio": "does not exist", "pipe": "commands are not run", "pickle": "safetensors"}[damage]  # fmt: skip
     if damage == "no model":

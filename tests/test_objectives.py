@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch
-from pyspkv.objectives.aam import AAMHead
-from pyspkv.objectives.base import Info, margin_logits, spread
+from pyspkv.objectives.aam import AAMHead, margin_logits
+from pyspkv.objectives.base import RunInfo, spread
 from pyspkv.objectives.contrastive import angular_proto, nt_xent
 from pyspkv.objectives.loss_gates import crossing_of, two_gaussians
 
@@ -311,7 +311,7 @@ def test_every_speed_of_a_speaker_is_a_class():
 def margin_objective(num_speeds=1, **fields):
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
-    info = Info(4, 3, 10, 12, num_speeds)
+    info = RunInfo(4, 3, 10, 12, num_speeds)
     return cfg.build("objective", cfg.resolve("objective", {"name": "margin", **fields}), encoder, info)
 
 
@@ -350,7 +350,7 @@ def test_every_parameter_is_in_exactly_one_group():
 
 def groups_of(objective: dict, encoder: dict = ENCODER) -> tuple:
     model = cfg.build("objective", cfg.resolve("objective", objective),
-                      cfg.build("encoder", cfg.resolve("encoder", encoder)), Info(8, 4, 2, 1))  # fmt: skip
+                      cfg.build("encoder", cfg.resolve("encoder", encoder)), RunInfo(8, 4, 2, 1))  # fmt: skip
     name_of = {id(p): n for n, p in model.named_parameters()}
     rates = {name_of[id(p)]: g["lr_scale"] for g in model.optimizers()["main"] for p in g["params"]}
     return model, rates
@@ -391,11 +391,11 @@ def test_a_number_that_would_stop_the_learning_is_refused(objective, words):
 def test_one_speaker_is_nothing_to_tell_apart(objective):
     with pytest.raises(UserError, match="one speaker"):
         cfg.build("objective", cfg.resolve("objective", {"name": objective}),
-                  cfg.build("encoder", cfg.resolve("encoder", ENCODER)), Info(8, 1, 2, 1))  # fmt: skip
+                  cfg.build("encoder", cfg.resolve("encoder", ENCODER)), RunInfo(8, 1, 2, 1))  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", ["pairs", "reflective", "supervised", "gcl"])
 def test_other_speeds_are_refused_where_a_speaker_is_one_voice(objective):
     with pytest.raises(UserError, match="speeds makes other voices"):
         cfg.build("objective", cfg.resolve("objective", {"name": objective}),
-                  cfg.build("encoder", cfg.resolve("encoder", ENCODER)), Info(8, 4, 2, 1, num_speeds=3))  # fmt: skip
+                  cfg.build("encoder", cfg.resolve("encoder", ENCODER)), RunInfo(8, 4, 2, 1, num_speeds=3))  # fmt: skip

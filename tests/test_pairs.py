@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
-from pyspkv.batches.dataset import Batch, Corpus
+from pyspkv.batches.dataset import Batch, TrainingRows
 from pyspkv.data.datadir import DataDir
-from pyspkv.objectives.base import Info
+from pyspkv.objectives.base import RunInfo
 from pyspkv.objectives.dialogue import LOSSES, RejectConfig, compactness, normalized, per_dialogue, rejection
 from pyspkv.train.trainer import TrainConfig, Trainer
 
@@ -186,7 +186,7 @@ def objective(rows=12, classes=4, **fields):
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
     spec = {"name": "pairs", "crop_seconds": 0.3, "augment": False, **fields}
     return cfg.build(
-        "objective", cfg.resolve("objective", spec), encoder, Info(rows, classes, 10, 20)
+        "objective", cfg.resolve("objective", spec), encoder, RunInfo(rows, classes, 10, 20)
     ).train()
 
 
@@ -397,7 +397,7 @@ def test_rejection_out_of_range_is_refused(wrong, words):
         "encoder", cfg.resolve("encoder", {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
     )
     with pytest.raises(UserError, match=words):
-        cfg.build("objective", cfg.resolve("objective", spec), encoder, Info(8, 4, 1, 20))
+        cfg.build("objective", cfg.resolve("objective", spec), encoder, RunInfo(8, 4, 1, 20))
 
 
 def test_rejection_that_never_begins_is_told(capsys):
@@ -405,7 +405,7 @@ def test_rejection_that_never_begins_is_told(capsys):
         "encoder", cfg.resolve("encoder", {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
     )
     spec = {"name": "pairs", "reject": {"kind": "power"}}
-    cfg.build("objective", cfg.resolve("objective", spec), encoder, Info(8, 4, 1, 5))
+    cfg.build("objective", cfg.resolve("objective", spec), encoder, RunInfo(8, 4, 1, 5))
     assert "nothing is ever rejected" in capsys.readouterr().out
 
 
@@ -514,7 +514,7 @@ def test_two_processes_equal_one(tmp_path, data):
 def test_a_directory_without_dialogues_trains_on_its_speakers_and_joins_dialogues(tmp_path, data):
     labeled = DataDir.read(data.path.parent / "train_labeled")
     labeled = DataDir(labeled.path, labeled.utts, labeled.spk, labeled.wav)
-    corpus = Corpus(labeled, data)
+    corpus = TrainingRows(labeled, data)
     assert len(set(zip(corpus.group[:40], corpus.device[:40]))) == len(set(corpus.group[:40])) == 5
     assert not set(corpus.group[:40]) & set(corpus.group[40:])
     assert len(set(corpus.group[40:])) == 10 and len(set(corpus.device[40:])) == 5
@@ -565,7 +565,7 @@ def test_cola_is_the_cross_entropy_of_bilinear_similarities():
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
     spec = {"name": "cola", "crop_seconds": 0.3, "head_dim": 10}
-    o = cfg.build("objective", cfg.resolve("objective", spec), encoder, Info(4, 4, 1, 1)).eval()
+    o = cfg.build("objective", cfg.resolve("objective", spec), encoder, RunInfo(4, 4, 1, 1)).eval()
     data = batch(range(4))
     data.views = {"a": data.views["main"], "b": batch(range(4), seed=1).views["main"]}
     a, b = (o.head(o.encoder(*data.views[name])) for name in "ab")
@@ -578,7 +578,7 @@ def test_apc_predicts_frames_ahead_and_refuses_encoders_that_see_them():
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
     spec = cfg.resolve("objective", {"name": "apc", "crop_seconds": 0.3, "ahead": 2})
-    o = cfg.build("objective", spec, encoder, Info(4, 4, 1, 1)).eval()
+    o = cfg.build("objective", spec, encoder, RunInfo(4, 4, 1, 1)).eval()
     data = batch(range(3))
     feats, lengths = encoder.features(*data.views["main"])
     out = encoder.frames(feats, lengths)[0]
@@ -593,4 +593,4 @@ def test_apc_predicts_frames_ahead_and_refuses_encoders_that_see_them():
         "encoder", cfg.resolve("encoder", {"name": "ecapa", "channels": 16, "mfa_channels": 24})
     )
     with pytest.raises(UserError, match="future"):
-        cfg.build("objective", spec, ecapa, Info(4, 4, 1, 1))
+        cfg.build("objective", spec, ecapa, RunInfo(4, 4, 1, 1))

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
-from pyspkv.batches.dataset import place
-from pyspkv.batches.sampler import even, one_each, part
+from pyspkv.batches.dataset import draw_crop_start
+from pyspkv.batches.sampler import even, rank_slice, unique_label_batches
 
 
 def make(name, label, batch, seed=0, source=None, **fields):
@@ -55,14 +55,14 @@ def test_one_per_label_uses_all_of_a_balanced_set():
 
 def test_parts_of_all_ranks_make_the_batch():
     rows = np.arange(12)
-    assert [list(part(rows, r, 3)) for r in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [list(rank_slice(rows, r, 3)) for r in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 @given(st.integers(1, 100), st.integers(1, 60), st.integers(0, 1000))
 def test_paired_crops_do_not_overlap_where_they_can(length, num, seed):
     rng = np.random.default_rng(seed)
-    a = place(length, num, rng, None, pair=num)
-    b = place(length, num, rng, (a, num))
+    a = draw_crop_start(length, num, rng, None, pair=num)
+    b = draw_crop_start(length, num, rng, (a, num))
     assert 0 <= a <= max(0, length - num) and 0 <= b <= max(0, length - num)
     if length >= 2 * num:
         assert abs(a - b) >= num
@@ -72,8 +72,8 @@ def test_paired_crops_reach_everywhere():
     rng = np.random.default_rng(0)
     pairs = set()
     for _ in range(2000):
-        a = place(7, 3, rng, None, pair=3)
-        pairs.add((a, place(7, 3, rng, (a, 3))))
+        a = draw_crop_start(7, 3, rng, None, pair=3)
+        pairs.add((a, draw_crop_start(7, 3, rng, (a, 3))))
     assert pairs == {(0, 3), (0, 4), (1, 4), (3, 0), (4, 0), (4, 1)}
 
 
@@ -100,7 +100,7 @@ def test_two_stream_passes_once_over_the_unlabeled_and_goes_on_with_the_labeled(
     )
     for ranks in (2, 4):
         if each % ranks == 0 and batch % ranks == 0:
-            shares = [np.sum(source[part(rows[0], r, ranks)] == 0) for r in range(ranks)]
+            shares = [np.sum(source[rank_slice(rows[0], r, ranks)] == 0) for r in range(ranks)]
             assert shares == [each // ranks] * ranks
 
 
@@ -180,7 +180,7 @@ def test_every_dialogue_comes_equally_often_and_devices_meet_by_chance():
 def test_devices_of_equal_use_are_drawn_in_pools():
     device = np.repeat(np.arange(20), 6)
     rng = np.random.default_rng((0, 3))
-    assert (dialogues(device, 5)(3) == one_each(device, 120, 5, rng)).all()
+    assert (dialogues(device, 5)(3) == unique_label_batches(device, 120, 5, rng)).all()
 
 
 @pytest.mark.parametrize("use", [[4, 9, 9, 30], [5, 5, 6, 6, 400]])

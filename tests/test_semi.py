@@ -21,7 +21,7 @@ from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.augment import Profile
-from pyspkv.batches.dataset import Batch, Batches, Corpus, View
+from pyspkv.batches.dataset import Batch, Batches, TrainingRows, View
 from pyspkv.bin import gate_curves, seeded_cluster, train
 from pyspkv.clustering.pipeline import propagate
 from pyspkv.clustering.vectors import l2_normalize
@@ -29,7 +29,8 @@ from pyspkv.data.ark import EmbeddingWriter
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.tables import read_table
 from pyspkv.models.norm import frozen_statistics
-from pyspkv.objectives.base import Info, margin_logits
+from pyspkv.objectives.aam import margin_logits
+from pyspkv.objectives.base import RunInfo
 from pyspkv.objectives.contrastive import reverse_gradient
 from pyspkv.objectives.semi_supervised import contrast
 from pyspkv.report.gate_curves import curves, selection
@@ -43,7 +44,7 @@ def objective(name="gll", **fields):
     torch.manual_seed(0)
     encoder = cfg.build("encoder", cfg.resolve("encoder", ENCODER))
     spec = {"name": name, "crop_seconds": 0.3, **fields}
-    info = Info(FEW + MANY, K, 5, 10, num_labeled=FEW)
+    info = RunInfo(FEW + MANY, K, 5, 10, num_labeled=FEW)
     return cfg.build("objective", cfg.resolve("objective", spec), encoder, info).train()
 
 
@@ -305,7 +306,7 @@ def test_aats_third_view_has_the_seconds_crop_and_the_firsts_augmentation(tmp_pa
     )
     o = objective("contrastive", adversarial=3.0)
     for row in range(4):
-        found = Batches(Corpus(data), o.views(), augmenter, 0).crops(row, np.random.default_rng(row), 0)
+        found = Batches(TrainingRows(data), o.views(), augmenter, 0).crops(row, np.random.default_rng(row), 0)
         (a, of_a), (b, of_b), (b_like_a, of_b_like_a) = (found[name] for name in ("a", "b", "b_like_a"))
         assert of_b_like_a == of_a != of_b
         np.testing.assert_array_equal(b_like_a, b)
@@ -314,7 +315,7 @@ def test_aats_third_view_has_the_seconds_crop_and_the_firsts_augmentation(tmp_pa
 
 def test_crops_kept_apart_stay_so_at_every_speed(tmp_path, monkeypatch):
     """At 1.1 a crop of 0.3 s takes 0.33 s of the file, and so does its partner."""
-    corpus = Corpus(toy.make(tmp_path, speakers=1, utts=1, seconds=0.662))
+    corpus = TrainingRows(toy.make(tmp_path, speakers=1, utts=1, seconds=0.662))
     augmenter = SimpleNamespace(config=SimpleNamespace(speeds=(1.1,)), draw=lambda rng, speed: Profile(speed))
     batches = Batches(corpus, objective("contrastive").views(), augmenter, 0)
     taken, read = [], corpus.readers[0].read
@@ -600,11 +601,11 @@ def test_stages_start_from_the_weights_they_should(tmp_path, split):
     dev = dev.renamed(lambda utt, _: f"dev-{utt}", lambda spk: f"dev-{spk}")  # other speakers
     more = {"unlabeled": split.given, "dev": dev, "dev_trials": toy.trials(tmp_path / "dev", dev)}
     Trainer(config(tmp_path, **{**AAT, "epochs": 1}), split.given, tmp_path / "stage1").run()
-    start = checkpoint.body(checkpoint.find(tmp_path / "stage1"))
+    start = checkpoint.encoder_weights(checkpoint.resolve_model(tmp_path / "stage1"))
     t = Trainer(config(tmp_path), split.labeled, tmp_path / "T", init=str(tmp_path / "stage1"), **more)
     assert_same(t.objective.encoder.state_dict(), start)
     t.run()
-    best = load_file(checkpoint.find(f"{tmp_path}/T@best") / "model.safetensors")
+    best = load_file(checkpoint.resolve_model(f"{tmp_path}/T@best") / "model.safetensors")
     c = config(tmp_path, **{"objective.gate": {"name": "verification"}})
     v = Trainer(c, split.labeled, tmp_path / "V", init=f"{tmp_path}/T@best", keep_head=True, **more)
     ours = v.objective.state_dict()
@@ -625,7 +626,9 @@ def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
                   sampler={"name": "repeat", "steps": 3})  # fmt: skip
     Trainer(only, split.labeled, tmp_path / "teacher").run()
     o = objective("distil", teacher=str(tmp_path / "teacher"), temperature=2.0).eval()
-    assert_same(o.teacher.state_dict(), checkpoint.body(checkpoint.find(tmp_path / "teacher")))
+    assert_same(
+        o.teacher.state_dict(), checkpoint.encoder_weights(checkpoint.resolve_model(tmp_path / "teacher"))
+    )
     data = batch(o)
     u = torch.nonzero(data.source == 1)[:, 0]
     taught = cosines(o, data.views["weak"], u, o.teacher, o.teacher_head)
@@ -637,6 +640,9 @@ def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
         objective("distil")
     c = config(tmp_path, objective={"name": "distil", "teacher": str(tmp_path / "teacher")})
     Trainer(c, split.labeled, tmp_path / "student", unlabeled=split.given)
+    assert Trainer(c, split.labeled, tmp_path / "student", unlabeled=split.given)._init_digest() == (
+        checkpoint.digest(tmp_path / "teacher")
+    )
     names = {spk: f"other-{spk}" for spk in split.labeled.spk}  # as many others
     others = split.labeled.with_speakers([names[spk] for spk in split.labeled.spk])
     with pytest.raises(UserError, match="knows other speakers"):

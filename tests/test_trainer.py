@@ -19,9 +19,14 @@ from safetensors.torch import load_file
 from pyspkv.base import atomic, checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
+from pyspkv.batches.dataset import View
 from pyspkv.data.datadir import DataDir
+from pyspkv.objectives.base import Losses
 from pyspkv.score.extract import embed
-from pyspkv.train.trainer import TrainConfig, Trainer
+from pyspkv.train.optimizers import build_optimizer, set_lr
+from pyspkv.train.state import RunState
+from pyspkv.train.step import step_result, total_loss
+from pyspkv.train.trainer import OptimConfig, TrainConfig, Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -145,7 +150,10 @@ def test_resuming_onto_other_labels_or_another_config_is_refused(tmp_path, data)
 def test_init_takes_the_body_and_builds_a_new_head(tmp_path, data):
     Trainer(config(tmp_path, epochs=1, **CONTRASTIVE), data, tmp_path / "pre").run()
     fine = Trainer(config(tmp_path), data, tmp_path / "fine", init=f"{tmp_path / 'pre'}@last")
-    assert_same(fine.objective.encoder.state_dict(), checkpoint.body(checkpoint.find(tmp_path / "pre")))
+    assert_same(
+        fine.objective.encoder.state_dict(),
+        checkpoint.encoder_weights(checkpoint.resolve_model(tmp_path / "pre")),
+    )
     assert fine.objective.head.weight.shape == (4, 8)
     with pytest.raises(UserError, match="stem.conv.linear.weight"):
         Trainer(
@@ -201,7 +209,7 @@ def test_dev_list_gives_best_and_patience_stops(tmp_path, data):
     eers = [r["dev_eer"] for r in epochs(exp)]
     best = int(np.argmin(eers))
     assert len(eers) == best + 3 < 30
-    assert checkpoint.state(checkpoint.find(f"{exp}@best"))["epoch"] == best + 1
+    assert checkpoint.state(checkpoint.resolve_model(f"{exp}@best"))["epoch"] == best + 1
 
 
 def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypatch):
@@ -217,7 +225,7 @@ def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypa
 
     monkeypatch.setattr(checkpoint, "atomic_file", spy)
     checkpoint.save(tmp_path / "exp", 3, o, {}, {}, best=True)
-    assert named == ["best", "LATEST"] and checkpoint.find(f"{tmp_path}/exp@best").name == "ckpt-3"
+    assert named == ["best", "LATEST"] and checkpoint.resolve_model(f"{tmp_path}/exp@best").name == "ckpt-3"
 
 
 def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
@@ -226,7 +234,7 @@ def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
     Trainer(settings, data, tmp_path / "none").run()
     torch.manual_seed(settings.seed)
     encoder = cfg.build("encoder", settings.encoder)
-    assert_same(checkpoint.body(checkpoint.find(tmp_path / "none")), encoder.state_dict())
+    assert_same(checkpoint.encoder_weights(checkpoint.resolve_model(tmp_path / "none")), encoder.state_dict())
     assert Trainer(settings, data, tmp_path / "none").run() is None
     with pytest.raises(UserError, match="epochs was 0, now 2"):
         Trainer(config(tmp_path, epochs=2), data, tmp_path / "none").run()
@@ -430,7 +438,7 @@ def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
     c, dev = config(tmp_path, epochs=10), others(data)
     Trainer(c, data, tmp_path / "exp", dev=dev, dev_trials=trials, patience=2).run()
     assert len(epochs(tmp_path / "exp")) == 9
-    assert checkpoint.state(checkpoint.find(f"{tmp_path / 'exp'}@best"))["best_epoch"] == 4
+    assert checkpoint.state(checkpoint.resolve_model(f"{tmp_path / 'exp'}@best"))["best_epoch"] == 4
 
 
 def test_moved_labels_do_not_replace_the_training_data(tmp_path, data):
@@ -517,11 +525,11 @@ def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
     """As NCCL wants it and gloo does not: values and gradients, however they lie in memory."""
     from pyspkv.base import distributed
 
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed.dist, "all_reduce", lambda x: seen.append(x.is_contiguous()))
     seen = []
     x = torch.randn(3, 4, 5, requires_grad=True)
-    distributed.all_sum(x.transpose(0, 2))
+    distributed.all_reduce_sum(x.transpose(0, 2))
     (distributed.sum_with_grad(x.permute(1, 2, 0)) * torch.randn(3, 4, 5).permute(1, 2, 0)).sum().backward()
     assert seen == [True] * 3
 
@@ -529,7 +537,7 @@ def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
 def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
     from pyspkv.base import distributed
 
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     label = np.arange(48) // 4
     for batch, fields in ((12, {"per_dialogue": 4}), (16, {"per_dialogue": 2, "labeled": 3})):
         with pytest.raises(UserError, match="no multiples of 2 processes"):
@@ -670,6 +678,56 @@ def test_dev_shares_nothing_with_training_whoever_calls(tmp_path, data):
     with pytest.raises(UserError, match="dev and --unlabeled share 24 utterances"):
         Trainer(config(tmp_path), data, tmp_path / "exp", unlabeled=data, dev=other, dev_trials=trials)
     assert not (tmp_path / "exp").exists()
+
+
+# -- the parts
+
+
+def test_the_total_is_the_sum_of_means_with_weights_of_any_kind():
+    x = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
+    for kind in (lambda v: v, float, torch.tensor, lambda v: torch.tensor(float(v))):
+        losses = Losses({"a": (x.sum(), kind(3)), "b": (2 * x[0], kind(1)), "none": (0 * x[1], kind(0))})
+        assert total_loss(losses, torch.device("cpu")).item() == 3 + 2
+
+
+def test_audio_counts_by_the_crops_that_were_encoded():
+    views = {"main": View(2.0), "clean": View(4.0)}
+    losses = Losses({"a": (torch.tensor(6.0), 3)}, {"b": (1, 4)}, (torch.tensor(2.0), 4), {"clean": 1})
+    found = step_result(2.0, losses, views, 4)
+    assert (found.seconds, found.spread) == (2.0 + 4.0 / 4, 0.5)
+    assert found.stats == {"loss": (2.0, 1.0), "a": (6.0, 3.0), "b": (1.0, 4.0), "spread": (2.0, 4.0),
+                           "encoded/clean": (1.0, 4.0)}  # fmt: skip
+    assert step_result(2.0, Losses({}), views, 4).seconds == 6.0
+
+
+def test_the_best_epoch_and_the_end_of_a_run():
+    state = RunState(label_hash="x", eval_module="encoder")
+    told = [(state.end_epoch(6, eer, 2), state.worse, state.done) for eer in (9.0, 9.0, 8.0, 8.5, 8.1)]
+    assert told == [
+        (True, 0, False),
+        (False, 0, False),
+        (True, 0, False),
+        (False, 1, False),
+        (False, 2, True),
+    ]
+    assert (state.best_eer, state.best_epoch, state.epoch) == (8.0, 2, 5)
+    plain = RunState(label_hash="x", eval_module="encoder")
+    assert [plain.end_epoch(2, None, 0) or plain.done for _ in range(2)] == [False, True]
+    assert plain.best_epoch is None and plain.to_json()["evaluates"] == "encoder"
+
+
+def test_weights_decay_and_rates_follow_their_group():
+    w, b, frozen = (torch.nn.Parameter(torch.zeros(n)) for n in ((2, 2), (2,), (3, 3)))
+    groups = [{"params": [w, b], "lr_scale": 0.5}, {"params": [frozen], "lr": 0.3, "fixed_lr": True}]
+    optimizer = build_optimizer(OptimConfig(weight_decay=0.1, lr=1.0), groups)
+    set_lr(optimizer, 1.0, 0.2)
+    assert [(g["weight_decay"], g["lr"]) for g in optimizer.param_groups] == [
+        (0.1, 0.1),
+        (0.0, 0.1),
+        (0.1, 0.3),
+    ]
+    with pytest.raises(UserError, match="nothing here learns"):
+        build_optimizer(OptimConfig(), [{"params": []}])
 
 
 # -- resuming onto what was changed

@@ -489,7 +489,7 @@ def test_pull_is_the_squared_distance_to_the_pretrained_trunk(tmp_path):
     pretrained = build(seed=5)
     checkpoint.save_import(tmp_path / "p", pretrained, pretrained.config, {})
     encoder = build(seed=6, pretrained=str(tmp_path / "p"), pull=0.5)
-    encoder.start()
+    encoder.load_pretrained()
     torch.testing.assert_close(encoder.trunk.state_dict(), pretrained.trunk.state_dict())
     assert encoder.pull().item() == 0
     with torch.no_grad():

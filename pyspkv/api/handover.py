@@ -24,7 +24,7 @@ def export(model: str, out: str | Path) -> str:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("is there already, and not empty", file=out, hint="give another folder")
     name = find_model(model)
-    folder = checkpoint.find(name)
+    folder = checkpoint.resolve_model(name)
     encoder, config = checkpoint.load_encoder(name), checkpoint.encoder_config(folder)
     run = folder.parent / "run.json"
     trained = read_json(run, hint=HINT) if run.is_file() else {}

@@ -176,7 +176,7 @@ def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -
     name = find_model(model)
     import torch
 
-    from pyspkv.base.checkpoint import find, load_encoder
+    from pyspkv.base.checkpoint import load_encoder, resolve_model
     from pyspkv.base.device import device as default_device
 
     try:
@@ -186,7 +186,7 @@ def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -
         if device is None:
             raise
         raise UserError(f"device {device}: {str(err).splitlines()[0]}", hint='device="cpu"') from None
-    return Model(encoder, Path(name), where, read_calibration(find(name).parent))
+    return Model(encoder, Path(name), where, read_calibration(resolve_model(name).parent))
 
 
 def read_calibration(folder: Path) -> "Calibration | None":

@@ -35,12 +35,18 @@ def _pointer(exp: Path, name: str) -> Path | None:
     file = exp / name
     if not file.is_file():
         return None
-    found = read_text(file, 4096, AGAIN).strip()
-    if not found or found in (".", "..") or len(found) > 60 or "/" in found or not found.isprintable():
-        raise UserError(f"names {short(found)}, which is no folder beside it", file=file, hint=AGAIN)
-    target = exp / found
+    name_in_file = read_text(file, 4096, AGAIN).strip()
+    if (
+        not name_in_file
+        or name_in_file in (".", "..")
+        or len(name_in_file) > 60
+        or "/" in name_in_file
+        or not name_in_file.isprintable()
+    ):
+        raise UserError(f"names {short(name_in_file)}, which is no folder beside it", file=file, hint=AGAIN)
+    target = exp / name_in_file
     if not (target / "state.json").is_file():
-        rule = f"points at {short(found)}, which is not a whole checkpoint"
+        rule = f"points at {short(name_in_file)}, which is not a whole checkpoint"
         raise UserError(
             rule, file=file, hint="write the name of a whole ckpt- folder into it, or copy it again"
         )
@@ -51,7 +57,7 @@ def latest(exp: str | Path) -> Path | None:
     return _pointer(Path(exp), "LATEST")
 
 
-def find(model: str | Path) -> Path:
+def resolve_model(model: str | Path) -> Path:
     """`DIR`, `DIR@last`, `DIR@best` or a `ckpt-<step>` folder itself -> the checkpoint folder."""
     name, _, which = str(model).rpartition("@")
     if not name or "/" in which or Path(model).is_dir():  # an @ of the path's own
@@ -63,8 +69,8 @@ def find(model: str | Path) -> Path:
         return exp
     if which not in ("", "last", "best"):
         raise UserError(f"'@{which}' is neither @last nor @best", file=model)
-    found = _pointer(exp, "best" if which == "best" else "LATEST")
-    if found is None:
+    folder = _pointer(exp, "best" if which == "best" else "LATEST")
+    if folder is None:
         why = (
             "no dev list was declared, so no checkpoint is the best"
             if which == "best"
@@ -73,7 +79,7 @@ def find(model: str | Path) -> Path:
         raise UserError(
             why, file=exp, hint="use @last" if which == "best" else "train first (bin.train --model-dir)"
         )
-    return found
+    return folder
 
 
 def _pack(optimizers: dict[str, torch.optim.Optimizer]) -> tuple[dict, dict]:
@@ -94,8 +100,8 @@ def _unpack(optimizers: dict[str, torch.optim.Optimizer], tensors: dict, plain: 
         tensors.keys() != (named := {n for n in tensors if n.count("/") == 2})
         or plain.keys() != optimizers.keys()
     ):
-        odd = next(iter(tensors.keys() - named), None) or ", ".join(map(short, plain))
-        raise UserError(f"is of other optimizers: {short(odd)}", file=file, hint=AGAIN)
+        stray = next(iter(tensors.keys() - named), None) or ", ".join(map(short, plain))
+        raise UserError(f"is of other optimizers: {short(stray)}", file=file, hint=AGAIN)
     for name, optimizer in optimizers.items():
         state: dict[str, dict] = {}
         for full, value in tensors.items():
@@ -107,15 +113,15 @@ def _unpack(optimizers: dict[str, torch.optim.Optimizer], tensors: dict, plain: 
         optimizer.load_state_dict(
             {"state": {int(i): v for i, v in state.items()}, "param_groups": plain[name]}
         )
-    if odd := sorted({n.split("/")[0] for n in tensors} - optimizers.keys()):
-        raise UserError(f"is of another optimizer, {short(odd[0])}", file=file, hint=AGAIN)
+    if stray := sorted({n.split("/")[0] for n in tensors} - optimizers.keys()):
+        raise UserError(f"is of another optimizer, {short(stray[0])}", file=file, hint=AGAIN)
 
 
-def _check_groups(optimizer: torch.optim.Optimizer, theirs: Any, folder: Path) -> None:
+def _check_groups(optimizer: torch.optim.Optimizer, groups: Any, folder: Path) -> None:
     """UserError: saved parameter groups are other groups, or a setting is no value of its kind."""
     ours = json.loads(json.dumps(optimizer.state_dict()["param_groups"]))
-    fits = isinstance(theirs, list) and len(theirs) == len(ours)
-    for mine, saved in zip(ours, theirs) if fits else ():
+    fits = isinstance(groups, list) and len(groups) == len(ours)
+    for mine, saved in zip(ours, groups) if fits else ():
         fits = fits and isinstance(saved, dict) and saved.keys() == mine.keys()
         fits = fits and saved["params"] == mine["params"]
         for key in mine.keys() - {"params"} if fits else ():
@@ -226,15 +232,15 @@ def state(folder: Path) -> dict[str, Any]:
     """What state.json holds, each entry of its type. UserError: it is none of a checkpoint."""
     file = folder / "state.json"
     try:
-        found = read_json(file, hint=AGAIN, nan=True)  # a mean may be infinite: an open gate's threshold
+        saved = read_json(file, hint=AGAIN, nan=True)  # a mean may be infinite: an open gate's threshold
     except FileNotFoundError:
         raise UserError("no such file", file=file, hint=AGAIN) from None
     for key in ("step", "epoch", "collapsed", "worse", "best_epoch", "optim_tensors"):
-        if key in found and not (key == "best_epoch" and found[key] is None):
-            number(found[key], key, 0, MAX_INT, whole=True, file=file, hint=AGAIN)
+        if key in saved and not (key == "best_epoch" and saved[key] is None):
+            number(saved[key], key, 0, MAX_INT, whole=True, file=file, hint=AGAIN)
     for key, high in (("best_eer", 1e6), ("audio_seconds", 1e18)):
-        if key in found and not (key == "best_eer" and found[key] is None):
-            number(found[key], key, 0, high, file=file, hint=AGAIN)
+        if key in saved and not (key == "best_eer" and saved[key] is None):
+            number(saved[key], key, 0, high, file=file, hint=AGAIN)
     for key, kind in (
         ("label_hash", str),
         ("evaluates", str),
@@ -242,18 +248,27 @@ def state(folder: Path) -> dict[str, Any]:
         ("optimizers", dict),
         ("means", dict),
     ):
-        if key in found and not isinstance(found[key], kind):
-            raise UserError(f"{key} is {short(found[key])}", file=file, hint=AGAIN)
-    for name, pair in found.get("means", {}).items():
+        if key in saved and not isinstance(saved[key], kind):
+            raise UserError(f"{key} is {short(saved[key])}", file=file, hint=AGAIN)
+    for name, pair in saved.get("means", {}).items():
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(x) in (int, float) for x in pair):
             raise UserError(f"the mean of {short(name)} is {short(pair)}", file=file, hint=AGAIN)
-    if ("label_hash" in found) != ("optimizers" in found):
-        lacks = "label_hash" if "optimizers" in found else "optimizers"
+    if ("label_hash" in saved) != ("optimizers" in saved):
+        lacks = "label_hash" if "optimizers" in saved else "optimizers"
         raise UserError(f"has no {lacks}", file=file, hint=AGAIN)
     stem, _, count = folder.name.partition("-")
-    if stem == "ckpt" and count.isdecimal() and str(found.get("step", count)) != count:
-        raise UserError(f"is of step {found['step']}, its folder of step {count}", file=file, hint=AGAIN)
-    return found
+    if stem == "ckpt" and count.isdecimal() and str(saved.get("step", count)) != count:
+        raise UserError(f"is of step {saved['step']}, its folder of step {count}", file=file, hint=AGAIN)
+    return saved
+
+
+def training_state(folder: Path) -> dict[str, Any]:
+    """`state` of a checkpoint that a training can go on from. UserError: an entry is missing or wrong."""
+    saved = state(folder)
+    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimizers"):
+        if key not in saved:
+            raise UserError(f"has no {key}", file=folder / "state.json", hint=AGAIN)
+    return saved
 
 
 def restore(
@@ -263,27 +278,24 @@ def restore(
 
     UserError: an entry is missing or wrong, or the step lies beyond `last`, the last one of the training.
     """
-    saved, file = state(folder), folder / "state.json"
-    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimizers"):
-        if key not in saved:
-            raise UserError(f"has no {key}", file=file, hint=AGAIN)
+    saved, file = training_state(folder), folder / "state.json"
     if last is not None and saved["step"] > last:
         raise UserError(f"is of step {saved['step']}, of {last} that the training has", file=file, hint=AGAIN)
     weights, memory = tensors(folder), tensors(folder, "optim.safetensors")
     if saved.get("optim_tensors", len(memory)) != len(memory):
         rule = f"holds {len(memory)} tensors, {saved['optim_tensors']} were saved"
         raise UserError(rule, file=folder / "optim.safetensors", hint=AGAIN)
-    load_exactly(model, weights, folder)
+    load_state_strict(model, weights, folder)
     _unpack(optimizers, memory, saved["optimizers"], folder)
     return saved
 
 
-def body(folder: Path) -> dict[str, torch.Tensor]:
+def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The evaluated encoder's weights: what `--init` and extraction take from a checkpoint."""
-    found = state(folder)
-    if "evaluates" not in found:
+    saved = state(folder)
+    if "evaluates" not in saved:
         raise UserError("has no 'evaluates'", file=folder / "state.json", hint=AGAIN)
-    prefix = found["evaluates"] + "."
+    prefix = saved["evaluates"] + "."
     return {k[len(prefix) :]: v for k, v in tensors(folder).items() if k.startswith(prefix)}
 
 
@@ -294,38 +306,38 @@ def encoder_config(folder: Path) -> Any:
 
 def load_encoder(model: str | Path, which: str = "last") -> torch.nn.Module:
     """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
-    folder = find(model if str(model).endswith(("@best", "@last")) else f"{model}@{which}")
-    config, theirs = encoder_config(folder), body(folder)
-    check_sizes(config, theirs, folder)
+    folder = resolve_model(model if str(model).endswith(("@best", "@last")) else f"{model}@{which}")
+    config, weights = encoder_config(folder), encoder_weights(folder)
+    check_sizes(config, weights, folder)
     encoder = cfg.build("encoder", config)
-    load_exactly(encoder, theirs, folder)
+    load_state_strict(encoder, weights, folder)
     return encoder.eval()
 
 
 def digest(model: str | Path) -> str:
     """SHA-256 of a checkpoint's weights: what tells a run's start from another, wherever it lies."""
-    with open(find(model) / "model.safetensors", "rb") as f:
+    with open(resolve_model(model) / "model.safetensors", "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
     """`--init`: the body of another run; heads stay new. A different architecture is refused with the first key."""
-    folder = find(model)
-    load_exactly(encoder, body(folder), folder)
+    folder = resolve_model(model)
+    load_state_strict(encoder, encoder_weights(folder), folder)
 
 
 def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
     """`--init --keep-head`: encoder and heads of a run on the very same labels; what gates remember starts anew."""
-    folder = find(model)
+    folder = resolve_model(model)
     if state(folder).get("label_hash") != label_hash:
         raise UserError(
             "was trained on other utterances or labels, so its head does not fit",
             file=folder,
             hint="leave --keep-head out for a new head, or train on that run's data directory",
         )
-    theirs = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
+    saved = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
     gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
-    load_exactly(objective, {**theirs, **gate}, folder)
+    load_state_strict(objective, {**saved, **gate}, folder)
 
 
 class _Shapes(TorchFunctionMode):
@@ -342,45 +354,45 @@ class _Shapes(TorchFunctionMode):
 
 def check_sizes(
     config: Any,
-    theirs: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
     folder: Path,
     made: tuple[str, ...] = (),
     hint: str | None = None,
 ) -> None:
     """UserError: the encoder of `config` has other tensors. Nothing of its size is allocated to find out.
 
-    made: how the names begin that `theirs` need not hold.
+    made: how the names begin that `weights` need not hold.
     """
     for name in ("layers", "blocks"):
-        found = getattr(config, name, 0)
-        if (count := sum(found) if isinstance(found, (tuple, list)) else found) > len(theirs):
-            rule = f"config.yaml counts {count} {name}, and its checkpoint holds {len(theirs)} tensors"
+        size = getattr(config, name, 0)
+        if (count := sum(size) if isinstance(size, (tuple, list)) else size) > len(weights):
+            rule = f"config.yaml counts {count} {name}, and its checkpoint holds {len(weights)} tensors"
             raise UserError(rule, file=folder, hint=hint or AGAIN)
     try:
         with torch.random.fork_rng(devices=[]), _Shapes():
             ours = cfg.build("encoder", config).state_dict()
     except UserError:  # the true one says it better
         return
-    compare({k: v for k, v in ours.items() if k in theirs or not k.startswith(made)}, theirs, folder, hint)
+    compare({k: v for k, v in ours.items() if k in weights or not k.startswith(made)}, weights, folder, hint)
 
 
-def load_exactly(
-    module: torch.nn.Module, theirs: dict[str, torch.Tensor], folder: Path, hint: str | None = None
+def load_state_strict(
+    module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Path, hint: str | None = None
 ) -> None:
     """Load weights of the same names, shapes and types; UserError names the first that differs."""
-    compare(module.state_dict(), theirs, folder, hint)
-    module.load_state_dict(theirs)
+    compare(module.state_dict(), weights, folder, hint)
+    module.load_state_dict(weights)
 
 
 def compare(
-    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], folder: Path, hint: str | None = None
+    ours: dict[str, torch.Tensor], saved: dict[str, torch.Tensor], folder: Path, hint: str | None = None
 ) -> None:
     """UserError: two sets of weights differ in a name, a shape or a type."""
-    for key in [*ours, *theirs]:
-        there, here = _kind(theirs.get(key)), _kind(ours.get(key))
-        if there != here:
+    for key in [*ours, *saved]:
+        saved_kind, own_kind = _kind(saved.get(key)), _kind(ours.get(key))
+        if saved_kind != own_kind:
             raise UserError(
-                f"its model differs from this config's: {key[:100]} is {there} there and {here} here",
+                f"its model differs from this config's: {key[:100]} is {saved_kind} there and {own_kind} here",
                 file=folder,
                 hint=hint or "use the same encoder section as that run's config.yaml",
             )

@@ -57,7 +57,7 @@ COMPONENTS = {
         "dlg": "pyspkv.objectives.loss_gates:DynamicLossGate",
     },
     "confidence_gate": {
-        "all": "pyspkv.objectives.confidence_gates:Everything",
+        "all": "pyspkv.objectives.confidence_gates:AcceptAll",
         "verification": "pyspkv.objectives.confidence_gates:Verification",
         "flexible": "pyspkv.objectives.confidence_gates:Flexible",
         "fixed": "pyspkv.objectives.confidence_gates:Fixed",

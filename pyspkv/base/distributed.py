@@ -1,7 +1,7 @@
 """One process or many: the few collectives that training needs, all of them the identity in a single process.
 
 Gradients follow torch DDP's convention: DDP averages the parameter gradients over ranks, and the trainer scales
-each rank's loss by `world() / (weight over all ranks)`, so that n processes equal one at the same global batch.
+each rank's loss by `world_size() / (weight over all ranks)`, so that n processes equal one at the same global batch.
 """
 
 import gc
@@ -29,8 +29,8 @@ LOST = (
 def init() -> torch.device:
     """Join torchrun's process group if there is one (nccl on GPU, gloo on CPU) and return this rank's device."""
     local = int(os.environ.get("LOCAL_RANK", 0))
-    found = default_device()
-    cuda = found.type == "cuda"
+    device = default_device()
+    cuda = device.type == "cuda"
     if cuda and local >= torch.cuda.device_count():
         raise UserError(
             f"process {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}",
@@ -45,7 +45,7 @@ def init() -> torch.device:
             torch.cuda.set_device(local)
         with peers():
             dist.init_process_group("nccl" if cuda else "gloo")
-    return torch.device("cuda", local) if cuda else found
+    return torch.device("cuda", local) if cuda else device
 
 
 @contextmanager
@@ -70,18 +70,18 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
-def all_sum(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum of `x` over ranks, no gradient."""
-    if world() > 1:
+    if world_size() > 1:
         x = x.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(x)
     return x
@@ -89,7 +89,7 @@ def all_sum(x: Tensor) -> Tensor:
 
 def broadcast(x: Tensor) -> Tensor:
     """Rank 0's `x` on every rank, in place."""
-    if world() > 1:
+    if world_size() > 1:
         dist.broadcast(x, 0)
     return x
 
@@ -110,7 +110,7 @@ class _AllSum(torch.autograd.Function):
 
 def sum_with_grad(x: Tensor) -> Tensor:
     """Sum of `x` over ranks; the gradient is summed over ranks likewise."""
-    return _AllSum.apply(x) if world() > 1 else x
+    return _AllSum.apply(x) if world_size() > 1 else x
 
 
 def gather(x: Tensor) -> Tensor:
@@ -118,21 +118,21 @@ def gather(x: Tensor) -> Tensor:
 
     All ranks must hold the same B.
     """
-    if world() == 1:
+    if world_size() == 1:
         return x
-    full = x.new_zeros(world(), *x.shape)
+    full = x.new_zeros(world_size(), *x.shape)
     full[rank()] = x
     return sum_with_grad(full).flatten(0, 1)
 
 
 def gather_rows(x: Tensor) -> Tensor:
     """[B, ...] on each rank, B may differ -> all ranks' rows, no gradient."""
-    if world() == 1:
+    if world_size() == 1:
         return x
-    sizes = torch.zeros(world(), dtype=torch.long, device=x.device)
+    sizes = torch.zeros(world_size(), dtype=torch.long, device=x.device)
     sizes[rank()] = len(x)
-    sizes = all_sum(sizes).tolist()
+    sizes = all_reduce_sum(sizes).tolist()
     full = x.new_zeros(sum(sizes), *x.shape[1:])
     first = sum(sizes[: rank()])
     full[first : first + len(x)] = x
-    return all_sum(full)
+    return all_reduce_sum(full)

@@ -17,7 +17,7 @@ class ScheduleConfig:
     final: float = 0.01  # factor reached at the last epoch
 
 
-def rate(config: ScheduleConfig, epoch: float, epochs: float) -> float:
+def lr_factor(config: ScheduleConfig, epoch: float, epochs: float) -> float:
     """Factor on the base learning rate at `epoch` of `epochs`."""
     if epoch < config.warmup_epochs:
         return epoch / config.warmup_epochs

@@ -24,17 +24,17 @@ from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
 from pyspkv.base.errors import UserError
 from pyspkv.base.processes import end_with_parent
 from pyspkv.batches.augment import Augmenter, Profile, change_speed, source_length
-from pyspkv.batches.sampler import Sampler, part
+from pyspkv.batches.sampler import Sampler, rank_slice
 from pyspkv.data.datadir import DataDir
 
 LABELED, UNLABELED = 0, 1
-OF_CORPUS = (
+ROW_COLUMNS = (
     "source",
     "label",
     "group",
     "device",
 )  # columns of a batch that the corpus holds, one entry per row
-COLUMNS = ("index", *OF_CORPUS, "speed")
+COLUMNS = ("index", *ROW_COLUMNS, "speed")
 
 
 @dataclass
@@ -58,6 +58,17 @@ class View:
     @property
     def samples(self) -> int:
         return round(self.seconds * SAMPLE_RATE)
+
+
+def check_views(views: dict[str, View], min_samples: int) -> None:
+    """UserError: a view is shorter than what an encoder takes."""
+    for name, view in views.items():
+        if view.samples < min_samples:
+            raise UserError(
+                f"view '{name}' of {view.seconds} s is shorter than {min_samples} samples, "
+                "the least that the encoder takes",
+                hint="raise crop_seconds",
+            )
 
 
 @dataclass
@@ -97,8 +108,8 @@ def dialogues_of(data: DataDir) -> tuple[list[tuple], list[tuple]]:
     dialogue = data.utt_tables.get("utt2dialogue")
     if dialogue is None:
         name = {spk: ("speaker", spk) for spk in data.spk}  # one object each, not one an utterance
-        own = [name[spk] for spk in data.spk]
-        return own, own
+        speakers = [name[spk] for spk in data.spk]
+        return speakers, speakers
     name = {d: ("dialogue", d) for d in dialogue.values()}
     groups = [name[dialogue[utt]] for utt in data.utts]
     if data.dialogue2device is None:
@@ -107,7 +118,7 @@ def dialogues_of(data: DataDir) -> tuple[list[tuple], list[tuple]]:
     return groups, [name[dialogue[utt]] for utt in data.utts]
 
 
-class Corpus:
+class TrainingRows:
     """The rows that a run trains on: a data directory and, for semi-supervised runs, an unlabeled one behind it.
 
     Attributes: utts list [N]; label int64 [N] into `classes` (the first directory's speakers, C order);
@@ -154,7 +165,7 @@ class Corpus:
         )
 
 
-def place(
+def draw_crop_start(
     length: int, num: int, rng: np.random.Generator, other: tuple[int, int] | None, pair: int = 0
 ) -> int:
     """Start of a crop of `num` samples in `length`.
@@ -182,7 +193,7 @@ class Batches(torch.utils.data.Dataset):
     """Item (epoch, step, rows) -> Batch, or the error that kept it from being made: raised in a worker, it would come
     with a traceback. One worker makes a whole batch. The audio cache is filled here, before workers are forked."""
 
-    def __init__(self, corpus: Corpus, views: dict[str, View], augmenter: Augmenter | None, seed: int):
+    def __init__(self, corpus: TrainingRows, views: dict[str, View], augmenter: Augmenter | None, seed: int):
         corpus.preload()
         self.corpus, self.views, self.augmenter, self.seed = corpus, views, augmenter, seed
         self.partner = {v.apart_from: v.samples for v in views.values() if v.apart_from}
@@ -215,7 +226,7 @@ class Batches(torch.utils.data.Dataset):
             name: (torch.from_numpy(wave), torch.full((len(rows),), wave.shape[1]))
             for name, wave in waves.items()
         }
-        columns = {c: torch.from_numpy(getattr(self.corpus, c))[rows] for c in OF_CORPUS}
+        columns = {c: torch.from_numpy(getattr(self.corpus, c))[rows] for c in ROW_COLUMNS}
         return Batch(epoch, step, index=rows, **columns, speed=torch.from_numpy(speed), views=views)
 
     def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, tuple[np.ndarray, Profile]]:
@@ -239,7 +250,7 @@ class Batches(torch.utils.data.Dataset):
                 start = min(taken[view.share_crop][0], max(0, length - num))
             else:
                 pair = source_length(self.partner[name], plain) if name in self.partner else 0
-                start = place(length, num, rng, taken.get(view.apart_from), pair)
+                start = draw_crop_start(length, num, rng, taken.get(view.apart_from), pair)
             taken[name] = (start, num)
             wave = reader.read(row, start, min(num, length - start), back=True)
             if len(wave) < num:
@@ -296,8 +307,10 @@ def _why(err: Exception, workers: list = ()) -> UserError | None:
     for worker in workers:
         worker.join(0.1)  # an exit code may come later than the error
     text, codes = str(err), [worker.exitcode for worker in workers]
-    few = getattr(err, "errno", None) in (errno.EMFILE, errno.ENFILE) or UNSENT in codes
-    if few or any(words in text for words in ("ancdata", "Too many open files", f"exit code {UNSENT}")):
+    no_descriptors = getattr(err, "errno", None) in (errno.EMFILE, errno.ENFILE) or UNSENT in codes
+    if no_descriptors or any(
+        words in text for words in ("ancdata", "Too many open files", f"exit code {UNSENT}")
+    ):
         return _too_many_files()
     if not text.startswith("DataLoader worker") and not (workers and isinstance(err, OSError | EOFError)):
         return None
@@ -374,7 +387,7 @@ def loader(
             for epoch in range(start[0], epochs):
                 rows = sampler.epoch(epoch)
                 for step in range(start[1] if epoch == start[0] else 0, len(rows)):
-                    yield epoch, step, part(rows[step], rank, world)
+                    yield epoch, step, rank_slice(rows[step], rank, world)
 
         def __len__(self) -> int:
             return sampler.steps * (epochs - start[0]) - start[1]

@@ -1,7 +1,7 @@
 """Which utterances form which batch: pure functions of (seed, epoch), so that a mid-epoch resume is exact.
 
 A sampler answers `epoch(e)` with rows int64 [steps, batch] of the corpus; process r of n takes the r-th n-th of
-each batch (`part`), so n processes see together what one would.
+each batch (`rank_slice`), so n processes see together what one would.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from pyspkv.base.errors import UserError
 
 
-def part(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
+def rank_slice(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
     """This rank's contiguous share of one global batch."""
     size = len(rows) // world
     return rows[rank * size : (rank + 1) * size]
@@ -63,26 +63,29 @@ class OnePerLabel(Sampler):
         per_label: int = 500
 
     def epoch(self, epoch: int) -> np.ndarray:
-        return one_each(self.label, self.config.per_label, self.batch, self.rng(epoch))
+        return unique_label_batches(self.label, self.config.per_label, self.batch, self.rng(epoch))
 
 
-def one_each(label: np.ndarray, most: int, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows int64 [batches, size], no label int64 [N] twice in a batch, each row once, at most `most` of a label."""
+def unique_label_batches(
+    label: np.ndarray, max_per_label: int, batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Rows int64 [batches, batch_size], each row once: no label int64 [N] twice in a batch, at most `max_per_label`
+    rows of a label."""
     order = rng.permutation(len(label))
     order = order[np.argsort(label[order], kind="stable")]  # by label, random inside
     first = np.searchsorted(label[order], label[order])
     turn = np.arange(len(order)) - first  # the how-manieth of its label
-    keep = turn < most
+    keep = turn < max_per_label
     order, turn = order[keep], turn[keep]
     shuffled = rng.permutation(len(order))
     order, turn = order[shuffled], turn[shuffled]
     by_turn = np.argsort(turn, kind="stable")
     order, turn = order[by_turn], turn[by_turn]
     ends = np.flatnonzero(np.diff(turn, append=-1)) + 1
-    batches = [np.empty((0, size), np.int64)]
+    batches = [np.empty((0, batch_size), np.int64)]
     for start, end in zip(np.concatenate([[0], ends[:-1]]), ends):
-        full = (end - start) // size * size
-        batches.append(order[start : start + full].reshape(-1, size))
+        full = (end - start) // batch_size * batch_size
+        batches.append(order[start : start + full].reshape(-1, batch_size))
     rows = np.concatenate(batches)
     return rows[rng.permutation(len(rows))]
 
@@ -92,7 +95,7 @@ def even(label: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
 
     There are as many batches B as can be filled. A label with c rows takes part with min(c, B) of them, less what no
     batch has room for, and is in every batch with the same probability, whether it has many rows or few (pools of j-th
-    rows, as `one_each` makes them, would put those with many into batches of their own).
+    rows, as `unique_label_batches` makes them, would put those with many into batches of their own).
 
     The B batches are halved again and again, and each label's rows are shared out by the halves' sizes; what is
     no whole number is decided by systematic sampling in random order (Madow 1949), which gives each label its exact
@@ -157,7 +160,7 @@ class Dialogues(Sampler):
             raise UserError(f"batch_size {batch} is not a multiple of sampler.per_dialogue {m}")
         from pyspkv.base import distributed
 
-        world = distributed.world()
+        world = distributed.world_size()
         if batch % (m * world) or config.labeled % world:
             raise UserError(
                 f"{batch // m} dialogues in a batch, {config.labeled} of them labeled, are no multiples of {world} "
@@ -184,14 +187,14 @@ class Dialogues(Sampler):
 
     def epoch(self, epoch: int) -> np.ndarray:
         rng, wanted = self.rng(epoch), self.config.steps
-        found, steps = [], 0
+        cuts, steps = [], 0
         while True:
             drawn = [stream.draw(rng) for stream in self.streams]  # [steps, dialogues, M] each
             each = min(map(len, drawn))
-            found.append(np.concatenate([d[:each] for d in drawn], 1)[:, self.order])
+            cuts.append(np.concatenate([d[:each] for d in drawn], 1)[:, self.order])
             steps += each
             if not each or steps >= wanted:
-                return np.concatenate(found).reshape(-1, self.batch)[: wanted or None]
+                return np.concatenate(cuts).reshape(-1, self.batch)[: wanted or None]
 
 
 class Stream:
@@ -223,14 +226,14 @@ class Stream:
         """Rows int64 [steps, num, per] of one pass."""
         _, uses = np.unique(self.device, return_counts=True)
         if (uses == uses[0]).all():
-            batches = one_each(self.device, len(self.device), self.num, rng)
+            batches = unique_label_batches(self.device, len(self.device), self.num, rng)
         else:
             batches = even(self.device, self.num, rng)
         shuffled = self.rows[np.lexsort((rng.random(len(self.rows)), self.owner))]  # inside each dialogue
         return shuffled[self.first[batches][..., None] + np.arange(self.per)]
 
 
-def passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: int) -> np.ndarray:
+def epoch_passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: int) -> np.ndarray:
     """int64 [steps, batch]: pass after pass over `rows` [N], each in a new random order and cut into whole batches."""
     each = len(rows) // batch
     if each == 0:
@@ -249,7 +252,7 @@ class Repeat(Sampler):
         steps: int = 100
 
     def epoch(self, epoch: int) -> np.ndarray:
-        return passes(self.rng(epoch), np.arange(len(self.label)), self.batch, self.config.steps)
+        return epoch_passes(self.rng(epoch), np.arange(len(self.label)), self.batch, self.config.steps)
 
 
 class TwoStream(Sampler):
@@ -268,15 +271,15 @@ class TwoStream(Sampler):
         labeled, unlabeled = (np.flatnonzero(self.columns["source"] == s) for s in (0, 1))
         if not len(unlabeled):
             raise UserError("sampler two_stream needs unlabeled data", hint="pass bin.train --unlabeled DIR")
-        few = min(self.config.labeled, len(labeled))
-        many = self.batch - few
-        if few < 1 or many < 1:
+        num_labeled = min(self.config.labeled, len(labeled))
+        num_unlabeled = self.batch - num_labeled
+        if num_labeled < 1 or num_unlabeled < 1:
             raise UserError(
                 f"batch_size {self.batch} with sampler.labeled {self.config.labeled} leaves no row for one part",
                 hint="0 < sampler.labeled < batch_size",
             )
         rng = self.rng(epoch)
-        second = passes(rng, unlabeled, many, len(unlabeled) // many)
-        first = passes(rng, labeled, few, len(second))
-        at = np.concatenate([(np.arange(n) + 0.5) / n for n in (few, many)])
+        second = epoch_passes(rng, unlabeled, num_unlabeled, len(unlabeled) // num_unlabeled)
+        first = epoch_passes(rng, labeled, num_labeled, len(second))
+        at = np.concatenate([(np.arange(n) + 0.5) / n for n in (num_labeled, num_unlabeled)])
         return np.concatenate([first, second], 1)[:, np.argsort(at, kind="stable")]

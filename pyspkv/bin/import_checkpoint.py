@@ -83,7 +83,7 @@ def main() -> None:
     checkpoint.check_sizes(config, weights, source, tuple(made), hint=HINT)
     encoder = cfg.build("encoder", config)
     own = {k: v for k, v in encoder.state_dict().items() if k.startswith(tuple(made))} if made else {}
-    checkpoint.load_exactly(encoder, {**own, **weights}, source, hint=HINT)
+    checkpoint.load_state_strict(encoder, {**own, **weights}, source, hint=HINT)
     checkpoint.save_import(out, encoder, config, {"command": sys.argv, "source": str(source), **made_of})
     count = sum(p.numel() for p in encoder.parameters())
     with_head = f", {len(head)} class centers left out" if head is not None else ""

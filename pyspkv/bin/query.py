@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
 def dev_eer(model: Path) -> float:
     from pyspkv.base import checkpoint
 
-    eer = checkpoint.state(checkpoint.find(model)).get("best_eer")
+    eer = checkpoint.state(checkpoint.resolve_model(model)).get("best_eer")
     if eer is None:
         raise UserError("was trained without a dev list", file=model, hint="train with steps/train.sh --dev")
     return eer

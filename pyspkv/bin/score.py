@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
         description="Write `enrol test score` for every trial, in the order of the trial list.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--trials", required=True, help="`enrol test target|nontarget` lines")
+    p.add_argument("--trials", required=True, help="`enrol test target|nontarget` lines, or `enrol test`")
     p.add_argument(
         "--enrol",
         required=True,
@@ -91,7 +91,7 @@ def main() -> None:
     args = parse_args()
     import numpy as np
 
-    from pyspkv.data.trials import read_trials
+    from pyspkv.data.trials import read_pairs
     from pyspkv.score import scoring
 
     calibration = None
@@ -99,7 +99,7 @@ def main() -> None:
         from pyspkv.score.calibration import Calibration
 
         calibration = Calibration.read(args.calibration)
-    enrol, test, _ = read_trials(args.trials)
+    enrol, test = read_pairs(args.trials)
     mean = scoring.read_mean(args.mean) if args.mean else None
     scores = np.mean([score(args, *pair, mean, enrol, test) for pair in zip(args.enrol, args.test)], 0)
     if calibration:

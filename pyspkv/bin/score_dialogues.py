@@ -42,7 +42,7 @@ def main() -> None:
 
     from pyspkv.base import config as cfg
     from pyspkv.base.atomic import atomic_file
-    from pyspkv.base.checkpoint import find, load_encoder
+    from pyspkv.base.checkpoint import load_encoder, resolve_model
     from pyspkv.base.device import device as default_device
     from pyspkv.data.datadir import DataDir
     from pyspkv.data.tables import read_table
@@ -56,7 +56,7 @@ def main() -> None:
         )
     mixed = read_table(args.mixed, "flag") if args.mixed else None
     device = default_device()
-    raw = cfg.read(find(args.model).parent / "config.yaml").get("objective", {})
+    raw = cfg.read(resolve_model(args.model).parent / "config.yaml").get("objective", {})
     pairs = isinstance(raw, dict) and raw.get("name") == "pairs"
     reject = cfg.resolve("objective", raw).reject if pairs else PairsConfig().reject
     encoder = load_encoder(args.model).to(device)

@@ -15,7 +15,7 @@ from pyspkv.data.trials import contradiction, cut_trials, enrol_side, other_form
 
 # Measured from the audio, so an incomplete one is set aside rather than allowed to cost utterances.
 _DERIVED = ("utt2dur", "utt2num_samples", "utt2num_frames", "reco2dur")
-# What is chosen by hand: to shorten one of them and then to hint the rest is Kaldi's way to cut a directory.
+# What is chosen by hand: to shorten one of them and then to fix the rest is Kaldi's way to cut a directory.
 _CHOSEN = ("utt2spk", "wav.scp", "segments")
 _BY_HAND = "correct the file, or move it out of the folder; nothing was changed"
 

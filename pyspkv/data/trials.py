@@ -72,6 +72,10 @@ def read_trials(path: str | Path, hint: str | None = None) -> "tuple[list[str], 
         try:
             enrol, rest = read_columns(path, "trial", hint, in_order=False)
         except UserError as err:
+            if is_blind(path):
+                rule = "has no answers (two columns): a blind list can be scored, but not measured"
+                how = "write each line as `enrol test target|nontarget` to have figures"
+                raise UserError(rule, file=path, hint=how) from None
             if hint:
                 raise
             raise UserError(str(err), hint=_hint(path)) from None
@@ -94,6 +98,22 @@ def read_trials(path: str | Path, hint: str | None = None) -> "tuple[list[str], 
             file=path, line=line, hint="delete the wrong line",
         )  # fmt: skip
     return enrol, test, target
+
+
+def is_blind(path: str | Path) -> bool:
+    """Whether the first line of a list has two columns, and so no answer."""
+    if not Path(path).is_file():  # a pipe is read once
+        return False
+    with open(path, "rb") as f:
+        return len(f.readline(1 << 16).split()) == 2
+
+
+def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
+    """(enrol ids, test ids) of a list with answers, or of a blind one, `enrol test`. UserError as in `read_trials`."""
+    if not is_blind(path):
+        return read_trials(path)[:2]
+    with no_gc():
+        return read_columns(path, "id", in_order=False)
 
 
 def trials_over(path: str | Path, utts: Sequence[str]) -> "tuple[list[str], list[str], np.ndarray]":

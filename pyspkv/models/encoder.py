@@ -44,7 +44,12 @@ class Encoder(nn.Module):
         """Optimizer groups; `lr_scale` multiplies the run's learning rate (layer-wise rates). Frozen parts stay out."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
-    def start(self) -> None:
+    @staticmethod
+    def needs_models(config) -> list[str]:
+        """`DIR[@best|last]` of the trained models that `load_pretrained` reads; their weights identify the run."""
+        return []
+
+    def load_pretrained(self) -> None:
         """Before a training: load pre-trained parts that the config names. Extraction has no need of them."""
 
     def pull(self, faithful: bool = False) -> Tensor | None:

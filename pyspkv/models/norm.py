@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pyspkv.base.distributed import all_sum, sum_with_grad, world
+from pyspkv.base.distributed import all_reduce_sum, sum_with_grad, world_size
 from pyspkv.base.errors import UserError
 
 
@@ -17,12 +17,12 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if self.training and len(rows) * world() < 2:
+        if self.training and len(rows) * world_size() < 2:
             raise UserError("batch normalization takes two rows or more", hint="raise batch_size")
-        if not self.training or world() == 1:
+        if not self.training or world_size() == 1:
             return super().forward(rows).view(x.shape)
         rows32 = rows.float()
-        count = all_sum(torch.tensor(float(len(rows)), device=x.device))
+        count = all_reduce_sum(torch.tensor(float(len(rows)), device=x.device))
         mean = sum_with_grad(rows32.sum(0)) / count
         var = sum_with_grad((rows32 - mean).square().sum(0)) / count  # two passes: no cancellation
         with torch.no_grad():

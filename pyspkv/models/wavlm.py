@@ -170,7 +170,11 @@ class WavLM(Encoder):
 
     # ---- training
 
-    def start(self) -> None:
+    @staticmethod
+    def needs_models(config: WavLMConfig) -> list[str]:
+        return [config.pretrained] if config.pretrained else []
+
+    def load_pretrained(self) -> None:
         """Load the pre-trained trunk that `pretrained` names; needed before training only."""
         from pyspkv.base import checkpoint as ckpt
 
@@ -181,9 +185,9 @@ class WavLM(Encoder):
             )
         if not c.pretrained:
             return
-        folder = ckpt.find(c.pretrained)
-        theirs = {k[6:]: v for k, v in ckpt.body(folder).items() if k.startswith("trunk.")}
-        ckpt.load_exactly(self.trunk, theirs, folder)
+        folder = ckpt.resolve_model(c.pretrained)
+        theirs = {k[6:]: v for k, v in ckpt.encoder_weights(folder).items() if k.startswith("trunk.")}
+        ckpt.load_state_strict(self.trunk, theirs, folder)
         if c.pull:
             self.anchor = [p.detach().clone() for p in self._pulled()]
 

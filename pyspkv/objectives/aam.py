@@ -1,5 +1,6 @@
 """Classification of (pseudo-)speakers with AAM-softmax, sub-centers and a label gate."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -8,11 +9,11 @@ from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base import config as cfg
-from pyspkv.base.distributed import all_sum
+from pyspkv.base.distributed import all_reduce_sum
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import HasGate, Info, Losses, Objective, margin_logits, spread
+from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, WithGate, spread
 from pyspkv.objectives.loss_gates import Gate
 
 
@@ -38,6 +39,18 @@ class MarginConfig:
     gate: cfg.component("gate") = field(default_factory=lambda: cfg.resolve("gate", {"name": "none"}))
 
 
+def margin_logits(cos: Tensor, target: Tensor, margin: float) -> Tensor:
+    """AAM / ArcFace (Deng et al. 2019): cos [B, K] with cos(theta + m), m in radians, in the target's column.
+
+    Where theta + m would pass pi, cos - m sin m takes its place, which keeps it monotone in theta.
+    """
+    at = cos.gather(1, target[:, None])
+    sin = (1 - at.square()).clamp_min(1e-6).sqrt()
+    cos_m, sin_m = math.cos(margin), math.sin(margin)
+    phi = torch.where(at > -cos_m, at * cos_m - sin * sin_m, at - sin_m * margin)
+    return cos.scatter(1, target[:, None], phi)
+
+
 class AAMHead(nn.Module):
     """Class centers W [K * S, D]; cosines [B, K] of the nearest of S sub-centers."""
 
@@ -55,7 +68,7 @@ class AAMHead(nn.Module):
         return x.unflatten(1, (-1, self.sub_centers)).amax(2) if self.sub_centers > 1 else x
 
 
-class Margin(HasGate, Objective):
+class Margin(WithGate, Objective):
     """AAM-softmax over the data directory's speakers, weighted and corrected per utterance by the gate.
 
     With labels y_i (classes: speaker x speed), gate weights g_i, logits u_i with the margin at the label, and the class
@@ -70,10 +83,10 @@ class Margin(HasGate, Objective):
     """
 
     Config = MarginConfig
-    takes_unlabeled = False
-    tells_speakers = True
+    supports_unlabeled = False
+    needs_speakers = True
 
-    def __init__(self, config: MarginConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: MarginConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = config
         self.num_classes = info.num_classes
@@ -100,18 +113,18 @@ class Margin(HasGate, Objective):
             margin = ramp(self.epoch_now, *c.margin_warmup_epochs, 0.0, c.margin)
             logits = c.scale * margin_logits(cos, label, margin)
             loss = F.cross_entropy(logits, label, reduction="none")
-            seen = (
+            gate_loss = (
                 loss.detach()
                 if c.gate_margin
                 else F.cross_entropy(c.scale * cos.detach(), label, reduction="none")
             )
-        kept = self.gate(batch.index, seen, self.epoch_now)
+        kept = self.gate(batch.index, gate_loss, self.epoch_now)
         total, weight, corrected = (kept * loss).sum(), kept.sum(), torch.zeros_like(kept)
-        rejected, looked_at, same = torch.nonzero(kept == 0)[:, 0], 0, torch.zeros_like(kept)
+        rejected, num_predicted, same = torch.nonzero(kept == 0)[:, 0], 0, torch.zeros_like(kept)
         if self.gate.corrects(self.epoch_now) and (c.faithful or len(rejected)):
             # In training mode batch statistics are all-reduced, so that every rank must take part.
             rows = torch.arange(len(label), device=label.device) if c.faithful else rejected
-            looked_at = len(rows)
+            num_predicted = len(rows)
             target, sure = self.predict(batch.views["clean"], rows, batch.speed[rows])
             sure = sure & (kept[rows] == 0)
             same = sure & (target == label[rows])
@@ -122,25 +135,25 @@ class Margin(HasGate, Objective):
                 logits = c.scale * margin_logits(cos, label.scatter(0, rows, target), margin)
             total = total + F.cross_entropy(logits[rows], target, reduction="sum")
             corrected[rows] = 1
-        size = torch.tensor(float(len(label)), device=label.device)
+        batch_size = len(label)
         if self.gate.corrects(self.epoch_now) and c.faithful:
-            weight = size
+            weight = torch.full_like(weight, batch_size)
         else:
             weight = weight + corrected.sum()
         right = (cos.detach().argmax(1) == label).float()
         stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
         if "clean" in batch.views:
-            stats["clean"] = torch.full_like(size, looked_at)
             stats["corrected_same"] = same.float().sum()
-        stats = {k: (v, size) for k, v in stats.items()}
+        stats = {k: (v, batch_size) for k, v in stats.items()}
         if c.faithful:
             stats["cross_entropy"] = total.detach(), weight
-            counted = all_sum(weight).clamp_min(1)
-            value = all_sum(total.detach()) / counted  # of all processes, as one would have it
+            counted = all_reduce_sum(weight).clamp_min(1)
+            value = all_reduce_sum(total.detach()) / counted  # of all processes, as one would have it
             total = total / torch.where(value > 0, value, 1.0)
-        return Losses({"aam": (total, weight)}, {**stats, "spread": spread(unit)})
+        encoded = {"clean": num_predicted} if "clean" in batch.views else {}
+        return Losses({"aam": (total, weight)}, stats, spread(unit), encoded)
 
-    def pull(self, faithful: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+    def pull(self, faithful: bool = False) -> dict[str, Mean]:
         return super().pull(self.config.faithful)
 
     @torch.no_grad()
@@ -161,6 +174,6 @@ class Margin(HasGate, Objective):
                 logits = self.head.nearest(F.linear(z, self.head.weight)) / 0.1
             else:
                 logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
-        own = logits.unflatten(1, (-1, self.num_classes))[torch.arange(len(rows), device=rows.device), speed]
-        confidence, target = own.softmax(1).max(1)
+        by_speed = logits.unflatten(1, (-1, self.num_classes))
+        confidence, target = by_speed[torch.arange(len(rows), device=rows.device), speed].softmax(1).max(1)
         return target + speed * self.num_classes, confidence > c.gate.confidence

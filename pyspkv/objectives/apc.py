@@ -8,7 +8,7 @@ from torch import nn
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import Info, Losses, Objective
+from pyspkv.objectives.base import Losses, Objective, RunInfo
 
 
 @dataclass(kw_only=True)
@@ -22,7 +22,7 @@ class APC(Objective):
 
     Config = APCConfig
 
-    def __init__(self, config: APCConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: APCConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         if not encoder.causal:
             raise UserError(
@@ -45,4 +45,4 @@ class APC(Objective):
         frames, _ = self.encoder.frames(feats, lengths)  # crops: all of one length
         with torch.autocast(feats.device.type, enabled=False):
             loss = (self.predictor(frames[:, :-n].float()) - feats[:, n:]).abs().mean((1, 2))
-        return Losses({"apc": (loss.sum(), torch.tensor(float(len(loss)), device=loss.device))})
+        return Losses({"apc": (loss.sum(), len(loss))})

@@ -3,8 +3,8 @@
 A new loss is one subclass and one test. The trainer knows nothing else about it.
 """
 
-import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from pyspkv.models.encoder import Encoder
 
 
 @dataclass
-class Info:
+class RunInfo:
     """What an objective may know of the run besides its config."""
 
     num_rows: int
@@ -27,40 +27,59 @@ class Info:
     num_labeled: int = 0  # rows of the first data directory; the unlabeled one's come behind
 
 
+Mean = tuple[
+    Tensor | float, Tensor | float
+]  # (sum, weight): both are added over steps and ranks, then divided
+
+
 @dataclass
 class Losses:
-    """`terms` are minimised: name -> (weighted sum, weight); the loss is the total of sum / weight over all ranks.
+    """What a batch gives.
 
-    `stats` are only logged, as means likewise: name -> (sum, weight).
+    Args:
+        terms: are minimised; the loss is the total of their means, each over all ranks.
+        stats: are only logged.
+        spread: of the batch's embeddings, see `spread`; near 0 for many steps stops the run.
+        encoded: view -> crops of the batch that the network took; a view that is not named here counts whole.
     """
 
-    terms: dict[str, tuple[Tensor, Tensor]]
-    stats: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    terms: dict[str, Mean]
+    stats: dict[str, Mean] = field(default_factory=dict)
+    spread: Mean | None = None
+    encoded: dict[str, float] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
     """Holds the encoder, heads and teachers; `forward(batch) -> Losses`."""
 
-    evaluates = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
-    wants_embeddings = False  # `begin` is called before a new run's first step
-    takes_speeds = True  # augment.speeds; where a speaker is one class at any speed, it does not
-    takes_unlabeled = True  # a second data directory
-    tells_speakers = False  # speakers are its classes, so that it needs two
+    eval_module = "encoder"  # the submodule that embeds once training is over (a teacher, where there is one)
+    needs_initial_embeddings = False  # `init_from_embeddings` is called before a new run's first step
+    supports_speed_perturb = True  # augment.speeds; where a speaker is one class at any speed, it does not
+    supports_unlabeled = True  # a second data directory
+    needs_speakers = False  # speakers are its classes, so that it needs two
 
-    def __init__(self, encoder: Encoder, info: Info):
+    def __init__(self, encoder: Encoder, info: RunInfo):
         super().__init__()
-        if info.num_speeds > 1 and not self.takes_speeds:
+        if info.num_speeds > 1 and not self.supports_speed_perturb:
             raise UserError(
                 "augment.speeds makes other voices, and this objective has no classes for them",
                 hint="leave augment.speeds out",
             )
-        if 0 < info.num_labeled < info.num_rows and not self.takes_unlabeled:
+        if 0 < info.num_labeled < info.num_rows and not self.supports_unlabeled:
             name = type(self).__name__.lower()
             raise UserError(f"objective {name} takes one data directory", hint="leave --unlabeled out")
-        if info.num_classes < 2 and self.tells_speakers:
+        if info.num_classes < 2 and self.needs_speakers:
             raise UserError("utt2spk has one speaker: nothing to tell apart", hint="give at least two")
         self.encoder, self.info = encoder, info
         self.epoch_now = 0.0
+
+    @staticmethod
+    def needs_models(config) -> list[str]:
+        """`DIR[@best|last]` of the trained models that this config starts from; their weights identify the run."""
+        return []
+
+    def check_classes(self, classes: list[str], data: Path) -> None:
+        """UserError: the objective cannot learn `classes`, the speakers of the data directory `data`."""
 
     def views(self) -> dict[str, View]:
         raise NotImplementedError
@@ -74,24 +93,24 @@ class Objective(nn.Module):
         A group has `lr_scale` (the encoder's times `encoder_lr`), or its own `lr` with `fixed_lr` to stay off the
         schedule.
         """
-        body = self.encoder.param_groups()
-        for group in body:
+        groups = self.encoder.param_groups()
+        for group in groups:
             group["lr_scale"] *= encoder_lr
         rest = [
             p for name, p in self.named_parameters() if p.requires_grad and not name.startswith("encoder.")
         ]
-        return {"main": [*body, *([{"params": rest, "lr_scale": 1.0}] if rest else [])]}
+        return {"main": [*groups, *([{"params": rest, "lr_scale": 1.0}] if rest else [])]}
 
-    def pull(self, faithful: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+    def pull(self, faithful: bool = False) -> dict[str, Mean]:
         """The term that draws the encoder to its pre-trained weights, where it has one (`encoder.pull`)."""
         value = self.encoder.pull(faithful)
-        return {} if value is None else {"pull": (value, torch.ones((), device=value.device))}
+        return {} if value is None else {"pull": (value, 1.0)}
 
     def before_step(self, step: int) -> None:
         """Global step about to be taken; sets the real-valued epoch that schedules read."""
         self.epoch_now = step / self.info.steps_per_epoch
 
-    def begin(self, embeddings: Tensor, label: Tensor) -> None:
+    def init_from_embeddings(self, embeddings: Tensor, label: Tensor) -> None:
         """Embeddings [N, D] of all rows by the encoder that the run starts from, and their labels [N]."""
 
     def labels(self) -> Tensor | None:
@@ -120,7 +139,7 @@ class Objective(nn.Module):
         return self.encoder.embed(feats, lengths)
 
 
-class HasGate:
+class WithGate:
     """Mixin for an objective whose `gate` remembers the utterances and is refitted after each epoch."""
 
     def rows(self) -> dict[str, Tensor]:
@@ -133,25 +152,12 @@ class HasGate:
         return self.gate.end_epoch(epoch)
 
 
-def spread(unit: Tensor) -> tuple[Tensor, Tensor]:
+def spread(unit: Tensor) -> Mean:
     """1 - |mean|^2 of unit vectors [B, D]: near 0 when all point one way, which is a collapsed encoder."""
-    size = torch.tensor(float(len(unit)), device=unit.device)
-    return (1 - unit.detach().mean(0).square().sum()) * size, size
+    return (1 - unit.detach().mean(0).square().sum()) * len(unit), len(unit)
 
 
 @torch.no_grad()
 def ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """The teacher's parameters become momentum x theirs + (1 - momentum) x the student's."""
     torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
-
-
-def margin_logits(cos: Tensor, target: Tensor, margin: float) -> Tensor:
-    """AAM / ArcFace (Deng et al. 2019): cos [B, K] with cos(theta + m), m in radians, in the target's column.
-
-    Where theta + m would pass pi, cos - m sin m takes its place, which keeps it monotone in theta.
-    """
-    at = cos.gather(1, target[:, None])
-    sin = (1 - at.square()).clamp_min(1e-6).sqrt()
-    cos_m, sin_m = math.cos(margin), math.sin(margin)
-    phi = torch.where(at > -cos_m, at * cos_m - sin * sin_m, at - sin_m * margin)
-    return cos.scatter(1, target[:, None], phi)

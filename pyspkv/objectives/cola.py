@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from pyspkv.base.distributed import gather, rank
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import Info, Losses, Objective, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 
 
 @dataclass(kw_only=True)
@@ -24,7 +24,7 @@ class COLA(Objective):
 
     Config = COLAConfig
 
-    def __init__(self, config: COLAConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: COLAConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = config
         self.head = nn.Sequential(
@@ -44,8 +44,7 @@ class COLA(Objective):
         with torch.autocast(z.device.type, enabled=False):
             a, b = self.head(z).chunk(2)
             logits = self.similarity(a) @ gather(b.contiguous()).T  # [B, N]
-            own = rank() * len(a) + torch.arange(len(a), device=a.device)
-            loss = F.cross_entropy(logits, own, reduction="sum")
-        size = torch.tensor(float(len(a)), device=a.device)
-        right = (logits.detach().argmax(1) == own).float().sum()
-        return Losses({"cola": (loss, size)}, {"accuracy": (right, size), "spread": spread(F.normalize(z))})
+            positive = rank() * len(a) + torch.arange(len(a), device=a.device)
+            loss = F.cross_entropy(logits, positive, reduction="sum")
+        right = (logits.detach().argmax(1) == positive).float().sum()
+        return Losses({"cola": (loss, len(a))}, {"accuracy": (right, len(a))}, spread(F.normalize(z)))

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pyspkv.base.distributed import all_sum, gather_rows
+from pyspkv.base.distributed import all_reduce_sum, gather_rows
 from pyspkv.objectives.loss_gates import merge_rows
 
 
-class Everything(nn.Module):
+class AcceptAll(nn.Module):
     """Every utterance passes: GLL's stage T, whose threshold 1 / K is below any maximum of K probabilities. Base of
     the others.
 
@@ -74,14 +74,14 @@ class Everything(nn.Module):
         return dict(zip(("kept", "target"), self.last))
 
 
-class Verification(Everything):
+class Verification(AcceptAll):
     """Label verification, GLL's stage V: the prediction is the label (eq. 4, second case; eq. 7)."""
 
     def passes(self, confidence: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
         return predicted == label
 
 
-class Fixed(Everything):
+class Fixed(AcceptAll):
     """q_max reaches a constant: FixMatch, Pseudo Label, GLL's fixed threshold."""
 
     @dataclass(kw_only=True)
@@ -96,7 +96,7 @@ class Fixed(Everything):
         return confidence >= self.config.threshold
 
 
-class Flexible(Everything):
+class Flexible(AcceptAll):
     """Flexible threshold, GLL's stage L: q_max > tau (eq. 4, first case; eq. 6), and tau follows q_max (eq. 5)."""
 
     @dataclass(kw_only=True)
@@ -122,11 +122,13 @@ class Flexible(Everything):
         counted = confidence
         if self.config.mode == "indicator":
             counted = confidence * (confidence > self.tau)
-        total, size = all_sum(torch.stack([counted.sum(), counted.new_tensor(float(len(counted)))]))
-        self.tau.copy_(p * self.tau + (1 - p) * total / size)
+        total, num_rows = all_reduce_sum(
+            torch.stack([counted.sum(), counted.new_tensor(float(len(counted)))])
+        )
+        self.tau.copy_(p * self.tau + (1 - p) * total / num_rows)
 
 
-class FlexMatch(Everything):
+class FlexMatch(AcceptAll):
     """FlexMatch (Zhang et al. 2021) with its warm-up: classes that are seldom sure ask for less.
 
     sigma_k counts the unlabeled utterances whose last sure prediction (q_max >= c) was class k, the rest were never

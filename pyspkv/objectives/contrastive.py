@@ -14,7 +14,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
-from pyspkv.objectives.base import Info, Losses, Objective, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 
 
 @dataclass(kw_only=True)
@@ -36,13 +36,13 @@ def nt_xent(
     """NT-Xent (Chen et al. 2020, eq. 1), both directions: unit vectors a, b [B, D] of this rank, all ranks'
     [N, D] of which a starts at row `first` -> losses [2B], 2N - 2 negatives each.
     """
-    size, keys = len(a), torch.cat([all_a, all_b])
+    batch_size, keys = len(a), torch.cat([all_a, all_b])
     logits = torch.cat([a, b]) @ keys.T  # [2B, 2N]
-    rows = torch.arange(2 * size, device=a.device)
-    own = first + rows % size + (rows >= size) * len(all_a)
-    pair = first + rows % size + (rows < size) * len(all_a)
+    rows = torch.arange(2 * batch_size, device=a.device)
+    oneself = first + rows % batch_size + (rows >= batch_size) * len(all_a)
+    pair = first + rows % batch_size + (rows < batch_size) * len(all_a)
     logits = logits.index_put((rows, pair), logits[rows, pair] - margin) * scale
-    logits = logits.index_put((rows, own), logits.new_tensor(-math.inf))
+    logits = logits.index_put((rows, oneself), logits.new_tensor(-math.inf))
     return F.cross_entropy(logits, pair, reduction="none")
 
 
@@ -97,7 +97,7 @@ class Contrastive(Objective):
 
     Config = ContrastiveConfig
 
-    def __init__(self, config: ContrastiveConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: ContrastiveConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         if config.temperature < 0.01:
             raise UserError(f"objective.temperature {config.temperature} is below 0.01, where the scale ends")
@@ -110,12 +110,14 @@ class Contrastive(Objective):
     def optimizers(self) -> dict[str, list[dict]]:
         groups = super().optimizers()
         if self.discriminator is not None:
-            own = list(self.discriminator.parameters())
+            discriminator = list(self.discriminator.parameters())
             rest = groups["main"].pop()  # of all that is not the encoder
-            kept = [p for p in rest["params"] if all(p is not q for q in own)]
+            kept = [p for p in rest["params"] if all(p is not q for q in discriminator)]
             groups["main"] += [{**rest, "params": kept}] if kept else []
             lr = self.config.discriminator_lr
-            groups["discriminator"] = [{"params": own, "lr": lr, "fixed_lr": True, "weight_decay": 0.0}]
+            groups["discriminator"] = [
+                {"params": discriminator, "lr": lr, "fixed_lr": True, "weight_decay": 0.0}
+            ]
         return groups
 
     def views(self) -> dict[str, View]:
@@ -140,19 +142,17 @@ class Contrastive(Objective):
                 loss = angular_proto(a, all_b, first, scale, c.margin)
         with torch.no_grad():
             nearest = (a @ all_b.T).argmax(1) == first + torch.arange(len(a), device=a.device)
-            size = torch.tensor(float(len(a)), device=a.device)
-        count = torch.tensor(float(len(loss)), device=a.device)
-        terms = {c.loss: (loss.sum(), count)}
+        batch_size = len(a)
+        terms = {c.loss: (loss.sum(), len(loss))}
         stats = {
-            "accuracy": (nearest.float().sum(), size),
-            "spread": spread(a),
-            "scale": (scale.detach() * size, size),
+            "accuracy": (nearest.float().sum(), batch_size),
+            "scale": (scale.detach() * batch_size, batch_size),
         }
         if self.discriminator is not None:
             confusion, right = self.tell_apart(embedding)
-            terms["adversarial"] = confusion.sum(), 2 * size
-            stats["discriminator"] = right.float().sum(), 2 * size
-        return Losses(terms, stats)
+            terms["adversarial"] = confusion.sum(), 2 * batch_size
+            stats["discriminator"] = right.float().sum(), 2 * batch_size
+        return Losses(terms, stats, spread(a))
 
     def tell_apart(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of a, b, b_like_a, [3 B, D] -> the discriminator's cross-entropy [2 B], whether it is right."""

@@ -20,7 +20,7 @@ from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
-from pyspkv.objectives.base import Info, Losses, Objective, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
 
 ALARM = 0.3  # effective share of the dialogues below which an epoch is reported
 
@@ -68,9 +68,9 @@ def ge2e(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
     """
     centroid = F.normalize(e_all.mean(1), dim=-1)
     without = F.normalize(e.sum(1, keepdim=True) - e, dim=-1)  # c_j(-i), [n, M, D]
-    own = w * (e * without).sum(-1)
+    positive = w * (e * without).sum(-1)
     other = w * (e @ centroid.T) + against[:, None]  # [n, M, N]
-    return (torch.logaddexp(own, other.logsumexp(-1)) - own).mean(1)
+    return (torch.logaddexp(positive, other.logsumexp(-1)) - positive).mean(1)
 
 
 def angular_proto(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ def angular_proto(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tenso
     S_jk = w cos(q_j, p_k); l_j = -S_jj + log sum_k exp S_jk. The sampler draws in random order: any one may be first.
     """
     query = e[:, 0]
-    own = w * (query * F.normalize(e[:, 1:].mean(1), dim=-1)).sum(-1)
+    positive = w * (query * F.normalize(e[:, 1:].mean(1), dim=-1)).sum(-1)
     other = w * (query @ F.normalize(e_all[:, 1:].mean(1), dim=-1).T) + against
-    return torch.logaddexp(own, other.logsumexp(-1)) - own
+    return torch.logaddexp(positive, other.logsumexp(-1)) - positive
 
 
 def all_versus_all(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ def all_versus_all(e: Tensor, e_all: Tensor, against: Tensor, w: Tensor) -> Tens
     n, m, _ = e.shape
     other = w * torch.einsum("jid,kld->jikl", e, e_all) + against[:, None, :, None]  # [n, M, N, M]
     negatives = other.flatten(2).logsumexp(-1)  # [n, M]
-    own = w * (e @ e.mT)  # [n, M, M]
-    pair = torch.logaddexp(own, negatives[..., None]) - own
+    positive = w * (e @ e.mT)  # [n, M, M]
+    pair = torch.logaddexp(positive, negatives[..., None]) - positive
     return pair.masked_fill(torch.eye(m, dtype=torch.bool, device=e.device), 0).sum((1, 2)) / (m * (m - 1))
 
 
@@ -159,9 +159,9 @@ class Pairs(Objective):
     """One of three losses over the dialogues of a batch, weighted by compactness; labeled speakers beside them."""
 
     Config = PairsConfig
-    takes_speeds = False
+    supports_speed_perturb = False
 
-    def __init__(self, config: PairsConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: PairsConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         check_rejection(config.reject, info.epochs)
         self.config = config
@@ -197,14 +197,13 @@ class Pairs(Objective):
             m = per_dialogue(batch.group)
             e, device = unit.unflatten(0, (-1, m)), batch.device[::m]
             truth = (batch.label.view(-1, m) == batch.label[::m, None]).all(1)  # read by the oracle alone
-            losses = Losses({}, {"spread": spread(unit)})
-            taught = batch.source[::m] == LABELED
-            if not taught.all():  # a labeled part beside an unlabeled one has a loss of its own
-                size = torch.tensor(float(taught.sum()), device=unit.device)
-                if taught.any():
-                    found = self.losses(c.labeled_loss, e[taught], device[taught])
-                    losses.terms["labeled"] = (c.labeled_weight * found.sum(), size)
-                e, device, truth = (x[~taught] for x in (e, device, truth))
+            losses = Losses({}, spread=spread(unit))
+            labeled = batch.source[::m] == LABELED
+            if not labeled.all():  # a labeled part beside an unlabeled one has a loss of its own
+                if labeled.any():
+                    loss = self.losses(c.labeled_loss, e[labeled], device[labeled])
+                    losses.terms["labeled"] = (c.labeled_weight * loss.sum(), len(loss))
+                e, device, truth = (x[~labeled] for x in (e, device, truth))
             self.unlabeled(e, device, truth, losses)
         return losses
 
@@ -224,21 +223,20 @@ class Pairs(Objective):
         c, n = self.config, len(e)
         compact = gather(compactness(e, c.reject.compactness))
         w = self.weights(compact, gather(truth.float()))
-        own = w[rank() * n :][:n]
-        found = self.losses(c.loss, e, device, w if c.reject.columns else None)
-        size = torch.tensor(float(n), device=e.device)
-        losses.terms[c.loss] = ((own * found).sum(), size)
+        weight = w[rank() * n :][:n]  # of this rank's dialogues
+        loss = self.losses(c.loss, e, device, w if c.reject.columns else None)
+        losses.terms[c.loss] = ((weight * loss).sum(), n)
         # Effective sample size, as a share of the dialogues.
         share = w.sum().square() / (w.square().sum() * len(w)).clamp_min(1e-12)
         if self.training:
             self.effective += torch.stack([share, torch.ones_like(share)])
         losses.stats |= {
-            "compactness": (compact.sum() * n / len(w), size),
-            "compactness_std": (compact.std(correction=0) * size, size),
-            "effective": (share * size, size),
-            "rejected": ((own < 0.1).float().sum(), size),
-            "weight": (own.sum(), size),
-            "scale": (self.log_w.detach().exp() * size, size),
+            "compactness": (compact.sum() * n / len(w), n),
+            "compactness_std": (compact.std(correction=0) * n, n),
+            "effective": (share * n, n),
+            "rejected": ((weight < 0.1).float().sum(), n),
+            "weight": (weight.sum(), n),
+            "scale": (self.log_w.detach().exp() * n, n),
         }
 
     @torch.no_grad()

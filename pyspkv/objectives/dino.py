@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
-from pyspkv.base.distributed import all_sum, gather
+from pyspkv.base.distributed import all_reduce_sum, gather
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import cosine_ramp, ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
-from pyspkv.objectives.base import Info, Losses, Objective, ema, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
 
 FLAT = 0.999  # share of ln(head size) above which the loss says nothing
 FLAT_STEPS = 200  # this many such steps in a row stop the run
@@ -78,9 +78,9 @@ class Head(nn.Module):
 
 class DINO(Objective):
     Config = DINOConfig
-    evaluates = "teacher"
+    eval_module = "teacher"
 
-    def __init__(self, config: DINOConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: DINOConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = c = config
         if c.local_crops < 0 or min(c.student_temperature, *c.teacher_temperature) <= 0:
@@ -111,31 +111,31 @@ class DINO(Objective):
         views, local = batch.views, [f"local{i}" for i in range(c.local_crops)]
         pair = _cat(views, ["global0", "global1"])
         with torch.no_grad():
-            taught, taught_wide = self.teacher_head(self.teacher(*pair))
+            teacher_logits, teacher_wide = self.teacher_head(self.teacher(*pair))
         embedding = self.encode(pair, c.spec_augment)
-        seen, wide = self.head(embedding, frozen)
+        student_logits, wide = self.head(embedding, frozen)
         if local:
-            few, _ = self.head(self.encode(_cat(views, local), c.spec_augment), frozen)
-            seen = torch.cat([seen, few])
+            local_logits, _ = self.head(self.encode(_cat(views, local), c.spec_augment), frozen)
+            student_logits = torch.cat([student_logits, local_logits])
         with torch.autocast(embedding.device.type, enabled=False):
             low, high = c.teacher_temperature
             temperature = ramp(self.epoch_now, 0.0, c.temperature_epochs, low, high)
-            size = len(batch.index)
-            target = ((taught.float() - self.center) / temperature).softmax(1).view(2, size, -1)
-            log_q = (seen.float() / c.student_temperature).log_softmax(1).view(2 + len(local), size, -1)
+            batch_size = len(batch.index)
+            target = ((teacher_logits.float() - self.center) / temperature).softmax(1)
+            target = target.view(2, batch_size, -1)
+            log_q = (student_logits.float() / c.student_temperature).log_softmax(1)
+            log_q = log_q.view(2 + len(local), batch_size, -1)
             pairs = [(q, v) for q in range(2) for v in range(2 + len(local)) if q != v]
             loss = -sum((target[q] * log_q[v]).sum(-1) for q, v in pairs) / len(pairs)  # [B]
             entropy = -(target * target.clamp_min(1e-12).log()).sum(-1).mean(0)
-            count = torch.tensor(float(size), device=loss.device)
-            terms = {"dino": (loss.sum(), count)}
+            terms = {"dino": (loss.sum(), batch_size)}
             if c.variance or c.covariance:
                 factor = ramp(self.epoch_now, 0.0, c.regularizer_epochs, *c.regularizer)
-                variance, covariance = self.regularize(wide.float(), taught_wide.float())
-                one = torch.ones((), device=loss.device)
-                terms["regularizer"] = factor * (c.variance * variance + c.covariance * covariance), one
+                variance, covariance = self.regularize(wide.float(), teacher_wide.float())
+                terms["regularizer"] = factor * (c.variance * variance + c.covariance * covariance), 1.0
         if self.training:
-            self.remember(taught.float(), loss.detach())
-        return Losses(terms, {"entropy": (entropy.sum(), count), "spread": spread(F.normalize(embedding))})
+            self.remember(teacher_logits.float(), loss.detach())
+        return Losses(terms, {"entropy": (entropy.sum(), batch_size)}, spread(F.normalize(embedding)))
 
     def regularize(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """RDINO's terms on the regularized layer, averaged over the two global views, over all ranks: the mean of
@@ -148,10 +148,11 @@ class DINO(Objective):
         return sum(hinge) / 2, off / self.config.head_size
 
     @torch.no_grad()
-    def remember(self, taught: Tensor, loss: Tensor) -> None:
+    def remember(self, teacher_logits: Tensor, loss: Tensor) -> None:
         """Center: moving average of the teacher's mean logits over all ranks; the collapse alarm."""
         c = self.config
-        total = all_sum(torch.cat([taught.sum(0), taught.new_tensor([len(taught), loss.sum(), len(loss)])]))
+        counts = teacher_logits.new_tensor([len(teacher_logits), loss.sum(), len(loss)])
+        total = all_reduce_sum(torch.cat([teacher_logits.sum(0), counts]))
         mean = total[:-3] / total[-3]
         self.center.mul_(c.center_momentum).add_(mean, alpha=1 - c.center_momentum)
         flat = total[-2] / total[-1] > FLAT * math.log(c.head_size) and self.epoch_now >= c.alarm_epoch

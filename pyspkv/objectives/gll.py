@@ -17,8 +17,8 @@ from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.aam import AAMHead
-from pyspkv.objectives.base import HasGate, Info, Losses, Objective, margin_logits, spread
+from pyspkv.objectives.aam import AAMHead, margin_logits
+from pyspkv.objectives.base import Losses, Objective, RunInfo, WithGate, spread
 
 Stats = dict[str, Tensor]
 
@@ -42,12 +42,15 @@ class Semi(Objective):
     """
 
     Config = SemiConfig
-    takes_speeds = False
-    tells_speakers = True
-    reads = ("weak", "strong")  # views of unlabeled rows
-    joint = False  # unlabeled strong views pass through the encoder together with the labeled rows
+    supports_speed_perturb = False
+    needs_speakers = True
+    views_used = (
+        "weak",
+        "strong",
+    )  # of unlabeled rows; of the others the labeled rows' crops are encoded alone
+    encode_jointly = False  # unlabeled strong views pass through the encoder together with the labeled rows
 
-    def __init__(self, config: SemiConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: SemiConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = config
         self.head = AAMHead(encoder.embed_dim, info.num_classes)
@@ -61,7 +64,7 @@ class Semi(Objective):
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor | None) -> tuple[Tensor, Stats]:
         """Losses [U] of the batch's unlabeled `rows` [U], and what to log of them, [U] each. `cos` [U, K] are those
-        of the strong views, where `joint`."""
+        of the strong views, where `encode_jointly`."""
         raise UserError(
             f"objective {self.config.name} learns from labeled utterances alone, but a batch has others",
             hint="leave --unlabeled out",
@@ -70,25 +73,24 @@ class Semi(Objective):
     def forward(self, batch: Batch) -> Losses:
         c = self.config
         is_labeled = batch.source == LABELED
-        labeled, rows = (torch.nonzero(part)[:, 0] for part in (is_labeled, ~is_labeled))
+        labeled, rows = (torch.nonzero(mask)[:, 0] for mask in (is_labeled, ~is_labeled))
         parts = [pick(batch.views[name], labeled) for name in ("weak", "strong")]
-        if self.joint:
+        if self.encode_jointly:
             parts.append(pick(batch.views["strong"], rows))
         unit, cos = self.cosines(*join(parts), c.spec_augment)
         label = batch.label[labeled].repeat(2)
-        mine, strong = cos.split([len(label), len(cos) - len(label)])
-        loss = self.aam(mine, label)
-        count = torch.tensor(float(len(label)), device=loss.device)
-        right = (mine.detach().argmax(1) == label).float().sum()
-        terms, stats = {"labeled": (loss.sum(), count)}, {"accuracy": (right, count), "spread": spread(unit)}
+        labeled_cos, strong = cos.split([len(label), len(cos) - len(label)])
+        loss = self.aam(labeled_cos, label)
+        right = (labeled_cos.detach().argmax(1) == label).float().sum()
+        losses = Losses(
+            {"labeled": (loss.sum(), len(label))}, {"accuracy": (right, len(label))}, spread(unit)
+        )
         if len(rows):
-            found, more = self.unlabeled(batch, rows, strong if self.joint else None)
-            size = torch.tensor(float(len(rows)), device=loss.device)
-            terms["unlabeled"] = (c.unlabeled_weight * found.sum(), size)
-            stats |= {name: (value.float().sum(), size) for name, value in more.items()}
-            whole = torch.tensor(float(len(batch.index)), device=loss.device)
-            stats |= {name: (count / 2, whole) for name in batch.views if name not in self.reads}
-        return Losses(terms, stats)
+            unlabeled_loss, more = self.unlabeled(batch, rows, strong if self.encode_jointly else None)
+            losses.terms["unlabeled"] = (c.unlabeled_weight * unlabeled_loss.sum(), len(rows))
+            losses.stats |= {name: (value.float().sum(), len(rows)) for name, value in more.items()}
+            losses.encoded = {name: len(labeled) for name in batch.views if name not in self.views_used}
+        return losses
 
     def cosines(
         self, wave: Tensor, lengths: Tensor, spec: SpecAugmentConfig | None = None
@@ -112,10 +114,10 @@ class GatedConfig(SemiConfig):
     confidence_scale: float = 1.0  # s_conf: q = softmax(s_conf cos); 1 is GLL's and never sure
 
 
-class Gated(HasGate, Semi):
+class WithConfidenceGate(WithGate, Semi):
     """What objectives with a gate share."""
 
-    def __init__(self, config: GatedConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: GatedConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         args = info.num_classes, info.num_rows, info.num_labeled
         self.gate = cfg.build("confidence_gate", config.gate, *args)
@@ -127,14 +129,14 @@ class GatedLabelsConfig(GatedConfig):
     target: Literal["cluster", "own"] = "cluster"
 
 
-class GatedLabels(Gated):
+class GatedLabels(WithConfidenceGate):
     """L_u = (1 / B_u) sum_i B(q_i) H(y_i, p(. | strong view)), eq. 6 and 7; B is the gate, eq. 4.
 
     The weak view is a second pass in training mode, free of autograd; its q decides, and is the label for `own`.
     """
 
     Config = GatedLabelsConfig
-    joint = True
+    encode_jointly = True
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         c = self.config

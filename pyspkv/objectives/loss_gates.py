@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyspkv.base.distributed import all_sum, broadcast, rank
+from pyspkv.base.distributed import all_reduce_sum, broadcast, rank
 
 GMM_ROWS = 100_000  # a mixture in one dimension is fitted on at most this many values
 log = logging.getLogger(__name__)
@@ -51,9 +51,9 @@ class Gate(nn.Module):
 
 def merge_rows(values: Tensor) -> Tensor:
     """Join what the ranks observed: [N] with NaN where a rank saw nothing -> the mean of those that did."""
-    seen = ~values.isnan()
-    count = all_sum(seen.float())
-    return all_sum(torch.where(seen, values, 0.0)) / torch.where(count > 0, count, torch.nan)
+    known = ~values.isnan()
+    count = all_reduce_sum(known.float())
+    return all_reduce_sum(torch.where(known, values, 0.0)) / torch.where(count > 0, count, torch.nan)
 
 
 class LossGate(Gate):
@@ -136,13 +136,13 @@ class DynamicLossGate(LossGate):
         if epoch + 2 <= self.config.start_epoch:  # open throughout the next epoch, too
             return {"gate/tau": self.threshold()}
         if rank() == 0:
-            seen = self.loss[~self.loss.isnan()].double().cpu().numpy()
+            losses = self.loss[~self.loss.isnan()].double().cpu().numpy()
             crossing = None
-            if len(mixture := two_gaussians(np.log(np.maximum(seen, 1e-8)))):
+            if len(mixture := two_gaussians(np.log(np.maximum(losses, 1e-8)))):
                 crossing = crossing_of(*mixture)
             if crossing is None:
                 log.warning("gate: no crossing of two Gaussians in epoch %d; the threshold stays", epoch + 1)
-            elif (kept := np.mean(np.log(np.maximum(seen, 1e-8)) <= crossing)) < self.config.least:
+            elif (kept := np.mean(np.log(np.maximum(losses, 1e-8)) <= crossing)) < self.config.least:
                 log.warning(
                     "gate: in epoch %d the crossing would keep %.0f %% of the labels; the threshold stays",
                     epoch + 1, 100 * kept,

@@ -5,6 +5,7 @@ FixMatch and FlexMatch are `gll` with `target: own`, fine-tuning on the labeled 
 
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import frozen_statistics
-from pyspkv.objectives.base import Info, Losses, Objective, ema, spread
-from pyspkv.objectives.gll import Gated, GatedConfig, Semi, SemiConfig, Stats, pick
+from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
+from pyspkv.objectives.gll import GatedConfig, Semi, SemiConfig, Stats, WithConfidenceGate, pick
 
 RAMP = 0.4  # share of the run over which a consistency loss rises to its weight
 
@@ -29,12 +30,12 @@ class PseudoLabelConfig(GatedConfig):
     confidence_scale: float = 30.0
 
 
-class PseudoLabel(Gated):
+class PseudoLabel(WithConfidenceGate):
     """Pseudo Label (Lee 2013): the weak view learns its own argmax where the gate lets it; statistics of batch
     normalization are those of the labeled rows."""
 
     Config = PseudoLabelConfig
-    reads = ("weak",)
+    views_used = ("weak",)
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         with frozen_statistics(self.encoder):
@@ -46,7 +47,7 @@ class PseudoLabel(Gated):
         return rise * kept * self.aam(cos, label), {"kept": kept, "confidence": confidence}
 
 
-class Taught(Semi):
+class TeacherStudent(Semi):
     """What objectives share whose teacher, a frozen encoder and head, reads the weak view."""
 
     teacher: Encoder
@@ -56,13 +57,13 @@ class Taught(Semi):
         self.teacher.requires_grad_(False)
         self.teacher_head.requires_grad_(False)
 
-    def train(self, training: bool = True) -> "Taught":
+    def train(self, training: bool = True) -> "TeacherStudent":
         super().train(training)
         self.teacher.eval()
         return self
 
     @torch.no_grad()
-    def taught(self, view: tuple[Tensor, Tensor]) -> Tensor:
+    def teacher_cosines(self, view: tuple[Tensor, Tensor]) -> Tensor:
         """The teacher's cosines [B, K]."""
         z = self.teacher(*view).float()
         with torch.autocast(z.device.type, enabled=False):
@@ -75,21 +76,21 @@ class MeanTeacherConfig(SemiConfig):
     ema: float = 0.999  # of the teacher; 1 - 1 / (step + 1) while that is less
 
 
-class MeanTeacher(Taught):
+class MeanTeacher(TeacherStudent):
     """Mean Teacher (Tarvainen & Valpola 2017): the student's softmax on the strong view is to equal the teacher's on
     the weak one, in mean square over the classes. The probabilities are softmax(scale cos)."""
 
     Config = MeanTeacherConfig
-    evaluates = "teacher"
+    eval_module = "teacher"
 
-    def __init__(self, config: MeanTeacherConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: MeanTeacherConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
         self.freeze()
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
-        p = (c.scale * self.taught(pick(batch.views["weak"], rows))).softmax(1)
+        p = (c.scale * self.teacher_cosines(pick(batch.views["weak"], rows))).softmax(1)
         with frozen_statistics(self.encoder):
             _, cos = self.cosines(*pick(batch.views["strong"], rows), c.spec_augment)
         rise = ramp(self.epoch_now / self.info.epochs, 0.0, RAMP, 0.0, 1.0)
@@ -102,8 +103,8 @@ class MeanTeacher(Taught):
         ema(self.teacher, self.encoder, momentum)
         ema(self.teacher_head, self.head, momentum)
         with torch.no_grad():
-            for mine, theirs in zip(self.teacher.buffers(), self.encoder.buffers()):
-                mine.copy_(theirs)
+            for ours, student in zip(self.teacher.buffers(), self.encoder.buffers()):
+                ours.copy_(student)
 
 
 @dataclass(kw_only=True)
@@ -112,25 +113,38 @@ class DistilConfig(SemiConfig):
     temperature: float = 1.0  # of softmax(scale cos / temperature), teacher and student
 
 
-class Distil(Taught):
+class Distil(TeacherStudent):
     """SimCLRv2's last step (Chen et al. 2020, eq. 4): a fine-tuned teacher labels the unlabeled rows softly."""
 
     Config = DistilConfig
-    joint = True
+    encode_jointly = True
 
-    def __init__(self, config: DistilConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: DistilConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         if not config.teacher:
             raise UserError("objective.teacher is not set", hint="name the folder of a `supervised` run")
         self.teacher, self.teacher_head = checkpoint.load_encoder(config.teacher), deepcopy(self.head)
-        folder = checkpoint.find(config.teacher)
+        folder = checkpoint.resolve_model(config.teacher)
         head = {k[5:]: v for k, v in checkpoint.tensors(folder).items() if k.startswith("head.")}
-        checkpoint.load_exactly(self.teacher_head, head, folder)
+        checkpoint.load_state_strict(self.teacher_head, head, folder)
         self.freeze()
+
+    @staticmethod
+    def needs_models(config: DistilConfig) -> list[str]:
+        return [config.teacher] if config.teacher else []
+
+    def check_classes(self, classes: list[str], data: Path) -> None:
+        file = checkpoint.resolve_model(self.config.teacher).parent / "classes.txt"
+        if file.is_file() and file.read_text(encoding="utf-8").splitlines() != classes:
+            raise UserError(
+                f"objective.teacher knows other speakers than {data}",
+                file=file,
+                hint="train the teacher on the same labeled directory",
+            )
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         c = self.config
-        p = (c.scale * self.taught(pick(batch.views["weak"], rows)) / c.temperature).softmax(1)
+        p = (c.scale * self.teacher_cosines(pick(batch.views["weak"], rows)) / c.temperature).softmax(1)
         loss = -(p * (c.scale * cos / c.temperature).log_softmax(1)).sum(1)
         return loss, {"teacher_confidence": p.amax(1)}
 
@@ -147,12 +161,12 @@ class CDVAT(Semi):
     1 - cos(f(x), f(x + r)), r = epsilon g / |g|, g the distance's gradient at x + xi d for a random direction d."""
 
     Config = CDVATConfig
-    reads = ("weak",)
+    views_used = ("weak",)
 
     def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
         c = self.config
         x, lengths = self.encoder.features(*pick(batch.views["weak"], rows))
-        norm = size(x)
+        norm = feature_norm(x)
 
         def distance(r: Tensor) -> Tensor:
             return 1 - F.cosine_similarity(before, self.encoder.embed(x + r, lengths))
@@ -161,14 +175,14 @@ class CDVAT(Semi):
             with torch.no_grad():
                 before = self.encoder.embed(x, lengths)
             d = torch.randn_like(x)
-            d = (d / size(d)).requires_grad_()
+            d = (d / feature_norm(d)).requires_grad_()
             with torch.enable_grad():
                 (g,) = torch.autograd.grad(distance(c.xi * norm * d).sum(), d)
-            loss = distance(c.epsilon * norm * g / size(g).clamp_min(1e-20))
+            loss = distance(c.epsilon * norm * g / feature_norm(g).clamp_min(1e-20))
         return loss, {"distance": loss.detach()}
 
 
-def size(x: Tensor) -> Tensor:
+def feature_norm(x: Tensor) -> Tensor:
     """Norm of each utterance's features [B, F, M] -> [B, 1, 1]."""
     return x.flatten(1).norm(dim=1)[:, None, None]
 
@@ -185,9 +199,9 @@ class GCL(Objective):
     labeled speaker attract each other, and so do the two of an unlabeled utterance; all others repel."""
 
     Config = GCLConfig
-    takes_speeds = False
+    supports_speed_perturb = False
 
-    def __init__(self, config: GCLConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: GCLConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = config
         self.log_scale = nn.Parameter(torch.tensor(config.scale).log())
@@ -204,8 +218,7 @@ class GCL(Objective):
         with torch.autocast(unit.device.type, enabled=False):
             keys, key_group = gather(unit.contiguous()), gather(group)
             loss = contrast(unit, group, keys, key_group, rank() * len(unit), self.log_scale.exp())
-        count = torch.tensor(float(len(loss)), device=loss.device)
-        return Losses({"gcl": (loss.sum(), count)}, {"spread": spread(unit)})
+        return Losses({"gcl": (loss.sum(), len(loss))}, spread=spread(unit))
 
 
 def contrast(

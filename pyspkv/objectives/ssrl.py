@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
-from pyspkv.base.distributed import all_sum, broadcast, gather, rank
+from pyspkv.base.distributed import all_reduce_sum, broadcast, gather, rank
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.clustering.vectors import whitening
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import Info, Losses, Objective, ema, margin_logits, spread
+from pyspkv.objectives.aam import margin_logits
+from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
 from pyspkv.objectives.loss_gates import merge_rows, two_gaussians
 
 CHUNK = 1 << 16  # rows at once in the bookkeeping
@@ -102,12 +103,12 @@ class Reflective(Objective):
     """Student, teacher, and per utterance: label, queue, vote, side (int32), loss, weight (float32): 20 + 4 L bytes."""
 
     Config = ReflectiveConfig
-    evaluates = "teacher"
-    wants_embeddings = True
-    takes_speeds = takes_unlabeled = False
-    tells_speakers = True
+    eval_module = "teacher"
+    needs_initial_embeddings = True
+    supports_speed_perturb = supports_unlabeled = False
+    needs_speakers = True
 
-    def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: Info):
+    def __init__(self, config: ReflectiveConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         if config.queue < 1:
             raise UserError(f"objective.queue {config.queue} is below 1")
@@ -136,7 +137,7 @@ class Reflective(Objective):
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("axes", torch.eye(d))
 
-    def begin(self, embeddings: Tensor, label: Tensor) -> None:
+    def init_from_embeddings(self, embeddings: Tensor, label: Tensor) -> None:
         """Labels [N] of the data directory; prototypes = mean embeddings [N, D] of the start encoder, by label.
 
         The queue is seeded with floor(L / 2) copies of the label.
@@ -148,8 +149,8 @@ class Reflective(Objective):
             for classifier in (self.classifier, self.teacher_classifier):
                 classifier.weight.copy_(F.normalize(sums))
         if self.unites:
-            for part in unit.split(CHUNK):
-                self.add_moments(part)
+            for chunk in unit.split(CHUNK):
+                self.add_moments(chunk)
             self.rewhiten()
         if c.split:
             size = torch.bincount(label, minlength=len(sums))[:, None]
@@ -204,15 +205,12 @@ class Reflective(Objective):
         voting = self.training and self.votes
         if voting:
             self.reflect(batch, label)
-        size = torch.tensor(float(len(label)), device=loss.device)
         right = (logits.detach().argmax(1) == label).float()
         return Losses(
             {"reflective": ((weight * loss).sum(), weight.sum())},
-            {
-                "accuracy": (right.sum(), size),
-                "spread": spread(F.normalize(embedding)),
-                "teacher": (size * voting, size),  # share of the teacher's crops that were listened to
-            },
+            {"accuracy": (right.sum(), len(label))},
+            spread(F.normalize(embedding)),
+            {"teacher": len(label) if voting else 0},
         )
 
     @torch.no_grad()
@@ -233,10 +231,10 @@ class Reflective(Objective):
         self.vote[batch.index] = vote.int()
         self.loss[batch.index] = F.cross_entropy(logits, target, reduction="none")
         if self.unites:
-            unit, own = gather(F.normalize(z)), slice(rank() * len(z), (rank() + 1) * len(z))
+            unit, this_rank = gather(F.normalize(z)), slice(rank() * len(z), (rank() + 1) * len(z))
             with torch.autocast(z.device.type, enabled=False):
                 self.add_moments(unit)
-                self.side[batch.index] = self.tally(gather(label), unit)[own]
+                self.side[batch.index] = self.tally(gather(label), unit)[this_rank]
 
     def add_moments(self, unit: Tensor) -> None:
         one_unit = torch.cat([torch.ones_like(unit[:, :1]), unit], 1)
@@ -246,10 +244,10 @@ class Reflective(Objective):
         """Add unit vectors [B, D] to the sums of the nearer half of their class; which half, int32 [B]."""
         white = self.whiten(unit)
         side = (self.whiten(self.centers[label]) @ white[:, :, None])[..., 0].argmax(1)
-        place = 2 * label + side
-        self.seen.view(-1).index_add_(0, place, torch.ones_like(place, dtype=self.seen.dtype))
-        self.sums.flatten(0, 1).index_add_(0, place, unit)
-        self.whitened_sums.flatten(0, 1).index_add_(0, place, white)
+        half = 2 * label + side
+        self.seen.view(-1).index_add_(0, half, torch.ones_like(half, dtype=self.seen.dtype))
+        self.sums.flatten(0, 1).index_add_(0, half, unit)
+        self.whitened_sums.flatten(0, 1).index_add_(0, half, white)
         return side.int()
 
     def clear(self) -> None:
@@ -267,11 +265,11 @@ class Reflective(Objective):
 
     def recenter(self) -> None:
         """The next epoch's halves lie where the members of this epoch's do (a step of 2-means in every class)."""
-        there = torch.nonzero(self.seen.sum(1) > 0)[:, 0]
-        n, sums = self.seen[there], self.sums[there]
-        self.centers[there] = sums / n[..., None].clamp_min(1)
+        classes = torch.nonzero(self.seen.sum(1) > 0)[:, 0]
+        n, sums = self.seen[classes], self.sums[classes]
+        self.centers[classes] = sums / n[..., None].clamp_min(1)
         empty = (n == 0).any(1)
-        self.reseed(there[empty], (sums.sum(1) / n.sum(1, keepdim=True))[empty])
+        self.reseed(classes[empty], (sums.sum(1) / n.sum(1, keepdim=True))[empty])
 
     def rewhiten(self) -> None:
         """Mean and axes from the moments, half-power whitened as the clusters of the start."""
@@ -294,16 +292,16 @@ class Reflective(Objective):
             a = 1 - 1 / max(1.0, steps * (low + (high - low) * done))
         pairs = ((self.teacher, self.encoder), (self.teacher_classifier, self.classifier))
         with torch.no_grad():
-            for mine, theirs in pairs:
-                ema(mine, theirs, a)
-                for old, new in zip(mine.buffers(), theirs.buffers()):
+            for teacher, student in pairs:
+                ema(teacher, student, a)
+                for old, new in zip(teacher.buffers(), student.buffers()):
                     old.lerp_(new, 1 - a) if old.is_floating_point() else old.copy_(new)
 
     def sync(self) -> None:
         self.loss.copy_(merge_rows(self.loss))
         for rows in (self.vote, self.side):
-            seen = rows >= 0  # the ranks that know a row's vote agree on it
-            total, count = all_sum(torch.where(seen, rows, 0).long()), all_sum(seen.long())
+            known = rows >= 0  # the ranks that know a row's vote agree on it
+            total, count = all_reduce_sum(torch.where(known, rows, 0).long()), all_reduce_sum(known.long())
             rows.copy_(torch.where(count > 0, total // count.clamp_min(1), -1))
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
@@ -313,13 +311,13 @@ class Reflective(Objective):
         self.queue[voted] = torch.cat([self.queue[voted, 1:], self.vote[voted, None]], 1)
         if c.split:
             self.recenter()
-        flips, divided = 0.0, 0
+        changed, divided = 0.0, 0
         if epoch + 1 >= c.fixed_epochs:
             before = self.label.clone()
-            found = mode(self.alive(self.queue))
-            self.label.copy_(torch.where(found >= 0, found, before))
+            voted_label = mode(self.alive(self.queue))
+            self.label.copy_(torch.where(voted_label >= 0, voted_label, before))
             divided = self.unite_and_divide(before)
-            flips = (self.label != before).float().mean().item()
+            changed = (self.label != before).float().mean().item()
         if voted.any() and c.noise_model:
             self.weight.copy_(self.weights())
         self.vote.fill_(-1)
@@ -333,7 +331,7 @@ class Reflective(Objective):
         return {
             "labels/live": float((size > 0).sum()),
             "labels/effective": (-(share * share.log()).sum()).exp().item(),
-            "labels/flipped": flips,
+            "labels/flipped": changed,
             "labels/divided": float(divided),
             "labels/weight": self.weight.mean().item(),
         }
@@ -353,18 +351,18 @@ class Reflective(Objective):
         if small.all() or not self.unites:
             return 0
         s, n = self.whitened_sums[live].sum(1), self.seen[live].sum(1)
-        here = torch.arange(len(live), device=size.device)
+        index = torch.arange(len(live), device=size.device)
         direction, apart, within = F.normalize(s), small | (n < 2), inner(s, n)
-        alike, partner, nearest = torch.empty_like(n), here.clone(), here.clone()
-        for rows in here.split(1024):  # never K x K at once
+        alike, partner, nearest = torch.empty_like(n), index.clone(), index.clone()
+        for rows in index.split(1024):  # never K x K at once
             across = s[rows] @ s.T / (n[rows, None] * n)
             across[torch.arange(len(rows)), rows] = -1.0
             nearest[rows] = (direction[rows] @ direction.T).masked_fill_(small, -2.0).argmax(1)
             ratio = across / ((within[rows, None] + within) / 2).clamp_min(1e-3)
             alike[rows], partner[rows] = ratio.masked_fill_(apart, -1.0).max(1)
-        united = (partner[partner] == here) & (alike > c.merge) & ~apart & (c.merge > 0)
-        loses = (size[live] < size[live][partner]) | ((size[live] == size[live][partner]) & (partner < here))
-        goes = torch.where(united & loses, partner, here)
+        united = (partner[partner] == index) & (alike > c.merge) & ~apart & (c.merge > 0)
+        loses = (size[live] < size[live][partner]) | ((size[live] == size[live][partner]) & (partner < index))
+        goes = torch.where(united & loses, partner, index)
         goes = torch.where(small, goes[nearest], goes)
         to = torch.arange(classes, device=live.device)
         to[live] = live[goes]
@@ -375,7 +373,7 @@ class Reflective(Objective):
         lost = united & loses  # the halves of what it joins are from now on the two that have joined
         whole = self.sums.sum(1) / self.seen.sum(1, keepdim=True).clamp_min(1)
         self.centers[live[partner[lost]]] = torch.stack([whole[live[partner[lost]]], whole[live[lost]]], 1)
-        unchanged = live[(goes == here) & ~small & ~(united & ~loses)]
+        unchanged = live[(goes == index) & ~small & ~(united & ~loses)]
         return self.divide(unchanged, before)
 
     def divide(self, classes: Tensor, before: Tensor) -> int:
@@ -415,15 +413,15 @@ class Reflective(Objective):
         means are nearer than a deviation, or the utterance was not seen."""
         out = torch.ones_like(self.weight)
         if rank() == 0:
-            seen = self.loss.isfinite()
-            u = np.log(self.loss[seen].double().cpu().numpy() + 1e-12)
+            known = self.loss.isfinite()
+            u = np.log(self.loss[known].double().cpu().numpy() + 1e-12)
             low, high = max(np.percentile(u, 0.1), -20.0), np.percentile(u, 99.9)
             fit = two_gaussians(u[(u >= low) & (u <= high)])
             if fit and fit[1][1] - fit[1][0] >= np.sqrt(fit[0] @ fit[2]):
                 w, mu, var = (v[:, None] for v in fit)
                 log_density = np.log(w) - 0.5 * np.log(var) - (np.clip(u, low, high) - mu) ** 2 / (2 * var)
                 posterior = 1 / (1 + np.exp(np.clip(log_density[1] - log_density[0], -500, 500)))
-                out[seen] = torch.from_numpy(posterior).to(out)
+                out[known] = torch.from_numpy(posterior).to(out)
             else:
                 log.warning("no two kinds of losses were told apart; every utterance weighs the same")
         return broadcast(out)

@@ -93,16 +93,16 @@ def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, opti
 
 
 def _checkpoint(model: str) -> Path:
-    """`checkpoint.find`, which imports torch, asked only where it is not plain to see."""
+    """`checkpoint.resolve_model`, which imports torch, asked only where it is not plain to see."""
     exp, _, which = (model, "", "last") if os.path.isdir(model) else model.rpartition("@")
     pointer = Path(exp) / {"last": "LATEST", "best": "best"}.get(which, "LATEST")
     with suppress(OSError, ValueError):
         name = pointer.read_text().strip() if pointer.is_file() else ""
         if re.fullmatch(r"ckpt-\d+", name) and (Path(exp) / name / "state.json").is_file():
             return Path(exp) / name
-    from pyspkv.base.checkpoint import find
+    from pyspkv.base.checkpoint import resolve_model
 
-    return find(model)
+    return resolve_model(model)
 
 
 def _out(checkpoint: Path, data: str, out: str | None, options: Options) -> Path:

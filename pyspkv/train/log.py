@@ -1,10 +1,12 @@
-"""What a run leaves for people to read: train.jsonl and tensorboard, running means, the commit that trained."""
+"""What a run leaves for people to read: train.jsonl, tensorboard, a bar, running means, the commit."""
 
 import errno
 import json
 import math
 import os
 import subprocess
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,13 +28,17 @@ class Means:
         entry[0] += total
         entry[1] += weight
 
+    def add_all(self, stats: dict[str, tuple[float, float]]) -> None:
+        for name, (total, weight) in stats.items():
+            self.add(name, total, weight)
+
     def over_ranks(self) -> dict[str, list[float]]:
-        if distributed.world() == 1:
+        if distributed.world_size() == 1:
             return self.sums
         flat = torch.tensor([self.sums[k] for k in sorted(self.sums)], dtype=torch.float64)
         if torch.cuda.is_available():
             flat = flat.cuda()
-        return dict(zip(sorted(self.sums), distributed.all_sum(flat).tolist()))
+        return dict(zip(sorted(self.sums), distributed.all_reduce_sum(flat).tolist()))
 
     @staticmethod
     def values(sums: dict[str, list[float]]) -> dict[str, float]:
@@ -42,10 +48,10 @@ class Means:
 def _is_record_until(line: str, step: int) -> bool:
     """Whether it is a whole record (a kill cuts the last one) of a step up to `step`."""
     try:
-        found = foreign.parse_json(line, file="train.jsonl", nan=True).get("step")
+        logged = foreign.parse_json(line, file="train.jsonl", nan=True).get("step")
     except UserError:
         return False
-    return foreign.is_number(found) and found <= step
+    return foreign.is_number(logged) and logged <= step
 
 
 class Log:
@@ -74,8 +80,8 @@ class Log:
             err.filename = err.filename or str(path)
             raise
 
-    def write(self, kind: str, state: dict, epoch: int, values: dict) -> None:
-        record = {"kind": kind, "epoch": epoch + 1, "step": state["step"], **values}
+    def write(self, kind: str, step: int, epoch: int, values: dict) -> None:
+        record = {"kind": kind, "epoch": epoch + 1, "step": step, **values}
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         line = (
             json.dumps(finite) + "\n"
@@ -85,12 +91,63 @@ class Log:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with self._naming(self.path.with_name("tb")):
             for name, value in values.items():
-                self.board.add_scalar(f"{kind}/{name}", value, state["step"])
+                self.board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         self.file.close()
         with self._naming(self.path.with_name("tb")):
             self.board.close()
+
+
+class StepLog:
+    """Every `every` steps a record with the means and the speed since the last one; a bar for who watches."""
+
+    def __init__(self, log: Log | None, every: int, batch_size: int, step: int, last_step: int):
+        from tqdm import tqdm
+
+        self.log, self.every, self.batch_size = log, every, batch_size
+        self.bar = tqdm(total=last_step, initial=step, unit="step", disable=None if log else True)
+        self.means, self.waited, self.since = Means(), 0.0, time.perf_counter()
+
+    def timed(self, batches: Iterable) -> Iterator:
+        """The batches; how long they are waited for is logged."""
+        batches = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - asked
+            yield batch
+
+    def step(self, step: int, epoch: int, stats: dict[str, tuple[float, float]], lr: float) -> None:
+        """Count step `step` (from 1). All ranks call it, as the means are over all of them."""
+        self.means.add_all(stats)
+        self.bar.update()
+        if step % self.every:
+            return
+        values, now = Means.values(self.means.over_ranks()), time.perf_counter()
+        seconds = now - self.since
+        rates = {
+            "utts_per_s": self.every * self.batch_size / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        self.means, self.waited, self.since = Means(), 0.0, now
+        self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        if self.log:
+            self.log.write("step", step, epoch, {**values, "lr": lr, **rates})
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.log:
+            self.log.close()
+
+
+def epoch_line(epoch: int, epochs: int, record: dict) -> str:
+    """What is printed of an epoch (from 0) and its record."""
+    shown = [f"{k} {record[k]:.4g}" for k in ("loss", "accuracy", "kept", "dev_eer") if k in record]
+    return f"epoch {epoch + 1}/{epochs}: {', '.join(shown)} ({record['seconds']:.0f} s)"
 
 
 def git_id() -> str | None:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from fuzz import ark, datadir, readers, trials, turns
+from fuzz import ark, datadir, manifests, readers, trials, turns
 from safetensors.torch import save
 
 from pyspkv.base import checkpoint, foreign
@@ -114,7 +114,7 @@ def _resume(file: str, data: bytes) -> None:
     exp = _put(file, data)
     if found := checkpoint.latest(exp):
         checkpoint.restore(found, *_model(), last=3)
-        checkpoint.body(found)
+        checkpoint.encoder_weights(found)
 
 
 @_target
@@ -240,7 +240,13 @@ ALL = {
         lambda: [_json({"stability": {"ami": 0.5}, "sha256": "x"}), _json([{"quality": 0.5}])],
     ),
 }
-for _name, _module in {"ark": ark, "datadir": datadir, "trials": trials, "turns": turns}.items():
+for _name, _module in {
+    "ark": ark,
+    "datadir": datadir,
+    "manifests": manifests,
+    "trials": trials,
+    "turns": turns,
+}.items():
     ALL[_name] = (_target(_module.target), lambda module=_module: module.SEEDS)
 
 

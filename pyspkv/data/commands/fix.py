@@ -1,0 +1,16 @@
+"""Sort and mend a data directory."""
+
+import argparse
+
+from pyspkv.data.fix import fix
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    about = "open every recording: cut segments that end beyond it; refuse where audio cannot be read, and name it"
+    sub.add_argument("--check-audio", action="store_true", help=about)
+    sub.add_argument("dir")
+
+
+def run(args: argparse.Namespace) -> None:
+    for note in fix(args.dir, args.check_audio) or [f"{args.dir}: nothing to fix"]:
+        print(note)

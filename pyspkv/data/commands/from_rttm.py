@@ -1,0 +1,31 @@
+"""Recordings and who speaks when in them (RTTM) become a data directory with segments."""
+
+import argparse
+from pathlib import Path
+
+from pyspkv.data.commands import importing
+from pyspkv.data.manifests import rttm
+
+
+def add_arguments(sub: argparse.ArgumentParser) -> None:
+    where = sub.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--wav-dir", metavar="DIR", help="the recordings, called as in the RTTM with an ending"
+    )
+    where.add_argument("--wav-scp", metavar="FILE", help="`recording path` lines")
+    sub.add_argument(
+        "--same-speakers",
+        action="store_true",
+        help="a name is one speaker in all recordings; else each recording has speakers of its own, as diarization "
+        "numbers them",
+    )
+    importing.add_common(sub, root=False)
+    sub.set_defaults(min_seconds=0.5)
+    sub.add_argument("rttm", nargs="+")
+    sub.add_argument("out")
+
+
+def run(args: argparse.Namespace) -> None:
+    audio = rttm.recordings_in(Path(args.wav_dir)) if args.wav_dir else rttm.recordings_of(Path(args.wav_scp))
+    files = [Path(f) for f in args.rttm]
+    importing.make(args, files[0], lambda skipped: rttm.rows(files, audio, not args.same_speakers, skipped))

@@ -1,0 +1,69 @@
+"""What the subcommands from-* share: options, the check of the audio, the list of what was left out, writing."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pyspkv.base.errors import UserError
+from pyspkv.data.commands.common import positive, summary_line, whole
+from pyspkv.data.datadir import DataDir, check_replaceable
+from pyspkv.data.manifests import check, rows
+
+
+def add_common(sub: argparse.ArgumentParser, *, root: bool = True) -> None:
+    """OUT's options; with `root`, where relative paths of the list start."""
+    if root:
+        sub.add_argument(
+            "--root", metavar="DIR", help="where relative paths start (default: the list's folder)"
+        )
+    sub.add_argument(
+        "--check",
+        choices=("audio", "headers", "none"),
+        default="audio",
+        help="audio: decode every file, which finds damage and silence; headers: open each; none: believe the list",
+    )
+    sub.add_argument("--min-seconds", type=positive, default=0.1, help="shorter utterances are left out")
+    sub.add_argument("--strict", action="store_true", help="anything that would be left out is an error")
+    sub.add_argument(
+        "--skipped", metavar="FILE", help="where to name what is left out (default: OUT.skipped)"
+    )
+    sub.add_argument("--nj", type=whole, default=1, help="processes that read audio")
+    sub.add_argument(
+        "--allow-pipes", action="store_true", help="take and run entries that are commands (`... |`)"
+    )
+
+
+def make(args: argparse.Namespace, file: Path, read: Callable[[rows.Skipped], Iterable[rows.Row]]) -> DataDir:
+    """Read rows, check the audio, write OUT; say what it holds and what was left out."""
+    out = Path(args.out)
+    check_replaceable(out)
+    skipped = rows.Skipped([])
+    listed = list(read(skipped))
+    data = rows.to_data_dir(out, listed, file, skipped, allow_pipes=args.allow_pipes)
+    data = check.check(
+        data, args.check, skipped, min_seconds=args.min_seconds, nj=args.nj, allow_pipes=args.allow_pipes
+    )
+    names = Path(args.skipped or f"{out.resolve()}.skipped")
+    if skipped.items:
+        skipped.write(names)
+        skipped.report(names)
+    if skipped.items and args.strict:
+        rule = f"{len(skipped.items)} entries cannot be used, and --strict allows none; no data directory was written"
+        raise UserError(rule, file=file, hint=f"see {names}")
+    rows.write(data, out)
+    if not skipped.items and not args.skipped:
+        names.unlink(missing_ok=True)  # of an earlier run
+    say(data, out)
+    return data
+
+
+def say(data: DataDir, out: Path) -> None:
+    """What the new directory holds, and whether the speakers are known."""
+    known = sum(u != s for u, s in zip(data.utts, data.spk))
+    print(f"{out}: {summary_line(data)}")
+    if not known:
+        print("no speaker is known: each utterance stands for itself")
+    elif known < len(data.utts):
+        print(
+            f"the speakers of {len(data.utts) - known} utterances are not known: these stand for themselves"
+        )

@@ -1,0 +1,123 @@
+"""Lines and rows of lists that somebody else may have written: CSV, TSV and JSON lines, packed by gzip or not."""
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pyspkv.base import foreign
+from pyspkv.base.errors import UserError
+
+MAX_LINE = 16 << 20  # bytes: a cut of lhotse with all its supervisions has some MB at most
+MAX_LIST = 16 << 30  # bytes of a list, unpacked
+
+
+def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(line number, line without its end) of a UTF-8 list; a name in .gz is unpacked.
+
+    UserError: not UTF-8, a line of more than MAX_LINE bytes, a list of more than MAX_LIST, damaged gzip data.
+    """
+    foreign.regular(path)
+    packed, total, number = str(path).endswith(".gz"), 0, 0
+    with gzip.open(path, "rb") if packed else open(path, "rb") as f:
+        while True:
+            number += 1
+            try:
+                raw = f.readline(MAX_LINE + 1)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as err:
+                raise UserError(f"is damaged gzip data ({err})", file=path, hint=foreign.AGAIN) from None
+            total += len(raw)
+            if not raw:
+                return
+            if len(raw) > MAX_LINE or total > MAX_LIST:
+                raise UserError("is too long for a list of audio", file=path, line=number)
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise UserError("is not UTF-8 text", file=path, line=number) from None
+            yield number, text.rstrip("\r\n")
+
+
+def json_lines(path: str | Path, hint: str | None = None) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of each line that is not blank. UserError: one is no JSON object."""
+    for number, text in text_lines(path):
+        if text.strip():
+            yield number, foreign.parse_json(text, file=path, line=number, hint=hint)
+
+
+def table_rows(path: str | Path, delimiter: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, column -> cell) of a CSV or TSV file with a line of column names.
+
+    delimiter: None takes a tab where the first line has one, then `;` where it has that and no comma, else a comma.
+    Cells may be quoted as RFC 4180 says, and then hold line ends. UserError: no or a repeated column name, a row with
+    more or fewer cells, broken quotes.
+    """
+    numbered = text_lines(path)
+    first = next(numbered, None)
+    if first is None:
+        raise UserError("is empty", file=path, hint="write a line of column names, then the rows")
+    at = [1]
+    if delimiter is None:
+        comma = ";" if ";" in first[1] and "," not in first[1] else ","
+        delimiter = "\t" if "\t" in first[1] else comma
+
+    def feed() -> Iterator[str]:
+        yield first[1] + "\n"
+        for number, text in numbered:
+            at[0] = number
+            yield text + "\n"
+
+    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+    names, start = None, 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as err:
+            raise UserError(f"is no row of CSV ({err})", file=path, line=at[0]) from None
+        if cells is None:
+            return
+        start, line = at[0] + 1, start
+        if names is None:
+            names = [cell.strip() for cell in cells]
+            if "" in names or len(set(names)) < len(names):
+                rule = f"two columns have one name, or a column has none: {foreign.short(names)}"
+                raise UserError(rule, file=path, line=1, hint="the first line names the columns")
+        elif cells and len(cells) != len(names):
+            raise UserError(f"has {len(cells)} cells for {len(names)} columns", file=path, line=line)
+        elif cells:
+            yield line, dict(zip(names, map(str.strip, cells)))
+
+
+def inner(record: dict, key: str) -> Any:
+    """record[key], or for a key with dots the value inside: `audio.path`; None where it is not there."""
+    if key in record:
+        return record[key]
+    found: Any = record
+    for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return None
+        found = found[part]
+    return found
+
+
+def text(value: Any, name: str, file, line: int | None) -> str:
+    """A name or a path: text, or a whole number as text; "" for none. UserError: anything else."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise UserError(f"{name} is {foreign.short(value)}, not text", file=file, line=line)
+
+
+def seconds(value: Any, name: str, file, line: int | None) -> float | None:
+    """A time from 0 in seconds, a number or text; None for none."""
+    from pyspkv.data.tables import plain_number
+
+    if value is None or value == "":
+        return None
+    number = plain_number(value) if isinstance(value, str) else value
+    return float(foreign.number(number, name, 0, 1e9, file=file, line=line, hint="write seconds"))

@@ -1,0 +1,82 @@
+"""RTTM: who speaks when in recordings (NIST's Rich Transcription format)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyspkv.base.errors import UserError
+from pyspkv.data.manifests.folder import READ
+from pyspkv.data.manifests.lines import text_lines
+from pyspkv.data.manifests.rows import Row, Skipped, absolute
+from pyspkv.data.tables import plain_number, read_table
+
+_RULE = "the rule is `SPEAKER recording channel start duration <NA> <NA> speaker ...`"
+# Other types of lines that the format has.
+_TYPES = frozenset(
+    "SPKR-INFO SEGMENT LEXEME NON-LEX NON-SPEECH FILLER EDIT IP SU CB A/P NOSCORE NO_RT_METADATA".split()  # noqa: SIM905
+)
+
+
+def turns(file: Path) -> Iterator[tuple[int, str, str, float, float, str]]:
+    """(line, recording, channel, start, end, speaker) of each SPEAKER line. UserError: another form."""
+    for line, raw in text_lines(file):
+        parts = raw.split()
+        if not parts or parts[0].startswith(";;") or parts[0] in _TYPES:
+            continue
+        start, length = (plain_number(p) for p in parts[3:5]) if len(parts) >= 8 else (-1.0, -1.0)
+        if parts[0] != "SPEAKER" or not start >= 0 or not length >= 0:
+            raise UserError(_RULE, file=file, line=line)
+        yield line, parts[1], parts[2], start, round(start + length, 9), parts[7]
+
+
+def recordings_in(folder: Path) -> dict[str, str]:
+    """Name without its ending -> path of the audio files that lie in a folder. UserError: two have one name."""
+    if not folder.is_dir():
+        raise UserError("is no folder", file=folder, hint="give the folder of the recordings")
+    out: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix[1:].lower() in READ and path.is_file():
+            if path.stem in out:
+                rule = f"{path.stem} is the name of two recordings"
+                raise UserError(rule, file=folder, hint="give a wav.scp that names one: --wav-scp")
+            out[path.stem] = absolute(path.name, folder)
+    return out
+
+
+def recordings_of(scp: Path) -> dict[str, str]:
+    """Recording -> path or command of a wav.scp; relative paths start where the command runs, as in Kaldi."""
+    return {r: p if p.endswith("|") else absolute(p, Path()) for r, p in read_table(scp, "entry").items()}
+
+
+def rows(files: list[Path], audio: dict[str, str], per_recording: bool, skipped: Skipped) -> Iterator[Row]:
+    """A Row each turn. per_recording: the speakers of two recordings are two, whatever their names.
+
+    Turns of a recording without audio, of length 0, and of recordings with several channels go to `skipped`, for
+    channels are averaged when audio is read. A turn that a recording has twice counts once.
+    """
+    found = [(file, *turn) for file in files for turn in turns(file)]
+    channels: dict[str, set[str]] = {}
+    for _, _, recording, channel, *_ in found:
+        channels.setdefault(recording, set()).add(channel)
+    seen = set()
+    for file, line, recording, _, start, end, speaker in found:
+        name = f"{file}:{line} {recording} {start:g} {end:g}"
+        if recording not in audio:
+            skipped.add(name, f"no audio of the recording: {recording}")
+        elif len(channels[recording]) > 1:
+            skipped.add(name, "the recording has turns in several channels, which are averaged here")
+        elif end <= start:
+            skipped.add(name, "a turn of 0 s")
+        elif (recording, start, end, speaker) in seen:
+            skipped.add(name, "the turn stands there twice")
+        else:
+            seen.add((recording, start, end, speaker))
+            yield Row(
+                audio[recording],
+                utt=f"{recording}-{speaker}-{round(100 * start):07d}-{round(100 * end):07d}",
+                speaker=f"{recording}-{speaker}" if per_recording else speaker,
+                session=recording,
+                recording=recording,
+                start=start,
+                end=end,
+                line=line,
+            )

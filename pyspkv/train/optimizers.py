@@ -1,0 +1,45 @@
+"""From an objective's parameter groups to optimizers; their learning rates and the clipping of gradients."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyspkv.base.errors import UserError
+
+if TYPE_CHECKING:
+    from pyspkv.train.trainer import OptimConfig
+
+
+def build_optimizer(config: "OptimConfig", groups: list[dict]) -> torch.optim.Optimizer:
+    """Weight decay is on matrices, never on biases and norms. UserError: no group has a parameter."""
+    split = []
+    for group in groups:
+        settings = {k: v for k, v in group.items() if k != "params"}
+        matrices = [p for p in group["params"] if p.ndim > 1]
+        vectors = [p for p in group["params"] if p.ndim <= 1]
+        for decay, params in ((config.weight_decay, matrices), (0.0, vectors)):
+            if params:
+                split.append({"params": params, "weight_decay": decay, **settings})
+    if not split:
+        raise UserError("nothing here learns: all of the model is frozen", hint="see encoder.freeze")
+    if config.name == "sgd":
+        return torch.optim.SGD(split, lr=config.lr, momentum=config.momentum)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(split, lr=config.lr, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, base: float, factor: float) -> None:
+    """base x the group's `lr_scale` x the schedule's factor, but for groups with a rate of their own (`fixed_lr`)."""
+    for group in optimizer.param_groups:
+        if "fixed_lr" not in group:
+            group["lr"] = base * group.get("lr_scale", 1.0) * factor
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None, each: bool) -> Tensor:
+    """Scale the gradients down to norm `limit` (None: leave them), together or each by itself; their norm before."""
+    params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    groups = [[p] for p in params] if each else [params]
+    norms = [torch.nn.utils.clip_grad_norm_(group, limit or math.inf) for group in groups]
+    return torch.linalg.vector_norm(torch.stack(norms))

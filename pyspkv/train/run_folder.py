@@ -1,0 +1,100 @@
+"""What a run writes down of itself (config.yaml, run.json, classes.txt), and whether a folder holds this very run."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyspkv import __version__
+from pyspkv.base import checkpoint, foreign
+from pyspkv.base import config as cfg
+from pyspkv.base.atomic import atomic_file
+from pyspkv.base.errors import UserError
+from pyspkv.train.log import git_id
+from pyspkv.train.state import BROKEN, RunState
+
+
+@dataclass
+class RunFolder:
+    """One run, and the folder `path` that it has or will have.
+
+    Args:
+        config: the resolved config; `may_change` are its keys that a resumed run may set anew.
+        init: the model that the run starts from, as the user named it.
+        label_hash: of the utterances and labels.
+        init_digest: of the weights of all models that the run starts from.
+    """
+
+    path: Path
+    config: Any
+    may_change: tuple[str, ...]
+    init: str | None
+    label_hash: str
+    init_digest: str | None
+
+    def saved_state(self) -> RunState | None:
+        """Of the last checkpoint, None where there is none yet. UserError: it is of another run, with the first
+        difference."""
+        folder = checkpoint.latest(self.path)
+        if folder is None:
+            return None
+        self._check_config()
+        self._check_start()
+        state = RunState.read(folder)
+        state.check_end(self.config.epochs, folder)
+        if state.label_hash != self.label_hash:
+            raise UserError(
+                "this run was started with other utterances or labels",
+                file=self.path,
+                hint="use another --exp, or --init this one to start from its encoder with a new head",
+            )
+        return state
+
+    def _hint(self) -> str:
+        if self.path.is_symlink():
+            return "remove the link to train a model of its own here"
+        return "use another --exp, or remove this one to start again"
+
+    def _check_config(self) -> None:
+        now = cfg.dump(self.config)
+        before = cfg.dump(cfg.load(type(self.config), self.path / "config.yaml"))
+        for key in now:
+            if now[key] != before[key] and key not in self.may_change:
+                rule = f"this run was started with another config: {key} was {before[key]}, now {now[key]}"
+                raise UserError(rule, file=self.path, hint=self._hint())
+
+    def _check_start(self) -> None:
+        file = self.path / "run.json"
+        try:
+            record = foreign.read_json(file, hint=BROKEN)
+        except OSError as err:
+            raise UserError(f"cannot be read ({err.strerror})", file=file, hint=BROKEN) from None
+        if record.get("start", self.init_digest) != self.init_digest:
+            was, now = record.get("init") or "none", self.init or "none"
+            rule = f"this run was started from another model: {was}, now {now}"
+            raise UserError(rule, file=self.path, hint=self._hint())
+
+    def record(self, classes: list[str], facts: dict[str, Any]) -> None:
+        """Write down what the run is, before its first step. facts: more for run.json."""
+        run = {
+            "command": sys.argv,
+            "git": git_id(),
+            "pyspkv": __version__,
+            "torch": torch.__version__,
+            "python": sys.version.split()[0],
+            "threads": torch.get_num_threads(),
+            "num_classes": len(classes),
+            "label_hash": self.label_hash,
+            "init": self.init,
+            "start": self.init_digest,
+            **facts,
+        }
+        with atomic_file(self.path / "config.yaml") as f:
+            f.write(cfg.to_yaml(self.config))
+        with atomic_file(self.path / "run.json") as f:
+            json.dump(run, f, indent=1)
+        with atomic_file(self.path / "classes.txt") as f:
+            f.writelines(f"{name}\n" for name in classes)
