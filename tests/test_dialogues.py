@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pyspkv.base import foreign
 from pyspkv.base.errors import UserError
+from pyspkv.data import dialogues
 from pyspkv.data.ark import normalize
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.fix import fix
@@ -347,11 +348,11 @@ def test_disjoint_directories_pass_and_a_shared_device_does_not(labeled):
     homes = [set(x.dialogue2device.values()) for x in (a, b)]
     if homes[0] & homes[1]:
         with pytest.raises(UserError, match="devices are in"):
-            simulate.check_disjoint(a, b)
+            dialogues.check_disjoint(a, b)
     else:
-        simulate.check_disjoint(a, b)
+        dialogues.check_disjoint(a, b)
     with pytest.raises(UserError, match="utterances are in"):
-        simulate.check_disjoint(a, a)
+        dialogues.check_disjoint(a, a)
 
 
 # ---- simulation -----------------------------------------------------------------------------------------------------

@@ -75,8 +75,8 @@ def main() -> None:
     from dataclasses import replace
 
     from pyspkv.base.errors import UserError
+    from pyspkv.data.dialogues import dialogue_lines
     from pyspkv.dialogue import sessionize
-    from pyspkv.dialogue.simulate import dialogue_lines
 
     if args.kind == "kaldi":
         found = sessionize.from_kaldi(args.log, args.drop_source)

@@ -54,8 +54,9 @@ def main() -> None:
 
     from pyspkv.base.atomic import atomic_file
     from pyspkv.data.datadir import DataDir
+    from pyspkv.data.dialogues import dialogue_lines
     from pyspkv.data.tables import read_table
-    from pyspkv.dialogue.simulate import contaminate, dialogue_lines, simulate
+    from pyspkv.dialogue.simulate import contaminate, simulate
 
     if any(
         Path(args.out, part).resolve() == Path(args.data).resolve() for part in ("train", "train_labeled")

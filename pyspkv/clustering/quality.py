@@ -246,20 +246,6 @@ def diagnostics(labels: Sequence, truth: Sequence) -> dict:
     }
 
 
-def corrupt_labels(
-    labels: np.ndarray, share: float, num_classes: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Another of `num_classes` for round(share N) random labels int64 [N], to see what copes with that.
-
-    Returns (labels [N], rows that were changed, ascending).
-    """
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(labels), round(share * len(labels)), replace=False))
-    out = labels.copy()
-    out[rows] = (labels[rows] + rng.integers(1, num_classes, len(rows))) % num_classes
-    return out, rows
-
-
 def right(labels: Sequence, truth: Sequence) -> np.ndarray:
     """Which utterances are of their cluster's most frequent true speaker: bool [N]."""
     codes, speakers = _codes(labels), _codes(truth)

@@ -99,6 +99,7 @@ def _label(
     import numpy as np
 
     from pyspkv.clustering import quality
+    from pyspkv.data.label_noise import corrupt_labels
 
     speakers = sorted(set(labeled.spk))
     report = {
@@ -108,7 +109,7 @@ def _label(
         "num_clusters": len(speakers),
     }
     labels = _spread_labels(scp, labeled, unlabeled, options, report)
-    labels, changed = quality.corrupt_labels(labels, options.label_noise, len(speakers), options.seed)
+    labels, changed = corrupt_labels(labels, options.label_noise, len(speakers), options.seed)
     out = unlabeled.with_speakers([speakers[k] for k in labels])
     report["sizes"] = quality.sizes(labels)
     if truth is not None:

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from pyspkv.base.atomic import atomic_file
-    from pyspkv.clustering.quality import corrupt_labels
+    from pyspkv.data.label_noise import corrupt_labels
 
     data = DataDir.read(args.src, need_wav=False)
     names = sorted(set(data.spk))

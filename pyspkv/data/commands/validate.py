@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _validate(path: str, args: argparse.Namespace) -> None:
-    from pyspkv.dialogue.simulate import check_disjoint, dialogue_lines
+    from pyspkv.data.dialogues import check_disjoint, dialogue_lines
 
     data = DataDir.read(path, need_wav=not args.no_wav)
     for other in args.disjoint or ():
