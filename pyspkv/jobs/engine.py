@@ -1,0 +1,115 @@
+"""SLURM's programs: submit, look, cancel. The controller may be away for a while; whoever calls then looks again."""
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyspkv.base.errors import Shown, UserError, printable
+
+AWAY = (
+    "unable to contact",
+    "timed out",
+    "connection refused",
+    "zero bytes",
+    "unexpected message",
+    "communication",
+)
+PATIENCE = 600.0  # seconds that a submission waits for a controller that is away
+
+
+def call(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr. A session of its own: Ctrl-C is for the runner, which then cancels the jobs."""
+    try:
+        done = subprocess.run(words, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True,
+                              start_new_session=True)  # fmt: skip
+    except OSError as err:
+        hint = "is this a machine that submits? cmd_backend=local in cmd.sh runs the jobs here"
+        raise UserError(f"{words[0]}: {err.strerror}", hint=hint) from None
+    out, err = (text.decode("utf-8", "surrogateescape").strip() for text in (done.stdout, done.stderr))
+    return done.returncode, out, err
+
+
+def is_away(said: str) -> bool:
+    """Whether these are words about a controller that does not answer, not about the job."""
+    return any(words in said.lower() for words in AWAY)
+
+
+def array_limit() -> int:
+    """The most tasks of one array: an index is below MaxArraySize."""
+    for line in call("scontrol", "show", "config")[1].splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == "MaxArraySize" and value.strip().isdecimal() and int(value) > 0:
+            return int(value)
+    return 1001
+
+
+def refusal(said: str) -> UserError:
+    text = "\n  ".join(printable(line) for line in said.splitlines()[-6:]) or "no reason given"
+    return UserError(
+        Shown(f"SLURM refuses the job:\n  {text}"), hint="see the options of the call and the --config"
+    )
+
+
+def submit(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path, token: str) -> str:
+    """Submit an array and return its job id; the job's comment is `token`. UserError: it is refused, in SLURM's words."""
+    end = time.monotonic() + PATIENCE
+    words = [*words, "--parsable", f"--comment={token}"]
+    while True:
+        code, out, said = call(*words, *script, env=env, cwd=cwd)
+        if code == 0:
+            return out.splitlines()[-1].partition(";")[0]
+        if not is_away(said) or time.monotonic() > end:
+            raise refusal(said)
+        time.sleep(2)
+        if job := find(token):  # it was taken, and only the answer was lost
+            return job
+
+
+def test(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path) -> None:
+    """UserError, in SLURM's words, for what it would refuse; nothing where the controller is away."""
+    code, _, said = call(*words, "--test-only", *script, env=env, cwd=cwd)
+    if code and not is_away(said):
+        raise refusal(said)
+
+
+def find(token: str) -> str:
+    """The job with this comment; empty: none waits or runs."""
+    for line in call("squeue", "-h", f"--user={os.getuid()}", "-o", "%A %F %k")[1].splitlines():
+        if line.endswith(f" {token}"):
+            return line.split()[1]
+    return ""
+
+
+def queue(jobs: list[str]) -> dict[tuple[str, int], tuple[str, str]] | None:
+    """(job, index) -> (state, reason) of what waits or runs; None: the controller does not say."""
+    if not jobs:
+        return {}
+    code, out, said = call("squeue", "-h", "-r", "-j", ",".join(jobs), "-o", "%F %K %T %r")
+    if code and "invalid job id" not in said.lower():
+        return None
+    found = {}
+    for line in out.splitlines():
+        job, index, state, reason = line.split(maxsplit=3)
+        if index.isdecimal():
+            found[job, int(index)] = state, reason
+    return found
+
+
+def ended_as(job: str, index: int) -> str:
+    """State of a task that has left the queue, as FAILED or NODE_FAIL; empty: SLURM has forgotten it."""
+    for word in call("scontrol", "-o", "show", "job", f"{job}_{index}")[1].split():
+        if word.startswith("JobState="):
+            return word.partition("=")[2]
+    return ""
+
+
+def cancel(jobs: list[str], seconds: float = 8.0) -> None:
+    """End jobs (`12`, `12_3`) and wait until they have left the queue, for so long at most."""
+    end = time.monotonic() + seconds
+    while jobs and call("scancel", *jobs)[0] and time.monotonic() < end:
+        time.sleep(0.5)
+    plain = sorted({job.partition("_")[0] for job in jobs if "_" not in job})
+    while queue(plain) and time.monotonic() < end:
+        time.sleep(0.2)
