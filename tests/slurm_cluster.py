@@ -4,6 +4,7 @@ The daemons are Debian's (slurmctld, slurmd, munged). Nodes pretend to have more
 sleep run side by side. Everything listens on 127.0.0.1 alone.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -102,8 +103,9 @@ class Cluster:
     # -- the daemons
     def start(self) -> "Cluster":
         d = self.dir
-        self.call("munged", f"--key-file={d}/munge.key", f"--socket={d}/run/munge.sock", "--force",
-                  f"--pid-file={d}/run/munged.pid", f"--log-file={d}/log/munged.log", f"--seed-file={d}/seed")  # fmt: skip
+        files = {"key": "munge.key", "pid": "run/munged.pid", "log": "log/munged.log", "seed": "seed"}
+        words = [f"--{name}-file={d}/{file}" for name, file in files.items()]
+        self.call("munged", "--force", f"--socket={d}/run/munge.sock", *words)
         self.start_controller()
         for node in self.nodes:
             self.start_node(node)
@@ -133,11 +135,10 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """As when the power goes: slurmd, the steps' daemons and every job of that node, without a word."""
         self.end(f"slurmd.{node}", signal.SIGKILL)
-        for pid in self.jobs_of(node):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        for how in (signal.SIGSTOP, signal.SIGKILL):  # all at once: none shall see another one die
+            for pid in self.jobs_of(node):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, how)
 
     def jobs_of(self, node: str) -> list[int]:
         """Processes of jobs on a node, and the daemons that look after them."""

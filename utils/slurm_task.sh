@@ -46,7 +46,7 @@ while [ -n "$stopped" ] && kill -0 "$child" 2> /dev/null; do wait "$child" || co
 [ "$code" -le 128 ] || sleep 2 # the signal that ended it may be on its way to this script
 printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
 if [ "$code" -eq 0 ]; then
-  mark done 0
+  mark "done" 0
 elif [ -z "$stopped" ]; then
   mark failed "$code"
 fi

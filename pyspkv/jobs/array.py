@@ -1,10 +1,10 @@
 """Numbered jobs as SLURM arrays, until each has left its done-file: what slurm.sh does.
 
-The folder .slurm/<log's name> beside the logs has a folder for every array that was submitted (what slurm_task.sh reads,
-and `job`, its id), and done.<number> and failed.<number>, which the tasks leave. A task counts as done where its
-done-file holds the hash of its command and no file or folder that the command names is newer. The folder goes away once
-all tasks are done, so that the next call runs them anew, as it would on one machine. A runner that was killed leaves its
-arrays alone; the next one takes them over.
+The folder .slurm/<log's name> beside the logs has a folder for every array that was submitted (what slurm_task.sh
+reads, and `job`, its id), and done.<number> and failed.<number>, which the tasks leave. A task counts as done where
+its done-file holds the hash of its command and no file or folder that the command names is newer. The folder goes
+away once all tasks are done, so that the next call runs them anew, as it would on one machine. A runner that was
+killed leaves its arrays alone; the next one takes them over.
 """
 
 import contextlib
@@ -197,7 +197,8 @@ class Array:
         queued = engine.queue(sorted({self.tasks[n].job[0] for n in self.left}))
         self.looked = now = time.monotonic()
         if queued is None:
-            return self.say_away()
+            self.say_away()
+            return
         if self.away:
             say("the controller answers again")
         self.away = False
@@ -241,7 +242,7 @@ class Array:
         pause = 0.05
         while self.left:
             time.sleep(pause)
-            pause = min(1.2 * pause, 1.0)
+            pause = min(1.2 * pause, 0.5)
             self.collect()
             show()
             if self.left and time.monotonic() - self.looked >= LOOK:
@@ -259,14 +260,14 @@ class Array:
         say(f"{len(failed)} of {len(self.tasks)} jobs failed:")
         for number, task in list(failed.items())[:3]:
             log = self.call.log_of(number)
-            say(f"last lines of {log} ({task.why})")
+            say(f"last lines of {os.path.relpath(log, self.call.cwd)} ({task.why})")
             own = next(self.state.glob(f"*/out.{task.job[1]}"), None) if task.job else None
             for file in (log, own):
                 with contextlib.suppress(OSError, TypeError):
                     for line in file.read_text(errors="replace").splitlines()[-12:]:
-                        say(f"  {line}")
+                        print(f"  {printable(line)}", file=sys.stderr)
         for number in list(failed)[3:]:
-            say(f"also failed: {self.call.log_of(number)}")
+            say(f"also failed: {os.path.relpath(self.call.log_of(number), self.call.cwd)}")
 
     def stop(self) -> None:
         """Cancel every array of this call, also one whose submission was cut short."""

@@ -16,9 +16,13 @@ OWN = ("config", "max_jobs_run", "show")  # options that the runner takes for it
 JOBS = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]{1,9})(?::([0-9]{1,9}))?")
 SHELL_USAGE = "see utils/slurm.sh --help"
 # Variables that a job gets from where it was submitted; more by `export` lines of the config.
-EXPORTED = """PATH PYTHONPATH PYTHONHASHSEED PYTHONWARNINGS LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV CONDA_* PYENV_* HOME USER
-LOGNAME LANG LC_* TZ SPKV_* OMP_* KMP_* MKL_* OPENBLAS_* NUMEXPR_* MALLOC_* TORCH_* PYTORCH_* CUBLAS_* CUDA_HOME
-CUDA_LAUNCH_BLOCKING NCCL_* GLOO_* HF_* TRANSFORMERS_* XDG_* NUMBA_* MPLCONFIGDIR TQDM_* SLURM_CONF""".split()
+EXPORTED = (
+    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "SLURM_CONF"),
+    *("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "VIRTUAL_ENV", "CONDA_*", "PYENV_*", "SPKV_*"),
+    *("OMP_*", "KMP_*", "MKL_*", "OPENBLAS_*", "NUMEXPR_*", "NUMBA_*", "MALLOC_*", "TQDM_*", "MPLCONFIGDIR"),
+    *("TORCH_*", "PYTORCH_*", "CUBLAS_*", "CUDA_HOME", "CUDA_LAUNCH_BLOCKING", "NCCL_*", "GLOO_*"),
+    *("HF_*", "TRANSFORMERS_*", "XDG_*"),
+)
 
 
 @dataclass

@@ -53,7 +53,7 @@ def refusal(said: str) -> UserError:
 
 
 def submit(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path, token: str) -> str:
-    """Submit an array and return its job id; the job's comment is `token`. UserError: it is refused, in SLURM's words."""
+    """Submit an array whose comment is `token`; its job id. UserError: it is refused, in SLURM's words."""
     end = time.monotonic() + PATIENCE
     words = [*words, "--parsable", f"--comment={token}"]
     while True:
