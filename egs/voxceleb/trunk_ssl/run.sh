@@ -120,8 +120,8 @@ fi
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" \
-    "${systems[@]}" "$data/test" test
+  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+    --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 
 if stage 8 "report"; then
