@@ -41,7 +41,7 @@ DefMemPerCPU=100
 SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SlurmdParameters=config_overrides
-SlurmdTimeout=10
+SlurmdTimeout=5
 KillWait=2
 ReturnToService=2
 MaxArraySize={max_array}
@@ -61,6 +61,13 @@ def wait_until(holds: Callable[[], object], seconds: float = 30.0, what: str = "
     while not holds():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def free_ports(number: int) -> list[int]:
@@ -127,7 +134,7 @@ class Cluster:
         if pid := self.pid(name):
             try:
                 os.kill(pid, how)
-                wait_until(lambda: not Path(f"/proc/{pid}").exists(), 20, f"{name} to end")
+                wait_until(lambda: not is_alive(pid), 20, f"{name} to end")
             except ProcessLookupError:
                 pass
             (self.dir / "run" / f"{name}.pid").unlink(missing_ok=True)

@@ -6,6 +6,7 @@ The options are those of utils/slurm.sh --help; docs/cluster.md tells the rest.
 """
 
 import os
+import re
 import signal
 import sys
 
@@ -39,8 +40,10 @@ class Follow:
         lines = (self.line + new).splitlines(keepends=True)
         self.line = lines.pop() if lines and lines[-1][-1:] not in b"\r\n" else b""
         for line in lines:
-            if not line.startswith(b"#"):
-                sys.stdout.buffer.write(line)
+            if not line.startswith(
+                b"#"
+            ):  # what a job leaves without a line end is followed by the runner's last line
+                sys.stdout.buffer.write(re.sub(rb"# Ended \(code \d+\) at .*", b"", line))
         sys.stdout.flush()
 
 

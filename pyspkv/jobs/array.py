@@ -232,7 +232,7 @@ class Array:
             task.why = why if state in FINAL else f"{why}, {task.attempt} times"
             self.left.discard(number)
             return False
-        say(f"{self.call.log_of(number)}: {why}; submitting it again")
+        say(f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: {why}; submitting it again")
         return True
 
     def run(self, show) -> int:

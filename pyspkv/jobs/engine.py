@@ -68,10 +68,19 @@ def submit(words: list[str], script: list[str], env: Mapping[str, str], cwd: Pat
 
 
 def test(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path) -> None:
-    """UserError, in SLURM's words, for what it would refuse; nothing where the controller is away."""
-    code, _, said = call(*words, "--test-only", *script, env=env, cwd=cwd)
-    if code and not is_away(said):
-        raise refusal(said)
+    """UserError, in SLURM's words, for what it would refuse; nothing where the controller is away.
+
+    A controller that has just been started, for which the call waits, knows of no nodes yet: it is asked again.
+    """
+    for _ in range(5):
+        start = time.monotonic()
+        code, _, said = call(*words, "--test-only", *script, env=env, cwd=cwd)
+        if code == 0 or is_away(said):
+            return
+        if time.monotonic() - start < 1:
+            break
+        time.sleep(1)
+    raise refusal(said)
 
 
 def find(token: str) -> str:
