@@ -70,17 +70,17 @@ def submit(words: list[str], script: list[str], env: Mapping[str, str], cwd: Pat
 def test(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path) -> None:
     """UserError, in SLURM's words, for what it would refuse; nothing where the controller is away.
 
-    A controller that has just been started, for which the call waits, knows of no nodes yet: it is asked again.
+    A controller that has just been started has not heard of its nodes yet: it is asked again, for half a minute.
     """
-    for _ in range(5):
-        start = time.monotonic()
+    end = time.monotonic() + 30
+    while True:
         code, _, said = call(*words, "--test-only", *script, env=env, cwd=cwd)
         if code == 0 or is_away(said):
             return
-        if time.monotonic() - start < 1:
-            break
+        states = call("sinfo", "-h", "-N", "-o", "%T")[1].split()
+        if time.monotonic() > end or not any(s.startswith("unk") for s in states):
+            raise refusal(said)
         time.sleep(1)
-    raise refusal(said)
 
 
 def find(token: str) -> str:
