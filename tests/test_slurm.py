@@ -12,6 +12,7 @@ import pytest
 import slurm_cluster
 import toy
 from slurm_cluster import Cluster, wait_until
+from test_grid import RECIPE
 
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
@@ -512,3 +513,77 @@ def test_a_recipe_on_two_nodes_ends_in_the_digits_of_one_machine(jobs, recipe):
     logs = [(exp / f"pretrain/extract.{k}.log").read_text() for k in (1, 2)]
     nodes = {text.split("# Started at ")[1].split(" on ")[1].split(",")[0] for text in logs}
     assert len(nodes) == 2 and not list(exp.rglob(".slurm"))
+
+
+@pytest.mark.slow
+def test_training_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
+    """torchrun under srun, one process on each of two nodes; and on one machine two processes."""
+    data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
+    (jobs.folder / "config.yaml").write_text(ENCODER + TRAIN)
+    weights = []
+    for name, options in (("one", ["--nproc", 2]), ("two", ["--num-nodes", 2, "--cmd", "slurm.sh"])):
+        words = [
+            ROOT / "steps/train.sh",
+            *options,
+            jobs.folder / "config.yaml",
+            data.path,
+            jobs.folder / name,
+        ]
+        done = subprocess.run(list(map(str, words)), env=jobs.env, capture_output=True, text=True)
+        log = (jobs.folder / f"{name}.log").read_text()
+        assert done.returncode == 0, done.stdout + done.stderr + log
+        (file,) = (jobs.folder / name).rglob("model.safetensors")
+        weights.append(file.read_bytes())
+    assert "srun" not in log.splitlines()[0] and "torch.distributed.run" in log.splitlines()[0]
+    assert weights[0] == weights[1]
+
+
+def test_cells_of_a_grid_are_jobs(jobs):
+    """bin.grid --cmd: the run.sh of each cell is a job; one that fails is named, and is the only one to run again."""
+    recipe = jobs.folder / "my recipe"
+    (recipe / "tables").mkdir(parents=True)
+    text = 'echo "${exp##*/} $SLURM_JOB_ID" >> "$exp/../ran"; [ "${exp##*/}" != b ] || [ -e "$exp/../go" ] || exit 3\n'
+    (recipe / "run.sh").write_text(RECIPE.replace("for i in", f"{text}for i in"))
+    (recipe / "run.sh").chmod(0o755)
+    (recipe / "tables/t.yaml").write_text("cells:\n  a: {}\n  b: {}\n  c: {}\n")
+    exp = recipe / "exp/grid"
+    words = [sys.executable, "-m", "pyspkv.bin.grid", recipe / "tables/t.yaml", "--jobs", "3", "--cmd", SLURM]
+
+    def ran(code: int) -> tuple[str, list[str]]:
+        done = subprocess.run(words, env=jobs.env, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
+        lines = [line.split() for line in (exp / "ran").read_text().splitlines()]
+        assert len({job for _, job in lines}) == len(lines)
+        return done.stderr, sorted(cell for cell, _ in lines)
+
+    said, cells = ran(1)
+    assert cells == ["a", "b", "c"] and f"failed: b (exit code 1: {exp}/b/log/grid.log)" in said
+    (exp / "go").touch()
+    assert ran(0)[1] == ["a", "b", "b", "c"]
+
+
+@pytest.mark.slow
+def test_a_node_dies_in_extraction(jobs, recipe):
+    """Its part is embedded again on another node; the embeddings are those of one machine, byte by byte."""
+    (jobs.folder / "conf").write_text("command sbatch --no-requeue\noption num_threads=* --cpus-per-task 8\n")
+    jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
+    step = [str(ROOT / "steps/extract.sh"), "--nj", "3"]
+    rest = [str(recipe / "exp/pretrain/model"), str(recipe / "sets/train")]
+    words = [*step, "--cmd", "run.sh", *rest, "one"]
+    done = subprocess.run(words, env=jobs.env, cwd=jobs.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = [*step, "--cmd", "slurm.sh", *rest, "two"]
+    process = subprocess.Popen(words, env=jobs.env, cwd=jobs.folder, stderr=subprocess.PIPE, text=True)
+    logs = [jobs.folder / f"two/extract.{k}.log" for k in (1, 2, 3)]
+    wait_until(lambda: any(p.exists() and " on n2, job" in p.read_text() for p in logs), 60, "a part on n2")
+    jobs.slurm.kill_node("n2")
+    start = time.monotonic()
+    try:
+        said = process.communicate(timeout=200)[1]
+        print(f"ended {time.monotonic() - start:.1f} s after the node's end")
+    finally:
+        process.kill()
+        jobs.slurm.start_node("n2")
+    assert process.returncode == 0 and said.count("its node failed; submitting it again") == 1, said
+    arks = [(jobs.folder / name / "embedding.ark").read_bytes() for name in ("one", "two")]
+    assert arks[0] == arks[1]
