@@ -19,7 +19,9 @@ from pyspkv.experiments import results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
-    p for pattern in ("README.md", "docs/**/*.md", "egs/*/*/README.md") for p in ROOT.glob(pattern)
+    p
+    for pattern in ("*.md", "docs/**/*.md", "egs/README.md", "egs/*/*/README.md")
+    for p in ROOT.glob(pattern)
 )
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 

@@ -213,7 +213,7 @@ def test_a_readmes_commands_are_taken(page, tmp_path):
     fenced = re.findall(r"(?ms)^```sh\n(.*?)^```", text)
     found = fenced + re.findall(r"(?m)(?:^    .*\n)+", re.sub(r"(?ms)^```.*?^```", "", text))
     lines = "".join(block for block in found if "run.sh" in block).replace("SPKV_CORPORA=... ", "")
-    lines = re.sub(r"(?m)^ *(python|tensorboard|utils/).*\n", "", lines)
+    lines = re.sub(r"(?m)^ *(python|tensorboard|utils/|git ).*\n", "", lines)
     lines = re.sub(r"run\.sh(?=[\s)])", "run.sh --dry-run true", lines)
     assert "run.sh --dry-run true" in lines
     env = {
