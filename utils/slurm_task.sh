@@ -16,6 +16,9 @@ if [ -n "$name" ]; then
   log=${log//"$name"/$number}
 fi
 
+# SLURM may run a task again that is done, as after its controller was killed.
+read -r made _ 2> /dev/null < "$folder/../done.$number" && [ "$made" = "$hash" ] && exit 0
+
 mark() { # done|failed CODE: whole or not at all
   local file=$folder/../$1.$number
   echo "$hash $attempt $2" > "$file.$SLURM_JOB_ID" && mv -f "$file.$SLURM_JOB_ID" "$file"

@@ -46,7 +46,8 @@ class Array:
     def __init__(self, call: Call, config: Config):
         self.call, self.config, self.state = call, config, call.state()
         self.tasks = {n: Task(call.hash_of(n)) for n in call.numbers}
-        self.left, self.jobs, self.looked, self.away = set(self.tasks), [], 0.0, False
+        self.left, self.looked, self.away = set(self.tasks), 0.0, False
+        self.jobs: dict[str, str] = {}  # id -> comment
         self.named = [Path(call.cwd, w) for w in call.command if w and len(w) < 4096 and "\n" not in w]
         options = {"name": self.state.name, **call.options}
         options["name"] = "".join(c if c.isalnum() or c in "._-" else "_" for c in options["name"])[:64]
@@ -79,30 +80,26 @@ class Array:
 
     def adopt(self) -> None:
         """Take over what an earlier runner, which was killed, has left in the queue; end what is another command."""
-        old = {}
-        for folder in sorted(p for p in self.state.iterdir() if p.is_dir()):
-            file = folder / "job"
-            job = file.read_text().strip() if file.exists() else engine.find(self.token(folder))
-            with contextlib.suppress(OSError):
+        old, jobs, wrong = {}, {}, []
+        for folder in self.folders():
+            if job := self.job_of(folder):
+                jobs[job] = self.token(folder)
                 lines = (folder / "tasks").read_text().splitlines()
-                old |= {(job, i): line.split() for i, line in enumerate(lines) if job}
-        jobs = sorted({job for job, _ in old})
+                old |= {(job, i): line.split() for i, line in enumerate(lines)}
         while (queued := engine.queue(jobs)) is None:
-            self.say_away()
-            time.sleep(LOOK)
-        wrong = []
+            self.wait_for_controller()
         for (job, index), (number, made, attempt) in old.items():
             task = self.tasks.get(int(number))
             if (job, index) in queued and task and task.hash == made:
                 task.job, task.attempt = (job, index), int(attempt)
             elif (job, index) in queued:
-                wrong.append(f"{job}_{index}")
+                wrong.append((job, index))
         engine.cancel(wrong)
-        self.jobs = sorted({t.job[0] for t in self.tasks.values() if t.job})
+        self.jobs = {t.job[0]: jobs[t.job[0]] for t in self.tasks.values() if t.job}
         if self.jobs:
             say(f"taking over what still runs of job {', '.join(self.jobs)}")
-        for folder in (p for p in self.state.iterdir() if p.is_dir()):
-            if not (folder / "job").exists() or (folder / "job").read_text().strip() not in self.jobs:
+        for folder in self.folders():
+            if self.job_of(folder) not in self.jobs:
                 shutil.rmtree(folder, ignore_errors=True)
         for number, task in self.tasks.items():
             if not task.job:
@@ -114,6 +111,19 @@ class Array:
                     self.left.discard(number)
                 else:
                     done.unlink(missing_ok=True)
+
+    def folders(self) -> list[Path]:
+        """Of the arrays that were submitted."""
+        return sorted(p for p in self.state.iterdir() if p.is_dir())
+
+    def job_of(self, folder: Path) -> str:
+        """Its job; empty: it was never submitted. The runner may have been killed before it could write the id down."""
+        file = folder / "job"
+        if not file.exists():
+            while (job := engine.find(self.token(folder))) is None:
+                self.wait_for_controller()
+            file.write_text(job)
+        return file.read_text().strip()
 
     def collect(self) -> None:
         """Cross off the tasks that have left a file."""
@@ -140,6 +150,7 @@ class Array:
         size, most = engine.array_limit(), int(self.call.options.get("max_jobs_run", "0"))
         for log in {self.call.log_of(n).parent for n in numbers}:
             log.mkdir(parents=True, exist_ok=True)
+        job = ""
         for first in range(0, len(numbers), size):
             some = numbers[first : first + size]
             folder = self.folder(some)
@@ -149,7 +160,7 @@ class Array:
                 f"--array=0-{len(some) - 1}" + (f"%{most}" if most else ""),
             ]
             if most and first:  # %N bounds one array: the next one waits
-                words.append(f"--dependency=afterany:{self.jobs[-1]}")
+                words.append(f"--dependency=afterany:{job}")
             script = [TASK, str(folder)]
             try:
                 if first == 0:
@@ -158,12 +169,12 @@ class Array:
             except UserError:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-            self.jobs.append(job)
-            (folder / "job").write_text(f"{job}\n")
+            self.jobs[job] = self.token(folder)
+            (folder / "job").write_text(job)
             for index, number in enumerate(some):
                 self.tasks[number].job, self.tasks[number].gone = (job, index), 0.0
         self.looked = time.monotonic()
-        say(f"job {self.jobs[-1]}: {len(numbers)} of {len(self.tasks)} tasks, logs {self.call.log}")
+        say(f"job {job}: {len(numbers)} of {len(self.tasks)} tasks, logs {self.call.log}")
 
     def folder(self, numbers: list[int]) -> Path:
         """A new folder with what slurm_task.sh reads."""
@@ -187,6 +198,10 @@ class Array:
                 f.write(b"".join(os.fsencode(t) + b"\0" for t in texts))
         return folder
 
+    def wait_for_controller(self) -> None:
+        self.say_away()
+        time.sleep(LOOK)
+
     def say_away(self) -> None:
         if not self.away:
             say("SLURM's controller does not answer; waiting for it, the jobs go on")
@@ -194,7 +209,7 @@ class Array:
 
     def look(self) -> None:
         """Ask the controller for the tasks that are left; submit again what it has lost."""
-        queued = engine.queue(sorted({self.tasks[n].job[0] for n in self.left}))
+        queued = engine.queue(self.jobs)
         self.looked = now = time.monotonic()
         if queued is None:
             self.say_away()
@@ -214,19 +229,27 @@ class Array:
             if state and not held:
                 task.gone = 0.0
             elif held or (task.gone and now - task.gone >= LOOK):
-                why = "it could not be started" if held else engine.ended_as(*task.job)
+                why = "HELD" if held else engine.ended_as(*task.job)
                 if held:
-                    engine.cancel(["{}_{}".format(*task.job)])
+                    engine.cancel([task.job])
                 if self.lost(number, why):
                     again.append(number)
             else:
                 task.gone = task.gone or now
+        # A controller that lost its last seconds has tasks run again that are done, and others may wait for them.
+        over = {t.job for n, t in self.tasks.items() if n not in self.left and t.job and not t.why}
+        engine.cancel(where for where, (state, _) in queued.items() if state == "PENDING" and where in over)
         self.submit(again)
 
     def lost(self, number: int, state: str) -> bool:
         """Whether to try the task again."""
         task = self.tasks[number]
-        what = {"NODE_FAIL": "its node failed", "PREEMPTED": "it was preempted", "TIMEOUT": "its time was up"}
+        what = {
+            "HELD": "no node could start it",
+            "NODE_FAIL": "its node failed",
+            "PREEMPTED": "it was preempted",
+            "TIMEOUT": "its time was up",
+        }
         why = FINAL.get(state) or what.get(state, f"SLURM has lost it ({state.lower() or 'unknown'})")
         if state in FINAL or task.attempt >= TRIES:
             task.why = why if state in FINAL else f"{why}, {task.attempt} times"
@@ -271,7 +294,8 @@ class Array:
 
     def stop(self) -> None:
         """Cancel every array of this call, also one whose submission was cut short."""
-        for folder in (p for p in self.state.iterdir() if p.is_dir()):
+        for folder in self.folders():
             if not (folder / "job").exists() and (job := engine.find(self.token(folder))):
-                self.jobs.append(job)
-        engine.cancel(self.jobs)
+                self.jobs[job] = self.token(folder)
+        if not engine.cancel_all(self.jobs):
+            say(f"SLURM has not ended all of it yet: squeue -j {','.join(self.jobs)}")

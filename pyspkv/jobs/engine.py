@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pyspkv.base.errors import Shown, UserError, printable
@@ -83,25 +83,27 @@ def test(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path)
         time.sleep(1)
 
 
-def find(token: str) -> str:
-    """The job with this comment; empty: none waits or runs."""
-    for line in call("squeue", "-h", f"--user={os.getuid()}", "-o", "%A %F %k")[1].splitlines():
-        if line.endswith(f" {token}"):
-            return line.split()[1]
-    return ""
+def find(token: str) -> str | None:
+    """The job with this comment; empty: none waits or runs; None: the controller does not say."""
+    code, out, _ = call("squeue", "-h", f"--user={os.getuid()}", "-o", "%F|%k")
+    if code:
+        return None
+    return next((line.partition("|")[0] for line in out.splitlines() if line.endswith(f"|{token}")), "")
 
 
-def queue(jobs: list[str]) -> dict[tuple[str, int], tuple[str, str]] | None:
-    """(job, index) -> (state, reason) of what waits or runs; None: the controller does not say."""
+def queue(jobs: Mapping[str, str]) -> dict[tuple[str, int], tuple[str, str]] | None:
+    """(job, index) -> (state, reason) of what waits or runs of these jobs (id -> comment); None: nobody says.
+
+    A controller that was killed may give the id of a job that it has lost to another one: the comment tells.
+    """
     if not jobs:
         return {}
-    code, out, said = call("squeue", "-h", "-r", "-j", ",".join(jobs), "-o", "%F %K %T %r")
+    code, out, said = call("squeue", "-h", "-r", "-j", ",".join(jobs), "-o", "%F|%K|%T|%k|%r")
     if code and "invalid job id" not in said.lower():
         return None
     found = {}
-    for line in out.splitlines():
-        job, index, state, reason = line.split(maxsplit=3)
-        if index.isdecimal():
+    for job, index, state, comment, reason in (line.split("|", 4) for line in out.splitlines()):
+        if index.isdecimal() and jobs.get(job) == comment:
             found[job, int(index)] = state, reason
     return found
 
@@ -114,11 +116,22 @@ def ended_as(job: str, index: int) -> str:
     return ""
 
 
-def cancel(jobs: list[str], seconds: float = 8.0) -> None:
-    """End jobs (`12`, `12_3`) and wait until they have left the queue, for so long at most."""
-    end = time.monotonic() + seconds
-    while jobs and call("scancel", *jobs)[0] and time.monotonic() < end:
-        time.sleep(0.5)
-    plain = sorted({job.partition("_")[0] for job in jobs if "_" not in job})
-    while queue(plain) and time.monotonic() < end:
+def cancel(tasks: Iterable[tuple[str, int]]) -> None:
+    """End these tasks, however they are."""
+    by_job: dict[str, list[str]] = {}
+    for job, index in tasks:
+        by_job.setdefault(job, []).append(str(index))
+    if words := [f"{job}_[{','.join(indices)}]" for job, indices in by_job.items()]:
+        call("scancel", *words)
+
+
+def cancel_all(jobs: Mapping[str, str], seconds: float = 8.0) -> bool:
+    """End all of these jobs and wait until they have left the queue, for so long at most; whether they have."""
+    end, told = time.monotonic() + seconds, False
+    while (left := queue(jobs)) is None or left:
+        if left and not told:
+            told = call("scancel", *sorted({job for job, _ in left}))[0] == 0
+        if time.monotonic() > end:
+            return False
         time.sleep(0.2)
+    return True
