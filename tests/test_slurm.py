@@ -397,7 +397,7 @@ def test_the_controller_is_restarted(jobs):
 def test_the_controller_is_killed(jobs, wait):
     """It loses what it has not written: arrays just submitted, and that tasks have ended. Each task is done once."""
     job = "sleep 2; echo JOB >> trace"
-    process = jobs.start("--max-jobs-run", "6", "JOB=1:12", "log/JOB.log", "bash", "-c", job)
+    process = jobs.start("--max-jobs-run", "6", "JOB=1:24", "log/JOB.log", "bash", "-c", job)
     wait_until(lambda: list(jobs.folder.rglob("job")), what="the submission")
     time.sleep(wait)
     jobs.slurm.end("slurmctld", signal.SIGKILL)
@@ -406,7 +406,7 @@ def test_the_controller_is_killed(jobs, wait):
     start = time.monotonic()
     jobs.end(process, seconds=300)
     print(f"ended {time.monotonic() - start:.1f} s after the controller was back")
-    assert sorted(map(int, jobs.lines())) == list(range(1, 13))
+    assert sorted(map(int, jobs.lines())) == list(range(1, 25))
 
 
 def test_a_controller_that_is_away_is_waited_for_at_the_start(jobs):

@@ -70,6 +70,9 @@ def main() -> int:
             code = array.run(show)
             show()
             return code
+        except UserError:  # a later one of several arrays was refused
+            array.stop()
+            raise
         except Stopped as stopped:
             array.stop()
             say("stopped")

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from pyspkv.base.errors import Shown, UserError, printable
 
+# What SLURM's programs say where the controller, or the way to it, is the trouble and not the job.
 AWAY = (
     "unable to contact",
     "timed out",
-    "connection refused",
+    "connection",
     "zero bytes",
-    "unexpected message",
+    "socket",
     "communication",
+    "slurm_msg_send",
 )
 PATIENCE = 600.0  # seconds that a submission waits for a controller that is away
 
