@@ -62,6 +62,10 @@ def submit(words: list[str], script: list[str], env: Mapping[str, str], cwd: Pat
         code, out, said = call(*words, *script, env=env, cwd=cwd)
         if code == 0:
             return out.splitlines()[-1].partition(";")[0]
+        after = [w for w in words if w.startswith("--dependency=")]
+        if after and "dependency" in said.lower():  # SLURM has forgotten that job
+            words = [w for w in words if w not in after]
+            continue
         if not is_away(said) or time.monotonic() > end:
             raise refusal(said)
         time.sleep(2)
