@@ -4,6 +4,7 @@
 # Usage: steps/cluster.sh [options] <embedding.scp>... <data-dir> <new-data-dir> [options of bin.cluster]
 #   e.g. steps/cluster.sh --num-clusters auto exp/pretrain/embed/train/embedding.scp data/train exp/round1/data
 set -euo pipefail
+cmd=run.sh          # job runner
 num_clusters=auto   # or a number
 previous=           # data directory of the previous round: cluster ids are matched to it
 truth=              # true utt2spk, for diagnostics in the report only
@@ -14,7 +15,9 @@ dry_run=false       # only print the commands
 args=()
 while [[ ${1:-} == *.scp ]]; do args+=(--embeddings "$1"); shift; done
 [ ${#args[@]} -gt 0 ] && [ $# -ge 2 ] || po_die "give <embedding.scp>... <data-dir> <new-data-dir>"
+log=$2.log
 args+=(--data "$1" --out-data "$2" --num-clusters "$num_clusters" --seed "$seed"); shift 2
 [ -z "$previous" ] || args+=(--previous "$previous")
 [ -z "$truth" ] || args+=(--truth "$truth")
-log_run python -m pyspkv.bin.cluster "${args[@]}" "$@"
+read -ra cmd <<< "$cmd"
+log_run "${cmd[@]}" --show true "$log" python -m pyspkv.bin.cluster "${args[@]}" "$@"

@@ -7,6 +7,7 @@
 # <name>-asnorm, AS-normed with the pseudo-speakers of embed/train. With --crops true also <name>-crops, the mean of the
 # whole utterances' score and of that of embed/<name>-crops (arXiv 2406.02285).
 set -euo pipefail
+cmd=run.sh       # job runner
 dev=             # data directory of the declared dev list
 cohort_data=     # data directory of the pseudo-speakers whose mean embeddings are the cohort
 cohort_set=train # name of those embeddings: <system-dir>/embed/<name>
@@ -23,4 +24,5 @@ args=(--systems "${@:1:$#-2}" --data "${*: -2:1}" --name "${*: -1}")
 [ "$cohort_set" = train ] || args+=(--cohort-set "$cohort_set")
 [ -z "$compare" ] || args+=(--compare "$compare")
 ! $crops || args+=(--crops)
-log_run python -m pyspkv.bin.evaluate "${args[@]}"
+read -ra cmd <<< "$cmd"
+log_run "${cmd[@]}" --show true "$1/score.${*: -1}.log" python -m pyspkv.bin.evaluate "${args[@]}"

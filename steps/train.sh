@@ -6,6 +6,7 @@ set -euo pipefail
 cmd=run.sh      # job runner
 ngpu=0          # GPUs; 0 uses the CPU
 nproc=1         # processes on the CPU, from 1 (with --ngpu 0)
+num_nodes=1     # machines, from 1, each with so many GPUs or processes; more than one want slurm.sh
 init=           # start from this model's encoder: DIR, DIR@best
 keep_head=false # with --init: its classes too (same labels)
 labels_out=     # data directory with the final labels, of objectives that move them
@@ -37,5 +38,9 @@ export SPKV_NGPU="$ngpu"
 launch=()
 [ "$nproc" -eq 1 ] || launch=(pyspkv.bin.launch --nproc "$nproc")
 read -ra cmd <<< "$cmd"
+if [ "$num_nodes" -gt 1 ]; then # the runner starts torchrun on each of them and tells it where they meet
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as pyspkv.bin.launch has it: more threads give other digits
+  launch=(torch.distributed.run --nproc-per-node "$nproc" -m) cmd+=(--num-nodes "$num_nodes")
+fi
 log_run "${cmd[@]}" --gpu "$ngpu" "$model.log" \
   python -m "${launch[@]}" pyspkv.bin.train "${args[@]}"

@@ -1,42 +1,57 @@
 #!/usr/bin/env bash
 # Run a command, or JOB=1:n numbered copies of it in parallel, on this machine; each has its own log.
 #
-# Usage: utils/run.sh [--max-jobs-run N] [--num-threads N] [--gpu N] [--mem SIZE] [JOB=1:n] LOG COMMAND [ARGUMENT ...]
+# Usage: utils/run.sh [--max-jobs-run N] [--num-threads N] [--gpu N] [--show true] [JOB=1:n] LOG COMMAND [ARGUMENT ...]
 # e.g.:  utils/run.sh --max-jobs-run 4 JOB=1:32 exp/log/extract.JOB.log python -m pyspkv.bin.extract --data d/split32/JOB
 #
-# A single job without JOB shows its output on a terminal, too. JOB (any name in capitals) becomes the number in LOG and in every argument. The arguments reach the command as they
-# are; nothing is parsed by a shell again, so write pipes as: bash -c '... | ...'. When this script ends, even by
-# kill -9, all that the jobs started ends too.
+# JOB (any name) becomes the number in LOG and in every argument. The arguments reach the command as they are; nothing is
+# parsed by a shell again, so write pipes as: bash -c '... | ...'. When this script ends, even by kill -9, all that the
+# jobs started ends too. The options may also follow JOB=1:n; slurm.sh takes the same ones.
 #   --max-jobs-run N   so many at a time (default: all)
 #   --num-threads N    OMP_NUM_THREADS of each job
 #   --gpu N            so many devices for each job, by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if need be
-#   --mem SIZE         taken for the sake of runners that have a queue
+#   --show true|false  copy the output of a single job without JOB to stdout (default: on a terminal)
+#   --config, --mem, --name, --time, --num-nodes 1    taken for the sake of slurm.sh, and without effect
 # Exit: 0 when all jobs did well; else 1, with the failed logs and their last lines.
 set -euo pipefail
 
 die() { echo "run.sh: $*" >&2; exit 1; }
 whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1 is a whole number, not \"$2\""; }
 
-max=0 gpu=0
-while [[ ${1:-} == --* ]]; do
-  case $1 in
+max=0 gpu=0 show=false
+if [ -t 2 ]; then show=true; fi # a person looks on: a single job shows its progress bar
+name='' first=1 last=1
+while :; do
+  if [ -z "$name" ] && [[ ${1:-} =~ ^([A-Za-z_][A-Za-z0-9_]*)=([0-9]+)(:([0-9]+))?$ ]]; then
+    name=${BASH_REMATCH[1]} first=$((10#${BASH_REMATCH[2]})) last=$((10#${BASH_REMATCH[4]:-${BASH_REMATCH[2]}}))
+    shift
+    continue
+  fi
+  [[ ${1:-} == --* ]] || break
+  option=${1%%=*}
+  option=${option//_/-}
+  case $option in
     --help) sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 0 ;;
-    --max-jobs-run | --num-threads | --gpu | --mem) [ $# -gt 1 ] || die "$1 needs a value" ;;
+    --max-jobs-run | --num-threads | --gpu | --show | --config | --mem | --name | --time | --num-nodes) ;;
     *) die "unknown option $1; see utils/run.sh --help" ;;
   esac
-  case $1 in
-    --max-jobs-run) whole "$1" "$2"; max=$2 ;;
-    --num-threads) whole "$1" "$2"; export OMP_NUM_THREADS=$2 ;;
-    --gpu) whole "$1" "$2"; gpu=$2 ;;
+  if [[ $1 == *=* ]]; then
+    value=${1#*=}
+    shift
+  else
+    [ $# -gt 1 ] || die "$1 needs a value"
+    value=$2
+    shift 2
+  fi
+  case $option in
+    --max-jobs-run) whole "$option" "$value"; max=$value ;;
+    --num-threads) whole "$option" "$value"; export OMP_NUM_THREADS=$value ;;
+    --gpu) whole "$option" "$value"; gpu=$value ;;
+    --show) [[ $value == true || $value == false ]] || die "--show is true or false, not \"$value\""; show=$value ;;
+    --num-nodes) [ "$value" = 1 ] || die "--num-nodes $value, but this is one machine; slurm.sh has more (cmd.sh)" ;;
   esac
-  shift 2
 done
 
-name='' first=1 last=1
-if [[ ${1:-} =~ ^([A-Z][A-Z0-9_]*)=([0-9]+)(:([0-9]+))?$ ]]; then
-  name=${BASH_REMATCH[1]} first=$((10#${BASH_REMATCH[2]})) last=$((10#${BASH_REMATCH[4]:-${BASH_REMATCH[2]}}))
-  shift
-fi
 [ $# -ge 2 ] || die "expected [JOB=1:n] LOG COMMAND; see utils/run.sh --help"
 n=$((last - first + 1))
 [ "$n" -ge 1 ] || die "no jobs in $name=$first:$last"
@@ -57,9 +72,11 @@ if [ "$gpu" -gt 0 ]; then
   if [ "$max" -gt "$slots" ]; then max=$slots; fi
 fi
 
-job() { # NUMBER SLOT COMMAND...: one job in its own process; the log gets its head, output and end
-  local slot=$2 start=$SECONDS code=0
+job() { # SLOT LOG COMMAND...: one job in its own process; the log gets its head, output and end
+  local slot=$1 log=$2 start=$SECONDS code=0
   exec {guard}>&- # held by this script alone: see guard
+  : > "$log"
+  exec 3>&1 >> "$log" 2>&1 < /dev/null
   shift 2
   if [ "$gpu" -gt 0 ]; then
     CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${devices[*]:slot*gpu:gpu}")
@@ -68,7 +85,16 @@ job() { # NUMBER SLOT COMMAND...: one job in its own process; the log gets its h
   printf '#'
   printf ' %q' "$@"
   printf '\n# Started at %s\n#\n' "$(date)"
-  "$@" || code=$?
+  if [ -z "$name" ] && $show; then
+    exec 4> >(exec tee -a "$log" >&3)
+    local tee=$!
+    "$@" >&4 2>&4 3>&- 4>&- || code=$?
+    exec 4>&-
+    wait "$tee" || true
+  else
+    exec 3>&-
+    "$@" || code=$?
+  fi
   printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
   return "$code"
 }
@@ -127,11 +153,7 @@ for ((i = first; i <= last; i++)); do
     this_log=${log//"$name"/$i}
   fi
   mkdir -p "$(dirname "$this_log")"
-  if [ -z "$name" ] && [ -t 2 ]; then # a person looks on: a single job shows its progress bar
-    job "$i" "$slot" "${command[@]}" > >(tee "$this_log") < /dev/null &
-  else
-    job "$i" "$slot" "${command[@]}" > "$this_log" 2>&1 < /dev/null &
-  fi
+  job "$slot" "$this_log" "${command[@]}" &
   log_of[$!]=$this_log
   slot_of[$!]=$slot
   tell "+$!"

@@ -53,6 +53,7 @@ fi
 
 # -- the same in every dialogue recipe from here on (utils/sync_recipes.sh)
 [ "$mixed_percent" -le 100 ] || po_die "--mixed-percent is a percentage, not '$mixed_percent'"
+read -ra cuda <<< "$cuda_cmd"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
@@ -73,8 +74,9 @@ if stage 3 "pre-train on dialogues"; then
 fi
 
 if stage 4 "rank the dialogues by compactness"; then
-  log_run python -m pyspkv.bin.score_dialogues --model "$exp/pretrain/model" --data "$dialogues/train" "${mixed[@]}" \
-    --out "$exp/pretrain/dialogues"
+  log_run "${cuda[@]}" --gpu $((ngpu > 0)) --show true "$exp/pretrain/dialogues.log" \
+    python -m pyspkv.bin.score_dialogues --model "$exp/pretrain/model" --data "$dialogues/train" \
+    "${mixed[@]}" --out "$exp/pretrain/dialogues"
 fi
 
 models=("$exp/pretrain/model")
@@ -94,7 +96,7 @@ if stage 6 "extract embeddings"; then
 fi
 
 if stage 7 "score"; then
-  log_run steps/score.sh --dev "$speech/dev" "${models[@]%/model*}" "$speech/test" test
+  log_run steps/score.sh --cmd "$train_cmd" --dev "$speech/dev" "${models[@]%/model*}" "$speech/test" test
 fi
 
 if stage 8 "report"; then

@@ -88,7 +88,7 @@ if stage 4 "rounds of clustering and training"; then
     from=$exp/$labels_from previous=()
     [ "$r" -eq 1 ] || from=$exp/round$((r - 1)) previous=(--previous "$exp/round$((r - 1))/data")
     log_run steps/extract.sh "${extract_opts[@]}" "$from/model" --data "$data/train"
-    log_run steps/cluster.sh --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
+    log_run steps/cluster.sh --cmd "$train_cmd" --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
       "$from/embed/train/embedding.scp" "$data/train" "$exp/round$r/data" "${cluster_opts[@]}"
     [ "$label_noise" = 0.0 ] ||
       log_run python -m pyspkv.bin.datadir corrupt --share "$label_noise" --seed "$seed" \
@@ -113,8 +113,8 @@ fi
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --dev "$data/dev" --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" \
-    "${systems[@]}" "$data/test" test
+  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+    --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 
 if stage 8 "report"; then

@@ -88,7 +88,7 @@ if stage 4 "rounds of clustering and training"; then
     config=${round_config:-$conf/round.yaml}
     [ -n "$round_config" ] || [ "$r" -eq "$num_rounds" ] || config=$conf/early_round.yaml
     log_run steps/extract.sh "${extract_opts[@]}" "${labels_from[@]/%//model}" --data "$data/train"
-    log_run steps/cluster.sh --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
+    log_run steps/cluster.sh --cmd "$train_cmd" --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
       "${labels_from[@]/%//embed/train/embedding.scp}" "$data/train" "$exp/round$r/data" "${cluster_opts[@]}"
     log_run steps/train.sh "${train_opts[@]}" "${dev[@]}" --init "$exp/pretrain/model" "$conf/encoder.yaml" "$config" \
       "$exp/round$r/data" "$exp/round$r/model" "${settings[@]}" "${round_opts[@]}"
@@ -111,8 +111,8 @@ fi
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --dev "$data/dev" --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" \
-    "${systems[@]}" "$data/test" test
+  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+    --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 
 if stage 8 "report"; then

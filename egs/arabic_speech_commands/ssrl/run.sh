@@ -66,7 +66,7 @@ fi
 
 if stage 4 "reflective learning"; then
   log_run steps/extract.sh "${extract_opts[@]}" "$exp/pretrain/model" --data "$data/train"
-  log_run steps/cluster.sh --num-clusters "$num_clusters" --seed "$seed" \
+  log_run steps/cluster.sh --cmd "$train_cmd" --num-clusters "$num_clusters" --seed "$seed" \
     "$exp/pretrain/embed/train/embedding.scp" "$data/train" "$exp/round1/data" "${cluster_opts[@]}"
   log_run steps/train.sh "${train_opts[@]}" "${dev[@]}" --init "$exp/pretrain/model" \
     --labels-out "$exp/round1/data_out" "$conf/encoder.yaml" "$conf/round.yaml" "$exp/round1/data" \
@@ -86,8 +86,8 @@ fi
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --dev "$data/dev" --cohort-data "$exp/round1/data_out" --crops "$use_crops" \
-    "${systems[@]}" "$data/test" test
+  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+    --cohort-data "$exp/round1/data_out" --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 
 if stage 8 "report"; then

@@ -89,7 +89,8 @@ fi
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --dev "$data/dev" --cohort-data "$data/$train_set" --cohort-set "${train_set##*/}" \
+  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+    --cohort-data "$data/$train_set" --cohort-set "${train_set##*/}" \
     --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 

@@ -63,6 +63,7 @@ fi
 
 # -- the same in every gll recipe from here on (utils/sync_recipes.sh)
 [ "$start_from" = pretrain ] || [ -n "$baseline" ] || po_die "--start-from scratch is for a --baseline"
+read -ra cpu <<< "$train_cmd"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
@@ -98,7 +99,8 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels_per_spk labels a speaker"; t
       noise_opts=() start=$exp/pretrain/model keep_head=false trained=()
       { [ "$r" -gt 1 ] || [ "$label_noise" = 0.0 ]; } || noise_opts=(--label-noise "$label_noise")
       log_run steps/extract.sh "${extract_opts[@]}" "${systems[r - 1]}" --data "$data/train"
-      log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" \
+      log_run "${cpu[@]}" --show true "$exp/round$r/data.log" \
+        python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" \
         --labeled-data "$split/labeled" --unlabeled "$split/unlabeled" --out-data "$exp/round$r/data" \
         "${cluster_opts[@]}" "${noise_opts[@]}"
       for i in "${!phases[@]}"; do
@@ -115,7 +117,8 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels_per_spk labels a speaker"; t
       from=$exp/round$r
     done
     log_run steps/extract.sh "${extract_opts[@]}" "${systems[num_rounds]}" --data "$data/train"
-    log_run python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" --with-labeled \
+    log_run "${cpu[@]}" --show true "$cohort.log" \
+      python -m pyspkv.bin.seeded_cluster --embeddings "$from/embed/train/embedding.scp" --with-labeled \
       --labeled-data "$split/labeled" --unlabeled "$split/unlabeled" --out-data "$cohort" \
       --report "$from/report_out.json" "${cluster_opts[@]}"
   else
@@ -142,7 +145,7 @@ fi
 
 folders=("${systems[@]%/model*}")
 if stage 7 "score"; then
-  log_run steps/score.sh --dev "$data/dev" --cohort-data "$cohort" "${folders[@]}" "$data/test" test
+  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" --cohort-data "$cohort" "${folders[@]}" "$data/test" test
 fi
 
 if stage 8 "report"; then

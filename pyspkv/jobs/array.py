@@ -1,0 +1,301 @@
+"""Numbered jobs as SLURM arrays, until each has left its done-file: what slurm.sh does.
+
+The folder .slurm/<log's name> beside the logs has a folder for every array that was submitted (what slurm_task.sh
+reads, and `job`, its id), and done.<number> and failed.<number>, which the tasks leave. A task counts as done where
+its done-file holds the hash of its command and no file or folder that the command names is newer. The folder goes
+away once all tasks are done, so that the next call runs them anew, as it would on one machine. A runner that was
+killed leaves its arrays alone; the next one takes them over.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyspkv.base.errors import UserError, printable
+from pyspkv.jobs import engine
+from pyspkv.jobs.call import Call, Config
+
+TRIES = 4  # of a task that SLURM loses: its node dies, it is preempted, its time is up
+LOOK = float(os.environ.get("SPKV_SLURM_LOOK") or 5.0)  # seconds between questions to the controller, and
+# from a task's leaving the queue until nobody waits for its done-file any more (NFS shows it late)
+FINAL = {"CANCELLED": "somebody cancelled it", "OUT_OF_MEMORY": "it ran out of memory: raise --mem"}
+TASK = str(Path(__file__).resolve().parents[2] / "utils/slurm_task.sh")
+
+
+@dataclass
+class Task:
+    hash: str
+    attempt: int = 0
+    job: tuple[str, int] | None = None  # array and index of the last attempt
+    gone: float = 0.0  # since when it is neither in the queue nor done
+    why: str = ""  # it has failed
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"slurm.sh: {printable(text)}", file=sys.stderr, flush=True)
+
+
+class Array:
+    """The jobs of one call. `run` ends when all have; `stop` cancels them."""
+
+    def __init__(self, call: Call, config: Config):
+        self.call, self.config, self.state = call, config, call.state()
+        self.tasks = {n: Task(call.hash_of(n)) for n in call.numbers}
+        self.left, self.looked, self.away = set(self.tasks), 0.0, False
+        self.jobs: dict[str, str] = {}  # id -> comment
+        self.named = [Path(call.cwd, w) for w in call.command if w and len(w) < 4096 and "\n" not in w]
+        options = {"name": self.state.name, **call.options}
+        options["name"] = "".join(c if c.isalnum() or c in "._-" else "_" for c in options["name"])[:64]
+        self.env = config.environment(os.environ, options)
+        words = config.submit(options)
+        self.words = [*words, "--open-mode=append", "--output=out.%a", "--kill-on-invalid-dep=yes"]
+        # sbatch's own variables may set account and partition; those of a job that we run in are not for its children
+        self.sbatch_env = {k: v for k, v in os.environ.items() if k.startswith("SBATCH_")} | self.env
+
+    # -- what is known from the files
+    def newest(self, number: int) -> float:
+        """When what the command names was last written: a file, or the entries of a folder."""
+        latest = 0.0
+        for path in self.named:
+            name = str(path).replace(self.call.name, str(number)) if self.call.name else str(path)
+            with contextlib.suppress(OSError, ValueError):
+                latest = max(latest, os.stat(name).st_mtime)
+                with contextlib.suppress(NotADirectoryError), os.scandir(name) as entries:
+                    latest = max(
+                        [latest, *(e.stat().st_mtime for e in entries if not e.name.startswith("."))]
+                    )
+        return latest
+
+    def read(self, kind: str, number: int) -> list[str]:
+        """Hash, attempt and exit code, where the task has left such a file."""
+        try:
+            return (self.state / f"{kind}.{number}").read_text().split()
+        except OSError:
+            return []
+
+    def adopt(self) -> None:
+        """Take over what an earlier runner, which was killed, has left in the queue; end what is another command."""
+        old, jobs, wrong = {}, {}, []
+        for folder in self.folders():
+            if job := self.job_of(folder):
+                jobs[job] = self.token(folder)
+                lines = (folder / "tasks").read_text().splitlines()
+                old |= {(job, i): line.split() for i, line in enumerate(lines)}
+        while (queued := engine.queue(jobs)) is None:
+            self.wait_for_controller()
+        for (job, index), (number, made, attempt) in old.items():
+            task = self.tasks.get(int(number))
+            if (job, index) in queued and task and task.hash == made:
+                task.job, task.attempt = (job, index), int(attempt)
+            elif (job, index) in queued:
+                wrong.append((job, index))
+        engine.cancel(wrong)
+        self.jobs = {t.job[0]: jobs[t.job[0]] for t in self.tasks.values() if t.job}
+        if self.jobs:
+            say(f"taking over what still runs of job {', '.join(self.jobs)}")
+        for folder in self.folders():
+            if self.job_of(folder) not in self.jobs:
+                shutil.rmtree(folder, ignore_errors=True)
+        for number, task in self.tasks.items():
+            if not task.job:
+                (self.state / f"failed.{number}").unlink(missing_ok=True)
+                done = self.state / f"done.{number}"
+                if self.read("done", number)[:1] == [task.hash] and done.stat().st_mtime >= self.newest(
+                    number
+                ):
+                    self.left.discard(number)
+                else:
+                    done.unlink(missing_ok=True)
+
+    def folders(self) -> list[Path]:
+        """Of the arrays that were submitted."""
+        return sorted(p for p in self.state.iterdir() if p.is_dir())
+
+    def job_of(self, folder: Path) -> str:
+        """Its job; empty: it was never submitted. The runner may have been killed before it could write the id down."""
+        file = folder / "job"
+        if not file.exists():
+            while (job := engine.find(self.token(folder))) is None:
+                self.wait_for_controller()
+            file.write_text(job)
+        return file.read_text().strip()
+
+    def collect(self) -> None:
+        """Cross off the tasks that have left a file."""
+        names = os.listdir(self.state)
+        for kind in ("done", "failed"):
+            for number in (
+                int(n.partition(".")[2]) for n in names if n.startswith(f"{kind}.") and n.count(".") == 1
+            ):
+                if number in self.left and (found := self.read(kind, number)):
+                    task = self.tasks[number]
+                    if found[0] != task.hash or (kind == "failed" and found[1] != str(task.attempt)):
+                        continue  # of an earlier attempt
+                    task.why = "" if kind == "done" else f"exit code {found[2]}"
+                    self.left.discard(number)
+
+    # -- to SLURM and back
+    def token(self, folder: Path) -> str:
+        return f"spkv:{folder.name}:{folder.stat().st_ino}"
+
+    def submit(self, numbers: list[int]) -> None:
+        """Submit these tasks, as one array or as many as SLURM's limit makes of them."""
+        if not numbers:
+            return
+        size, most = engine.array_limit(), int(self.call.options.get("max_jobs_run", "0"))
+        for log in {self.call.log_of(n).parent for n in numbers}:
+            log.mkdir(parents=True, exist_ok=True)
+        job = ""
+        for first in range(0, len(numbers), size):
+            some = numbers[first : first + size]
+            folder = self.folder(some)
+            words = [
+                *self.words,
+                f"--chdir={folder}",
+                f"--array=0-{len(some) - 1}" + (f"%{most}" if most else ""),
+            ]
+            if most and first:  # %N bounds one array: the next one waits
+                words.append(f"--dependency=afterany:{job}")
+            script = [TASK, str(folder)]
+            try:
+                if first == 0:
+                    engine.test(words, script, self.sbatch_env, folder)
+                job = engine.submit(words, script, self.sbatch_env, folder, self.token(folder))
+            except UserError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            self.jobs[job] = self.token(folder)
+            (folder / "job").write_text(job)
+            for index, number in enumerate(some):
+                self.tasks[number].job, self.tasks[number].gone = (job, index), 0.0
+        self.looked = time.monotonic()
+        say(f"job {job}: {len(numbers)} of {len(self.tasks)} tasks, logs {self.call.log}")
+
+    def folder(self, numbers: list[int]) -> Path:
+        """A new folder with what slurm_task.sh reads."""
+        k = 1
+        while True:
+            with contextlib.suppress(FileExistsError):
+                (folder := self.state / f"{k:04d}-{os.getpid()}").mkdir()
+                break
+            k += 1
+        lines = []
+        for number in numbers:
+            task = self.tasks[number]
+            task.attempt += 1
+            lines.append(f"{number} {task.hash} {task.attempt}\n")
+        call = self.call
+        words = [call.cwd, call.name, call.log, call.options.get("num_nodes", "1"), *call.command]
+        pairs = [f"{name}={value}" for name, value in self.env.items()]
+        (folder / "tasks").write_text("".join(lines))
+        for name, texts in (("call", words), ("environment", pairs)):
+            with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as f:
+                f.write(b"".join(os.fsencode(t) + b"\0" for t in texts))
+        return folder
+
+    def wait_for_controller(self) -> None:
+        self.say_away()
+        time.sleep(LOOK)
+
+    def say_away(self) -> None:
+        if not self.away:
+            say("SLURM's controller does not answer; waiting for it, the jobs go on")
+        self.away = True
+
+    def look(self) -> None:
+        """Ask the controller for the tasks that are left; submit again what it has lost."""
+        queued = engine.queue(self.jobs)
+        self.looked = now = time.monotonic()
+        if queued is None:
+            self.say_away()
+            return
+        if self.away:
+            say("the controller answers again")
+        self.away = False
+        with contextlib.suppress(OSError):  # a change in the folder, so that NFS reads it anew
+            (self.state / ".look").touch()
+            (self.state / ".look").unlink()
+        self.collect()
+        again = []
+        for number in sorted(self.left):
+            task = self.tasks[number]
+            state, reason = queued.get(task.job, ("", ""))
+            held = state == "PENDING" and reason.lower().startswith("launch")  # no node could start it
+            if state and not held:
+                task.gone = 0.0
+            elif held or (task.gone and now - task.gone >= LOOK):
+                why = "HELD" if held else engine.ended_as(*task.job)
+                if held:
+                    engine.cancel([task.job])
+                if self.lost(number, why):
+                    again.append(number)
+            else:
+                task.gone = task.gone or now
+        # A controller that lost its last seconds has tasks run again that are done, and others may wait for them.
+        over = {t.job for n, t in self.tasks.items() if n not in self.left and t.job and not t.why}
+        engine.cancel(where for where, (state, _) in queued.items() if state == "PENDING" and where in over)
+        self.submit(again)
+
+    def lost(self, number: int, state: str) -> bool:
+        """Whether to try the task again."""
+        task = self.tasks[number]
+        what = {
+            "HELD": "no node could start it",
+            "NODE_FAIL": "its node failed",
+            "PREEMPTED": "it was preempted",
+            "TIMEOUT": "its time was up",
+        }
+        why = FINAL.get(state) or what.get(state, f"SLURM has lost it ({state.lower() or 'unknown'})")
+        if state in FINAL or task.attempt >= TRIES:
+            task.why = why if state in FINAL else f"{why}, {task.attempt} times"
+            self.left.discard(number)
+            return False
+        say(f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: {why}; submitting it again")
+        return True
+
+    def run(self, show) -> int:
+        """0: all tasks are done; 1: some failed. `show()` is called again and again meanwhile."""
+        self.adopt()
+        self.submit([n for n in sorted(self.left) if not self.tasks[n].job])
+        pause = 0.05
+        while self.left:
+            time.sleep(pause)
+            pause = min(1.2 * pause, 0.5)
+            self.collect()
+            show()
+            if self.left and time.monotonic() - self.looked >= LOOK:
+                self.look()
+        failed = {n: t for n, t in self.tasks.items() if t.why}
+        if not failed:
+            shutil.rmtree(self.state, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.state.parent.rmdir()
+            return 0
+        self.report(failed)
+        return 1
+
+    def report(self, failed: dict[int, Task]) -> None:
+        say(f"{len(failed)} of {len(self.tasks)} jobs failed:")
+        for number, task in list(failed.items())[:3]:
+            log = self.call.log_of(number)
+            say(f"last lines of {os.path.relpath(log, self.call.cwd)} ({task.why})")
+            own = next(self.state.glob(f"*/out.{task.job[1]}"), None) if task.job else None
+            for file in (log, own):
+                with contextlib.suppress(OSError, TypeError):
+                    for line in file.read_text(errors="replace").splitlines()[-12:]:
+                        print(f"  {printable(line)}", file=sys.stderr)
+        for number in list(failed)[3:]:
+            say(f"also failed: {os.path.relpath(self.call.log_of(number), self.call.cwd)}")
+
+    def stop(self) -> None:
+        """Cancel every array of this call, also one whose submission was cut short."""
+        for folder in self.folders():
+            if not (folder / "job").exists() and (job := engine.find(self.token(folder))):
+                self.jobs[job] = self.token(folder)
+        if not engine.cancel_all(self.jobs):
+            say(f"SLURM has not ended all of it yet: squeue -j {','.join(self.jobs)}")

@@ -1,0 +1,606 @@
+"""Both job runners take the same calls; slurm.sh against a real SLURM of three nodes, whatever breaks meanwhile."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+import toy
+from slurm_cluster import Cluster, wait_until
+from test_grid import RECIPE
+
+from pyspkv.base import config as cfg
+from pyspkv.base.errors import UserError
+from pyspkv.jobs import array
+from pyspkv.jobs.call import Config, parse_call, read_config
+from pyspkv.train.trainer import TrainConfig, Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+ENV = {
+    **{k: v for k, v in os.environ.items() if k not in ("SPKV_ROOT", "SPKV_RECIPE", "SPKV_SLURM_CONF")},
+    "SPKV_PYTHON": sys.executable,
+    "SPKV_SLURM_LOOK": "0.5",
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "GLOO_SOCKET_IFNAME": "lo",
+}
+RUN, SLURM = str(ROOT / "utils/run.sh"), str(ROOT / "utils/slurm.sh")
+ENCODER = "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}\n"
+TRAIN = (
+    "objective: {name: margin, crop_seconds: 0.5, augment: false}\n"
+    "epochs: 1\nbatch_size: 4\nprecision: fp32\nworkers: 0\n"
+)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    if lost := slurm_cluster.missing():
+        pytest.skip(f"no SLURM here: {', '.join(lost)} not found; .ci/run installs it")
+    made = Cluster(tmp_path_factory.mktemp("slurm"), nodes=3, max_array=11)
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture(params=["run.sh", "slurm.sh"])
+def runner(request):
+    """A runner and its environment; slurm.sh needs the cluster."""
+    if request.param == "run.sh":
+        return RUN, ENV
+    conf = request.getfixturevalue("slurm").conf
+    return SLURM, {**ENV, "SLURM_CONF": str(conf), "PATH": slurm_cluster.PATH}
+
+
+class Jobs:
+    """Calls slurm.sh in a folder."""
+
+    def __init__(self, slurm: Cluster, folder: Path):
+        self.slurm, self.folder = slurm, folder
+        self.env = {**ENV, "SLURM_CONF": str(slurm.conf), "PATH": slurm_cluster.PATH}
+
+    def start(self, *words) -> subprocess.Popen:
+        return subprocess.Popen(
+            [SLURM, *map(str, words)],
+            cwd=self.folder,
+            env=self.env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def end(self, process: subprocess.Popen, code: int = 0, seconds: float = 90) -> str:
+        """What it said on stderr; it must end with this code."""
+        try:
+            out, said = process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+        assert process.returncode == code and "Traceback" not in said, out + said
+        return said
+
+    def call(self, *words, code: int = 0) -> str:
+        return self.end(self.start(*words), code)
+
+    def log(self, name) -> str:
+        return (self.folder / "log" / f"{name}.log").read_text(errors="replace")
+
+    def lines(self, name: str = "trace") -> list[str]:
+        file = self.folder / name
+        return file.read_text().split() if file.exists() else []
+
+
+@pytest.fixture
+def jobs(slurm, tmp_path):
+    yield Jobs(slurm, tmp_path)
+    subprocess.run(["scancel", f"--user={os.getuid()}"], env=slurm.env, capture_output=True)
+    slurm.wait_idle()
+
+
+# ---- the call ----------------------------------------------------------------------------------------------------
+def test_calls_are_taken_apart():
+    words = "--mem 4G --num_threads=2 x=3:5 --time 1:00 --max-jobs-run 2 log/x/e.x.log cmd --part x/5 --mem y"
+    call = parse_call(words.split())
+    assert call.options == {"mem": "4G", "num_threads": "2", "time": "1:00", "max_jobs_run": "2"}
+    assert (call.name, list(call.numbers), call.log) == ("x", [3, 4, 5], "log/x/e.x.log")
+    assert call.command == ["cmd", "--part", "x/5", "--mem", "y"]
+    assert call.log_of(4) == Path.cwd() / "log/4/e.4.log"
+    call = parse_call(["JOB=1:9", "log/JOB/e.JOB.log", "true"])
+    assert call.state() == Path.cwd() / "log/.slurm/JOB+e.JOB.log"
+    assert parse_call(["log/e.log", "JOB"]).hash_of(1) != parse_call(["log/e.log", "1"]).hash_of(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("JOB=1:2 log/x.log true", "the log needs JOB in its name"),
+        ("JOB=3:1 log/JOB.log true", "no jobs in JOB=3:1"),
+        ("--max-jobs-run x log/a.log true", "--max-jobs-run is a whole number"),
+        ("--time", "--time needs a value"),
+        ("log/a.log", "expected [JOB=1:n] LOG COMMAND"),
+    ],
+)
+def test_wrong_calls_are_refused_alike(tmp_path, words, message):
+    with pytest.raises(UserError) as error:
+        parse_call(words.split())
+    done = subprocess.run([RUN, *words.split()], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert message in str(error.value) and message in done.stderr and done.returncode == 1
+
+
+def test_the_config_is_kaldis(tmp_path):
+    """The example of Kaldi's own documentation, with options of a site; what it says nothing of is our default."""
+    file = tmp_path / "slurm.conf"
+    file.write_text(
+        "command sbatch --export=PATH -p 'a b'  # a comment\n"
+        "option mem=* --mem-per-cpu $0\noption mem=0          # nothing\n"
+        "option num_threads=* --cpus-per-task $0 --ntasks-per-node=1\n"
+        "option max_jobs_run=*\n"
+        "default gpu=0\noption gpu=0 -p shared\noption gpu=* -p gpu --gres=gpu:$0\n"
+        "option account=* --account x$0y\nexport MINE_*\n"
+    )
+    config = Config(file, read_config(None))
+
+    def words(**options):
+        return config.submit(options)
+
+    sbatch = ["sbatch", "--export=PATH", "-p", "a b"]
+    assert words() == [*sbatch, "-p", "shared"]
+    assert words(gpu="2", mem="0") == [*sbatch, "-p", "gpu", "--gres=gpu:2"]
+    assert words(mem="4G")[-2:] == ["--mem-per-cpu", "4G"]
+    assert words(account="a b")[-2:] == ["--account", "xa by"]
+    assert words(time="1-0")[-2:] == ["--time", "1-0"]
+    with pytest.raises(UserError, match="no option --qos high"):
+        words(qos="high")
+    env = {"MINE_A": "1", "SPKV_B": "2", "SECRET": "3", "CUDA_VISIBLE_DEVICES": ""}
+    assert config.environment(env, {}) == {"MINE_A": "1", "SPKV_B": "2", "CUDA_VISIBLE_DEVICES": ""}
+    assert "CUDA_VISIBLE_DEVICES" not in config.environment(env, {"gpu": "1"})
+    for line in ("option mem", "default gpu", "what", 'command "'):
+        file.write_text(f"command x\n{line}\n")
+        with pytest.raises(UserError, match=r"slurm.conf:2: "):
+            Config(file)
+
+
+def test_cmd_sh_names_the_runners(tmp_path):
+    """Two lines take a recipe to the cluster; its conf/slurm.conf is found wherever one stands."""
+    recipe = tmp_path / "my recipe"
+    (recipe / "conf").mkdir(parents=True)
+    text = (ROOT / "egs/TEMPLATE/cmd.sh").read_text()
+    shutil.copy(ROOT / "egs/TEMPLATE/path.sh", recipe)
+    show = (
+        'set -euo pipefail; . "$1/path.sh"; . "$1/cmd.sh"; echo "$train_cmd,$cuda_cmd,${SPKV_SLURM_CONF:-}"'
+    )
+
+    def said(backend: str) -> str:
+        (recipe / "cmd.sh").write_text(text.replace("cmd_backend=local", f"cmd_backend={backend}"))
+        done = subprocess.run(["bash", "-c", show, "x", recipe], cwd=tmp_path, env={**ENV, "SPKV_ROOT": str(ROOT)},
+                              capture_output=True, text=True)  # fmt: skip
+        return done.stdout + done.stderr
+
+    assert said("local") == "run.sh,run.sh,\n"
+    assert said("slurm") == "slurm.sh,slurm.sh,\n"
+    (recipe / "conf/slurm.conf").touch()
+    assert said("slurm") == f"slurm.sh,slurm.sh,{recipe}/conf/slurm.conf\n"
+    assert "cmd_backend is local or slurm, not 'pbs'" in said("pbs")
+
+
+# ---- both runners ------------------------------------------------------------------------------------------------
+ODD = ["two words", "it's", 'a "quote"', "$HOME", "`id`", "*", "", "a;b|c", "JOB.JOB", "-x", "--gpu", "1", "new\nline",
+       "tab\t", "\\", "\\n", "!", "%a%j$0", "é", "\udcff\udcfe", "#", "~", "{a,b}", "--", " "]  # fmt: skip
+
+
+def test_arguments_and_environment_arrive_as_they_are(runner, tmp_path):
+    program, env = runner
+    (tmp_path / "show.py").write_text(
+        "import os, sys\nwith open(sys.argv[1], 'wb') as f:\n"
+        "    f.write(b'\\0'.join([*map(os.fsencode, sys.argv[2:]), os.fsencode(os.environ['SPKV_ODD'])]))\n"
+        "print('threads', os.environ['OMP_NUM_THREADS'])\n"
+    )
+    odd = "a,b=c\nd 'e' \"$f\""
+    before, after = (
+        ["--max_jobs_run=2", "--mem", "100"],
+        ["--time", "5", "--name", "a b", "--num-threads", "2"],
+    )
+    words = [program, *before, "JOB=3:4", *after, "--num-nodes", "1", "--show", "true", "a 'b/JOB.log"]
+    done = subprocess.run(
+        [*words, sys.executable, "show.py", "out.JOB", *ODD],
+        cwd=tmp_path, env={**env, "SPKV_ODD": odd}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for number in ("3", "4"):
+        got = (tmp_path / f"out.{number}").read_bytes().split(b"\0")
+        assert got == [os.fsencode(w.replace("JOB", number)) for w in [*ODD, odd]]
+        assert "threads 2\n" in (tmp_path / "a 'b" / f"{number}.log").read_text(errors="replace")
+
+
+def test_a_single_job_shows_its_output_where_asked(runner, tmp_path):
+    program, env = runner
+    words = [program, "--show", "true", "one.log", "bash", "-c", "echo one; echo two >&2; printf three"]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == ["one", "two", "three"], done.stderr
+    words[2] = "false"
+    assert subprocess.run(words, cwd=tmp_path, env=env, capture_output=True).stdout == b""
+    log = (tmp_path / "one.log").read_text()
+    assert log.startswith("# bash -c") and "\none\n" in log and "# Ended (code 0)" in log
+
+
+def test_failed_jobs_are_named_with_their_last_lines(runner, tmp_path):
+    program, env = runner
+    job = "echo from JOB; exit $((JOB % 2 * 3))"
+    done = subprocess.run([program, "JOB=1:5", "log/JOB.log", "bash", "-c", job], cwd=tmp_path, env=env,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1 and "3 of 5 jobs failed" in done.stderr
+    for i in (1, 3, 5):
+        assert f"last lines of log/{i}.log" in done.stderr and f"  from {i}\n" in done.stderr
+    assert "log/2.log" not in done.stderr and "# Ended (code 0)" in (tmp_path / "log/2.log").read_text()
+
+
+# ---- what is submitted --------------------------------------------------------------------------------------------
+def test_a_rerun_submits_only_what_is_missing(jobs):
+    """Of the same command, as long as what it reads is no newer; once all is done, everything runs anew."""
+    (jobs.folder / "input").touch()
+    job = ["bash", "-c", 'echo JOB >> trace; [ JOB != 2 ] || [ -e "$1" ]', "x", "allowed", "input"]
+    call = ["JOB=1:3", "log/JOB.log", *job]
+    said = jobs.call(*call, code=1)
+    assert "1 of 3 jobs failed" in said and "log/2.log (exit code 1)" in said
+    assert sorted(jobs.lines()) == ["1", "2", "3"]
+    jobs.call("JOB=1:4", *call[1:], code=1)
+    assert sorted(jobs.lines()) == ["1", "2", "2", "3", "4"]
+    time.sleep(0.05)
+    (jobs.folder / "input").touch()
+    jobs.call("JOB=3:4", *call[1:])  # what they read has changed; the others are not asked for
+    assert sorted(jobs.lines()) == ["1", "2", "2", "3", "3", "4", "4"]
+    (jobs.folder / "allowed").touch()
+    jobs.call("JOB=1:3", "log/JOB.log", *job[:-1])  # another command
+    assert sorted(jobs.lines()) == ["1", "1", "2", "2", "2", "3", "3", "3", "4", "4"]
+    assert not (jobs.folder / "log/.slurm").exists()
+    jobs.call("JOB=1:3", "log/JOB.log", *job[:-1])
+    assert len(jobs.lines()) == 13
+
+
+def test_arrays_above_the_limit_and_few_at_a_time(jobs):
+    """25 tasks where an array has at most 11; never more than 4 at a time over all of them."""
+    job = "echo + >> trace; sleep 0.2; echo - >> trace; echo JOB >> all"
+    said = jobs.call("--max-jobs-run", "4", "JOB=1:25", "log/JOB.log", "bash", "-c", job)
+    assert "25 of 25 tasks" in said and sorted(map(int, jobs.lines("all"))) == list(range(1, 26))
+    running = most = 0
+    for mark in jobs.lines():
+        running += 1 if mark == "+" else -1
+        most = max(most, running)
+    assert 1 < most <= 4 and running == 0
+
+
+def test_gpus_are_slurms_to_give(jobs):
+    jobs.env["CUDA_VISIBLE_DEVICES"] = "7"
+    job = 'sleep 0.5; echo "$SLURMD_NODENAME:$CUDA_VISIBLE_DEVICES" >> trace'
+    jobs.call("--gpu", "1", "JOB=1:6", "log/JOB.log", "bash", "-c", job)
+    assert sorted(jobs.lines()) == [f"n{n}:{gpu}" for n in (1, 2, 3) for gpu in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mem", "900G"], "Requested node configuration is not available"),
+        (["--num-threads", "99"], "Requested node configuration is not available"),
+        (["--time", "long"], "Invalid --time specification"),
+        (["--config", "conf"], "invalid partition specified"),
+    ],
+)
+def test_a_refusal_is_in_the_schedulers_words(jobs, options, message):
+    (jobs.folder / "conf").write_text("command sbatch -p nowhere\n")
+    said = jobs.call(*options, "log/a.log", "true", code=1)
+    assert "error: SLURM refuses the job:\n" in said and message in said and len(said.splitlines()) < 7
+    assert not jobs.slurm.queue() and not (jobs.folder / "log/a.log").exists()
+
+
+def test_without_slurm_the_program_is_named(tmp_path):
+    env = {**ENV, "PATH": f"{tmp_path}:/bin"}
+    for name in ("bash", "env", "dirname", "readlink", "sh"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    env["PATH"] = str(tmp_path)
+    done = subprocess.run([SLURM, "a.log", "true"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (
+        done.returncode == 1
+        and "No such file or directory" in done.stderr
+        and "cmd_backend=local" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+# ---- what breaks ---------------------------------------------------------------------------------------------------
+SLOW_JOB = "echo JOB:$$ >> trace; sleep 60"
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_cancels_all(jobs, sent, code):
+    process = jobs.start("--max-jobs-run", "5", "JOB=1:20", "log/JOB.log", "bash", "-c", SLOW_JOB)
+    wait_until(lambda: len(jobs.lines()) == 5, what="five jobs to run")
+    start = time.monotonic()
+    process.send_signal(sent)
+    assert "slurm.sh: stopped" in jobs.end(process, code)
+    assert time.monotonic() - start < 9 and not jobs.slurm.queue()
+    for pid in (line.partition(":")[2] for line in jobs.lines()):
+        assert not Path(f"/proc/{pid}").exists()
+    assert not list((jobs.folder / "log/.slurm").rglob("failed.*"))
+
+
+def test_a_killed_runner_is_followed_by_the_next(jobs):
+    """Its jobs go on; the same call takes them over and runs none twice; of another command they are ended."""
+    call = ["JOB=1:6", "log/JOB.log", "bash", "-c", "echo JOB >> trace; [ JOB -lt 4 ] || sleep 4"]
+    process = jobs.start(*call)
+    wait_until(lambda: len(jobs.lines()) == 6, what="six jobs to run")
+    process.kill()
+    process.communicate()
+    said = jobs.call(*call)
+    assert "taking over" in said and sorted(jobs.lines()) == [str(i) for i in range(1, 7)]
+    process = jobs.start("JOB=1:2", "log/JOB.log", "bash", "-c", SLOW_JOB)
+    wait_until(lambda: len(jobs.lines()) == 8, what="two jobs to run")
+    process.kill()
+    process.communicate()
+    jobs.call("JOB=1:2", "log/JOB.log", "true")
+    wait_until(lambda: not jobs.slurm.queue(), 10, "the old jobs to end")
+
+
+def test_a_requeued_task_is_waited_for(jobs):
+    call = [
+        "JOB=1:3",
+        "log/JOB.log",
+        "bash",
+        "-c",
+        "echo JOB >> trace; [ JOB != 2 ] || [ -e go ] || sleep 60",
+    ]
+    process = jobs.start(*call)
+    wait_until(lambda: len(jobs.lines()) == 3, what="three jobs to run")
+    task = jobs.slurm.queue()[0].split()[0]
+    jobs.slurm.call("scontrol", "requeue", task)
+    wait_until(lambda: jobs.slurm.queue()[0].split()[1] == "PENDING", what="the task to wait")
+    (jobs.folder / "go").touch()
+    time.sleep(1.5)  # more than the runner waits for a task that has gone
+    jobs.slurm.call("scontrol", "update", f"JobId={task}", "StartTime=now")
+    jobs.end(process)
+    assert sorted(jobs.lines()) == ["1", "2", "2", "3"]
+    log = jobs.log(2)
+    assert log.count("# Started") == 2 and "attempt 2" in log  # the first attempt's lines are still there
+
+
+def test_a_cancelled_task_is_named(jobs):
+    process = jobs.start(
+        "JOB=1:3", "log/JOB.log", "bash", "-c", "echo JOB >> trace; [ JOB != 2 ] || sleep 60"
+    )
+    wait_until(lambda: len(jobs.lines()) == 3, what="three jobs to run")
+    wait_until(lambda: len(jobs.slurm.queue()) == 1, what="two jobs to end")
+    jobs.slurm.call("scancel", jobs.slurm.queue()[0].split()[0])
+    said = jobs.end(process, code=1)
+    assert "1 of 3 jobs failed" in said and "log/2.log (somebody cancelled it)" in said
+    assert "CANCELLED AT" in said  # SLURM's own line
+
+
+def test_the_controller_is_restarted(jobs):
+    """It is away for longer than the runner waits for anything else; nothing runs twice."""
+    call = ["--max-jobs-run", "3", "JOB=1:9", "log/JOB.log", "bash", "-c", "echo JOB >> trace; sleep 1.5"]
+    process = jobs.start(*call)
+    wait_until(lambda: len(jobs.lines()) >= 3, what="three jobs to run")
+    jobs.slurm.end("slurmctld")
+    time.sleep(3)
+    jobs.slurm.start_controller()
+    jobs.end(process)
+    assert sorted(jobs.lines()) == [str(i) for i in range(1, 10)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0, 8], ids=["at once", "later"])
+def test_the_controller_is_killed(jobs, wait):
+    """It loses what it has not written: arrays just submitted, and that tasks have ended. Each task is done once."""
+    job = "sleep 2; echo JOB >> trace"
+    process = jobs.start("--max-jobs-run", "6", "JOB=1:24", "log/JOB.log", "bash", "-c", job)
+    wait_until(lambda: list(jobs.folder.rglob("job")), what="the submission")
+    time.sleep(wait)
+    jobs.slurm.end("slurmctld", signal.SIGKILL)
+    time.sleep(3)
+    jobs.slurm.start_controller()
+    start = time.monotonic()
+    jobs.end(process, seconds=300)
+    print(f"ended {time.monotonic() - start:.1f} s after the controller was back")
+    assert sorted(map(int, jobs.lines())) == list(range(1, 25))
+
+
+def test_a_controller_that_is_away_is_waited_for_at_the_start(jobs):
+    jobs.slurm.end("slurmctld")
+    process = jobs.start("log/a.log", "true")
+    time.sleep(2)
+    assert process.poll() is None
+    jobs.slurm.start_controller()
+    jobs.end(process)
+
+
+@pytest.mark.parametrize("requeue", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_node_dies(jobs, requeue):
+    """Its task runs again on another node, by our hand or SLURM's; those of the other nodes are left alone."""
+    (jobs.folder / "conf").write_text(f"command sbatch --export=ALL --{'' if requeue else 'no-'}requeue\n")
+    job = 'echo "JOB $SLURMD_NODENAME" >> trace; until [ -e go ]; do sleep 0.2; done'
+    process = jobs.start(
+        "--config", "conf", "--num-threads", "8", "JOB=1:3", "log/JOB.log", "bash", "-c", job
+    )
+    wait_until(lambda: len(jobs.lines()) == 6, what="a job on each node")
+    lost = dict(zip(jobs.lines()[1::2], jobs.lines()[::2], strict=True))["n2"]
+    start = time.monotonic()
+    jobs.slurm.kill_node("n2")
+    try:
+        (jobs.folder / "go").touch()
+        if requeue:  # SLURM itself holds it back for two minutes
+            wait_until(lambda: "PENDING" in "".join(jobs.slurm.queue()), 90, "the lost task to wait")
+            task = jobs.slurm.queue()[0].split()[0]
+            jobs.slurm.call("scontrol", "update", f"JobId={task}", "StartTime=now")
+        wait_until(lambda: len(jobs.lines()) == 8, 90, "the lost task to start again")
+        print(f"started again {time.monotonic() - start:.1f} s after the node's end")
+        assert jobs.lines()[6] == lost and jobs.lines()[7] != "n2"
+        said = jobs.end(process)
+    finally:
+        jobs.slurm.start_node("n2")
+    assert requeue or f"log/{lost}.log: its node failed; submitting it again" in said
+    assert "attempt 1" in jobs.log(lost) and "attempt 2" in jobs.log(lost)
+
+
+def test_a_task_that_is_lost_again_and_again(jobs, monkeypatch):
+    """The script itself is killed, as by a node that loses power for a moment: up to TRIES attempts, then an error."""
+    job = "echo JOB >> trace; kill -9 $PPID; sleep 5"
+    said = jobs.call("JOB=1:2", "log/JOB.log", "bash", "-c", f"[ JOB = 2 ] || {{ {job}; }}", code=1)
+    assert said.count("submitting it again") == array.TRIES - 1 == len(jobs.lines()) - 1
+    assert (
+        "1 of 2 jobs failed" in said
+        and f"log/1.log (SLURM has lost it (failed), {array.TRIES} times)" in said
+    )
+    assert "attempt 1" in jobs.log(1) and f"attempt {array.TRIES}" in jobs.log(1)
+
+
+def test_the_disk_of_one_node_is_full(jobs):
+    """Its tasks fail and say so; without that node the same call does the rest."""
+    job = 'echo JOB >> trace; if [ "$SLURMD_NODENAME" = n3 ]; then echo x > /dev/full; else sleep 1; fi'
+    call = ["--num-threads", "8", "JOB=1:3", "log/JOB.log", "bash", "-c", job]
+    said = jobs.call(*call, code=1)
+    assert "1 of 3 jobs failed" in said and "No space left on device" in said
+    jobs.slurm.call("scontrol", "update", "NodeName=n3", "State=DRAIN", "Reason=full")
+    try:
+        jobs.call(*call)
+    finally:
+        jobs.slurm.call("scontrol", "update", "NodeName=n3", "State=RESUME")
+    assert len(jobs.lines()) == 4
+
+
+# ---- with recipes --------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    """A recipe of the ssl template, whose models of stages 3 to 4 are there."""
+    folder = tmp_path_factory.mktemp("recipe") / "my recipe"
+    shutil.copytree(ROOT / "egs/mini/ssl", folder, ignore=shutil.ignore_patterns("exp", "data"))
+    data = toy.make(folder, speakers=3, utts=4, seconds=0.6)
+    (folder / "config.yaml").write_text(ENCODER + TRAIN)
+    config = cfg.load(TrainConfig, folder / "config.yaml")
+    for phase in ("pretrain", "round1"):
+        Trainer(config, data, folder / "exp" / phase / "model").run()
+    toy.trials(folder, data)
+    for name in ("train", "dev", "test"):
+        shutil.copytree(folder / "data", folder / "sets" / name)
+        if (folder / "trials").exists():
+            shutil.copy(folder / "trials", folder / "sets" / name)
+    shutil.copytree(folder / "data", folder / "exp/round1/data")
+    return folder
+
+
+def stages(recipe: Path, exp: Path, backend: str, env: dict, *more) -> subprocess.CompletedProcess:
+    text = (ROOT / "egs/TEMPLATE/cmd.sh").read_text().replace("cmd_backend=local", f"cmd_backend={backend}")
+    (recipe / "cmd.sh").write_text(text)
+    words = [
+        recipe / "run.sh",
+        "--stage",
+        6,
+        "--stop-stage",
+        7,
+        "--num-rounds",
+        1,
+        "--finetune",
+        "false",
+        "--nj",
+        2,
+    ]
+    words += ["--exp", exp, "--data", recipe / "sets", *more]
+    env = {**env, "SPKV_ROOT": str(ROOT), "SPKV_RECIPE": str(recipe)}
+    done = subprocess.run(list(map(str, words)), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_a_recipe_on_two_nodes_ends_in_the_digits_of_one_machine(jobs, recipe):
+    """Extraction as an array over two nodes, scoring as a job: the files are the same, byte by byte."""
+    found = {}
+    (recipe / "conf/slurm.conf").write_text("default num_threads=1\noption num_threads=* --cpus-per-task 8\n")
+    for backend in ("local", "slurm"):
+        exp = jobs.folder / backend
+        shutil.copytree(recipe / "exp", exp)
+        done = stages(recipe, exp, backend, jobs.env)
+        assert "EER" in done.stdout
+        arks = {p.relative_to(exp): p.read_bytes() for p in exp.rglob("*.ark")}
+        found[backend] = arks | {p.relative_to(exp): p.read_bytes() for p in exp.rglob("*.scores")}
+    assert found["local"] == found["slurm"] and len(found["slurm"]) >= 8
+    logs = [(exp / f"pretrain/extract.{k}.log").read_text() for k in (1, 2)]
+    nodes = {text.split("# Started at ")[1].split(" on ")[1].split(",")[0] for text in logs}
+    assert len(nodes) == 2 and not list(exp.rglob(".slurm"))
+
+
+@pytest.mark.slow
+def test_training_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
+    """torchrun under srun, one process on each of two nodes; and on one machine two processes."""
+    data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
+    (jobs.folder / "config.yaml").write_text(ENCODER + TRAIN)
+    weights = []
+    for name, options in (("one", ["--nproc", 2]), ("two", ["--num-nodes", 2, "--cmd", "slurm.sh"])):
+        words = [
+            ROOT / "steps/train.sh",
+            *options,
+            jobs.folder / "config.yaml",
+            data.path,
+            jobs.folder / name,
+        ]
+        done = subprocess.run(list(map(str, words)), env=jobs.env, capture_output=True, text=True)
+        log = (jobs.folder / f"{name}.log").read_text()
+        assert done.returncode == 0, done.stdout + done.stderr + log
+        (file,) = (jobs.folder / name).rglob("model.safetensors")
+        weights.append(file.read_bytes())
+    assert "srun" not in log.splitlines()[0] and "torch.distributed.run" in log.splitlines()[0]
+    assert weights[0] == weights[1]
+
+
+def test_cells_of_a_grid_are_jobs(jobs):
+    """bin.grid --cmd: the run.sh of each cell is a job; one that fails is named, and is the only one to run again."""
+    recipe = jobs.folder / "my recipe"
+    (recipe / "tables").mkdir(parents=True)
+    text = 'echo "${exp##*/} $SLURM_JOB_ID" >> "$exp/../ran"; [ "${exp##*/}" != b ] || [ -e "$exp/../go" ] || exit 3\n'
+    (recipe / "run.sh").write_text(RECIPE.replace("for i in", f"{text}for i in"))
+    (recipe / "run.sh").chmod(0o755)
+    (recipe / "tables/t.yaml").write_text("cells:\n  a: {}\n  b: {}\n  c: {}\n")
+    exp = recipe / "exp/grid"
+    words = [sys.executable, "-m", "pyspkv.bin.grid", recipe / "tables/t.yaml", "--jobs", "3", "--cmd", SLURM]
+
+    def ran(code: int) -> tuple[str, list[str]]:
+        done = subprocess.run(words, env=jobs.env, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
+        lines = [line.split() for line in (exp / "ran").read_text().splitlines()]
+        assert len({job for _, job in lines}) == len(lines)
+        return done.stderr, sorted(cell for cell, _ in lines)
+
+    said, cells = ran(1)
+    assert cells == ["a", "b", "c"] and f"failed: b (exit code 1: {exp}/b/log/grid.log)" in said
+    (exp / "go").touch()
+    assert ran(0)[1] == ["a", "b", "b", "c"]
+
+
+@pytest.mark.slow
+def test_a_node_dies_in_extraction(jobs, recipe):
+    """Its part is embedded again on another node; the embeddings are those of one machine, byte by byte."""
+    (jobs.folder / "conf").write_text("command sbatch --no-requeue\noption num_threads=* --cpus-per-task 8\n")
+    jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
+    step = [str(ROOT / "steps/extract.sh"), "--nj", "3"]
+    rest = [str(recipe / "exp/pretrain/model"), str(recipe / "sets/train")]
+    words = [*step, "--cmd", "run.sh", *rest, "one"]
+    done = subprocess.run(words, env=jobs.env, cwd=jobs.folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    words = [*step, "--cmd", "slurm.sh", *rest, "two"]
+    process = subprocess.Popen(words, env=jobs.env, cwd=jobs.folder, stderr=subprocess.PIPE, text=True)
+    logs = [jobs.folder / f"two/extract.{k}.log" for k in (1, 2, 3)]
+    wait_until(lambda: any(p.exists() and " on n2, job" in p.read_text() for p in logs), 60, "a part on n2")
+    jobs.slurm.kill_node("n2")
+    start = time.monotonic()
+    try:
+        said = process.communicate(timeout=200)[1]
+        print(f"ended {time.monotonic() - start:.1f} s after the node's end")
+    finally:
+        process.kill()
+        jobs.slurm.start_node("n2")
+    assert process.returncode == 0 and said.count("its node failed; submitting it again") == 1, said
+    arks = [(jobs.folder / name / "embedding.ark").read_bytes() for name in ("one", "two")]
+    assert arks[0] == arks[1]

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Run a command, or JOB=1:n numbered copies of it, as a SLURM array: the call and options of utils/run.sh.
+#
+# Usage: utils/slurm.sh [--config FILE] [--max-jobs-run N] [--num-threads N] [--gpu N] [--mem SIZE] [--time T]
+#                       [--name N] [--num-nodes M] [--show true] [JOB=1:n] LOG COMMAND [ARGUMENT ...]
+# e.g.:  utils/slurm.sh --max-jobs-run 50 JOB=1:400 exp/log/extract.JOB.log python -m pyspkv.bin.extract --part JOB/400
+#
+# It ends when all jobs have. Where some failed or it was stopped, the same command submits only what is missing.
+# Exit: 0 when all jobs did well; else 1, with the failed logs and their last lines. See docs/cluster.md.
+set -euo pipefail
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../path.sh"
+exec python -m pyspkv.bin.slurm "$@"
