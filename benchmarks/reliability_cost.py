@@ -89,14 +89,14 @@ def main() -> None:
         (folder / "train.yaml").write_text(TRAIN)
         ours = ["--config", folder / "train.yaml", "--data", data]
         steps = speech(folder / "long", 10, 60, 2.5)
-        seconds(args.before, "train", *ours, "--model-dir", folder / "model", "--set", "batch_size=100")
+        seconds(args.before, "train", *ours, "--exp", folder / "model", "--set", "batch_size=100")
         work = {
             "validate": lambda code, out: seconds(code, "datadir", "validate", folder / "large"),
             "extract": lambda code, out: seconds(
                 code, "extract", "--model", folder / "model", "--data", data, "--out", out
             ),
             "train": lambda code, out: seconds(
-                code, "train", "--config", folder / "train.yaml", "--data", steps, "--model-dir", out
+                code, "train", "--config", folder / "train.yaml", "--data", steps, "--exp", out
             ),
         }
         print(f"{'CPU seconds':<12}{'before':>9}{'after':>9}{'change':>9}   each turn")

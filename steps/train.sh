@@ -22,7 +22,7 @@ while [[ ${1:-} == *.yaml ]]; do configs+=("$1"); shift; done
 [ ${#configs[@]} -gt 0 ] && [ $# -ge 2 ] || po_die "give <config.yaml>... <data-dir> <model-dir> [key=value ...]"
 data=$1 model=$2; shift 2
 
-args=(--config "${configs[@]}" --data "$data" --model-dir "$model")
+args=(--config "${configs[@]}" --data "$data" --exp "$model")
 [ -z "$init" ] || args+=(--init "$init")
 ! $keep_head || args+=(--keep-head)
 [ -z "$labels_out" ] || args+=(--labels-out "$labels_out")

@@ -186,7 +186,7 @@ def test_only_a_wavlm_student_starts_from_the_trunk():
         ]
         shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         trainings = [line for line in shown.splitlines() if "bin.train " in line]
-        trainings = [line for line in trainings if not re.search(r"--model-dir \S+/pretrain/model", line)]
+        trainings = [line for line in trainings if not re.search(r"--exp \S+/pretrain/model", line)]
         assert len(trainings) == 4
         assert {"encoder.pretrained=" in line for line in trainings} == {starts}
 

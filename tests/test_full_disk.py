@@ -76,7 +76,7 @@ def world(tmp_path_factory):
     shutil.copytree(lists, root / "broken")
     (root / "broken/spk2utt").unlink()
     exp = root / "exp"
-    done("pyspkv.bin.train", [*TRAIN, "--data", lists, "--model-dir", exp / "pretrain/model", *SETTINGS])
+    done("pyspkv.bin.train", [*TRAIN, "--data", lists, "--exp", exp / "pretrain/model", *SETTINGS])
     done("pyspkv.bin.extract", ["--model", exp / "pretrain/model", "--data", lists])
     cluster = [
         "--embeddings",
@@ -90,7 +90,7 @@ def world(tmp_path_factory):
     evaluate = ["--systems", exp / "pretrain", "--data", lists, "--name", "data"]
     done("pyspkv.bin.evaluate", evaluate)
     done("pyspkv.bin.report", ["--exp", exp, "--name", "data"])
-    words = [*TRAIN, "--data", str(lists), "--model-dir", str(exp / "second"), *SETTINGS, "seed=1"]
+    words = [*TRAIN, "--data", str(lists), "--exp", str(exp / "second"), *SETTINGS, "seed=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", *words])
         from pyspkv.train.trainer import Trainer
@@ -112,9 +112,9 @@ D, E = "{root}/data", "{here}/exp"
 SCP = E + "/pretrain/embed/data/embedding.scp"
 ROOMS = ["augment.rir_bank=2", f"rooms_dir={E}/rooms"]
 WRITERS = {
-    "train": ("train", [*TRAIN, "--data", D, "--model-dir", E + "/new", *SETTINGS, "seed=2"]),
-    "train, rooms": ("train", [*TRAIN, "--data", D, "--model-dir", E + "/rooms/m", *SETTINGS, *ROOMS]),
-    "train, resumed": ("train", [*TRAIN, "--data", D, "--model-dir", E + "/second", *SETTINGS, "seed=1"]),
+    "train": ("train", [*TRAIN, "--data", D, "--exp", E + "/new", *SETTINGS, "seed=2"]),
+    "train, rooms": ("train", [*TRAIN, "--data", D, "--exp", E + "/rooms/m", *SETTINGS, *ROOMS]),
+    "train, resumed": ("train", [*TRAIN, "--data", D, "--exp", E + "/second", *SETTINGS, "seed=1"]),
     "extract": ("extract", ["--model", E + "/pretrain/model", "--data", D, "--out", E + "/embed"]),
     "extract, other model": (
         "extract", ["--model", "{here}/other", "--data", D, "--out", E + "/pretrain/embed/data"]),
@@ -216,7 +216,7 @@ def test_a_disk_that_is_really_full(world, tmp_path):
         pytest.skip("no right to mount a tmpfs")
     try:
         for number, (module, words) in enumerate([
-            ("train", [*TRAIN, "--data", world / "data", "--model-dir", disk / "model", *SETTINGS]),
+            ("train", [*TRAIN, "--data", world / "data", "--exp", disk / "model", *SETTINGS]),
             ("extract", ["--model", world / "exp/pretrain/model", "--data", world / "data", "--out", disk / "e"]),
             ("datadir", ["copy", world / "data", disk / "copy"]),
         ]):  # fmt: skip

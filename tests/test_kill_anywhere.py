@@ -203,7 +203,7 @@ def training(folder: Path, data: Path) -> Recipe:
 @pytest.mark.timeout(1200)
 def test_training_in_two_processes(tmp_path):
     """Killed in each way twice, at any moment: the same weights."""
-    data = Path(toy.make(tmp_path, speakers=8, utts=6, labeled=False).path)
+    data = Path(toy.make(tmp_path, speakers=8, utts=6, labelled=False).path)
     for name in ("want", "got"):
         (tmp_path / name).mkdir()
     want, got = training(tmp_path / "want", data), training(tmp_path / "got", data)

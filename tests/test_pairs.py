@@ -505,7 +505,7 @@ def test_two_processes_equal_one(tmp_path, data):
         tmp_path / "config.yaml",
         "--data",
         data.path,
-        "--model-dir",
+        "--exp",
         tmp_path / "two",
     ]
     done = subprocess.run(list(map(str, command)), env=ENV, capture_output=True, text=True)

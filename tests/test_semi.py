@@ -685,7 +685,7 @@ def test_dev_utterances_among_the_unlabeled_are_refused(tmp_path, split, monkeyp
         "--unlabeled",
         split.plain.path,
     ]
-    args += ["--dev", tmp_path / "dev", "--dev-trials", pairs, "--model-dir", tmp_path / "exp"]
+    args += ["--dev", tmp_path / "dev", "--dev-trials", pairs, "--exp", tmp_path / "exp"]
     monkeypatch.setattr(sys, "argv", ["train", *map(str, args)])
     with pytest.raises(UserError, match="share 28 utterances"):
         train.main()

@@ -327,7 +327,7 @@ def train_command(tmp_path, data, exp, *more, nproc=1):
         str(tmp_path / "config.yaml"),
         "--data",
         str(data.path),
-        "--model-dir",
+        "--exp",
         str(exp),
         *more,
     ]
@@ -499,7 +499,7 @@ def test_sizes_and_schedules_out_of_range_are_refused(tmp_path, data, changes, w
 
 
 def test_two_directories_for_an_objective_of_one_are_refused(tmp_path, data):
-    other = toy.make(tmp_path, labeled=False).renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
+    other = toy.make(tmp_path, labelled=False).renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
     for changes in ({}, {"objective": {"name": "supervised", "crop_seconds": 0.4}}):
         with pytest.raises(UserError, match="objective aam takes one|learns from labeled utterances alone"):
             Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabeled=other).run()

@@ -30,7 +30,7 @@ def killed_at(steps, run):
     run()
 
 
-def make(folder, speakers=4, utts=6, seconds=1.0, seed=0, labeled=True) -> DataDir:
+def make(folder, speakers=4, utts=6, seconds=1.0, seed=0, labelled=True) -> DataDir:
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * 16000)) / 16000
     wav, spk_of = {}, {}
@@ -44,9 +44,9 @@ def make(folder, speakers=4, utts=6, seconds=1.0, seed=0, labeled=True) -> DataD
             x = 0.1 * x * rng.uniform(0.5, 1.5) + rng.normal(0, 0.005, len(t))
             name = f"s{s:02d}-u{u:02d}"
             soundfile.write(folder / "wav" / f"{name}.wav", x.astype(np.float32), 16000, subtype="PCM_16")
-            wav[name], spk_of[name] = str(folder / "wav" / f"{name}.wav"), f"s{s:02d}" if labeled else name
+            wav[name], spk_of[name] = str(folder / "wav" / f"{name}.wav"), f"s{s:02d}" if labelled else name
     utts_sorted = sorted(wav)
-    data = folder / ("data" if labeled else "unlabeled")
+    data = folder / ("data" if labelled else "unlabelled")
     data.mkdir()
     (data / "wav.scp").write_text("".join(f"{u} {wav[u]}\n" for u in utts_sorted))
     (data / "utt2spk").write_text("".join(f"{u} {spk_of[u]}\n" for u in utts_sorted))

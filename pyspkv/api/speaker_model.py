@@ -266,6 +266,6 @@ def _models_near(folder: Path) -> list[Path]:
 
 def _meant(models: list[Path], most: int = 8) -> str:
     if not models:
-        return "give the --model-dir folder of a bin.train run, or train one with a recipe's run.sh"
+        return "give the --exp folder of a bin.train run, or train one with a recipe's run.sh"
     shown = ", ".join(str(m) for m in models[:most]) + (", ..." if len(models) > most else "")
     return f"perhaps one of these was meant: {shown}"

@@ -1,1 +1,16 @@
 """From an entry of wav.scp to samples and features."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
+
+__all__ = ["SAMPLE_RATE", "AudioReader"]
+
+
+def __getattr__(name: str):
+    """The reader's public names, imported when they are used: other modules of this package are lighter."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pyspkv.audio' has no attribute {name!r}")
+    from pyspkv.audio import reader
+
+    return getattr(reader, name)

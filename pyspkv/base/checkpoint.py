@@ -75,7 +75,7 @@ def resolve_model(model: str | Path) -> Path:
             else "no checkpoint yet"
         )
         raise UserError(
-            why, file=exp, hint="use @last" if which == "best" else "train first (bin.train --model-dir)"
+            why, file=exp, hint="use @last" if which == "best" else "train first (bin.train --exp)"
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""Train an encoder: `python -m pyspkv.bin.train --config YAML --data DIR --model-dir DIR`. A rerun resumes."""
+"""Train an encoder: `python -m pyspkv.bin.train --config YAML --data DIR --exp DIR`. A rerun resumes."""
 
 import argparse
 import os
@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
         metavar="N",
         help="stop after N epochs in a row above the best dev EER",
     )
-    parser.add_argument("--model-dir", metavar="DIR", help="model folder; a rerun resumes what is in it")
+    parser.add_argument("--exp", metavar="DIR", help="model folder; a rerun resumes what is in it")
     parser.add_argument(
         "--init", metavar="DIR[@best|last]", help="start from this run's encoder, with new heads"
     )
@@ -61,8 +61,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     args = parser.parse_args()
-    if not args.print_config and (args.data is None or args.model_dir is None):
-        parser.error("--data and --model-dir are required")
+    if not args.print_config and (args.data is None or args.exp is None):
+        parser.error("--data and --exp are required")
     if (args.dev is None) != (args.dev_trials is None):
         parser.error("--dev and --dev-trials go together")
     if args.keep_head and args.init is None:
@@ -87,7 +87,7 @@ def main() -> None:
     data, unlabeled, dev = (DataDir.read(d) if d else None for d in (args.data, args.unlabeled, args.dev))
     if args.dev_trials and not Path(args.dev_trials).is_file():
         raise UserError("no such trials file", file=args.dev_trials)
-    model = Path(args.model_dir)
+    model = Path(args.exp)
     Trainer(
         config,
         data,
