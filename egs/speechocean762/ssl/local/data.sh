@@ -14,7 +14,7 @@ given() { # CORPUS: options that name its lists
   [ -z "$trials" ] || lists=(--dev-trials "$trials/$1_dev.trials" --test-trials "$trials/$1_test.trials")
 }
 lists=()
-$dry_run || [ -n "$corpus" ] || po_die "give run.sh --corpus, the folder that holds train/, test/ and the lists of speakers"
+$dry_run || [ -n "$corpus" ] || po_die "give run.sh --corpus, the folder that holds train/ and test/"
 given speechocean762
 log_run python "$SPKV_ROOT/local/speechocean762.py" "${lists[@]}" "$corpus" "$data"
 given speech_commands
