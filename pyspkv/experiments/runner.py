@@ -28,7 +28,7 @@ from pyspkv.experiments import results
 from pyspkv.experiments.grid import Cell, Table, word
 
 GRACE = 10  # seconds that a run has to end after SIGTERM
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass

@@ -95,7 +95,7 @@ class Log:
 
 def git_id() -> str | None:
     """Commit of the working tree, with `+` when it is not clean; None outside git: $SPKV_COMMIT."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed: a repository above site-packages is somebody else's
         return os.environ.get("SPKV_COMMIT")
 
