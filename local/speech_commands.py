@@ -78,7 +78,7 @@ def main() -> int:
     args = p.parse_args()
     root = args.root.absolute()
     if not root.is_dir():
-        raise UserError("no such folder", file=root, hint=WHERE)
+        raise UserError("no such folder", file=root, hint=f'{WHERE}; run.sh --words "" goes without')
     found = find_audio(root)
     sets = {name: read_set(root, name, found) for name in ("dev", "test")}
     if both := sorted(set(sets["dev"].spk) & set(sets["test"].spk)):
