@@ -286,3 +286,135 @@ def test_voxceleb_errors(voxceleb, tmp_path):
         ok=False,
     )
     assert "ffmpeg" in error
+
+
+@pytest.fixture
+def speechocean(tmp_path):
+    """Four training, two dev and two test speakers with three utterances each; another speaker is in no list."""
+    root = tmp_path / "speechocean762"
+    sets = {"train": "abcd", "dev": "ef", "test": "gh", None: "i"}
+    for name, speakers in sets.items():
+        for s in speakers:
+            for k in (3, 1, 2):
+                sound(root / ("test" if name == "test" else "train") / s / f"0{s}00{k}.flac", 0.1, seed=k)
+        if name:
+            (root / f"{name}_speakers").write_text("".join(f"{s}\n" for s in speakers))
+    (root / "spk2gender").write_text("".join(f"{s} {'mf'[s in 'abc']}\n" for s in "abcdefghi"))
+    (root / "spk2age").write_text("".join(f"{s} 6\n" for s in "abcdefghi"))
+    return root
+
+
+def test_speechocean762(speechocean, tmp_path):
+    (tmp_path / "given").write_text("0e001 0f002 nontarget\n0f001 0f003 target\n")
+    options = ["--dev-trials", tmp_path / "given", speechocean, tmp_path / "d"]
+    out = local("speechocean762", *options)
+    sets = {name: DataDir.read(tmp_path / "d" / name) for name in ("train", "train_labeled", "dev", "test")}
+    assert sets["train"].spk == sets["train"].utts == sets["train_labeled"].utts
+    assert sets["train"].utts == [f"0{s}00{k}" for s in "abcd" for k in (1, 2, 3)]
+    assert [sorted(set(sets[name].spk)) for name in ("train_labeled", "dev", "test")] == [
+        list("abcd"), list("ef"), list("gh")]  # fmt: skip
+    assert all(utt[1] == spk for name in ("train_labeled", "dev", "test")
+               for utt, spk in zip(sets[name].utts, sets[name].spk))  # fmt: skip
+    assert not sets["train"].spk_tables and not (tmp_path / "d/train/spk2gender").exists()
+    assert sets["dev"].spk_tables == {"spk2gender": {"e": "m", "f": "m"}, "spk2age": {"e": "6", "f": "6"}}
+    assert sets["train_labeled"].spk_tables["spk2gender"] == {"a": "f", "b": "f", "c": "f", "d": "m"}
+    truth = (tmp_path / "d/truth/train_utt2spk").read_text().splitlines()
+    assert truth == [f"0{s}00{k} {s}" for s in "abcd" for k in (1, 2, 3)]
+    assert sets["dev"].trials["trials"] == ["0e001 0f002 nontarget", "0f001 0f003 target"]
+    made = [line.split() for line in sets["test"].trials["trials"]]
+    assert len(made) == 6 + 9 and all((a[1] == b[1]) == (kind == "target") for a, b, kind in made)
+    assert "test: 2 speakers, 6 utterances, 15 trials" in out
+
+
+def test_speechocean762_errors(speechocean, tmp_path):
+    d = tmp_path / "d"
+
+    def said(*options):
+        error = local("speechocean762", *options, d, ok=False)
+        assert not d.exists()
+        return error
+
+    error = said(tmp_path / "nowhere")
+    assert "nowhere: no such folder\n  hint: give the corpus's folder, with train/, test/" in error
+    (tmp_path / "given").write_text("0e001 0g002 nontarget\n0f001 0f003 target\n")
+    assert "given:1: 0g002 is no utterance" in said("--dev-trials", tmp_path / "given", speechocean)
+    (speechocean / "test_speakers").write_text("f\ng\nh\n")
+    assert "test_speakers:1: speaker f has no audio in" in said(speechocean)
+    (speechocean / "test_speakers").write_text("../train/a\n")
+    assert "test_speakers:1: speaker ../train/a has no audio in" in said(speechocean)
+    (speechocean / "test_speakers").write_text("g\nh\n")
+    (speechocean / "dev_speakers").write_text("d\ne\n")
+    assert "dev_speakers: speaker d is in train_speakers too" in said(speechocean)
+    (speechocean / "dev_speakers").write_text("e\ni\n")
+    (speechocean / "spk2gender").write_text("".join(f"{s} m\n" for s in "abcdefgh"))
+    assert "spk2gender: no line for speaker i" in said(speechocean)
+    (speechocean / "dev_speakers").unlink()
+    assert "dev_speakers: no such list of speakers\n  hint: give the corpus's folder" in said(speechocean)
+
+
+@pytest.fixture
+def words(tmp_path):
+    root = tmp_path / "speech_commands"
+    for s in ("0a", "0b", "1c", "1d", "2e"):
+        for word in ("go", "stop"):
+            for n in (0, 1):
+                sound(root / word / f"{s}_nohash_{n}.flac", 0.1, seed=n)
+    sound(root / "_background_noise_/hum.wav", 0.1)
+    (root / "dev_speakers").write_text("0a\n0b\n")
+    (root / "test_speakers").write_text("1c\n1d\n")
+    return root
+
+
+def test_speech_commands(words, tmp_path):
+    (tmp_path / "given").write_text("1c-go-0 1c-stop-1 target\n1c-go-0 1d-stop-1 nontarget\n")
+    out = local("speech_commands", "--test-trials", tmp_path / "given", words, tmp_path / "d")
+    assert "dev: 2 speakers, 8 utterances" in out
+    dev, test = (DataDir.read(tmp_path / f"d/speech_commands_{name}") for name in ("dev", "test"))
+    assert test.utts == [f"{s}-{w}-{n}" for s in ("1c", "1d") for w in ("go", "stop") for n in (0, 1)]
+    assert test.spk == ["1c"] * 4 + ["1d"] * 4
+    assert Path(test.wav["1d-stop-1"]) == words / "stop/1d_nohash_1.flac"
+    assert test.trials["trials"] == (tmp_path / "given").read_text().splitlines()
+    made = [line.split() for line in dev.trials["trials"]]
+    assert sum(kind == "target" for *_, kind in made) == 8 and sum(kind == "nontarget" for *_, kind in made)
+    for a, b, kind in made:  # never of one word
+        assert a.split("-")[1] != b.split("-")[1] and (a[:2] == b[:2]) == (kind == "target")
+
+
+def test_speech_commands_errors(words, tmp_path):
+    d = tmp_path / "d"
+    error = local("speech_commands", tmp_path / "nowhere", d, ok=False)
+    assert "nowhere: no such folder\n  hint: give the corpus's folder, with the folders of words" in error
+    assert "no <word>/<speaker>_nohash_<n>.opus" in local("speech_commands", tmp_path, d, ok=False)
+    (words / "test_speakers").write_text("0b\n1c\n")
+    assert "speaker 0b is in dev_speakers too" in local("speech_commands", words, d, ok=False)
+    (words / "test_speakers").write_text("1c\n9z\n")
+    assert "test_speakers:2: speaker 9z has no audio" in local("speech_commands", words, d, ok=False)
+    sound(words / "go/1c_nohash_0.wav", 0.1)
+    assert "a second file of this utterance" in local("speech_commands", words, d, ok=False)
+    assert not d.exists()
+
+
+@real
+def test_real_speechocean762_and_speech_commands(tmp_path):
+    root = Path(CORPORA)
+    for name in ("speechocean762", "speech_commands"):
+        given = [
+            x for s in ("dev", "test") for x in (f"--{s}-trials", root / "trials" / f"{name}_{s}.trials")
+        ]
+        local(name, *given, root / name, tmp_path)
+    sets = {p.name: DataDir.read(p) for p in tmp_path.iterdir() if p.name != "truth"}
+    size = {name: (len(set(data.spk)), len(data.utts)) for name, data in sets.items()}
+    assert size == {
+        "train": (2020, 2020), "train_labeled": (101, 2020), "dev": (24, 480), "test": (125, 2500),
+        "speech_commands_dev": (54, 712), "speech_commands_test": (162, 2099)}  # fmt: skip
+    speakers = [set(sets[name].spk) for name in ("train_labeled", "dev", "test")]
+    assert len(set.union(*speakers)) == 250
+    for name, (targets, nontargets) in {
+        "dev": (4560, 30000), "test": (23750, 100000),
+        "speech_commands_dev": (4667, 20000), "speech_commands_test": (13132, 40000),
+    }.items():  # fmt: skip
+        spk = dict(zip(sets[name].utts, sets[name].spk))
+        lines = [line.split() for line in sets[name].trials["trials"]]
+        assert all((spk[a] == spk[b]) == (kind == "target") for a, b, kind in lines)
+        assert sum(kind == "target" for *_, kind in lines) == targets and len(lines) == targets + nontargets
+    assert AudioReader(sets["speech_commands_test"]).num_samples(0) == 16000

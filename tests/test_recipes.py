@@ -111,10 +111,11 @@ def parse(words: list[str], monkeypatch) -> None:
 
 VARIANTS = {
     "ssl": [[], ["--ngpu", "2", "--nj", "1", "--crops", "3", "--num-pretrain", "2", "--ensemble", "true"],
-            ["--reuse", "/x", "--stage", "4", "--allow-pipes", "true", "--compare-with", "/y /z"]],
+            ["--reuse", "/x", "--stage", "4", "--allow-pipes", "true", "--compare-with", "/y /z"],
+            ["--also-test", "far near", "--versus", "pretrain", "--crops", "3"]],
     "ssrl": [[], ["--round-opts", "objective.queue_length=1", "--dev-curve", "true", "--reuse", "/x"]],
     "trunk_ssl": [[], ["--trunk", "/t", "--labels-from", "trunk", "--label-noise", "0.2", "--student", "/s.yaml"]],
-    "supervised": [[], ["--init", "/x", "--use-dev", "true", "--finetune", "false"]],
+    "supervised": [[], ["--init", "/x", "--use-dev", "true", "--finetune", "false"], ["--also-test", "far near"]],
     "dialogue": [[], ["--mode", "household", "--mixed-percent", "50", "--num-labeled-spk", "4"], ["--joint", "true"]],
     "gll": [[], ["--baseline", "fixmatch", "--threshold-from", "/x"], ["--label-noise", "0.3"],
             ["--baseline", "supervised", "--use-labels", "only", "--start-from", "scratch"]],
@@ -141,6 +142,22 @@ def test_a_dry_run_shows_commands_that_their_own_parsers_take(recipe, tmp_path, 
         for words in commands:
             parse(words, monkeypatch)
             monkeypatch.undo()
+
+
+@pytest.mark.parametrize("method", ["ssl", "supervised"])
+def test_further_test_sets_are_extracted_and_scored_as_test_is(method, tmp_path):
+    """Each by its own name; of ssl, with paired differences from the phase that is named."""
+    words = ["--also-test", "far near", *(["--versus", "round1"] if method == "ssl" else [])]
+    shown = run(f"mini/{method}", tmp_path, *words, "--dry-run", "true").stdout
+    shown = shown.replace(f"{tmp_path}/", "")
+    extract, *scores = [
+        w for w in python_commands(shown) if w[1] in ("pyspkv.bin.extract", "pyspkv.bin.evaluate")
+    ][-4:]
+    assert extract[extract.index("--data") :][2:5] == ["data/dev", "data/test", "data/far"], extract
+    for name, score in zip(("test", "far", "near"), scores, strict=True):
+        assert score[score.index("--data") + 1] == f"data/{name}" and score[score.index("--name") + 1] == name
+        assert ("--compare" in score) is (method == "ssl")
+        assert method != "ssl" or score[score.index("--compare") + 1] == "exp/round1"
 
 
 @each_recipe("recipe")

@@ -812,3 +812,16 @@ def test_later_config_files_win_and_another_name_replaces_the_section(tmp_path, 
     (tmp_path / "merged.yaml").write_text(text)
     c = cfg.load(TrainConfig, tmp_path / "merged.yaml")
     assert (c.encoder.name, c.objective.crop_seconds, c.epochs, c.batch_size) == ("dvector", 0.75, 5, 4)
+
+
+def test_a_run_notes_the_commit_of_its_own_tree():
+    """Where the code lies in a git tree, whatever the current folder is; pyspkv itself is no tree."""
+    from pyspkv.train.log import git_id
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("the code lies in no git tree")
+    head = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    )
+    noted = git_id()
+    assert noted is not None and head.stdout.startswith(noted.rstrip("+")) and len(noted.rstrip("+")) == 12

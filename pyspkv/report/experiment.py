@@ -312,7 +312,7 @@ def systems_table(scores: dict) -> list[str]:
     """A line a system and trial list."""
     compared = any("eer_difference" in m for lists in scores.values() for m in lists.values())
     head = ["system", "trials", "EER %", "95 % interval", "minDCF 0.01", "minDCF 0.05", "Cllr"]
-    head += ["EER less supervised (paired 95 %)"] * compared
+    head += ["EER less the compared system's (paired 95 %)"] * compared
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for phase, lists in scores.items():
         for name, m in lists.items():

@@ -24,6 +24,8 @@ ensemble=false      # cluster the embeddings of all phases so far, side by side,
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
 finetune=true       # whether there is a stage 5
 crops=0             # also score by so many crops of 4 s together with the whole utterance
+also_test=()        # further sets of --data that have trials, scored as test is
+versus=             # phase that the EERs of the others are compared to, paired, as pretrain; empty: none
 pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
 round_config=       # file of stage 4's config; empty: conf/round.yaml, before the last round conf/early_round.yaml
 round_opts=()       # settings of stage 4
@@ -58,6 +60,7 @@ train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
+tests=("$data/test" "${also_test[@]/#/$data/}")
 pretrained=("$exp/pretrain") rounds=() dev=()
 for i in $(seq 2 "$num_pretrain"); do pretrained+=("$exp/pretrain$i"); done
 for r in $(seq "$num_rounds"); do rounds+=("$exp/round$r"); done
@@ -65,7 +68,7 @@ for r in $(seq "$num_rounds"); do rounds+=("$exp/round$r"); done
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage" --round "$round"
 
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "${tests[@]}"
 fi
 
 if stage 3 "pre-train without labels"; then
@@ -103,16 +106,18 @@ if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
 fi
 
 if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "${tests[@]}"
   [ "$crops" -eq 0 ] ||
-    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
+    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "${tests[@]}"
 fi
 
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
-    --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" "${systems[@]}" "$data/test" test
+  for name in test "${also_test[@]}"; do
+    log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" --cohort-data "$exp/round$num_rounds/data" \
+      --crops "$use_crops" --compare "${versus:+$exp/$versus}" "${systems[@]}" "$data/$name" "$name"
+  done
 fi
 
 if stage 8 "report"; then

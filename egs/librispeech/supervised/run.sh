@@ -22,6 +22,7 @@ finetune=true       # whether there is a stage 5
 use_dev=false       # the dev speakers end the training and choose its epoch
 patience=0          # with --use-dev: epochs without a lower dev EER that end the training; 0 never
 crops=0             # also score by so many crops of 4 s together with the whole utterance
+also_test=()        # further sets of --data that have trials, scored as test is
 train_opts=()       # settings of stage 4, as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
 reuse=              # folder of another experiment whose finished phases before --stage are gone on from
@@ -58,6 +59,7 @@ how=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || how+=(--allow-pipes true)
 extract_opts=("${how[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
+tests=("$data/test" "${also_test[@]/#/$data/}")
 dev=() best=''
 encoder=${encoder:-$conf/encoder.yaml} systems=("$exp/supervised")
 ! $finetune || systems+=("$exp/finetune")
@@ -65,7 +67,7 @@ encoder=${encoder:-$conf/encoder.yaml} systems=("$exp/supervised")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
 
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/$train_set" "$data/dev" "$data/test"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/$train_set" "$data/dev" "${tests[@]}"
 fi
 
 # Supervised training has no stage 3.
@@ -83,17 +85,19 @@ fi
 models=("${systems[@]/%//model}")
 models[0]+=$best
 if stage 6 "extract embeddings"; then # of the training data, too: its speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${models[@]}" --data "$data/$train_set" "$data/dev" "$data/test"
+  log_run steps/extract.sh "${extract_opts[@]}" "${models[@]}" --data "$data/$train_set" "$data/dev" "${tests[@]}"
   [ "$crops" -eq 0 ] ||
-    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${models[@]}" --data "$data/test"
+    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${models[@]}" --data "${tests[@]}"
 fi
 
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
-    --cohort-data "$data/$train_set" --cohort-set "${train_set##*/}" \
-    --crops "$use_crops" "${systems[@]}" "$data/test" test
+  for name in test "${also_test[@]}"; do
+    log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+      --cohort-data "$data/$train_set" --cohort-set "${train_set##*/}" \
+      --crops "$use_crops" "${systems[@]}" "$data/$name" "$name"
+  done
 fi
 
 if stage 8 "report"; then
