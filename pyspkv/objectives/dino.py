@@ -138,6 +138,9 @@ class Head(nn.Module):
 class DINO(Objective):
     eval_module = "teacher"
 
+    center: Tensor
+    flat_steps: Tensor
+
     def __init__(self, config: DINOConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = c = config
