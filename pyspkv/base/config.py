@@ -147,7 +147,7 @@ def _parse(text: str, file=None) -> Any:
     raise UserError(f"cannot be read as YAML: {what[:200]}", file=file, line=line)
 
 
-def class_of(config: Config) -> type:
+def class_of(config: Config) -> type[Any]:
     """The class that `build` makes of a config."""
     return _CLASSES[type(config)]
 

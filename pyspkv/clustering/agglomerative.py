@@ -78,30 +78,29 @@ class _Clusters:
         if linkage not in ("ward", "average"):
             raise ValueError(f"linkage {linkage} needs all pairwise distances")
         self.torch, self.ward, self.device = torch, linkage == "ward", torch.device(device)
-        gone, into = duplicates(np.asarray(x))
+        rows, firsts = duplicates(np.asarray(x))
         x = torch.tensor(np.asarray(x), dtype=torch.float64, device=self.device)  # a copy
         if self.ward:
             x -= x.mean(0)  # smaller numbers, smaller rounding in the searches
         else:
             x /= x.norm(dim=1, keepdim=True)
         self.cent = x
-        new = {"device": self.device}
-        self.size = torch.ones(n, dtype=torch.float64, **new)
+        self.size = torch.ones(n, dtype=torch.float64, device=self.device)
         if weights is not None:
             self.size = torch.as_tensor(np.asarray(weights), dtype=torch.float64).to(self.device).clone()
-        self.alive = torch.ones(n, dtype=torch.bool, **new)
-        self.rep = torch.arange(n, **new)
-        self.list = torch.full((n, min(LIST, max(n - 1, 1))), -1, dtype=torch.int64, **new)
-        self.dist = torch.full(self.list.shape, torch.inf, dtype=torch.float64, **new)
-        self.bound = torch.zeros(n, dtype=torch.float64, **new)
+        self.alive = torch.ones(n, dtype=torch.bool, device=self.device)
+        self.rep = torch.arange(n, device=self.device)
+        self.list = torch.full((n, min(LIST, max(n - 1, 1))), -1, dtype=torch.int64, device=self.device)
+        self.dist = torch.full(self.list.shape, torch.inf, dtype=torch.float64, device=self.device)
+        self.bound = torch.zeros(n, dtype=torch.float64, device=self.device)
         self.changed = torch.zeros(
-            n, dtype=torch.int32, **new
+            n, dtype=torch.int32, device=self.device
         )  # round in which the slot last got new members
-        self.seen = torch.zeros(n, dtype=torch.int32, **new)  # round in which its list was last computed
-        self.height = torch.zeros(n, dtype=torch.float64, **new)  # of the slot's last merge
+        self.seen = torch.zeros(n, dtype=torch.int32, device=self.device)  # round in which its list was last computed
+        self.height = torch.zeros(n, dtype=torch.float64, device=self.device)  # of the slot's last merge
         self.round, self.active, self.merges, self.columns = 0, n, [], None
-        if len(gone):
-            gone, into = torch.as_tensor(gone).to(self.device), torch.as_tensor(into).to(self.device)
+        if len(rows):
+            gone, into = torch.as_tensor(rows).to(self.device), torch.as_tensor(firsts).to(self.device)
             self.size.index_add_(0, into, self.size[gone])
             self.alive[gone], self.rep[gone], self.bound[gone] = False, into, torch.inf
             self.merges.append((gone.cpu(), into.cpu(), torch.zeros(len(gone), dtype=torch.float64)))
