@@ -143,7 +143,7 @@ def _parse(text: str, file=None) -> Any:
     except yaml.MarkedYAMLError as err:
         what, line = err.problem, err.problem_mark and err.problem_mark.line + 1
     except (ValueError, OverflowError) as err:  # an escape such as "\UFFFFFFFF", a version of 5000 digits
-        what, line = str(err), loader.get_mark().line + 1
+        what, line = str(err), loader and loader.get_mark().line + 1
     raise UserError(f"cannot be read as YAML: {what[:200]}", file=file, line=line)
 
 
@@ -286,7 +286,8 @@ def load(cls: type, paths: str | Path | Sequence[str | Path] | None, overrides: 
 def _merge(below: dict, above: dict, file: str, origin: dict, at: tuple[str, ...] = ()) -> None:
     """Lay `above` over `below`, in place."""
     for key, value in above.items():
-        old, here = below.get(key), (*at, key)
+        old: Any = below.get(key)
+        here = (*at, key)
         other = (
             "name" in value and "name" in old and value["name"] != old["name"] if _both(old, value) else True
         )

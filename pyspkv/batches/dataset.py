@@ -301,7 +301,9 @@ def _start_worker(on_fork: Callable[[], None]) -> None:
     if len(os.fsencode(tempfile.gettempdir())) > 107 - len("/pymp-12345678/listener-12345678"):
         tempfile.tempdir = "/tmp"
     # What is left of sending is done by threads, and can fail too (descriptors): end, which the training notices.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda err, item: os._exit(UNSENT))
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined] # not in the stubs
+        lambda err, item: os._exit(UNSENT)
+    )
     sys.excepthook = lambda *_: os._exit(UNSENT)
 
 

@@ -86,8 +86,8 @@ def main() -> None:
     checkpoint.save_import(out, encoder, config, {"command": sys.argv, "source": str(source), **made_of})
     count = sum(p.numel() for p in encoder.parameters())
     with_head = f", {len(head)} class centers left out" if head is not None else ""
-    mhfa = "with its MHFA" if backend else "pooling: " + args.pooling
-    print(f"{config.layers} layers of {config.dim}, {mhfa}, {count:,} parameters{with_head}: {out}")
+    pooling = "with its MHFA" if backend else "pooling: " + args.pooling
+    print(f"{config.layers} layers of {config.dim}, {pooling}, {count:,} parameters{with_head}: {out}")
 
 
 if __name__ == "__main__":

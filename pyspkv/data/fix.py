@@ -135,7 +135,7 @@ def _by_path(paths: set[str], tables: dict[str, dict]) -> dict[str, str]:
             if utt in tables["utt2spk"] and not entry.endswith("|"):
                 utts.setdefault(end(entry, parts), []).append(utt)
         for path in paths:
-            if path.count("/") + 1 == parts and len(of := utts.get(end(path, parts), ())) == 1:
+            if path.count("/") + 1 == parts and len(of := utts.get(end(path, parts), [])) == 1:
                 out[path] = of[0]
     return out
 
@@ -147,7 +147,8 @@ def _lengths(path: Path, wav: dict[str, str], strict: bool) -> dict[str, float]:
     recos = [r for r, entry in wav.items() if not entry.endswith("|")]
     if not strict:
         recos = [r for r in recos if os.path.isfile(wav[r])]
-    reader = AudioReader(DataDir(None, recos, recos, wav))
+    reader = AudioReader(DataDir(None, recos, recos, wav)  # type: ignore[arg-type] # it lies nowhere
+        )
     seconds, bad = {}, []
     for row, reco in enumerate(recos):
         try:
@@ -177,7 +178,7 @@ def _fit(path: Path, tables: dict, seconds: dict[str, float], notes: list[str], 
     along. Any change?"""
     segments, shorter, beyond = tables["segments"], {}, []
     for utt, value in segments.items():
-        reco, start, end = parse_segment(value)
+        reco, start, end = checked_segment(value)
         total = seconds.get(reco, float("inf"))
         if start * 16000 + 0.5 >= total * 16000:  # not one sample is left
             beyond.append(utt)
@@ -238,11 +239,11 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
     by_utt = [n for n in by_utt if n in tables]
     dialogue = tables.get("utt2dialogue")
     for name in ("dialogue2device", "dialogue2mixed"):
-        if name in tables and dialogue is None:
+        if name not in tables:
+            continue
+        if dialogue is None:
             notes.append(f"{path / name}: removed, for there is no utt2dialogue")
             del tables[name]
-        elif name not in tables:
-            continue
         elif name == "dialogue2mixed" and not tables[name].keys() >= set(dialogue.values()):
             notes.append(f"{path / name}: removed, for it lacks dialogues of utt2dialogue")
             del tables[name]  # for evaluation only: no reason to lose utterances
@@ -254,9 +255,9 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
     keep = set(utt2spk)
     for name in by_utt:
         if name not in _DERIVED:
-            left = keep.intersection(tables[name])
-            _check_cost(path / name, len(left), 1 if name in _CHOSEN else len(keep))
-            keep = left
+            common = keep.intersection(tables[name])
+            _check_cost(path / name, len(common), 1 if name in _CHOSEN else len(keep))
+            keep = common
     if len(keep) < len(utt2spk):
         notes.append(f"{path}: kept {len(keep)} of {len(utt2spk)} utterances (those in every file)")
     recos = keep if segments is None else {segments[u].split(" ", 1)[0] for u in keep}
@@ -268,16 +269,16 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
     for name in list(tables):
         if name == "enrol_map":
             continue
-        left = keep if name in by_utt else recos if name == "wav.scp" else ids[_keyed(name)]
+        ours = keep if name in by_utt else recos if name == "wav.scp" else ids[_keyed(name)]
         table = tables[name]
-        if table.keys() != left or len(table) < lines[name]:
+        if table.keys() != ours or len(table) < lines[name]:
             changed.add(name)
-            tables[name] = {k: v for k, v in table.items() if k in left}
-            if len(tables[name]) < len(left):
-                notes.append(f"{path / name}: removed, for it has {len(tables[name])} of {len(left)} ids")
+            tables[name] = {k: v for k, v in table.items() if k in ours}
+            if len(tables[name]) < len(ours):
+                notes.append(f"{path / name}: removed, for it has {len(tables[name])} of {len(ours)} ids")
                 del tables[name]
             else:
-                notes.append(f"{path / name}: {lines[name]} -> {len(left)} lines")
+                notes.append(f"{path / name}: {lines[name]} -> {len(ours)} lines")
     _cut_trials(path, keep, known, named, tables, trials, notes, changed)
 
 

@@ -72,7 +72,7 @@ def read_mean(path: str) -> np.ndarray:
 
 
 def group_means(
-    ids: Sequence[str], x: np.ndarray, groups: dict[str, Sequence[str]], file=None
+    ids: Sequence[str], x: np.ndarray, groups: Mapping[str, Sequence[str]], file=None
 ) -> tuple[list[str], np.ndarray]:
     """Enrolment models or pseudo-speakers: (names, float32 [G, D] length-normalized means of directions).
 
