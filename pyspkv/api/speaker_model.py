@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pyspkv.base.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from pyspkv.models.encoder import Encoder
     from pyspkv.score.calibration import Calibration
 
 Audio = Union[str, "os.PathLike[str]", np.ndarray]
@@ -65,7 +66,7 @@ class Model:
         bin.extract gives a data directory of the same recordings in the same order. Digital silence is embedded, too,
         with a warning. Raises UserError: audio that cannot be read, samples that are no audio.
         """
-        items: list[Audio] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        items: list[Any] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         x, silent = self.embed_all(items, sample_rate)
         if silent:
             warnings.warn(silent, stacklevel=2)

@@ -124,7 +124,9 @@ def _fault(problem: str, at) -> yaml.YAMLError:
 
 
 for _tag in ("set", "omap", "pairs", "binary"):  # what no config holds, and JSON cannot
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", yaml.SafeLoader.construct_undefined)
+    _Loader.add_constructor(
+        f"tag:yaml.org,2002:{_tag}", lambda loader, node: loader.construct_undefined(node)
+    )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
@@ -134,16 +136,17 @@ _Loader.add_implicit_resolver(
 
 def _parse(text: str, file=None) -> Any:
     """YAML text -> plain data. UserError: it is none, with the line."""
-    loader, line, what = None, None, None
+    loader: _Loader | None = None
+    line: int | None = None
     try:
         loader = _Loader(text)
         return loader.get_single_data()
     except yaml.reader.ReaderError as err:
         what, line = f"character {err.character:#x} is not allowed", text.count("\n", 0, err.position) + 1
     except yaml.MarkedYAMLError as err:
-        what, line = err.problem, err.problem_mark and err.problem_mark.line + 1
+        what, line = str(err.problem), err.problem_mark.line + 1 if err.problem_mark else None
     except (ValueError, OverflowError) as err:  # an escape such as "\UFFFFFFFF", a version of 5000 digits
-        what, line = str(err), loader and loader.get_mark().line + 1
+        what, line = str(err), loader.get_mark().line + 1 if loader else None
     raise UserError(f"cannot be read as YAML: {what[:200]}", file=file, line=line)
 
 

@@ -96,7 +96,9 @@ class _Clusters:
         self.changed = torch.zeros(
             n, dtype=torch.int32, device=self.device
         )  # round in which the slot last got new members
-        self.seen = torch.zeros(n, dtype=torch.int32, device=self.device)  # round in which its list was last computed
+        self.seen = torch.zeros(
+            n, dtype=torch.int32, device=self.device
+        )  # round in which its list was last computed
         self.height = torch.zeros(n, dtype=torch.float64, device=self.device)  # of the slot's last merge
         self.round, self.active, self.merges, self.columns = 0, n, [], None
         if len(rows):

@@ -240,7 +240,9 @@ def kmeans(
     labels, start, repaired, moved = None, 0, 0, 1.0
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
-        key = repr((n, x.shape[1], k, seed, spherical, cells, probes, tol, hashlib.sha256(x.data).hexdigest()))
+        key = repr(
+            (n, x.shape[1], k, seed, spherical, cells, probes, tol, hashlib.sha256(x.data).hexdigest())
+        )
     if checkpoint is not None and os.path.lexists(checkpoint):
         state = _load(checkpoint, key, n, k, x.shape[1])
         if state is None:

@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pyspkv.base.atomic import atomic_dir, atomic_file, command_line
 from pyspkv.base.errors import UserError
 from pyspkv.base.garbage import no_gc
-from pyspkv.data.tables import has_bad_characters, parse_segment, read_columns, read_table
+from pyspkv.data.tables import checked_segment, has_bad_characters, read_columns, read_table
 from pyspkv.data.trials import contradiction, cut_trials, enrol_side, read_trials
 
 __all__ = ["DataDir", "read_table", "read_trials", "table_kind"]

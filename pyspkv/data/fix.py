@@ -10,7 +10,7 @@ from pyspkv.base.atomic import atomic_dir, command_line, scratch_dir
 from pyspkv.base.errors import Shown, UserError, printable
 from pyspkv.base.garbage import no_gc
 from pyspkv.data.datadir import OVERSHOOT, DataDir, list_tables, spk2utt_lines
-from pyspkv.data.tables import parse_segment, read_columns, salvage
+from pyspkv.data.tables import checked_segment, read_columns, salvage
 from pyspkv.data.trials import contradiction, cut_trials, enrol_side, other_form
 
 # Measured from the audio, so an incomplete one is set aside rather than allowed to cost utterances.
@@ -147,8 +147,9 @@ def _lengths(path: Path, wav: dict[str, str], strict: bool) -> dict[str, float]:
     recos = [r for r, entry in wav.items() if not entry.endswith("|")]
     if not strict:
         recos = [r for r in recos if os.path.isfile(wav[r])]
-    reader = AudioReader(DataDir(None, recos, recos, wav)  # type: ignore[arg-type] # it lies nowhere
-        )
+    reader = AudioReader(
+        DataDir(None, recos, recos, wav)  # type: ignore[arg-type] # it lies nowhere
+    )
     seconds, bad = {}, []
     for row, reco in enumerate(recos):
         try:

@@ -4,7 +4,7 @@ Without a rule of these `make_trials` makes all pairs, or a number of them.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np

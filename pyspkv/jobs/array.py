@@ -90,8 +90,8 @@ class Array:
                 old |= {(job, i): line.split() for i, line in enumerate(lines)}
         while (queued := engine.queue(jobs)) is None:
             self.wait_for_controller()
-        for (job, index), (number, made, attempt) in old.items():
-            task = self.tasks.get(int(number))
+        for (job, index), (place, made, attempt) in old.items():
+            task = self.tasks.get(int(place))
             if (job, index) in queued and task and task.hash == made:
                 task.job, task.attempt = (job, index), int(attempt)
             elif (job, index) in queued:

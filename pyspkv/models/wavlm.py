@@ -6,7 +6,7 @@ nothing (the group norm of the first convolution leaves padded samples out, whic
 """
 
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -189,7 +189,7 @@ class WavLM(Encoder):
         self.trunk = transformers().WavLMModel(hf_config(c))
         if c.pooling == "mhfa":
             self.embed_dim = c.embed_dim
-            self.backend: nn.Module = MHFA(c.layers, c.dim, c.mhfa_heads, c.mhfa_dim, c.embed_dim)
+            self.backend: MHFA | MeanPool = MHFA(c.layers, c.dim, c.mhfa_heads, c.mhfa_dim, c.embed_dim)
         else:
             self.embed_dim = c.dim
             self.backend = MeanPool(c.layers)

@@ -7,12 +7,21 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from pyspkv.base import foreign
 from pyspkv.base.errors import UserError, printable
 
-KEYS: tuple[str, ...] = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_ci_high", "eer_ci_over")
+KEYS: tuple[str, ...] = (
+    "eer",
+    "min_dcf_0.01",
+    "min_dcf_0.05",
+    "threshold",
+    "eer_ci_low",
+    "eer_ci_high",
+    "eer_ci_over",
+)
 KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
 KEYS += ("eer_difference_ci_low", "eer_difference_ci_high")
 ROUND = re.compile(r"round([1-9][0-9]{0,5})")
@@ -22,11 +31,23 @@ Range = tuple[float | None, float | None]
 EER: Range = (0, 100)
 COST: Range = (0, 1e9)
 ANY: Range = (None, None)
-FIGURES: dict[str, Range] = {"eer": EER, "min_dcf_0.01": COST, "min_dcf_0.05": COST, "threshold": ANY, "eer_ci_low": EER}
+Last = tuple[Any, Any, float]  # scores, target, threshold
+FIGURES: dict[str, Range] = {
+    "eer": EER,
+    "min_dcf_0.01": COST,
+    "min_dcf_0.05": COST,
+    "threshold": ANY,
+    "eer_ci_low": EER,
+}
 FIGURES |= {"eer_ci_high": EER, "cllr": COST, "act_dcf_0.01": COST, "num_target": COST, "num_nontarget": COST}
 FIGURES |= dict.fromkeys(("eer_difference", "eer_difference_ci_low", "eer_difference_ci_high"), (-100, 100))
 # Of train.jsonl; all else that is a number is drawn.
-TIMES: dict[str, Range] = {"epoch": (0, 1e9), "step": (0, 1e15), "audio_seconds": (0, 1e15), "seconds": (0, 1e12)}
+TIMES: dict[str, Range] = {
+    "epoch": (0, 1e9),
+    "step": (0, 1e15),
+    "audio_seconds": (0, 1e15),
+    "seconds": (0, 1e12),
+}
 TIMES |= {"loss": ANY, "accuracy": (0, 1), "dev_eer": EER, "dev_eer_student": EER}
 AGAIN = "make it again: run stages 4 and 7"
 VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the training mean, AS-normed, with crops
@@ -445,7 +466,9 @@ def inside(folder: Path, path: Path) -> Path:
     return path
 
 
-def read_curves(headline: dict[str, dict], phases: dict[str, Path], name: str) -> tuple[dict, tuple | None]:
+def read_curves(
+    headline: dict[str, dict], phases: dict[str, Path], name: str
+) -> tuple[dict, tuple[Any, Any, float] | None]:
     """DET curves of each phase and (scores, target, threshold) of the last unsupervised one, where files remain."""
     from pyspkv.data.trials import read_trials
     from pyspkv.score import metrics, scoring

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyspkv.base.errors import UserError
 from pyspkv.data.datadir import DataDir
