@@ -123,10 +123,12 @@ def _fault(problem: str, at) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
 
 
+def _undefined(loader: yaml.SafeLoader, node: yaml.Node) -> None:
+    loader.construct_undefined(node)
+
+
 for _tag in ("set", "omap", "pairs", "binary"):  # what no config holds, and JSON cannot
-    _Loader.add_constructor(
-        f"tag:yaml.org,2002:{_tag}", lambda loader, node: loader.construct_undefined(node)
-    )
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _undefined)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),

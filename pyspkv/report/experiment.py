@@ -31,24 +31,13 @@ Range = tuple[float | None, float | None]
 EER: Range = (0, 100)
 COST: Range = (0, 1e9)
 ANY: Range = (None, None)
-Last = tuple[Any, Any, float]  # scores, target, threshold
-FIGURES: dict[str, Range] = {
-    "eer": EER,
-    "min_dcf_0.01": COST,
-    "min_dcf_0.05": COST,
-    "threshold": ANY,
-    "eer_ci_low": EER,
-}
-FIGURES |= {"eer_ci_high": EER, "cllr": COST, "act_dcf_0.01": COST, "num_target": COST, "num_nontarget": COST}
+FIGURES: dict[str, Range] = {"eer": EER, "min_dcf_0.01": COST, "min_dcf_0.05": COST, "threshold": ANY}
+FIGURES |= {"eer_ci_low": EER, "eer_ci_high": EER, "cllr": COST, "act_dcf_0.01": COST}
+FIGURES |= {"num_target": COST, "num_nontarget": COST}
 FIGURES |= dict.fromkeys(("eer_difference", "eer_difference_ci_low", "eer_difference_ci_high"), (-100, 100))
 # Of train.jsonl; all else that is a number is drawn.
-TIMES: dict[str, Range] = {
-    "epoch": (0, 1e9),
-    "step": (0, 1e15),
-    "audio_seconds": (0, 1e15),
-    "seconds": (0, 1e12),
-}
-TIMES |= {"loss": ANY, "accuracy": (0, 1), "dev_eer": EER, "dev_eer_student": EER}
+TIMES: dict[str, Range] = {"epoch": (0, 1e9), "step": (0, 1e15), "audio_seconds": (0, 1e15)}
+TIMES |= {"seconds": (0, 1e12), "loss": ANY, "accuracy": (0, 1), "dev_eer": EER, "dev_eer_student": EER}
 AGAIN = "make it again: run stages 4 and 7"
 VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the training mean, AS-normed, with crops
 
