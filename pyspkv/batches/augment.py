@@ -278,7 +278,8 @@ class Augmenter:
             rows = reverberant[first : first + _FFT_ROWS]
             waves[rows] = self._reverberate(waves[rows], [profiles[i].rir for i in rows])
         for wave, drawn in zip(waves, profiles):
-            power, profile = np.dot(wave, wave), drawn  # type: np.floating, Profile | None
+            power = np.dot(wave, wave)
+            profile: Profile | None = drawn
             while profile is not None and profile.kind:
                 added = self._added(profile, len(wave))
                 noise_power = np.dot(added, added)

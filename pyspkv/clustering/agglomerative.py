@@ -22,6 +22,7 @@ are merged at height 0 before all else: one by one, each would be the others' ne
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -85,21 +86,20 @@ class _Clusters:
         else:
             x /= x.norm(dim=1, keepdim=True)
         self.cent = x
-        self.size = torch.ones(n, dtype=torch.float64, device=self.device)
+        new: dict[str, Any] = {"device": self.device}
+        self.size = torch.ones(n, dtype=torch.float64, **new)
         if weights is not None:
             self.size = torch.as_tensor(np.asarray(weights), dtype=torch.float64).to(self.device).clone()
-        self.alive = torch.ones(n, dtype=torch.bool, device=self.device)
-        self.rep = torch.arange(n, device=self.device)
-        self.list = torch.full((n, min(LIST, max(n - 1, 1))), -1, dtype=torch.int64, device=self.device)
-        self.dist = torch.full(self.list.shape, torch.inf, dtype=torch.float64, device=self.device)
-        self.bound = torch.zeros(n, dtype=torch.float64, device=self.device)
+        self.alive = torch.ones(n, dtype=torch.bool, **new)
+        self.rep = torch.arange(n, **new)
+        self.list = torch.full((n, min(LIST, max(n - 1, 1))), -1, dtype=torch.int64, **new)
+        self.dist = torch.full(self.list.shape, torch.inf, dtype=torch.float64, **new)
+        self.bound = torch.zeros(n, dtype=torch.float64, **new)
         self.changed = torch.zeros(
-            n, dtype=torch.int32, device=self.device
+            n, dtype=torch.int32, **new
         )  # round in which the slot last got new members
-        self.seen = torch.zeros(
-            n, dtype=torch.int32, device=self.device
-        )  # round in which its list was last computed
-        self.height = torch.zeros(n, dtype=torch.float64, device=self.device)  # of the slot's last merge
+        self.seen = torch.zeros(n, dtype=torch.int32, **new)  # round in which its list was last computed
+        self.height = torch.zeros(n, dtype=torch.float64, **new)  # of the slot's last merge
         self.round, self.active, self.merges, self.columns = 0, n, [], None
         if len(rows):
             gone, into = torch.as_tensor(rows).to(self.device), torch.as_tensor(firsts).to(self.device)

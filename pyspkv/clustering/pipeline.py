@@ -1,5 +1,7 @@
 """Pseudo-labels from embeddings: the public calls (k-means, Ward and other AHC, the two steps together)."""
 
+from typing import Any
+
 import numpy as np
 
 from pyspkv.base.errors import UserError
@@ -41,18 +43,15 @@ def ahc(
     """
     if linkage == "ward" and metric != "euclidean":
         raise UserError("Ward linkage is defined for Euclidean distances", hint="--metric euclidean")
+    cut: dict[str, Any] = {"num_clusters": num_clusters, "threshold": threshold}
     if (linkage, metric) in (("ward", "euclidean"), ("average", "cosine")):
-        return agglomerate(
-            x, num_clusters=num_clusters, threshold=threshold,
-            linkage=linkage, weights=weights, device=device, progress=progress,
-        )[0]  # fmt: skip
+        return agglomerate(x, linkage=linkage, weights=weights, device=device, progress=progress, **cut)[0]
     if len(x) > PAIRS_LIMIT or weights is not None:
         from pyspkv.clustering.exact_linkage import agglomerate_pairs
 
         return agglomerate_pairs(
-            x, num_clusters=num_clusters, threshold=threshold,
-            linkage=linkage, metric=metric, weights=weights, progress=progress,
-        )[0]  # fmt: skip
+            x, linkage=linkage, metric=metric, weights=weights, progress=progress, **cut
+        )[0]
     from scipy.cluster.hierarchy import cut_tree as scipy_cut
     from scipy.cluster.hierarchy import fcluster
     from scipy.cluster.hierarchy import linkage as scipy_linkage
@@ -125,7 +124,8 @@ def _codes(labels: np.ndarray) -> np.ndarray:
 def _cluster(
     x, method, num_clusters, num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
 ) -> tuple[np.ndarray, dict]:
-    n, info = len(x), {}  # type: int, dict
+    n = len(x)
+    info: dict[str, Any] = {}
     auto = num_clusters == "auto"
     k1 = min(max(num_kmeans, 2 if auto else num_clusters), n)
     if k1 == n and method == "kmeans-ahc":

@@ -249,16 +249,16 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
             notes.append(f"{path / name}: removed, for it lacks dialogues of utt2dialogue")
             del tables[name]  # for evaluation only: no reason to lose utterances
         else:
-            left = {u: d for u, d in dialogue.items() if d in tables[name]}
-            _check_cost(path / name, len(left), len(dialogue))
-            tables["utt2dialogue"] = dialogue = left
+            kept = {u: d for u, d in dialogue.items() if d in tables[name]}
+            _check_cost(path / name, len(kept), len(dialogue))
+            tables["utt2dialogue"] = dialogue = kept
 
     keep = set(utt2spk)
     for name in by_utt:
         if name not in _DERIVED:
-            common = keep.intersection(tables[name])
-            _check_cost(path / name, len(common), 1 if name in _CHOSEN else len(keep))
-            keep = common
+            left = keep.intersection(tables[name])
+            _check_cost(path / name, len(left), 1 if name in _CHOSEN else len(keep))
+            keep = left
     if len(keep) < len(utt2spk):
         notes.append(f"{path}: kept {len(keep)} of {len(utt2spk)} utterances (those in every file)")
     recos = keep if segments is None else {segments[u].split(" ", 1)[0] for u in keep}
@@ -270,16 +270,16 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
     for name in list(tables):
         if name == "enrol_map":
             continue
-        ours = keep if name in by_utt else recos if name == "wav.scp" else ids[_keyed(name)]
+        left = keep if name in by_utt else recos if name == "wav.scp" else ids[_keyed(name)]
         table = tables[name]
-        if table.keys() != ours or len(table) < lines[name]:
+        if table.keys() != left or len(table) < lines[name]:
             changed.add(name)
-            tables[name] = {k: v for k, v in table.items() if k in ours}
-            if len(tables[name]) < len(ours):
-                notes.append(f"{path / name}: removed, for it has {len(tables[name])} of {len(ours)} ids")
+            tables[name] = {k: v for k, v in table.items() if k in left}
+            if len(tables[name]) < len(left):
+                notes.append(f"{path / name}: removed, for it has {len(tables[name])} of {len(left)} ids")
                 del tables[name]
             else:
-                notes.append(f"{path / name}: {lines[name]} -> {len(ours)} lines")
+                notes.append(f"{path / name}: {lines[name]} -> {len(left)} lines")
     _cut_trials(path, keep, known, named, tables, trials, notes, changed)
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -110,11 +110,12 @@ class Runner:
             log.parent.mkdir(exist_ok=True)
             out = stack.enter_context(open(os.devnull if self.cmd else log, "a"))
             words = [*self.cmd, str(log), *words] if self.cmd else words
+            how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+            how["start_new_session"] = True
             try:
                 process = subprocess.Popen(
-                    words, cwd=self.table.recipe(cell), pass_fds=[lock.fileno()],
-                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-                )  # fmt: skip
+                    words, cwd=self.table.recipe(cell), pass_fds=[lock.fileno()], **how
+                )
             except (OSError, ValueError) as err:
                 self.failed[cell.name] = f"cannot be started: {err}"
                 return
