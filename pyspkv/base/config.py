@@ -173,7 +173,7 @@ def build(config: Config, *args, **kwargs) -> Any:
 def _adapter(cls: Any) -> TypeAdapter:
     """Made once a class: it takes a hundred times as long as a validation."""
     if isinstance(cls, type) and not issubclass(cls, BaseModel):  # a dataclass
-        cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+        cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined] # where pydantic looks
     return TypeAdapter(cls)
 
 
@@ -210,7 +210,7 @@ def _user_error(cls: Any, first: Mapping[str, Any], raw: Any, where: str) -> Use
     else:
         rule = f"config key '{key}': {first['msg'].lower()}, got {short(first['input'])}"
     error = UserError(rule, hint=hint)
-    error.key = path  # type: ignore[attr-defined]
+    error.key = path  # type: ignore[attr-defined] # `load` alone reads it
     return error
 
 
