@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks: ruff, shellcheck, the documentation and pytest. Prints what each found; exit 0 only when all are content.
+# All checks: ruff, mypy, shellcheck, the documentation and pytest. Prints what each found; exit 0 only when all are content.
 #
 # Usage: utils/run_tests.sh [--slow] [pytest arguments]     e.g. utils/run_tests.sh tests/test_datadir.py -k fix
 #
@@ -29,6 +29,7 @@ done)
 PATH=$(python -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$PATH # for the linter
 check ruff python -m ruff check
 check "ruff format" python -m ruff format --check
+check mypy python -m mypy --no-error-summary
 check "shellcheck (${#scripts[@]} scripts)" shellcheck "${scripts[@]}"
 pages=$(mktemp -d)
 check docs utils/build_docs.sh --out "$pages"

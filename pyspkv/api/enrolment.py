@@ -115,9 +115,11 @@ def model_of(given: str | None, store: Store | None, file: str | Path) -> tuple[
     from pyspkv.api.speaker_model import find_model
     from pyspkv.base.checkpoint import digest
 
-    if given is None and store is None:
-        raise UserError("no such store", file=file, hint="for the first speaker give --model, too")
-    name = find_model(store.model if given is None else given)
+    if given is None:
+        if store is None:
+            raise UserError("no such store", file=file, hint="for the first speaker give --model, too")
+        given = store.model
+    name = find_model(given)
     found = digest(name)
     if store is not None and found != store.digest:
         rule = f"its speakers were enrolled with another model than {name}"

@@ -72,7 +72,7 @@ def _count(num_clusters: int | str, n: int) -> int | str:
     if isinstance(num_clusters, str) and num_clusters == "auto":
         return "auto"
     whole = isinstance(num_clusters, (int, np.integer)) and not isinstance(num_clusters, bool)
-    if not whole or not 1 <= num_clusters <= n:
+    if isinstance(num_clusters, str) or not whole or not 1 <= num_clusters <= n:
         raise UserError(f"num_clusters {num_clusters!r} is neither auto nor a whole number within 1 and {n}")
     return int(num_clusters)
 

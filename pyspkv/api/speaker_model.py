@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pyspkv.base.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from pyspkv.models.encoder import Encoder
     from pyspkv.score.calibration import Calibration
 
 Audio = Union[str, "os.PathLike[str]", np.ndarray]
@@ -43,7 +44,7 @@ class Model:
 
     def __init__(
         self,
-        encoder: "torch.nn.Module",
+        encoder: "Encoder",
         folder: Path,
         device: "torch.device",
         calibration: "Calibration | None",
@@ -65,7 +66,7 @@ class Model:
         bin.extract gives a data directory of the same recordings in the same order. Digital silence is embedded, too,
         with a warning. Raises UserError: audio that cannot be read, samples that are no audio.
         """
-        items = list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        items: list[Any] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         x, silent = self.embed_all(items, sample_rate)
         if silent:
             warnings.warn(silent, stacklevel=2)
@@ -94,7 +95,8 @@ class Model:
         from pyspkv.score.extract import Batches, embed_batches
 
         with tempfile.TemporaryDirectory(prefix="pyspkv-") as folder:
-            wav, paths = {}, []
+            wav: dict[str, str] = {}
+            paths: list[str] = []
             for i, item in enumerate(items):
                 name, path = _entry(item, i, sample_rate, Path(folder))
                 while wav.setdefault(name, path) != path:  # a file that bears an array's name
@@ -102,12 +104,14 @@ class Model:
                 paths.append(name)
             if not paths:
                 raise UserError("there is no audio to embed", hint="give a path, an array, or a list of them")
-            batches = Batches(DataDir(None, paths, paths, wav), self.device, self.encoder.min_samples)
+            data = DataDir(None, paths, paths, wav)  # type: ignore[arg-type] # it lies nowhere
+            batches = Batches(data, self.device, self.encoder.min_samples)
             x = None
             for row, (vector,) in embed_batches([self.encoder], batches, batches.plans, self.device, "fp32"):
                 if x is None:
                     x = np.empty((len(paths), len(vector)), np.float32)
                 x[row] = vector
+        assert x is not None  # of a list that is not empty
         return x, batches.reader.silence_note(most=len(paths))
 
 
@@ -116,7 +120,7 @@ def judge(score: float, calibration: "Calibration | None") -> Verification:
     if calibration is None:
         return Verification(score)
     threshold = calibration.threshold
-    return Verification(score, float(calibration.llr(score)), score >= threshold, threshold)
+    return Verification(score, float(calibration.llr(np.asarray(score))), score >= threshold, threshold)
 
 
 def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[str, str]:
@@ -133,9 +137,9 @@ def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[
     if not isinstance(item, np.ndarray):
         kind = type(item).__name__
         raise UserError(f"recording {i} is a {kind}", hint="give a path or a numpy array of samples [T]")
-    name, file = f"array {i}", folder / f"{i}.wav"
-    _write_wav(name, item, sample_rate, file)
-    return name, str(file)
+    name, made = f"array {i}", folder / f"{i}.wav"
+    _write_wav(name, item, sample_rate, made)
+    return name, str(made)
 
 
 def _write_wav(name: str, x: np.ndarray, sample_rate: int | None, file: Path) -> None:

@@ -123,8 +123,12 @@ def _fault(problem: str, at) -> yaml.YAMLError:
     return yaml.constructor.ConstructorError(None, None, problem, at.start_mark)
 
 
+def _undefined(loader: yaml.SafeLoader, node: yaml.Node) -> None:
+    loader.construct_undefined(node)
+
+
 for _tag in ("set", "omap", "pairs", "binary"):  # what no config holds, and JSON cannot
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", yaml.SafeLoader.construct_undefined)
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _undefined)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
@@ -134,20 +138,21 @@ _Loader.add_implicit_resolver(
 
 def _parse(text: str, file=None) -> Any:
     """YAML text -> plain data. UserError: it is none, with the line."""
-    loader, line, what = None, None, None
+    loader: _Loader | None = None
+    line: int | None = None
     try:
         loader = _Loader(text)
         return loader.get_single_data()
     except yaml.reader.ReaderError as err:
         what, line = f"character {err.character:#x} is not allowed", text.count("\n", 0, err.position) + 1
     except yaml.MarkedYAMLError as err:
-        what, line = err.problem, err.problem_mark and err.problem_mark.line + 1
+        what, line = str(err.problem), err.problem_mark.line + 1 if err.problem_mark else None
     except (ValueError, OverflowError) as err:  # an escape such as "\UFFFFFFFF", a version of 5000 digits
-        what, line = str(err), loader.get_mark().line + 1
+        what, line = str(err), loader.get_mark().line + 1 if loader else None
     raise UserError(f"cannot be read as YAML: {what[:200]}", file=file, line=line)
 
 
-def class_of(config: Config) -> type:
+def class_of(config: Config) -> type[Any]:
     """The class that `build` makes of a config."""
     return _CLASSES[type(config)]
 
@@ -168,7 +173,7 @@ def build(config: Config, *args, **kwargs) -> Any:
 def _adapter(cls: Any) -> TypeAdapter:
     """Made once a class: it takes a hundred times as long as a validation."""
     if isinstance(cls, type) and not issubclass(cls, BaseModel):  # a dataclass
-        cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+        cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined] # where pydantic looks
     return TypeAdapter(cls)
 
 
@@ -205,7 +210,7 @@ def _user_error(cls: Any, first: Mapping[str, Any], raw: Any, where: str) -> Use
     else:
         rule = f"config key '{key}': {first['msg'].lower()}, got {short(first['input'])}"
     error = UserError(rule, hint=hint)
-    error.key = path  # type: ignore[attr-defined]
+    error.key = path  # type: ignore[attr-defined] # `load` alone reads it
     return error
 
 
@@ -286,7 +291,8 @@ def load(cls: type, paths: str | Path | Sequence[str | Path] | None, overrides: 
 def _merge(below: dict, above: dict, file: str, origin: dict, at: tuple[str, ...] = ()) -> None:
     """Lay `above` over `below`, in place."""
     for key, value in above.items():
-        old, here = below.get(key), (*at, key)
+        old: Any = below.get(key)
+        here = (*at, key)
         other = (
             "name" in value and "name" in old and value["name"] != old["name"] if _both(old, value) else True
         )

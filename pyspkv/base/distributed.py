@@ -39,7 +39,7 @@ def init() -> torch.device:
     if cuda:  # sums in a fixed order, as a killed run ends with the digits of an unbroken one
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # not in the stubs
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
         if cuda:
             torch.cuda.set_device(local)
@@ -129,9 +129,9 @@ def gather_rows(x: Tensor) -> Tensor:
     """[B, ...] on each rank, B may differ -> all ranks' rows, no gradient."""
     if world_size() == 1:
         return x
-    sizes = torch.zeros(world_size(), dtype=torch.long, device=x.device)
-    sizes[rank()] = len(x)
-    sizes = all_reduce_sum(sizes).tolist()
+    counts = torch.zeros(world_size(), dtype=torch.long, device=x.device)
+    counts[rank()] = len(x)
+    sizes = all_reduce_sum(counts).tolist()
     full = x.new_zeros(sum(sizes), *x.shape[1:])
     first = sum(sizes[: rank()])
     full[first : first + len(x)] = x

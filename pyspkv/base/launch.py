@@ -71,8 +71,8 @@ def why(codes: list[int | None], errors: Path) -> str | None:
 
 def start(rank: int, command: list[str], env: dict[str, str]) -> subprocess.Popen:
     # The first speaks for all.
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} if rank else {}
-    return subprocess.Popen(command, env=env, preexec_fn=end_with_parent, **quiet)
+    own = subprocess.DEVNULL if rank else None
+    return subprocess.Popen(command, env=env, preexec_fn=end_with_parent, stdin=own, stdout=own)
 
 
 def until_one_fails(ranks: list[subprocess.Popen], errors: Path, stopped: Stopped) -> list[int | None]:

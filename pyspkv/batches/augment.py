@@ -209,7 +209,8 @@ class Augmenter:
             raise UserError(
                 "augment.babble_music needs lists of both", hint="name them, or babble_music: false"
             )
-        self._rir_reader, self._rirs, self._bank = None, [], None
+        self._rirs: list[np.ndarray] = []
+        self._rir_reader, self._bank = None, None
         if c.prob and c.reverb_weight + c.both_weight:
             # Microphone arrays: one channel is an impulse response, the mean of several is not.
             self._rir_reader = open_list(c.rir_list, "rir", allow_pipes, channel=0)
@@ -276,8 +277,9 @@ class Augmenter:
         for first in range(0, len(reverberant), _FFT_ROWS):
             rows = reverberant[first : first + _FFT_ROWS]
             waves[rows] = self._reverberate(waves[rows], [profiles[i].rir for i in rows])
-        for wave, profile in zip(waves, profiles):
+        for wave, drawn in zip(waves, profiles):
             power = np.dot(wave, wave)
+            profile: Profile | None = drawn
             while profile is not None and profile.kind:
                 added = self._added(profile, len(wave))
                 noise_power = np.dot(added, added)

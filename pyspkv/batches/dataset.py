@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class Batch:
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
-        columns = {c: move(getattr(self, c)) for c in COLUMNS}
+        columns: dict[str, Any] = {c: move(getattr(self, c)) for c in COLUMNS}
         views = {name: (move(wave), move(lengths)) for name, (wave, lengths) in self.views.items()}
         return replace(self, **columns, views=views)
 
@@ -161,7 +162,7 @@ class TrainingRows:
         named = any("utt2dialogue" in d.utt_tables for d in self.parts)
         return "+".join(
             [d.label_hash() for d in self.parts]
-            + ([hashlib.sha256(np.stack([self.group, self.device])).hexdigest()] if named else [])
+            + ([hashlib.sha256(np.stack([self.group, self.device]).tobytes()).hexdigest()] if named else [])
         )
 
 
@@ -209,7 +210,7 @@ class Batches(torch.utils.data.Dataset):
 
     def batch(self, epoch: int, step: int, rows: np.ndarray) -> Batch:
         waves = {name: np.empty((len(rows), v.samples), np.float32) for name, v in self.views.items()}
-        profiles = {name: [] for name in self.views}
+        profiles: dict[str, list[Profile]] = {name: [] for name in self.views}
         speed = np.zeros(len(rows), np.int64)
         for i, row in enumerate(rows):
             rng = np.random.default_rng((self.seed, epoch, step, int(row)))
@@ -221,13 +222,13 @@ class Batches(torch.utils.data.Dataset):
         if self.augmenter is not None:
             for name, wave in waves.items():
                 self.augmenter.apply_to_batch(wave, profiles[name])
-        rows = torch.as_tensor(rows)
+        index = torch.as_tensor(rows)
         views = {
             name: (torch.from_numpy(wave), torch.full((len(rows),), wave.shape[1]))
             for name, wave in waves.items()
         }
-        columns = {c: torch.from_numpy(getattr(self.corpus, c))[rows] for c in ROW_COLUMNS}
-        return Batch(epoch, step, index=rows, **columns, speed=torch.from_numpy(speed), views=views)
+        columns = {c: torch.from_numpy(getattr(self.corpus, c))[index] for c in ROW_COLUMNS}
+        return Batch(epoch, step, index=index, **columns, speed=torch.from_numpy(speed), views=views)
 
     def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, tuple[np.ndarray, Profile]]:
         """Each view's crop float32 [T] with its speed changed, and what else is drawn for it."""
@@ -235,7 +236,10 @@ class Batches(torch.utils.data.Dataset):
         speeds = self.augmenter.config.speed_perturb if self.augmenter is not None else ()
         plain = Profile(speeds[speed]) if speeds else Profile()
         length = reader.num_samples(row)
-        taken, profiles, out = {}, {}, {}  # of each view: (start, samples), augmentation, wave
+        # Of each view: (start, samples), augmentation, wave.
+        taken: dict[str, tuple[int, int]] = {}
+        profiles: dict[str, Profile] = {}
+        out: dict[str, tuple[np.ndarray, Profile]] = {}
         for name, view in self.views.items():
             profile = plain
             if view.augment and self.augmenter is not None:
@@ -250,7 +254,7 @@ class Batches(torch.utils.data.Dataset):
                 start = min(taken[view.share_crop][0], max(0, length - num))
             else:
                 pair = source_length(self.partner[name], plain) if name in self.partner else 0
-                start = draw_crop_start(length, num, rng, taken.get(view.apart_from), pair)
+                start = draw_crop_start(length, num, rng, taken.get(view.apart_from or ""), pair)
             taken[name] = (start, num)
             wave = reader.read(row, start, min(num, length - start), back=True)
             if len(wave) < num:
@@ -297,11 +301,13 @@ def _start_worker(on_fork: Callable[[], None]) -> None:
     if len(os.fsencode(tempfile.gettempdir())) > 107 - len("/pymp-12345678/listener-12345678"):
         tempfile.tempdir = "/tmp"
     # What is left of sending is done by threads, and can fail too (descriptors): end, which the training notices.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda err, item: os._exit(UNSENT))
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined] # not in the stubs
+        lambda err, item: os._exit(UNSENT)
+    )
     sys.excepthook = lambda *_: os._exit(UNSENT)
 
 
-def _why(err: Exception, workers: list = ()) -> UserError | None:
+def _why(err: Exception, workers: Sequence = ()) -> UserError | None:
     """What an error means that comes of a worker's death; None for any other. `workers`: it was met while receiving
     from these, where no file is read."""
     for worker in workers:
@@ -392,17 +398,20 @@ def loader(
         def __len__(self) -> int:
             return sampler.steps * (epochs - start[0]) - start[1]
 
-    batches = torch.utils.data.DataLoader(
+    data = torch.utils.data.DataLoader(
         dataset, batch_size=None, sampler=Items(), num_workers=workers, prefetch_factor=4 if workers else None,
         worker_init_fn=lambda _: _start_worker(on_fork),
         multiprocessing_context="fork" if workers else None,  # they share the audio in memory
     )  # fmt: skip
     try:
         # Queues as torch is about to make, which takes a failure there without grace: their locks lie in /dev/shm.
-        for queue in [multiprocessing.Queue() for _ in range(workers + 3 if workers else 0)]:
+        queues: list[multiprocessing.queues.Queue] = [
+            multiprocessing.Queue() for _ in range(workers + 3 if workers else 0)
+        ]
+        for queue in queues:
             queue.close()
         before = set(multiprocessing.active_children())
-        batches = iter(batches)
+        batches = iter(data)
         return _received(batches, list(set(multiprocessing.active_children()) - before))
     except OSError as err:
         if err.errno in (errno.EMFILE, errno.ENFILE):

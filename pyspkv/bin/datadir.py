@@ -34,7 +34,7 @@ def load(module: str):
 def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     module = load(COMMANDS[words[0]][0]) if words and words[0] in COMMANDS else None
-    if hasattr(module, "tidy"):
+    if module is not None and hasattr(module, "tidy"):
         words = [words[0], *module.tidy(words[1:])]
     args = parser_for(words).parse_args(words)
     args.function(args)

@@ -5,7 +5,7 @@ import argparse
 from pyspkv.base.errors import run
 
 
-def size(number: int) -> str:
+def size(number: float) -> str:
     for unit in ("B", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}"

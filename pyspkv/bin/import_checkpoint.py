@@ -75,10 +75,10 @@ def main() -> None:
     config = wavlm_import.config_of(trunk, backend, source, args.pooling)
     torch.manual_seed(0)
     weights = {f"trunk.{k}": v for k, v in trunk.items()}
-    mhfa = backend if args.pooling == "mhfa" else {}
-    weights |= {f"backend.{k}": v for k, v in mhfa.items()}
+    part = backend if args.pooling == "mhfa" else {}
+    weights |= {f"backend.{k}": v for k, v in part.items()}
     # The mask of pre-training is not used to embed: a model saved without it gets the one that was made.
-    made = {"trunk.masked_spec_embed"} - weights.keys() | ({"backend."} if not mhfa else set())
+    made = {"trunk.masked_spec_embed"} - weights.keys() | ({"backend."} if not part else set())
     check_sizes(config, weights, source, tuple(made), hint=HINT)
     encoder = cfg.build(config)
     own = {k: v for k, v in encoder.state_dict().items() if k.startswith(tuple(made))} if made else {}

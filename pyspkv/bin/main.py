@@ -10,7 +10,7 @@ from pathlib import Path
 from pyspkv.base.errors import UserError, run
 
 # fmt: off
-ABOUT = {  # of entry points whose file does not begin with a line about them
+ABOUT: dict[str, str] = {  # of entry points whose file does not begin with a line about them
 }
 # fmt: on
 

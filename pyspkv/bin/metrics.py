@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from pyspkv.base.errors import run
 
@@ -86,7 +87,7 @@ def main() -> None:
         from pyspkv.score.calibration import Calibration
 
         llr = Calibration.read(args.calibration).llr(scores)
-    out = metrics.summary(scores, target, llr=llr)
+    out: dict[str, Any] = metrics.summary(scores, target, llr=llr)
     enough = units.num >= 3
     eers = metrics.weighted_eers(scores, target, units, replicates) if enough else None
     out |= metrics.bootstrap(scores, target, units, replicates, eers)

@@ -115,22 +115,24 @@ def main() -> None:
         min_utts=args.min_utts,
         min_dur=args.min_dur,
     )
-    rows = [row for row, name in enumerate(dialogue) if name is not None]
+    named = {row: name for row, name in enumerate(dialogue) if name is not None}
+    rows = list(named)
     if not rows:
         raise UserError(
             "no dialogue was found", file=args.log, hint="raise --max-gap, lower --min-utts or --min-dur"
         )
     kept = data.subset([data.utts[row] for row in rows], trials=False)
-    extra = {
-        "utt2dialogue": {data.utts[row]: dialogue[row] for row in rows},
+    extra: dict[str, dict[str, str]] = {
+        "utt2dialogue": {data.utts[row]: named[row] for row in rows},
         "utt2time": {data.utts[row]: repr(float(found.time[row])) for row in rows},
         "utt2dur": {data.utts[row]: f"{seconds[row]:.6f}" for row in rows},
     }
     kept = replace(
         kept,
         utt_tables={**kept.utt_tables, **extra},
-        dialogue2device={dialogue[row]: found.device[row] for row in rows},
+        dialogue2device={named[row]: found.device[row] for row in rows},
     )
+    assert kept.dialogue2device is not None
     kept.write(args.out, own=True)
     hours = sum(float(seconds[row]) for row in rows) / 3600
     print(

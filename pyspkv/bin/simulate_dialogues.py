@@ -88,6 +88,7 @@ def main() -> None:
     data.write_training_set(args.out)
     with atomic_file(record) as f:
         json.dump(asked, f, indent=1)
+    assert data.dialogue2mixed is not None and data.dialogue2device is not None  # `contaminate` gives both
     mixed = sum(v == "1" for v in data.dialogue2mixed.values())
     print(f"{args.out}/train: {len(data.dialogue2device)} dialogues, {mixed} with a second speaker")
     for line in dialogue_lines(data):

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyspkv.base.errors import UserError, natural, run
 
@@ -106,10 +106,9 @@ def main() -> None:
     enrol, test, target = trials = trials_over(file, data.utts)
     device = default_device()
     encoder = load_encoder(args.model).to(device)
-    units = metrics.Resampling(
-        *([dict(zip(data.utts, data.spk))[u] for u in side] for side in (enrol, test)), "speakers"
-    )
-    rows = []
+    speaker = dict(zip(data.utts, data.spk))
+    units = metrics.Resampling([speaker[u] for u in enrol], [speaker[u] for u in test], "speakers")
+    rows: list[dict[str, Any]] = []
     for name, change in conditions(args, out / "rooms").items():
         scores, _ = scoring.score_trials(embed(encoder, data, device, "fp32", change=change), trials)
         summary = metrics.summary(scores, target)

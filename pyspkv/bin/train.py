@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from pyspkv.base.errors import UserError, run
 from pyspkv.base.processes import is_first
@@ -14,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         if not is_first():  # of several processes one says it
             sys.exit(2)
         super().error(message)
@@ -84,7 +85,8 @@ def main() -> None:
     if args.print_config:
         print(cfg.to_yaml(config) if is_first() else "", end="")
         return
-    data, unlabeled, dev = (DataDir.read(d) if d else None for d in (args.data, args.unlabeled, args.dev))
+    data = DataDir.read(args.data)
+    unlabeled, dev = (DataDir.read(d) if d else None for d in (args.unlabeled, args.dev))
     if args.dev_trials and not Path(args.dev_trials).is_file():
         raise UserError("no such trials file", file=args.dev_trials)
     model = Path(args.exp)

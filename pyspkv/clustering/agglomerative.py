@@ -22,6 +22,7 @@ are merged at height 0 before all else: one by one, each would be the others' ne
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -78,14 +79,14 @@ class _Clusters:
         if linkage not in ("ward", "average"):
             raise ValueError(f"linkage {linkage} needs all pairwise distances")
         self.torch, self.ward, self.device = torch, linkage == "ward", torch.device(device)
-        gone, into = duplicates(np.asarray(x))
+        rows, firsts = duplicates(np.asarray(x))
         x = torch.tensor(np.asarray(x), dtype=torch.float64, device=self.device)  # a copy
         if self.ward:
             x -= x.mean(0)  # smaller numbers, smaller rounding in the searches
         else:
             x /= x.norm(dim=1, keepdim=True)
         self.cent = x
-        new = {"device": self.device}
+        new: dict[str, Any] = {"device": self.device}
         self.size = torch.ones(n, dtype=torch.float64, **new)
         if weights is not None:
             self.size = torch.as_tensor(np.asarray(weights), dtype=torch.float64).to(self.device).clone()
@@ -100,8 +101,8 @@ class _Clusters:
         self.seen = torch.zeros(n, dtype=torch.int32, **new)  # round in which its list was last computed
         self.height = torch.zeros(n, dtype=torch.float64, **new)  # of the slot's last merge
         self.round, self.active, self.merges, self.columns = 0, n, [], None
-        if len(gone):
-            gone, into = torch.as_tensor(gone).to(self.device), torch.as_tensor(into).to(self.device)
+        if len(rows):
+            gone, into = torch.as_tensor(rows).to(self.device), torch.as_tensor(firsts).to(self.device)
             self.size.index_add_(0, into, self.size[gone])
             self.alive[gone], self.rep[gone], self.bound[gone] = False, into, torch.inf
             self.merges.append((gone.cpu(), into.cpu(), torch.zeros(len(gone), dtype=torch.float64)))

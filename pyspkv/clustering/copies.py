@@ -23,13 +23,13 @@ def first_of_each(x: np.ndarray) -> np.ndarray:
     axes = np.random.default_rng(0).normal(size=(x.shape[1], 3))
     axes /= np.linalg.norm(axes, axis=0)
     place = np.concatenate([x[i : i + 8192].astype(np.float64) @ axes for i in range(0, n, 8192)])
-    pairs = [np.zeros((0, 2), np.int64)]
+    found = [np.zeros((0, 2), np.int64)]
     for order in np.argsort(place, axis=0, kind="stable").T:
         for step in range(1, min(NEXT, n - 1) + 1):
             a, b = order[:-step], order[step:]
             near = (np.abs(place[a] - place[b]) <= limit).all(1)
-            pairs.append(np.stack([a[near], b[near]], 1))
-    pairs = np.concatenate(pairs)
+            found.append(np.stack([a[near], b[near]], 1))
+    pairs = np.concatenate(found)
     same = np.concatenate(
         [_apart(x, some) <= limit for some in np.split(pairs, range(8192, len(pairs), 8192))]
     )

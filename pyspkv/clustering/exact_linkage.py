@@ -34,7 +34,8 @@ def agglomerate_pairs(
     n = len(x)
     if weights is not None and (np.shape(weights) != (n,) or not np.all(np.asarray(weights) > 0)):
         raise ValueError(f"weights must be {n} positive numbers")
-    wanted, ceiling = (n - 1, float(threshold)) if num_clusters is None else (n - num_clusters, np.inf)
+    wanted = n - 1 if num_clusters is None else n - num_clusters
+    ceiling = np.inf if threshold is None else float(threshold)
     x = np.array(x, np.float64)  # a copy
     if metric == "cosine":
         x /= np.linalg.norm(x, axis=1, keepdims=True)

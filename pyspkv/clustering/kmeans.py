@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,8 @@ RECELL = (0, 3)  # iterations that group the centroids anew: the start, and when
 GROUP = 16
 
 
-class Assigner:
-    """Nearest centroids for x float32 [N, D] (numpy; on a GPU it is copied there): argmax_j <x, c_j> - bias_j."""
+class Points:
+    """x float32 [N, D] (numpy; on a GPU it is copied there), whose nearest centroids are wanted."""
 
     def __init__(self, x: np.ndarray, device: str = "cpu"):
         import torch
@@ -35,7 +36,15 @@ class Assigner:
         self.torch, self.device = torch, torch.device(device)
         self.x = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
         self.block = BLOCK if self.device.type == "cpu" else 1 << 30
-        self.coarse = self.lists = None
+
+
+class Assigner(Points):
+    """Nearest centroids: argmax_j <x, c_j> - bias_j."""
+
+    def __init__(self, x: np.ndarray, device: str = "cpu"):
+        super().__init__(x, device)
+        self.coarse: Any = None  # centers of the cells, float32 [cells, D]
+        self.lists: Any = None  # `_lists`
 
     def recell(self, centroids: np.ndarray, cells: int, probes: int) -> None:
         """From now on look into the nearest `probes` of `cells` Ward clusters of these centroids."""
@@ -106,7 +115,7 @@ class Assigner:
             label[part] = torch.where(better, ids[at], label[part])
 
 
-class Bounded(Assigner):
+class Bounded(Points):
     """Exact nearest centroids argmax_j <x, c_j>, round after round, for unit vectors x.
 
     A centroid that moves by d changes a score by at most d, so that bounds on a point's own score and on the best of
@@ -231,7 +240,9 @@ def kmeans(
     labels, start, repaired, moved = None, 0, 0, 1.0
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
-        key = repr((n, x.shape[1], k, seed, spherical, cells, probes, tol, hashlib.sha256(x).hexdigest()))
+        key = repr(
+            (n, x.shape[1], k, seed, spherical, cells, probes, tol, hashlib.sha256(x.data).hexdigest())
+        )
     if checkpoint is not None and os.path.lexists(checkpoint):
         state = _load(checkpoint, key, n, k, x.shape[1])
         if state is None:

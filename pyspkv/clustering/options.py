@@ -21,14 +21,15 @@ class Options:
 
     def check(self, n: int, file) -> None:
         """UserError: there is no such clustering of n utterances (`file`: where they come from)."""
-        if self.num_clusters != "auto" and self.num_clusters > n:
+        if not isinstance(self.num_clusters, str) and self.num_clusters > n:
             raise UserError(
                 f"--num-clusters {self.num_clusters} is more than the {n} utterances",
                 file=file,
                 hint=f"--num-clusters auto, or at most {n}",
             )
         k1 = self.centroids(n)
-        if self.num_clusters != "auto" and self.method == "kmeans-ahc" and k1 < self.num_clusters:
+        count = self.num_clusters
+        if not isinstance(count, str) and self.method == "kmeans-ahc" and k1 < count:
             raise UserError(
                 f"--num-kmeans {k1} is less than --num-clusters {self.num_clusters}",
                 hint="raise --num-kmeans",

@@ -1,5 +1,7 @@
 """Pseudo-labels from embeddings: the public calls (k-means, Ward and other AHC, the two steps together)."""
 
+from typing import Any
+
 import numpy as np
 
 from pyspkv.base.errors import UserError
@@ -41,7 +43,7 @@ def ahc(
     """
     if linkage == "ward" and metric != "euclidean":
         raise UserError("Ward linkage is defined for Euclidean distances", hint="--metric euclidean")
-    cut = {"num_clusters": num_clusters, "threshold": threshold}
+    cut: dict[str, Any] = {"num_clusters": num_clusters, "threshold": threshold}
     if (linkage, metric) in (("ward", "euclidean"), ("average", "cosine")):
         return agglomerate(x, linkage=linkage, weights=weights, device=device, progress=progress, **cut)[0]
     if len(x) > PAIRS_LIMIT or weights is not None:
@@ -122,25 +124,24 @@ def _codes(labels: np.ndarray) -> np.ndarray:
 def _cluster(
     x, method, num_clusters, num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
 ) -> tuple[np.ndarray, dict]:
-    n, info = len(x), {}
+    n = len(x)
+    info: dict[str, Any] = {}
     auto = num_clusters == "auto"
     k1 = min(max(num_kmeans, 2 if auto else num_clusters), n)
     if k1 == n and method == "kmeans-ahc":
         method = "ahc"
-    labels = centroids = None
+    labels, centroids = np.arange(n), x  # without k-means each is its own
     if method == "kmeans-ahc" or (auto and (method == "kmeans" or n > AHC_POINTS)):
         info["num_kmeans"], info["kmeans"] = k1, {}
         labels, centroids = kmeans(
             x, k1, seed, max_iter, device=device, checkpoint=checkpoint, progress=True, stats=info["kmeans"]
         )
-    elif auto:
-        labels, centroids = np.arange(n), x
     if auto:
         from pyspkv.clustering.num_clusters import choose_num_clusters
 
-        tree = "average" if linkage == "average" and metric == "cosine" else "ward"
+        like = "average" if linkage == "average" and metric == "cosine" else "ward"
         num_clusters, info["auto"] = choose_num_clusters(
-            x, labels, centroids, linkage=tree, seed=seed, device=device
+            x, labels, centroids, linkage=like, seed=seed, device=device
         )
         info["num_clusters_chosen"] = num_clusters
     if method == "kmeans":
@@ -176,7 +177,7 @@ def default_num_kmeans(n: int, num_clusters: int | str) -> int:
     if n <= AHC_POINTS:
         return n
     k1 = max(round(n * 50_000 / 1_092_009), AHC_POINTS // 2)
-    return min(n, k1 if num_clusters == "auto" else max(k1, 2 * num_clusters))
+    return min(n, k1 if isinstance(num_clusters, str) else max(k1, 2 * num_clusters))
 
 
 def memory_estimate(n: int, dim: int, method: str, num_kmeans: int, linkage: str, metric: str) -> str:

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Labels = Sequence | np.ndarray
 CLOSE = 1e-3  # cosine distances below it need float64: float32 products are off by up to 1e-6
 ROUNDING = 1e-12  # cosine distances below it are of copies: float32 vectors are off by some 1e-7, squared
 
 
-def _codes(labels: Sequence) -> np.ndarray:
+def _codes(labels: Labels) -> np.ndarray:
     """Any labels [N] -> int64 codes 0..K-1 [N], in sorted order of the labels."""
     return np.unique(np.asarray(labels), return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def sizes(labels: Sequence) -> dict:
+def sizes(labels: Labels) -> dict:
     """Cluster sizes: count, min, median, max, singletons and the effective number exp(H) of clusters.
 
     H is the entropy (nats) of the cluster proportions: equal clusters give the count itself, one giant cluster 1.
@@ -49,7 +50,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def similarity(x: np.ndarray, labels: Sequence, *, sample: int = 20_000, seed: int = 0) -> dict:
+def similarity(x: np.ndarray, labels: Labels, *, sample: int = 20_000, seed: int = 0) -> dict:
     """Mean cosine of utterances to their own center and the nearest other one; silhouette of a sample.
 
     x: float [N, D], labels [N]. `sample` utterances are drawn from `seed`; memory O(N + K x D + 1024 x K).
@@ -114,7 +115,7 @@ def contingency(a: np.ndarray, b: np.ndarray):
     return coo_matrix((np.ones(len(a), dtype=np.int64), (a, b)), shape=shape).tocsr()
 
 
-def match_labels(new: Sequence[int], old: Sequence[int]) -> np.ndarray:
+def match_labels(new: Labels, old: Labels) -> np.ndarray:
     """Give the clusters of `new` the ids of the clusters of `old` that they overlap most: int64 [N].
 
     new, old: integer ids [N] of the same utterances, old < 0 where the previous round did not have the utterance.
@@ -158,7 +159,7 @@ def match_labels(new: Sequence[int], old: Sequence[int]) -> np.ndarray:
     return out[new_codes.reshape(-1)]
 
 
-def stability(new: Sequence, old: Sequence) -> dict:
+def stability(new: Labels, old: Labels) -> dict:
     """Agreement of two rounds' labels of the same utterances: AMI, ARI, share of utterances in matched clusters."""
     from sklearn.metrics import adjusted_rand_score
 
@@ -172,7 +173,7 @@ def stability(new: Sequence, old: Sequence) -> dict:
     }
 
 
-def adjusted_mutual_info(a: Sequence, b: Sequence) -> float:
+def adjusted_mutual_info(a: Labels, b: Labels) -> float:
     """AMI of two labelings [N] with arithmetic averaging (Vinh et al. 2010, JMLR 11, eq. 24), as scikit-learn.
 
     The expected mutual information needs each pair of *distinct cluster sizes* once, not each pair of clusters:
@@ -212,7 +213,7 @@ def adjusted_mutual_info(a: Sequence, b: Sequence) -> float:
     return float((mutual - expected) / scale)
 
 
-def diagnostics(labels: Sequence, truth: Sequence) -> dict:
+def diagnostics(labels: Labels, truth: Labels) -> dict:
     """Truth-based numbers, for reports only: NMI (arithmetic), AMI, ARI, purity, accuracy, pair precision/recall/F.
 
     purity: share of utterances whose cluster's majority speaker is theirs (size-weighted); speaker_purity: the same
@@ -246,7 +247,7 @@ def diagnostics(labels: Sequence, truth: Sequence) -> dict:
     }
 
 
-def right(labels: Sequence, truth: Sequence) -> np.ndarray:
+def right(labels: Labels, truth: Labels) -> np.ndarray:
     """Which utterances are of their cluster's most frequent true speaker: bool [N]."""
     codes, speakers = _codes(labels), _codes(truth)
     table = contingency(codes, speakers)

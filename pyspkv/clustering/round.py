@@ -98,7 +98,8 @@ def _say_memory(x: "np.ndarray", options: Options) -> None:
     from pyspkv.clustering.pipeline import memory_estimate
 
     how = options.method, options.centroids(len(x)), options.linkage, options.metric
-    print(memory_estimate(*x.shape, *how), file=sys.stderr)
+    n, dim = x.shape
+    print(memory_estimate(n, dim, *how), file=sys.stderr)
 
 
 def write_round(out: DataDir, report: dict, folder: str | Path, report_file: str | Path) -> None:

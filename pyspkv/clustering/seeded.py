@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyspkv.audio import silence
 from pyspkv.base.atomic import atomic_file
@@ -102,7 +102,7 @@ def _label(
     from pyspkv.data.label_noise import corrupt_labels
 
     speakers = sorted(set(labeled.spk))
-    report = {
+    report: dict[str, Any] = {
         "method": options.method,
         "whiten": options.whiten,
         "num_labeled": len(labeled.utts),
@@ -135,7 +135,7 @@ def _spread_labels(
     speakers = sorted(set(labeled.spk))
     given, seeds = np.searchsorted(speakers, labeled.spk), np.arange(len(labeled.spk))
     if options.method == "constrained":
-        how = {"spherical": False, "tol": 0.05} if options.match_released_code else {}
+        how: dict[str, Any] = {"spherical": False, "tol": 0.05} if options.match_released_code else {}
         labels, _ = kmeans.constrained_kmeans(
             x, seeds, given, len(speakers), stats=report, progress=True, **how
         )

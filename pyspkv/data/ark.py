@@ -236,7 +236,8 @@ def read_embeddings(scp: str | Path) -> Embeddings:
 
 
 def _read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
-    ids, arks, ark_of, offset = [], {}, [], []
+    arks: dict[str, int] = {}
+    ids, ark_of, offset = [], [], []
     with open(scp, encoding="utf-8-sig", errors="surrogateescape") as f:
         for number, line in enumerate(f, 1):
             fields = line.split(None, 1)
@@ -323,7 +324,7 @@ class _Entries:
                     return None  # read_any says what is wrong
                 self.room(len(self.ids), dim)
                 out = np.empty((len(self.ids), dim), dtype="<f4")
-                target = memoryview(out).cast("B")
+                target = out.data.cast("B")
             width, length = 4 * dim, VECTOR_HEADER + 4 * dim
             places, numbers, first = self.offset[rows].tolist(), rows.tolist(), 0
             if places[-1] + length > size:

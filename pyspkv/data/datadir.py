@@ -10,11 +10,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pyspkv.base.atomic import atomic_dir, atomic_file, command_line
 from pyspkv.base.errors import UserError
 from pyspkv.base.garbage import no_gc
-from pyspkv.data.tables import has_bad_characters, parse_segment, read_columns, read_table
+from pyspkv.data.tables import checked_segment, has_bad_characters, read_columns, read_table
 from pyspkv.data.trials import contradiction, cut_trials, enrol_side, read_trials
 
 __all__ = ["DataDir", "read_table", "read_trials", "table_kind"]
@@ -151,7 +152,7 @@ class DataDir:
             return dict(zip(ids, values))  # share the id strings
 
         if "segments" in present:
-            data.segments = {u: parse_segment(v) for u, v in table("segments", "utt").items()}
+            data.segments = {u: checked_segment(v) for u, v in table("segments", "utt").items()}
             named = {seg[0]: seg[0] for seg in data.segments.values()}
             data.segments = {u: (named[r], a, b) for u, (r, a, b) in data.segments.items()}
             lists["reco"] = (sorted(named), "segments")
@@ -229,7 +230,9 @@ class DataDir:
             if name in _SINGLE:
                 setattr(data, name, table)
             elif name not in ("utt2spk", "wav.scp", "segments"):
-                groups[table_kind(name)[0]][name] = table
+                kind = table_kind(name)
+                assert kind is not None  # `tables` has known files only
+                groups[kind[0]][name] = table
         data.trials = trials
         return data
 
@@ -370,7 +373,7 @@ class DataDir:
             utts=[u for u, _ in pairs],
             spk=[s for _, s in pairs],
             wav=self.wav if by_reco else _rekey(self.wav, new_utt),
-            segments=_rekey(self.segments, new_utt) if by_reco else None,
+            segments=None if self.segments is None else _rekey(self.segments, new_utt),
             utt_tables={name: _rekey(t, new_utt) for name, t in self.utt_tables.items()},
             reco_tables=recos,
             spk_tables={name: _rekey(t, new_spk) for name, t in self.spk_tables.items()},
@@ -452,10 +455,10 @@ def combine(
 
     UserError: an id with different lines in two sources; segments or `extra_files` in some sources only.
     """
-    held = [{**d.tables(), **d.trials} for d in sources]
+    held: list[dict[str, Any]] = [{**d.tables(), **d.trials} for d in sources]
     everywhere, anywhere = set(held[0]).intersection(*held), set().union(*held)
-    for d, tables in zip(sources, held):
-        if missing := sorted(((anywhere & {"segments", "wav.scp"}) | set(extra_files)) - set(tables)):
+    for d, own in zip(sources, held):
+        if missing := sorted(((anywhere & {"segments", "wav.scp"}) | set(extra_files)) - set(own)):
             hint = "write it, or combine only directories that have it"
             raise UserError(
                 "no such file, and another source or --extra-files has it",
@@ -464,7 +467,8 @@ def combine(
             )
     tables: dict[str, dict] = {}
     for name in everywhere - set().union(*(d.trials for d in sources)):
-        merged = tables[name] = {}
+        merged: dict = {}
+        tables[name] = merged
         for d, own in zip(sources, held):
             for key, value in own[name].items():
                 if merged.setdefault(key, value) != value:
@@ -524,6 +528,7 @@ def segment_seconds(data: DataDir) -> dict[str, float]:
     """Utterance -> duration by segments; reco2dur tells where an end of -1 is. UserError: it is not there."""
     dur = {r: float(d) for r, d in data.reco_tables.get("reco2dur", {}).items()}
     out = {}
+    assert data.segments is not None  # who has none does not ask
     for utt, (reco, start, end) in data.segments.items():
         if end < 0 and not dur:
             rule = f"{utt} ends with its recording (-1), and nothing tells how long that is"

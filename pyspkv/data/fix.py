@@ -10,7 +10,7 @@ from pyspkv.base.atomic import atomic_dir, command_line, scratch_dir
 from pyspkv.base.errors import Shown, UserError, printable
 from pyspkv.base.garbage import no_gc
 from pyspkv.data.datadir import OVERSHOOT, DataDir, list_tables, spk2utt_lines
-from pyspkv.data.tables import parse_segment, read_columns, salvage
+from pyspkv.data.tables import checked_segment, read_columns, salvage
 from pyspkv.data.trials import contradiction, cut_trials, enrol_side, other_form
 
 # Measured from the audio, so an incomplete one is set aside rather than allowed to cost utterances.
@@ -135,7 +135,7 @@ def _by_path(paths: set[str], tables: dict[str, dict]) -> dict[str, str]:
             if utt in tables["utt2spk"] and not entry.endswith("|"):
                 utts.setdefault(end(entry, parts), []).append(utt)
         for path in paths:
-            if path.count("/") + 1 == parts and len(of := utts.get(end(path, parts), ())) == 1:
+            if path.count("/") + 1 == parts and len(of := utts.get(end(path, parts), [])) == 1:
                 out[path] = of[0]
     return out
 
@@ -147,7 +147,9 @@ def _lengths(path: Path, wav: dict[str, str], strict: bool) -> dict[str, float]:
     recos = [r for r, entry in wav.items() if not entry.endswith("|")]
     if not strict:
         recos = [r for r in recos if os.path.isfile(wav[r])]
-    reader = AudioReader(DataDir(None, recos, recos, wav))
+    reader = AudioReader(
+        DataDir(None, recos, recos, wav)  # type: ignore[arg-type] # it lies nowhere
+    )
     seconds, bad = {}, []
     for row, reco in enumerate(recos):
         try:
@@ -177,7 +179,7 @@ def _fit(path: Path, tables: dict, seconds: dict[str, float], notes: list[str], 
     along. Any change?"""
     segments, shorter, beyond = tables["segments"], {}, []
     for utt, value in segments.items():
-        reco, start, end = parse_segment(value)
+        reco, start, end = checked_segment(value)
         total = seconds.get(reco, float("inf"))
         if start * 16000 + 0.5 >= total * 16000:  # not one sample is left
             beyond.append(utt)
@@ -238,18 +240,18 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
     by_utt = [n for n in by_utt if n in tables]
     dialogue = tables.get("utt2dialogue")
     for name in ("dialogue2device", "dialogue2mixed"):
-        if name in tables and dialogue is None:
+        if name not in tables:
+            continue
+        if dialogue is None:
             notes.append(f"{path / name}: removed, for there is no utt2dialogue")
             del tables[name]
-        elif name not in tables:
-            continue
         elif name == "dialogue2mixed" and not tables[name].keys() >= set(dialogue.values()):
             notes.append(f"{path / name}: removed, for it lacks dialogues of utt2dialogue")
             del tables[name]  # for evaluation only: no reason to lose utterances
         else:
-            left = {u: d for u, d in dialogue.items() if d in tables[name]}
-            _check_cost(path / name, len(left), len(dialogue))
-            tables["utt2dialogue"] = dialogue = left
+            kept = {u: d for u, d in dialogue.items() if d in tables[name]}
+            _check_cost(path / name, len(kept), len(dialogue))
+            tables["utt2dialogue"] = dialogue = kept
 
     keep = set(utt2spk)
     for name in by_utt:

@@ -1,7 +1,7 @@
 """Trial lists for a data set that brings none."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -46,7 +46,7 @@ def make_trials(
     pairs = np.array([len(g) * (len(g) - 1) // 2 for g in groups])
     across = sum(pairs) - sum(len(own) * (len(own) - 1) // 2 for own in by_spk.values())
     if max_nontargets is None or across <= 4 * max_nontargets:
-        nontargets = sorted(
+        every = sorted(
             (a, b)
             for own in speakers
             for i, s in enumerate(own)
@@ -54,8 +54,9 @@ def make_trials(
             for a in by_spk[s]
             for b in by_spk[t]
         )
-        if max_nontargets is not None and len(nontargets) > max_nontargets:
-            nontargets = [nontargets[i] for i in rng.choice(len(nontargets), max_nontargets, replace=False)]
+        if max_nontargets is not None and len(every) > max_nontargets:
+            every = [every[i] for i in rng.choice(len(every), max_nontargets, replace=False)]
+        nontargets: Collection[tuple[str, str]] = every
     else:
         nontargets = _drawn(groups, pairs / pairs.sum(), max_nontargets, rng)
     if not targets or not nontargets:

@@ -56,6 +56,13 @@ def parse_segment(value: str) -> tuple[str, float, float] | None:
     return (parts[0], start, end) if 0 <= start < end or (end == -1 and start >= 0) else None
 
 
+def checked_segment(value: str) -> tuple[str, float, float]:
+    """What `parse_segment` makes of a value that was checked when it was read."""
+    segment = parse_segment(value)
+    assert segment is not None
+    return segment
+
+
 def _count(value: str) -> bool:
     return bool(whole_number(value))
 
@@ -121,7 +128,7 @@ def read_text(path: str | Path, hint: str | None = None, odd_ok: bool = False) -
             "the file is empty", file=path, hint="write it again, or remove it if nothing needs it"
         )
     if raw.translate(None, _CONTROL) != raw:
-        pos = re.search(b"[" + re.escape(_CONTROL) + b"]", raw).start()
+        pos = next(i for i, byte in enumerate(raw) if byte in _CONTROL)
         raise UserError(f"control character 0x{raw[pos]:02x}", file=path, line=_line_at(raw, pos), hint=hint)
     if b"\r" in raw:
         line = _line_at(raw, raw.index(b"\r"))
@@ -176,8 +183,8 @@ def read_columns(
     good, rule = VALUES[value]
     for number, line in enumerate(lines, 1):
         if wide or line[:1] == " ":
-            key, *rest = _BLANKS.split(line, 1 if value in _FREE else 0)
-            rest = " ".join(rest)
+            key, *parts = _BLANKS.split(line, 1 if value in _FREE else 0)
+            rest = " ".join(parts)
         else:
             key, _, rest = line.partition(" ")
             if rest[:1] == " ":
@@ -249,8 +256,8 @@ def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str
             continue
         key, _, rest = line.partition(" ")
         if "\t" in line or "  " in line:
-            key, *rest = _BLANKS.split(line, 1 if value in _FREE else 0)
-            rest = " ".join(rest)
+            key, *parts = _BLANKS.split(line, 1 if value in _FREE else 0)
+            rest = " ".join(parts)
         before = len(table)
         if not good(rest):
             dropped.setdefault(f"the rule is {rule}", []).append(number)

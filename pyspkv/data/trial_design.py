@@ -4,7 +4,7 @@ Without a rule of these `make_trials` makes all pairs, or a number of them.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,9 +56,9 @@ def enrolment(data: DataDir, rules: Rules) -> tuple[dict[str, list[str]], dict[s
     for k, (spk, utts) in enumerate(by_speaker(data).items()):
         rng = np.random.default_rng([rules.seed, k])
         drawn = [utts[i] for i in rng.permutation(len(utts))]
-        if rules.session is not None:
-            turn = {s: i for i, s in enumerate(dict.fromkeys(rules.session[u] for u in drawn))}
-            drawn.sort(key=lambda u: turn[rules.session[u]])
+        if (session := rules.session) is not None:
+            turn = {s: i for i, s in enumerate(dict.fromkeys(session[u] for u in drawn))}
+            drawn.sort(key=lambda u: turn[session[u]])
         tests[spk] = sorted(drawn[rules.enrol_utts :])
         if len(drawn) > rules.enrol_utts:
             models[spk if spk not in known else f"{spk}-model"] = sorted(drawn[: rules.enrol_utts])
@@ -122,7 +122,7 @@ def _nontargets(spk: str, enrol: dict, tests: dict, people: dict, rules: Rules, 
     ]
     total = len(mine) * len(others)
     if rules.nontargets is None or total <= rules.nontargets:
-        chosen = range(total)
+        chosen: Sequence[int] = range(total)
     elif total < 4 * rules.nontargets:
         chosen = np.sort(rng.choice(total, rules.nontargets, replace=False)).tolist()
     else:  # few of many: no list of all

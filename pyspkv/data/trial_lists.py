@@ -54,7 +54,7 @@ def read(file: Path, data: DataDir) -> tuple[list[str], bool]:
                 raise UserError(
                     rule, file=file, line=line, hint="make the directory of the audio that the list names"
                 )
-        out.append(" ".join([*ids, *row[2:]]))
+        out.append(" ".join([*filter(None, ids), *row[2:]]))
     if not out:
         raise UserError("holds no trial", file=file, hint=_RULE)
     return out, not blind

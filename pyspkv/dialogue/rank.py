@@ -3,7 +3,7 @@
 import itertools
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -91,7 +91,8 @@ def rank_dialogues(
     from pyspkv.objectives.dialogue import rejection
     from pyspkv.score.extract import embed
 
-    of, nth = data.utt_tables["utt2dialogue"], defaultdict(itertools.count)
+    of = data.utt_tables["utt2dialogue"]
+    nth: dict[str, Iterator[int]] = defaultdict(itertools.count)
     data = data.subset([u for u in data.utts if next(nth[of[u]]) < most], trials=False)
     dialogue = [of[u] for u in data.utts]
     change = shared_channel(dialogue) if channel else None

@@ -100,7 +100,9 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
     UserError with the line: no JSON object, a missing value, a blank in an id, an id given twice, a time that is
     neither seconds nor ISO 8601, or times of which only some name their zone.
     """
-    rows, zoned, dropped, optional, sources = {}, None, 0, None, set()
+    rows: dict[str, tuple[str, str, float, str | None] | None] = {}
+    optional: tuple[str, ...] | None = None
+    zoned, dropped, sources = None, 0, set()
     plain = (fields.time, fields.source, fields.duration)  # ids and paths have stricter rules of their own
     for line, raw in _jsonl(path) if kind == "jsonl" else _csv(path):
 
@@ -156,10 +158,11 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             rows[utt] = (str(path.absolute().parent / audio), device, time, seconds)
     if not rows:
         raise UserError("there is no turn in it", file=path)
-    kept = {utt: rows[utt] for utt in sorted(rows) if rows[utt] is not None}
+    kept = {utt: row for utt in sorted(rows) if (row := rows[utt]) is not None}
     _check_dropped(path, fields.source, drop_source, sources, dropped, len(kept))
     utts = list(kept)
-    extra = {"utt2dur": {u: row[3] for u, row in kept.items()}} if fields.duration in optional else {}
+    lengths = {u: row[3] for u, row in kept.items() if row[3] is not None}
+    extra = {"utt2dur": lengths} if optional and fields.duration in optional else {}
     data = DataDir(path, utts, utts, {u: row[0] for u, row in kept.items()}, utt_tables=extra)
     return Turns(data, [r[1] for r in kept.values()], np.array([r[2] for r in kept.values()]), dropped)
 

@@ -43,7 +43,8 @@ def simulate(
         if utt not in session:
             raise UserError(f"utterance {utt} has no session", file=data.path)
         parts.setdefault((spk, session[utt]), []).append(utt)
-    dialogue, devices = {}, {}
+    dialogue: dict[str, str] = {}
+    devices: dict[str, str] = {}
     for (spk, name), utts in sorted(parts.items()):
         utts = [utts[i] for i in rng.permutation(len(utts))]
         at = 0
@@ -85,7 +86,9 @@ def contaminate(
             f"dialogue {odd} has two speakers already", file=data.path, hint="give it true speakers"
         )
     home: dict[str, set[str]] = {}
-    for d, device in data.dialogue2device.items():
+    device_of = data.dialogue2device
+    assert device_of is not None  # who has dialogues here has their devices
+    for d, device in device_of.items():
         home.setdefault(device, set()).add(owner[d])
     said: dict[str, list[str]] = {}
     for utt in data.utts:
@@ -102,20 +105,21 @@ def contaminate(
     gone: set[str] = set()
     for name in sorted(chosen):
         rng = np.random.default_rng((seed, 2, zlib.crc32(name.encode())))
-        others = sorted(home[data.dialogue2device[name]] - {owner[name]}) or sorted(set(said) - {owner[name]})
+        others = sorted(home[device_of[name]] - {owner[name]}) or sorted(set(said) - {owner[name]})
         second = others[rng.integers(len(others))]
         utts = members[name]
         count = max(1, round(float(rng.uniform(*share)) * len(utts)))
         count = min(count, len(utts) - 1, len(said[second]))
         taken: set[str] = set()
         for i in rng.permutation(len(utts))[:count]:
-            utt = keyed.get((second, (alike or {}).get(utts[i])))
-            if utt is None or utt in taken:
+            key = (alike or {}).get(utts[i])
+            new = keyed.get((second, key)) if key is not None else None
+            if new is None or new in taken:
                 left = [u for u in said[second] if u not in taken]
-                utt = left[rng.integers(len(left))]
-            taken.add(utt)
+                new = left[rng.integers(len(left))]
+            taken.add(new)
             gone.add(utts[i])
-            copies[f"{utt}-in-{name}"] = (utt, name)
+            copies[f"{new}-in-{name}"] = (new, name)
     tables = {n: dict(t) for n, t in data.tables().items()}
     for table in (t for n, t in tables.items() if n not in ("wav.scp", "dialogue2device", "dialogue2mixed")):
         table.update({new: table[utt] for new, (utt, _) in copies.items() if utt in table})

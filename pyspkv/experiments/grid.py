@@ -38,7 +38,7 @@ class Cell:
 
     def needs(self) -> list[str]:
         """Cells that must be finished first."""
-        named = FOLDER.findall(" ".join(self.options.values()))
+        named = FOLDER.findall(" ".join(map(word, self.options.values())))
         zero = [row.zero.split("/")[0] for row in self.rows if row.zero]
         return list(dict.fromkeys([*self.after, *named, *zero]))
 
@@ -138,7 +138,8 @@ class Table:
     def command(self, cell: Cell, exp: Path) -> list[str]:
         """A cell's words in its recipe's folder. UserError: the name of `exp` would break an option that it is in."""
         words = ["./run.sh", "--exp", str(exp / cell.name), "--seed", str(cell.seed)]
-        for key, value in cell.options.items():
+        for key, scalar in cell.options.items():
+            value = word(scalar)
             if FOLDER.search(value) and not FOLDER.fullmatch(value) and shlex.quote(str(exp)) != str(exp):
                 rule = f"cells.{cell.template}: '{exp}' cannot be a part of the option {key}"
                 raise UserError(rule, file=self.path, hint="give an --exp without spaces and quotes")
@@ -148,7 +149,7 @@ class Table:
 
 def looks(files: list[Path]) -> dict[str, Look]:
     """Title -> how RESULTS.md shows it, as the first of the table files says that has it."""
-    out = {}
+    out: dict[str, Look] = {}
     for table in map(Table, files):
         out |= {title: look for title, look in table.looks.items() if title not in out}
     return out

@@ -213,8 +213,8 @@ def row_of(
     from pyspkv.report.experiment import KEYS, epochs_of, read_json, read_metrics
 
     if isinstance(system, list):
-        found = [row_of(exp, name, phases or system, trials) for name in system]
-        return min(found, key=lambda row: row.get("dev_eer", float("inf")))
+        several = [row_of(exp, name, phases or system, trials) for name in system]
+        return min(several, key=lambda row: row.get("dev_eer", float("inf")))
     known = systems(exp)
     if system not in known:
         hint = f"it has {', '.join(known) or 'none'}"
@@ -312,7 +312,7 @@ class Shown:
 
     def __init__(self, rows: list[dict], look: Look):
         self.all, self.compare = rows, look.compare
-        self.unit = look.unit or next(
+        self.unit: str = look.unit or next(
             u for u in UNITS if u == "seed" or any(r.get(u) is not None for r in rows)
         )
         self.tuning = [r for r in rows if r.get(self.unit) in look.tuned_on]
@@ -326,7 +326,7 @@ class Shown:
             k: FIGURES.get(k, (3, 1, k)) for k in wanted if any(r.get(k) is not None for r in rows)
         }
         bases = {n: look.bases.get(n, look.base) for n in self.names}
-        self.bases = {n: b for n, b in bases.items() if b in have and b != n}
+        self.bases = {n: b for n, b in bases.items() if b is not None and b in have and b != n}
 
     def part(self, name: str, column: str | None, tuning: bool = False) -> list[dict]:
         rows = self.tuning if tuning else self.rows
@@ -364,8 +364,8 @@ class Shown:
         ]
         head += [self.compared, "better in"] * bool(self.bases)
         if self.tuned:
-            apart = [first[1][2], self.compared] if self.bases else [first[1][2]]
-            head += [f"{title}, {self.tuned} (tuned on)" for title in apart]
+            titles = [first[1][2], self.compared] if self.bases else [first[1][2]]
+            head += [f"{title}, {self.tuned} (tuned on)" for title in titles]
         return _markdown(head, body)
 
     def matrices(self) -> list[str]:
@@ -455,6 +455,7 @@ def write_tables(path: Path, looks: dict[str, Look], plots: Path | None = None) 
             f.write(
                 "\n".join(["# Results", "", said, *(line for s in shown for line in s.markdown())]) + "\n"
             )
-    for table in shown if plots else []:
-        table.plot(plots)
+    if plots:
+        for table in shown:
+            table.plot(plots)
     return len(rows)

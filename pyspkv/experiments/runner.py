@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -56,7 +56,7 @@ class Runner:
     def __init__(self, table: Table, exp: Path, only: str, cmd: list[str], run_opts: list[str]):
         self.table, self.exp, self.cells = table, exp, table.select(only)
         self.cmd, self.run_opts, self.began = cmd, run_opts, now()
-        self.stopped: Stopped | None = None  # while cells run
+        self.stopped: Stopped  # while cells run
         self.jobs: dict[str, tuple] = {}  # cell: (its process, its mark, its lock, when it was started)
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}  # cell: why
@@ -110,7 +110,8 @@ class Runner:
             log.parent.mkdir(exist_ok=True)
             out = stack.enter_context(open(os.devnull if self.cmd else log, "a"))
             words = [*self.cmd, str(log), *words] if self.cmd else words
-            how = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out, "start_new_session": True}
+            how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": out}
+            how["start_new_session"] = True
             try:
                 process = subprocess.Popen(
                     words, cwd=self.table.recipe(cell), pass_fds=[lock.fileno()], **how
@@ -211,7 +212,8 @@ class Runner:
     def status(self, jobs: int) -> None:
         """A line a cell, and about how long the rest takes by the finished cells of the same template, or of all."""
         states = {cell.name: self.state(cell) for cell in self.cells}
-        done = [(c.template, self.mark(c.name).seconds) for c in self.cells if states[c.name] == "done"]
+        ended = [c for c in self.cells if states[c.name] == "done"]
+        done = [(c.template, mark.seconds) for c in ended if (mark := self.mark(c.name))]
         left = 0.0
         for cell in self.cells:
             print(f"{cell.name:<32} {states[cell.name]:<12} {self.changed(cell)}".rstrip())

@@ -80,7 +80,9 @@ class Array:
 
     def adopt(self) -> None:
         """Take over what an earlier runner, which was killed, has left in the queue; end what is another command."""
-        old, jobs, wrong = {}, {}, []
+        old: dict[tuple[str, int], list[str]] = {}
+        jobs: dict[str, str] = {}
+        wrong: list[tuple[str, int]] = []
         for folder in self.folders():
             if job := self.job_of(folder):
                 jobs[job] = self.token(folder)
@@ -88,8 +90,8 @@ class Array:
                 old |= {(job, i): line.split() for i, line in enumerate(lines)}
         while (queued := engine.queue(jobs)) is None:
             self.wait_for_controller()
-        for (job, index), (number, made, attempt) in old.items():
-            task = self.tasks.get(int(number))
+        for (job, index), (place, made, attempt) in old.items():
+            task = self.tasks.get(int(place))
             if (job, index) in queued and task and task.hash == made:
                 task.job, task.attempt = (job, index), int(attempt)
             elif (job, index) in queued:
@@ -224,11 +226,12 @@ class Array:
         again = []
         for number in sorted(self.left):
             task = self.tasks[number]
-            state, reason = queued.get(task.job, ("", ""))
+            state, reason = queued.get(task.job, ("", "")) if task.job else ("", "")
             held = state == "PENDING" and reason.lower().startswith("launch")  # no node could start it
             if state and not held:
                 task.gone = 0.0
             elif held or (task.gone and now - task.gone >= LOOK):
+                assert task.job is not None  # it was in the queue
                 why = "HELD" if held else engine.ended_as(*task.job)
                 if held:
                     engine.cancel([task.job])
@@ -285,7 +288,7 @@ class Array:
             log = self.call.log_of(number)
             say(f"last lines of {os.path.relpath(log, self.call.cwd)} ({task.why})")
             own = next(self.state.glob(f"*/out.{task.job[1]}"), None) if task.job else None
-            for file in (log, own):
+            for file in (log, own) if own else (log,):
                 with contextlib.suppress(OSError, TypeError):
                     for line in file.read_text(errors="replace").splitlines()[-12:]:
                         print(f"  {printable(line)}", file=sys.stderr)

@@ -86,8 +86,9 @@ class Config:
     """Kaldi's file: `command WORDS`, `option NAME=VALUE WORDS`, `default NAME=VALUE`; and our `export NAME...`."""
 
     def __init__(self, file: Path, base: "Config | None" = None):
-        self.file, self.command = file, base.command if base else []
-        self.exported = [*(base.exported if base else EXPORTED)]
+        self.file = file
+        self.command: list[str] = base.command if base else []
+        self.exported: list[str] = [*(base.exported if base else EXPORTED)]
         self.default: dict[str, str] = {}
         self.option: dict[str, dict[str, list[str]]] = {}
         try:

@@ -29,8 +29,8 @@ def call(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = N
     except OSError as err:
         hint = "is this a machine that submits? cmd_backend=local in cmd.sh runs the jobs here"
         raise UserError(f"{words[0]}: {err.strerror}", hint=hint) from None
-    out, err = (text.decode("utf-8", "surrogateescape").strip() for text in (done.stdout, done.stderr))
-    return done.returncode, out, err
+    out, said = (text.decode("utf-8", "surrogateescape").strip() for text in (done.stdout, done.stderr))
+    return done.returncode, out, said
 
 
 def is_away(said: str) -> bool:

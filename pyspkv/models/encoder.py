@@ -14,6 +14,7 @@ class Encoder(nn.Module):
 
     embed_dim: int
     min_samples: int = 1200  # what `features` needs: a few frames
+    frame_dim: int  # of a causal encoder's frames
     causal: bool = False  # a frame's output depends on no later frame; such encoders have a `frame_dim` C
 
     def __init__(self, n_mels: int = 80):

@@ -15,6 +15,11 @@ class BatchNorm(nn.BatchNorm1d):
     torch's SyncBatchNorm refuses CPU tensors and wants channels second; every layer here keeps channels last.
     """
 
+    running_mean: Tensor  # torch allows batch normalization without them
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.training and len(rows) * world_size() < 2:

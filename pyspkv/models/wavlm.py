@@ -6,7 +6,7 @@ nothing (the group norm of the first convolution leaves padded samples out, whic
 """
 
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -189,7 +189,7 @@ class WavLM(Encoder):
         self.trunk = transformers().WavLMModel(hf_config(c))
         if c.pooling == "mhfa":
             self.embed_dim = c.embed_dim
-            self.backend = MHFA(c.layers, c.dim, c.mhfa_heads, c.mhfa_dim, c.embed_dim)
+            self.backend: MHFA | MeanPool = MHFA(c.layers, c.dim, c.mhfa_heads, c.mhfa_dim, c.embed_dim)
         else:
             self.embed_dim = c.dim
             self.backend = MeanPool(c.layers)
@@ -239,7 +239,8 @@ class WavLM(Encoder):
         self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params)]
         gaps = [p - a for p, a in zip(params, self.anchor)]
         if not faithful:
-            return self.config.l2_sp_weight * sum(gap.square().sum() for gap in gaps)
+            total: Any = sum(gap.square().sum() for gap in gaps)
+            return self.config.l2_sp_weight * total
         norms = sum(torch.linalg.vector_norm(gap) for gap in gaps)
         return self.config.l2_sp_weight * norms / (norms.detach() + 1e-5)
 
@@ -269,7 +270,7 @@ class WavLM(Encoder):
                 layer.conv.weight.to(_product_dtype(wave))
                 for layer in self.trunk.feature_extractor.conv_layers[1:]
             ]
-            return torch.cat([self._convolutions(*part, kernels) for part in parts]), frame_counts(lengths)
+            return torch.cat([self._convolutions(x, n, kernels) for x, n in parts]), frame_counts(lengths)
 
     def _convolutions(self, wave: Tensor, lengths: Tensor, kernels: list[Tensor]) -> Tensor:
         first = self.trunk.feature_extractor.conv_layers[0]
@@ -432,6 +433,7 @@ def _grouped_products(h: Tensor, conv: nn.Conv1d, block: int = 16) -> Tensor:
     shifts = F.pad(taps, (block - 1, block - 1)).unfold(2, heard, 1).flip(2).unflatten(0, (groups, width))
     shifts = shifts.permute(0, 4, 2, 3, 1).reshape(groups, heard * width, block * width)
     y = torch.bmm(x, shifts).view(groups, size, blocks, block, width).permute(1, 2, 3, 0, 4)
+    assert conv.bias is not None  # every WavLM's has one
     return y.reshape(size, blocks * block, dim)[:, :length] + conv.bias
 
 

@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | Non
         return _trunk(_sound(found["model"], path)), {}, None  # its cfg says nothing that the shapes do not
     if not found or not all(isinstance(v, Tensor) for v in found.values()):
         raise UserError("holds neither {cfg, model} nor tensors by name", file=path)
-    parts = {"__S__.model.": {}, "__S__.backend.": {}, "__L__.": {}}
+    parts: dict[str, dict[str, Tensor]] = {"__S__.model.": {}, "__S__.backend.": {}, "__L__.": {}}
     for key, value in _sound(found, path).items():
         prefix = next((p for p in parts if key.startswith(p)), None)
         if prefix is None:

@@ -129,8 +129,8 @@ class AAM(WithGate, Objective):
         self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centers)
         self.gate: Gate = cfg.build(config.gate, info.num_rows)
 
-    def optimizers(self) -> dict[str, list[dict]]:
-        return super().optimizers(self.config.encoder_lr_scale)
+    def optimizers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
+        return super().optimizers(encoder_lr * self.config.encoder_lr_scale)
 
     def views(self) -> dict[str, View]:
         c = self.config
@@ -176,16 +176,16 @@ class AAM(WithGate, Objective):
         else:
             weight = weight + corrected.sum()
         right = (cos.detach().argmax(1) == label).float()
-        stats = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
+        counts = {"accuracy": right.sum(), "kept": kept.sum(), "corrected": corrected.sum()}
         if "clean" in batch.views:
-            stats["corrected_same"] = same.float().sum()
-        stats = {k: (v, batch_size) for k, v in stats.items()}
+            counts["corrected_same"] = same.float().sum()
+        stats: dict[str, Mean] = {k: (v, batch_size) for k, v in counts.items()}
         if c.match_released_code:
             stats["cross_entropy"] = total.detach(), weight
             counted = all_reduce_sum(weight).clamp_min(1)
             value = all_reduce_sum(total.detach()) / counted  # of all processes, as one would have it
             total = total / torch.where(value > 0, value, 1.0)
-        encoded = {"clean": num_predicted} if "clean" in batch.views else {}
+        encoded: dict[str, float] = {"clean": num_predicted} if "clean" in batch.views else {}
         return Losses({"aam": (total, weight)}, stats, spread(unit), encoded)
 
     def pull(self, faithful: bool = False) -> dict[str, Mean]:
@@ -208,7 +208,7 @@ class AAM(WithGate, Objective):
             if c.match_released_code:
                 logits = self.head.nearest(F.linear(z, self.head.weight)) / 0.1
             else:
-                logits = c.scale * self.head(F.normalize(z)) / c.gate.temperature
+                logits = c.scale * self.head(F.normalize(z)) / self.gate.config.temperature
         by_speed = logits.unflatten(1, (-1, self.num_classes))
         confidence, target = by_speed[torch.arange(len(rows), device=rows.device), speed].softmax(1).max(1)
-        return target + speed * self.num_classes, confidence > c.gate.confidence
+        return target + speed * self.num_classes, confidence > self.gate.config.confidence

@@ -5,6 +5,7 @@ A new loss is one subclass and one test. The trainer knows nothing else about it
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -141,8 +142,20 @@ class Objective(nn.Module):
         return self.encoder.embed(feats, lengths)
 
 
+class Remembers(Protocol):
+    """What every gate has, see `Objective` for each."""
+
+    def rows(self) -> dict[str, Tensor]: ...
+
+    def sync(self) -> None: ...
+
+    def end_epoch(self, epoch: int) -> dict[str, float]: ...
+
+
 class WithGate:
     """Mixin for an objective whose `gate` remembers the utterances and is refitted after each epoch."""
+
+    gate: Remembers
 
     def rows(self) -> dict[str, Tensor]:
         return self.gate.rows()

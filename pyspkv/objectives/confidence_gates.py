@@ -78,6 +78,9 @@ class AcceptAll(nn.Module):
     passed, and the class it was (or would have been) trained on.
     """
 
+    kept: Tensor
+    target: Tensor
+
     def __init__(self, config: Any, num_classes: int, num_rows: int, num_labeled: int):
         super().__init__()
         self.config, self.num_classes, self.num_unlabeled = config, num_classes, num_rows - num_labeled
@@ -149,6 +152,8 @@ class Fixed(AcceptAll):
 class Flexible(AcceptAll):
     """Flexible threshold, GLL's stage L: q_max > tau (eq. 4, first case; eq. 6), and tau follows q_max (eq. 5)."""
 
+    tau: Tensor
+
     def __init__(self, config, num_classes: int, num_rows: int, num_labeled: int):
         super().__init__(config, num_classes, num_rows, num_labeled)
         self.register_buffer("tau", torch.tensor(1 / num_classes))  # tau_0
@@ -179,6 +184,8 @@ class FlexMatch(AcceptAll):
     sigma_k counts the unlabeled utterances whose last sure prediction (q_max >= c) was class k, the rest were never
     sure; beta_k = sigma_k / max(max sigma, never sure); the class's threshold is c beta_k / (2 - beta_k).
     """
+
+    sure: Tensor
 
     def __init__(self, config, num_classes: int, num_rows: int, num_labeled: int):
         super().__init__(config, num_classes, num_rows, num_labeled)

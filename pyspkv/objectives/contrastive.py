@@ -14,7 +14,7 @@ from pyspkv.base.distributed import gather, rank
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
-from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
+from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, spread
 
 
 class ContrastiveConfig(Config):
@@ -126,8 +126,8 @@ class Contrastive(Objective):
         )
         self.discriminator = Discriminator(encoder.embed_dim) if config.adversarial_weight else None
 
-    def optimizers(self) -> dict[str, list[dict]]:
-        groups = super().optimizers()
+    def optimizers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
+        groups = super().optimizers(encoder_lr)
         if self.discriminator is not None:
             discriminator = list(self.discriminator.parameters())
             rest = groups["main"].pop()  # of all that is not the encoder
@@ -149,8 +149,8 @@ class Contrastive(Objective):
     def forward(self, batch: Batch) -> Losses:
         c = self.config
         # One pass over all views: batch normalization must not tell them apart.
-        joined = tuple(torch.cat(parts) for parts in zip(*(batch.views[name] for name in self.views())))
-        embedding = self.encode(joined, c.spec_augment)
+        wave, lengths = zip(*(batch.views[name] for name in self.views()))
+        embedding = self.encode((torch.cat(wave), torch.cat(lengths)), c.spec_augment)
         a, b = F.normalize(embedding).split(len(batch.index))[:2]
         with torch.autocast(a.device.type, enabled=False):
             all_a, all_b = gather(a.contiguous()), gather(b.contiguous())
@@ -162,8 +162,8 @@ class Contrastive(Objective):
         with torch.no_grad():
             nearest = (a @ all_b.T).argmax(1) == first + torch.arange(len(a), device=a.device)
         batch_size = len(a)
-        terms = {c.loss: (loss.sum(), len(loss))}
-        stats = {
+        terms: dict[str, Mean] = {c.loss: (loss.sum(), len(loss))}
+        stats: dict[str, Mean] = {
             "accuracy": (nearest.float().sum(), batch_size),
             "scale": (scale.detach() * batch_size, batch_size),
         }
@@ -175,6 +175,7 @@ class Contrastive(Objective):
 
     def tell_apart(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of a, b, b_like_a, [3 B, D] -> the discriminator's cross-entropy [2 B], whether it is right."""
+        assert self.discriminator is not None  # only asked with one
         a, b, like = reverse_gradient(embedding, self.config.adversarial_weight).chunk(3)
         with torch.autocast(a.device.type, enabled=False):
             logits = self.discriminator(torch.cat([torch.cat([a, like], 1), torch.cat([a, b], 1)]).float())

@@ -204,6 +204,9 @@ class Dialogue(Objective):
 
     supports_speed_perturb = False
 
+    running: Tensor
+    effective: Tensor
+
     def __init__(self, config: DialogueConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         warn_of_rejection(config.reject, info.epochs)

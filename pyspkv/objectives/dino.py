@@ -20,7 +20,7 @@ from pyspkv.base.schedules import cosine_ramp, ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.norm import BatchNorm
-from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
+from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, ema, spread
 
 FLAT = 0.999  # share of ln(num_prototypes) above which the loss says nothing
 FLAT_STEPS = 200  # this many such steps in a row stop the run
@@ -128,7 +128,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, frozen: bool = False) -> tuple[Tensor, Tensor]:
         wide = self.wide(self.mlp(x))
         z = F.normalize(self.bottleneck(wide))
-        last = self.last
+        last: Tensor = self.last
         if frozen:  # gradient zero, not absent: DDP waits for every parameter's
             last = last.detach() + 0.0 * last
         return F.linear(z, F.normalize(last)), wide
@@ -137,6 +137,9 @@ class Head(nn.Module):
 @implements(DINOConfig)
 class DINO(Objective):
     eval_module = "teacher"
+
+    center: Tensor
+    flat_steps: Tensor
 
     def __init__(self, config: DINOConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
@@ -153,8 +156,8 @@ class DINO(Objective):
         views = {f"global{i}": View(c.global_seconds, augment=True) for i in range(2)}
         return views | {f"local{i}": View(c.local_seconds, augment=True) for i in range(c.local_crops)}
 
-    def optimizers(self) -> dict[str, list[dict]]:
-        groups = super().optimizers()
+    def optimizers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
+        groups = super().optimizers(encoder_lr)
         rest = groups["main"].pop()  # of the head: its prototypes are unit vectors, nothing to decay
         others = [p for p in rest["params"] if p is not self.head.last]
         last = {"params": [self.head.last], "lr_scale": 1.0, "weight_decay": 0.0}
@@ -184,7 +187,7 @@ class DINO(Objective):
             pairs = [(q, v) for q in range(2) for v in range(2 + len(local)) if q != v]
             loss = -sum((target[q] * log_q[v]).sum(-1) for q, v in pairs) / len(pairs)  # [B]
             entropy = -(target * target.clamp_min(1e-12).log()).sum(-1).mean(0)
-            terms = {"dino": (loss.sum(), batch_size)}
+            terms: dict[str, Mean] = {"dino": (loss.sum(), batch_size)}
             if c.variance_weight or c.covariance_weight:
                 factor = ramp(self.epoch_now, 0.0, c.regularizer_epochs, *c.regularizer_scale)
                 variance, covariance = self.regularize(wide.float(), teacher_wide.float())
@@ -200,11 +203,11 @@ class DINO(Objective):
         """RDINO's terms on the regularized layer, averaged over the two global views, over all ranks: the mean of
         relu(1 - std) of student and teacher, and the squared off-diagonal covariance summed over the head's size."""
         x, y = (gather(z.view(2, -1, z.shape[1]).mean(0)) for z in (student, teacher))
-        hinge = (F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (x, y))
+        hinge = [F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (x, y)]
         x = x - x.mean(0)
         cov = x.T @ x / (len(x) - 1)
         off = cov.square().sum() - cov.diagonal().square().sum()
-        return sum(hinge) / 2, off / self.config.num_prototypes
+        return (hinge[0] + hinge[1]) / 2, off / self.config.num_prototypes
 
     @torch.no_grad()
     def remember(self, teacher_logits: Tensor, loss: Tensor) -> None:
@@ -230,4 +233,5 @@ class DINO(Objective):
 
 
 def _cat(views: dict, names: list[str]) -> tuple[Tensor, Tensor]:
-    return tuple(torch.cat([views[name][i] for name in names]) for i in range(2))
+    wave, lengths = zip(*(views[name] for name in names))
+    return torch.cat(wave), torch.cat(lengths)

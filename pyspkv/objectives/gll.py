@@ -20,7 +20,7 @@ from pyspkv.batches.dataset import LABELED, Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.aam import AAMHead, margin_logits
 from pyspkv.objectives.base import Losses, Objective, RunInfo, WithGate, spread
-from pyspkv.objectives.confidence_gates import AcceptAllConfig, ConfidenceGateConfig
+from pyspkv.objectives.confidence_gates import AcceptAll, AcceptAllConfig, ConfidenceGateConfig
 
 Stats = dict[str, Tensor]
 
@@ -72,7 +72,7 @@ class Semi(Objective):
 
     supports_speed_perturb = False
     needs_speakers = True
-    views_used = (
+    views_used: tuple[str, ...] = (
         "weak",
         "strong",
     )  # of unlabeled rows; of the others the labeled rows' crops are encoded alone
@@ -83,16 +83,16 @@ class Semi(Objective):
         self.config: Any = config
         self.head = AAMHead(encoder.embed_dim, info.num_classes)
 
-    def optimizers(self) -> dict[str, list[dict]]:
-        return super().optimizers(self.config.encoder_lr_scale)
+    def optimizers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
+        return super().optimizers(encoder_lr * self.config.encoder_lr_scale)
 
     def views(self) -> dict[str, View]:
         crop = self.config.crop_seconds
         return {"weak": View(crop), "strong": View(crop, augment=True, share_crop="weak")}
 
-    def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor | None) -> tuple[Tensor, Stats]:
+    def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         """Losses [U] of the batch's unlabeled `rows` [U], and what to log of them, [U] each. `cos` [U, K] are those
-        of the strong views, where `encode_jointly`."""
+        of the strong views; [0, K] without `encode_jointly`."""
         raise UserError(
             f"objective {self.config.name} learns from labeled utterances alone, but a batch has others",
             hint="leave --unlabeled out",
@@ -114,7 +114,7 @@ class Semi(Objective):
             {"labeled": (loss.sum(), len(label))}, {"accuracy": (right, len(label))}, spread(unit)
         )
         if len(rows):
-            unlabeled_loss, more = self.unlabeled(batch, rows, strong if self.encode_jointly else None)
+            unlabeled_loss, more = self.unlabeled(batch, rows, strong)
             losses.terms["unlabeled"] = (c.unlabeled_weight * unlabeled_loss.sum(), len(rows))
             losses.stats |= {name: (value.float().sum(), len(rows)) for name, value in more.items()}
             losses.encoded = {name: len(labeled) for name in batch.views if name not in self.views_used}
@@ -152,7 +152,7 @@ class WithConfidenceGate(WithGate, Semi):
     def __init__(self, config: GatedConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         args = info.num_classes, info.num_rows, info.num_labeled
-        self.gate = cfg.build(config.gate, *args)
+        self.gate: AcceptAll = cfg.build(config.gate, *args)
 
 
 class GLLConfig(GatedConfig):

@@ -114,6 +114,8 @@ class LossGate(Gate):
     The loss is the raw cross-entropy with margin, and the kept ones are averaged among themselves.
     """
 
+    loss: Tensor
+
     def __init__(self, config, num_rows: int):
         super().__init__(config, num_rows)
         self.register_buffer("loss", torch.full((num_rows,), torch.nan))
@@ -161,6 +163,8 @@ class DynamicLossGate(LossGate):
     wrong labels (short runs, early epochs). From `label_correction_epoch` on, a rejected utterance counts with the
     class that the classifier gives its clean crop, if that is surer than `confidence` and not the rejected label again.
     """
+
+    tau: Tensor
 
     def __init__(self, config, num_rows: int):
         super().__init__(config, num_rows)

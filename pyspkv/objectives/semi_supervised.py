@@ -23,7 +23,7 @@ from pyspkv.models.encoder import Encoder
 from pyspkv.models.load import load_encoder
 from pyspkv.models.norm import frozen_statistics
 from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
-from pyspkv.objectives.gll import GatedConfig, Semi, SemiConfig, Stats, WithConfidenceGate, pick
+from pyspkv.objectives.gll import GatedConfig, Semi, SemiConfig, Stats, WithConfidenceGate, join, pick
 
 RAMP = 0.4  # share of the run over which a consistency loss rises to its weight
 
@@ -44,7 +44,7 @@ class PseudoLabel(WithConfidenceGate):
 
     views_used = ("weak",)
 
-    def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+    def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         with frozen_statistics(self.encoder):
             _, cos = self.cosines(*pick(batch.views["weak"], rows))
         q = (self.config.confidence_scale * cos.detach()).softmax(1)
@@ -103,7 +103,7 @@ class MeanTeacher(TeacherStudent):
         self.teacher, self.teacher_head = deepcopy(encoder), deepcopy(self.head)
         self.freeze()
 
-    def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+    def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         c = self.config
         p = (c.scale * self.teacher_cosines(pick(batch.views["weak"], rows))).softmax(1)
         with frozen_statistics(self.encoder):
@@ -194,7 +194,7 @@ class CDVAT(Semi):
 
     views_used = ("weak",)
 
-    def unlabeled(self, batch: Batch, rows: Tensor, cos: None) -> tuple[Tensor, Stats]:
+    def unlabeled(self, batch: Batch, rows: Tensor, cos: Tensor) -> tuple[Tensor, Stats]:
         c = self.config
         x, lengths = self.encoder.features(*pick(batch.views["weak"], rows))
         norm = feature_norm(x)
@@ -248,7 +248,7 @@ class GCL(Objective):
         return {"a": View(crop, augment=True), "b": View(crop, augment=True, apart_from="a")}
 
     def forward(self, batch: Batch) -> Losses:
-        both = tuple(torch.cat([x, y]) for x, y in zip(batch.views["a"], batch.views["b"]))
+        both = join([batch.views["a"], batch.views["b"]])
         unit = F.normalize(self.encode(both, self.config.spec_augment))
         group = torch.where(batch.source == LABELED, batch.label, self.info.num_classes + batch.index)
         group = group.repeat(2)

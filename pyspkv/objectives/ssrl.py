@@ -154,6 +154,21 @@ class SSRL(Objective):
     supports_speed_perturb = supports_unlabeled = False
     needs_speakers = True
 
+    label: Tensor
+    queue: Tensor
+    vote: Tensor
+    side: Tensor
+    loss: Tensor
+    weight: Tensor
+    dead: Tensor
+    moments: Tensor
+    seen: Tensor
+    sums: Tensor
+    whitened_sums: Tensor
+    centers: Tensor
+    mean: Tensor
+    axes: Tensor
+
     def __init__(self, config: SSRLConfig, encoder: Encoder, info: RunInfo):
         super().__init__(encoder, info)
         self.config = c = config

@@ -7,24 +7,37 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from pyspkv.base import foreign
 from pyspkv.base.errors import UserError, printable
 
-KEYS = ("eer", "min_dcf_0.01", "min_dcf_0.05", "threshold", "eer_ci_low", "eer_ci_high", "eer_ci_over")
+KEYS: tuple[str, ...] = (
+    "eer",
+    "min_dcf_0.01",
+    "min_dcf_0.05",
+    "threshold",
+    "eer_ci_low",
+    "eer_ci_high",
+    "eer_ci_over",
+)
 KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference")
 KEYS += ("eer_difference_ci_low", "eer_difference_ci_high")
 ROUND = re.compile(r"round([1-9][0-9]{0,5})")
 PIPELINE = re.compile(rf"pretrain|{ROUND.pattern}|finetune|baseline|supervised")
 # What bin.metrics --json writes: the least and the most that a figure can be; other keys are not shown.
-EER, COST, ANY = (0, 100), (0, 1e9), (None, None)
-FIGURES = {"eer": EER, "min_dcf_0.01": COST, "min_dcf_0.05": COST, "threshold": ANY, "eer_ci_low": EER}
-FIGURES |= {"eer_ci_high": EER, "cllr": COST, "act_dcf_0.01": COST, "num_target": COST, "num_nontarget": COST}
+Range = tuple[float | None, float | None]
+EER: Range = (0, 100)
+COST: Range = (0, 1e9)
+ANY: Range = (None, None)
+FIGURES: dict[str, Range] = {"eer": EER, "min_dcf_0.01": COST, "min_dcf_0.05": COST, "threshold": ANY}
+FIGURES |= {"eer_ci_low": EER, "eer_ci_high": EER, "cllr": COST, "act_dcf_0.01": COST}
+FIGURES |= {"num_target": COST, "num_nontarget": COST}
 FIGURES |= dict.fromkeys(("eer_difference", "eer_difference_ci_low", "eer_difference_ci_high"), (-100, 100))
 # Of train.jsonl; all else that is a number is drawn.
-TIMES = {"epoch": (0, 1e9), "step": (0, 1e15), "audio_seconds": (0, 1e15), "seconds": (0, 1e12)}
-TIMES |= {"loss": ANY, "accuracy": (0, 1), "dev_eer": EER, "dev_eer_student": EER}
+TIMES: dict[str, Range] = {"epoch": (0, 1e9), "step": (0, 1e15), "audio_seconds": (0, 1e15)}
+TIMES |= {"seconds": (0, 1e12), "loss": ANY, "accuracy": (0, 1), "dev_eer": EER, "dev_eer_student": EER}
 AGAIN = "make it again: run stages 4 and 7"
 VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the training mean, AS-normed, with crops
 
@@ -75,7 +88,7 @@ def read_round(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
 
     spk = read_table(folder / "data/utt2spk", "id")
     _, sizes = np.unique(list(spk.values()), return_counts=True)
-    out = {
+    out: dict[str, Any] = {
         "sizes": sizes,
         "num_clusters": len(sizes),
         "stability": stability(folder / "report.json"),
@@ -240,8 +253,8 @@ def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the tr
     out, before = [], None
     kept = ("dev_eer", "dev_eer_student")
     dev = {r.get("epoch"): {k: r[k] for k in kept if k in r} for r in epochs_of(folder)}
-    corrupted = set(decode(folder / "corrupted").split()) if (folder / "corrupted").exists() else set()
-    corrupted = np.array([u in corrupted for u in spk]) if corrupted else None
+    wrong = set(decode(folder / "corrupted").split()) if (folder / "corrupted").exists() else set()
+    corrupted = np.array([u in wrong for u in spk]) if wrong else None
     for epoch, rows in rows_of(folder / "model"):
         if not {"label", "weight"} & rows.keys():
             continue  # a confidence gate's: bin.gate_curves
@@ -249,12 +262,12 @@ def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the tr
         weight = rows.get("weight", given)
         if label.shape != (len(spk),) or weight.shape != label.shape or label.dtype.kind not in "iu":
             continue  # of other utterances
-        found = {"epoch": epoch}
+        found: dict[str, Any] = {"epoch": epoch}
         sizes = quality.sizes(label)
         found |= {"live": sizes["num_clusters"], "effective": sizes["effective_clusters"]}
         found["changed"] = float(np.mean(label != before)) if before is not None else 0.0
         before = label
-        if truth is not None:
+        if true is not None:
             found |= {
                 k: v for k, v in quality.diagnostics(label, true).items() if k in ("nmi", "ami", "purity")
             }
@@ -412,7 +425,7 @@ def draw(
     systems = [(p, m["eer"], m.get("eer_ci_low"), m.get("eer_ci_high")) for p, m in headline.items()]
     plots.eer_by_system(systems, path("eer.png"))
     curves, last = read_curves(headline, phases, name)
-    if curves:
+    if curves and last:
         plots.det(curves, path("det.png"))
         plots.scores(*last, path("scores.png"))
     if rounds:
@@ -442,7 +455,9 @@ def inside(folder: Path, path: Path) -> Path:
     return path
 
 
-def read_curves(headline: dict[str, dict], phases: dict[str, Path], name: str) -> tuple[dict, tuple | None]:
+def read_curves(
+    headline: dict[str, dict], phases: dict[str, Path], name: str
+) -> tuple[dict, tuple[Any, Any, float] | None]:
     """DET curves of each phase and (scores, target, threshold) of the last unsupervised one, where files remain."""
     from pyspkv.data.trials import read_trials
     from pyspkv.score import metrics, scoring
@@ -521,7 +536,8 @@ def write(
         drawn.append(f"labels_{name}.png")
         to = inside(exp, exp / "plots" / drawn[-1])
         plots.training([{"kind": "epoch", **e} for e in epochs], to, f"Labels: {name}")
-    compared, aside = [], []
+    compared: list[dict] = []
+    aside: list[str] = []
     if compare_with:
         compared, aside, arms = _compare(exp, phases, scores, trials, compare_with)
         if arms:

@@ -36,7 +36,7 @@ def write(
     found = []
     for model, folder in models:
         unlabeled = DataDir.read(folder)
-        if true is not None:
+        if truth and true is not None:
             values_for(true, unlabeled.utts, truth)
         found += curves(model, unlabeled, true, wrong)
     if not found:

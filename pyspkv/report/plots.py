@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from pyspkv.score.metrics import Curve
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
 DASHES = ["-", "--", "-.", ":"]
 MAX_PANELS = 60
-STYLE = {
+STYLE: dict[Any, Any] = {  # matplotlib's stubs want every key by name
     "figure.dpi": 120,
     "font.size": 10,
     "axes.spines.top": False,

@@ -40,10 +40,10 @@ def paired_half_width(system: Path, name: str, data: Path) -> float | None:
     units = metrics.resampling(enrol, test, target, data / "utt2spk", models if models.is_file() else None)
     if units.num < 3:
         return None
-    both = [
+    plain, normed = (
         scoring.read_scores(system / f"score/{stem}.scores", enrol, test) for stem in (name, f"{name}-asnorm")
-    ]
-    found = metrics.compare(*both, target, units, metrics.replicates_for(len(target)))
+    )
+    found = metrics.compare(plain, normed, target, units, metrics.replicates_for(len(target)))
     return (found["eer_difference_ci_high"] - found["eer_difference_ci_low"]) / 2
 
 

@@ -78,8 +78,8 @@ def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, opti
     found = []
     for path, row in zip(data_dirs, outs):
         texts = {name: _digest(Path(path) / name) for name in ("wav.scp", "segments")}
-        data = DataDir.read(path)
-        texts["audio"] = _audio_digest(data)
+        read = DataDir.read(path)
+        texts["audio"] = _audio_digest(read)
         for checkpoint, folder in zip(checkpoints, row):
             identity = {
                 "model": weights[checkpoint],
@@ -88,7 +88,7 @@ def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, opti
                 "crops": [options.crops, options.crop_seconds] if options.crops else None,
                 "out": os.path.realpath(folder),  # a copy's scp points into the original
             }
-            found.append(Pair(checkpoint, data, folder, identity))
+            found.append(Pair(checkpoint, read, folder, identity))
     return found
 
 
@@ -303,7 +303,7 @@ def _join(pair: Pair, n: int) -> None:
         for k in range(1, n + 1):
             hold(locks, pair.out, _lock_name(k, n))
         _check_parts(pair, n)  # again, now that nobody can change them
-        silent = {}
+        silent: dict[str, str] = {}
         for k in range(1, n + 1):
             silent |= silence.of_record(_record(pair.out, _part_name(k, n)))
         _begin(pair, "embedding")

@@ -149,6 +149,6 @@ def read_figures(path: Path) -> dict:
     """Those figures of a metrics file that `table` shows; {} where there is none. UserError: one is no number."""
     hint = f"rm {shlex.quote(str(path))}, then the same command"
     found = foreign.read_json(path, hint=hint) if path.exists() else {}
-    shown = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")
-    shown = {k: found[k] for k in shown if found.get(k) is not None}
+    keys = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")
+    shown = {k: found[k] for k in keys if found.get(k) is not None}
     return {k: foreign.number(v, k, file=path, hint=hint) for k, v in shown.items()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def write(
     scoring.write_scores(path, enrol, test, scores)
     scores = scoring.read_scores(path, enrol, test)
     units, replicates, eers = trials.units, metrics.replicates_for(len(target)), trials.eers(scores)
-    out = metrics.summary(scores, target, llr=llr.llr(scores) if llr else None)
+    out: dict[str, Any] = metrics.summary(scores, target, llr=llr.llr(scores) if llr else None)
     out |= metrics.bootstrap(scores, target, units, replicates, eers)
     if other:
         their, their_eers = trials.other(other)

@@ -92,6 +92,7 @@ class Batches:
 
     def _starts(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """Different starts of crops, and how many crops each stands for: all, where the utterance is no longer."""
+        assert self.crops is not None  # only asked with them
         spaced = np.linspace(0, max(samples - self.least, 0), self.crops[0]).astype(int)
         return np.unique(spaced, return_counts=True)
 
@@ -131,6 +132,7 @@ def embed_batches(
         pool = stack.enter_context(ThreadPoolExecutor(1))  # reads the next batch while this one is embedded
         ahead = pool.submit(batches.read, plans[0]) if plans else None
         for i, plan in enumerate(plans):
+            assert ahead is not None  # there is a plan
             owners, counts, wave, sizes = ahead.result()
             ahead = pool.submit(batches.read, plans[i + 1]) if i + 1 < len(plans) else None
             wave, sizes = wave.to(device), sizes.to(device)
@@ -185,4 +187,5 @@ def embed(
         if x is None:
             x = np.empty((len(data.utts), len(vector)), np.float32)
         x[row] = vector
+    assert x is not None  # a data directory has utterances
     return Embeddings(list(data.utts), x, np.arange(len(data.utts) + 1))

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tokenize import TokenError
@@ -72,7 +72,7 @@ def read_mean(path: str) -> np.ndarray:
 
 
 def group_means(
-    ids: Sequence[str], x: np.ndarray, groups: dict[str, Sequence[str]], file=None
+    ids: Sequence[str], x: np.ndarray, groups: Mapping[str, Sequence[str]], file=None
 ) -> tuple[list[str], np.ndarray]:
     """Enrolment models or pseudo-speakers: (names, float32 [G, D] length-normalized means of directions).
 

@@ -44,8 +44,8 @@ def compare(folder: Path, ours: dict, others: list[tuple[Path, str, dict]], name
         units = metrics.resampling(
             enrol, test, target, trials.with_name("utt2spk"), enrol_map if enrol_map.is_file() else None
         )
-        found = [scoring.read_scores(f / f"score/{name}.scores", enrol, test) for f in (folder, exp / phase)]
-        paired = metrics.compare(*found, target, units, metrics.replicates_for(len(target)))
+        a, b = (scoring.read_scores(f / f"score/{name}.scores", enrol, test) for f in (folder, exp / phase))
+        paired = metrics.compare(a, b, target, units, metrics.replicates_for(len(target)))
         out.append(record | {k: v for k, v in paired.items() if k != "eer_other"})
     return out
 

@@ -120,6 +120,7 @@ def extract_command(asked: Wanted, folder: str, system: str, part: Part, name: s
     """The command that makes an embedding set."""
     own = name == part.name
     data = asked.cohort_data if name == part.cohort and not own else part.data
+    assert data is not None  # a cohort is of some data
     crops = ["--crops", "5"] if name.endswith("-crops") and not own else []
     return shlex.join([str(ROOT / "steps/extract.sh"), *crops, f"{system}/model", data, folder])
 

@@ -20,5 +20,6 @@ def check_labels_out(out: Path, objective: Objective, name: str, data: DataDir, 
 def write_labels(out: Path, objective: Objective, data: DataDir, classes: list[str]) -> None:
     """`data` with the label of each of its rows, the objective's first ones, as its speaker."""
     labels = objective.labels()
+    assert labels is not None  # `check_labels_out`
     names = [classes[k] for k in labels[: len(data.utts)].tolist()]
     data.with_speakers(names).write(out, own=True)

@@ -27,15 +27,15 @@ class StepResult:
 
 def total_loss(losses: Losses, device: torch.device) -> Tensor:
     """Sum of the terms' means over all ranks; times their number, as DDP averages the gradients over them."""
-    weights = [
+    own = [
         torch.as_tensor(weight, dtype=torch.float32, device=device).detach()
         for _, weight in losses.terms.values()
     ]
-    weights = distributed.all_reduce_sum(torch.stack(weights))
-    return sum(
-        total * (distributed.world_size() / weight if weight > 0 else 0.0)
-        for (total, _), weight in zip(losses.terms.values(), weights)
-    )
+    weights = distributed.all_reduce_sum(torch.stack(own))
+    loss = torch.zeros((), device=device)
+    for (total, _), weight in zip(losses.terms.values(), weights):
+        loss = loss + total * (distributed.world_size() / weight if weight > 0 else 0.0)
+    return loss
 
 
 def step_result(loss: float, losses: Losses, views: dict[str, View], batch_size: int) -> StepResult:

@@ -90,11 +90,14 @@ class Trainer:
             raise UserError(f"--patience {patience} is below 0")
         if dev:
             check_apart(dev, data, unlabeled)
-        self.dev = DevList(dev, dev_trials) if dev else None
+        self.dev = None
+        if dev:
+            assert dev_trials is not None  # the two go together
+            self.dev = DevList(dev, dev_trials)
         self._join_processes()
         self.corpus = TrainingRows(data, unlabeled, config.allow_pipes, config.cache_mb)
         self._look_at_folder()
-        self.objective = None
+        self.built = False
         if not self.finished or labels_out:
             self._build()
 
@@ -135,7 +138,7 @@ class Trainer:
         config, data = self.config, self.corpus.parts[0]
         columns = {c: getattr(self.corpus, c) for c in ROW_COLUMNS}
         self.sampler = cfg.build(config.sampler, self.corpus.label, config.batch_size, config.seed, columns)
-        self.objective = self._build_objective()
+        self.objective, self.built = self._build_objective(), True
         self.views = self.objective.views()
         check_views(self.views, self.objective.encoder.min_samples)
         self.augmenter = self._build_augmenter()
@@ -166,6 +169,7 @@ class Trainer:
         )
         objective = cfg.build(config.objective, encoder, info)
         if self.keep_head:
+            assert self.init is not None  # the two go together
             checkpoint.init_objective(objective, self.init, self.folder.label_hash)
         return objective.to(self.device)
 
@@ -232,9 +236,10 @@ class Trainer:
         self.objective.init_from_embeddings(embeddings, label)
 
     def _resume(self, saved: RunState) -> None:
-        if self.objective is None:
+        if not self.built:
             self._build()
         steps, folder = self.sampler.steps, checkpoint.latest(self.exp)
+        assert folder is not None  # `saved` lies in it
         saved.check_step(steps, self.config.epochs, folder)
         checkpoint.restore(folder, self.objective, self.optimizers, last=steps * self.config.epochs)
         self.state = saved if self.main else replace(saved, means={})  # rank 0 carries the sums on
@@ -245,7 +250,7 @@ class Trainer:
         if self.augmenter:  # only now: until it is locked, the rooms' folder may be another run's
             distributed.barrier()
             self.augmenter.make_rooms()
-        model = self.objective
+        model: torch.nn.Module = self.objective
         if distributed.world_size() > 1:
             model = DistributedDataParallel(self.objective, broadcast_buffers=False)
         self._loop(model.train())
@@ -322,7 +327,7 @@ class Trainer:
         if self.main and (rows := self.objective.rows()):
             checkpoint.save_rows(self.exp / "rows" / f"epoch-{epoch + 1:04d}.safetensors", rows)
         values = Means.values(means.over_ranks())
-        dev = self._evaluate() if self.dev else {}
+        dev = self._evaluate(self.dev) if self.dev else {}
         best = self.state.end_epoch(self.config.epochs, dev.get("dev_eer"), self.patience)
         record = {
             **values,
@@ -337,7 +342,7 @@ class Trainer:
         self._save(Means(), best)
         self._say(epoch_line(epoch, self.config.epochs, record))
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, dev: DevList) -> dict[str, float]:
         """EER of the declared dev list, a teacher's and its student's; every rank computes it alike, so that all stop
         together."""
         modules = {"dev_eer": self.objective.eval_module}
@@ -345,7 +350,7 @@ class Trainer:
             modules["dev_eer_student"] = "encoder"
         self.objective.eval()
         eers = {
-            key: self.dev.eer(
+            key: dev.eer(
                 self.objective.get_submodule(module), self.device, self.precision, self.config.allow_pipes
             )
             for key, module in modules.items()

@@ -43,7 +43,8 @@ def _join_values(argv: list[str]) -> list[str]:
 
     `--spk-prefix` has a value exactly when two other words remain for SRC and DST.
     """
-    out, i, words, at = [], 0, 0, None
+    out: list[str] = []
+    i, words, at = 0, 0, None
     while i < len(argv):
         if argv[i] == "--spk-prefix":
             at = len(out)

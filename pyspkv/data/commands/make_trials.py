@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     data = DataDir.read(args.dir, need_wav=False)
     out = Path(args.out or f"{args.dir}/trials")
     if args.from_list:
-        lines, models = _of_list(args, data), {}
+        lines, models = _of_list(args, data), dict[str, list[str]]()
     else:
         lines, models = _made(args, data)
     texts = (

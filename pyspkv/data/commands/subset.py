@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     if n is None and not by_list:
         args.parser.error(f"the number of utterances is not a number: {args.rest[1][:40]}")
     data = DataDir.read(src, need_wav=False)
-    if by_list:
+    if unit and by_list:
         names = _column(data, unit)
         ids = {*_ids(by_list)}
         wanted = ids.intersection(names)
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
             print(f"{by_list}: {len(ids) - len(wanted)} of {len(ids)} ids are not in {src}")
         utts = [u for u, name in zip(data.utts, names) if name in wanted]
     else:
+        assert n is not None
         utts = _choose(data, args, n)
     write_new(data.subset(utts), src, dst)
 
@@ -99,7 +100,8 @@ def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
         by_spk.setdefault(s, []).append(u)
     if args.per_spk:
         return [us[i * len(us) // min(n, len(us))] for us in by_spk.values() for i in range(min(n, len(us)))]
-    units, out = sorted(by_spk), []
+    units = sorted(by_spk)
+    out: list[str] = []
     if args.first_speakers:
         return [u for name in units[:n] for u in by_spk[name]]
     random.Random(args.seed).shuffle(units)

@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> None:
         except (UserError, OSError) as err:
             if len(args.dirs) == 1:
                 raise
-            named = isinstance(err, OSError) and err.filename
-            faults.append(printable(f"{err.filename}: {err.strerror}") if named else str(err))
+            if isinstance(err, OSError) and err.filename:
+                faults.append(printable(f"{err.filename}: {err.strerror}"))
+            else:
+                faults.append(str(err))
     if faults:
         raise UserError(Shown("\nerror: ".join(faults)))
 

@@ -64,7 +64,7 @@ def check(
     from pyspkv.audio.reader import AudioReader
 
     ids = sorted(data.wav)
-    files = DataDir(None, ids, ids, data.wav)
+    files = DataDir(None, ids, ids, data.wav)  # type: ignore[arg-type] # it lies nowhere
     bad: dict[str, str] = {}
     seconds: dict[str, float] = {}
     reader = AudioReader(files, allow_pipes)
@@ -79,7 +79,8 @@ def check(
     if how == "headers":
         return kept
     silent: dict[str, str] = {}
-    reader = AudioReader(replace(kept, path=None, utt_tables={}, reco_tables={}), allow_pipes)
+    nowhere = replace(kept, path=None, utt_tables={}, reco_tables={})  # type: ignore[arg-type] # see above
+    reader = AudioReader(nowhere, allow_pipes)
     for row, _, why in each_row(_whole, reader, range(len(kept.utts)), nj, "audio"):
         if why:
             silent[kept.utts[row]] = why
@@ -116,8 +117,8 @@ def _long_enough(data: DataDir, skipped: Skipped, min_seconds: float) -> DataDir
     for utt in data.utts:
         if data.segments is not None:
             reco, start, end = data.segments[utt]
-            end = min(end, whole.get(reco, end)) if end >= 0 else whole.get(reco)
-            length = None if end is None else end - start
+            last = min(end, whole.get(reco, end)) if end >= 0 else whole.get(reco)
+            length = None if last is None else last - start
         else:
             length = float(data.utt_tables["utt2dur"][utt]) if "utt2dur" in data.utt_tables else None
         if length is not None and length < min_seconds:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyspkv.base.errors import UserError
 from pyspkv.data.datadir import DataDir
@@ -70,7 +71,7 @@ def nemo(data: DataDir) -> Iterator[str]:
     """Lines of a manifest of NeMo; `utt` beside its own keys keeps the id. An unknown speaker has the label `infer`."""
     whole = _durations(data)
     for e in entries(data, "the manifest"):
-        record = {"audio_filepath": e.path}
+        record: dict[str, Any] = {"audio_filepath": e.path}
         end = whole[e.recording] if e.end is None else min(e.end, max(whole[e.recording], e.start))
         if data.segments:
             record["offset"] = e.start

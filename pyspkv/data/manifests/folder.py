@@ -31,7 +31,9 @@ def scan(root: Path, endings: list[str], skipped: Skipped) -> Found:
     Links to files and folders are followed, each folder is entered once: what lies in `root` itself comes before what
     only a link leads to, and a link into a folder that was read already is left out (so no loop is endless).
     """
-    wanted, found, links, seen = frozenset(endings), Found(), [], set()
+    wanted, found = frozenset(endings), Found()
+    links: list[tuple[str, str]] = []
+    seen: set[tuple[int, int]] = set()
     _walk(root, "", wanted, found, links, seen, skipped)
     while links:
         links.sort()

@@ -26,7 +26,8 @@ def unique_ids(names: Iterable[str]) -> dict[str, str]:
     The others get `-2`, `-3`, ...: the first numbers that make an id which no other name has by itself.
     """
     wanted = {name: plain_id(name) for name in names}
-    taken, out, last = set(wanted.values()), {}, Counter()
+    taken, out = set(wanted.values()), {}
+    last: Counter[str] = Counter()
     if len(taken) == len(wanted):
         return wanted
     for name in sorted(wanted, key=lambda name: (wanted[name] != name, name)):

@@ -135,16 +135,16 @@ def from_recordings(
         return
     for line, record in json_lines(supervisions, _HINT):
         name = _id(record, supervisions, line)
-        source = known.get(of := text(record.get("recording_id"), "'recording_id'", supervisions, line))
+        found = known.get(of := text(record.get("recording_id"), "'recording_id'", supervisions, line))
         span = _span(record, supervisions, line)
-        if source is None:
+        if found is None:
             rule = f"the recording {short(of)} is not in {recordings}"
             raise UserError(rule, file=supervisions, line=line, hint="give the two files of one corpus")
         try:
-            if isinstance(source, str):
-                raise Unusable(source)
-            _channel(record, source, supervisions, line)
-            yield _row(name, source, *span, record, supervisions, line)
+            if isinstance(found, str):
+                raise Unusable(found)
+            _channel(record, found, supervisions, line)
+            yield _row(name, found, *span, record, supervisions, line)
         except Unusable as err:
             skipped.add(name, str(err))
 

@@ -55,7 +55,7 @@ def rows(records: Iterable[tuple[int, dict]], keys: Keys, file: Path, root: Path
             start = 0.0
         if start is not None and end is None:
             end = WHOLE if duration is None else round(start + duration, 9)
-        if start is not None and end != WHOLE and end <= start:
+        if start is not None and end is not None and end != WHOLE and end <= start:
             raise UserError(f"ends at {end:g} s, and starts at {start:g} s", file=file, line=line)
         speaker = value(keys.speaker)
         yield Row(
