@@ -70,8 +70,16 @@ for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 ! $finetune || systems+=("$exp/finetune")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage" --round "$round"
 
+without=() eval_sets=() dev_opts=() report_opts=() # dev and test may be missing: the rest is done without them
+for name in dev test; do
+  if [ -e "$data/$name" ] || [ ! -d "$data/train" ]; then eval_sets+=("$data/$name"); else without+=("$name"); fi
+done
+[[ " ${without[*]} " == *" dev "* ]] || dev_opts=(--dev "$data/dev")
+[[ " ${without[*]} " != *" test "* ]] || report_opts=(--unscored true)
+
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+  [ ${#without[@]} -eq 0 ] || echo "no $data/${without[0]}${without[1]:+, no $data/${without[1]}}: see stage 7"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
 if stage 3 "DINO"; then
@@ -105,8 +113,8 @@ if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
 fi
 
 if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
-  [ "$crops" -eq 0 ] ||
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
+  [ "$crops" -eq 0 ] || [ ${#report_opts[@]} -gt 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
 fi
 
