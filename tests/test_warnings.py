@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +160,66 @@ def test_a_training_on_short_utterances_says_so_before_it_starts(short, monkeypa
     assert results["pretrain"] is None and results["final"] is None and "no test trials" in page
     assert results["rounds"][0]["eer"] is None and results["rounds"][0]["num_clusters"] == 2
     assert "no EER" in results["not_measured"]
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def recipe(method: str, folder: Path, *options) -> subprocess.CompletedProcess:
+    """A recipe as utils/new_recipe.sh makes it."""
+    own = {k: v for k, v in os.environ.items() if k not in ("SPKV_ROOT", "SPKV_RECIPE")}
+    own |= {
+        "OMP_NUM_THREADS": "1",
+        "SPKV_PYTHON": sys.executable,
+        "CUDA_VISIBLE_DEVICES": "",
+        "SPKV_ROOT": str(ROOT),
+    }
+    if not (folder / "mine").exists():
+        new = [ROOT / "utils/new_recipe.sh", "mine", method, "--dir", folder]
+        subprocess.run([str(w) for w in new], env=own, check=True, capture_output=True)
+    words = [
+        folder / f"mine/{method}/run.sh",
+        "--exp",
+        folder / "exp",
+        "--data",
+        folder / "data",
+        "--nj",
+        "1",
+    ]
+    words += ["--conf", ROOT / "tests/conf", *options]
+    return subprocess.run([str(w) for w in words], env=own, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_recipe_with_nothing_but_train_ends_with_labels_a_model_and_what_was_not_measured(tmp_path):
+    """Two "voices", utterances of 0.45 s: it ends, and says: two clusters, crops too long."""
+    toy.make(tmp_path / "toy", speakers=2, utts=20, seconds=0.45, labeled=False).write(
+        tmp_path / "data/train"
+    )
+    done = recipe(
+        "ssl", tmp_path, "--stage", 2, "--num-rounds", 1, "--num-clusters", 2, "--finetune", "false"
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (
+        "there is no" in done.stdout and "nothing is scored" in done.stdout and "stage 7" not in done.stdout
+    )
+    results = json.loads((tmp_path / "exp/results.json").read_text())
+    assert results["final"] is None and results["rounds"][0]["eer"] is None and results["not_measured"]
+    assert {"two_clusters", "long_crops", "few_steps"} <= {w["kind"] for w in results["warnings"]}
+    last = done.stdout.splitlines()[-10:]
+    assert any("2 clusters (of" in line for line in last) and "results.json" in last[-1]
+    assert (tmp_path / "exp/round1/model/LATEST").exists() and (tmp_path / "exp/round1/data/utt2spk").exists()
+    assert "| round1 | 2 clusters" in (tmp_path / "exp/report.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["ssl", "trunk_ssl"])
+def test_what_a_recipe_does_without_dev_or_test(tmp_path, method):
+    toy.make(tmp_path / "toy", speakers=2, utts=2, seconds=0.3, labeled=False).write(tmp_path / "data/train")
+    shown = recipe(method, tmp_path, "--dry-run", "true", "--stage", 2).stdout
+    assert "data/dev" not in shown.replace("no " + str(tmp_path / "data/dev"), "") and "--unscored" in shown
+    assert "bin.evaluate" not in shown and "bin.cluster" in shown
+    (tmp_path / "data/test").mkdir()
+    shown = recipe(method, tmp_path, "--dry-run", "true", "--stage", 2).stdout
+    assert "bin.evaluate" in shown and "--dev" not in shown and "nothing is calibrated" in shown
+    assert "--unscored" not in shown.replace("--unscored false", "")
