@@ -3,19 +3,23 @@
 import resource
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
 from pyspkv.base.errors import UserError
 
+STARTING = (
+    6.0  # s until a training's first step, measured with benchmarks/plan.py: Python, 200 simulated rooms
+)
 TIMED_STEPS, FIRST_STEPS = 8, 3  # the first ones warm up: memory is asked for, kernels are chosen
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Of one training. hours: of audio that the network takes; memory_mb: most that a training process held."""
+    """Of one training. hours: of audio that the network takes; memory_mb: most that a training process holds, its cache
+    of decoded audio included; extract_minutes: to embed all utterances once with this model."""
 
     name: str
     steps: int
@@ -25,6 +29,7 @@ class Stage:
     hours: float
     minutes: float
     memory_mb: float
+    extract_minutes: float = 0.0
 
 
 def plan(name: str, files: Sequence[Path], data, seconds: Sequence[float], classes: int) -> Stage:
@@ -39,6 +44,7 @@ def plan(name: str, files: Sequence[Path], data, seconds: Sequence[float], class
     import time
 
     from pyspkv.base import config as cfg
+    from pyspkv.score.extract import embed
     from pyspkv.train.config import TrainConfig
     from pyspkv.train.trainer import Trainer
 
@@ -71,19 +77,22 @@ def plan(name: str, files: Sequence[Path], data, seconds: Sequence[float], class
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         trainer = Timed(config.model_copy(update=timed), part, Path(folder) / "model")
         view_seconds = [view.seconds for view in trainer.views.values()]
-        try:
+        begun = time.perf_counter()
+        with suppress(_Enough):
             trainer.run()
-        except _Enough:
-            pass
+        extracting = time.perf_counter()
+        encoder = trainer.objective.get_submodule(trainer.objective.eval_module).eval()
+        embed(encoder, part, trainer.device, trainer.precision, allow_pipes=config.allow_pipes)
+        extracting = (time.perf_counter() - extracting) * len(data.utts) / len(part.utts)
     gaps = sorted(b - a for a, b in zip(ends[FIRST_STEPS - 1 :], ends[FIRST_STEPS:]))
     each = sum(gaps) / len(gaps)
     hours = steps * config.batch_size * sum(view_seconds) / 3600
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     corpus = len(data.utts) * sum(seconds) / max(1, len(seconds)) * 16000 * 2 / 2**20
     memory = held + min(config.cache_mb, corpus)
-    return Stage(
-        name, steps, config.epochs, config.batch_size, max(view_seconds), hours, steps * each / 60, memory
-    )
+    minutes = (STARTING + ends[0] - begun + steps * each) / 60
+    crop = max(view_seconds)
+    return Stage(name, steps, config.epochs, config.batch_size, crop, hours, minutes, memory, extracting / 60)
 
 
 class _Enough(Exception):
@@ -115,8 +124,10 @@ def table(stages: Sequence[Stage]) -> list[str]:
     for s in stages:
         shown = f"{s.steps:7d} {s.epochs:6d} {s.batch_size:5d} {s.crop_seconds:6.2f} {s.hours:8.1f} {s.minutes:8.1f}"
         lines.append(f"{s.name:10} {shown} {s.memory_mb:6.0f}")
-    hours, minutes = sum(s.hours for s in stages), sum(s.minutes for s in stages)
+    minutes = sum(s.minutes for s in stages)
+    extract = sum(s.extract_minutes for s in stages)
     lines.append(
-        f"{'all':10} {sum(s.steps for s in stages):7d} {'':6} {'':5} {'':6} {hours:8.1f} {minutes:8.1f}"
+        f"{'trainings':10} {sum(s.steps for s in stages):7d} {'':19} {sum(s.hours for s in stages):8.1f} {minutes:8.1f}"
     )
+    lines.append(f"{'extraction of train, once with each model':47} {extract:15.1f}")
     return lines
