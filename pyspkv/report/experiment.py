@@ -406,6 +406,17 @@ def measured(scores: dict) -> list[str]:
     ]
 
 
+def signs_of(phases: dict[str, Path]) -> list[warnings.Sign]:
+    """Signs of trouble of the pipeline's phases."""
+    found = []
+    for name, folder in phases.items():
+        if PIPELINE.fullmatch(name):
+            dev = folder / "score/dev.json"
+            eer = read_metrics(dev)["eer"] if dev.is_file() else None
+            found.append(warnings.Phase(name, folder, epochs_of(folder), eer))
+    return warnings.collect(found)
+
+
 def difference(m: dict) -> str:
     low, high = m.get("eer_difference_ci_low"), m.get("eer_difference_ci_high")
     if m.get("eer_difference") is None or low is None or high is None:
@@ -554,7 +565,7 @@ def write(
             drawn.append("cost.png")
             plots.eer_by_cost(arms, inside(exp, exp / "plots/cost.png"))
     training = training_table(phases)
-    signs = warnings.collect(exp)
+    signs = signs_of(phases)
     title = title or exp.resolve().name
     with atomic_file(exp / "report.md") as f:
         f.write(markdown(title, scores, rounds, aside, training, moving, drawn, truth is not None, signs))

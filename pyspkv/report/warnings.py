@@ -1,7 +1,7 @@
 """Signs of trouble: what a training, a clustering or a whole experiment shows when it goes wrong, why, and what to do.
 
-`at_start` is of a training that is about to begin, `of_labels` of a clustering just made, `collect` of an experiment's
-folder. All are rules of thumb with the thresholds below; none is proof, and no model is chosen by them.
+`at_start` is of a training that is about to begin, `of_labels` of a clustering just made, `collect` of a whole
+experiment. All are rules of thumb with the thresholds below; none is proof, and no model is chosen by them.
 """
 
 import math
@@ -281,35 +281,37 @@ def of_dev(eers: dict[str, float]) -> list[Sign]:
     return [Sign("worse_than_first", last, what, cause, change)]
 
 
-def collect(exp: Path) -> list[Sign]:
-    """All signs that an experiment's folder shows, in the order of the pipeline; `exp` as run.sh writes it."""
+@dataclass(frozen=True)
+class Phase:
+    """What a phase of an experiment left: its folder, its end-of-epoch records, its EER % on dev."""
+
+    name: str
+    folder: Path
+    epochs: Sequence[dict[str, Any]]
+    dev_eer: float | None
+
+
+def collect(phases: Sequence[Phase]) -> list[Sign]:
+    """All signs of the phases, which are in the order of the pipeline."""
     from pyspkv.base import config as cfg
     from pyspkv.data.datadir import DataDir
-    from pyspkv.report import experiment
 
-    signs, eers, seconds = [], {}, None
-    phases = {p: d for p, d in experiment.find_phases(exp).items() if experiment.PIPELINE.fullmatch(p)}
-    for phase, folder in phases.items():
-        config = folder / "model/config.yaml"
-        config = cfg.read(config) if config.is_file() else {}
-        if not isinstance(config.get("objective"), dict):
-            config = {}
-        if (folder / "data/utt2spk").is_file() and (folder / "data/spk2utt").is_file():
-            data = DataDir.read(folder / "data", need_wav=False)
-            signs += of_labels(phase, data.spk, known_of(data))
+    out: dict[str, list[Sign]] = {phase.name: [] for phase in phases}
+    configs, seconds = {}, None
+    for phase in phases:
+        file = phase.folder / "model/config.yaml"
+        config = cfg.read(file) if file.is_file() else {}
+        configs[phase.name] = config if isinstance(config.get("objective"), dict) else {}
+        if all((phase.folder / "data" / table).is_file() for table in ("utt2spk", "spk2utt")):
+            data = DataDir.read(phase.folder / "data", need_wav=False)
+            out[phase.name] += of_labels(phase.name, data.spk, known_of(data))
             if seconds is None and data.wav:
                 seconds = seconds_of(data)
-        signs += of_training(phase, experiment.epochs_of(folder), config)
-        if (folder / "score/dev.json").is_file() and phase != "supervised":
-            eers[phase] = experiment.read_metrics(folder / "score/dev.json")["eer"]
-    for phase, folder in phases.items():
-        if seconds and (folder / "model/config.yaml").is_file():
-            objective = cfg.read(folder / "model/config.yaml").get("objective")
-            signs += of_crops(
-                phase, longest_crop(objective) if isinstance(objective, dict) else None, seconds
-            )
-    order = list(phases)
-    return sorted(signs, key=lambda s: order.index(s.where)) + of_dev(eers)
+        out[phase.name] += of_training(phase.name, phase.epochs, configs[phase.name])
+    for name, config in configs.items():
+        out[name] += of_crops(name, longest_crop(config.get("objective") or {}), seconds or ())
+    eers = {p.name: p.dev_eer for p in phases if p.dev_eer is not None and p.name != "supervised"}
+    return [sign for signs in out.values() for sign in signs] + of_dev(eers)
 
 
 def markdown(signs: Sequence[Sign], text=str) -> list[str]:
