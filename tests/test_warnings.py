@@ -48,6 +48,11 @@ def test_the_end_of_a_training(last, config, want):
     assert kinds(warnings.of_training("pretrain", [{"step": 1, "loss": 9.0}, last], config)) == want
 
 
+def test_fine_tuning_is_short_on_purpose():
+    assert kinds(warnings.of_steps("round1", 36)) == ["few_steps"] and not warnings.of_steps("round1", 40)
+    assert not warnings.of_steps("finetune", 36) and not warnings.of_steps("pretrain", 0)
+
+
 def test_crops_against_durations():
     fsdd = list(np.random.default_rng(0).uniform(0.3, 0.6, 300))
     [sign] = warnings.of_crops("pretrain", 1.5, fsdd)

@@ -92,7 +92,8 @@ def of_crops(where: str, crop: float | None, seconds: Sequence[float]) -> list[S
 
 
 def of_steps(where: str, steps: int) -> list[Sign]:
-    if steps >= FEW_STEPS or steps == 0:  # 0: an untrained model is wanted
+    """Too few steps in all; fine-tuning is short on purpose."""
+    if steps >= FEW_STEPS or steps == 0 or where == "finetune":  # 0: an untrained model is wanted
         return []
     what = f"{steps} training steps in all"
     cause = "epochs and batch_size were made for a larger corpus; a network hardly moves in so few steps"
