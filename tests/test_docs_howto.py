@@ -173,7 +173,7 @@ def test_your_own_audio(tmp_path):
         file = tmp_path / f"audio/spk{s:02d}/day{session}/{u}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(file, rng.uniform(-0.1, 0.1, 3200), 16000)
-    folder, look, test, voxceleb, assess = commands(page)
+    _, _, folder, look, test, voxceleb, assess = commands(page)
     assert "assess" in assess
     as_installed = f'pyspkv() {{ "{sys.executable}" -m pyspkv.bin.main "$@"; }}\nexport PYTHONPATH={ROOT}\n'
     shown = sh(tmp_path, as_installed + folder + look + test)
@@ -188,6 +188,53 @@ def test_your_own_audio(tmp_path):
     sh(tmp_path, as_installed + voxceleb)
     [line] = DataDir.read(tmp_path / "data/vox1").trials["trials"]
     assert line == f"{spk[0]}-day0-0 {spk[1]}-day1-1 nontarget"
+
+
+def own_recipe(tree, audio: Path, speakers: int, *more: str) -> dict:
+    """The page's six commands, run in a copy of the repository on a folder of <speaker>/... ; results.json."""
+    shutil.rmtree(tree / "data")
+    (tree / "audio").symlink_to(audio)
+    for name in ("path.sh", "cmd.sh"):
+        assert (tree / "egs/TEMPLATE" / name).exists()
+    six = commands("howto/use_your_own_audio.md")[0].replace(
+        "--num-speakers 20", f"--num-speakers {speakers}"
+    )
+    lines = six.splitlines()
+    assert len(lines) == 6
+    lines[-1] += "".join(f" {word}" for word in more)
+    out = sh(
+        tree,
+        'unset SPKV_ROOT; . ./path.sh\npyspkv() { python -m pyspkv.bin.main "$@"; }\n' + "\n".join(lines),
+    )
+    report = (tree / "egs/mine/ssl/exp/report.md").read_text()
+    assert "## Signs of trouble" in report and "results.json" in out.splitlines()[-1] and "trainings" in out
+    return json.loads((tree / "egs/mine/ssl/exp/results.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_six_commands_on_synthetic_speech(tree, tmp_path):
+    """10 voices of egs/mini's maker, 6 of them in training: a result, and enough steps."""
+    made = "--num-train-spk 6 --num-dev-spk 4 --num-test-spk 4 --sessions 2 --utts-per-session 3 --nj 1"
+    made += " --eval-utts-per-session 3"
+    sh(ROOT, f'"{sys.executable}" local/mini.py {made} {tmp_path}/made')
+    for part in ("train_labeled", "test"):
+        data = DataDir.read(tmp_path / "made" / part)
+        for utt, spk in zip(data.utts, data.spk):
+            folder = tmp_path / "voices" / spk
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(data.wav[utt], folder / f"{utt}{Path(data.wav[utt]).suffix}")
+    results = own_recipe(tree, tmp_path / "voices", 4)
+    assert 0 <= results["final"]["eer"] <= 100 and [r["round"] for r in results["rounds"]] == [1, 2]
+    assert "few_steps" not in {w["kind"] for w in results["warnings"] if w["where"] == "pretrain"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_six_commands_on_speechocean762(tree, corpora):
+    results = own_recipe(tree, corpora / "speechocean762/train", 20, "--num-rounds", "1")
+    assert 0 < results["final"]["eer"] < 45 and results["pretrain"]["eer"] < 45
+    assert not {"few_steps", "chance_loss", "two_clusters"} & {w["kind"] for w in results["warnings"]}
 
 
 def test_the_commands_of_the_table_of_lists():

@@ -1,21 +1,26 @@
 #!/usr/bin/env bash
 # A new recipe for a corpus of your own: a whole folder, DIR/<name>/<method>, where local/data.sh is then to be written.
-# Usage: utils/new_recipe.sh <name> <method> [--dir DIR]     e.g. utils/new_recipe.sh mycorpus ssl --dir ~/recipes
-# Methods: ssl ssrl trunk_ssl gll dialogue supervised. DIR is egs by default; elsewhere run.sh wants SPKV_ROOT set.
+# Usage: utils/new_recipe.sh <name> <method> [--dir DIR] [--data DATA]
+#   e.g. utils/new_recipe.sh mycorpus ssl --dir ~/recipes --data data/train
+# Methods: ssl ssrl trunk_ssl gll dialogue supervised. DIR is egs by default; elsewhere run.sh wants SPKV_ROOT set. DATA is
+# the data directory to train on: epochs, batches, crops and the number of clusters are then made to fit it
+# (pyspkv/data/plan.py has the rule).
 set -euo pipefail
 egs=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../egs" && pwd)
 die() { echo "$0: $*" >&2; exit 1; }
-dir=$egs words=()
+dir=$egs data='' words=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --help | -h) sed -n '2,4s/^# //p' "$0"; exit 0 ;;
+    --help | -h) sed -n '2,7s/^# //p' "$0"; exit 0 ;;
     --dir) [ $# -gt 1 ] || die "--dir needs a value"; dir=$2; shift 2 ;;
+    --data) [ $# -gt 1 ] || die "--data needs a value"; data=$2; shift 2 ;;
+    --data=*) data=${1#*=}; shift ;;
     --dir=*) dir=${1#*=}; shift ;;
     -*) die "unknown option $1; see utils/new_recipe.sh --help" ;;
     *) words+=("$1"); shift ;;
   esac
 done
-[ ${#words[@]} -eq 2 ] || { sed -n '3,4s/^# //p' "$0" >&2; exit 1; }
+[ ${#words[@]} -eq 2 ] || { sed -n '3,7s/^# //p' "$0" >&2; exit 1; }
 name=${words[0]} method=${words[1]}
 [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "'$name' is no name for a folder"
 [ -f "$egs/TEMPLATE/$method/run.sh" ] || die "no method '$method'; there are: ssl ssrl trunk_ssl gll dialogue supervised"
@@ -28,6 +33,13 @@ mkdir "$tmp/local"
 cp -a "$egs/TEMPLATE/data.sh" "$tmp/local"
 printf '# %s: %s\n\nMade by utils/new_recipe.sh. Write local/data.sh, look through conf/, then: run.sh --corpus DIR\n' \
   "$name" "$method" > "$tmp/README.md"
+if [ -n "$data" ]; then
+  . "$egs/../path.sh"
+  fitted=$(python -m pyspkv.bin.plan "$data" --conf "$tmp/conf" --fit --no-timing) || { rm -r "$tmp"; exit 1; }
+  printf '%s\n' "${fitted//"$tmp/"/}"
+  clusters=${fitted##*num_clusters=}
+  sed -i "s/^num_clusters=auto /num_clusters=$(printf %-4s "$clusters") /" "$tmp/run.sh"
+fi
 chmod 755 "$tmp"
 mv -T "$tmp" "$new"
 echo "$0: $new: write local/data.sh, look through conf/, then $new/run.sh --corpus DIR"

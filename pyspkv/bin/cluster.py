@@ -10,6 +10,7 @@ since; else they are refused.
 import argparse
 import os
 import re
+import sys
 from pathlib import Path
 
 from pyspkv.base.errors import UserError, natural, run
@@ -106,6 +107,17 @@ def main() -> None:
     print(f"{s['num_clusters']} clusters, sizes {s['size_min']} / {s['size_median']:g} / {s['size_max']} "
           f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip
     print(f"data directory: {args.out_data}")
+    warn(Path(args.out_data))
+
+
+def warn(folder: Path) -> None:
+    """Say at once where the labels just made are no good."""
+    from pyspkv.data.datadir import DataDir
+    from pyspkv.report import warnings
+
+    data = DataDir.read(folder, need_wav=False)
+    for sign in warnings.of_labels(folder.resolve().parent.name, data.spk, warnings.known_of(data)):
+        print(sign, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,18 +25,23 @@ def parse_args() -> argparse.Namespace:
         help="other experiments: a table of paired differences, and dev EER against the cost of all",
     )
     p.add_argument("--title", help="title of report.md (default: the name of EXP)")
+    p.add_argument("--unscored", action="store_true", help="there are no trials: report what else there is")
     return p.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    from pyspkv.report import experiment
+    from pyspkv.report import experiment, warnings
 
     exp = Path(args.exp)
-    out = experiment.write(exp, args.name, args.truth, args.compare_with, args.title)
+    out = experiment.write(exp, args.name, args.truth, args.compare_with, args.title, args.unscored)
     for name in ("pretrain", "final", "supervised"):
         if out[name]:
             print(f"{name:<11}EER {out[name]['eer']:6.2f} %   minDCF(0.01) {out[name]['min_dcf_0.01']:.3f}")
+    if "not_measured" in out:
+        print(out["not_measured"])
+    for sign in out["warnings"]:
+        print(warnings.Sign(**sign))
     print(f"report: {exp}/report.md, results: {exp}/results.json")
 
 

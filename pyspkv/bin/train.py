@@ -90,7 +90,7 @@ def main() -> None:
     if args.dev_trials and not Path(args.dev_trials).is_file():
         raise UserError("no such trials file", file=args.dev_trials)
     model = Path(args.exp)
-    Trainer(
+    trainer = Trainer(
         config,
         data,
         model,
@@ -101,7 +101,13 @@ def main() -> None:
         keep_head=args.keep_head,
         labels_out=args.labels_out and Path(args.labels_out),
         patience=args.patience,
-    ).run()
+    )
+    if is_first() and not trainer.finished:
+        from pyspkv.report import warnings
+
+        for sign in warnings.at_start(trainer):
+            print(sign, file=sys.stderr)
+    trainer.run()
     if distributed.rank() == 0:
         print(f"model: {model}")
     distributed.close()

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from pyspkv.base import foreign
 from pyspkv.base.errors import UserError, printable
+from pyspkv.report import warnings
 
 KEYS: tuple[str, ...] = (
     "eer",
@@ -38,6 +39,11 @@ FIGURES |= dict.fromkeys(("eer_difference", "eer_difference_ci_low", "eer_differ
 # Of train.jsonl; all else that is a number is drawn.
 TIMES: dict[str, Range] = {"epoch": (0, 1e9), "step": (0, 1e15), "audio_seconds": (0, 1e15)}
 TIMES |= {"seconds": (0, 1e12), "loss": ANY, "accuracy": (0, 1), "dev_eer": EER, "dev_eer_student": EER}
+NOT_MEASURED = (
+    "There are no test trials, so nothing was scored: no EER, minDCF, calibration or comparison of models.",
+    "What there is: labels (round*/data), models (*/model) and the figures of training below.",
+    "With labeled speakers of no training, `pyspkv datadir make-trials DIR` makes trials; then run stages 6 to 8.",
+)
 AGAIN = "make it again: run stages 4 and 7"
 VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the training mean, AS-normed, with crops
 
@@ -149,8 +155,8 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
         more |= {"purity": truth.get("purity"), "ami_with_previous": labels["stability"].get("ami")}
         scored = entry(f"round{r}")
         more |= {"silent": labels["silent"]} if labels.get("silent") else {}
-        if scored:
-            listed.append({"round": r, **scored, **more})
+        if scored or not scores:
+            listed.append({"round": r, **(scored or dict.fromkeys(KEYS)), **more})
     final = entry("finetune") or entry("baseline")
     if final is None and listed:
         final = entry(f"round{listed[-1]['round']}")
@@ -388,11 +394,11 @@ def markdown(
     moving: dict[str, list[dict]],
     plots: list[str],
     with_truth: bool,
+    signs: Sequence[warnings.Sign] = (),
 ) -> str:
-    lines = [f"# {text(title)}", "", *systems_table(scores)]
-    over = {m["eer_ci_over"] for lists in scores.values() for m in lists.values() if m.get("eer_ci_over")}
-    lines += ["", f"Intervals: bootstrap over {' / '.join(map(text, sorted(over))) or 'nothing'}."]
-    lines += ["`final` in results.json is finetune where it was run, else the last round; no score chose it."]
+    lines = [f"# {text(title)}", ""]
+    lines += measured(scores) if scores else [*NOT_MEASURED]
+    lines += warnings.markdown(signs, text)
     if rounds:
         lines += rounds_table(rounds, with_truth)
     lines += [*aside, "", "## Training", "", *training]
@@ -400,6 +406,28 @@ def markdown(
         lines += moving_table(phase, epochs)
     lines += ["", "## Plots", ""] + [f"![{text(name)}](plots/{quote(os.fsencode(name))})" for name in plots]
     return "\n".join(lines) + "\n"
+
+
+def measured(scores: dict) -> list[str]:
+    """The table of systems, and how to read it."""
+    lines = systems_table(scores)
+    over = {m["eer_ci_over"] for lists in scores.values() for m in lists.values() if m.get("eer_ci_over")}
+    lines += ["", f"Intervals: bootstrap over {' / '.join(map(text, sorted(over))) or 'nothing'}."]
+    return [
+        *lines,
+        "`final` in results.json is finetune where it was run, else the last round; no score chose it.",
+    ]
+
+
+def signs_of(phases: dict[str, Path]) -> list[warnings.Sign]:
+    """Signs of trouble of the pipeline's phases."""
+    found = []
+    for name, folder in phases.items():
+        if PIPELINE.fullmatch(name):
+            dev = folder / "score/dev.json"
+            eer = read_metrics(dev)["eer"] if dev.is_file() else None
+            found.append(warnings.Phase(name, folder, epochs_of(folder), eer))
+    return warnings.collect(found)
 
 
 def difference(m: dict) -> str:
@@ -423,7 +451,8 @@ def draw(
 
     headline = {phase: lists[name] for phase, lists in scores.items() if name in lists}
     systems = [(p, m["eer"], m.get("eer_ci_low"), m.get("eer_ci_high")) for p, m in headline.items()]
-    plots.eer_by_system(systems, path("eer.png"))
+    if systems:
+        plots.eer_by_system(systems, path("eer.png"))
     curves, last = read_curves(headline, phases, name)
     if curves and last:
         plots.det(curves, path("det.png"))
@@ -475,18 +504,23 @@ def read_curves(
     return curves, last
 
 
-def _check(exp: Path, phases: dict[str, Path], scores: dict, trials: str) -> None:
+def _check(exp: Path, phases: dict[str, Path], scores: dict, trials: str, unscored: bool) -> None:
     """UserError: there is nothing to report on, or a link would lead what is written out of `exp`."""
+    if scores or not unscored:
+        _check_scores(exp, scores, trials)
+    for name in ("report.md", "results.json", "plots"):
+        inside(exp, exp / name)
+    for phase in phases if scores else ():
+        if trials not in scores.get(phase, {}):
+            print(f"{phase} has no score/{trials}.json and is left out of results.json", file=sys.stderr)
+
+
+def _check_scores(exp: Path, scores: dict, trials: str) -> None:
     if not any(trials in lists for lists in scores.values()):
         names = sorted({n for lists in scores.values() for n in lists})
         have = f"there are scores of: {', '.join(names)}" if names else "there are no scores at all"
         hint = f"give --name {names[0]}" if names else "run stages 6 and 7 first"
         raise UserError(f"no phase has score/{trials}.json; {have}", file=exp, hint=hint)
-    for name in ("report.md", "results.json", "plots"):
-        inside(exp, exp / name)
-    for phase in phases:
-        if trials not in scores.get(phase, {}):
-            print(f"{phase} has no score/{trials}.json and is left out of results.json", file=sys.stderr)
 
 
 def _compare(
@@ -509,11 +543,14 @@ def write(
     truth_file: str | None = None,
     compare_with: Sequence[Path] = (),
     title: str | None = None,
+    unscored: bool = False,
 ) -> dict:
     """Write EXP/report.md, EXP/results.json and EXP/plots; the results.
 
     trials: the list of the headline figures, PHASE/score/NAME.json; truth_file: true speakers of the training data, for
-    diagnostics; compare_with: other experiments; title: of report.md. UserError: no phase has scores of the list.
+    diagnostics; compare_with: other experiments; title: of report.md; unscored: there are
+    no trials, so nothing need have been scored. `warnings` in the results are the signs of trouble. UserError: no phase
+    has scores of the list.
     """
     from pyspkv.base.atomic import atomic_file
     from pyspkv.data.tables import read_table
@@ -523,7 +560,7 @@ def write(
         raise UserError("no such folder", file=exp, hint="give --exp the folder that run.sh wrote")
     phases = find_phases(exp)
     scores = read_scores(phases)
-    _check(exp, phases, scores, trials)
+    _check(exp, phases, scores, trials, unscored)
     truth = read_table(truth_file, "id") if truth_file else None
     rounds = {
         int(found[1]): read_round(folder, truth, truth_file)
@@ -544,10 +581,14 @@ def write(
             drawn.append("cost.png")
             plots.eer_by_cost(arms, inside(exp, exp / "plots/cost.png"))
     training = training_table(phases)
+    signs = signs_of(phases)
     title = title or exp.resolve().name
     with atomic_file(exp / "report.md") as f:
-        f.write(markdown(title, scores, rounds, aside, training, moving, drawn, truth is not None))
+        f.write(markdown(title, scores, rounds, aside, training, moving, drawn, truth is not None, signs))
     out = results(scores, rounds, trials, moving)
+    out["warnings"] = [sign.as_dict() for sign in signs]
+    if not scores:
+        out["not_measured"] = " ".join(NOT_MEASURED[:1])
     if compared:
         out["compared"] = compared
     if (ranked := exp / "pretrain/dialogues.json").exists():

@@ -67,8 +67,13 @@ for r in $(seq "$num_rounds"); do rounds+=("$exp/round$r"); done
 ! $dev_curve || dev=(--dev "$data/dev")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage" --round "$round"
 
+eval_sets=() dev_opts=() unscored=true # dev and test may be missing: the rest is done without them
+has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
+! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
+! has test || { eval_sets+=("${tests[@]}"); unscored=false; }
+
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "${tests[@]}"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
 if stage 3 "pre-train without labels"; then
@@ -106,20 +111,22 @@ if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
 fi
 
 if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "${tests[@]}"
-  [ "$crops" -eq 0 ] ||
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
+  $unscored || [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "${tests[@]}"
 fi
 
-if stage 7 "score"; then
+has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
+! $unscored || echo "there is no $data/test: nothing is scored, and the report holds labels and training alone"
+if ! $unscored && stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
   for name in test "${also_test[@]}"; do
-    log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" --cohort-data "$exp/round$num_rounds/data" \
+    log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" --cohort-data "$exp/round$num_rounds/data" \
       --crops "$use_crops" --compare "${versus:+$exp/$versus}" "${systems[@]}" "$data/$name" "$name"
   done
 fi
 
 if stage 8 "report"; then
-  log_run steps/report.sh --truth "$truth" "$exp" "${compare_with[@]}"
+  log_run steps/report.sh --truth "$truth" --unscored "$unscored" "$exp" "${compare_with[@]}"
 fi

@@ -75,8 +75,13 @@ for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 ! $finetune || systems+=("$exp/finetune")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage" --round "$round"
 
+eval_sets=() dev_opts=() unscored=true # dev and test may be missing: the rest is done without them
+has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
+! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
+! has test || { eval_sets+=("$data/test"); unscored=false; }
+
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
 if stage 3 "DINO"; then
@@ -110,18 +115,20 @@ if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
 fi
 
 if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
-  [ "$crops" -eq 0 ] ||
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
+  $unscored || [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
 fi
 
-if stage 7 "score"; then
+has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
+! $unscored || echo "there is no $data/test: nothing is scored, and the report holds labels and training alone"
+if ! $unscored && stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+  log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
     --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 
 if stage 8 "report"; then
-  log_run steps/report.sh --truth "$truth" "$exp" "${compare_with[@]}"
+  log_run steps/report.sh --truth "$truth" --unscored "$unscored" "$exp" "${compare_with[@]}"
 fi

@@ -1,0 +1,88 @@
+"""Settings of a recipe that fit a corpus: from the number of its utterances and their durations, nothing else.
+
+The shipped configs were made for egs/mini: 1600 utterances of some 3 s. `suggest` says what another corpus needs:
+
+- *batch*: an eighth of the utterances, as a power of two, at least 8 and never more than the config has. So an epoch
+  has 8 steps or more, and a contrastive batch is not most of the corpus.
+- *epochs*: so many that there are no fewer steps than the config makes of 1600 utterances, never fewer epochs than it
+  has; and 200 steps of pre-training at least. (28 steps left real speech at chance: `auto` then found the two sexes.)
+- *crops*: of pre-training half of the median duration at most, so that two crops of an utterance can lie apart; of the
+  rounds the 25th percentile, of fine-tuning the median. Never longer than the config has, never below 0.25 s.
+- *clusters*: `auto` from 500 utterances on; below that a twentieth of them, 3 at least.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+TUNED_ON = 1600  # utterances
+LEAST_PRETRAIN_STEPS = 200
+LEAST_BATCH, BATCH_SHARE = 8, 8
+LEAST_CROP = 0.25  # s; an encoder wants 0.075 s
+AUTO_FROM, PER_CLUSTER, LEAST_CLUSTERS = 500, 20, 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one training stage should have. crop_seconds: the longest crop; batch_size: utterances."""
+
+    batch_size: int
+    epochs: int
+    crop_seconds: float
+
+
+def percentile(seconds: Sequence[float], p: float) -> float:
+    """The value that a share p (0 to 1) of the durations does not exceed."""
+    ordered = sorted(seconds)
+    return ordered[min(len(ordered) - 1, int(p * len(ordered)))]
+
+
+def clusters(num_utts: int) -> str:
+    """What --num-clusters should be."""
+    return "auto" if num_utts >= AUTO_FROM else str(max(LEAST_CLUSTERS, num_utts // PER_CLUSTER))
+
+
+def suggest(num_utts: int, durations: Sequence[float], stage: str, like: Settings) -> Settings:
+    """Settings of a stage by the rule of this module.
+
+    Args:
+        num_utts: of the training directory.
+        durations: in seconds, of all utterances or of a sample.
+        stage: name of its config: "pretrain", "finetune", anything else is a round.
+        like: what its config has.
+    """
+    batch = min(like.batch_size, max(LEAST_BATCH, 2 ** int(math.log2(max(1, num_utts // BATCH_SHARE)))))
+    batch = max(1, min(batch, num_utts))
+    wanted = like.epochs * (TUNED_ON // like.batch_size)
+    if stage == "pretrain":
+        wanted = max(wanted, LEAST_PRETRAIN_STEPS)
+    epochs = like.epochs and max(like.epochs, math.ceil(wanted / (num_utts // batch)))
+    limits = {"pretrain": percentile(durations, 0.5) / 2, "finetune": percentile(durations, 0.5)}
+    limit = max(LEAST_CROP, limits.get(stage, percentile(durations, 0.25)))
+    return Settings(batch, epochs, min(like.crop_seconds, math.floor(limit * 20 + 1e-9) / 20))
+
+
+def fitted(text: str, stage: str, num_utts: int, durations: Sequence[float]) -> str:
+    """The text of a stage's YAML file with the suggested numbers; all else, comments too, as it was.
+
+    A file without epochs or batch_size, or with a sampler of its own, on which its batches depend, keeps both. All
+    crops of a file shrink alike: DINO's local ones with its global ones.
+    """
+    epochs, batch = (re.search(rf"(?m)^{key}: *(\d+)", text) for key in ("epochs", "batch_size"))
+    own = not (epochs and batch) or re.search(r"(?m)^sampler:", text)
+    crops = [float(x) for x in re.findall(r"\b\w+_seconds: *([\d.]+)", text)]
+    longest = max(crops, default=math.inf)
+    like = Settings(64, 1, longest) if own else Settings(int(batch[1]), int(epochs[1]), longest)
+    found = suggest(num_utts, durations, stage, like)
+    if not own:
+        text = re.sub(r"(?m)^epochs: *\d+", f"epochs: {found.epochs}", text)
+        text = re.sub(r"(?m)^batch_size: *\d+", f"batch_size: {found.batch_size}", text)
+    if crops and found.crop_seconds < like.crop_seconds:
+        share = found.crop_seconds / like.crop_seconds
+        text = re.sub(
+            r"\b(\w+_seconds: *)([\d.]+)",
+            lambda m: f"{m[1]}{max(LEAST_CROP / 2, round(float(m[2]) * share, 3)):g}",
+            text,
+        )
+    return text

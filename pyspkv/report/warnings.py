@@ -1,0 +1,324 @@
+"""Signs of trouble: what a training, a clustering or a whole experiment shows when it goes wrong, why, and what to do.
+
+`at_start` is of a training that is about to begin, `of_labels` of a clustering just made, `collect` of a whole
+experiment. All are rules of thumb with the thresholds below; none is proof, and no model is chosen by them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyspkv.base.errors import printable
+
+FEW_STEPS = (
+    40  # 28 steps of contrastive pre-training left real speech at chance, 48 did not leave synthetic speech
+)
+NEAR_CHANCE = 0.9  # of the loss that guessing gives
+LOW_ACCURACY = 0.2  # of a classifier of its own training labels, at the end
+COLLAPSED = 0.1  # 1 - |mean|^2 of unit embeddings; a sound encoder has 0.95 and more
+GIANT = 0.25  # share of all utterances in one cluster
+PURE = 0.8  # share of utterances that have their cluster's most frequent value
+KEPT = 0.05  # share of the utterances that a gate lets through
+LOOKED_AT = 500  # utterances whose durations are read, evenly over the list
+MOST_FOR_AMI = 50_000  # utterances, evenly over the list
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One sign of trouble. kind: a fixed word for programs; where: the phase; what, cause, change: for people."""
+
+    kind: str
+    where: str
+    what: str
+    cause: str
+    change: str
+
+    def __str__(self) -> str:
+        return printable(
+            f"warning: {self.where}: {self.what}. Likely cause: {self.cause}. Change: {self.change}"
+        )
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+# -- before and during a training
+
+
+def seconds_of(data, allow_pipes: bool = False, most: int = LOOKED_AT) -> list[float]:
+    """Durations in seconds of at most `most` utterances of a DataDir, evenly over the list; from tables or headers.
+
+    Utterances whose length cannot be told are left out, as commands are without `allow_pipes`.
+    """
+    from pyspkv.audio.reader import AudioReader
+    from pyspkv.base.errors import UserError
+
+    reader, out = AudioReader(data, allow_pipes), []
+    for row in evenly(len(data.utts), most):
+        try:
+            out.append(reader.num_samples(row) / 16000)
+        except (UserError, OSError):
+            continue
+    return out
+
+
+def evenly(n: int, most: int) -> list[int]:
+    """At most `most` of the rows 0 .. n-1, at even distances."""
+    return list(range(n)) if n <= most else [i * n // most for i in range(most)]
+
+
+def longest_crop(objective: dict[str, Any]) -> float | None:
+    """Seconds of the longest crop that an objective's config asks for; None where it names none."""
+    found = [v for k, v in objective.items() if k.endswith("_seconds") and isinstance(v, (int, float))]
+    return max(found, default=None)
+
+
+def of_crops(where: str, crop: float | None, seconds: Sequence[float]) -> list[Sign]:
+    """Crops longer than most utterances. seconds: durations of the utterances, or of a sample."""
+    short = sum(s < crop - 1e-3 for s in seconds) if crop else 0
+    if not seconds or short <= len(seconds) / 2:
+        return []
+    median = sorted(seconds)[len(seconds) // 2]
+    share = f"{100 * short / len(seconds):.0f} %"
+    what = f"crops of {crop:g} s are longer than {share} of the utterances (median {median:.2f} s)"
+    cause = (
+        "short utterances are repeated, so that two crops of one are the same audio and attract for nothing"
+    )
+    shorter = f"set crop_seconds to {max(0.1, median / 2):.2f} or less"
+    return [Sign("long_crops", where, what, cause, f"{shorter}, or join the pieces of one recording")]
+
+
+def of_steps(where: str, steps: int) -> list[Sign]:
+    """Too few steps in all; fine-tuning is short on purpose."""
+    if steps >= FEW_STEPS or steps == 0 or where == "finetune":  # 0: an untrained model is wanted
+        return []
+    what = f"{steps} training steps in all"
+    cause = "epochs and batch_size were made for a larger corpus; a network hardly moves in so few steps"
+    change = "raise epochs or lower batch_size until there are 200 steps; `pyspkv plan DATA --conf conf --fit` does"
+    return [Sign("few_steps", where, what, cause, change)]
+
+
+def at_start(trainer) -> list[Sign]:
+    """Of a Trainer that has been built: its steps, and its crops against the utterances' durations."""
+    where, config = trainer.exp.parent.name or str(trainer.exp), trainer.config
+    signs = of_steps(where, trainer.sampler.steps * config.epochs)
+    data = trainer.corpus.parts[-1]
+    crop = longest_crop({f"{name}_seconds": view.seconds for name, view in trainer.views.items()})
+    return signs + of_crops(where, crop, seconds_of(data, config.allow_pipes))
+
+
+def chance(config: dict[str, Any]) -> tuple[str, float] | None:
+    """(name of the logged term, its value for a network that only guesses) of a resolved config; None: not known.
+
+    NT-Xent has 2N - 1 candidates for N utterances (Chen et al. 2020, eq. 1), the angular prototypical loss N, and
+    DINO's cross-entropy is that of a uniform distribution over its prototypes. AAM-softmax adds a margin, so that its
+    loss says little: there accuracy tells.
+    """
+    objective, batch = config.get("objective") or {}, config.get("batch_size")
+    if objective.get("name") == "contrastive" and isinstance(batch, int) and batch > 1:
+        paired = objective.get("loss", "nt_xent") == "nt_xent"
+        return objective.get("loss", "nt_xent"), math.log(2 * batch - 1 if paired else batch)
+    if objective.get("name") == "dino" and isinstance(objective.get("num_prototypes"), int):
+        return "dino", math.log(objective["num_prototypes"])
+    return None
+
+
+def of_training(where: str, records: Sequence[dict[str, Any]], config: dict[str, Any]) -> list[Sign]:
+    """Of a training's end-of-epoch records (train.jsonl) and its resolved config."""
+    if not records:
+        return []
+    last = records[-1]
+    signs = of_steps(where, int(last.get("step", FEW_STEPS)))
+    guess = chance(config)
+    if guess and last.get(guess[0], 0) > NEAR_CHANCE * guess[1]:
+        what = f"{guess[0]} ends at {last[guess[0]]:.2f}, and guessing gives {guess[1]:.2f}"
+        cause = "too few steps, a learning rate that does not suit, or audio without speech"
+        change = "raise epochs (--pretrain-opts epochs=16), try half of optim.lr, and listen to the audio"
+        signs.append(Sign("chance_loss", where, what, cause, change))
+    if (config.get("objective") or {}).get("name") == "aam" and 0 <= last.get("accuracy", 1) < LOW_ACCURACY:
+        what = f"accuracy on the training labels ends at {100 * last['accuracy']:.0f} %"
+        cause = "too few steps, or labels that are not speakers"
+        change = "raise epochs of this stage; where that does not help, pre-train longer"
+        signs.append(Sign("low_accuracy", where, what, cause, change))
+    if last.get("spread", 1) < COLLAPSED:
+        what = f"embeddings nearly all point one way (spread {last['spread']:.2f}, a sound model has 0.9 or more)"
+        cause = "a collapsed encoder: the learning rate is too high, or most audio is the same or silent"
+        change = "halve optim.lr, and look for silent and double files with `pyspkv datadir summary`"
+        signs.append(Sign("collapsed", where, what, cause, change))
+    if "kept" in last and last["kept"] < KEPT:
+        what = f"the gate kept {100 * last['kept']:.1f} % of the utterances in the last epoch"
+        cause = "the model does not agree with its labels, or the threshold is too strict"
+        change = "loosen the gate (objective.gate), start it later, or go on from a model that has been trained longer"
+        signs.append(Sign("gate_refuses", where, what, cause, change))
+    return signs
+
+
+# -- labels
+
+
+def of_labels(where: str, labels: Sequence[str], known: dict[str, Sequence[str]]) -> list[Sign]:
+    """Of clusters [N]. known: what else is known of each utterance [N], by name, as `known_of` finds it."""
+    sizes = Counter(labels)
+    k, n = len(sizes), len(labels)
+    if k <= 2:
+        shown = " / ".join(str(c) for c in sorted(sizes.values()))
+        what = f"{k} cluster{'s' * (k > 1)} (of {shown} utterances)"
+        cause = "too little training: embeddings tell men from women, or channels, but not yet speakers"
+        change = (
+            "pre-train longer (--pretrain-opts epochs=16), or give --num-clusters, as you expect speakers"
+        )
+        return [Sign("two_clusters", where, what, cause, change)]
+    signs = []
+    name, most = max(sizes.items(), key=lambda item: item[1])
+    if most / n > max(GIANT, 3 / k):
+        what = f"cluster {name} holds {100 * most / n:.0f} % of the utterances ({most} of {n})"
+        cause = (
+            "many speakers fell together: too little training, or much of the audio is alike (silence, music)"
+        )
+        change = "listen to some of it, remove what is no speech, pre-train longer, or give a larger --num-clusters"
+        signs.append(Sign("giant_cluster", where, what, cause, change))
+    return signs + _confused(where, labels, known)
+
+
+def known_of(data) -> dict[str, list[str]]:
+    """What a DataDir tells of its utterances besides speakers: sessions, words (`text`), parts of their ids."""
+    out = {}
+    for file, name in (("utt2session", "sessions (utt2session)"), ("text", "words (text)")):
+        table = data.utt_tables.get(file)
+        if table and all(u in table for u in data.utts):
+            out[name] = [table[u] for u in data.utts]
+    return out | fields(data.utts)
+
+
+def fields(utts: Sequence[str]) -> dict[str, list[str]]:
+    """The parts of ids between `-` and `_`, where all ids have equally many: name -> values [N]; ids have no others."""
+    parts = [u.replace("_", "-").split("-") for u in utts]
+    if not parts or len({len(p) for p in parts}) != 1 or not 1 < len(parts[0]) < 10:
+        return {}
+    columns = {f"part {i} of the ids": list(c) for i, c in enumerate(zip(*parts), 1)}
+    return {name: c for name, c in columns.items() if 1 < len(set(c)) <= len(c) / 2}
+
+
+def _confused(where: str, labels: Sequence[str], known: dict[str, Sequence[str]]) -> list[Sign]:
+    """Clusters that are sessions or words.
+
+    Speakers who came to several sessions, or said several words, mix them in a cluster; so a table (sessions, words)
+    counts where each cluster has one value. Parts of ids may be the speaker, by Kaldi's habit the first: so they count
+    where two parts are told that say different things, or one that is not the first.
+    """
+    rows = evenly(len(labels), MOST_FOR_AMI)
+    labels = [labels[i] for i in rows]
+    pure = {name: values for name, all_values in known.items()
+            if told(labels, values := [all_values[i] for i in rows])}  # fmt: skip
+    parts = [name for name in pure if name.startswith("part ")]
+    others = [name for name in pure if not name.startswith("part ")]
+    first = [name for name in parts if name.startswith("part 1 ")]
+    two = len(parts) > 1 and not _same(pure[parts[0]], pure[parts[1]])
+    if not others and parts and (two or not first):
+        others = parts
+    if not others:
+        return []
+    from pyspkv.clustering.quality import adjusted_mutual_info
+
+    def shown(name: str) -> str:
+        some = ", ".join(sorted(set(pure[name]))[:3])
+        return f"{name} (as {some}; AMI {adjusted_mutual_info(labels, pure[name]):.2f})"
+
+    what = f"clusters hold one value each of {' and of '.join(map(shown, others[:2]))}"
+    cause = (
+        "if these are sessions or words, the embeddings carry the room or what is said, not the voice alone"
+    )
+    change = 'more augmentation (noise, rooms), or --cluster-opts "--whiten 0.75"'
+    return [
+        Sign(
+            "not_speakers",
+            where,
+            what,
+            cause,
+            f"{change}; nothing, if these are the speakers, or each has one only",
+        )
+    ]
+
+
+def told(labels: Sequence[str], values: Sequence[str]) -> bool:
+    """Whether clusters have one value each, and by more than their number: not so for values dealt out anew."""
+    import numpy as np
+
+    if len(set(values)) < 2 or purity(labels, values) < PURE:
+        return False
+    order = np.random.default_rng(0).permutation(len(values))
+    return purity(labels, [values[i] for i in order]) < (1 + PURE) / 3
+
+
+def purity(labels: Sequence[str], values: Sequence[str]) -> float:
+    """Share of utterances that have their cluster's most frequent value."""
+    best: dict[str, int] = {}
+    for (label, _), count in Counter(zip(labels, values)).items():
+        best[label] = max(best.get(label, 0), count)
+    return sum(best.values()) / max(1, len(labels))
+
+
+def _same(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether one tells the other, both ways."""
+    return len(set(zip(a, b))) == len(set(a)) == len(set(b))
+
+
+# -- a whole experiment
+
+
+def of_dev(eers: dict[str, float]) -> list[Sign]:
+    """Phase -> EER % on dev, in the order of the pipeline."""
+    if len(eers) < 2:
+        return []
+    (first, before), (last, after) = list(eers.items())[0], list(eers.items())[-1]
+    if after <= before:
+        return []
+    what = f"its dev EER is {after:.2f} %, and that of {first}, the first model, {before:.2f} %"
+    cause = "it was trained on labels that are not speakers, or for too few steps"
+    change = f"look at the signs of the phases before; use {first} until they are gone"
+    return [Sign("worse_than_first", last, what, cause, change)]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a phase of an experiment left: its folder, its end-of-epoch records, its EER % on dev."""
+
+    name: str
+    folder: Path
+    epochs: Sequence[dict[str, Any]]
+    dev_eer: float | None
+
+
+def collect(phases: Sequence[Phase]) -> list[Sign]:
+    """All signs of the phases, which are in the order of the pipeline."""
+    from pyspkv.base import config as cfg
+    from pyspkv.data.datadir import DataDir
+
+    out: dict[str, list[Sign]] = {phase.name: [] for phase in phases}
+    configs, seconds = {}, None
+    for phase in phases:
+        file = phase.folder / "model/config.yaml"
+        config = cfg.read(file) if file.is_file() else {}
+        configs[phase.name] = config if isinstance(config.get("objective"), dict) else {}
+        if all((phase.folder / "data" / table).is_file() for table in ("utt2spk", "spk2utt")):
+            data = DataDir.read(phase.folder / "data", need_wav=False)
+            out[phase.name] += of_labels(phase.name, data.spk, known_of(data))
+            if seconds is None and data.wav:
+                seconds = seconds_of(data)
+        out[phase.name] += of_training(phase.name, phase.epochs, configs[phase.name])
+    for name, config in configs.items():
+        out[name] += of_crops(name, longest_crop(config.get("objective") or {}), seconds or ())
+    eers = {p.name: p.dev_eer for p in phases if p.dev_eer is not None and p.name != "supervised"}
+    return [sign for signs in out.values() for sign in signs] + of_dev(eers)
+
+
+def markdown(signs: Sequence[Sign], text=str) -> list[str]:
+    """Lines of report.md; text: makes a name safe in Markdown."""
+    lines = ["", "## Signs of trouble", ""]
+    if not signs:
+        return [*lines, "None of the known ones: steps, loss, spread, crops, clusters, gates, dev EER."]
+    lines += ["| phase | sign | likely cause | what to change |", "|---|---|---|---|"]
+    return lines + [f"| {' | '.join(map(text, (s.where, s.what, s.cause, s.change)))} |" for s in signs]
