@@ -133,7 +133,7 @@ def main() -> int:
         enrol, other, _ = read_trials(args.trials)
         if unknown := sorted((set(enrol) | set(other)) - set(test.utts)):
             raise UserError(
-                f"{unknown[0]} is in no test part", file=args.trials, hint="hint --trials or --test-parts"
+                f"{unknown[0]} is in no test part", file=args.trials, hint="correct --trials or --test-parts"
             )
         test.trials = {"trials": args.trials.read_text(encoding="utf-8").splitlines()}
     else:

@@ -20,7 +20,6 @@ import argparse
 import ctypes
 import json
 import multiprocessing
-import shlex
 import signal
 import sys
 import zlib
@@ -34,7 +33,7 @@ from mini_sound import KNOTS, curve, noise, samples, shaped, write_flac
 from pyspkv.audio import rir
 from pyspkv.audio.reader import SAMPLE_RATE
 from pyspkv.base import foreign
-from pyspkv.base.atomic import atomic_file
+from pyspkv.base.atomic import atomic_file, command_line
 from pyspkv.base.errors import UserError, natural, run
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.make_trials import make_trials
@@ -404,7 +403,7 @@ def check_options(args) -> None:
     options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dir", "nj")}
     text = json.dumps(options, indent=1) + "\n"
     if file.exists() and file.read_bytes() != text.encode():
-        hint = f"rm -r {shlex.quote(str(args.dir))}"
+        hint = command_line("rm", "-r", args.dir)
         old = foreign.read_json(file, hint=hint)
         now = json.loads(text)
         names = ", ".join(k for k in {**old, **now} if old.get(k) != now.get(k))

@@ -33,7 +33,7 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
         raise UserError(
             f"no id*/video/*.wav in {places[0]}",
             file=root,
-            hint="convert .m4a files: ffmpeg -i x.m4a -ar 16000 x.wav",
+            hint="convert the .m4a files to .wav at 16 kHz first",
         )
     return wav
 

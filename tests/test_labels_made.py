@@ -260,7 +260,7 @@ def test_the_removal_that_is_advised_works_whatever_the_folder_is_called(tmp_pat
         runs(out_data=root / out)
         with pytest.raises(UserError) as err:
             runs(out_data=root / out, seed=3)
-        command = str(err.value).split("label anew, ")[1]
+        command = str(err.value).rpartition("\n  hint: ")[2]
         subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path)
         assert not (tmp_path / "x").exists() and (root / "data/utt2spk").exists()
         assert "kept: " not in runs(out_data=root / out, seed=3)

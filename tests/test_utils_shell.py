@@ -375,7 +375,7 @@ def test_path_installs_nothing_and_says_what_to_run(tmp_path):
     words = ["bash", "-c", ". tree/path.sh && python -c 1"]
     done = subprocess.run(words, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"no .venv: run {tree}/utils/setup_env.sh\n"
+    assert done.stderr == f"no .venv\n  hint: {tree}/utils/setup_env.sh\n"
     assert sorted(tree.rglob("*")) == before
 
 

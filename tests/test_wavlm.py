@@ -397,7 +397,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 37761742
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (LFS, "is a Git LFS pointer.*\n.*git lfs pull"),
+        (LFS, "is a Git LFS pointer.*\n.*git -C .* lfs pull"),
         (b"\n <!DOCTYPE html><html>404</html>", "is a web page"),
         (b"", "is empty"),
         (b"\x1f\x8b\x08\x00abc", r"is packed \(gzip\)"),

@@ -40,7 +40,7 @@ fi
 if ! "$base" -c 'import ensurepip, venv' 2> /dev/null; then
   package=python3-venv
   [ "$base" = python3 ] || package=$base-venv
-  die "$base cannot make virtual environments. Run: apt install $package"
+  die "$base cannot make virtual environments"$'\n'"  hint: apt install $package"
 fi
 
 # --- a new environment, or the finished old one brought up to date
@@ -91,7 +91,7 @@ PY
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 [ -d "$site/torch/__pycache__" ] || "$python" -m compileall -q -j 0 "$site" || true # an odd test file may not compile
 "$python" -c 'import torch, torchaudio; from transformers import WavLMModel; print("setup_env.sh: torch", torch.__version__)' >&2 ||
-  die "the installed packages do not import: see above; run again after rm -r $venv"
+  die "the installed packages do not import: see above; remove the environment, then run this again"$'\n'"  hint: rm -r $(printf %q "$venv")"
 echo "$want" > "$stamp.new"
 mv "$stamp.new" "$stamp"
 say "done: $venv"

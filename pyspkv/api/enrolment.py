@@ -19,7 +19,7 @@ from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.errors import UserError
 
 MAX_BYTES = 4 << 30  # of a store, unpacked
-HINT = "give the file that pyspkv enrol wrote, or enrol anew into another --store"
+HINT = "give a store that enrolment wrote, or enrol anew into another --store"
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Store:
                 raise ValueError("a row is no unit vector")
         except FileNotFoundError:
             raise UserError(
-                "no such store", file=file, hint="enrol a speaker first: pyspkv enrol --help"
+                "no such store", file=file, hint="enrol a speaker first, or check --store"
             ) from None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as err:
             raise UserError(f"is no store of speakers ({err})", file=file, hint=HINT) from None
@@ -122,6 +122,6 @@ def model_of(given: str | None, store: Store | None, file: str | Path) -> tuple[
     if store is not None and found != store.digest:
         rule = f"its speakers were enrolled with another model than {name}"
         raise UserError(
-            rule, file=file, hint=f"--model {store.model} as it was, or enrol anew into another --store"
+            rule, file=file, hint="give --model the model of the store, or enrol anew into another --store"
         )
     return os.path.abspath(name), found

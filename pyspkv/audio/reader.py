@@ -23,7 +23,6 @@ encoder that wrote into a pipe, a recorder switched off) is read to the file's e
 import math
 import os
 import re
-import shlex
 import stat
 import subprocess
 import weakref
@@ -36,6 +35,7 @@ import numpy as np
 
 from pyspkv.audio import silence
 from pyspkv.audio.headers import HEAD, promise
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 from pyspkv.fast.flac import Flac
 
@@ -308,7 +308,7 @@ def _checked(f, name: str, size: int, found=None):
     """An open file of `size` bytes whose header's figures can be true; else it is closed."""
     try:
         if f.frames > 1 << 60:  # libsndfile's "unknown": an encoder wrote into a pipe
-            hint = "encode it anew from a file to a file, as by `ffmpeg -i OLD.flac NEW.flac`"
+            hint = "encode it again from a file to a file, not through a pipe"
             raise AudioError(f"{name} does not tell its length", hint)
         if f.samplerate not in _RATES:
             raise AudioError(f"{name} has a rate of {f.samplerate} Hz; {_RATES[0]} to {_RATES[-1]} are read")
@@ -566,7 +566,7 @@ class AudioReader:
         if first >= total or last > total + MAX_OVERSHOOT * SAMPLE_RATE:
             raise AudioError(
                 f"{segment} lies beyond its recording's end at {total / SAMPLE_RATE:.3f} s",
-                f"utils/fix_data_dir.sh --check-audio {shlex.quote(str(self.data.path))}",
+                command_line("utils/fix_data_dir.sh", "--check-audio", self.data.path),
                 table="segments",
             )
         last = min(last, total)

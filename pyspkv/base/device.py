@@ -14,7 +14,7 @@ def device() -> torch.device:
     if int(os.environ.get("SPKV_NGPU") or 0) > 0:
         raise UserError(
             "--ngpu: torch sees no GPU here",
-            hint="check nvidia-smi; a .venv of the CPU build: remove it, then SPKV_TORCH=cuda utils/setup_env.sh",
+            hint="look at nvidia-smi; the CPU build of torch sees no GPU (SPKV_TORCH in setup_env.sh)",
         )
     return torch.device("cpu")
 

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 
 MAX_JSON = 16 << 20  # bytes: the largest state.json or curve made here has a few hundred KB
@@ -184,7 +185,7 @@ def first_bytes(path: str | Path) -> None:
         raise UserError("is empty", file=path, hint=AGAIN)
     if head.startswith(b"version https://git-lfs"):
         rule = "is a Git LFS pointer, not the weights themselves"
-        raise UserError(rule, file=path, hint="install git-lfs, then `git lfs pull` in that folder")
+        raise UserError(rule, file=path, hint=command_line("git", "-C", Path(path).parent, "lfs", "pull"))
     if _WEB.match(head):
         raise UserError("is a web page, not weights", file=path, hint=AGAIN)
     for magic, name in _PACKED.items():

@@ -260,7 +260,7 @@ class Batches(torch.utils.data.Dataset):
 
 
 SMALLER = "lower batch_size or cache_mb, or set num_workers=0"
-MORE_SHM = "set num_workers=0, or docker run --shm-size=1g"
+MORE_SHM = "set num_workers=0, or give the container more shared memory (--shm-size)"
 UNSENT = 75  # exit code of a worker that could not hand its batch over
 
 
@@ -275,7 +275,10 @@ def _shm_full(what: str = "is full") -> UserError:
 
 
 def _too_many_files() -> UserError:
-    return UserError("too many open files to hand batches over", hint="ulimit -n 4096, or set num_workers=0")
+    return UserError(
+        "too many open files to hand batches over",
+        hint="raise the limit on open files (ulimit), or set num_workers=0",
+    )
 
 
 def _shared(batch: Batch) -> Batch:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError, run
 
 
@@ -51,7 +52,7 @@ def prepared(args: argparse.Namespace) -> dict[str, str]:
             rule = f"{out[name_of(folder)]} has the same name"
             raise UserError(rule, file=folder, hint="link one of them to another name")
         if folder != args.cohort and not Path(folder, "trials").is_file():
-            hint = f"python -m pyspkv.bin.datadir make-trials {folder}"
+            hint = command_line("python", "-m", "pyspkv.bin.datadir", "make-trials", Path(folder))
             raise UserError("no such file", file=f"{folder}/trials", hint=hint)
     return out
 

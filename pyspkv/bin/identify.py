@@ -26,7 +26,7 @@ def main() -> None:
 
     store = enrolment.Store.read(args.store)
     if not store.names:
-        raise UserError("holds no speaker", file=args.store, hint="pyspkv enrol NAME a.wav")
+        raise UserError("holds no speaker", file=args.store, hint="enrol a speaker first")
     model = load(enrolment.model_of(args.model, store, args.store)[0])
     for path, x in zip(args.audio, model.embed_speech(args.audio)):
         for name, score in store.scores(x)[: args.top or None]:

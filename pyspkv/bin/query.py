@@ -42,7 +42,9 @@ def dev_eer(model: Path) -> float:
 
     eer = checkpoint.state(checkpoint.resolve_model(model)).get("best_eer")
     if eer is None:
-        raise UserError("was trained without a dev list", file=model, hint="train with steps/train.sh --dev")
+        raise UserError(
+            "was trained without a dev list", file=model, hint="train with --dev and --dev-trials"
+        )
     return eer
 
 

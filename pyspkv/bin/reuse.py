@@ -40,7 +40,7 @@ def main() -> None:
     source = args.source.resolve()
     if not source.is_dir():
         raise UserError(
-            "no such experiment", file=args.source, hint="give the folder that run.sh --exp named"
+            "no such experiment", file=args.source, hint="give the folder of an experiment (--exp of run.sh)"
         )
     if source == args.exp.resolve():
         raise UserError("is this experiment itself", file=args.exp, hint="give another --exp")

@@ -53,7 +53,9 @@ def main() -> None:
     data = DataDir.read(args.data)
     if "utt2dialogue" not in data.utt_tables:
         raise UserError(
-            "no such file", file=data.path / "utt2dialogue", hint="utils/sessionize.sh makes it from a log"
+            "no such file",
+            file=data.path / "utt2dialogue",
+            hint="write `utt dialogue` lines, or make the directory from a log (sessionize.sh)",
         )
     mixed = read_table(args.mixed, "flag") if args.mixed else None
     device = default_device()

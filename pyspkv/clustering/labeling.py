@@ -121,7 +121,7 @@ def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
         raise UserError(
             f"{len(missing)} of {len(data.utts)} utterances have no embedding: {some}",
             file=scp,
-            hint=f"python -m pyspkv.bin.extract --data {data.path}, or utils/subset_data_dir.sh",
+            hint="extract the embeddings of all of --data, or give the utterances that have one (subset_data_dir.sh)",
         )
     x = emb.vectors()
     order = np.fromiter((row[u] for u in data.utts), dtype=np.int64, count=len(data.utts))

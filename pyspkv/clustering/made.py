@@ -8,13 +8,12 @@ import contextlib
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pyspkv.audio.silence import MAX_RECORD
 from pyspkv.base import foreign
-from pyspkv.base.atomic import folder_lock
+from pyspkv.base.atomic import command_line, folder_lock
 from pyspkv.base.errors import UserError
 from pyspkv.data.datadir import check_replaceable, list_tables
 
@@ -96,16 +95,16 @@ def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str
         return True
     for key, value in asked.items():
         if (before := made["asked"].get(key)) != value:
-            raise UserError(_difference(key, before, value), file=out, hint=_anew(out, report))
+            raise _refused(_difference(key, before, value), out, report)
     if len(made["embeddings"]) != len(scps):
         rule = f"was made of {len(made['embeddings'])} --embeddings, now {len(scps)}"
-        raise UserError(rule, file=out, hint=_anew(out, report))
+        raise _refused(rule, out, report)
     for scp, before in zip(scps, made["embeddings"]):
         if (record := _made_by(scp)) is not None and record == before.get("made_by"):
             continue
         if content_digest(scp) != before.get("content"):
             rule = f"was made of other embeddings than {scp} holds now: of another model, or of other audio"
-            raise UserError(rule, file=out, hint=_anew(out, report))
+            raise _refused(rule, out, report)
     edited = labels_digest(out) != made.get("label_hash")
     print(f"kept: {out}" + (f" (edited by hand: its utt2spk is not the one of {report})" if edited else ""))
     return True
@@ -122,8 +121,8 @@ def _read(report: Path) -> dict:
     except UserError:
         good = False
     if not good:
-        hint = f"rm {shlex.quote(str(report))} (the labels beside it are then kept as they are)"
-        raise UserError("is damaged: it does not say how the labels were made", file=report, hint=hint)
+        rule = "is damaged: it does not say how the labels were made; without it they are kept as they are"
+        raise UserError(rule, file=report, hint=command_line("rm", report))
     return made
 
 
@@ -140,8 +139,8 @@ def _difference(key: str, before, now) -> str:
     return f"was made {said(before)}, now {said(now)}".replace(f"now with {option} ", "now ")
 
 
-def _anew(out: Path, report: Path) -> str:
-    """What to remove: the round's folder and those of later rounds, which rest on it."""
+def _refused(rule: str, out: Path, report: Path) -> UserError:
+    """Its hint removes the round's folder and those of later rounds, which depend on it."""
 
     def number(path: Path) -> int:
         return int(found[1]) if (found := re.fullmatch(r"round(\d{1,9})", path.name)) else -1
@@ -149,8 +148,8 @@ def _anew(out: Path, report: Path) -> str:
     here, folders = out.parent, [out, report]
     if number(here) >= 0:
         folders = sorted((p for p in here.parent.iterdir() if number(p) >= number(here)), key=number)
-    names = " ".join(shlex.quote(str(p)) for p in folders)
-    return f"use another experiment folder; or, to label anew, rm -r {names}"
+    rule += "; give another experiment folder, or remove these labels and all that was made with them"
+    return UserError(rule, file=out, hint=command_line("rm", "-r", *folders))
 
 
 @contextlib.contextmanager

@@ -88,7 +88,9 @@ def _read_apart(labeled: str | Path, unlabeled: str | Path) -> tuple[DataDir, Da
     first, second = DataDir.read(labeled), DataDir.read(unlabeled)
     if both := set(first.utts) & set(second.utts):
         rule = f"{len(both)} utterances are also in --labeled-data, the first {min(both)}"
-        raise UserError(rule, file=unlabeled, hint="utils/split_labels.sh")
+        raise UserError(
+            rule, file=unlabeled, hint="give two parts of one directory (split_labels.sh makes them)"
+        )
     return first, second
 
 

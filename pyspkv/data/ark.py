@@ -23,7 +23,7 @@ from pyspkv.data.tables import whole_number
 
 CHUNK = 16 << 20  # bytes of an ark held at once
 VECTOR_HEADER, MATRIX_HEADER = 10, 15  # "\0BFV \4<rows>" and "\0BFM \4<rows>\4<columns>"
-AGAIN = "remove this scp, then extract the embeddings again (python -m pyspkv.bin.extract)"
+AGAIN = "remove this scp, then extract the embeddings again"
 
 
 @dataclass(frozen=True)

@@ -270,7 +270,9 @@ class DataDir:
         keep = set(utts)
         if unknown := keep - row.keys():
             raise UserError(
-                f"{min(unknown)} is not in utt2spk", file=self.path / "utt2spk", hint="hint the list of ids"
+                f"{min(unknown)} is not in utt2spk",
+                file=self.path / "utt2spk",
+                hint="correct the list of ids",
             )
         return self._subset([row[u] for u in sorted(keep)], trials)
 
@@ -468,7 +470,7 @@ def combine(
         for d, own in zip(sources, held):
             for key, value in own[name].items():
                 if merged.setdefault(key, value) != value:
-                    hint = "give one of them other ids first (utils/copy_data_dir.sh --utt-prefix)"
+                    hint = "give one of them other ids first (copy_data_dir.sh --utt-prefix)"
                     raise UserError(
                         f"{key} has another line in an earlier source", file=d.path / name, hint=hint
                     )

@@ -43,5 +43,5 @@ def check_disjoint(a: DataDir, b: DataDir) -> None:
             raise UserError(
                 f"{len(shared)} {what}s are in {a.path} too: {min(shared)}",
                 file=b.path,
-                hint=f"cut one of them with utils/subset_data_dir.sh --{option}-list",
+                hint=f"remove them from one of the directories (subset_data_dir.sh --{option}-list)",
             )

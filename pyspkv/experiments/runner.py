@@ -23,7 +23,7 @@ from pydantic import Field
 
 from pyspkv.base import config as cfg
 from pyspkv.base import foreign
-from pyspkv.base.atomic import atomic_file, folder_lock
+from pyspkv.base.atomic import atomic_file, command_line, folder_lock
 from pyspkv.base.errors import UserError
 from pyspkv.base.processes import Stopped, end_all
 from pyspkv.experiments import results
@@ -72,7 +72,9 @@ class Runner:
         try:
             return cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
         except UserError:
-            raise UserError("is no mark of a cell", file=file, hint=f"remove {file.parent}") from None
+            raise UserError(
+                "is no mark of a cell", file=file, hint=command_line("rm", "-r", file.parent)
+            ) from None
 
     def write(self, cell: Cell, mark: Mark) -> None:
         with atomic_file(self.exp / cell.name / "grid.json") as f:
@@ -153,8 +155,11 @@ class Runner:
         """Run what is not done, `jobs` cells at a time. 0: all done; 1: a cell failed; 128 + n: ended by signal n."""
         for cell in self.cells:
             if said := self.changed(cell):
-                hint = f"undo it, give another --exp, or remove {self.exp / cell.name}"
-                raise UserError(f"cell {cell.name} has changed: {said}", file=self.table.path, hint=hint)
+                rule = (
+                    f"cell {cell.name} has changed: {said}; undo it, give another --exp, or remove the cell"
+                )
+                hint = command_line("rm", "-r", self.exp / cell.name)
+                raise UserError(rule, file=self.table.path, hint=hint)
         os.environ.pop("SPKV_RECIPE", None)  # run.sh knows its own folder
         self.stopped = Stopped()
         said = ""

@@ -14,7 +14,7 @@ from pyspkv.base.errors import UserError
 NUMBERS = ("max_jobs_run", "num_threads", "gpu", "num_nodes")
 OWN = ("config", "max_jobs_run", "show")  # options that the runner takes for itself
 JOBS = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]{1,9})(?::([0-9]{1,9}))?")
-SHELL_USAGE = "see utils/slurm.sh --help"
+SHELL_USAGE = "see the --help of slurm.sh"
 # Variables that a job gets from where it was submitted; more by `export` lines of the config.
 EXPORTED = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "SLURM_CONF"),
@@ -99,7 +99,9 @@ class Config:
                 if words := shlex.split(line, comments=True):
                     self._add(words)
             except ValueError as err:
-                raise UserError(str(err), file=file, line=number, hint="see utils/slurm.conf") from None
+                raise UserError(
+                    str(err), file=file, line=number, hint="see slurm.conf beside slurm.sh"
+                ) from None
         if base:  # its lines hold for what the file says nothing of
             self.default = {k: v for k, v in base.default.items() if k not in self.option} | self.default
             self.option = base.option | self.option

@@ -42,7 +42,9 @@ def weigh(exp: str | Path) -> dict[str, Part]:
     """
     exp = Path(exp)
     if not exp.is_dir():
-        raise UserError("no such experiment", file=exp, hint="give the folder that run.sh --exp named")
+        raise UserError(
+            "no such experiment", file=exp, hint="give the folder of an experiment (--exp of run.sh)"
+        )
     parts = {kind: Part() for kind in KINDS}
     models = {p.parent for p in exp.rglob("LATEST") if not _through_link(p.parent, exp)}
     named = {m / (m / name).read_text(errors="replace").strip() for m in models for name in ("LATEST", "best")

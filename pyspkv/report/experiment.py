@@ -505,7 +505,7 @@ def write(
     from pyspkv.report import plots
 
     if not exp.is_dir():
-        raise UserError("no such folder", file=exp, hint="give --exp the folder that run.sh wrote")
+        raise UserError("no such folder", file=exp, hint="give the folder of an experiment (--exp of run.sh)")
     phases = find_phases(exp)
     scores = read_scores(phases)
     _check(exp, phases, scores, trials)

@@ -47,7 +47,7 @@ class Calibration:
     @classmethod
     def read(cls, path: str | Path) -> "Calibration":
         """Raises UserError when the file is not what `write` makes."""
-        hint = "make it with python -m pyspkv.bin.calibrate"
+        hint = "calibrate the model again"
         try:
             out = cls(**read_json(path, hint=hint, nan=True))
             numbers = [getattr(out, key) for key in cls.__annotations__ if key != "source"]

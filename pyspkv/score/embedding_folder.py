@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -314,14 +313,14 @@ def _join(pair: Pair, n: int) -> None:
                 raise UserError(
                     f"its parts hold {len(write.place)} utterances, {pair.data.path} has {len(pair.data.utts)}",
                     file=pair.out,
-                    hint=_anew(pair, n),
+                    hint=_anew(n),
                 )
         _write_record(pair, "embedding", None, silent)
         silence.warn(dict(sorted(silent.items())), pair.data.path)
 
 
-def _anew(pair: Pair, n: int) -> str:
-    return f"rm {shlex.quote(str(pair.out))}/part.*-of-{n}.*, then embed all {n} parts again on machines of one kind"
+def _anew(n: int) -> str:
+    return f"remove part.*-of-{n}.* there, then embed all {n} parts again on machines of one kind"
 
 
 def _check_parts(pair: Pair, n: int) -> None:
@@ -343,10 +342,10 @@ def _check_parts(pair: Pair, n: int) -> None:
         raise UserError(
             f"part {k} of {n} {why}{others}",
             file=pair.out / f"{_part_name(k, n)}.scp",
-            hint=f"the same command with `--part {k}/{n}` in place of `--merge {n}`",
+            hint=f"run this command with --part {k}/{n} in place of --merge {n}",
         )
     if len(batches) > 1:
-        raise UserError("its parts were cut differently", file=pair.out, hint=_anew(pair, n))
+        raise UserError("its parts were cut differently", file=pair.out, hint=_anew(n))
 
 
 def _remove_parts(out: Path) -> None:

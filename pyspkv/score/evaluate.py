@@ -1,13 +1,13 @@
 """Bring the scores and metrics of whole systems up to date: SYSTEM/score/NAME.scores and .json (`evaluate`)."""
 
 import json
-import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyspkv.base import foreign
+from pyspkv.base.atomic import command_line
 from pyspkv.score.wanted import (
     Inputs,
     Part,
@@ -147,7 +147,7 @@ def table(systems: list[str], asked: Wanted) -> str:
 
 def read_figures(path: Path) -> dict:
     """Those figures of a metrics file that `table` shows; {} where there is none. UserError: one is no number."""
-    hint = f"rm {shlex.quote(str(path))}, then the same command"
+    hint = command_line("rm", path)
     found = foreign.read_json(path, hint=hint) if path.exists() else {}
     shown = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")
     shown = {k: found[k] for k in shown if found.get(k) is not None}

@@ -293,7 +293,7 @@ def read_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str]) -> 
     """
     out = np.full(len(enrol), np.nan)
     place: dict[tuple[str, str], list[int]] | None = None  # only built if the file is in another order
-    again = "score exactly this trial list (python -m pyspkv.bin.score)"
+    again = "score exactly this trial list"
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as f, no_gc():
         for number, line in enumerate(f, 1):
             e, t, score = _score_line(line, path, number, again)

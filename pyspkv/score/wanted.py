@@ -5,11 +5,11 @@ was made from, so that what is up to date is kept.
 """
 
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyspkv.base import foreign
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 
 FORMAT = 1  # of made_by and of what the files hold; another one is made again
@@ -121,11 +121,11 @@ def extract_command(asked: Wanted, folder: str, system: str, part: Part, name: s
     own = name == part.name
     data = asked.cohort_data if name == part.cohort and not own else part.data
     crops = ["--crops", "5"] if name.endswith("-crops") and not own else []
-    return shlex.join([str(ROOT / "steps/extract.sh"), *crops, f"{system}/model", data, folder])
+    return command_line(ROOT / "steps/extract.sh", *crops, Path(f"{system}/model"), Path(data), Path(folder))
 
 
 def refuse_link(path: Path) -> None:
-    hint = shlex.join(["rm", str(path)])
+    hint = command_line("rm", path)
     raise UserError("is a link, and nothing is written through it", file=path, hint=hint)
 
 

@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     folder, place = Path(args.folder), Path(os.path.abspath(args.audio_dir or f"{args.out}.audio"))
     check_replaceable(Path(args.out))
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        hint = f"give another --audio-dir, or: {command_line('rm', '-r', place)}"
-        raise UserError("is there already, and not empty", file=place, hint=hint)
+        rule = "exists and is not empty; give another --audio-dir, or remove it"
+        raise UserError(rule, file=place, hint=command_line("rm", "-r", place))
     written = False
 
     def read(skipped):

@@ -92,9 +92,7 @@ def _of_list(args: argparse.Namespace, data: DataDir) -> list[str]:
     lines, labeled = trial_lists.read(Path(args.from_list), data)
     if not labeled and not args.out:
         rule = "has no answers (two columns), so it cannot be the trials of a data directory"
-        raise UserError(
-            rule, file=args.from_list, hint="give --out FILE; python -m pyspkv.bin.score takes that file"
-        )
+        raise UserError(rule, file=args.from_list, hint="give --out FILE, a list for scoring alone")
     return lines
 
 

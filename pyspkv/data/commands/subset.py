@@ -114,7 +114,7 @@ def _column(data: DataDir, unit: str) -> list[str]:
     """Speaker, dialogue or device of each utterance."""
     if unit in ("utt", "spk"):
         return data.utts if unit == "utt" else data.spk
-    hint = "make it from a log with utils/sessionize.sh"
+    hint = "write it, or make the directory from a log (sessionize.sh)"
     if "utt2dialogue" not in data.utt_tables:
         raise UserError("no such file", file=data.path / "utt2dialogue", hint=hint)
     dialogues = [data.utt_tables["utt2dialogue"][u] for u in data.utts]
