@@ -268,7 +268,7 @@ def break_files(folder):
         "empty.wav": r"is empty \(0 bytes\)",
         "piped.flac": "does not tell its length",
         "text.wav": "is not audio",
-        "none.wav": "holds no samples",
+        "none.wav": "contains no samples",
         "nan.wav": "non-finite",
         "cut.flac": "cut short|damaged",
         "bad.ark:3": r"no WAV \(RIFF\) at byte 3",

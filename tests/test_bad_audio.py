@@ -231,7 +231,7 @@ def test_empty_ones_stay_empty(tmp_path):
         file = tmp_path / f"a.{form.lower()}"
         for behind in (b"", chunk(b"LIST", b"INFOISFT\x04\0\0\0sox\0")):
             file.write_bytes(coded(form, x=np.zeros(0)) + (behind if form == "WAV" else b""))
-            with pytest.raises(UserError, match=r"holds no samples|is not audio"):
+            with pytest.raises(UserError, match=r"contains no samples|is not audio"):
                 one(file).read(0)
 
 

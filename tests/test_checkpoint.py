@@ -158,7 +158,7 @@ def test_a_damaged_run_is_refused_with_what_to_do(run, name):
 
 
 def test_a_step_beyond_the_end_of_the_training(run):
-    with pytest.raises(UserError, match="is of step 3, of 2 that"):
+    with pytest.raises(UserError, match="is from step 3, but the training has only 2"):
         checkpoint.restore(run[0], *make(), last=2)
 
 

@@ -108,7 +108,7 @@ BAD = {
     "no final newline": ("utt2spk", "a-1 a\na-2 a\nb-1 b\nc-1 c", 4, "cut short"),
     "not utf-8": ("utt2spk", b"a-1 a\na-2 \xff\nb-1 b\nc-1 c\n", 2, "UTF-8"),
     "crlf": ("utt2spk", "a-1 a\r\na-2 a\r\nb-1 b\r\nc-1 c\r\n", 1, "carriage return"),
-    "trailing blank": ("utt2spk", "a-1 a\na-2 a \nb-1 b\nc-1 c\n", 2, "blank at the line end"),
+    "trailing blank": ("utt2spk", "a-1 a\na-2 a \nb-1 b\nc-1 c\n", 2, "the line ends in a blank"),
     "nul": ("utt2spk", b"a-1 a\na-2 a\nb\x00-1 b\nc-1 c\n", 3, "control character 0x00"),
     "escape": ("wav.scp", "r1 /x\x1b.wav\nr2 y\nr3 z\n", 1, "control character 0x1b"),
     "odd blank in id": ("utt2spk", "a-1 a\na-2 a\u00a0a\nb-1 b\nc-1 c\n", 2, "U+00A0"),
@@ -509,7 +509,7 @@ def test_no_such_data_directory_is_one_clear_error(tmp_path, monkeypatch, words)
     Path("file").write_text("x")
     for name, rule in (
         ("gone", "gone: no such data directory"),
-        ("file", "file: is a file, no data directory"),
+        ("file", "file: is a file, not a data directory"),
     ):
         with pytest.raises(UserError, match=rule):
             run(*words.replace("D", name).split())
@@ -903,7 +903,7 @@ def test_subset_options(tmp_path, capsys):
     assert set(subset("--spk-list", tmp_path / "list", []).spk) == {"s1", "s3"}
     (tmp_path / "list").write_text("u07\n")
     assert subset("--utt-list", tmp_path / "list", []).utts == ["u07"]
-    with pytest.raises(UserError, match="cannot take 21 of 20"):
+    with pytest.raises(UserError, match="21 of 20 utterances cannot be chosen"):
         subset([21])
     (tmp_path / "list").write_text("nobody\n")
     with pytest.raises(UserError, match="none of these ids"):

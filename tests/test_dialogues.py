@@ -176,11 +176,11 @@ def test_bad_tables_and_logs(tmp_path):
     assert "utt2time: no such file" in sessionize(path, tmp_path / "out", code=1).stderr
     path = write(tmp_path / "again", "kaldi")
     before = sorted(p.name for p in path.iterdir())
-    assert "OUT would be written over LOG" in sessionize(path, path, code=1).stderr
+    assert "OUT must not be LOG" in sessionize(path, path, code=1).stderr
     inside = path / "trials.csv"
     inside.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n")
-    assert "OUT would be written over LOG" in sessionize(inside, path, code=1).stderr
-    assert "is LOG itself" in sessionize(inside, "--plot", inside, code=1).stderr
+    assert "OUT must not be LOG" in sessionize(inside, path, code=1).stderr
+    assert "is the same file as LOG" in sessionize(inside, "--plot", inside, code=1).stderr
     inside.unlink()
     assert sorted(p.name for p in path.iterdir()) == before
     (path / "utt2source").write_text("".join(f"{row[0]} device\n" for row in sorted(LOG)))
@@ -200,9 +200,9 @@ def test_bad_tables_and_logs(tmp_path):
     log.write_text("utt,device,time\nu1,d,1\n")
     assert f"{log}:2: no 'audio'" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n")
-    assert "no dialogue was found" in sessionize(log, tmp_path / "out", code=1).stderr
+    assert "no dialogue meets the options" in sessionize(log, tmp_path / "out", code=1).stderr
     log.write_text("utt,device,time,audio,source\n")
-    assert "there is no turn in it" in sessionize(log, code=1).stderr
+    assert "contains no turn" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time,audio,source\nu1,d,1,a.wav,user\nu2,d,2,a.wav,bot\n")
     assert "no 'source' is 'device'; there are bot, user" in sessionize(log, code=1).stderr
 

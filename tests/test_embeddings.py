@@ -158,7 +158,7 @@ def spoil_line(scp, number, text):
         (2, "u1", r"embedding\.scp:2: a line must be"),
         (3, "u2 cat x.ark |", r"embedding\.scp:3: .*is a command"),
         (3, "u2 x.ark:5[0:2]", r"embedding\.scp:3: .*range"),
-        (4, "u0 x.ark:5", r"embedding\.scp:4: utterance u0 is there twice"),
+        (4, "u0 x.ark:5", r"embedding\.scp:4: utterance u0 appears twice"),
         (1, "u0 /nowhere/x.ark:3", r"embedding\.scp:1: .*cannot open the ark: No such file"),
     ],
 )
@@ -182,7 +182,7 @@ def test_reader_refuses_wrong_offsets_and_cut_arks(good):
     with pytest.raises(UserError, match=r"embedding\.scp:4: u3 .*the ark ends before"):
         read_embeddings(good)
     good.write_text("")
-    with pytest.raises(UserError, match="no embeddings in it"):
+    with pytest.raises(UserError, match="contains no embeddings"):
         read_embeddings(good)
 
 

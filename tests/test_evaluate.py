@@ -290,7 +290,7 @@ def test_missing_embeddings_are_named_with_their_command(place, call, missing):
     with pytest.raises(UserError) as err:
         call(*args)
     rule, hint = str(err.value).splitlines()
-    assert rule.startswith(f"{system}/embed/{missing}: no embeddings are there")
+    assert rule.startswith(f"{system}/embed/{missing}: contains no embeddings")
     words = shlex.split(hint.removeprefix("  hint: "))
     assert Path(words[0]).samefile(ROOT / "steps/extract.sh")
     data = {"test-crops": "test"}.get(missing, missing)

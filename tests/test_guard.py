@@ -74,7 +74,7 @@ def end(tmp_path, body, *, shell=None, **env):
         ("raise MemoryError('Unable to allocate 7 PiB')", 1, "error: not enough memory: Unable to allocate 7 PiB\n"),
         ("bytearray(1 << 60)", 1, "error: not enough memory\n"),
         ("raise RuntimeError('can\\'t allocate memory: you tried to allocate 4096 bytes. Buy RAM!')", 1,
-         "error: not enough memory: 4,096 bytes were asked for\n"),
+         "error: not enough memory: 4,096 bytes were needed\n"),
         ("class OutOfMemoryError(RuntimeError): pass\n"
          "raise OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of ...')", 1,
          "error: not enough memory: CUDA out of memory. Tried to allocate 2.00 GiB\n"),

@@ -380,7 +380,7 @@ def test_copies_are_warned_of_and_counted(runs, caplog):
         for i, u in enumerate(UTTS):
             w(u, np.ones(8) if i in (3, 5, 40) else rng.normal(size=8))
     runs()
-    assert "3 utterances share their embedding with another: u03, u05, u40" in caplog.text
+    assert "3 utterances have the same embedding as another: u03, u05, u40" in caplog.text
     assert json.loads((runs.root / "round1/report.json").read_text())["copies"] == 3
 
 

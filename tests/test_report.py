@@ -302,7 +302,7 @@ def test_questions_to_runs(tmp_path, monkeypatch, capsys):
     assert os.readlink(tmp_path / "model") == "V", "of equal ones the first"
     ask("best", "--link", tmp_path / "model", tmp_path / "T")
     assert os.readlink(tmp_path / "model") == "T", "made anew"
-    with pytest.raises(UserError, match="is no link"):
+    with pytest.raises(UserError, match="is not a link"):
         ask("best", "--link", tmp_path / "V", tmp_path / "T")
     out = tmp_path / "threshold.yaml"
     ask("threshold", "--factor", 0.9, "--out", out, tmp_path / "T")

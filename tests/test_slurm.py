@@ -119,7 +119,7 @@ def test_calls_are_taken_apart():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("JOB=1:2 log/x.log true", "the log needs JOB in its name"),
+        ("JOB=1:2 log/x.log true", "the name of the log must contain JOB, because"),
         ("JOB=3:1 log/JOB.log true", "no jobs in JOB=3:1"),
         ("--max-jobs-run x log/a.log true", "--max-jobs-run is a whole number"),
         ("--time", "--time needs a value"),

@@ -486,7 +486,7 @@ def test_a_kept_head_keeps_labels_that_move(tmp_path, data, monkeypatch):
 
 @pytest.mark.parametrize("changes, words", [
     ({"optim.lr_schedule.final_factor": -0.9}, "'optim.lr_schedule.final_factor': .* got -0.9"),
-    ({"augment.speed_perturb": [1.0, 1.0]}, "'augment.speed_perturb': a factor is there twice, got"),
+    ({"augment.speed_perturb": [1.0, 1.0]}, "'augment.speed_perturb': a factor appears twice, got"),
     ({"encoder": {"name": "resnet", "blocks": [1, 0, 1, 1]}}, "'encoder.blocks.1': .* got 0"),
     ({"encoder": {"name": "ecapa", "n_mels": 0}}, "'encoder.n_mels': .* greater than or equal to 1, got 0"),
     ({"encoder": {"name": "wavlm", "layers": 0}}, "'encoder.layers': .* greater than or equal to 1, got 0"),

@@ -57,7 +57,7 @@ n=$((last - first + 1))
 [ "$n" -ge 1 ] || die "no jobs in $name=$first:$last"
 log=$1
 shift
-if [ "$n" -gt 1 ] && [[ $log != *"$name"* ]]; then die "the log needs $name in its name, for each job has its own: $log"; fi
+if [ "$n" -gt 1 ] && [[ $log != *"$name"* ]]; then die "the name of the log must contain $name, because each job has its own log: $log"; fi
 if [ "$max" -eq 0 ] || [ "$max" -gt "$n" ]; then max=$n; fi
 
 devices=()

@@ -32,7 +32,9 @@ def audio_files(given: list[str]) -> list[str]:
         ]
         if not inside:
             raise UserError(
-                "holds no audio", file=path, hint=f"files end in {' '.join(ENDINGS)}; or give files"
+                "contains no audio file",
+                file=path,
+                hint=f"files end in {' '.join(ENDINGS)}; or give the files themselves",
             )
         found |= dict.fromkeys(inside)
     return sorted(found)

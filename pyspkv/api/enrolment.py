@@ -37,13 +37,13 @@ class Store:
         from pyspkv.data.ark import normalize
 
         if not name.strip() or not name.isprintable():
-            raise UserError(f"{name!r} is no name of a speaker")
+            raise UserError(f"{name!r} cannot be a speaker's name")
         mean = normalize(normalize(x).mean(0))
         if not mean.any():
-            raise UserError(f"the recordings of {name} have no direction in common")
+            raise UserError(f"the recordings of {name} have opposite embeddings, whose mean is zero")
         if name in self.names:
             if not replace:
-                raise UserError(f"{name} is enrolled already", hint="--replace, or another name")
+                raise UserError(f"{name} is already enrolled", hint="give --replace, or another name")
             row = self.names.index(name)
             self.x[row], self.recordings[row] = mean, len(x)
             return
@@ -95,7 +95,7 @@ class Store:
                 "no such store", file=file, hint="enrol a speaker first, or check --store"
             ) from None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as err:
-            raise UserError(f"is no store of speakers ({err})", file=file, hint=HINT) from None
+            raise UserError(f"is not a store of speakers ({err})", file=file, hint=HINT) from None
         return cls(str(found["model"]), str(found["digest"]), names.tolist(), x, recordings.tolist())
 
 
@@ -116,7 +116,7 @@ def model_of(given: str | None, store: Store | None, file: str | Path) -> tuple[
     from pyspkv.base.checkpoint import digest
 
     if given is None and store is None:
-        raise UserError("no such store", file=file, hint="for the first speaker give --model, too")
+        raise UserError("no such store", file=file, hint="for the first speaker, also give --model")
     name = find_model(store.model if given is None else given)
     found = digest(name)
     if store is not None and found != store.digest:

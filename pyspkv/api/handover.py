@@ -23,7 +23,7 @@ def export(model: str, out: str | Path) -> str:
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is there already, and not empty", file=out, hint="give another folder")
+        raise UserError("exists and is not empty", file=out, hint="give another folder")
     name = find_model(model)
     folder = checkpoint.resolve_model(name)
     encoder, config = load_encoder(name), encoder_config(folder)

@@ -35,12 +35,12 @@ def cluster(
     x = _rows(x)
     k = _count(num_clusters, len(x))
     if method not in METHODS:
-        raise UserError(f"method {method!r} is none of {', '.join(METHODS)}")
+        raise UserError(f"method {method!r} is not one of {', '.join(METHODS)}")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise UserError(f"seed {seed!r} is no whole number from 0")
+        raise UserError(f"seed {seed!r} is not a whole number from 0")
     if whiten_power is not None:
         if not 0 <= whiten_power <= 1:
-            raise UserError(f"whiten_power {whiten_power} is not within 0 and 1")
+            raise UserError(f"whiten_power {whiten_power} is not between 0 and 1")
         x = whiten(x, whiten_power)
     if len(x) == 1:
         return np.zeros(1, np.int64)
@@ -54,10 +54,11 @@ def _rows(x: np.ndarray) -> np.ndarray:
     try:
         x = np.array(x, dtype=np.float32, order="C")
     except (TypeError, ValueError) as err:
-        raise UserError(f"embeddings are numbers [N, D] ({err})") from None
+        raise UserError(f"embeddings must be an array of numbers [N, D] ({err})") from None
     if x.ndim != 2 or not x.size:
         raise UserError(
-            f"embeddings have shape {x.shape}, not [N, D]", hint="one a row: x[None] of a single one"
+            f"embeddings have shape {x.shape}, not [N, D]",
+            hint="one embedding per row; x[None] for a single one",
         )
     bad = np.flatnonzero(~np.isfinite(x).all(1))
     if len(bad):
@@ -73,7 +74,7 @@ def _count(num_clusters: int | str, n: int) -> int | str:
         return "auto"
     whole = isinstance(num_clusters, (int, np.integer)) and not isinstance(num_clusters, bool)
     if not whole or not 1 <= num_clusters <= n:
-        raise UserError(f"num_clusters {num_clusters!r} is neither auto nor a whole number within 1 and {n}")
+        raise UserError(f"num_clusters {num_clusters!r} is neither auto nor a whole number from 1 to {n}")
     return int(num_clusters)
 
 

@@ -49,7 +49,7 @@ _ARK = re.compile(r"(.+):(\d{1,18})(\[.*\])?")
 _RATES = range(100, 10_000_001)  # Hz
 _MOST_SECONDS = 1e7  # 16 weeks: of a table's figures
 _MOST_CACHE_MB = 2**30  # a PiB
-_FETCH = "fetch it again, or remove it"
+_FETCH = "copy it again, or remove it"
 _STEP = 2.0**-15  # of 16-bit samples
 
 
@@ -691,9 +691,9 @@ class AudioReader:
             start = min(start, max(0, length - num))
         if not 0 <= start < length:
             raise UserError(
-                f"utterance {self.data.utts[row]}: no sample {start}, it has {length} at 16 kHz",
+                f"utterance {self.data.utts[row]}: sample {start} does not exist; there are {length} at 16 kHz",
                 file=self.data.path,
-                hint="where utt2dur or utt2num_samples disagree with the audio, remove them",
+                hint="remove utt2dur and utt2num_samples if they disagree with the audio",
             )
         return first + start, last if num is None else min(last, first + start + num)
 
@@ -708,7 +708,7 @@ class AudioReader:
             return 0
         if not self.cache_mb <= _MOST_CACHE_MB:
             raise UserError(
-                f"cache_mb: {self.cache_mb:g} is no amount of memory in MiB",
+                f"cache_mb: {self.cache_mb:g} is not an amount of memory in MiB",
                 hint="0 reads everything from disk",
             )
         from tqdm import tqdm
@@ -726,7 +726,8 @@ class AudioReader:
                 return np.empty(total, kind)
             except MemoryError:
                 raise UserError(
-                    f"the audio cache takes more memory than there is ({mib})", hint="set a lower cache_mb"
+                    f"the audio cache needs more memory than this machine has ({mib})",
+                    hint="set a lower cache_mb",
                 ) from None
 
         cache, rows = empty(np.int16 if _is_16_bit(self.read(0)) else np.float32), 0

@@ -160,7 +160,7 @@ def build(config: Config, *args, **kwargs) -> Any:
             raise ValueError(f"{empty[0]} is empty")
     except (AssertionError, ValueError, RuntimeError, ArithmeticError) as err:
         rule = f"'{getattr(config, 'name', '')}' cannot be made with these sizes: {err}"
-        raise UserError(rule, hint="look for a size that is too small, see docs/config.md") from err
+        raise UserError(rule, hint="some size is too small, see docs/config.md") from err
     return made
 
 

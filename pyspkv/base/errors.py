@@ -75,7 +75,7 @@ class UserError(Exception):
 def natural(text: str) -> int:
     """argparse type of seeds and the like: a whole number from 0 in plain digits, below 2^63."""
     if not (text.isascii() and text.isdecimal()):
-        raise ArgumentTypeError(f"{text[:40]!a} is no whole number from 0")
+        raise ArgumentTypeError(f"{text[:40]!a} is not a whole number from 0")
     if len(text) > 19 or int(text) >= 2**63:
         raise ArgumentTypeError(f"{text[:40]} is not below 2^63")
     return int(text)
@@ -155,7 +155,7 @@ def _what(err: BaseException) -> tuple[str, int]:
     if (asked := _memory(err)) is not None:
         why = f"not enough memory{': ' + asked if asked else ''}"
         return (
-            f"{why}\n  hint: take less at a time (batch_size, --jobs, --nj), or a machine with more memory",
+            f"{why}\n  hint: lower batch_size, --jobs or --nj, or use a machine with more memory",
             1,
         )
     if isinstance(err, OSError):
@@ -170,7 +170,7 @@ def _what(err: BaseException) -> tuple[str, int]:
         )
         return f"{why}\n  hint: utils/setup_env.sh", 1
     if isinstance(err, RecursionError):
-        return "something that was read is nested too deeply\n  hint: look for a file full of brackets", 1
+        return "an input file is nested too deeply\n  hint: look for a file full of brackets", 1
     if isinstance(err, UnicodeEncodeError):
         name = err.object[err.start : err.end][:40]
         return f"{name!a} cannot be written in {err.encoding}\n  hint: export LC_ALL=C.UTF-8", 1
@@ -189,7 +189,7 @@ def _memory(err: BaseException) -> str | None:
         return _line(text.partition("GiB is allocated")[0].partition(". GPU")[0])
     if isinstance(err, RuntimeError) and "allocate memory" in text:  # torch's allocator of the CPU
         found = re.search(r"tried to allocate (\d+) bytes", text)
-        return f"{int(found[1]):,} bytes were asked for" if found else ""
+        return f"{int(found[1]):,} bytes were needed" if found else ""
     return None
 
 

@@ -13,7 +13,7 @@ from pyspkv.base.errors import UserError
 MAX_JSON = 16 << 20  # bytes: the largest state.json or curve made here has a few hundred KB
 MAX_DEPTH = 50  # lists and mappings in one another
 MAX_INT = 2**63 - 1
-AGAIN = "copy it again, or download it again from the address of the file itself"
+AGAIN = "copy it again, or download it again from the address of the file"
 
 _WEB = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _PACKED = {
@@ -42,7 +42,7 @@ def read_bytes(path: str | Path, limit: int, hint: str | None = None) -> bytes:
         raw = f.read(limit + 1)
     if len(raw) > limit:
         raise UserError(
-            f"is longer than {limit:,} bytes, too long for what it should be", file=path, hint=hint
+            f"is longer than {limit:,} bytes, which is too long for such a file", file=path, hint=hint
         )
     return raw
 
@@ -206,19 +206,23 @@ def safetensors_header(path: str | Path) -> dict[str, Any]:
             rule = f"is cut short, or no safetensors file: its header counts {length:,} bytes, the file has {size:,}"
             raise UserError(rule, file=path, hint=AGAIN)
         if length > MAX_JSON:
-            raise UserError(f"is no safetensors file: a header of {length:,} bytes", file=path, hint=AGAIN)
+            raise UserError(
+                f"is not a safetensors file: its header has {length:,} bytes", file=path, hint=AGAIN
+            )
         raw = f.read(length)
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise UserError("is no safetensors file: its header is not UTF-8", file=path, hint=AGAIN) from None
+        raise UserError("is not a safetensors file: its header is not UTF-8", file=path, hint=AGAIN) from None
     header = parse_json(text, file=path, hint=AGAIN)
     header.pop("__metadata__", None)
     end = 0
     for name, entry in header.items():
         span = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not isinstance(span, list) or len(span) != 2 or not all(isinstance(x, int) for x in span):
-            raise UserError(f"is no safetensors file: no offsets of {short(name)}", file=path, hint=AGAIN)
+            raise UserError(
+                f"is not a safetensors file: it has no offsets for {short(name)}", file=path, hint=AGAIN
+            )
         end = max(end, *span)
     if end > size - 8 - length:
         rule = f"is cut short: its header promises {end:,} bytes of tensors, {size - 8 - length:,} follow"

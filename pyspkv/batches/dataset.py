@@ -66,7 +66,7 @@ def check_views(views: dict[str, View], min_samples: int) -> None:
         if view.samples < min_samples:
             raise UserError(
                 f"view '{name}' of {view.seconds} s is shorter than {min_samples} samples, "
-                "the least that the encoder takes",
+                "the shortest input of the encoder",
                 hint="raise crop_seconds",
             )
 
@@ -276,7 +276,7 @@ def _shm_full(what: str = "is full") -> UserError:
 
 def _too_many_files() -> UserError:
     return UserError(
-        "too many open files to hand batches over",
+        "too many open files to pass batches between processes",
         hint="raise the limit on open files (ulimit), or set num_workers=0",
     )
 
@@ -414,6 +414,4 @@ def loader(
             raise _shm_full() from None
         if err.errno in (errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOSYS):
             raise _shm_full("cannot be written") from None
-        raise UserError(
-            f"no process can be started to prepare batches ({err.strerror})", hint=SMALLER
-        ) from None
+        raise UserError(f"cannot start a process to prepare batches ({err.strerror})", hint=SMALLER) from None

@@ -15,21 +15,21 @@ def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.assess",
         description="Embed the utterances of data directories with each model, score their trials and print one table. "
-        "`shows from` is the smallest difference of EERs that a list can show: half the 95 %% interval of a paired "
-        "difference, drawn over speakers. What is up to date in OUT is kept.",
+        "`shows from` is the smallest difference in EER that a list can show: half the 95 %% interval of a paired "
+        "difference, drawn over speakers. Results in OUT that are up to date are kept.",
         epilog="python -m pyspkv.bin.assess --model exp/finetune/model --data data/test data/o --cohort data/train "
         "--dev data/dev --out exp/assess",
     )
     p.add_argument("--model", required=True, nargs="+", metavar="DIR", help="experiments, phases or model folders; the "
                    "others are compared to the first")  # fmt: skip
     p.add_argument("--data", required=True, nargs="+", metavar="DIR", help="data directories with trials")
-    p.add_argument("--cohort", metavar="DIR", help="data directory of other speakers: adds AS-norm")
+    p.add_argument("--cohort", metavar="DIR", help="data directory of other speakers: gives AS-norm")
     p.add_argument("--dev", metavar="DIR", help="data directory with trials of other speakers: calibration")
     p.add_argument(
-        "--out", required=True, metavar="DIR", help="embeddings and scores go there, a folder each model"
+        "--out", required=True, metavar="DIR", help="folder of the results, with one subfolder per model"
     )
     p.add_argument("--allow-pipes", action="store_true", help="run entries that are commands (`... |`)")
-    p.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return p.parse_args()
 
 
@@ -65,7 +65,7 @@ def system_of(out: Path, number: int, model: str) -> Path:
     if not os.path.lexists(link):
         link.symlink_to(target)
     if os.path.realpath(link) != os.path.realpath(target):
-        raise UserError(f"is of another model, not of {target}", file=link, hint="give another --out")
+        raise UserError(f"belongs to another model, not to {target}", file=link, hint="give another --out")
     return folder
 
 

@@ -23,13 +23,13 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--from", dest="source", required=True, metavar="FILE|DIR", help="the foreign checkpoint")
-    p.add_argument("--out", required=True, metavar="DIR", help="run folder to make")
+    p.add_argument("--out", required=True, metavar="DIR", help="model folder to write")
     p.add_argument(
         "--pooling",
         choices=["mhfa", "mean"],
         default="mhfa",
-        help="mean: all layers and frames averaged, for first labels straight from a trunk. mhfa of a file without one "
-        "is new (seed 0)",
+        help="mean: the mean of all layers and frames, for first labels from a pre-trained trunk. mhfa: MHFA, which is "
+        "new (seed 0) if the file has none",
     )
     return p.parse_args()
 

@@ -65,7 +65,7 @@ def content_digest(scp: str | Path) -> str:
         name = ark.decode(errors="surrogateescape")
         if not Path(name).is_file():
             raise UserError(
-                f"points into {name}, which is no file", file=scp, hint="extract the embeddings again"
+                f"points into {name}, which does not exist", file=scp, hint="extract the embeddings again"
             )
         with open(name, "rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
@@ -91,7 +91,7 @@ def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str
         return False
     made = _read(report)
     if "asked" not in made or "embeddings" not in made:
-        print(f"kept: {out} (no {report} says of what it was made)")
+        print(f"kept: {out} ({report} does not say how it was made)")
         return True
     for key, value in asked.items():
         if (before := made["asked"].get(key)) != value:
@@ -106,7 +106,10 @@ def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str
             rule = f"was made of other embeddings than {scp} holds now: of another model, or of other audio"
             raise _refused(rule, out, report)
     edited = labels_digest(out) != made.get("label_hash")
-    print(f"kept: {out}" + (f" (edited by hand: its utt2spk is not the one of {report})" if edited else ""))
+    print(
+        f"kept: {out}"
+        + (f" (edited by hand: its utt2spk differs from the one in {report})" if edited else "")
+    )
     return True
 
 

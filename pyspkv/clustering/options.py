@@ -25,7 +25,7 @@ class Options:
             raise UserError(
                 f"--num-clusters {self.num_clusters} is more than the {n} utterances",
                 file=file,
-                hint=f"--num-clusters auto, or at most {n}",
+                hint=f"give --num-clusters auto, or at most {n}",
             )
         k1 = self.centroids(n)
         if self.num_clusters != "auto" and self.method == "kmeans-ahc" and k1 < self.num_clusters:

@@ -53,7 +53,7 @@ def make_seeded_round(
     out, report = Path(out), Path(report) if report else Path(out).with_name("report.json")
     for option, folder in (("labeled-data", labeled), ("unlabeled", unlabeled)):
         if out.resolve() == Path(folder).resolve():
-            raise UserError(f"is --{option} itself", file=out, hint="give another --out-data")
+            raise UserError(f"is the same directory as --{option}", file=out, hint="give another --out-data")
     asked = asdict(options) | {
         "labeled_data": made.data_digest(labeled, speakers=True),
         "unlabeled": made.data_digest(unlabeled),

@@ -284,7 +284,7 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
 def _check_cost(file: Path, left: int, of: int) -> None:
     """No file may cost more than half of the utterances that the others have."""
     if not left:
-        raise UserError("no utterance of the other files is in this one", file=file, hint=_BY_HAND)
+        raise UserError("has no utterance of the other files", file=file, hint=_BY_HAND)
     if 2 * left < of:
         rule = f"has {left} of {of} utterances, and the others would be lost"
         raise UserError(

@@ -95,7 +95,7 @@ def design(data: DataDir, rules: Rules) -> tuple[list[str], dict[str, list[str]]
         if not any(line.endswith(kind) for line in lines):
             rule = f"no{kind} trial can be made of {len(data.utts)} utterances of {len(people)} speakers"
             raise UserError(
-                rule, file=data.path, hint="loosen the rules: sessions, gender, enrolment utterances"
+                rule, file=data.path, hint="relax the rules: sessions, gender, enrolment utterances"
             )
     return sorted(lines), models
 

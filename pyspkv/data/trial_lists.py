@@ -56,5 +56,5 @@ def read(file: Path, data: DataDir) -> tuple[list[str], bool]:
                 )
         out.append(" ".join([*ids, *row[2:]]))
     if not out:
-        raise UserError("holds no trial", file=file, hint=_RULE)
+        raise UserError("contains no trial", file=file, hint=_RULE)
     return out, not blind

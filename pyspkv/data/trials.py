@@ -123,7 +123,7 @@ def trials_over(path: str | Path, utts: Sequence[str]) -> "tuple[list[str], list
     for line, pair in enumerate(zip(enrol, test), 1):
         if missing := [u for u in pair if u not in known]:
             raise UserError(
-                f"{missing[0]} is no utterance of the data directory",
+                f"{missing[0]} is not an utterance of the data directory",
                 file=path, line=line, hint="give the trials of this directory",
             )  # fmt: skip
     if target.all() or not target.any():

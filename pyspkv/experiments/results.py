@@ -198,7 +198,7 @@ def systems(exp: Path) -> dict[str, dict]:
         return out | ({"final": {**found["final"], "folder": exp / last}} if found.get("final") else {})
     except (TypeError, KeyError, AttributeError):
         raise UserError(
-            "is no results.json of bin.report", file=exp / "results.json", hint="run stage 8 again"
+            "is not a results.json of bin.report", file=exp / "results.json", hint="run stage 8 again"
         ) from None
 
 

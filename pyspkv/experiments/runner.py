@@ -73,7 +73,7 @@ class Runner:
             return cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
         except UserError:
             raise UserError(
-                "is no mark of a cell", file=file, hint=command_line("rm", "-r", file.parent)
+                "is not the record of a cell", file=file, hint=command_line("rm", "-r", file.parent)
             ) from None
 
     def write(self, cell: Cell, mark: Mark) -> None:
@@ -166,7 +166,7 @@ class Runner:
         try:
             while (left := self.step(jobs)) and not self.stopped.signal:
                 if not self.jobs and not said:
-                    print(said := "the rest is in the hands of other processes: waiting", flush=True)
+                    print(said := "other processes run the rest: waiting", flush=True)
                 time.sleep(0.05 + left / 1000)
         finally:
             self.stop()
@@ -224,4 +224,4 @@ class Runner:
                 left += fmean([s for t, s in done if t == cell.template] or [s for _, s in done])
         about = f"about {timedelta(seconds=round(left / jobs))} left, {jobs} at a time"
         counted = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
-        print(f"{counted}; {about if done else 'nobody knows how long it takes'}")
+        print(f"{counted}; {about if done else 'the time is unknown'}")

@@ -97,7 +97,7 @@ class Array:
         engine.cancel(wrong)
         self.jobs = {t.job[0]: jobs[t.job[0]] for t in self.tasks.values() if t.job}
         if self.jobs:
-            say(f"taking over what still runs of job {', '.join(self.jobs)}")
+            say(f"resuming job {', '.join(self.jobs)}")
         for folder in self.folders():
             if self.job_of(folder) not in self.jobs:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -204,7 +204,7 @@ class Array:
 
     def say_away(self) -> None:
         if not self.away:
-            say("SLURM's controller does not answer; waiting for it, the jobs go on")
+            say("SLURM's controller does not answer; waiting for it while the jobs run")
         self.away = True
 
     def look(self) -> None:
@@ -298,4 +298,4 @@ class Array:
             if not (folder / "job").exists() and (job := engine.find(self.token(folder))):
                 self.jobs[job] = self.token(folder)
         if not engine.cancel_all(self.jobs):
-            say(f"SLURM has not ended all of it yet: squeue -j {','.join(self.jobs)}")
+            say(f"SLURM has not ended all jobs yet: squeue -j {','.join(self.jobs)}")

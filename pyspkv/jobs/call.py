@@ -64,13 +64,13 @@ def parse_call(words: list[str]) -> Call:
             value = value if equals else words.pop(0)
             option = option.replace("-", "_")
             if option in NUMBERS and not (value.isascii() and value.isdecimal() and len(value) < 10):
-                raise UserError(f"--{option.replace('_', '-')} is a whole number, not {value[:40]!a}")
+                raise UserError(f"--{option.replace('_', '-')} must be a whole number, not {value[:40]!a}")
             options[option] = value
         elif not name and (found := JOBS.fullmatch(words[0])):
             name, first, last = found[1], int(found[2]), int(found[3] or found[2])
             numbers = range(first, last + 1)
             if not numbers:
-                raise UserError(f"no jobs in {words[0]}")
+                raise UserError(f"there are no jobs in {words[0]}")
             words.pop(0)
         else:
             break
@@ -78,7 +78,7 @@ def parse_call(words: list[str]) -> Call:
         raise UserError("expected [JOB=1:n] LOG COMMAND", hint=SHELL_USAGE)
     log, *command = words
     if len(numbers) > 1 and name not in log:
-        raise UserError(f"the log needs {name} in its name, for each job has its own: {log}")
+        raise UserError(f"the name of the log must contain {name}, because each job has its own log: {log}")
     return Call(options, name, numbers, log, command)
 
 
@@ -133,7 +133,7 @@ class Config:
             added = lines.get(value, lines.get("*"))
             if added is None:
                 known = " ".join(sorted(f"--{k.replace('_', '-')}" for k in {*self.option, *OWN}))
-                hint = f'a line "option {name}=* --... $0" in it would make one; the options are: {known}'
+                hint = f'add a line "option {name}=* --... $0" to it; the options are: {known}'
                 raise UserError(f"no option --{name.replace('_', '-')} {value}", file=self.file, hint=hint)
             words += [word.replace("$0", value) for word in added]
         return words

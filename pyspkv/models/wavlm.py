@@ -66,7 +66,7 @@ class WavLMConfig(Config):
     )
     freeze: Literal["none", "front", "trunk"] = Field(
         "front",
-        description="What is not trained. front: convolutions, projection and position embedding (the "
+        description="Which parts are frozen. front: convolutions, projection and position embedding (the "
         "paper). trunk: all layers, too, so that only the pooling learns. none: for training from scratch.",
     )
     trunk_lr_scale: Positive = Field(
@@ -88,7 +88,7 @@ class WavLMConfig(Config):
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Compute each layer again in the backward pass: a third slower, with a fraction of the "
+        description="Compute each layer again in the backward pass: a third slower, but with a fraction of the "
         "memory. Set it when a GPU is out of memory.",
     )
 
@@ -218,7 +218,7 @@ class WavLM(Encoder):
         if c.l2_sp_weight and not c.pretrained:
             raise UserError(
                 "encoder.l2_sp_weight needs encoder.pretrained",
-                hint="name the imported trunk, or l2_sp_weight: 0",
+                hint="set it to the imported trunk, or set l2_sp_weight: 0",
             )
         if not c.pretrained:
             return

@@ -438,7 +438,7 @@ def draw(
 def inside(folder: Path, path: Path) -> Path:
     """`path`, unless somebody's link leads out of `folder`: then UserError."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError("is a link out of the experiment's folder", file=path, hint="remove the link")
+        raise UserError("is a link to a place outside the experiment", file=path, hint="remove the link")
     return path
 
 
@@ -471,7 +471,7 @@ def _check(exp: Path, phases: dict[str, Path], scores: dict, trials: str) -> Non
         inside(exp, exp / name)
     for phase in phases:
         if trials not in scores.get(phase, {}):
-            print(f"{phase} has no score/{trials}.json and is left out of results.json", file=sys.stderr)
+            print(f"{phase} has no score/{trials}.json and is not in results.json", file=sys.stderr)
 
 
 def _compare(

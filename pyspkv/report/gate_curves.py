@@ -40,7 +40,7 @@ def write(
             values_for(true, unlabeled.utts, truth)
         found += curves(model, unlabeled, true, wrong)
     if not found:
-        raise UserError("no epoch of these runs has a gate's rows", file=models[0][0])
+        raise UserError("no epoch of these trainings has the records of a gate", file=models[0][0])
     with atomic_file(out, own=True) as f:
         json.dump(found, f, indent=1)
         f.write("\n")
@@ -119,7 +119,7 @@ def label_hash(record: Path) -> str:
 
 def read_curve(file: Path) -> list[dict]:
     """What this program has written: a list of epochs. UserError: it is none."""
-    hint = "make it with bin.gate_curves"
+    hint = "write it with bin.gate_curves"
     found = foreign.read_json(file, list, nan=True, hint=hint)
     for epoch in found:
         for key in ("quantity", "quality"):

@@ -68,9 +68,9 @@ def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, opti
             place = os.path.realpath(folder)
             if place in owner:
                 raise UserError(
-                    f"would hold the embeddings of {owner[place]} and of {model} with {data}",
+                    f"would contain the embeddings of {owner[place]} and of {model} with {data}",
                     file=folder,
-                    hint="extract them one by one, each with an --out of its own",
+                    hint="extract them one by one, each with its own --out",
                 )
             owner[place] = f"{model} with {data}"
     weights = {c: _digest(c / "model.safetensors") for c in dict.fromkeys(checkpoints)}

@@ -98,7 +98,7 @@ def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Par
             f.write(json.dumps(known, indent=1) + "\n")
         made.append(part.stem)
     if gone:
-        print(f"removed, as not asked for: {' '.join(map(str, gone))}")
+        print(f"removed, because the options do not include them: {' '.join(map(str, gone))}")
     print(f"{folder}/score: {', '.join(made)}" if made else f"up to date: {folder}/score")
 
 

@@ -63,7 +63,7 @@ def parts_of(asked: Wanted) -> list[Part]:
     seen = set()
     for part in parts:
         if not part.name or "/" in part.name or part.name.startswith("."):
-            raise UserError(f"{part.name!r} can be no name of a trial list", hint="give --name")
+            raise UserError(f"{part.name!r} cannot be the name of a trial list", hint="give --name")
         if part.stem in seen:
             hint = "give the lists of --data other names with --name"
             raise UserError(f"two score files would be called {part.stem}.scores", file=part.data, hint=hint)
@@ -97,7 +97,7 @@ def check_there(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
     if missing:
         more = f", nor in {len(missing) - 1} other folders that are needed" if missing[1:] else ""
         hint = extract_command(asked, missing[0], *wanted[missing[0]])
-        raise UserError(f"no embeddings are there{more}", file=missing[0], hint=hint)
+        raise UserError(f"contains no embeddings{more}", file=missing[0], hint=hint)
     for system in systems:
         check_one_model(system, asked, parts)
 
@@ -112,7 +112,7 @@ def check_one_model(system: str, asked: Wanted, parts: list[Part]) -> None:
                 models[name] = foreign.read_json_or_empty(Path(folder, "made_by"), limit=1 << 28).get("model")
             first = models[part.name]
             if isinstance(first, str) and isinstance(models[name], str) and models[name] != first:
-                rule = f"these embeddings are of another model than {system}/embed/{part.name}"
+                rule = f"these embeddings come from another model than {system}/embed/{part.name}"
                 raise UserError(rule, file=folder, hint=extract_command(asked, folder, system, part, name))
 
 
@@ -241,5 +241,5 @@ def check_compare(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
     for part in parts:
         path = f"{asked.compare}/score/{part.stem}.scores"
         if part.kind == "plain" and not Path(path).is_file():
-            hint = "name that system among --systems too: it is then scored first"
+            hint = "add that system to --systems: it is then scored first"
             raise UserError("no such score file to compare to", file=path, hint=hint)

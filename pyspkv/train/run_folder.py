@@ -47,9 +47,9 @@ class RunFolder:
         state.check_end(self.config.epochs, folder)
         if state.label_hash != self.label_hash:
             raise UserError(
-                "this run was started with other utterances or labels",
+                "this training was started with other utterances or labels",
                 file=self.path,
-                hint="use another --exp, or --init this one to start from its encoder with a new head",
+                hint="give another --model-dir; --init with this one starts from its encoder with a new head",
             )
         return state
 

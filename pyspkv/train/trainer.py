@@ -87,7 +87,7 @@ class Trainer:
         self.config, self.exp, self.init, self.keep_head = config, exp, init, keep_head
         self.labels_out, self.patience = labels_out and Path(labels_out), patience
         if patience < 0:
-            raise UserError(f"--patience {patience} is below 0")
+            raise UserError(f"--patience {patience} must not be below 0")
         if dev:
             check_apart(dev, data, unlabeled)
         self.dev = DevList(dev, dev_trials) if dev else None
@@ -118,9 +118,9 @@ class Trainer:
         self.finished = saved is not None and saved.done
         if self.is_link and not self.finished:
             raise UserError(
-                "is a link to a model that is not trained to its end",
+                "is a link to a model whose training has not finished",
                 file=self.exp,
-                hint="train it where it lies, or remove the link to train here",
+                hint="finish that training, or remove the link to train here",
             )
 
     def _init_digest(self) -> str | None:
@@ -359,7 +359,7 @@ class Trainer:
         self.state.collapsed = self.state.collapsed + 1 if spread < COLLAPSED else 0
         if self.state.collapsed >= COLLAPSED_STEPS:
             raise UserError(
-                f"collapsed: for {COLLAPSED_STEPS} steps all embeddings of a batch point one way",
+                f"collapsed: for {COLLAPSED_STEPS} steps all embeddings of a batch point in one direction",
                 file=self.exp,
                 hint="lower optim.lr, raise batch_size, or check that the audio is not silence",
             )

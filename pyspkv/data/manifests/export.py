@@ -34,7 +34,7 @@ def entries(data: DataDir, what: str) -> Iterator[Entry]:
     for reco, path in data.wav.items():
         if path.endswith("|") or re.search(r":\d+(\[.*\])?$", path):
             rule = f"{what} names files, but {reco} is a command or a place in an ark"
-            raise UserError(rule, file=data.path / "wav.scp", hint="write the audio to files first")
+            raise UserError(rule, file=data.path / "wav.scp", hint="first write the audio to files")
     for utt, spk in zip(data.utts, data.spk):
         reco, start, end = data.segments[utt] if data.segments else (utt, 0.0, -1.0)
         speaker = "" if spk == utt else spk

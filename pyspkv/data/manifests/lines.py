@@ -57,7 +57,7 @@ def table_rows(path: str | Path, delimiter: str | None = None) -> Iterator[tuple
     numbered = text_lines(path)
     first = next(numbered, None)
     if first is None:
-        raise UserError("is empty", file=path, hint="write a line of column names, then the rows")
+        raise UserError("is empty", file=path, hint="write a line of column names, followed by the rows")
     at = [1]
     if delimiter is None:
         comma = ";" if ";" in first[1] and "," not in first[1] else ","
@@ -75,7 +75,7 @@ def table_rows(path: str | Path, delimiter: str | None = None) -> Iterator[tuple
         try:
             cells = next(reader, None)
         except csv.Error as err:
-            raise UserError(f"is no row of CSV ({err})", file=path, line=at[0]) from None
+            raise UserError(f"is not a row of CSV ({err})", file=path, line=at[0]) from None
         if cells is None:
             return
         start, line = at[0] + 1, start
