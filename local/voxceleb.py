@@ -44,7 +44,7 @@ def read_list(file: Path) -> list[str]:
     for number, line in enumerate(decode(file).splitlines(), 1):
         label, *paths = line.split() or [""]
         if label not in ("0", "1") or len(paths) != 2 or any(p.count("/") != 2 for p in paths):
-            rule = "the rule is `1|0 speaker/video/file.wav speaker/video/file.wav`"
+            rule = "the line must be `1|0 speaker/video/file.wav speaker/video/file.wav`"
             raise UserError(rule, file=file, line=number)
         a, b = (str(Path(p).with_suffix("")).replace("/", "-") for p in paths)
         out.append(f"{a} {b} {'target' if label == '1' else 'nontarget'}")

@@ -267,7 +267,7 @@ def break_files(folder):
         "missing.wav": "missing.wav does not exist",
         "empty.wav": r"is empty \(0 bytes\)",
         "piped.flac": "does not tell its length",
-        "text.wav": "is not audio",
+        "text.wav": "cannot be read by libsndfile",
         "none.wav": "contains no samples",
         "nan.wav": "non-finite",
         "cut.flac": "cut short|damaged",

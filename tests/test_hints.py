@@ -473,7 +473,7 @@ def test_what_a_shell_script_puts_into_a_hint_is_quoted():
 # -- no hint is half a command
 
 HALF = re.compile(
-    r"(?<![\w./-])(?:(?:\./|/)?(?:utils|steps)/\w+|python3? -m|pyspkv [a-z]+|(?:rm|mv|cp|unlink|cd|mkdir) \S|"
+    r"(?<![\w./-])(?:(?:\./|/)?(?:utils|steps)/\w+|python3? -[mc]|pyspkv [a-z]+|(?:rm|mv|cp|unlink|cd|mkdir) \S|"
     r"sed -|git -|git lfs|pip install|apt install|export \w+=|ulimit -|docker run|ffmpeg -)"
 )
 WHOLE = {"pip install pyarrow", "utils/setup_env.sh", "export LC_ALL=C.UTF-8"}

@@ -139,7 +139,7 @@ def test_voxceleb_lists(tmp_path):
     (tmp_path / "l").write_text("1 a/v/a0.wav a/v/a1.wav\r\n0 v/a0.wav b0\r\n")
     dd("make-trials", tmp_path / "d", "--from-list", tmp_path / "l")
     assert trials(tmp_path / "d/trials") == [("a0", "a1", True), ("a0", "b0", False)]
-    for text, part in (("1 a/v/a0.wav q.wav\n", "l:1: 'q.wav' is no utterance"), ("\n", "contains no trial"),
+    for text, part in (("1 a/v/a0.wav q.wav\n", "l:1: 'q.wav' is not an utterance"), ("\n", "contains no trial"),
                        ("1 a0 a1\n2 a0 a1\n", "the line must be"), ("a0 a1\na0\n", "l:1: the line must be")):  # fmt: skip
         (tmp_path / "l").write_text(text)
         assert part in fails("make-trials", tmp_path / "d", "--from-list", tmp_path / "l")
@@ -215,7 +215,7 @@ def test_split_speakers(tmp_path, capsys):
     )
     assert set(DataDir.read(tmp_path / "one").spk) < set(parts[0].spk), "fewer are a part of more"
     for words in (["--num-speakers", 4], ["--num-speakers", 0], ["--fraction", 1]):
-        assert "cannot part" in fails(
+        assert "cannot draw" in fails(
             "split-speakers", tmp_path / "d", tmp_path / "x", tmp_path / "y", *words
         )
     assert "three folders" in fails(

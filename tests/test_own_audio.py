@@ -279,7 +279,7 @@ BAD = {
     "a time": ("csv", "path,start\na.wav,soon\n", ":2: 'start' is nan"),
     "backwards": ("csv", "path,start,end\na.wav,2,1\n", ":2: ends at 1 s but starts at 2 s"),
     "beyond": ("csv", "path,start,end\na.wav,2,5\n", "beyond its recording"),
-    "genders": ("csv", "path,utt,speaker,gender\na.wav,1,s,m\na.wav,2,s,F\n", ":3: the speaker 's' is both m and f"),
+    "genders": ("csv", "path,utt,speaker,gender\na.wav,1,s,m\na.wav,2,s,F\n", ":3: the speaker 's' has both m and f"),
     "no JSON": ("jsonl", '{"path": "a.wav"}\n{"path":\n', ":2: is not JSON"),
     "no object": ("jsonl", "[1]\n", ":1: is not a JSON object"),
     "a list as path": ("jsonl", '{"path": ["a.wav"]}\n', ":1: 'path' is ['a.wav'], not text"),
@@ -293,8 +293,8 @@ BAD = {
     "no RTTM": ("rttm", "anna 1 2\n", "the line must be `SPEAKER"),
     "a negative time": ("rttm", "SPEAKER a 1 -3 1 <NA> <NA> x <NA> <NA>\n", ":1: the line must be"),
     "other recordings": ("rttm", "SPEAKER q 1 0 1 <NA> <NA> x <NA> <NA>\n", "no audio of the recording: q"),
-    "no recording": ("lhotse", '{"id": "r"}\n', ":1: is no recording"),
-    "a source": ("lhotse", '{"id": "r", "duration": 1, "sources": [3]}\n', ":1: 'sources' has an element that is not an object"),
+    "no recording": ("lhotse", '{"id": "r"}\n', ":1: is not a recording"),
+    "a source": ("lhotse", '{"id": "r", "duration": 1, "sources": [3]}\n', ":1: 'sources' has an element that is not"),
 }  # fmt: skip
 
 

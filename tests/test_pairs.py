@@ -390,7 +390,7 @@ def test_one_utterance_per_dialogue_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"warmup_epochs": [3, 1]}, "'reject.warmup_epochs': the lower end comes first"),
+        ({"warmup_epochs": [3, 1]}, "'reject.warmup_epochs': the lower value must come first"),
         ({"gamma": -1.0}, "'reject.gamma': .* greater than 0"),
         ({"tau": 0.0}, "'reject.tau': .* greater than 0"),
     ],

@@ -398,7 +398,7 @@ def test_kill_minus_nine_and_rerun(tmp_path, data):
             "config key 'seed': input should be less than 2147483648, got 99999999999",
         ),
         (["--dev", "{dev}", "--dev-trials", "{dev}/trials"], "trials: has no nontarget trial"),
-        (["--dev", "{dev}", "--dev-trials", "{dev}/foreign"], "foreign:1: s00-u00 is no utterance"),
+        (["--dev", "{dev}", "--dev-trials", "{dev}/foreign"], "foreign:1: s00-u00 is not an utterance"),
     ],
 )
 def test_bad_calls_say_what_and_leave_nothing(tmp_path, data, more, words):

@@ -314,7 +314,7 @@ def test_import_of_every_layout(tmp_path, tmp_path_factory, layout, imported):
         wave = 0.1 * torch.randn(1, 8000)
         torch.testing.assert_close(got(wave, torch.tensor([8000])), encoder(wave, torch.tensor([8000])))
     assert "imported already" in imported(source)
-    with pytest.raises(UserError, match="holds another model"):
+    with pytest.raises(UserError, match="contains another model"):
         imported(foreign(tmp_path_factory.mktemp("other"), layout, build(seed=4).eval()))
 
 

@@ -89,7 +89,7 @@ class Store:
             if found["model"].ndim or found["digest"].ndim or len({*names.tolist()}) < len(names):
                 raise ValueError("its arrays do not fit each other")
             if not np.isfinite(x).all() or (np.abs(np.linalg.norm(x, axis=1) - 1) > 1e-3).any():
-                raise ValueError("a row is no unit vector")
+                raise ValueError("a row is not a unit vector")
         except FileNotFoundError:
             raise UserError(
                 "no such store", file=file, hint="enrol a speaker first, or check --store"

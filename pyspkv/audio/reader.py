@@ -166,7 +166,7 @@ def _regular_size(path: str) -> int:
         raise AudioError(f"{path} is a folder")
     if not stat.S_ISREG(info.st_mode):
         raise AudioError(
-            f"{path} is a pipe, a socket or a device, no regular file", "write the audio to a file"
+            f"{path} is a pipe, a socket or a device, not a regular file", "write the audio to a file"
         )
     if not info.st_size:
         raise AudioError(f"{path} is empty (0 bytes)")
@@ -286,12 +286,10 @@ def _libsndfile(source, name: str, size: int, found):
         if cut:
             raise AudioError(f"{name} is cut short", _FETCH) from None
         reason = getattr(err, "error_string", "raw samples without a header")
-        raise AudioError(f"{name} is not audio that libsndfile reads ({reason})") from None
+        raise AudioError(f"{name} cannot be read by libsndfile ({reason})") from None
     if found is not None and found.chained:
         f.close()
-        raise AudioError(
-            f"{name} holds several Ogg streams one behind another", "write each to a file of its own"
-        )
+        raise AudioError(f"{name} contains several Ogg streams in a row", "write each one to its own file")
     if not cut:
         return _checked(f, name, size, found)
     with f:
@@ -320,7 +318,7 @@ def _checked(f, name: str, size: int, found=None):
             if not dense or f.frames > size * 8192:
                 raise AudioError(f"{name} is damaged: its header promises {f.frames} samples in {size} bytes")
         if found is None and not isinstance(f, Flac) and f.format == "RAW" and not _raw_by_name(name):
-            raise AudioError(f"{name} is not audio that libsndfile reads (raw samples without a header)")
+            raise AudioError(f"{name} cannot be read by libsndfile (raw samples without a header)")
     except AudioError:
         f.close()
         raise
@@ -347,7 +345,7 @@ def _samples(seconds: float, table: str) -> int:
     """Samples at 16 kHz of a table's figure."""
     if not seconds <= _MOST_SECONDS:
         raise AudioError(
-            f"{seconds:g} s is no length of a recording", "correct or remove the line", table=table
+            f"{seconds:g} s is not a length of a recording", "correct or remove the line", table=table
         )
     return round(seconds * SAMPLE_RATE)
 
@@ -409,9 +407,8 @@ def _peak(x: np.ndarray, name: str) -> float:
         return peak
     scale = next((2**bits for bits in (15, 23, 31) if 128 < peak <= 2**bits), math.ceil(peak))
     raise AudioError(
-        f"{name} has float samples up to {peak:.6g}, not within [-1, 1]",
-        f"divide them by {scale}, as by `python -c \"import soundfile as s; x, rate = s.read('OLD.wav'); "
-        f"s.write('NEW.wav', x / {scale}, rate)\"`",
+        f"{name} has float samples up to {peak:.6g}, outside [-1, 1]",
+        f"divide them by {scale} and write the file again",
     )
 
 
@@ -435,7 +432,7 @@ def _decode(
     channels = None
     if f.channels > 1:
         if channel is not None and channel >= f.channels:
-            raise AudioError(f"{name} has {f.channels} channels, channel {channel} is asked for")
+            raise AudioError(f"{name} has {f.channels} channels, but channel {channel} is needed")
         if channel is None:
             channels, x = x, x.mean(1, dtype=np.float32)
         else:
@@ -546,7 +543,7 @@ class AudioReader:
     def _header(self, row: int, f) -> tuple[int, int]:
         """Remember an open file's length and rate; the row's utterance in it as [first, last) at 16 kHz."""
         if not f.frames:
-            raise AudioError("holds no samples")
+            raise AudioError("contains no samples")
         if self._table_rate and f.samplerate != self._table_rate and "utt2dur" not in self.data.utt_tables:
             raise AudioError(
                 f"utt2num_samples is ambiguous: {f.samplerate} Hz here, first row {self._table_rate} Hz",
@@ -571,7 +568,7 @@ class AudioReader:
             )
         last = min(last, total)
         if first >= last:
-            raise AudioError(f"{segment} holds no samples", table="segments")
+            raise AudioError(f"{segment} contains no samples", table="segments")
         return first, last
 
     def _from_tables(self, row: int) -> int | None:
@@ -583,7 +580,7 @@ class AudioReader:
         num, dur = tables.get("utt2num_samples", {}).get(utt), tables.get("utt2dur", {}).get(utt)
         if num is not None and len(num) > 15:
             raise AudioError(
-                "no recording has so many samples", "correct or remove the line", "utt2num_samples"
+                "no recording has that many samples", "correct or remove the line", "utt2num_samples"
             )
         if dur is not None:
             samples = _samples(float(dur), "utt2dur")

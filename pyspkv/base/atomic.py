@@ -149,7 +149,7 @@ def _swap(a: Path, b: Path) -> bool:
         return exchange(a, b)
     except OSError as err:
         if err.errno in (errno.EBUSY, errno.EXDEV):
-            why = "is a mount point or the current folder, and cannot be exchanged for a new one"
+            why = "is a mount point or the current folder, and cannot be replaced"
             raise UserError(why, file=b, hint="give a folder below it") from None
         raise
 

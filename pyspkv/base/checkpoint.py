@@ -46,7 +46,7 @@ def _pointer(exp: Path, name: str) -> Path | None:
         )
     target = exp / name_in_file
     if not (target / "state.json").is_file():
-        rule = f"points at {short(name_in_file)}, which is not a whole checkpoint"
+        rule = f"points at {short(name_in_file)}, which is not a complete checkpoint"
         raise UserError(
             rule, file=file, hint="write the name of a complete ckpt- folder into it, or copy it again"
         )
@@ -72,9 +72,9 @@ def resolve_model(model: str | Path) -> Path:
     folder = _pointer(exp, "best" if which == "best" else "LATEST")
     if folder is None:
         why = (
-            "no dev list was declared, so no checkpoint is the best"
+            "no dev list was given, so there is no best checkpoint"
             if which == "best"
-            else "no checkpoint yet"
+            else "there is no checkpoint yet"
         )
         raise UserError(
             why, file=exp, hint="use @last" if which == "best" else "train first (bin.train --model-dir)"
@@ -130,7 +130,7 @@ def _check_groups(optimizer: torch.optim.Optimizer, groups: Any, folder: Path) -
             if isinstance(a, list) and fits:
                 fits = len(a) == len(b) and all(map(is_number, b))
     if not fits:
-        rule = "its optimizer has other parameter groups than this config makes"
+        rule = "its optimizer has other parameter groups than this config"
         raise UserError(rule, file=folder / "state.json", hint=AGAIN)
 
 
@@ -289,7 +289,7 @@ def restore(
         )
     weights, memory = tensors(folder), tensors(folder, "optim.safetensors")
     if saved.get("optim_tensors", len(memory)) != len(memory):
-        rule = f"holds {len(memory)} tensors, {saved['optim_tensors']} were saved"
+        rule = f"contains {len(memory)} tensors, but {saved['optim_tensors']} were saved"
         raise UserError(rule, file=folder / "optim.safetensors", hint=AGAIN)
     load_state_strict(model, weights, folder)
     _unpack(optimizers, memory, saved["optimizers"], folder)

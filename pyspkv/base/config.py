@@ -41,7 +41,7 @@ class Config(BaseModel):
 def in_order(ends: Pair) -> Pair:
     """Validator of (lower end, upper end)."""
     if ends[0] > ends[1]:
-        raise ValueError("the lower end comes first")
+        raise ValueError("the lower value must come first")
     return ends
 
 
@@ -159,7 +159,7 @@ def build(config: Config, *args, **kwargs) -> Any:
         if empty := [n for n, p in getattr(made, "named_parameters", dict)() if p.numel() == 0]:
             raise ValueError(f"{empty[0]} is empty")
     except (AssertionError, ValueError, RuntimeError, ArithmeticError) as err:
-        rule = f"'{getattr(config, 'name', '')}' cannot be made with these sizes: {err}"
+        rule = f"'{getattr(config, 'name', '')}' cannot be built with these sizes: {err}"
         raise UserError(rule, hint="some size is too small, see docs/config.md") from err
     return made
 

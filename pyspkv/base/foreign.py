@@ -116,7 +116,7 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON's")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def _deeper(found: Any, most: int) -> bool:
@@ -203,7 +203,7 @@ def safetensors_header(path: str | Path) -> dict[str, Any]:
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         if size < 8 or length > size - 8:
-            rule = f"is cut short, or no safetensors file: its header counts {length:,} bytes, the file has {size:,}"
+            rule = f"is cut short, or is not a safetensors file: its header has {length:,} bytes, the file {size:,}"
             raise UserError(rule, file=path, hint=AGAIN)
         if length > MAX_JSON:
             raise UserError(

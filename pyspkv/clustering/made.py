@@ -97,13 +97,13 @@ def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str
         if (before := made["asked"].get(key)) != value:
             raise _refused(_difference(key, before, value), out, report)
     if len(made["embeddings"]) != len(scps):
-        rule = f"was made of {len(made['embeddings'])} --embeddings, now {len(scps)}"
+        rule = f"was made from {len(made['embeddings'])} --embeddings, now {len(scps)}"
         raise _refused(rule, out, report)
     for scp, before in zip(scps, made["embeddings"]):
         if (record := _made_by(scp)) is not None and record == before.get("made_by"):
             continue
         if content_digest(scp) != before.get("content"):
-            rule = f"was made of other embeddings than {scp} holds now: of another model, or of other audio"
+            rule = f"was made from other embeddings than {scp} has now: the model or the audio has changed"
             raise _refused(rule, out, report)
     edited = labels_digest(out) != made.get("label_hash")
     print(

@@ -87,7 +87,7 @@ def _read_apart(labeled: str | Path, unlabeled: str | Path) -> tuple[DataDir, Da
     """UserError: an utterance is in both."""
     first, second = DataDir.read(labeled), DataDir.read(unlabeled)
     if both := set(first.utts) & set(second.utts):
-        rule = f"{len(both)} utterances are also in --labeled-data, the first {min(both)}"
+        rule = f"{len(both)} utterances are also in --labeled-data; the first is {min(both)}"
         raise UserError(
             rule, file=unlabeled, hint="give two parts of one directory (split_labels.sh makes them)"
         )

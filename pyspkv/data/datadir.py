@@ -91,7 +91,7 @@ def list_tables(path: Path) -> dict[str, tuple[str, str]]:
     for p in tables:
         if not p.is_file():
             what = (
-                "a link to nowhere" if p.is_symlink() and not p.exists() else "no file but a pipe or device"
+                "a link to nowhere" if p.is_symlink() and not p.exists() else "a pipe or device, not a file"
             )
             raise UserError(f"is {what}", file=p, hint="replace it by the file itself, or remove it")
     return {p.name: kind for p, kind in tables.items()}
@@ -532,7 +532,7 @@ def segment_seconds(data: DataDir) -> dict[str, float]:
     out = {}
     for utt, (reco, start, end) in data.segments.items():
         if end < 0 and not dur:
-            rule = f"{utt} ends with its recording (-1), and nothing tells how long that is"
+            rule = f"{utt} ends with its recording (-1), whose length is unknown"
             raise UserError(
                 rule, file=data.path / "segments", hint="write reco2dur (`recording seconds`) or utt2dur"
             )

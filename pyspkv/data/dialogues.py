@@ -14,7 +14,9 @@ def dialogue_lines(data: DataDir) -> list[str]:
     shown = ", ".join(f"{m}: {c}" for m, c in list(zip(many.tolist(), count.tolist()))[:20])
     lines = [f"utterances in a dialogue: {shown}{', ...' if len(many) > 20 else ''}"]
     if data.dialogue2device is None:
-        lines.append("warning: no dialogue2device: each dialogue counts as a device, so all others repel it")
+        lines.append(
+            "warning: no dialogue2device: each dialogue counts as a device, and all others are its negatives"
+        )
         return lines
     usable = {d for d, n in zip(sorted(set(dialogue.values())), size) if n >= 2}
     devices, per = np.unique(list(data.dialogue2device.values()), return_counts=True)
@@ -22,9 +24,7 @@ def dialogue_lines(data: DataDir) -> list[str]:
     lines.append(
         f"{len(devices)} devices of {per.min()} to {per.max()} dialogues (median {np.median(per):g})"
     )
-    lines.append(
-        f"{len(usable)} dialogues of two utterances or more, of {most} devices: the most dialogues in a batch"
-    )
+    lines.append(f"{len(usable)} dialogues of two utterances or more, of {most} devices, the most in a batch")
     return lines
 
 

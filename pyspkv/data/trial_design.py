@@ -35,10 +35,10 @@ def by_speaker(data: DataDir) -> dict[str, list[str]]:
     for utt, spk in sorted(zip(data.utts, data.spk), key=lambda pair: (pair[1], pair[0])):
         out.setdefault(spk, []).append(utt)
     if len(out) < 2:
-        rule = "has one speaker; nontarget trials take two"
+        rule = "has one speaker; nontarget trials need two"
         raise UserError(rule, file=data.path / "utt2spk")
     if all(utts == [spk] for spk, utts in out.items()):
-        rule = "names no speaker (each line is `utt utt`), so nobody can say which trials are target"
+        rule = "has no speakers (each line is `utt utt`), so target trials cannot be made"
         raise UserError(
             rule, file=data.path / "utt2spk", hint="make the directory with its speakers (--pattern)"
         )

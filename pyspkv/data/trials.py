@@ -73,7 +73,7 @@ def read_trials(path: str | Path, hint: str | None = None) -> "tuple[list[str], 
             enrol, rest = read_columns(path, "trial", hint, in_order=False)
         except UserError as err:
             if is_blind(path):
-                rule = "has no answers (two columns): a blind list can be scored, but not measured"
+                rule = "has no answers (two columns): such a list can be scored, but there is no EER"
                 how = "write each line as `enrol test target|nontarget` to have figures"
                 raise UserError(rule, file=path, hint=how) from None
             if hint:

@@ -132,13 +132,13 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             if " " in name or tables.has_bad_characters(name):
                 raise UserError(f"{ascii(name)}: an id must not hold a blank", file=path, line=line)
         if tables.has_bad_characters(audio):
-            rule = "a path must not hold line ends nor blanks beyond ASCII"
+            rule = "a path must not contain line ends or non-ASCII blanks"
             raise UserError(f"{ascii(audio)}: {rule}", file=path, line=line, hint="rename the file")
         if utt in rows:
             raise UserError(f"{utt} is given twice", file=path, line=line)
         time, zone = _parse_time(value(fields.time), path, line)
         if abs(time) > 1e11:
-            rule = f"'{raw.get(fields.time)}' lies thousands of years away: milliseconds, or a date without dashes?"
+            rule = f"'{raw.get(fields.time)}' is thousands of years away: milliseconds, or a date without dashes?"
             raise UserError(
                 rule, file=path, line=line, hint="write seconds, or ISO 8601 such as 2026-03-01T18:02:11Z"
             )

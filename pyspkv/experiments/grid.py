@@ -108,7 +108,9 @@ class Table:
         """One cell of the template `key`."""
         name = word(fill(key, variables))
         if not re.fullmatch(NAME, name) or name in self.cells or len(self.cells) == 10_000:
-            rule = f"'{name}' is a second cell's name or cannot be one (letters, digits and . _ + = -)"
+            rule = (
+                f"'{name}' is the name of another cell, or cannot be a name (letters, digits and . _ + = -)"
+            )
             raise UserError(rule, hint="put every variable of `each` into the name")
         cell = cfg.validate(Cell, {u: variables[u] for u in UNITS if u in variables} | fill(raw, variables))
         reuse = {"reuse": f"{{exp:{cell.after[0]}}}"} if cell.after else {}

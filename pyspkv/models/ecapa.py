@@ -49,7 +49,7 @@ class ECAPAConfig(Config):
     @model_validator(mode="after")
     def _groups(self) -> "ECAPAConfig":
         if self.channels % self.scale:
-            raise ValueError(f"channels {self.channels} is no multiple of scale {self.scale}")
+            raise ValueError(f"channels {self.channels} is not a multiple of scale {self.scale}")
         return self
 
 

@@ -56,7 +56,7 @@ def check_sizes(
     for name in ("layers", "blocks"):
         found = getattr(config, name, 0)
         if (count := sum(found) if isinstance(found, (tuple, list)) else found) > len(weights):
-            rule = f"config.yaml counts {count} {name}, and its checkpoint holds {len(weights)} tensors"
+            rule = f"config.yaml has {count} {name}, but its checkpoint contains {len(weights)} tensors"
             raise UserError(rule, file=folder, hint=hint or checkpoint.AGAIN)
     try:
         with torch.random.fork_rng(devices=[]), _Shapes():

@@ -203,6 +203,8 @@ def _count_layers(trunk: dict[str, Tensor], file) -> int:
     """Layers 0 .. L-1, each with tensors."""
     named = {k.split(".")[2] for k in trunk if k.startswith("encoder.layers.")}
     if len(named) > MAX_LAYERS or named != {str(n) for n in range(len(named))}:
-        rule = f"is no WavLM: {len(named)} layers, which are not numbered from 0 to {min(len(named), MAX_LAYERS) - 1}"
+        rule = (
+            f"is not a WavLM: its {len(named)} layers are not numbered 0 to {min(len(named), MAX_LAYERS) - 1}"
+        )
         raise UserError(rule, file=file)
     return len(named)

@@ -82,7 +82,7 @@ def curves(run_folder: Path, data, truth: dict | None, corrupted: set | None) ->
     utts = data.utts
     trained_on = label_hash(run_folder / "run.json").split("+")[1:]
     if trained_on and trained_on[0] != data.label_hash():
-        rule = f"was trained on other unlabeled utterances or labels than {data.path} has"
+        rule = f"was trained on other unlabeled utterances or labels than those of {data.path}"
         raise UserError(rule, file=run_folder, hint="give the directory that it was trained on")
     number = {spk: k for k, spk in enumerate(decode(run_folder / "classes.txt").split())}
     true = None if truth is None else np.array([number.get(truth[u], -1) for u in utts])
@@ -91,7 +91,7 @@ def curves(run_folder: Path, data, truth: dict | None, corrupted: set | None) ->
     for epoch, rows in rows_of(run_folder):
         for key in ("kept", "target"):
             if key not in rows or rows[key].ndim != 1 or len(rows[key]) < len(utts):
-                rule = f"epoch {epoch} has no {key} of {len(utts)} utterances"
+                rule = f"epoch {epoch} has no {key} for the {len(utts)} utterances"
                 raise UserError(
                     rule, file=run_folder / "rows", hint="give a run of objective gll and its data"
                 )

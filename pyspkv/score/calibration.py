@@ -52,7 +52,7 @@ class Calibration:
             out = cls(**read_json(path, hint=hint, nan=True))
             numbers = [getattr(out, key) for key in cls.__annotations__ if key != "source"]
             if any(type(n) not in (int, float) for n in numbers) or not isinstance(out.source, str):
-                raise TypeError("a value is no number")
+                raise TypeError("a value is not a number")
         except TypeError as err:
             raise UserError(f"is not a calibration ({err})", file=path, hint=hint) from None
         except UserError as err:

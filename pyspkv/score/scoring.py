@@ -59,14 +59,14 @@ def read_mean(path: str) -> np.ndarray:
     try:
         mean = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot ask for memory
         if not isinstance(mean, np.ndarray):
-            raise ValueError("an archive of several")
+            raise ValueError("it is an archive of several arrays")
     except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError,
             TokenError, zipfile.BadZipFile) as err:  # fmt: skip
         raise UserError(f"is not an array of numbers ({err})", file=path) from None
     if mean.ndim != 1 or not mean.size or mean.dtype.kind != "f" or not np.isfinite(mean).all():
         raise UserError("must contain one vector of finite floats", file=path)
     if np.abs(mean).max() > np.finfo(np.float32).max:
-        rule = f"holds {np.abs(mean).max():.3g}, too large for embeddings, which are float32"
+        rule = f"holds {np.abs(mean).max():.3g}, too large for float32 embeddings"
         raise UserError(rule, file=path, hint="give the mean of embeddings")
     return np.array(mean)
 

@@ -63,7 +63,9 @@ class RunFolder:
         before = cfg.dump(cfg.load(type(self.config), self.path / "config.yaml"))
         for key in now:
             if now[key] != before[key] and key not in self.may_change:
-                rule = f"this run was started with another config: {key} was {before[key]}, now {now[key]}"
+                rule = (
+                    f"this training was started with another config: {key} was {before[key]}, now {now[key]}"
+                )
                 raise UserError(rule, file=self.path, hint=self._hint())
 
     def _check_start(self) -> None:
@@ -74,7 +76,7 @@ class RunFolder:
             raise UserError(f"cannot be read ({err.strerror})", file=file, hint=BROKEN) from None
         if record.get("start", self.init_digest) != self.init_digest:
             was, now = record.get("init") or "none", self.init or "none"
-            rule = f"this run was started from another model: {was}, now {now}"
+            rule = f"this training was started from another model: {was}, now {now}"
             raise UserError(rule, file=self.path, hint=self._hint())
 
     def record(self, classes: list[str], facts: dict[str, Any]) -> None:

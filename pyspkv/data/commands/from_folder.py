@@ -54,6 +54,6 @@ def _rows(root: Path, endings: list[str], pattern, skipped):
     out = list(folder.rows(root, found.files, pattern, skipped))
     if not out:
         example = os.fsencode(found.files[0]).decode(errors="replace")
-        rule = f"the pattern fits none of {len(found.files)} paths, such as {example}"
+        rule = f"the pattern matches none of {len(found.files)} paths, such as {example}"
         raise UserError(rule, file=root, hint="'{speaker}/*/*' takes the first folder as the speaker")
     return out

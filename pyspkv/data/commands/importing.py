@@ -50,7 +50,7 @@ def make(args: argparse.Namespace, file: Path, read: Callable[[rows.Skipped], It
         skipped.write(names)
         skipped.report(names)
     if skipped.items and args.strict:
-        rule = f"{len(skipped.items)} entries cannot be used, and --strict allows none; no data directory was written"
+        rule = f"{len(skipped.items)} entries cannot be used, and --strict is given; no data directory was written"
         raise UserError(rule, file=file, hint=f"see {names}")
     rows.write(data, out)
     if not skipped.items and not args.skipped:

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     if n is None:
         n = max(1, round(args.fraction * len(names)))
     if not 1 <= n < len(names):
-        rule = f"cannot part {n} of {len(names)} speakers from the rest"
+        rule = f"cannot draw {n} of {len(names)} speakers"
         raise UserError(rule, file=f"{args.src}/utt2spk", hint=f"give 1 to {len(names) - 1}")
     folders = [Path(args.src), Path(args.out), Path(args.rest)]
     if len({f.resolve() for f in folders}) < 3:

@@ -75,7 +75,7 @@ def _durations(data: DataDir) -> dict[str, float]:
         return segment_seconds(data)
     if "reco2dur" in data.reco_tables:
         return {u: float(v) for u, v in data.reco_tables["reco2dur"].items()}
-    rule = "no utt2num_samples, utt2dur nor segments to find the shortest by"
+    rule = "has no utt2num_samples, utt2dur or segments to find the shortest with"
     raise UserError(rule, file=data.path, hint="write utt2dur (`utterance seconds`)")
 
 

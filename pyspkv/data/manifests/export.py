@@ -48,7 +48,7 @@ def _line(record: dict) -> str:
 def wespeaker(data: DataDir) -> Iterator[str]:
     """Lines of raw.list. An unknown speaker is the utterance itself. UserError: there are segments."""
     if data.segments:
-        rule = "raw.list names whole files, and this directory has segments"
+        rule = "raw.list lists whole files, but this directory has segments"
         raise UserError(rule, file=data.path / "segments", hint="to-jsonl, to-csv or to-lhotse keep them")
     for e in entries(data, "raw.list"):
         yield _line({"key": e.utt, "wav": e.path, "spk": e.speaker or e.utt})

@@ -82,7 +82,7 @@ def table_rows(path: str | Path, delimiter: str | None = None) -> Iterator[tuple
         if names is None:
             names = [cell.strip() for cell in cells]
             if "" in names or len(set(names)) < len(names):
-                rule = f"two columns have one name, or a column has none: {foreign.short(names)}"
+                rule = f"two columns have the same name, or a column has none: {foreign.short(names)}"
                 raise UserError(rule, file=path, line=1, hint="the first line names the columns")
         elif cells and len(cells) != len(names):
             raise UserError(f"has {len(cells)} cells for {len(names)} columns", file=path, line=line)

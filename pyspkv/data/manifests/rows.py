@@ -84,12 +84,14 @@ def _checked(rows: list[Row], file: Path, skipped: Skipped, allow_pipes: bool) -
     for row in rows:
         if row.path.endswith("|"):
             if not allow_pipes:
-                rule = f"{row.path[:60]!a} is a command, and a list may come from elsewhere"
+                rule = f"{row.path[:60]!a} is a command, which is not accepted from a list"
                 raise UserError(
                     rule, file=file, line=row.line, hint="give --allow-pipes if you trust the list"
                 )
             reason = (
-                "the command holds a line end or a control character" if has_bad_characters(row.path) else ""
+                "the command contains a line end or a control character"
+                if has_bad_characters(row.path)
+                else ""
             )
         else:
             reason = unusable(row.path)
@@ -199,7 +201,7 @@ def _more_tables(
     for name, row in zip(names, rows):
         found = _GENDERS.get(row.gender.lower())
         if found and gender.setdefault(speakers[name], found) != found:
-            rule = f"the speaker {row.speaker[:60]!a} is both m and f"
+            rule = f"the speaker {row.speaker[:60]!a} has both m and f"
             raise UserError(rule, file=file, line=row.line, hint="correct the list")
     missing = set(speakers.values()) - gender.keys()
     if gender and missing:

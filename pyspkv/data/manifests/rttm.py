@@ -9,7 +9,7 @@ from pyspkv.data.manifests.lines import text_lines
 from pyspkv.data.manifests.rows import Row, Skipped, absolute
 from pyspkv.data.tables import plain_number, read_table
 
-_RULE = "the rule is `SPEAKER recording channel start duration <NA> <NA> speaker ...`"
+_RULE = "the line must be `SPEAKER recording channel start duration <NA> <NA> speaker ...`"
 # Other types of lines that the format has.
 _TYPES = frozenset(
     "SPKR-INFO SEGMENT LEXEME NON-LEX NON-SPEECH FILLER EDIT IP SU CB A/P NOSCORE NO_RT_METADATA".split()  # noqa: SIM905
