@@ -140,7 +140,7 @@ def test_voxceleb_lists(tmp_path):
     dd("make-trials", tmp_path / "d", "--from-list", tmp_path / "l")
     assert trials(tmp_path / "d/trials") == [("a0", "a1", True), ("a0", "b0", False)]
     for text, part in (("1 a/v/a0.wav q.wav\n", "l:1: 'q.wav' is not an utterance"), ("\n", "contains no trial"),
-                       ("1 a0 a1\n2 a0 a1\n", "the line must be"), ("a0 a1\na0\n", "l:1: the line must be")):  # fmt: skip
+                       ("1 a0 a1\n2 a0 a1\n", "the line must be"), ("a0 a1\na0\n", "l:1: the line must")):  # fmt: skip
         (tmp_path / "l").write_text(text)
         assert part in fails("make-trials", tmp_path / "d", "--from-list", tmp_path / "l")
     data = DataDir.read(tmp_path / "d")

@@ -129,8 +129,8 @@ def warnings(data: DataDir, facts: dict, seconds: np.ndarray, crop: float) -> li
     if low:
         shown = ", ".join(f"{k} at {r} Hz" for r, k in low.items())
         out.append(
-            f"{sum(low.values())} utterances have a rate below 16 kHz ({shown}): they are resampled, and their upper bands "
-            "are empty; do not mix them with 16 kHz audio of other speakers: the rate then reveals the speaker"
+            f"{sum(low.values())} utterances have a rate below 16 kHz ({shown}): they are resampled, and the upper "
+            "bands are empty; do not mix them with 16 kHz audio of other speakers: the rate then reveals the speaker"
         )
     for name, what, todo in (
         ("silent", "have no signal", "remove them: all silence is one speaker to a model"),
