@@ -351,7 +351,7 @@ def test_new_recipe_is_a_whole_folder_that_runs_anywhere(tmp_path, mini):
         call(recipe / "run.sh", "--dry-run", "true", SPKV_ROOT=str(ROOT))
         first = call(recipe / "run.sh", code=1, SPKV_ROOT=str(ROOT))
         assert "to be written" in first.stderr
-    assert "is there already" in call(new, "mine", "ssl", "--dir", tmp_path, code=1).stderr
+    assert "already exists" in call(new, "mine", "ssl", "--dir", tmp_path, code=1).stderr
     assert "set SPKV_ROOT to" in call(recipe / "run.sh", code=1).stderr
     script = recipe / "local/data.sh"
     lines = script.read_text().splitlines()

@@ -178,7 +178,7 @@ def test_arrays_choices_and_paths(block):
     assert "--mode is one or two, not 'three'" in told
     for words, message in (("--stage 9", "from 1 to 8, not '9'"), ("--stage 0", "number from 1 to 8, not '0'"),
                            ("--stage 4 --stop-stage 3", "--stage 4 comes after --stop-stage 3"),
-                           ("extra", "'extra' belongs to no option")):  # fmt: skip
+                           ("extra", "'extra' is not an option")):  # fmt: skip
         assert message in sh(f"./run.sh {words}", block, code=1, **env).stderr
 
 
@@ -433,7 +433,7 @@ def test_setup_trusts_only_a_finished_venv(clone):
     assert "the installation failed" in failed.stderr and not (clone / ".venv/.complete").exists()
     (clone / "fail").unlink()
     again = sh("bash utils/setup_env.sh & bash utils/setup_env.sh; wait", clone, PATH=path)  # two at once
-    assert "making it anew" in again.stderr and "torch: cpu build (nvidia-smi lists no GPU)" in again.stderr
+    assert "making it again" in again.stderr and "torch: cpu build (nvidia-smi lists no GPU)" in again.stderr
     assert (clone / "log").read_text().split() == ["venv", "install"] * 2
     assert sh("bash utils/setup_env.sh", clone, PATH=path).stderr == ""
     for i, name in enumerate(("requirements.txt", "requirements-dev.txt"), 1):
@@ -444,7 +444,7 @@ def test_setup_trusts_only_a_finished_venv(clone):
     clone.rename(clone.parent / "moved")  # a virtual environment does not survive a move
     moved = clone.parent / "moved"
     done = sh("bash utils/setup_env.sh", moved, PATH=f"{moved}/bin:{os.environ['PATH']}")
-    assert "incomplete or was moved here: making it anew" in done.stderr
+    assert "incomplete or was moved here: making it again" in done.stderr
 
 
 def test_setup_asks_torchs_own_index_only_when_pip_would_take_cuda(clone):

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make .venv from requirements.txt and requirements-dev.txt, byte-compiled, unless it is there and complete.
+# Make .venv from requirements.txt and requirements-dev.txt, byte-compiled, unless it is complete already.
 # run.sh and run_tests.sh call this on first use.
 #
 # Usage: utils/setup_env.sh
 #
-# SPKV_TORCH=cpu|cuda overrides the choice of the torch build, which else follows `nvidia-smi`.
+# SPKV_TORCH=cpu|cuda chooses the torch build; by default `nvidia-smi` decides.
 set -euo pipefail
 [ $# -eq 0 ] || { sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 1; }
 
@@ -48,7 +48,7 @@ if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cut -d' ' -f2- < "$stamp
   say "requirements.txt has changed, or requirements-dev.txt: updating $venv"
   rm "$stamp"
 else
-  [ ! -e "$venv" ] || say "$venv is incomplete or was moved here: making it anew"
+  [ ! -e "$venv" ] || say "$venv is incomplete or was moved here: making it again"
   say "making $venv with $("$base" --version) (about 2 GB, some minutes)"
   "$base" -m venv --clear "$venv"
 fi
