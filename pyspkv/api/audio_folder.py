@@ -15,7 +15,7 @@ ENDINGS = (
 
 
 def audio_files(given: list[str]) -> list[str]:
-    """The files that are given and those of folders, whole trees, by their endings; in order of name.
+    """The given files, and the audio files in the given folders and below, sorted by name.
 
     UserError: nothing is there, or a folder holds no audio.
     """

@@ -33,7 +33,7 @@ class Store:
     recordings: list[int] = field(default_factory=list)
 
     def enrol(self, name: str, x: np.ndarray, replace: bool = False) -> None:
-        """Add a speaker by the embeddings [n, D] of his recordings. UserError: the name is taken, or is none."""
+        """Add a speaker by the embeddings [n, D] of the speaker's recordings. UserError: the name is taken or not valid."""
         from pyspkv.data.ark import normalize
 
         if not name.strip() or not name.isprintable():
@@ -52,7 +52,7 @@ class Store:
         self.recordings.append(len(x))
 
     def scores(self, x: np.ndarray) -> list[tuple[str, float]]:
-        """(name, cosine) of every speaker with an embedding [D], the most alike first, ties by name."""
+        """(name, cosine) of every speaker with an embedding [D], highest first, ties by name."""
         from pyspkv.data.ark import normalize
 
         found = (self.x @ normalize(x)).tolist()
@@ -72,7 +72,7 @@ class Store:
 
     @classmethod
     def read(cls, file: str | Path) -> "Store":
-        """UserError: it is none of ours."""
+        """Read a store. UserError: it is not a store."""
         try:
             with zipfile.ZipFile(file) as z:
                 if sum(entry.file_size for entry in z.infolist()) > MAX_BYTES:

@@ -1,4 +1,4 @@
-"""A model apart from its training: network, config, calibration and a model card in one folder; no optimizer state."""
+"""A model without its training: network, config, calibration and a model card in one folder; no optimizer state."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ HINT = "copy the model folder again, or train it again"
 def export(model: str, out: str | Path) -> str:
     """Write `out`, a folder that `pyspkv.load`, `--init` and every --model take; returns the model folder it is of.
 
-    model: as in `pyspkv.load`. UserError: no such model; `out` is there and not empty.
+    model: as in `pyspkv.load`. UserError: no such model; `out` exists and is not empty.
     """
     from pyspkv.api.speaker_model import find_model
     from pyspkv.base import checkpoint

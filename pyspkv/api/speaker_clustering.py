@@ -24,9 +24,9 @@ def cluster(
     """Speakers of embeddings: int64 labels [N] from 0, the same as bin.cluster's.
 
     Args:
-        x: embeddings [N, D], one a row, of any length; they are length-normalized in a copy.
+        x: embeddings [N, D], one per row; a copy of them is length-normalized.
         num_clusters: how many speakers, 1 to N; "auto" estimates the number.
-        method: "kmeans-ahc" (k-means where N is above 20,000, then Ward linkage of its centroids), "kmeans", "ahc".
+        method: "kmeans-ahc" (k-means if N is above 20,000, then Ward linkage of its centroids), "kmeans", "ahc".
         whiten_power: 0 to 1, center and whiten first by this power; None leaves it out. The ssl recipes take 0.5.
         seed: of k-means' first centroids, from 0.
 
@@ -50,7 +50,7 @@ def cluster(
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
-    """A copy, float32 [N, D], of unit length. UserError: it is none."""
+    """A copy, float32 [N, D], of unit length. UserError: x is not an array of embeddings."""
     try:
         x = np.array(x, dtype=np.float32, order="C")
     except (TypeError, ValueError) as err:

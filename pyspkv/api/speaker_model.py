@@ -55,7 +55,7 @@ class Model:
         return f"pyspkv.Model({kind} of {self.folder}, {self.device}, {known})"
 
     def embed(self, audio: Audio | Sequence[Audio], sample_rate: int | None = None) -> np.ndarray:
-        """Embeddings of recordings, float32 [D] of one and [N, D] of a list, not length-normalized.
+        """Embeddings of recordings, not length-normalized: float32 [D] for one, [N, D] for a list.
 
         Args:
             audio: path of an audio file, or mono samples [T] (floats within -1 and 1, or int16); or a list of these.
@@ -72,7 +72,7 @@ class Model:
         return x if isinstance(audio, (list, tuple)) else x[0]
 
     def verify(self, a: Audio, b: Audio, sample_rate: int | None = None) -> Verification:
-        """Whether two recordings are of one speaker; `a`, `b` and `sample_rate` as in `embed`.
+        """Decide whether two recordings are of the same speaker; `a`, `b` and `sample_rate` as in `embed`.
 
         Raises UserError: as `embed`, and for a recording without a signal, which sounds like any other.
         """

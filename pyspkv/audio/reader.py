@@ -1,4 +1,4 @@
-"""From a wav.scp entry to 16 kHz mono samples, decoding only the crop that is asked for.
+"""Read a wav.scp entry as 16 kHz mono samples, decoding only the crop that is needed.
 
 The one treatment of every file, so that a crop is the same samples wherever it is cut:
 - channels are averaged (`channel=k` takes one instead, for multi-channel impulse responses);
@@ -499,7 +499,7 @@ def _line_of_key(file: Path, key: str) -> int | None:
 
 
 class AudioReader:
-    """Samples of a data directory's utterances, by row. Safe to fork and to pickle.
+    """Samples of the utterances of a data directory, by row. It can be forked and pickled.
 
     Args:
         data: a `DataDir` (only path, utts, wav, segments and utt_tables are used).

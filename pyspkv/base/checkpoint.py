@@ -205,7 +205,7 @@ def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
 def save_import(
     exp: Path, encoder: torch.nn.Module, config: Any, record: dict, texts: dict[str, str] | None = None
 ) -> None:
-    """A run folder that was not trained here: one checkpoint, the encoder alone. texts: other files, by name."""
+    """A model folder that was not trained here: one checkpoint, the encoder alone. texts: other files, by name."""
     with atomic_dir(exp, own=True) as tmp:
         for name, text in (texts or {}).items():
             (tmp / name).write_text(text, encoding="utf-8", errors="backslashreplace")

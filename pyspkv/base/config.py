@@ -1,4 +1,4 @@
-"""Strict configuration: a pydantic model beside each class, YAML that holds differences, an error for anything else.
+"""Strict configuration: a pydantic model for each class, YAML files with the differences, errors for all else.
 
 A section that picks a class is a mapping with `name` plus the fields of that class:
 
@@ -133,7 +133,7 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(text: str, file=None) -> Any:
-    """YAML text -> plain data. UserError: it is none, with the line."""
+    """YAML text -> plain data. UserError with the line: it is not YAML."""
     loader, line, what = None, None, None
     try:
         loader = _Loader(text)
@@ -316,7 +316,7 @@ def _override(raw: dict, item: str, origin: dict) -> None:
 
 
 def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
-    """Put `value` at the dotted `key`, in place of what is there."""
+    """Set the dotted `key` to `value`."""
     names = key.split(".")
     if len(names) > MAX_DEPTH:
         raise UserError(f"key {key[:40]}...: nested deeper than {MAX_DEPTH}", file=where)
@@ -330,7 +330,7 @@ def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
 
 
 def _origin(key: tuple[str, ...], origin: dict) -> str | None:
-    """Where a key came from, or the section that lacks it."""
+    """The place a key came from, or the section in which it is missing."""
     while key:
         if key in origin:
             return origin[key]

@@ -8,7 +8,7 @@ from pyspkv.base.errors import UserError
 
 
 def device() -> torch.device:
-    """The first GPU, or the CPU: where a single process embeds. UserError: `--ngpu` of a step asked for one in vain."""
+    """The first GPU, else the CPU, for a single process. UserError: `--ngpu` is given but there is no GPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if int(os.environ.get("SPKV_NGPU") or 0) > 0:

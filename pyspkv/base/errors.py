@@ -41,11 +41,11 @@ def printable(text: str) -> str:
 
 
 class Shown(str):
-    """Text of a message whose line ends are ours: the names in it are `printable`, so none of them fakes a line."""
+    """Text of a message with line ends of our own. The names in it are `printable`, so none can fake a line."""
 
 
 class UserError(Exception):
-    """Input or usage is wrong. The message says what, where, and what to do about it.
+    """Wrong input or usage. The message says what is wrong, where, and what to do.
 
     local: of several processes only this one may have met it, so it speaks even if it is not rank 0.
     message: of an error that is raised anew `str(err)`, whose lines stay lines; what else has line ends of its own is
@@ -181,7 +181,7 @@ def _what(err: BaseException) -> tuple[str, int]:
 
 
 def _memory(err: BaseException) -> str | None:
-    """What was asked for, as far as the error says it; None: the error is not about memory."""
+    """The memory that was needed, if the error says it; None: the error is not about memory."""
     text = str(err)
     if (
         isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError"
@@ -250,7 +250,7 @@ def _print(text: str) -> None:
 
 
 def _flush(code):
-    """Write out what stdout still holds: where that fails it must not be the interpreter that says so."""
+    """Flush stdout; if that fails, the message is ours, not the interpreter's."""
     try:
         if sys.stdout and not sys.stdout.closed:
             sys.stdout.flush()

@@ -136,7 +136,7 @@ def _deeper(found: Any, most: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """A finite int or float; True and False are none."""
+    """Whether it is a finite int or float; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 

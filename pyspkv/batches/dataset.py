@@ -39,7 +39,7 @@ COLUMNS = ("index", *ROW_COLUMNS, "speed")
 
 @dataclass
 class View:
-    """One input that an objective wants of each utterance.
+    """One input that an objective needs from each utterance.
 
     Args:
         seconds: crop length; shorter utterances are repeated.
@@ -61,7 +61,7 @@ class View:
 
 
 def check_views(views: dict[str, View], min_samples: int) -> None:
-    """UserError: a view is shorter than what an encoder takes."""
+    """UserError: a view is shorter than the shortest input of the encoder."""
     for name, view in views.items():
         if view.samples < min_samples:
             raise UserError(

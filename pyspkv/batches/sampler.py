@@ -78,7 +78,7 @@ SamplerConfig = Annotated[
 
 
 def rank_slice(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """This rank's contiguous share of one global batch."""
+    """The contiguous part of one global batch that belongs to this rank."""
     size = len(rows) // world
     return rows[rank * size : (rank + 1) * size]
 
@@ -302,7 +302,7 @@ def epoch_passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: 
 
 @implements(FixedStepsConfig)
 class FixedSteps(Sampler):
-    """An epoch is `steps` batches, however few the utterances (a small labeled set by itself)."""
+    """An epoch is `steps` batches, whatever the number of utterances (for a small labeled set)."""
 
     def epoch(self, epoch: int) -> np.ndarray:
         return epoch_passes(self.rng(epoch), np.arange(len(self.label)), self.batch, self.config.steps)

@@ -45,7 +45,7 @@ def name_of(folder: str) -> str:
 
 
 def prepared(args: argparse.Namespace) -> dict[str, str]:
-    """Name -> data directory of everything that is embedded. UserError: two of one name, or no trials."""
+    """Name -> data directory of everything that is embedded. UserError: two have the same name, or one has no trials."""
     out: dict[str, str] = {}
     for folder in [*args.data, *filter(None, [args.dev, args.cohort])]:
         if out.setdefault(name_of(folder), folder) != folder:
@@ -70,7 +70,7 @@ def system_of(out: Path, number: int, model: str) -> Path:
 
 
 def bring_calibration(system: Path) -> None:
-    """The model's own calibration, or none, in place of one that an earlier --dev has left."""
+    """Restore the model's own calibration (or none) after an earlier --dev."""
     from pyspkv.base.atomic import atomic_file
 
     own, used = system / "model/calibration.json", system / "calibration.json"

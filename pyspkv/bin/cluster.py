@@ -3,8 +3,8 @@
     python -m pyspkv.bin.cluster --embeddings embed/embedding.scp --data data --out-data round1/data \\
         --num-clusters 7500 --report round1/report.json
 
-Labels that are there already are kept if they were made of the same embeddings with the same options, or edited by hand
-since; else they are refused.
+Existing labels are kept if they were made from the same embeddings with the same options, or were edited by hand since;
+anything else is an error.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Which enrolled speaker is it? The most alike first; with a calibrated model also whether it is one of them at all."""
+"""Which enrolled speaker is it? The most similar first; with a calibrated model, also a decision for each."""
 
 import argparse
 

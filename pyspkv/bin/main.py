@@ -34,7 +34,7 @@ def overview() -> str:
 
 
 def find(word: str) -> str:
-    """The entry point's name, written with hyphens or underscores. UserError: there is none."""
+    """The entry point for a name with hyphens or underscores. UserError: it does not exist."""
     name, known = word.replace("-", "_"), commands()
     if name in known:
         return name

@@ -1,4 +1,4 @@
-"""What a later step takes from finished trainings, as files: the best of several, a gate's threshold, a step count."""
+"""What a later step needs from finished trainings, as files: the best of several, a gate's threshold, a step count."""
 
 import argparse
 import math

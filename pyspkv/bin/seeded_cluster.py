@@ -4,7 +4,7 @@
         --unlabeled split/unlabeled --out-data round1/data
 
 --out-data holds the unlabeled utterances, each with one of the labeled speakers; labeled utterances keep theirs.
-Labels that are there already are kept or refused as by bin.cluster.
+Existing labels are treated as in bin.cluster.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How a model bears short, noisy and reverberant speech: EER of one trial list under each condition.
+"""Test a model on short, noisy and reverberant speech: EER of one trial list under each condition.
 
     python -m pyspkv.bin.stress --model exp/finetune/model --data data/test --noise data/noise_test --out exp/stress
 

@@ -1,4 +1,4 @@
-"""Are these recordings of one speaker? Score, log-likelihood ratio and decision with the model's own threshold."""
+"""Are these recordings of the same speaker? Score, log-likelihood ratio and decision with the model's own threshold."""
 
 import argparse
 import itertools

@@ -1,4 +1,4 @@
-"""Labels that are there already: kept where they were made of the same, refused where of anything else.
+"""Existing labels: kept if they were made from the same inputs and options; anything else is an error.
 
 A round's report.json says of what its labels were made: `asked` (options, digests of the data directories) and
 `embeddings`. Digests are of contents, so that an experiment may be moved. Nothing heavy is imported here.
@@ -81,7 +81,7 @@ def _made_by(scp: str | Path) -> str | None:
 
 
 def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str]) -> bool:
-    """Whether the labels in `out` are there and stay, which is said; False where there are none yet.
+    """Whether labels exist in `out` and are kept (a line says so); False if there are none yet.
 
     asked: option (as on the command line, with _ for -) or "data", "previous", ... (digests) -> value.
     UserError: they were made with other options, of other embeddings or another directory.
@@ -114,7 +114,7 @@ def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str
 
 
 def _read(report: Path) -> dict:
-    """report.json; {} where there is none. UserError: it is damaged."""
+    """Read report.json; {} if it does not exist. UserError: it is damaged."""
     if not report.is_file():
         return {}
     try:
@@ -176,7 +176,7 @@ def sole_writer(out: str | Path) -> Iterator[None]:
 def unless_kept(
     out: str | Path, report: str | Path, asked: dict, scps: Sequence[str], label: Callable[[], dict]
 ) -> dict | None:
-    """What `label` returns, alone in the folder of `out`; None where the labels are there already (`is_kept`)."""
+    """Call `label` as the only writer in the folder of `out`; None if labels exist already (`is_kept`)."""
     if is_kept(out, report, asked, scps):
         return None
     check_replaceable(Path(out))

@@ -1,4 +1,4 @@
-"""How a round is clustered; apart from the clustering itself, so that nothing heavy is imported to compare options."""
+"""Options of a clustering. They have a module of their own, so that comparing them imports nothing heavy."""
 
 from dataclasses import dataclass
 

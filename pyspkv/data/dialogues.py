@@ -1,4 +1,4 @@
-"""Dialogues of a data directory: what to know of them, and whether two directories share any."""
+"""Dialogues of a data directory: facts about them, and whether two directories share any."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from pyspkv.data.datadir import DataDir
 
 
 def dialogue_lines(data: DataDir) -> list[str]:
-    """What to know of a directory with utt2dialogue before training on it."""
+    """Facts about a directory with utt2dialogue, to check before training on it."""
     dialogue = data.utt_tables["utt2dialogue"]
     _, size = np.unique(list(dialogue.values()), return_counts=True)
     many, count = np.unique(size, return_counts=True)

@@ -1,4 +1,4 @@
-"""Hint a data directory in place: order, blanks, repeated ids, broken lines, and ids that some file lacks."""
+"""Correct a data directory in place: order, blanks, repeated ids, broken lines, and ids missing from some file."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ _BY_HAND = "correct the file, or move it out of the folder; nothing was changed"
 
 
 def fix(path: str | Path, check_audio: bool = False) -> list[str]:
-    """Hint the directory so that `DataDir.read` takes it; return notes on what was done (empty: nothing).
+    """Correct the directory so that `DataDir.read` accepts it; return notes on the changes (empty: none).
 
     Only utterances that every file has remain; utt2spk and spk2utt are made from each other; a trial list in another
     common form (`1 enrol test`, paths) is converted; segments end where their recording does, by reco2dur or else by

@@ -219,7 +219,7 @@ def read_table(path: str | Path, value: str = "rest", hint: str | None = None) -
 
 
 def values_for(table: dict[str, str], utts: Sequence[str], path: str | Path) -> list[str]:
-    """A truth file's values of `utts`. UserError: it lacks one."""
+    """Values of `utts` in a truth file. UserError: one is missing."""
     if missing := [u for u in utts if u not in table]:
         raise UserError(
             f"has no line for {len(missing)} of {len(utts)} utterances; the first is {missing[0]}", file=path

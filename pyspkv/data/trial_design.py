@@ -1,4 +1,4 @@
-"""Trials by rules: so many of each speaker, other sessions, one gender, enrolment models of several utterances.
+"""Trials by rules: a number per speaker, other sessions, same gender, enrolment models of several utterances.
 
 Without a rule of these `make_trials` makes all pairs, or a number of them.
 """

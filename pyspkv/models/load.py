@@ -14,12 +14,12 @@ from pyspkv.models.registry import EncoderConfig
 
 
 def encoder_config(folder: Path) -> EncoderConfig:
-    """The encoder's config from the run folder's config.yaml (next to its checkpoints)."""
+    """The encoder's config from config.yaml of the model folder (next to its checkpoints)."""
     return cfg.read_section(folder.parent / "config.yaml", "encoder", EncoderConfig)
 
 
 def load_encoder(model: str | Path, which: str = "last") -> Encoder:
-    """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
+    """Encoder of a model folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
     folder = checkpoint.resolve_model(
         model if str(model).endswith(("@best", "@last")) else f"{model}@{which}"
     )

@@ -1,4 +1,4 @@
-"""What the subcommands from-* share: options, the check of the audio, the list of what was left out, writing."""
+"""Shared by the subcommands from-*: options, the check of the audio, the list of dropped utterances, writing."""
 
 import argparse
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""What a data directory holds, and what would spoil a training or a test."""
+"""Describe a data directory, with warnings about what would harm training or testing."""
 
 import argparse
 import json
