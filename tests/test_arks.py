@@ -43,7 +43,7 @@ def test_only_plain_files_are_arks(tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize("offset", ["9" * 19, "9" * 30, "9" * 5000])
 def test_an_offset_beyond_any_file(tmp_path, offset):
     (tmp_path / "ark").write_bytes(VECTOR)
-    with pytest.raises(UserError, match="scp:2: the offset lies beyond"):
+    with pytest.raises(UserError, match="scp:2: the offset is larger"):
         ask(tmp_path, f"u1 {tmp_path}/ark:0\nu2 {tmp_path}/ark:{offset}\n")
     with pytest.raises(UserError, match="scp:2: u2"):
         ask(tmp_path, f"u1 {tmp_path}/ark:0\nu2 {tmp_path}/ark:{'9' * 18}\n")

@@ -168,7 +168,7 @@ def test_pipes_in_place_of_files_are_not_waited_for(run):
         shutil.copytree(folder.parent, saved := folder.parent.with_name("saved"))
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        with pytest.raises(UserError, match="plain file|not a whole checkpoint"):
+        with pytest.raises(UserError, match="plain file|not a complete checkpoint"):
             restore()
         shutil.rmtree(folder.parent)
         saved.rename(folder.parent)

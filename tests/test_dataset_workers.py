@@ -106,7 +106,7 @@ def test_a_batch_that_cannot_be_sent_is_no_hang(tmp_path, data, monkeypatch):
 
 @pytest.mark.parametrize(("code", "words"), [
     (errno.ENOSPC, "/dev/shm is full"), (errno.EROFS, "/dev/shm cannot be written"), (errno.EMFILE, "ulimit"),
-    (errno.EAGAIN, "no process can be started"),
+    (errno.EAGAIN, "cannot start a process"),
 ])  # fmt: skip
 def test_workers_that_cannot_start_are_told(tmp_path, data, monkeypatch, code, words):
     def queue():

@@ -327,7 +327,7 @@ def test_what_a_killed_process_left_running_is_waited_for(recipe):
     first.kill()
     first.communicate()
     said, _ = start(path).communicate(timeout=30)
-    assert "in the hands of other processes" in said and "1 of 1 cells are done" in said
+    assert "other processes run the rest" in said and "1 of 1 cells are done" in said
     assert not (recipe / "exp/grid/a/two").exists()
 
 

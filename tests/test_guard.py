@@ -70,7 +70,7 @@ def end(tmp_path, body, *, shell=None, **env):
         ("raise KeyboardInterrupt", 130, "interrupted\n"),
         ("try:\n  raise KeyboardInterrupt\nexcept BaseException:\n  raise ImportError('failed')", 130, "interrupted\n"),
         ("import a_package.of_others", 1, "error: package a_package is missing\n  hint: utils/setup_env.sh\n"),
-        ("def f(): f()\nf()", 1, "error: something that was read is nested too deeply\n"),
+        ("def f(): f()\nf()", 1, "error: an input file is nested too deeply\n"),
         ("raise MemoryError('Unable to allocate 7 PiB')", 1, "error: not enough memory: Unable to allocate 7 PiB\n"),
         ("bytearray(1 << 60)", 1, "error: not enough memory\n"),
         ("raise RuntimeError('can\\'t allocate memory: you tried to allocate 4096 bytes. Buy RAM!')", 1,

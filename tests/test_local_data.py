@@ -188,7 +188,7 @@ def test_noise(tmp_path):
     ]
     assert data.spk == data.utts and len(AudioReader(data).read(2)) == 11200
     (tmp_path / "n/text.wav").write_text("no audio")
-    assert "text.wav: not audio" in local("noise", tmp_path / "e", tmp_path / "n", ok=False)
+    assert "text.wav: libsndfile cannot read it" in local("noise", tmp_path / "e", tmp_path / "n", ok=False)
     assert not (tmp_path / "e").exists()
 
 

@@ -190,9 +190,9 @@ def test_patterns(pattern, path, speaker):
     ("words", "part"),
     [
         (["--pattern", "{who}/{utterance}"], "{who}"),
-        (["--regex", "("], "no regular expression"),
-        (["--regex", "(?P<who>.*)"], "names none of"),
-        (["--pattern", "{speaker}.wav"], "fits none of 4 paths, such as anna/s1/a.wav"),
+        (["--regex", "("], "is not a regular expression"),
+        (["--regex", "(?P<who>.*)"], "has none of the fields"),
+        (["--pattern", "{speaker}.wav"], "matches none of 4 paths, such as anna/s1/a.wav"),
         (["--endings", "mp3"], "contains no audio file"),
         (["--min-seconds", "9"], "none of 4 utterances can be used"),
     ],
@@ -206,7 +206,7 @@ def test_out_is_refused_as_elsewhere(corpus, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d/thesis.txt").write_text("x")
     assert "thesis.txt" in fails("from-folder", corpus, "d")
-    assert "no folder" in fails("from-folder", tmp_path / "nowhere", "e")
+    assert "is not a folder" in fails("from-folder", tmp_path / "nowhere", "e")
 
 
 # -- lists
@@ -268,7 +268,7 @@ BAD = {
     "an empty path": ("csv", "path,speaker\n,y\n", ":2: has no 'path'"),
     "cells": ("csv", "path,speaker\na.wav\n", ":2: has 1 cells for 2 columns"),
     "a row after a quoted line end": ("csv", 'path,speaker\n"a\n.wav",x\na.wav\n', ":4: has 1 cells"),
-    "names": ("csv", "path,path\na.wav,b\n", "two columns have one name"),
+    "names": ("csv", "path,path\na.wav,b\n", "two columns have the same name"),
     "quotes": ("csv", 'path,speaker\n"a.wav,x\n', "is not a row of CSV"),
     "empty": ("csv", "", "is empty"),
     "only names": ("csv", "path,speaker\n", "lists no usable audio"),
@@ -285,7 +285,7 @@ BAD = {
     "a list as path": ("jsonl", '{"path": ["a.wav"]}\n', ":1: 'path' is ['a.wav'], not text"),
     "deep": ("jsonl", "[" * 100_000, ":1: is not JSON (nested deeper"),
     "half a character": ("jsonl", '{"path": "\\ud800"}', ":1: is not JSON"),
-    "a line end": ("jsonl", '{"path": "a\\nb.wav"}', "can be used; the first: the name holds a line"),
+    "a line end": ("jsonl", '{"path": "a\\nb.wav"}', "no usable audio; the first: the name holds a line"),
     "an ark's place": ("jsonl", '{"path": "/x/a.ark:17"}', "ends as a place in an ark"),
     "gzip": ("jsonl.gz", b"\x1f\x8b\x08\x00", "is damaged gzip data"),
     "shards": ("wespeaker", "shards/shards_000.tar\n", "shard.list"),
@@ -441,7 +441,7 @@ def test_there_and_back(corpus, tmp_path, kind, segmented):
         data.utt_tables.pop("utt2dur")
         data.write("f")
     if kind == "wespeaker" and segmented:
-        assert "raw.list names whole files" in fails("to-wespeaker", "f", "out")
+        assert "raw.list lists whole files" in fails("to-wespeaker", "f", "out")
         return
     dd(f"to-{kind}", "f", "out")
     read = {"jsonl": ["from-nemo", "out"], "csv": ["from-csv", "out"], "wespeaker": ["from-wespeaker", "out"]}

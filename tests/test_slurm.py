@@ -337,7 +337,7 @@ def test_a_killed_runner_is_followed_by_the_next(jobs):
     process.kill()
     process.communicate()
     said = jobs.call(*call)
-    assert "taking over" in said and sorted(jobs.lines()) == [str(i) for i in range(1, 7)]
+    assert "resuming job" in said and sorted(jobs.lines()) == [str(i) for i in range(1, 7)]
     process = jobs.start("JOB=1:2", "log/JOB.log", "bash", "-c", SLOW_JOB)
     wait_until(lambda: len(jobs.lines()) == 8, what="two jobs to run")
     process.kill()

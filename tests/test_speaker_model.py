@@ -107,7 +107,7 @@ def test_which_model_stands_for_an_experiment(tmp_path):
 def test_several_models_of_which_none_is_the_last(tmp_path):
     for name in ("one", "two"):
         fake(tmp_path / "exp" / name / "model")
-    with pytest.raises(UserError, match=r"none of them is the last[\s\S]*one/model, .*two/model"):
+    with pytest.raises(UserError, match=r"not clear which one is the last[\s\S]*one/model, .*two/model"):
         pyspkv.load(tmp_path / "exp")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="contains no model"):
@@ -173,8 +173,8 @@ WAVE = np.full(16000, 0.1, np.float32)
     "audio, rate, message",
     [
         ([], None, "no audio"),
-        (WAVE, None, "need a rate"),
-        (WAVE, 16000.5, "no whole number"),
+        (WAVE, None, "need a sample rate"),
+        (WAVE, 16000.5, "not a whole number"),
         (WAVE, 10, "not within"),
         (WAVE.reshape(2, -1), 16000, r"shape \(2, 8000\)"),
         (WAVE[:0], 16000, "no samples"),

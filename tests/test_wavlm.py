@@ -332,9 +332,9 @@ def test_a_file_that_runs_code_is_refused(tmp_path, imported):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ({"model": {"mask_emb": torch.zeros(3)}}, "is no WavLM"),
+        ({"model": {"mask_emb": torch.zeros(3)}}, "is not a WavLM"),
         ({"a": 1}, "neither"),
-        ({"unknown.weight": torch.zeros(3)}, "no layout known"),
+        ({"unknown.weight": torch.zeros(3)}, "no known layout"),
         ([1], "no dictionary"),
     ],
 )
@@ -358,9 +358,9 @@ def smallest() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"encoder.layers.999999999.y": torch.zeros(1)}, "not numbered from 0"),
-        ({f"encoder.layers.{'9' * 5000}.y": torch.zeros(1)}, "not numbered from 0"),
-        ({f"encoder.layers.{n}.y": torch.zeros(1) for n in range(300)}, "not numbered from 0"),
+        ({"encoder.layers.999999999.y": torch.zeros(1)}, "are not numbered 0"),
+        ({f"encoder.layers.{'9' * 5000}.y": torch.zeros(1)}, "are not numbered 0"),
+        ({f"encoder.layers.{n}.y": torch.zeros(1) for n in range(300)}, "are not numbered 0"),
         ({"encoder.pos_conv_embed.conv.parametrizations.weight.original1": torch.zeros(8, 0, 4)}, "is empty"),
         ({"q": torch.zeros(3, 3).to_sparse()}, "sparse"),
         ({"q": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)}, "quantised"),

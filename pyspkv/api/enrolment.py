@@ -33,7 +33,7 @@ class Store:
     recordings: list[int] = field(default_factory=list)
 
     def enrol(self, name: str, x: np.ndarray, replace: bool = False) -> None:
-        """Add a speaker by the embeddings [n, D] of the speaker's recordings. UserError: the name is taken or not valid."""
+        """Add a speaker by the embeddings [n, D] of the recordings. UserError: the name is taken or not valid."""
         from pyspkv.data.ark import normalize
 
         if not name.strip() or not name.isprintable():

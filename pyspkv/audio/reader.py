@@ -662,7 +662,7 @@ class AudioReader:
         except AudioError as err:
             self._fail(row, err)
         except MemoryError:
-            self._fail(row, AudioError("takes more memory than there is"))
+            self._fail(row, AudioError("needs more memory than this machine has"))
 
     def _read(
         self, row: int, start: int, num: int | None, back: bool, from_start: bool = False

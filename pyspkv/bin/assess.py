@@ -45,7 +45,7 @@ def name_of(folder: str) -> str:
 
 
 def prepared(args: argparse.Namespace) -> dict[str, str]:
-    """Name -> data directory of everything that is embedded. UserError: two have the same name, or one has no trials."""
+    """Name -> data directory of everything that is embedded. UserError: two share a name, or one has no trials."""
     out: dict[str, str] = {}
     for folder in [*args.data, *filter(None, [args.dev, args.cohort])]:
         if out.setdefault(name_of(folder), folder) != folder:

@@ -1,4 +1,4 @@
-"""Score, calibrate and measure systems on trial lists: SYSTEM/score/NAME.scores and .json. Up-to-date files are kept."""
+"""Score, calibrate and measure systems on trial lists: SYSTEM/score/NAME.scores and .json. Current ones are kept."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Facts about a data directory, to check before training on it: durations, rates, silence, clipping, duplicates, speakers.
+"""Facts about a data directory to check before training: durations, rates, silence, clipping, duplicates, speakers.
 
 Measured of each utterance as `AudioReader` gives it (16 kHz, mono):
 - quiet: the share of 20 ms frames whose RMS lies 40 dB or more below that of the loudest frame;
