@@ -1,4 +1,4 @@
-"""Make a model folder from a WavLM checkpoint: Microsoft's WavLM-Base+.pt, the authors' speaker model, a Hugging Face folder.
+"""Make a model folder from a WavLM checkpoint: WavLM-Base+.pt, the authors' speaker model, a Hugging Face folder.
 
     python -m pyspkv.bin.import_checkpoint --from WavLM-Base+.pt --out exp/wavlm_base_plus
 

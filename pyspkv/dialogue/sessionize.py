@@ -25,7 +25,7 @@ class Turns:
     data: DataDir
     device: list[str]
     time: np.ndarray  # float64 [N]
-    dropped: int  # turns of the source that was asked to go
+    dropped: int  # number of turns of the dropped source
 
     def seconds(self) -> np.ndarray:
         """Durations [N]: utt2dur, segments, or the audio's headers."""

@@ -160,7 +160,7 @@ class Runner:
                 )
                 hint = command_line("rm", "-r", self.exp / cell.name)
                 raise UserError(rule, file=self.table.path, hint=hint)
-        os.environ.pop("SPKV_RECIPE", None)  # run.sh knows its own folder
+        os.environ.pop("SPKV_RECIPE", None)  # run.sh finds its own folder
         self.stopped = Stopped()
         said = ""
         try:
@@ -214,7 +214,7 @@ class Runner:
             return "running"
 
     def status(self, jobs: int) -> None:
-        """A line a cell, and about how long the rest takes by the finished cells of the same template, or of all."""
+        """One line per cell, and the remaining time by the finished cells of the same template, or of all."""
         states = {cell.name: self.state(cell) for cell in self.cells}
         done = [(c.template, self.mark(c.name).seconds) for c in self.cells if states[c.name] == "done"]
         left = 0.0

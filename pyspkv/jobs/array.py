@@ -21,7 +21,7 @@ from pyspkv.jobs.call import Call, Config
 
 TRIES = 4  # of a task that SLURM loses: its node dies, it is preempted, its time is up
 LOOK = float(os.environ.get("SPKV_SLURM_LOOK") or 5.0)  # seconds between questions to the controller, and
-# from a task's leaving the queue until nobody waits for its done-file any more (NFS shows it late)
+# how long to wait for the done-file of a task that has left the queue (NFS shows it late)
 FINAL = {"CANCELLED": "somebody cancelled it", "OUT_OF_MEMORY": "it ran out of memory: raise --mem"}
 TASK = str(Path(__file__).resolve().parents[2] / "utils/slurm_task.sh")
 
@@ -217,7 +217,7 @@ class Array:
         if self.away:
             say("the controller answers again")
         self.away = False
-        with contextlib.suppress(OSError):  # a change in the folder, so that NFS reads it anew
+        with contextlib.suppress(OSError):  # a change in the folder makes NFS read it again
             (self.state / ".look").touch()
             (self.state / ".look").unlink()
         self.collect()

@@ -1,4 +1,4 @@
-"""What a job runner is told: its options, jobs, log and command; and Kaldi's file that turns options into sbatch's."""
+"""The input of a job runner: its options, jobs, log and command; and Kaldi's file that turns options into sbatch's."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from pyspkv.base.errors import UserError
 
 NUMBERS = ("max_jobs_run", "num_threads", "gpu", "num_nodes")
-OWN = ("config", "max_jobs_run", "show")  # options that the runner takes for itself
+OWN = ("config", "max_jobs_run", "show")  # options for the runner itself
 JOBS = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]{1,9})(?::([0-9]{1,9}))?")
 SHELL_USAGE = "see the --help of slurm.sh"
 # Variables that a job gets from where it was submitted; more by `export` lines of the config.
@@ -102,7 +102,7 @@ class Config:
                 raise UserError(
                     str(err), file=file, line=number, hint="see slurm.conf beside slurm.sh"
                 ) from None
-        if base:  # its lines hold for what the file says nothing of
+        if base:  # its lines are the defaults of the file
             self.default = {k: v for k, v in base.default.items() if k not in self.option} | self.default
             self.option = base.option | self.option
 
@@ -139,7 +139,7 @@ class Config:
         return words
 
     def environment(self, env: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
-        """The variables of `env` that the jobs get. The devices are SLURM's to choose where GPUs are asked for."""
+        """The variables of `env` that the jobs get. SLURM chooses the devices if there are GPUs."""
         found = {k: v for k, v in env.items() if any(fnmatchcase(k, pattern) for pattern in self.exported)}
         options = {**self.default, **options}
         if int(options.get("gpu", "0")) == 0 and "CUDA_VISIBLE_DEVICES" in env:

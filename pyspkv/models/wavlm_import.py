@@ -95,7 +95,10 @@ def _load(path: Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (Exception, RecursionError) as err:  # whatever a broken or hostile file makes torch raise
+    except (
+        Exception,
+        RecursionError,
+    ) as err:  # torch raises many kinds of errors for broken or hostile files
         raise UserError(f"is not a readable checkpoint{_why(err)}", file=path, hint=AGAIN) from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UserError("contains no dictionary of tensors", file=path)

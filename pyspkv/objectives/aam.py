@@ -130,7 +130,7 @@ class AAM(WithGate, Objective):
         super().__init__(encoder, info)
         self.config = config
         self.num_classes = info.num_classes
-        # Another speed is another voice: each speed of a speaker is a class of its own.
+        # A speed change gives another voice, so each speed of a speaker is a class of its own.
         self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centers)
         self.gate: Gate = cfg.build(config.gate, info.num_rows)
 

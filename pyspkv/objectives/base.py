@@ -1,4 +1,4 @@
-"""What an objective is: views it needs, weighted sums of losses it returns, and everything it remembers.
+"""The interface of an objective: the views it needs, the weighted sums of losses it returns, and its state.
 
 A new loss is one subclass and one test. The trainer knows nothing else about it.
 """
@@ -17,7 +17,7 @@ from pyspkv.models.encoder import Encoder
 
 @dataclass
 class RunInfo:
-    """What an objective may know of the run besides its config."""
+    """Facts about the training that an objective may use besides its config."""
 
     num_rows: int
     num_classes: int

@@ -107,7 +107,7 @@ class AcceptAll(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """The confidence asked for, to be logged; 1 / K where none is."""
+        """The required confidence, for the log; 1 / K if there is none."""
         return 1 / self.num_classes
 
     def sync(self) -> None:

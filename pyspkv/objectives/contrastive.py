@@ -153,7 +153,7 @@ class Contrastive(Objective):
 
     def forward(self, batch: Batch) -> Losses:
         c = self.config
-        # One pass over all views: batch normalization must not tell them apart.
+        # One pass over all views, so that batch normalization does not treat them differently.
         joined = tuple(torch.cat(parts) for parts in zip(*(batch.views[name] for name in self.views())))
         embedding = self.encode(joined, c.spec_augment)
         a, b = F.normalize(embedding).split(len(batch.index))[:2]

@@ -94,7 +94,7 @@ class Gate(nn.Module):
         """Make what was observed equal on all ranks (before a checkpoint)."""
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Called once all of epoch `epoch` was seen; returns what to log."""
+        """Called at the end of epoch `epoch`; returns what to log."""
         return {}
 
     def rows(self) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ UNFINISHED = "training is not finished"
 
 @dataclass
 class Part:
-    """Files of one kind. bytes: on disk; removable: paths that may go, and their bytes; kept: why others may not."""
+    """Files of one kind. bytes: on disk; removable: these paths can go, with their bytes; kept: why others cannot."""
 
     bytes: int = 0
     files: int = 0

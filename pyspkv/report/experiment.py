@@ -30,7 +30,7 @@ VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the trainin
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of at most 16 MB. UserError: it is none."""
+    """Read a JSON object of at most 16 MB. UserError: it is not one."""
     return foreign.read_json(path, hint=AGAIN)
 
 

@@ -110,7 +110,7 @@ def models_of(exp: Path, unlabeled: str) -> list[tuple[Path, str]]:
 
 
 def label_hash(record: Path) -> str:
-    """What run.json says of the labels; "" where it says nothing. UserError: it is none."""
+    """The label hash in run.json; "" if it has none. UserError: it is not a run.json."""
     found = foreign.read_json(record).get("label_hash", "") if record.exists() else ""
     if not isinstance(found, str):
         raise UserError(f"label_hash is {foreign.short(found)}", file=record)
@@ -118,7 +118,7 @@ def label_hash(record: Path) -> str:
 
 
 def read_curve(file: Path) -> list[dict]:
-    """What this program has written: a list of epochs. UserError: it is none."""
+    """Read curves that this program wrote, a list of epochs. UserError: it is something else."""
     hint = "write it with bin.gate_curves"
     found = foreign.read_json(file, list, nan=True, hint=hint)
     for epoch in found:

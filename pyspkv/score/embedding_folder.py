@@ -1,4 +1,4 @@
-"""Embeddings of several models and data directories: what is stale is made anew, whole or in parts.
+"""Embeddings of several models and data directories: stale ones are made again, whole or in parts.
 
     OUT/embedding.ark, .scp               the embeddings
     OUT/made_by                           JSON: the weights, audio and options they are of, and `silent`: the utterances
@@ -117,7 +117,7 @@ def _out(checkpoint: Path, data: str, out: str | None, options: Options) -> Path
 
 
 def _digest(file: Path) -> str | None:
-    """SHA-256 of a file; None where there is none."""
+    """SHA-256 of a file; None if it does not exist."""
     if not file.is_file():
         return None
     with open(file, "rb") as f:
@@ -171,7 +171,7 @@ def _record_file(out: Path, name: str) -> Path:
 
 
 def _record(out: Path, name: str) -> dict:
-    """What made_by says; {} where there is none of ours."""
+    """Contents of made_by; {} if it is missing or not ours."""
     return foreign.read_json_or_empty(_record_file(out, name), limit=silence.MAX_RECORD)
 
 
@@ -250,7 +250,7 @@ def _extract(stale: list[Pair], options: Options) -> None:
 
 
 def _embed(same: list[Pair], encoders: list, device, least: int, crops, options: Options) -> None:
-    """One pass over a data directory's audio, for encoders that take `least` samples."""
+    """One pass over a data directory's audio, for encoders that need at least `least` samples."""
     from pyspkv.score.extract import Batches, embed_batches
 
     data, name = same[0].data, options.name

@@ -238,7 +238,7 @@ def weighted_eers(scores: np.ndarray, target: np.ndarray, units: Resampling, rep
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of bootstrap replicates (NaN ones left out)."""
+    """95 % percentile interval of bootstrap replicates (without NaN)."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 

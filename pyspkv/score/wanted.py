@@ -1,4 +1,4 @@
-"""Which score files are wanted of which systems, and which stand already. Nothing heavy is imported here.
+"""Which score files are needed for which systems, and which exist already. Nothing heavy is imported here.
 
 A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`; `score/made_by` says what each score file
 was made from, so that what is up to date is kept.
@@ -46,7 +46,7 @@ class Part:
 
     @property
     def sets(self) -> list[str]:
-        """The sets of embeddings that it takes."""
+        """The sets of embeddings that it needs."""
         more = {"crops": [f"{self.name}-crops"], "mean": [self.cohort], "asnorm": [self.cohort]}
         return [self.name, *more.get(self.kind, [])]
 
@@ -72,7 +72,7 @@ def parts_of(asked: Wanted) -> list[Part]:
 
 
 def unwanted(system: str, asked: Wanted, parts: list[Part]) -> list[Path]:
-    """Files of variants that are not asked for: they came from other embeddings or another cohort."""
+    """Files of variants that the options do not include: they came from other embeddings or another cohort."""
     kinds = [*([] if asked.crops else ["crops"]), *([] if asked.cohort_data else ["mean", "asnorm"])]
     stems = {f"{name}-{kind}" for name in asked.name for kind in kinds} - {part.stem for part in parts}
     files = [Path(system, "score", stem + end) for stem in sorted(stems) for end in (".scores", ".json")]

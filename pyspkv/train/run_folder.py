@@ -1,4 +1,4 @@
-"""What a run writes down of itself (config.yaml, run.json, classes.txt), and whether a folder holds this very run."""
+"""The record of a training (config.yaml, run.json, classes.txt), and whether a folder holds this very run."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Where a run stands: what a checkpoint's state.json holds besides the optimizers' settings."""
+"""The progress of a training: what a checkpoint's state.json holds besides the optimizers' settings."""
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The training loop: one for every objective, on a CPU, a GPU, or several under torchrun.
 
 A run is a folder: config.yaml (resolved), run.json (command, versions, labels), train.jsonl (one record per log
-interval and epoch), tb/ (tensorboard), ckpt-<step>/, LATEST, best. Running the same command again goes on from LATEST
+interval and epoch), tb/ (tensorboard), ckpt-<step>/, LATEST, best. Running the same command again resumes from LATEST
 and ends with the same digits as an unbroken run on the same machine: batches, dropout and masks are drawn from
 (seed, step), and the checkpoint holds everything else.
 """
@@ -221,7 +221,7 @@ class Trainer:
             self._init_from_embeddings()
 
     def _init_from_embeddings(self) -> None:
-        """What an objective wants to know of the training data before the first step."""
+        """What an objective needs to know about the training data before the first step."""
         encoder = self.objective.encoder.eval()
         parts = [
             embed(encoder, part, self.device, self.precision, allow_pipes=self.config.allow_pipes).x
