@@ -196,8 +196,8 @@ def test_all_files_follow_the_umask(tmp_path):
     ("text", "words"),
     [
         ("encoder: {name: ecapa, channels: 400000, embed_dim: 900000}", "differs from this config's"),
-        ("encoder: {name: resnet, channels: 1000, blocks: [900, 900, 900, 900]}", "counts 3600 blocks"),
-        ("encoder: {name: dvector, layers: 999}", "counts 999 layers"),
+        ("encoder: {name: resnet, channels: 1000, blocks: [900, 900, 900, 900]}", "has 3600 blocks"),
+        ("encoder: {name: dvector, layers: 999}", "has 999 layers"),
         ("encoder: {name: dvector, hidden: 900000}", "differs from this config's"),
         ("encoder: {name: ecapa, channels: 999999999999}", "less than or equal to 1000000"),
         ("encoder: [1]", "must be a mapping"),

@@ -145,8 +145,8 @@ GOOD = bad(utt="u0")
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "no JSON object"),
-        ("[1]", "no JSON object"),
+        ("{", "not a JSON object"),
+        ("[1]", "not a JSON object"),
         (bad(device=None), "no 'device'"),
         (bad(utt=" "), "no 'utt'"),
         (bad(utt="u 1"), "must not hold a blank"),
@@ -159,7 +159,7 @@ GOOD = bad(utt="u0")
         (bad(source=None), "'source' is in some lines"),
         (bad(time="20260301180211"), "is thousands of years away"),
         (bad(utt="u\ud800"), "must not hold a blank"),
-        ("[" * 100_000, "no JSON object"),
+        ("[" * 100_000, "not a JSON object"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, words):
@@ -198,7 +198,7 @@ def test_bad_tables_and_logs(tmp_path):
     log.write_text("utt,device,time,audio\nu1,d,1,a.wav,more\n")
     assert f"{log}:2: more columns" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time\nu1,d,1\n")
-    assert f"{log}:2: no 'audio'" in sessionize(log, code=1).stderr
+    assert f"{log}:2: there is no 'audio'" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n")
     assert "no dialogue meets the options" in sessionize(log, tmp_path / "out", code=1).stderr
     log.write_text("utt,device,time,audio,source\n")
@@ -517,7 +517,7 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
     assert foreign.read_json(tmp_path / "none.json") == {"mixed": 0}, "NaN is no JSON, and report reads it"
     (tmp_path / "short").write_text(f"{sorted(data.dialogue2mixed)[0]} 1\n")
     done = tool(*args, "--out", tmp_path / "x", "--mixed", tmp_path / "short", code=1)
-    assert "lacks 7 dialogues" in done.stderr
+    assert "has no line for 7 dialogues" in done.stderr
 
 
 def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):

@@ -285,4 +285,4 @@ def test_voxceleb_errors(voxceleb, tmp_path):
         tmp_path / "d",
         ok=False,
     )
-    assert "ffmpeg" in error
+    assert "convert the .m4a files" in error

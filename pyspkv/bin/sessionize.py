@@ -23,10 +23,7 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("out", metavar="OUT", type=Path, nargs="?", help="new data directory")
     p.add_argument(
-        "--from",
-        dest="kind",
-        choices=["kaldi", "jsonl", "csv"],
-        help="format of LOG (default: from its name)",
+        "--from", dest="kind", choices=["kaldi", "jsonl", "csv"], help="default: from the name of LOG"
     )
     for name, about in (
         ("utt", "utterance id"),
@@ -43,15 +40,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--max-gap", type=float, default=60, help="longest pause in a dialogue, in seconds")
     p.add_argument("--max-span", type=float, default=600, help="longest dialogue, in seconds")
     p.add_argument("--min-utts", type=int, default=2, help="fewest utterances in a dialogue")
-    p.add_argument(
-        "--max-utts", type=int, default=20, help="most utterances in a dialogue; then another one begins"
-    )
-    p.add_argument(
-        "--min-dur",
-        type=float,
-        default=0.5,
-        help="shortest turn, in seconds; shorter ones (wake words) are skipped",
-    )
+    p.add_argument("--max-utts", type=int, default=20, help="most utterances in a dialogue")
+    p.add_argument("--min-dur", type=float, default=0.5, help="shortest turn, in seconds (skips wake words)")
     p.add_argument("--plot", metavar="PNG", type=Path, help="write the histogram as a figure")
     args = p.parse_args()
     if not (args.max_gap > 0 and args.max_span > 0) or not 2 <= args.min_utts <= args.max_utts:
@@ -130,7 +120,7 @@ def main() -> None:
         raise UserError(
             "no dialogue meets the options",
             file=args.log,
-            hint="raise --max-gap, lower --min-utts or --min-dur",
+            hint="raise --max-gap, lower --min-utts",
         )
     kept = data.subset([data.utts[row] for row in rows], trials=False)
     extra = {

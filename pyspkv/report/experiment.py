@@ -438,7 +438,7 @@ def draw(
 def inside(folder: Path, path: Path) -> Path:
     """`path`, unless somebody's link leads out of `folder`: then UserError."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError("is a link to a place outside the experiment", file=path, hint="remove the link")
+        raise UserError("is a link out of the experiment", file=path, hint="remove the link")
     return path
 
 
