@@ -35,7 +35,7 @@ def test_only_plain_files_are_arks(tmp_path, monkeypatch, kind):
         held = os.open(ark, os.O_RDWR)
         os.write(held, VECTOR)
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"scp:1: u1 .*(no ark|cannot open the ark)"):
+    with pytest.raises(UserError, match=r"scp:1: u1 .*(not an ark|cannot open the ark)"):
         ask(tmp_path, f"u1 {ark}:0\n")
     assert time.monotonic() - start < 5
 

@@ -131,7 +131,7 @@ def test_products_options_and_order(recipe):
         ('["pre-{seed}"]', '["pre-7"]', r"there is no cell 'pre-7'"),
         ("pre-{seed}:\n", "pre:\n", r"'pre' is the name of another cell"),
         ("pre-{seed}:\n", '"a/{seed}":\n', r"'a/0' is the name of another cell, or cannot be a name"),
-        ("    rows: [{table: main, row: St", "    after: [gll-1-0]\n    rows: [{table: main, row: St", "need each other"),
+        ("    rows: [{table: main, row: St", "    after: [gll-1-0]\n    rows: [{table: main, row: St", "each other"),
         ("options: {labels: 9", "options: [", r"t.yaml:\d+: cannot be read as YAML"),
         ("seed: [0, 1]}\n    rows", "seed: [true]}\n    rows", r"seed"),
     ],

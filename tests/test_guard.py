@@ -357,7 +357,7 @@ def test_ctrl_c_while_local_mini_imports_numpy(tmp_path):
         ("9" * 5000, "5000 digits"),
         ('{"a": 9223372036854775808}', "19 digits"),
         ('{"a": 1e999}', "out of range"),
-        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": NaN}', "NaN is not a number"),
         ('{"a": "\\ud800"}', "surrogates not allowed"),
         ("[1]", "is not a JSON object"),
         ("", "is not JSON"),

@@ -175,7 +175,7 @@ WAVE = np.full(16000, 0.1, np.float32)
         ([], None, "no audio"),
         (WAVE, None, "need a sample rate"),
         (WAVE, 16000.5, "not a whole number"),
-        (WAVE, 10, "not within"),
+        (WAVE, 10, "not between"),
         (WAVE.reshape(2, -1), 16000, r"shape \(2, 8000\)"),
         (WAVE[:0], 16000, "no samples"),
         (np.where(np.arange(16000) == 5, np.nan, WAVE), 16000, "NaN"),
@@ -183,7 +183,7 @@ WAVE = np.full(16000, 0.1, np.float32)
         (1000 * WAVE, 16000, "array 0"),
         (3, None, "is a int"),
         ("no/such.wav", None, "no/such.wav"),
-        ("", None, "no path"),
+        ("", None, "not a path"),
         ("echo a |", None, r"\|"),
         ([["a.wav"]], None, "is a list"),
     ],
@@ -388,7 +388,7 @@ def test_enrol_refuses_silence_and_odd_names(made, tmp_path, monkeypatch):
             "--model",
             exp,
         )
-    with pytest.raises(UserError, match="no name"):
+    with pytest.raises(UserError, match="cannot be a speaker"):
         call(monkeypatch, enrol, "a\nb", paths_of(data)[0], "--store", store, "--model", exp)
     assert not store.exists()
 

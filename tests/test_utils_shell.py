@@ -74,7 +74,10 @@ def test_filter_scp_and_spk2utt(tmp_path):
     ]
     assert sh("utils/filter_scp.sh --exclude ids < in", tmp_path).stdout == "u1 a b\n"
     assert sh("utils/filter_scp.sh -f 2 <(echo c) <(echo u1 c; echo u2 d)", tmp_path).stdout == "u1 c\n"
-    assert "stdin:1: no column 3" in sh("utils/filter_scp.sh -f 3 ids < ids", tmp_path, code=1).stderr
+    assert (
+        "stdin:1: the line has no column 3"
+        in sh("utils/filter_scp.sh -f 3 ids < ids", tmp_path, code=1).stderr
+    )
     assert (
         "ids:2: empty line"
         in sh("printf 'a\\n\\n' > ids; utils/filter_scp.sh ids in", tmp_path, code=1).stderr
