@@ -99,7 +99,7 @@ def _load(path: Path) -> dict:
         Exception,
         RecursionError,
     ) as err:  # torch raises many kinds of errors for broken or hostile files
-        raise UserError(f"is not a readable checkpoint{_why(err)}", file=path, hint=AGAIN) from None
+        raise UserError(f"cannot be read as a checkpoint{_why(err)}", file=path, hint=AGAIN) from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UserError("contains no dictionary of tensors", file=path)
     return found
