@@ -33,7 +33,7 @@ def read_list(root: Path, name: str) -> tuple[dict[str, str], int]:
             match = re.fullmatch(r"dataset/([^/]+)/(\d+)_NO_(\d+)\.wav", (row.get("file") or ""))
             if not match:
                 raise UserError(
-                    "the rule is dataset/keyword/speaker_NO_round.wav,keyword", file=file, line=line
+                    "the line must be dataset/keyword/speaker_NO_round.wav,keyword", file=file, line=line
                 )
             rows += 1
             keyword, speaker, number = match.groups()
@@ -41,7 +41,7 @@ def read_list(root: Path, name: str) -> tuple[dict[str, str], int]:
             if found := next((p for p in paths if p.exists()), None):
                 wav[f"{speaker}-{keyword.replace(' ', '_')}-{number}"] = str(found)
     if not wav:
-        raise UserError(f"none of the {rows} files is there", file=file)
+        raise UserError(f"none of the {rows} files exists", file=file)
     return dict(sorted(wav.items())), rows
 
 
@@ -51,7 +51,7 @@ def given_trials(file: Path, known: set[str]) -> list[str]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         match = _TRIAL.fullmatch(line)
         if not match:
-            raise UserError("the rule is `enrol test target|nontarget`", file=file, line=number)
+            raise UserError("the line must be `enrol test target|nontarget`", file=file, line=number)
         enrol, test = (u.replace(" ", "_") for u in match.groups()[:2])
         for utt in (enrol, test):
             if utt not in known:
@@ -118,16 +118,18 @@ def make_fold(args: argparse.Namespace) -> None:
     speakers = sorted(set(data.spk))
     order = [speakers[i] for i in np.random.default_rng(args.seed).permutation(len(speakers))]
     if args.folds < 3 or args.utts < 2:
-        raise UserError("--folds is at least 3, --utts at least 2")
+        raise UserError("--folds must be at least 3, --utts at least 2")
     folds = [sorted(part.tolist()) for part in np.array_split(order, args.folds)]
     if not 0 <= args.fold < args.folds or len(folds[-1]) < 2:
         raise UserError(
-            f"--fold is 0 to --folds - 1, and {len(speakers)} speakers make 3 to {len(speakers) // 2} folds"
+            f"--fold must be from 0 to --folds - 1; {len(speakers)} speakers make 3 to {len(speakers) // 2} folds"
         )
     test, dev = folds[args.fold], folds[(args.fold + 1) % args.folds]
     rest = [s for s in order if s not in test and s not in dev]
     if not min(args.num_labeled_spk) >= 2 or max(args.num_labeled_spk) > len(rest):
-        raise UserError(f"--num-labeled-spk is 2 to {len(rest)} (those that are neither test nor dev)")
+        raise UserError(
+            f"--num-labeled-spk must be from 2 to {len(rest)} (the speakers that are neither test nor dev)"
+        )
 
     def of(names, per: int | None = None) -> list[str]:
         """The utterances of these speakers, or so many drawn of each."""
@@ -160,7 +162,7 @@ def make_fold(args: argparse.Namespace) -> None:
         with atomic_file(args.dir / "truth" / name) as f:
             f.writelines(f"{u} {value(u)}\n" for u in data.utts)
     print(
-        f"{args.dir}: {listed} files are listed, {len(data.utts)} are there; test {' '.join(test)}; dev {' '.join(dev)}"
+        f"{args.dir}: {listed} files are listed, {len(data.utts)} exist; test {' '.join(test)}; dev {' '.join(dev)}"
     )
 
 
@@ -174,22 +176,28 @@ def main() -> int:
         "root", metavar="ROOT", type=Path, help="the corpus's folder, with dataset/ and the three .csv"
     )
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, truth go"
+        "dir", metavar="DATADIR", type=Path, help="output folder of train, train_labeled, dev, test and truth"
     )
-    p.add_argument("--dev-trials", type=Path, help="given list; without it trials are made by the same rule")
-    p.add_argument("--test-trials", type=Path, help="given list; without it trials are made by the same rule")
-    p.add_argument("--seed", type=natural, default=0, help="of trials, folds and labeled sets")
+    p.add_argument(
+        "--dev-trials", type=Path, help="a given trial list (default: trials are made by the same rule)"
+    )
+    p.add_argument(
+        "--test-trials", type=Path, help="a given trial list (default: trials are made by the same rule)"
+    )
+    p.add_argument("--seed", type=natural, default=0, help="seed of trials, folds and labeled sets")
     folds = p.add_argument_group("speaker folds for dialogues")
-    folds.add_argument("--fold", type=natural, help="make this fold, from 0, in place of the official split")
+    folds.add_argument("--fold", type=natural, help="make this fold, from 0, instead of the official split")
     folds.add_argument("--folds", type=natural, default=5)
     folds.add_argument(
         "--num-labeled-spk",
         type=natural,
         nargs="+",
         default=[4, 8, 12, 18],
-        help="speakers of the labeled sets",
+        help="number of speakers of the labeled sets",
     )
-    folds.add_argument("--utts", type=natural, default=20, help="utterances (of a second) of each of them")
+    folds.add_argument(
+        "--utts", type=natural, default=20, help="number of utterances (of one second) per speaker"
+    )
     args = p.parse_args()
     if args.fold is not None:
         make_fold(args)
@@ -200,7 +208,7 @@ def main() -> int:
         wav, rows = read_list(root, listed)
         sets[name] = DataDir(args.dir / name, list(wav), [u.split("-")[0] for u in wav], wav)
         print(
-            f"{name}: {listed}.csv lists {rows} files, {len(wav)} are there, of {len(set(sets[name].spk))} speakers"
+            f"{name}: {listed}.csv lists {rows} files; {len(wav)} exist, of {len(set(sets[name].spk))} speakers"
         )
     for a, b in (("train", "dev"), ("train", "test"), ("dev", "test")):
         if both := set(sets[a].spk) & set(sets[b].spk):

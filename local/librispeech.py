@@ -18,11 +18,13 @@ def find_audio(root: Path, part: str) -> dict[str, str]:
     if not (root / part).is_dir():
         have = ", ".join(p.name for p in sorted(root.iterdir()) if p.is_dir()) if root.is_dir() else "nothing"
         raise UserError(
-            f"no part {part} (there is: {have})", file=root, hint="give the folder that holds the parts"
+            f"there is no part {part} (there are: {have})",
+            file=root,
+            hint="give the folder that holds the parts",
         )
     files = sorted((root / part).glob("*/*/*.flac"))
     if not files:
-        raise UserError("no speaker/chapter/*.flac in this part", file=root / part)
+        raise UserError("contains no speaker/chapter/*.flac", file=root / part)
     wav = {}
     for f in files:
         if f.stem.split("-")[:2] != [f.parts[-3], f.parts[-2]]:
@@ -44,7 +46,7 @@ def cut(wav: dict[str, str], seconds: float) -> dict[str, tuple[str, float, floa
         try:
             info = soundfile.info(path)
         except soundfile.LibsndfileError as err:
-            raise UserError(f"not audio that libsndfile reads ({err.error_string})", file=path) from None
+            raise UserError(f"libsndfile cannot read it ({err.error_string})", file=path) from None
         hundredths = info.frames * 100 // info.samplerate
         if not hundredths:
             raise UserError("is shorter than a hundredth of a second", file=path)
@@ -68,34 +70,38 @@ def main() -> int:
     )
     p.add_argument("root", metavar="ROOT", type=Path, help="the folder LibriSpeech")
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, truth go"
+        "dir", metavar="DATADIR", type=Path, help="output folder of train, train_labeled, dev, test and truth"
     )
     p.add_argument("--parts", default="train-clean-100", help="training parts, separated by blanks or commas")
     p.add_argument("--test-parts", default="test-other", help="test parts")
-    p.add_argument("--num-dev-spk", type=int, default=30, help="training speakers held out as dev")
+    p.add_argument("--num-dev-spk", type=int, default=30, help="number of training speakers held out as dev")
     p.add_argument(
         "--fold",
         type=natural,
         default=0,
-        help="which of them: the groups of all folds have no speaker in common",
+        help="which group of dev speakers; the groups have no speaker in common",
     )
     p.add_argument(
-        "--segment-seconds", type=float, default=3.0, help="cut train and dev; 0 = keep recordings whole"
+        "--segment-seconds",
+        type=float,
+        default=3.0,
+        help="cut train and dev into segments; 0: keep whole recordings",
     )
+    p.add_argument("--trials", type=Path, help="trials of the test parts (default: all pairs)")
     p.add_argument(
-        "--trials", type=Path, help="trials of the test parts; without it they are made of all pairs"
+        "--max-trials",
+        type=int,
+        default=200000,
+        help="most trials, drawn from all pairs; a quarter are targets",
     )
-    p.add_argument(
-        "--max-trials", type=int, default=200000, help="sample from larger sets; a quarter are targets"
-    )
-    p.add_argument("--seed", type=natural, default=0, help="of held-out speakers and sampled trials")
+    p.add_argument("--seed", type=natural, default=0, help="seed of held-out speakers and sampled trials")
     args = p.parse_args()
     import numpy as np
 
     from pyspkv.data.make_trials import make_trials
 
     if not 0 <= args.segment_seconds < float("inf") or args.num_dev_spk < 2 or args.max_trials < 4:
-        p.error("--segment-seconds >= 0, --num-dev-spk >= 2, --max-trials >= 4")
+        p.error("--segment-seconds must be at least 0, --num-dev-spk at least 2, --max-trials at least 4")
 
     root = args.root.absolute()
     wav = {u: f for part in args.parts.replace(",", " ").split() for u, f in find_audio(root, part).items()}
@@ -107,7 +113,7 @@ def main() -> int:
         raise UserError(f"speaker {min(both)} is in a training and a test part", file=root)
     if len(speakers) < args.num_dev_spk + 2:
         raise UserError(
-            f"{len(speakers)} training speakers, {args.num_dev_spk} are to be held out", file=root
+            f"{args.num_dev_spk} of {len(speakers)} training speakers cannot be held out", file=root
         )
     folds = len(speakers) // args.num_dev_spk
     if args.fold >= folds:
@@ -133,7 +139,9 @@ def main() -> int:
         enrol, other, _ = read_trials(args.trials)
         if unknown := sorted((set(enrol) | set(other)) - set(test.utts)):
             raise UserError(
-                f"{unknown[0]} is in no test part", file=args.trials, hint="hint --trials or --test-parts"
+                f"{unknown[0]} is not in a test part",
+                file=args.trials,
+                hint="correct --trials or --test-parts",
             )
         test.trials = {"trials": args.trials.read_text(encoding="utf-8").splitlines()}
     else:

@@ -20,7 +20,6 @@ import argparse
 import ctypes
 import json
 import multiprocessing
-import shlex
 import signal
 import sys
 import zlib
@@ -34,7 +33,7 @@ from mini_sound import KNOTS, curve, noise, samples, shaped, write_flac
 from pyspkv.audio import rir
 from pyspkv.audio.reader import SAMPLE_RATE
 from pyspkv.base import foreign
-from pyspkv.base.atomic import atomic_file
+from pyspkv.base.atomic import atomic_file, command_line
 from pyspkv.base.errors import UserError, natural, run
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.make_trials import make_trials
@@ -347,36 +346,49 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="local/mini.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, noise, truth go"
+        "dir",
+        metavar="DATADIR",
+        type=Path,
+        help="output folder of train, train_labeled, dev, test, noise and truth",
     )
-    p.add_argument("--nj", type=int, default=2, help="processes")
-    p.add_argument("--seed", type=natural, default=0, help="of everything")
-    p.add_argument("--num-train-spk", type=int, default=100, help="training speakers")
-    p.add_argument("--num-dev-spk", type=int, default=20, help="development speakers")
-    p.add_argument("--num-test-spk", type=int, default=40, help="test speakers")
+    p.add_argument("--nj", type=int, default=2, help="number of processes")
+    p.add_argument("--seed", type=natural, default=0, help="seed of everything")
+    p.add_argument("--num-train-spk", type=int, default=100, help="number of training speakers")
+    p.add_argument("--num-dev-spk", type=int, default=20, help="number of dev speakers")
+    p.add_argument("--num-test-spk", type=int, default=40, help="number of test speakers")
     p.add_argument("--sessions", type=int, default=4, help="sessions per speaker")
     p.add_argument("--utts-per-session", type=int, default=4, help="utterances per training session")
     p.add_argument("--eval-utts-per-session", type=int, default=5, help="utterances per dev and test session")
     p.add_argument(
-        "--max-trials", type=int, default=18000, help="trials of dev, and of test; a third are targets"
+        "--max-trials",
+        type=int,
+        default=18000,
+        help="number of trials of dev, and of test; a third are targets",
     )
-    p.add_argument("--num-noises", type=int, default=40, help="files of 8 s in DATADIR/noise")
+    p.add_argument("--num-noises", type=int, default=40, help="number of 8 s files in DATADIR/noise")
     hard = p.add_argument_group("difficulty")
     hard.add_argument(
-        "--spread", type=float, default=2.0, help="how far speakers differ in all but their variant"
+        "--spread", type=float, default=2.0, help="how much speakers differ (apart from their variant)"
     )
     hard.add_argument(
-        "--jitter", type=float, default=0.15, help="how far a speaker varies over days and utterances"
+        "--jitter", type=float, default=0.15, help="how much a speaker varies over days and utterances"
     )
-    hard.add_argument("--snr", type=pair, default=(8.0, 22.0), metavar="LOW,HIGH", help="sessions' SNR, dB")
+    hard.add_argument("--snr", type=pair, default=(8.0, 22.0), metavar="LOW,HIGH", help="SNR of sessions, dB")
     hard.add_argument(
-        "--rt60", type=pair, default=(0.15, 0.6), metavar="LOW,HIGH", help="rooms' reverberation, s"
-    )
-    hard.add_argument(
-        "--mic-db", type=float, default=5.0, help="standard deviation of a microphone's curve, dB"
+        "--rt60", type=pair, default=(0.15, 0.6), metavar="LOW,HIGH", help="reverberation time of rooms, s"
     )
     hard.add_argument(
-        "--bandwidth", type=pair, default=(3400.0, 8000.0), metavar="LOW,HIGH", help="microphones', Hz"
+        "--mic-db",
+        type=float,
+        default=5.0,
+        help="standard deviation of a microphone's frequency response, dB",
+    )
+    hard.add_argument(
+        "--bandwidth",
+        type=pair,
+        default=(3400.0, 8000.0),
+        metavar="LOW,HIGH",
+        help="bandwidth of microphones, Hz",
     )
     hard.add_argument(
         "--seconds", type=pair, default=(2.5, 4.0), metavar="LOW,HIGH", help="length of an utterance"
@@ -389,11 +401,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             p.error(f"--{name.replace('_', '-')} must be at least {least}")
     for split in SPLITS:
         if not 4 <= getattr(args, f"num_{split}_spk") <= 2000:
-            p.error(f"--num-{split}-spk must be in 4..2000")
+            p.error(f"--num-{split}-spk must be from 4 to 2000")
     if min(args.utts_per_session, args.eval_utts_per_session) < 1:
-        p.error("at least one utterance per session is needed")
+        p.error("--utts-per-session and --eval-utts-per-session must be at least 1")
     if args.rt60[0] < 0.1 or args.seconds[0] < 0.5:
-        p.error("--rt60 starts at 0.1 s, --seconds at 0.5 s")
+        p.error("--rt60 must be at least 0.1 s, --seconds at least 0.5 s")
     args.dir = args.dir.absolute()
     return args
 
@@ -404,7 +416,7 @@ def check_options(args) -> None:
     options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dir", "nj")}
     text = json.dumps(options, indent=1) + "\n"
     if file.exists() and file.read_bytes() != text.encode():
-        hint = f"rm -r {shlex.quote(str(args.dir))}"
+        hint = command_line("rm", "-r", args.dir)
         old = foreign.read_json(file, hint=hint)
         now = json.loads(text)
         names = ", ".join(k for k in {**old, **now} if old.get(k) != now.get(k))

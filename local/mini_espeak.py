@@ -102,7 +102,7 @@ def speak(utterances: list[Utterance]) -> list[np.ndarray]:
         raw = f.read()
     os.waitpid(pid, 0)
     if not raw:
-        raise UserError("espeak-ng died while speaking", hint="rerun; files that exist are kept")
+        raise UserError("espeak-ng stopped while speaking", hint="run it again; existing files are kept")
     result = pickle.loads(raw)  # our own child's bytes
     if isinstance(result, str):
         raise UserError(result)

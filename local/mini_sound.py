@@ -67,7 +67,7 @@ def samples(pcm: np.ndarray, tract: float, seconds: float) -> np.ndarray:
 
     loud = np.flatnonzero(np.abs(pcm) > 300)
     if not len(loud):
-        raise UserError("espeak-ng gave silence", hint="reinstall the pinned espeakng-loader")
+        raise UserError("espeak-ng produced silence", hint="reinstall the pinned espeakng-loader")
     x = pcm[loud[0] : loud[-1] + 1].astype(np.float32) / np.float32(32768)
     x = soxr.resample(x, espeak.RATE * tract, SAMPLE_RATE)[: int(seconds * SAMPLE_RATE)]
     ramp = np.linspace(0, 1, 160, dtype=np.float32)

@@ -20,12 +20,15 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("dir", metavar="DATADIR", type=Path, help="data directory to write")
+    p.add_argument("dir", metavar="DATADIR", type=Path, help="new data directory")
     p.add_argument(
-        "sources", metavar="FILE_OR_FOLDER", type=Path, nargs="+", help="folders are searched through"
+        "sources", metavar="FILE_OR_FOLDER", type=Path, nargs="+", help="audio files, or folders to search"
     )
     p.add_argument(
-        "--segment-seconds", type=float, default=10.0, help="cut longer files; 0 = keep them whole"
+        "--segment-seconds",
+        type=float,
+        default=10.0,
+        help="cut files that are longer than this; 0: keep them whole",
     )
     args = p.parse_args()
     import soundfile
@@ -40,7 +43,7 @@ def main() -> int:
             else sorted(f for f in source.rglob("*") if f.suffix.lower() in ENDINGS)
         )
         if not files:
-            raise UserError(f"no audio file ({', '.join(ENDINGS)}) in this folder", file=source)
+            raise UserError(f"contains no audio file ({', '.join(ENDINGS)})", file=source)
         for file in files:
             name = file.name if source.is_file() else str(file.relative_to(source))
             reco = re.sub(r"[^\w.]+", "-", str(Path(name).with_suffix("")), flags=re.ASCII).strip("-")
@@ -56,9 +59,9 @@ def main() -> int:
             try:
                 info = soundfile.info(str(file))
             except soundfile.LibsndfileError as err:
-                raise UserError(f"not audio that libsndfile reads ({err.error_string})", file=file) from None
+                raise UserError(f"libsndfile cannot read it ({err.error_string})", file=file) from None
             if not info.frames:
-                raise UserError("holds no samples", file=file)
+                raise UserError("contains no samples", file=file)
             hundredths = max(1, info.frames * 100 // info.samplerate)
             step = round(args.segment_seconds * 100) or hundredths
             # a rest shorter than half a piece goes with the piece before it

@@ -22,7 +22,7 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
     """Utterance id -> file below the first-level folders that exist."""
     places = [root / f for f in folders if (root / f).is_dir()]
     if not places:
-        raise UserError(f"holds none of {', '.join(folders)}", file=root, hint="give the folder as unpacked")
+        raise UserError(f"contains none of {', '.join(folders)}", file=root, hint="give the unpacked folder")
     wav = {}
     for place in places:
         for speaker in sorted(place.glob("id*")):
@@ -33,7 +33,7 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
         raise UserError(
             f"no id*/video/*.wav in {places[0]}",
             file=root,
-            hint="convert .m4a files: ffmpeg -i x.m4a -ar 16000 x.wav",
+            hint="convert the .m4a files to .wav at 16 kHz first",
         )
     return wav
 
@@ -44,7 +44,7 @@ def read_list(file: Path) -> list[str]:
     for number, line in enumerate(decode(file).splitlines(), 1):
         label, *paths = line.split() or [""]
         if label not in ("0", "1") or len(paths) != 2 or any(p.count("/") != 2 for p in paths):
-            rule = "the rule is `1|0 speaker/video/file.wav speaker/video/file.wav`"
+            rule = "the line must be `1|0 speaker/video/file.wav speaker/video/file.wav`"
             raise UserError(rule, file=file, line=number)
         a, b = (str(Path(p).with_suffix("")).replace("/", "-") for p in paths)
         out.append(f"{a} {b} {'target' if label == '1' else 'nontarget'}")
@@ -64,37 +64,40 @@ def main() -> int:
     p.add_argument("vox1", metavar="VOX1", type=Path)
     p.add_argument("vox2", metavar="VOX2", type=Path)
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, truth go"
+        "dir", metavar="DATADIR", type=Path, help="output folder of train, train_labeled, dev, test and truth"
     )
     p.add_argument(
         "--trials", type=Path, required=True, help="veri_test2.txt, list_test_all2.txt or list_test_hard2.txt"
     )
-    p.add_argument("--num-dev-spk", type=int, default=40, help="(default: 40)")
+    p.add_argument("--num-dev-spk", type=int, default=40, help="number of dev speakers (default: 40)")
     p.add_argument(
-        "--max-trials", type=int, default=100_000, help="of dev; a quarter are targets (default: 100000)"
+        "--max-trials",
+        type=int,
+        default=100_000,
+        help="most trials of dev; a quarter are targets (default: 100000)",
     )
-    p.add_argument("--seed", type=natural, default=0, help="of dev's speakers and trials")
+    p.add_argument("--seed", type=natural, default=0, help="seed of dev speakers and trials")
     args = p.parse_args()
     import numpy as np
 
     from pyspkv.data.make_trials import make_trials
 
     if args.num_dev_spk < 2 or args.max_trials < 4:
-        p.error("--num-dev-spk >= 2, --max-trials >= 4")
+        p.error("--num-dev-spk must be at least 2, --max-trials at least 4")
     vox1 = find_audio(args.vox1.absolute(), ("dev/wav", "test/wav", "wav"))
     vox2 = find_audio(args.vox2.absolute(), ("dev/wav", "dev/aac", "wav", "aac"))
     lines = read_list(args.trials)
     needed = sorted({u for line in lines for u in line.split()[:2]})
     if missing := [u for u in needed if u not in vox1]:
         raise UserError(
-            f"{len(missing)} utterances of the trials are not there, the first {missing[0]}", file=args.vox1
+            f"{len(missing)} utterances of the trials do not exist; the first is {missing[0]}", file=args.vox1
         )
     test_speakers = {u.split("-")[0] for u in needed}
     others = sorted({u.split("-")[0] for u in vox1} - test_speakers)
     rng = np.random.default_rng(args.seed)
     held = set(rng.choice(others, min(args.num_dev_spk, len(others)), replace=False).tolist())
     if len(held) < 2:
-        raise UserError("no speakers beside those of the trials, so there is no dev set", file=args.vox1)
+        raise UserError("all speakers are in the trials, so there is no dev set", file=args.vox1)
     test = directory(args.dir / "test", vox1, needed)
     test.trials = {"trials": lines}
     dev = directory(args.dir / "dev", vox1, sorted(u for u in vox1 if u.split("-")[0] in held))

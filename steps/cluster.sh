@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Cluster embeddings into pseudo-speakers: a new data directory whose utt2spk is the clusters. Several embedding.scp of
-# the same utterances are set side by side. What was made with the same options is kept; other options are refused.
+# the same utterances are joined. Existing labels are kept if the options are the same; other options are an error.
 # Usage: steps/cluster.sh [options] <embedding.scp>... <data-dir> <new-data-dir> [options of bin.cluster]
 #   e.g. steps/cluster.sh --num-clusters auto exp/pretrain/embed/train/embedding.scp data/train exp/round1/data
 set -euo pipefail
 cmd=run.sh          # job runner
-num_clusters=auto   # or a number
-previous=           # data directory of the previous round: cluster ids are matched to it
+num_clusters=auto   # number of pseudo-speakers, or auto
+previous=           # data directory of the previous round: clusters that match keep their ids
 truth=              # true utt2spk, for diagnostics in the report only
 seed=0
 dry_run=false       # only print the commands

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Embed data directories, in nj parallel jobs; nothing is done where the embeddings are those of this model and audio.
+# Embed data directories, in nj parallel jobs. Embeddings that are up to date with the model and the audio are kept.
 # Usage: steps/extract.sh [options] <model-dir> <data-dir> <out-dir>
 #        steps/extract.sh [options] <model-dir>... --data <data-dir>...
 # The second form writes each pair into <model-dir>/../embed/<name of the data directory>.
@@ -9,7 +9,7 @@ cmd=run.sh        # job runner
 nj=1              # parallel jobs, from 1
 ngpu=0            # GPUs; 0 uses the CPU
 precision=fp32    # fp32, bf16
-crops=0           # embed so many evenly spaced crops of 4 s instead of the whole utterance, into embed/<name>-crops
+crops=0           # embed this number of evenly spaced 4 s crops instead of the whole utterance, into embed/<name>-crops
 allow_pipes=false # run the commands in wav.scp
 dry_run=false     # only print the commands
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"

@@ -3,17 +3,17 @@
 # Usage: steps/score.sh [options] <system-dir>... <data-dir with trials> <name>
 #   e.g. steps/score.sh --dev data/dev exp/pretrain exp/round1 data/test test
 # Needs <system-dir>/embed/<name>; with --dev, also embed/dev: the threshold and the calibration are fitted on its
-# trials and stored with the model. With --cohort-data also <name>-mean, scores less the mean of embed/train, and
-# <name>-asnorm, AS-normed with the pseudo-speakers of embed/train. With --crops true also <name>-crops, the mean of the
-# whole utterances' score and of that of embed/<name>-crops (arXiv 2406.02285).
+# trials and stored with the model. With --cohort-data it adds <name>-mean, scores after the mean of embed/train is
+# subtracted, and <name>-asnorm, AS-norm with the pseudo-speakers of embed/train. With --crops true it adds <name>-crops,
+# the mean of the scores of whole utterances and of embed/<name>-crops (arXiv 2406.02285).
 set -euo pipefail
 cmd=run.sh       # job runner
 dev=             # data directory of the declared dev list
 cohort_data=     # data directory of the pseudo-speakers whose mean embeddings are the cohort
 cohort_set=train # name of those embeddings: <system-dir>/embed/<name>
-top_n=300        # of the cohort; all of a smaller one
-compare=         # another system's folder: paired bootstrap of the EERs' difference
-crops=false      # also with the embeddings of crops
+top_n=300        # cohort speakers per side; all of them if there are fewer
+compare=         # folder of another system: paired bootstrap of the EER difference
+crops=false      # also score the embeddings of crops
 dry_run=false    # only print the commands
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Train one model, or go on with it. Later config files win over earlier ones, and key=value over all.
+# Train one model, or resume its training. Later config files override earlier ones, and key=value overrides all.
 # Usage: steps/train.sh [options] <config.yaml>... <data-dir> <model-dir> [key=value ...]
 #   e.g. steps/train.sh --ngpu 2 conf/encoder.yaml conf/pretrain.yaml data/train exp/pretrain/model optim.lr=0.002
 set -euo pipefail
 cmd=run.sh      # job runner
 ngpu=0          # GPUs; 0 uses the CPU
 nproc=1         # processes on the CPU, from 1 (with --ngpu 0)
-num_nodes=1     # machines, from 1, each with so many GPUs or processes; more than one want slurm.sh
+num_nodes=1     # machines, from 1, each with this number of GPUs or processes; more than one need slurm.sh
 init=           # start from this model's encoder: DIR, DIR@best
 keep_head=false # with --init: its classes too (same labels)
-labels_out=     # data directory with the final labels, of objectives that move them
-unlabeled=     # second data directory, semi-supervised objectives only
-dev=            # declared dev directory with a trials file: gives @best
+labels_out=     # data directory to write, with the final labels of objectives that change labels
+unlabeled=     # second data directory, for semi-supervised objectives
+dev=            # data directory of dev speakers, with trials: gives @best
 patience=0      # stop after this many epochs without a better dev EER
 allow_pipes=false  # run the commands in wav.scp
 dry_run=false   # only print the commands
@@ -31,7 +31,7 @@ args=(--config "${configs[@]}" --data "$data" --exp "$model")
 ! $allow_pipes || set -- "$@" allow_pipes=true
 [ $# -eq 0 ] || args+=(--set "$@")
 
-# What a training step frees is kept for the next one: glibc by itself maps and clears every tensor over 32 MiB anew.
+# Keep the memory that a training step frees for the next one: by default glibc maps and clears each tensor over 32 MiB.
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 if [ "$ngpu" -gt 0 ]; then nproc=$ngpu; else export CUDA_VISIBLE_DEVICES=; fi
 export SPKV_NGPU="$ngpu"

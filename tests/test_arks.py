@@ -35,7 +35,7 @@ def test_only_plain_files_are_arks(tmp_path, monkeypatch, kind):
         held = os.open(ark, os.O_RDWR)
         os.write(held, VECTOR)
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"scp:1: u1 .*(no ark|cannot open the ark)"):
+    with pytest.raises(UserError, match=r"scp:1: u1 .*(not an ark|cannot open the ark)"):
         ask(tmp_path, f"u1 {ark}:0\n")
     assert time.monotonic() - start < 5
 
@@ -43,7 +43,7 @@ def test_only_plain_files_are_arks(tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize("offset", ["9" * 19, "9" * 30, "9" * 5000])
 def test_an_offset_beyond_any_file(tmp_path, offset):
     (tmp_path / "ark").write_bytes(VECTOR)
-    with pytest.raises(UserError, match="scp:2: the offset lies beyond"):
+    with pytest.raises(UserError, match="scp:2: the offset is larger"):
         ask(tmp_path, f"u1 {tmp_path}/ark:0\nu2 {tmp_path}/ark:{offset}\n")
     with pytest.raises(UserError, match="scp:2: u2"):
         ask(tmp_path, f"u1 {tmp_path}/ark:0\nu2 {tmp_path}/ark:{'9' * 18}\n")

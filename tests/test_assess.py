@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(tmp_path):
     for name in "ab":
         (tmp_path / name / "x/trials").touch()
     assert "has the same name" in assess(*words, tmp_path / "a/x", tmp_path / "b/x", code=1)
-    assert "holds no model" in assess(*words, tmp_path / "a/x", code=1)
+    assert "contains no model" in assess(*words, tmp_path / "a/x", code=1)
 
 
 def test_the_calibration_of_the_model_takes_the_place_of_an_older_one(tmp_path):

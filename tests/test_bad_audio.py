@@ -4,8 +4,6 @@ import io
 import os
 import shlex
 import struct
-import subprocess
-import sys
 
 import kaldiio
 import numpy as np
@@ -99,7 +97,7 @@ def test_cut_files_are_refused_and_whole_ones_are_not(tmp_path, form, subtype):
                 one(file).num_samples(0)
     for part in (0.5, 0.93):  # by a command
         file.write_bytes(raw[: int(len(raw) * part)])
-        with pytest.raises(UserError, match=r"cut short|damaged|is not audio"):
+        with pytest.raises(UserError, match=r"cut short|damaged|cannot be read by"):
             one(f"cat '{file}' |", allow_pipes=True).read(0)
 
 
@@ -231,7 +229,7 @@ def test_empty_ones_stay_empty(tmp_path):
         file = tmp_path / f"a.{form.lower()}"
         for behind in (b"", chunk(b"LIST", b"INFOISFT\x04\0\0\0sox\0")):
             file.write_bytes(coded(form, x=np.zeros(0)) + (behind if form == "WAV" else b""))
-            with pytest.raises(UserError, match=r"holds no samples|is not audio"):
+            with pytest.raises(UserError, match=r"contains no samples|cannot be read by"):
                 one(file).read(0)
 
 
@@ -268,13 +266,14 @@ def test_float_files_of_another_scale(tmp_path, form, subtype):
         one(tmp_path / "stereo").read(0)
 
 
-def test_the_mend_of_a_scale_mends(tmp_path):
+def test_the_scale_of_the_hint_is_the_right_one(tmp_path):
     x = noise(0.5)
     soundfile.write(tmp_path / "OLD.wav", x * 32768, RATE, subtype="FLOAT")
     with pytest.raises(UserError) as err:
         one(tmp_path / "OLD.wav").read(0)
-    command = str(err.value).split("`")[1].replace("python ", f"{shlex.quote(sys.executable)} ", 1)
-    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    old, rate = soundfile.read(tmp_path / "OLD.wav")
+    scale = int(str(err.value).split("hint: divide them by ")[1].split()[0])
+    soundfile.write(tmp_path / "NEW.wav", old / scale, rate)
     np.testing.assert_allclose(one(tmp_path / "NEW.wav").read(0), x[:, 0], atol=1 / 32767)
 
 
@@ -519,10 +518,14 @@ def test_broken_archives(tmp_path):
     for name, made, why in [
         ("a.ark", b"u AUDIO\x03" + (len(flac)).to_bytes(3, "little") + flac[:999], "cut short"),
         ("b.ark", b"u AUDIO\x08" + (10**15).to_bytes(8, "little") + flac, "cut short"),
-        ("c.ark", b"u AUDIO\x03" + (999).to_bytes(3, "little") + flac[:999], "cut short|damaged|not audio"),
-        ("d.ark", b"u AUDIO\x01\x05hello", "is not audio"),
+        (
+            "c.ark",
+            b"u AUDIO\x03" + (999).to_bytes(3, "little") + flac[:999],
+            "cut short|damaged|cannot be read by libsndfile",
+        ),
+        ("d.ark", b"u AUDIO\x01\x05hello", "cannot be read by libsndfile"),
         ("e.ark", b"u AUDIO", "no WAV"),
-        ("f.ark", b"u AUDIO\x00", "no WAV|not audio"),
+        ("f.ark", b"u AUDIO\x00", "no WAV|cannot be read by libsndfile"),
         ("g.ark", b"u PKL\x80\x04.", "no WAV"),
     ]:
         (tmp_path / name).write_bytes(made)
@@ -615,10 +618,12 @@ def test_no_memory_is_an_error_of_the_user(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "empty", few)
     most = 10**6
-    with pytest.raises(UserError, match=r"more memory than there is .*\n  hint: set a lower cache_mb"):
+    with pytest.raises(
+        UserError, match=r"more memory than this machine has .*\n  hint: set a lower cache_mb"
+    ):
         reader.preload()
     most = 10**3
-    with pytest.raises(UserError, match="utterance u: takes more memory"):
+    with pytest.raises(UserError, match="utterance u: needs more memory"):
         reader.read(0)
 
 
@@ -636,14 +641,14 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
         "/dev/zero:5",
         "folder.wav",
     ):
-        with pytest.raises(UserError, match="no regular file|is a folder"):
+        with pytest.raises(UserError, match="not a regular file|is a folder"):
             one(tmp_path / name).read(0)
 
 
 def test_text_is_no_raw_audio_whatever_its_name(tmp_path):
     for name in ("a.au", "a.snd", "a.gsm", "a.wav", "a.flac", "a.mp3", "a.raw"):
         (tmp_path / name).write_text("<html>404 not found</html>\n" * 300)
-        with pytest.raises(UserError, match="is not audio"):
+        with pytest.raises(UserError, match="cannot be read by libsndfile"):
             one(tmp_path / name).read(0)
     soundfile.write(tmp_path / "call.gsm", noise(1.0, 8000), 8000, format="RAW", subtype="GSM610")
     assert len(one(tmp_path / "call.gsm").read(0)) == pytest.approx(RATE, abs=640)

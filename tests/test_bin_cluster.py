@@ -166,7 +166,7 @@ def test_the_labels_come_last_and_never_over_their_source(made, tmp_path, monkey
     root, _, _ = made
     base = ["--embeddings", root / "embed/embedding.scp", "--data", root / "data", "--num-clusters", 20]
     done = run(*base, "--out-data", root / "data", ok=False)
-    assert "--data itself" in done.stderr
+    assert "the same directory as --data" in done.stderr
 
     def killed(*_):
         raise KeyboardInterrupt

@@ -158,7 +158,7 @@ def test_a_damaged_run_is_refused_with_what_to_do(run, name):
 
 
 def test_a_step_beyond_the_end_of_the_training(run):
-    with pytest.raises(UserError, match="is of step 3, of 2 that"):
+    with pytest.raises(UserError, match="is from step 3, but the training has only 2"):
         checkpoint.restore(run[0], *make(), last=2)
 
 
@@ -168,7 +168,7 @@ def test_pipes_in_place_of_files_are_not_waited_for(run):
         shutil.copytree(folder.parent, saved := folder.parent.with_name("saved"))
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        with pytest.raises(UserError, match="plain file|not a whole checkpoint"):
+        with pytest.raises(UserError, match="plain file|not a complete checkpoint"):
             restore()
         shutil.rmtree(folder.parent)
         saved.rename(folder.parent)
@@ -196,8 +196,8 @@ def test_all_files_follow_the_umask(tmp_path):
     ("text", "words"),
     [
         ("encoder: {name: ecapa, channels: 400000, embed_dim: 900000}", "differs from this config's"),
-        ("encoder: {name: resnet, channels: 1000, blocks: [900, 900, 900, 900]}", "counts 3600 blocks"),
-        ("encoder: {name: dvector, layers: 999}", "counts 999 layers"),
+        ("encoder: {name: resnet, channels: 1000, blocks: [900, 900, 900, 900]}", "has 3600 blocks"),
+        ("encoder: {name: dvector, layers: 999}", "has 999 layers"),
         ("encoder: {name: dvector, hidden: 900000}", "differs from this config's"),
         ("encoder: {name: ecapa, channels: 999999999999}", "less than or equal to 1000000"),
         ("encoder: [1]", "must be a mapping"),

@@ -108,7 +108,7 @@ BAD = {
     "no final newline": ("utt2spk", "a-1 a\na-2 a\nb-1 b\nc-1 c", 4, "cut short"),
     "not utf-8": ("utt2spk", b"a-1 a\na-2 \xff\nb-1 b\nc-1 c\n", 2, "UTF-8"),
     "crlf": ("utt2spk", "a-1 a\r\na-2 a\r\nb-1 b\r\nc-1 c\r\n", 1, "carriage return"),
-    "trailing blank": ("utt2spk", "a-1 a\na-2 a \nb-1 b\nc-1 c\n", 2, "blank at the line end"),
+    "trailing blank": ("utt2spk", "a-1 a\na-2 a \nb-1 b\nc-1 c\n", 2, "the line ends in a blank"),
     "nul": ("utt2spk", b"a-1 a\na-2 a\nb\x00-1 b\nc-1 c\n", 3, "control character 0x00"),
     "escape": ("wav.scp", "r1 /x\x1b.wav\nr2 y\nr3 z\n", 1, "control character 0x1b"),
     "odd blank in id": ("utt2spk", "a-1 a\na-2 a\u00a0a\nb-1 b\nc-1 c\n", 2, "U+00A0"),
@@ -233,7 +233,7 @@ def test_fix_keeps_exactly_what_every_file_has(tmp_path):
     path = put(tmp_path / "d", files)
     notes = "\n".join(fix(path))
     assert "kept 3 of 4 utterances" in notes
-    assert "utt2dur: removed, for it has 2 of 3 ids" in notes
+    assert "utt2dur: removed, because it has 2 of 3 ids" in notes
     assert contents(path) == {
         "utt2spk": b"u1 s1\nu2 s1\nu3 s2\n",
         "spk2utt": b"s1 u1 u2\ns2 u3\n",
@@ -245,7 +245,7 @@ def test_fix_keeps_exactly_what_every_file_has(tmp_path):
 def test_fix_refuses_to_leave_nothing(tmp_path):
     path = put(tmp_path / "d", {**KALDI, "text": "z hello\n"})
     before = contents(path)
-    with pytest.raises(UserError, match="text: no utterance of the other files"):
+    with pytest.raises(UserError, match="text: has no utterance of the other files"):
         fix(path)
     assert contents(path) == before
 
@@ -509,7 +509,7 @@ def test_no_such_data_directory_is_one_clear_error(tmp_path, monkeypatch, words)
     Path("file").write_text("x")
     for name, rule in (
         ("gone", "gone: no such data directory"),
-        ("file", "file: is a file, no data directory"),
+        ("file", "file: is a file, not a data directory"),
     ):
         with pytest.raises(UserError, match=rule):
             run(*words.replace("D", name).split())
@@ -526,7 +526,7 @@ def test_a_table_that_is_a_pipe_or_a_link_to_nowhere_is_named(tmp_path):
         DataDir.read(path)
     (path / "utt2lang").unlink()
     os.mkfifo(path / "utt2lang")
-    with pytest.raises(UserError, match="utt2lang: is no file but a pipe"):
+    with pytest.raises(UserError, match="utt2lang: is a pipe or device, not a file"):
         DataDir.read(path)
 
 
@@ -611,7 +611,7 @@ def test_combine(tmp_path):
 
 def test_combine_refuses_one_id_with_two_lines(tmp_path):
     a, b = (DataDir.read(put(tmp_path / n, KALDI)) for n in "ab")
-    with pytest.raises(UserError, match="another line in an earlier source"):
+    with pytest.raises(UserError, match="differs from that in an earlier source"):
         combine(tmp_path / "c", [a, b.with_speakers(["x", "x", "x", "x"])])
     with pytest.raises(UserError, match="utt2lang: no such file"):
         combine(tmp_path / "c", [a], ["utt2lang"])
@@ -623,11 +623,11 @@ def test_combine_refuses_one_id_with_two_lines(tmp_path):
 
 def test_nothing_is_written_that_could_not_be_read(tmp_path):
     data = DataDir.read(put(tmp_path / "d", KALDI))
-    with pytest.raises(UserError, match="'a b-a-1' is no id"):
+    with pytest.raises(UserError, match="'a b-a-1' is not an id"):
         run("copy", "--utt-prefix", "a b-", data.path, tmp_path / "copy")
     data.write_split(2)
     (data.path / "split2" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="notes.txt: is no part"):
+    with pytest.raises(UserError, match="notes.txt: is not a part"):
         data.write_split(2)
     (tmp_path / "copy" / "trials").mkdir(parents=True)
     with pytest.raises(UserError, match="would delete it"):
@@ -825,7 +825,7 @@ def test_write_refuses_to_delete_what_is_not_its_own(tmp_path):
         data.write(tmp_path / "home")
     assert (tmp_path / "home" / "thesis.tex").exists()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="a file stands"):
+    with pytest.raises(UserError, match="is a file, so no data directory"):
         data.write(tmp_path / "file")
 
 
@@ -903,7 +903,7 @@ def test_subset_options(tmp_path, capsys):
     assert set(subset("--spk-list", tmp_path / "list", []).spk) == {"s1", "s3"}
     (tmp_path / "list").write_text("u07\n")
     assert subset("--utt-list", tmp_path / "list", []).utts == ["u07"]
-    with pytest.raises(UserError, match="cannot take 21 of 20"):
+    with pytest.raises(UserError, match="21 of 20 utterances cannot be chosen"):
         subset([21])
     (tmp_path / "list").write_text("nobody\n")
     with pytest.raises(UserError, match="none of these ids"):

@@ -90,7 +90,7 @@ def test_sessionize_makes_a_valid_directory(tmp_path, kind):
     audio = "/x/u1.wav" if kind == "kaldi" else str(tmp_path / "u1.wav")
     assert found.wav["u1"] == audio and (tmp_path / "gaps.png").stat().st_size > 1000
     assert "8 turns of 2 devices; 1 dropped" in done.stdout and "6 of 8 turns in 3 dialogues" in done.stdout
-    assert "the most dialogues in a batch" in done.stdout
+    assert "the most in a batch" in done.stdout
     counts = dict(re.findall(r"^ +(\S.* s) +([1-9]\d*) #", done.stdout, re.M))
     names = ("< 1 s", "5-10 s", "10-20 s", "20-30 s", "120-300 s", "300-600 s")  # 0.5, 9.7, 18, 29, 178, 494
     assert counts == dict.fromkeys(names, "1")
@@ -145,21 +145,21 @@ GOOD = bad(utt="u0")
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "no JSON object"),
-        ("[1]", "no JSON object"),
+        ("{", "not a JSON object"),
+        ("[1]", "not a JSON object"),
         (bad(device=None), "no 'device'"),
         (bad(utt=" "), "no 'utt'"),
         (bad(utt="u 1"), "must not hold a blank"),
         (bad(utt="u\u200b1"), "'u\\u200b1': an id must not hold a blank"),
-        (bad(audio="a\nb.wav"), "a path must not hold line ends"),
+        (bad(audio="a\nb.wav"), "a path must not contain line ends"),
         (bad(utt="u0"), "u0 is given twice"),
         (bad(time="noon"), "neither seconds nor an ISO 8601 time"),
-        (bad(time="2026-01-01T10:00:00"), "some times name their zone"),
-        (bad(duration=-1), "no duration"),
+        (bad(time="2026-01-01T10:00:00"), "some times have a time zone"),
+        (bad(duration=-1), "not a duration"),
         (bad(source=None), "'source' is in some lines"),
-        (bad(time="20260301180211"), "lies thousands of years away"),
+        (bad(time="20260301180211"), "is thousands of years away"),
         (bad(utt="u\ud800"), "must not hold a blank"),
-        ("[" * 100_000, "no JSON object"),
+        ("[" * 100_000, "not a JSON object"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, words):
@@ -176,16 +176,16 @@ def test_bad_tables_and_logs(tmp_path):
     assert "utt2time: no such file" in sessionize(path, tmp_path / "out", code=1).stderr
     path = write(tmp_path / "again", "kaldi")
     before = sorted(p.name for p in path.iterdir())
-    assert "OUT would be written over LOG" in sessionize(path, path, code=1).stderr
+    assert "OUT must not be LOG" in sessionize(path, path, code=1).stderr
     inside = path / "trials.csv"
     inside.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n")
-    assert "OUT would be written over LOG" in sessionize(inside, path, code=1).stderr
-    assert "is LOG itself" in sessionize(inside, "--plot", inside, code=1).stderr
+    assert "OUT must not be LOG" in sessionize(inside, path, code=1).stderr
+    assert "is the same file as LOG" in sessionize(inside, "--plot", inside, code=1).stderr
     inside.unlink()
     assert sorted(p.name for p in path.iterdir()) == before
     (path / "utt2source").write_text("".join(f"{row[0]} device\n" for row in sorted(LOG)))
-    assert "no turn is left" in sessionize(path, code=1).stderr
-    assert "no turn is left" in sessionize(path, "--drop-source", "Device", code=1).stderr
+    assert "no turn remains" in sessionize(path, code=1).stderr
+    assert "no turn remains" in sessionize(path, "--drop-source", "Device", code=1).stderr
     sources = [f"{row[0]} {'device' if i % 2 else 'customer'}\n" for i, row in enumerate(sorted(LOG))]
     (path / "utt2source").write_text("".join(sources))
     said = sessionize(path, "--drop-source", "agent", code=1).stderr
@@ -198,11 +198,11 @@ def test_bad_tables_and_logs(tmp_path):
     log.write_text("utt,device,time,audio\nu1,d,1,a.wav,more\n")
     assert f"{log}:2: more columns" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time\nu1,d,1\n")
-    assert f"{log}:2: no 'audio'" in sessionize(log, code=1).stderr
+    assert f"{log}:2: there is no 'audio'" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time,audio,duration\nu1,d,1,a.wav,2\n")
-    assert "no dialogue was found" in sessionize(log, tmp_path / "out", code=1).stderr
+    assert "no dialogue meets the options" in sessionize(log, tmp_path / "out", code=1).stderr
     log.write_text("utt,device,time,audio,source\n")
-    assert "there is no turn in it" in sessionize(log, code=1).stderr
+    assert "contains no turn" in sessionize(log, code=1).stderr
     log.write_text("utt,device,time,audio,source\nu1,d,1,a.wav,user\nu2,d,2,a.wav,bot\n")
     assert "no 'source' is 'device'; there are bot, user" in sessionize(log, code=1).stderr
 
@@ -424,7 +424,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
     tool("pyspkv.bin.simulate_dialogues", "--mixed-percent", "100", *args, code=1)
     assert truth.read_text() == before
     truth.write_text(before.split("\n", 1)[1])
-    assert "lacks dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
+    assert "has not all dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
     assert DataDir.read(tmp_path / "out/train_labeled").utts == labeled.utts and not truth.exists()
 
 
@@ -517,7 +517,7 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
     assert foreign.read_json(tmp_path / "none.json") == {"mixed": 0}, "NaN is no JSON, and report reads it"
     (tmp_path / "short").write_text(f"{sorted(data.dialogue2mixed)[0]} 1\n")
     done = tool(*args, "--out", tmp_path / "x", "--mixed", tmp_path / "short", code=1)
-    assert "lacks 7 dialogues" in done.stderr
+    assert "has no line for 7 dialogues" in done.stderr
 
 
 def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):

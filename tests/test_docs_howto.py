@@ -136,7 +136,7 @@ def test_add_a_corpus(tree):
     rows[2] = "call01.wav,0,end,"
     (calls / "turns.csv").write_text("\n".join(rows) + "\n")
     wrong = f"! python {recipe}/local/turns.py {calls} {tree}/again 2>&1"
-    assert "turns.csv:3: the rule is" in sh(tree, f". ./path.sh\n{wrong}")
+    assert "turns.csv:3: the line must be" in sh(tree, f". ./path.sh\n{wrong}")
 
 
 def test_python_page(tmp_path, monkeypatch):

@@ -114,8 +114,8 @@ def test_normalize_leaves_a_zero_row_alone():
 @pytest.mark.parametrize(
     ("second", "says"),
     [
-        (("b", [1.0, np.nan]), "embedding of utterance b has NaN or Inf"),
-        (("b", [1.0, np.inf]), "embedding of utterance b has NaN or Inf"),
+        (("b", [1.0, np.nan]), "embedding of utterance b contains NaN or Inf"),
+        (("b", [1.0, np.inf]), "embedding of utterance b contains NaN or Inf"),
         (("a", [1.0, 2.0]), "utterance a has two embeddings"),
         (("b", [1.0, 2.0, 3.0]), r"embedding of b has shape \[3\], not \[2\] or \[n, 2\]"),
         (("b", []), r"embedding of b has shape \[0\]"),
@@ -158,7 +158,7 @@ def spoil_line(scp, number, text):
         (2, "u1", r"embedding\.scp:2: a line must be"),
         (3, "u2 cat x.ark |", r"embedding\.scp:3: .*is a command"),
         (3, "u2 x.ark:5[0:2]", r"embedding\.scp:3: .*range"),
-        (4, "u0 x.ark:5", r"embedding\.scp:4: utterance u0 is there twice"),
+        (4, "u0 x.ark:5", r"embedding\.scp:4: utterance u0 appears twice"),
         (1, "u0 /nowhere/x.ark:3", r"embedding\.scp:1: .*cannot open the ark: No such file"),
     ],
 )
@@ -182,14 +182,14 @@ def test_reader_refuses_wrong_offsets_and_cut_arks(good):
     with pytest.raises(UserError, match=r"embedding\.scp:4: u3 .*the ark ends before"):
         read_embeddings(good)
     good.write_text("")
-    with pytest.raises(UserError, match="no embeddings in it"):
+    with pytest.raises(UserError, match="contains no embeddings"):
         read_embeddings(good)
 
 
 def test_reader_refuses_nan_and_mixed_dimensions(tmp_path):
     bad = {"a": np.ones(3, np.float32), "b": np.array([1, np.nan, 1], np.float32)}
     kaldiio.save_ark(str(tmp_path / "a.ark"), bad, scp=str(tmp_path / "a.scp"))
-    with pytest.raises(UserError, match=r"a\.scp:2: embedding of utterance b has NaN"):
+    with pytest.raises(UserError, match=r"a\.scp:2: embedding of utterance b contains NaN"):
         read_embeddings(tmp_path / "a.scp")
     bad["b"] = np.ones((2, 4), np.float32)
     kaldiio.save_ark(str(tmp_path / "a.ark"), bad, scp=str(tmp_path / "a.scp"))

@@ -290,7 +290,7 @@ def test_missing_embeddings_are_named_with_their_command(place, call, missing):
     with pytest.raises(UserError) as err:
         call(*args)
     rule, hint = str(err.value).splitlines()
-    assert rule.startswith(f"{system}/embed/{missing}: no embeddings are there")
+    assert rule.startswith(f"{system}/embed/{missing}: contains no embeddings")
     words = shlex.split(hint.removeprefix("  hint: "))
     assert Path(words[0]).samefile(ROOT / "steps/extract.sh")
     data = {"test-crops": "test"}.get(missing, missing)
@@ -309,8 +309,8 @@ def test_missing_embeddings_are_named_with_their_command(place, call, missing):
         (["--systems", "a", "--data", "data/dev", "--dev", "data/dev"], "would be called dev.scores"),
         (["--systems", "a", "--data", "data/test", "data/other", "--crops", "--name", "test", "test-crops"],
          "would be called test-crops.scores"),
-        (["--systems", "a", "--data", "data/test", "--name", "../test"], "can be no name"),
-        (["--systems", "a", "--data", "data/test", "--name", ""], "can be no name"),
+        (["--systems", "a", "--data", "data/test", "--name", "../test"], "cannot be the name"),
+        (["--systems", "a", "--data", "data/test", "--name", ""], "cannot be the name"),
         (["--systems", "a", "--data", "data/test", "--compare", "b"], "b/score/test.scores: no such score file"),
     ],
 )  # fmt: skip

@@ -279,7 +279,7 @@ def test_outputs_that_would_collide_are_refused(world, run, monkeypatch, tmp_pat
         ([one, f"{one}@last"], [data]),
         ([one], [data, data]),
     ):
-        with pytest.raises(UserError, match="would hold the embeddings of"):
+        with pytest.raises(UserError, match="would contain the embeddings of"):
             run("--model", *models, "--data", *dirs)
     for wrong in (["--out", tmp_path / "e", "--data", data, root / "b"], ["--data", data, "--part", "3/2"]):
         with pytest.raises(SystemExit):

@@ -117,21 +117,21 @@ def test_products_options_and_order(recipe):
         ("labels: [1, 4]", "labels: 4", r"cells.{system}-{labels}-{seed}: config key 'each.labels'.* array"),
         ("labels: [1, 4]", "labels: []", r"each.labels.* at least 1"),
         ("labels: [1, 4]", "labels: [[1, 4]]", r"each.labels.0"),
-        ('"{labels}", eer', '"{label}", eer', r"'{label}': label is no variable.*\n.*system, name, eer, labels, seed"),
+        ('"{labels}", eer', '"{label}", eer', r"'{label}': label is not a .*\n.*system, name, eer, labels, seed"),
         ("flag: true", "flag: [1]", r"options.flag"),
-        ("flag: true", "exp: /etc", r"options: exp is the cell's own"),
+        ("flag: true", "exp: /etc", r"options: exp is set by the cell itself"),
         ("flag: true", "'a b': 1", r"options.a b.* pattern"),
         ('draw: "{seed}"', "drow: 1", r"unknown config key 'drow'"),
         ("column: none", "colum: none", r"unknown config key 'rows.0.colum'"),
-        ("{table: main, row: Stage", "{table: mian, row: Stage", r"no table is called 'mian'.*\n.*main"),
+        ("{table: main, row: Stage", "{table: mian, row: Stage", r"there is no table 'mian'.*\n.*main"),
         ("system: pretrain", "system: ../x", r"rows.0.system.* pattern"),
         ("system: pretrain", "system: [pretrain, a/b]", r"rows.0.system"),
         ("system: pretrain", "zero: pretrain", r"rows.0.zero.* pattern"),
-        ("system: pretrain", "zero: x/y", r"no cell is called 'x'"),
-        ('["pre-{seed}"]', '["pre-7"]', r"no cell is called 'pre-7'"),
-        ("pre-{seed}:\n", "pre:\n", r"'pre' is a second cell's name"),
-        ("pre-{seed}:\n", '"a/{seed}":\n', r"'a/0' is a second cell's name or cannot be one"),
-        ("    rows: [{table: main, row: St", "    after: [gll-1-0]\n    rows: [{table: main, row: St", "wait for"),
+        ("system: pretrain", "zero: x/y", r"there is no cell 'x'"),
+        ('["pre-{seed}"]', '["pre-7"]', r"there is no cell 'pre-7'"),
+        ("pre-{seed}:\n", "pre:\n", r"'pre' is the name of another cell"),
+        ("pre-{seed}:\n", '"a/{seed}":\n', r"'a/0' is the name of another cell, or cannot be a name"),
+        ("    rows: [{table: main, row: St", "    after: [gll-1-0]\n    rows: [{table: main, row: St", "each other"),
         ("options: {labels: 9", "options: [", r"t.yaml:\d+: cannot be read as YAML"),
         ("seed: [0, 1]}\n    rows", "seed: [true]}\n    rows", r"seed"),
     ],
@@ -237,12 +237,12 @@ def test_a_changed_cell_is_refused_with_the_difference(recipe, monkeypatch, caps
     call(monkeypatch, table(recipe, text.replace("labels: 1", "labels: 2")), "--status")
     assert re.search(r"^a +changed .*--labels 1 .*--labels 2 ", capsys.readouterr().out, re.M)
     with pytest.raises(
-        UserError, match=r"cell a has changed.*--labels 1 after.*--labels 2 .*\n.*remove .*grid/a$"
+        UserError, match=r"cell a has changed.*--labels 1 after.*--labels 2 .*\n  hint: rm -r .*grid/a'$"
     ):
         call(monkeypatch, path)
     shutil.rmtree(recipe / "exp/grid/a")
     assert call(monkeypatch, path, "--only", "a") == 0
-    with pytest.raises(UserError, match=r"cell b has changed.* after {'a': .*\n.*remove .*grid/b$"):
+    with pytest.raises(UserError, match=r"cell b has changed.* after {'a': .*\n  hint: rm -r .*grid/b'$"):
         call(monkeypatch, path)  # made from another run of a
     shutil.rmtree(recipe / "exp/grid/b")
     assert call(monkeypatch, path) == 0
@@ -265,7 +265,7 @@ def test_the_dry_run_can_be_pasted_and_writes_nothing(recipe, monkeypatch, capsy
     assert not list(recipe.rglob("hacked"))
     call(monkeypatch, path, "--exp", exp)
     (exp / "a/grid.json").write_text('{"seconds": "x"}')
-    with pytest.raises(UserError, match=r"grid.json: is no mark of a cell\n  hint: remove .*/a$"):
+    with pytest.raises(UserError, match=r"grid.json: is not the record of a cell\n  hint: rm -r .*/a'$"):
         call(monkeypatch, path, "--exp", exp)
     text = "cells:\n  a: {}\n  b: {options: {x: '{exp:a}', y: 'k={exp:a}'}}\n"
     with pytest.raises(UserError, match="cannot be a part of the option y"):
@@ -297,9 +297,7 @@ def test_a_signal_ends_the_cell_and_status_sees_who_runs(recipe, monkeypatch, ca
     wait_for(lambda: (recipe / "exp/grid/a/step1").exists())
     call(monkeypatch, path, "--status")
     out = capsys.readouterr().out
-    assert (
-        re.search(r"^a +running$", out, re.M) and "1 running, 1 to do; nobody knows how long it takes" in out
-    )
+    assert re.search(r"^a +running$", out, re.M) and "1 running, 1 to do; the time is unknown" in out
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
@@ -329,7 +327,7 @@ def test_what_a_killed_process_left_running_is_waited_for(recipe):
     first.kill()
     first.communicate()
     said, _ = start(path).communicate(timeout=30)
-    assert "in the hands of other processes" in said and "1 of 1 cells are done" in said
+    assert "other processes run the rest" in said and "1 of 1 cells are done" in said
     assert not (recipe / "exp/grid/a/two").exists()
 
 

@@ -1,6 +1,10 @@
 """Every hint that is a command is pasted into bash here, and the fault it is about is gone; names in it stay names."""
 
+import ast
+import functools
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +15,15 @@ import soundfile
 from test_datadir import BAD, KALDI, put
 
 from pyspkv.audio.reader import AudioReader
-from pyspkv.base.atomic import atomic_dir, atomic_file, command_line
+from pyspkv.base.atomic import atomic_dir, atomic_file, command_line, folder_lock
 from pyspkv.base.errors import UserError
 from pyspkv.bin.datadir import main
-from pyspkv.data.datadir import DataDir, hint_command
+from pyspkv.data.datadir import DataDir
 from pyspkv.data.fix import fix
 from pyspkv.data.trials import read_trials
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("utils/", "sed ", "mv ", "rm ", "unlink ")
+COMMANDS = ("utils/", "sed ", "mv ", "rm ", "unlink ", "git ", "pip ", "python ", "pyspkv ", "export ")
 NASTY = [
     "plain",
     "a b",
@@ -47,9 +51,11 @@ def hint(call, *args) -> str:
     return str(err.value).rpartition("\n  hint: ")[2]
 
 
-def paste(command: str) -> None:
-    assert command.startswith(COMMANDS) and "\n" not in command
-    env = {**os.environ, "SPKV_PYTHON": sys.executable}
+def paste(command: str, bin: Path = ROOT / "utils/bin") -> None:
+    """Run the command as a user would. bin: a folder of programs, before all others."""
+    assert command.startswith((*COMMANDS, "'/", "/", "$'/")) and "\n" not in command
+    env = {**os.environ, "SPKV_PYTHON": sys.executable, "PATH": f"{bin.resolve()}:{os.environ['PATH']}"}
+    env["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not Path("canary").exists()
@@ -95,7 +101,7 @@ def test_a_segment_beyond_its_audio_is_cut_by_pasting(here):
     for row in (1, 2):
         with pytest.raises(UserError, match="beyond its recording"):
             reader.read(row)
-    paste(hint_command(d, "--check-audio"))
+    paste(hint(reader.read, 1))
     data = DataDir.read(d)
     assert data.segments == {"a": ("r", 0, 1), "b": ("r", 0.5, 1)}
     assert [len(AudioReader(data).read(row)) for row in (0, 1)] == [16000, 8000]
@@ -200,3 +206,382 @@ def test_a_folder_is_refused_where_the_user_gave_only_what_is_above_it(here):
     assert Path("given").is_symlink() and len(DataDir.read("away").utts) == 4
     with pytest.raises(UserError, match="outside"), atomic_dir("away/../out/l", inside="away"):
         pass
+
+
+# -- hints of single modules
+
+
+def program(name: str, text: str) -> Path:
+    """A folder with a program of this name that stands in for the real one."""
+    folder = Path("programs")
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/bash\nset -e\n{text}\n")
+    (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_pointer_of_git_lfs(here, name):
+    from pyspkv.base.foreign import first_bytes
+
+    file = Path(name, "model.bin")
+    file.parent.mkdir()
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    git = program("git", '[ "$1 $3 $4" = "-C lfs pull" ] && cd -- "$2" && echo weights > model.bin')
+    paste(hint(first_bytes, file), git)
+    first_bytes(file)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_files_that_stand_in_the_way_go_by_pasting(here, name):
+    from pyspkv.clustering import made
+    from pyspkv.score.evaluate import read_figures
+    from pyspkv.score.wanted import outputs, refuse_link
+
+    d = Path(name)
+    d.mkdir()
+    (d / "report.json").write_text("[")
+    paste(hint(made._read, d / "report.json"))
+    assert made._read(d / "report.json") == {}
+    (d / "x.json").write_text('{"eer": "high"}')
+    paste(hint(read_figures, d / "x.json"))
+    assert read_figures(d / "x.json") == {}
+    (d / "score").mkdir()
+    for number, link in enumerate([d / "score/made_by", d / ".lock"]):
+        Path(f"precious{number}").write_text("dear")
+        link.symlink_to(Path(f"precious{number}").absolute())
+    paste(hint(refuse_link, d / "score/made_by"))
+    assert not any(path.is_symlink() for path in outputs(str(d), None))
+    paste(hint(lambda: folder_lock(d).__enter__()))
+    with folder_lock(d):
+        assert [Path(f"precious{number}").read_text() for number in (0, 1)] == ["dear", "dear"]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_labels_of_other_options_go_with_the_rounds_after_them(here, name):
+    from pyspkv.clustering.made import is_kept
+
+    exp = Path(name)
+    for number in (1, 2, 3):
+        put(exp / f"round{number}/data", {"utt2spk": "a x\n"})
+    report = exp / "round2/report.json"
+    report.write_text(json.dumps({"asked": {"seed": 0}, "embeddings": []}))
+    asked = (exp / "round2/data", report, {"seed": 1}, [])
+    paste(hint(is_kept, *asked))
+    assert not is_kept(*asked) and [p.name for p in exp.iterdir()] == ["round1"]
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_missing_embeddings_are_made_by_pasting(here, name, monkeypatch):
+    from pyspkv.score import wanted
+
+    root = Path("root", name).absolute()
+    (root / "steps").mkdir(parents=True)
+    Path("steps.sh").write_text(
+        '#!/bin/bash\nset -e\n[ -d "$1" ]; [ -d "$2" ]; mkdir -p "$3"; touch "$3/embedding.scp"\n'
+    )
+    Path("steps.sh").chmod(0o755)
+    (root / "steps/extract.sh").symlink_to(Path("steps.sh").absolute())
+    monkeypatch.setattr(wanted, "ROOT", root)
+    data, system = put(Path(name, "data"), {"utt2spk": "", "trials": ""}), Path(name, "exp")
+    (system / "model").mkdir(parents=True)
+    asked = wanted.Wanted([str(system)], [str(data)], ["test"])
+    parts = wanted.parts_of(asked)
+    paste(hint(wanted.check_there, [str(system)], asked, parts))
+    wanted.check_there([str(system)], asked, parts)
+
+
+@pytest.mark.parametrize("name", ["plain", *NASTY[2:4]])
+def test_trials_by_pasting(here, name):
+    from argparse import Namespace
+
+    from pyspkv.bin.assess import prepared
+
+    d = put(
+        Path(name), {k: v for k, v in KALDI.items() if k in ("wav.scp", "segments", "utt2spk", "spk2utt")}
+    )
+    args = Namespace(data=[str(d)], dev=None, cohort=None)
+    paste(hint(prepared, args))
+    assert list(prepared(args).values()) == [str(d)]
+    make = ["make-trials", str(d) if str(d)[0] != "-" else f"./{d}"]
+    (d / "trials").write_text("a-1 b-1 nontarget\n")
+    paste(hint(main, make))
+    main(make)
+    (d / "trials").write_text("m b-1 nontarget\n")
+    (d / "enrol_map").write_text("m a-1 a-2\n")
+    paste(hint(main, make))
+    main(make)
+    assert not (d / "enrol_map").exists()
+
+
+def test_a_table_that_is_empty(here):
+    d = put(Path("$(touch canary) d"), {**KALDI, "text": ""})
+    paste(hint(fix, d))
+    fix(d)
+
+
+@pytest.mark.parametrize("word", ["enroll", "Extract", "nothing-like-it"])
+def test_a_command_that_does_not_exist(here, word):
+    from pyspkv.bin.main import find
+
+    pyspkv = program("pyspkv", f'exec {sys.executable} -m pyspkv.bin.main "$@"')
+    paste(hint(find, word), pyspkv)
+
+
+def test_a_package_that_is_missing(here, monkeypatch):
+    from pyspkv.data.manifests.arrow import records
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    pip = program("pip", '[ "$1" = install ]; mkdir site; touch "site/$2.py"')
+    paste(hint(lambda: list(records([], []))), pip)
+    monkeypatch.delitem(sys.modules, "pyarrow")
+    monkeypatch.syspath_prepend("site")
+    assert list(records([], [])) == []
+
+
+def test_a_locale_that_cannot_write_a_name(here):
+    from pyspkv.base.errors import _what
+
+    found, code = _what(UnicodeEncodeError("ascii", "\u00fc", 0, 1, "no"))
+    words = f"{sys.executable} -X utf8=0 -c 'open(chr(252), \"x\")'"
+    env = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PATH": os.environ["PATH"]}
+    assert code == 1 and subprocess.run(["bash", "-c", words], env=env, capture_output=True).returncode
+    command = found.rpartition("\n  hint: ")[2]
+    subprocess.run(["bash", "-c", f"{command}\n{words}"], env=env, check=True)
+
+
+def test_the_set_up_is_there():
+    """What it does is tested in test_utils_shell.py; the hint of a missing package only names it."""
+    from pyspkv.base.errors import _what
+
+    command = _what(ModuleNotFoundError("x", name="x"))[0].rpartition("\n  hint: ")[2]
+    assert os.access(ROOT / command, os.X_OK)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_corpus_made_with_other_options(here, name, monkeypatch):
+    from argparse import Namespace
+
+    monkeypatch.syspath_prepend(ROOT / "local")
+    from mini import check_options
+
+    args = Namespace(dir=Path(name).absolute(), nj=1, seed=0)
+    check_options(args)
+    args.seed = 1
+    paste(hint(check_options, args))
+    check_options(args)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_folder_of_audio_that_is_not_empty(here, name):
+    from argparse import Namespace
+
+    from pyspkv.data.commands.from_huggingface import run
+
+    Path(name).mkdir()
+    Path(name, "x").touch()
+    options = dict.fromkeys(["audio_column", "speaker_column", "utt_column", "session_column"])
+    args = Namespace(folder="no such folder", audio_dir=name, out="out", **options)
+    paste(hint(run, args))
+    with pytest.raises(UserError) as err:
+        run(args)
+    assert str(args.folder) in str(err.value)  # the next thing that is wrong
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_a_cell_of_a_table_that_has_changed(here, name):
+    from types import SimpleNamespace
+
+    from pyspkv.experiments.runner import Mark, Runner
+
+    run = Runner.__new__(Runner)
+    cell = SimpleNamespace(name="cell", needs=list)
+    run.exp, run.cells, run.jobs, run.failed = Path(name), [cell], {}, {}
+    run.table = SimpleNamespace(path="t.yaml")
+    run.new_mark = lambda cell: Mark("run.sh --new", {}, "")
+    run.write(cell, Mark("run.sh --old", {}, ""))
+    paste(hint(run.work, 1))
+    assert run.changed(cell) == ""
+    (run.exp / "cell").mkdir()
+    (run.exp / "cell/grid.json").write_text("[]")
+    paste(hint(run.mark, "cell"))
+    assert run.mark("cell") is None
+
+
+# -- hints of shell scripts
+
+
+def shell(command: str, cwd: Path, **env: str) -> str:
+    """The hint that the command fails with."""
+    env = {"PATH": os.environ["PATH"], **env}
+    done = subprocess.run(["bash", "-c", command], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode and done.stderr.count("\n  hint: ") == 1, done.stderr
+    return done.stderr.rpartition("\n  hint: ")[2].rstrip("\n")
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_python_without_an_environment(tmp_path, name):
+    root = tmp_path / name
+    (root / "utils/bin").mkdir(parents=True)
+    (root / "utils/bin/python").write_bytes((ROOT / "utils/bin/python").read_bytes())
+    (root / "utils/setup_env.sh").write_text(
+        '#!/bin/bash\nset -e\nvenv=$(dirname "$(readlink -f "$0")")/../.venv\nmkdir -p "$venv/bin"\n'
+        'touch "$venv/.complete"\nln -s "$(command -v true)" "$venv/bin/python"\n'
+    )
+    for file in ("utils/bin/python", "utils/setup_env.sh"):
+        (root / file).chmod(0o755)
+    command = command_line(root / "utils/bin/python")
+    subprocess.run(["bash", "-c", shell(command, tmp_path)], cwd=tmp_path, check=True)
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("name", ["plain", *NASTY[2:5]])
+def test_building_the_pages_without_mkdocs(tmp_path, name):
+    root, programs = tmp_path / name, tmp_path / "programs"
+    for folder in (root / "utils/bin", programs):
+        folder.mkdir(parents=True)
+    for file in ("path.sh", "utils/build_docs.sh", "utils/parse_options.sh"):
+        (root / file).write_bytes((ROOT / file).read_bytes())
+    (root / "requirements-docs.txt").touch()
+    (programs / "python").write_text(
+        f'#!/bin/bash\ncase "$*" in *import*) exec test -e {tmp_path}/done ;;\n'
+        f'"-m pip install -r "*) [ -f "$5" ] && touch {tmp_path}/done ;; esac\n'
+    )
+    (programs / "python").chmod(0o755)
+    env = {"SPKV_PYTHON": str(programs / "python"), "PATH": f"{programs}:{os.environ['PATH']}"}
+    command = f"bash {command_line(root / 'utils/build_docs.sh')}"
+    found = shell(command, tmp_path, **env)
+    subprocess.run(["bash", "-c", found], cwd=tmp_path, env=env, check=True)
+    subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env={**env, "PATH": f"{root}/utils:{env['PATH']}"}, check=True
+    )
+    assert not (tmp_path / "canary").exists()
+
+
+def test_what_a_shell_script_puts_into_a_hint_is_quoted():
+    files = [*ROOT.glob("utils/*.sh"), *ROOT.glob("steps/*.sh"), *ROOT.glob("utils/bin/*"), ROOT / "path.sh"]
+    hints = [
+        line.partition("hint: ")[2] for f in files for line in f.read_text().splitlines() if "hint: " in line
+    ]
+    quoted = [
+        re.sub(r"\$\(printf %q [^)]*\)|\$package", "", text) for text in hints
+    ]  # a package is our own word
+    assert len(hints) >= 4 and not any("$" in text.partition('"')[0] for text in quoted)
+
+
+# -- no hint is half a command
+
+HALF = re.compile(
+    r"(?<![\w./-])(?:(?:\./|/)?(?:utils|steps)/\w+|python3? -[mc]|pyspkv [a-z]+|(?:rm|mv|cp|unlink|cd|mkdir) \S|"
+    r"sed -|git -|git lfs|pip install|apt install|export \w+=|ulimit -|docker run|ffmpeg -)"
+)
+WHOLE = {"pip install pyarrow", "utils/setup_env.sh", "export LC_ALL=C.UTF-8"}
+
+
+def _text(node: ast.AST) -> str:
+    """The words of a string expression, with X for what is put in."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(_text, node.values))
+    if isinstance(node, ast.BinOp):
+        return _text(node.left) + _text(node.right)
+    return "X"
+
+
+class Hints:
+    """The hints of some source files; `faults` are those that hold half a command."""
+
+    def __init__(self, texts: dict[str, str]):
+        self.trees = {name: ast.parse(text) for name, text in texts.items()}
+        self.functions: dict[str, list[ast.FunctionDef]] = {}
+        self.values: dict[tuple[str, str], list[ast.expr]] = {}
+        self.commands = self.number = 0
+        self.faults: list[str] = []
+        for file, tree in self.trees.items():
+            for node in ast.walk(tree):
+                if isinstance(node, ast.FunctionDef):
+                    self.functions.setdefault(node.name, []).append(node)
+                if isinstance(node, ast.Assign):
+                    self._assigned(file, node.targets[0], node.value)
+        for file, tree in self.trees.items():
+            for node in ast.walk(tree):
+                for hint in self._hints(node):
+                    self.number += 1
+                    self._check(file, hint, set())
+
+    def _assigned(self, file: str, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for one, its in zip(target.elts, value.elts):
+                self._assigned(file, one, its)
+        elif isinstance(target, ast.Name):
+            for where in (file, "*"):
+                self.values.setdefault((where, target.id), []).append(value)
+
+    @staticmethod
+    def _hints(node: ast.AST):
+        if isinstance(node, ast.keyword) and node.arg == "hint":
+            yield node.value
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "AudioError":
+            yield from node.args[1:]
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n  hint: " in node.value:
+            yield ast.copy_location(ast.Constant(node.value.rpartition("\n  hint: ")[2]), node)
+
+    def _check(self, file: str, node: ast.expr, seen: set[str]) -> None:
+        if isinstance(node, ast.IfExp | ast.BoolOp):
+            for part in [node.body, node.orelse] if isinstance(node, ast.IfExp) else node.values:
+                self._check(file, part, seen)
+        elif isinstance(node, ast.Name) and node.id not in seen:
+            for value in self.values.get((file, node.id)) or self.values.get(("*", node.id), []):
+                self._check(file, value, seen | {node.id})
+        elif isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            if name == "command_line":
+                self.commands += 1
+            elif name not in seen:
+                for function in self.functions.get(name, []):
+                    for part in ast.walk(function):
+                        if isinstance(part, ast.Return) and part.value:
+                            self._check(file, part.value, seen | {name})
+        elif isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
+            inner = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+            half = HALF.search(_text(node)) and getattr(node, "value", "") not in WHOLE
+            if half or any(getattr(call.func, "id", "") == "command_line" for call in inner):
+                self.faults.append(f"{file}:{node.lineno}: {ast.unparse(node)}")
+
+
+@functools.cache
+def sources() -> dict[str, str]:
+    files = [*ROOT.glob("pyspkv/**/*.py"), *ROOT.glob("local/*.py")]
+    return {str(file.relative_to(ROOT)): file.read_text() for file in files}
+
+
+def test_no_hint_is_half_a_command():
+    found = Hints(sources())
+    assert not found.faults, "make it one command_line(...), or plain words"
+    assert found.number > 300 and found.commands > 15
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'raise UserError("x", hint="give it, or utils/fix_data_dir.sh")',
+        'raise UserError("x", hint=f"rm {path}")',
+        'A = "rm x"\nraise UserError("x", hint=A if y else None)',
+        'raise UserError("x", hint=f"or: {command_line(1)}")',
+        'def f(p):\n    return f"rm -r {p}, then again"\nraise UserError("x", hint=f(1))',
+        'why, hint = "x", "run python -m pyspkv.bin.train"\nraise UserError(why, hint=hint)',
+        'raise AudioError("x", f"ffmpeg -i {name} y.wav")',
+        'print("x\\n  hint: see utils/x.sh")',
+    ],
+)
+def test_half_a_command_would_be_seen(text):
+    assert len(Hints({"x.py": text}).faults) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ['"give another --out, or run.sh --exp"', '"pip install pyarrow"', "command_line(1)"]
+)
+def test_words_and_whole_commands_are_no_fault(text):
+    assert not Hints({"x.py": f"raise UserError(1, hint={text})"}).faults

@@ -184,9 +184,9 @@ def test_two_launchers_at_once_have_two_ports(tmp_path, call):
         (["--nproc", "0", "child"], "--nproc 0 is below 1"),
         (["--nproc", "two", "child"], "invalid int value"),
         (["--nproc", "2"], "MODULE"),
-        (["--nproc", "2", "nosuch"], "no module is called nosuch"),
-        (["--nproc", "2", "pyspkv.bin.nosuch"], "no module is called pyspkv.bin.nosuch"),
-        (["--nproc", "2", "-", "child"], "no module is called -"),
+        (["--nproc", "2", "nosuch"], "there is no module nosuch"),
+        (["--nproc", "2", "pyspkv.bin.nosuch"], "there is no module pyspkv.bin.nosuch"),
+        (["--nproc", "2", "-", "child"], "there is no module -"),
     ],
 )
 def test_wrong_calls(call, args, words):

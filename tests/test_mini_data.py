@@ -129,7 +129,7 @@ def test_other_seed_other_speech_and_no_mixture(corpus, tmp_path):
     assert (
         error.startswith("error: ") and "made with other options (seed)" in error and "Traceback" not in error
     )
-    assert "must be in 4..2000" in make(tmp_path / "x", "--num-test-spk", 1, ok=False)
+    assert "must be from 4 to 2000" in make(tmp_path / "x", "--num-test-spk", 1, ok=False)
     assert not (tmp_path / "x").exists()
 
 

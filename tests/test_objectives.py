@@ -400,6 +400,6 @@ def test_one_speaker_is_nothing_to_tell_apart(objective):
 
 @pytest.mark.parametrize("objective", ["dialogue", "ssrl", "supervised", "gcl"])
 def test_other_speeds_are_refused_where_a_speaker_is_one_voice(objective):
-    with pytest.raises(UserError, match="speed_perturb makes other voices"):
+    with pytest.raises(UserError, match="speed_perturb makes new voices"):
         cfg.build(cfg.validate(ObjectiveConfig, {"name": objective}),
                   cfg.build(cfg.validate(EncoderConfig, ENCODER)), RunInfo(8, 4, 2, 1, num_speeds=3))  # fmt: skip

@@ -190,10 +190,10 @@ def test_patterns(pattern, path, speaker):
     ("words", "part"),
     [
         (["--pattern", "{who}/{utterance}"], "{who}"),
-        (["--regex", "("], "no regular expression"),
-        (["--regex", "(?P<who>.*)"], "names none of"),
-        (["--pattern", "{speaker}.wav"], "fits none of 4 paths, such as anna/s1/a.wav"),
-        (["--endings", "mp3"], "holds no audio file"),
+        (["--regex", "("], "is not a regular expression"),
+        (["--regex", "(?P<who>.*)"], "has none of the fields"),
+        (["--pattern", "{speaker}.wav"], "matches none of 4 paths, such as anna/s1/a.wav"),
+        (["--endings", "mp3"], "contains no audio file"),
         (["--min-seconds", "9"], "none of 4 utterances can be used"),
     ],
 )
@@ -206,7 +206,7 @@ def test_out_is_refused_as_elsewhere(corpus, tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d/thesis.txt").write_text("x")
     assert "thesis.txt" in fails("from-folder", corpus, "d")
-    assert "no folder" in fails("from-folder", tmp_path / "nowhere", "e")
+    assert "is not a folder" in fails("from-folder", tmp_path / "nowhere", "e")
 
 
 # -- lists
@@ -268,33 +268,33 @@ BAD = {
     "an empty path": ("csv", "path,speaker\n,y\n", ":2: has no 'path'"),
     "cells": ("csv", "path,speaker\na.wav\n", ":2: has 1 cells for 2 columns"),
     "a row after a quoted line end": ("csv", 'path,speaker\n"a\n.wav",x\na.wav\n', ":4: has 1 cells"),
-    "names": ("csv", "path,path\na.wav,b\n", "two columns have one name"),
-    "quotes": ("csv", 'path,speaker\n"a.wav,x\n', "is no row of CSV"),
+    "names": ("csv", "path,path\na.wav,b\n", "two columns have the same name"),
+    "quotes": ("csv", 'path,speaker\n"a.wav,x\n', "is not a row of CSV"),
     "empty": ("csv", "", "is empty"),
-    "only names": ("csv", "path,speaker\n", "names no audio that can be used"),
+    "only names": ("csv", "path,speaker\n", "lists no usable audio"),
     "not UTF-8": ("csv", b"path\n\xff\n", ":2: is not UTF-8 text"),
     "twice": ("csv", "utt,path\nx,a.wav\nx,a.wav\n", ":3: the utterance 'x' is given twice, as in line 2"),
     "a gone file": ("csv", "path\nnowhere.wav\n", "none of 1 utterances can be used; nowhere: cannot be read"),
     "a command": ("csv", "path\ncat a.wav |\n", "--allow-pipes"),
     "a time": ("csv", "path,start\na.wav,soon\n", ":2: 'start' is nan"),
-    "backwards": ("csv", "path,start,end\na.wav,2,1\n", ":2: ends at 1 s, and starts at 2 s"),
+    "backwards": ("csv", "path,start,end\na.wav,2,1\n", ":2: ends at 1 s but starts at 2 s"),
     "beyond": ("csv", "path,start,end\na.wav,2,5\n", "beyond its recording"),
-    "genders": ("csv", "path,utt,speaker,gender\na.wav,1,s,m\na.wav,2,s,F\n", ":3: the speaker 's' is both m and f"),
+    "genders": ("csv", "path,utt,speaker,gender\na.wav,1,s,m\na.wav,2,s,F\n", ":3: the speaker 's' has both m and f"),
     "no JSON": ("jsonl", '{"path": "a.wav"}\n{"path":\n', ":2: is not JSON"),
     "no object": ("jsonl", "[1]\n", ":1: is not a JSON object"),
     "a list as path": ("jsonl", '{"path": ["a.wav"]}\n', ":1: 'path' is ['a.wav'], not text"),
     "deep": ("jsonl", "[" * 100_000, ":1: is not JSON (nested deeper"),
     "half a character": ("jsonl", '{"path": "\\ud800"}', ":1: is not JSON"),
-    "a line end": ("jsonl", '{"path": "a\\nb.wav"}', "can be used; the first: the name holds a line"),
+    "a line end": ("jsonl", '{"path": "a\\nb.wav"}', "no usable audio; the first: the name holds a line"),
     "an ark's place": ("jsonl", '{"path": "/x/a.ark:17"}', "ends as a place in an ark"),
     "gzip": ("jsonl.gz", b"\x1f\x8b\x08\x00", "is damaged gzip data"),
     "shards": ("wespeaker", "shards/shards_000.tar\n", "shard.list"),
     "no key": ("wespeaker", '{"key": "x", "spk": "y"}\n', "has no 'wav'"),
-    "no RTTM": ("rttm", "anna 1 2\n", "the rule is `SPEAKER"),
-    "a negative time": ("rttm", "SPEAKER a 1 -3 1 <NA> <NA> x <NA> <NA>\n", ":1: the rule is"),
+    "no RTTM": ("rttm", "anna 1 2\n", "the line must be `SPEAKER"),
+    "a negative time": ("rttm", "SPEAKER a 1 -3 1 <NA> <NA> x <NA> <NA>\n", ":1: the line must be"),
     "other recordings": ("rttm", "SPEAKER q 1 0 1 <NA> <NA> x <NA> <NA>\n", "no audio of the recording: q"),
-    "no recording": ("lhotse", '{"id": "r"}\n', ":1: is no recording"),
-    "a source": ("lhotse", '{"id": "r", "duration": 1, "sources": [3]}\n', ":1: 'sources' holds what is no object"),
+    "no recording": ("lhotse", '{"id": "r"}\n', ":1: is not a recording"),
+    "a source": ("lhotse", '{"id": "r", "duration": 1, "sources": [3]}\n', ":1: 'sources' has an element that is not"),
 }  # fmt: skip
 
 
@@ -441,7 +441,7 @@ def test_there_and_back(corpus, tmp_path, kind, segmented):
         data.utt_tables.pop("utt2dur")
         data.write("f")
     if kind == "wespeaker" and segmented:
-        assert "raw.list names whole files" in fails("to-wespeaker", "f", "out")
+        assert "raw.list lists whole files" in fails("to-wespeaker", "f", "out")
         return
     dd(f"to-{kind}", "f", "out")
     read = {"jsonl": ["from-nemo", "out"], "csv": ["from-csv", "out"], "wespeaker": ["from-wespeaker", "out"]}
@@ -506,7 +506,7 @@ def test_folders_that_are_no_data_set(tmp_path, monkeypatch):
     (tmp_path / "hf").mkdir()
     assert "no state.json" in fails("from-huggingface", tmp_path / "hf", tmp_path / "d")
     (tmp_path / "hf/state.json").write_text('{"_data_files": [{"filename": "../x.arrow"}]}')
-    assert "names no Arrow files" in fails("from-huggingface", tmp_path / "hf", tmp_path / "d")
+    assert "lists no Arrow files" in fails("from-huggingface", tmp_path / "hf", tmp_path / "d")
     (tmp_path / "hf/state.json").write_text('{"_data_files": [{"filename": "x.arrow"}]}')
     (tmp_path / "hf/x.arrow").write_bytes(b"x")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)

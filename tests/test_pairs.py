@@ -390,7 +390,7 @@ def test_one_utterance_per_dialogue_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"warmup_epochs": [3, 1]}, "'reject.warmup_epochs': the lower end comes first"),
+        ({"warmup_epochs": [3, 1]}, "'reject.warmup_epochs': the lower value must come first"),
         ({"gamma": -1.0}, "'reject.gamma': .* greater than 0"),
         ({"tau": 0.0}, "'reject.tau': .* greater than 0"),
     ],
@@ -410,7 +410,7 @@ def test_rejection_that_never_begins_is_told(capsys):
     )
     spec = {"name": "dialogue", "reject": {"kind": "power"}}
     cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(8, 4, 1, 5))
-    assert "nothing is ever rejected" in capsys.readouterr().out
+    assert "nothing is rejected in epochs" in capsys.readouterr().out
 
 
 # ---- runs ---------------------------------------------------------------------------------------------------------
@@ -531,7 +531,7 @@ def test_a_directory_without_dialogues_trains_on_its_speakers_and_joins_dialogue
 
 def test_utterances_without_dialogues_are_refused_with_the_way_out(tmp_path, data):
     bare = DataDir(data.path, data.utts, data.utts, data.wav)
-    with pytest.raises(UserError, match="without utt2dialogue a speaker is a dialogue"):
+    with pytest.raises(UserError, match="without utt2dialogue, each speaker is one dialogue"):
         Trainer(config(tmp_path), bare, tmp_path / "exp")
 
 

@@ -368,7 +368,7 @@ def test_new_recipe_is_a_whole_folder_that_runs_anywhere(tmp_path, mini):
         call(recipe / "run.sh", "--dry-run", "true", SPKV_ROOT=str(ROOT))
         first = call(recipe / "run.sh", code=1, SPKV_ROOT=str(ROOT))
         assert "to be written" in first.stderr
-    assert "is there already" in call(new, "mine", "ssl", "--dir", tmp_path, code=1).stderr
+    assert "already exists" in call(new, "mine", "ssl", "--dir", tmp_path, code=1).stderr
     assert "set SPKV_ROOT to" in call(recipe / "run.sh", code=1).stderr
     script = recipe / "local/data.sh"
     lines = script.read_text().splitlines()
@@ -607,7 +607,7 @@ HOUSEHOLDS = ["--mode", "household", "--mixed-percent", 50]
 
 def test_dialogue_recipe_makes_dialogues_without_their_truth(tmp_path):
     done = dialogue_run(tmp_path, *HOUSEHOLDS, "--stop-stage", 2)
-    assert "of 4 devices: the most dialogues" in done.stdout
+    assert "of 4 devices, the most in a batch" in done.stdout
     again = dialogue_run(tmp_path, *HOUSEHOLDS, "--stop-stage", 1)
     assert f"up to date: {tmp_path}/data/household-50" in again.stdout
     other = ["--dialogue-opts", "--share 0.4:0.5", "--stop-stage", 1]

@@ -302,7 +302,7 @@ def test_labels_out_needs_an_objective_that_moves_them(tmp_path):
         f"encoder: {ENCODER}\n".replace("'", "")
         + "objective: {name: aam, crop_seconds: 0.5, augment: false}\nbatch_size: 8\nepochs: 1\nnum_workers: 0\n"
     )
-    with pytest.raises(UserError, match="moves no labels"):
+    with pytest.raises(UserError, match="does not change labels"):
         Trainer(cfg.load(TrainConfig, config), data, tmp_path / "exp", labels_out=tmp_path / "out").run()
 
 

@@ -181,7 +181,7 @@ def test_bad_input_is_a_short_error_and_nothing_is_written(whole, exp, monkeypat
 
     fails("no phase has score/vox.json; there are scores of: test", "--name", "vox")
     write_lines(root / "short", (root / "truth").read_text().splitlines()[:-3])
-    fails("lacks 3 of 120 utterances", "--truth", root / "short")
+    fails("has no line for 3 of 120 utterances", "--truth", root / "short")
     (exp / "round1/score/test.json").write_text('{"eer": 1')
     fails("is not JSON")
     (exp / "round1/score/test.json").write_text('{"eer": 1}')
@@ -302,7 +302,7 @@ def test_questions_to_runs(tmp_path, monkeypatch, capsys):
     assert os.readlink(tmp_path / "model") == "V", "of equal ones the first"
     ask("best", "--link", tmp_path / "model", tmp_path / "T")
     assert os.readlink(tmp_path / "model") == "T", "made anew"
-    with pytest.raises(UserError, match="is no link"):
+    with pytest.raises(UserError, match="is not a link"):
         ask("best", "--link", tmp_path / "V", tmp_path / "T")
     out = tmp_path / "threshold.yaml"
     ask("threshold", "--factor", 0.9, "--out", out, tmp_path / "T")
@@ -534,7 +534,7 @@ def test_rows_of_strangers(tmp_path):
     assert experiment.moving_labels(tmp_path, None) == []
     save_file({"label": np.zeros(3, np.int32)}, rows / "epoch-4.safetensors")
     assert [e["epoch"] for e in experiment.moving_labels(tmp_path, None)] == [4]
-    with pytest.raises(UserError, match="lacks 2 of 3 utterances"):
+    with pytest.raises(UserError, match="has no line for 2 of 3 utterances"):
         experiment.moving_labels(tmp_path, {"a": "S"}, "truth")
     (rows / "epoch-5.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(UserError, match=r"epoch-5\.safetensors"):

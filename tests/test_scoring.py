@@ -203,10 +203,10 @@ def test_bad_input_is_a_short_error_and_leaves_the_old_scores(tmp_path, call):
         (trials, {"cohort": other, "top_n": 3}, "has 3 dimensions"),
         (trials, {"cohort": u, "top_n": 6}, "top-n 6 must be at least 2 and at most the cohort's size, 5"),
         (trials, {"cohort": u, "top_n": 1}, "top-n 1 must be"),
-        (trials, {"cohort": copies, "top_n": 3}, "cohort holds copies"),
+        (trials, {"cohort": copies, "top_n": 3}, "cohort contains copies"),
         (trials, {"cohort": u, "cohort_utt2spk": tmp_path / "spk"}, "no embedding but are listed: nobody"),
         (trials, {"mean": tmp_path / "objects.npy"}, "is not an array of numbers"),
-        (trials, {"mean": tmp_path / "matrix.npy"}, "must hold one vector"),
+        (trials, {"mean": tmp_path / "matrix.npy"}, "must contain one vector"),
         (trials, {"mean": other}, "the mean has shape [3]"),
         (trials, {"calibration": tmp_path / "bad.json"}, "is not a calibration"),
     ]:
@@ -292,7 +292,7 @@ def test_mean_subtraction_beyond_float32_is_right_or_refused(tmp_path, call):
     before = (tmp_path / "out").read_bytes()
     for bad in (1e300, -3.5e38, np.inf, np.nan):
         np.save(tmp_path / "bad.npy", np.array([1.0, bad]))
-        with pytest.raises(UserError, match=r"bad\.npy: (holds|must hold)"):
+        with pytest.raises(UserError, match=r"bad\.npy: (holds|must contain)"):
             call(trials, enrol=scp, test=scp, mean=tmp_path / "bad.npy")
     assert (tmp_path / "out").read_bytes() == before
     with pytest.raises(UserError, match="too large for float32"):

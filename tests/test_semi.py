@@ -658,7 +658,7 @@ def test_distil_learns_the_teachers_softened_probabilities(tmp_path, split):
     )
     names = {spk: f"other-{spk}" for spk in split.labeled.spk}  # as many others
     others = split.labeled.with_speakers([names[spk] for spk in split.labeled.spk])
-    with pytest.raises(UserError, match="knows other speakers"):
+    with pytest.raises(UserError, match="was trained on other speakers"):
         Trainer(c, others, tmp_path / "student", unlabeled=split.given)
 
 

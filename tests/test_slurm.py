@@ -119,7 +119,7 @@ def test_calls_are_taken_apart():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("JOB=1:2 log/x.log true", "the log needs JOB in its name"),
+        ("JOB=1:2 log/x.log true", "the name of the log must contain JOB, because"),
         ("JOB=3:1 log/JOB.log true", "no jobs in JOB=3:1"),
         ("--max-jobs-run x log/a.log true", "--max-jobs-run is a whole number"),
         ("--time", "--time needs a value"),
@@ -337,7 +337,7 @@ def test_a_killed_runner_is_followed_by_the_next(jobs):
     process.kill()
     process.communicate()
     said = jobs.call(*call)
-    assert "taking over" in said and sorted(jobs.lines()) == [str(i) for i in range(1, 7)]
+    assert "resuming job" in said and sorted(jobs.lines()) == [str(i) for i in range(1, 7)]
     process = jobs.start("JOB=1:2", "log/JOB.log", "bash", "-c", SLOW_JOB)
     wait_until(lambda: len(jobs.lines()) == 8, what="two jobs to run")
     process.kill()

@@ -107,10 +107,10 @@ def test_which_model_stands_for_an_experiment(tmp_path):
 def test_several_models_of_which_none_is_the_last(tmp_path):
     for name in ("one", "two"):
         fake(tmp_path / "exp" / name / "model")
-    with pytest.raises(UserError, match=r"none of them is the last[\s\S]*one/model, .*two/model"):
+    with pytest.raises(UserError, match=r"not clear which one is the last[\s\S]*one/model, .*two/model"):
         pyspkv.load(tmp_path / "exp")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no model"):
+    with pytest.raises(UserError, match="contains no model"):
         pyspkv.load(tmp_path / "empty")
     with pytest.raises(UserError, match="is a file"):
         pyspkv.load(__file__)
@@ -173,17 +173,17 @@ WAVE = np.full(16000, 0.1, np.float32)
     "audio, rate, message",
     [
         ([], None, "no audio"),
-        (WAVE, None, "need a rate"),
-        (WAVE, 16000.5, "no whole number"),
-        (WAVE, 10, "not within"),
+        (WAVE, None, "need a sample rate"),
+        (WAVE, 16000.5, "not a whole number"),
+        (WAVE, 10, "not between"),
         (WAVE.reshape(2, -1), 16000, r"shape \(2, 8000\)"),
         (WAVE[:0], 16000, "no samples"),
         (np.where(np.arange(16000) == 5, np.nan, WAVE), 16000, "NaN"),
-        (WAVE.astype(np.int64), 16000, "int64, which has no known scale"),
+        (WAVE.astype(np.int64), 16000, "int64, whose scale is unknown"),
         (1000 * WAVE, 16000, "array 0"),
         (3, None, "is a int"),
         ("no/such.wav", None, "no/such.wav"),
-        ("", None, "no path"),
+        ("", None, "not a path"),
         ("echo a |", None, r"\|"),
         ([["a.wav"]], None, "is a list"),
     ],
@@ -321,7 +321,7 @@ def test_extract_audio_of_mixed_formats(made, model, tmp_path, monkeypatch, caps
             np.testing.assert_array_equal(found["x"], model.embed(found["names"].tolist()))
     (tmp_path / "none").mkdir()
     for words, message in (
-        (["--audio", tmp_path / "none", "--out", tmp_path / "y.npz"], "holds no audio"),
+        (["--audio", tmp_path / "none", "--out", tmp_path / "y.npz"], "contains no audio file"),
         (["--audio", folder / "notes.txt", "--out", tmp_path / "y.npz"], "notes.txt"),
         (["--audio", folder, "--out", tmp_path / "y"], "npz"),
     ):
@@ -349,7 +349,7 @@ def test_enrol_and_identify(made, model, tmp_path, monkeypatch, capsys):
     assert second.startswith(f"{paths[4]} anna score ") and float(second.split()[-1]) == pytest.approx(
         want, abs=1e-4
     )
-    with pytest.raises(UserError, match="anna is enrolled already"):
+    with pytest.raises(UserError, match="anna is already enrolled"):
         call(monkeypatch, enrol, "anna", paths[2], "--store", store)
     assert Store.read(store).recordings == [2, 1]
     call(monkeypatch, enrol, "anna", paths[2], "--store", store, "--replace")
@@ -388,7 +388,7 @@ def test_enrol_refuses_silence_and_odd_names(made, tmp_path, monkeypatch):
             "--model",
             exp,
         )
-    with pytest.raises(UserError, match="no name"):
+    with pytest.raises(UserError, match="cannot be a speaker"):
         call(monkeypatch, enrol, "a\nb", paths_of(data)[0], "--store", store, "--model", exp)
     assert not store.exists()
 

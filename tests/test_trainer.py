@@ -398,7 +398,7 @@ def test_kill_minus_nine_and_rerun(tmp_path, data):
             "config key 'seed': input should be less than 2147483648, got 99999999999",
         ),
         (["--dev", "{dev}", "--dev-trials", "{dev}/trials"], "trials: has no nontarget trial"),
-        (["--dev", "{dev}", "--dev-trials", "{dev}/foreign"], "foreign:1: s00-u00 is no utterance"),
+        (["--dev", "{dev}", "--dev-trials", "{dev}/foreign"], "foreign:1: s00-u00 is not an utterance"),
     ],
 )
 def test_bad_calls_say_what_and_leave_nothing(tmp_path, data, more, words):
@@ -486,7 +486,7 @@ def test_a_kept_head_keeps_labels_that_move(tmp_path, data, monkeypatch):
 
 @pytest.mark.parametrize("changes, words", [
     ({"optim.lr_schedule.final_factor": -0.9}, "'optim.lr_schedule.final_factor': .* got -0.9"),
-    ({"augment.speed_perturb": [1.0, 1.0]}, "'augment.speed_perturb': a factor is there twice, got"),
+    ({"augment.speed_perturb": [1.0, 1.0]}, "'augment.speed_perturb': a factor appears twice, got"),
     ({"encoder": {"name": "resnet", "blocks": [1, 0, 1, 1]}}, "'encoder.blocks.1': .* got 0"),
     ({"encoder": {"name": "ecapa", "n_mels": 0}}, "'encoder.n_mels': .* greater than or equal to 1, got 0"),
     ({"encoder": {"name": "wavlm", "layers": 0}}, "'encoder.layers': .* greater than or equal to 1, got 0"),
@@ -501,7 +501,7 @@ def test_sizes_and_schedules_out_of_range_are_refused(tmp_path, data, changes, w
 def test_two_directories_for_an_objective_of_one_are_refused(tmp_path, data):
     other = toy.make(tmp_path, labelled=False).renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
     for changes in ({}, {"objective": {"name": "supervised", "crop_seconds": 0.4}}):
-        with pytest.raises(UserError, match="objective aam takes one|learns from labeled utterances alone"):
+        with pytest.raises(UserError, match="objective aam uses one|uses labeled utterances only"):
             Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabeled=other).run()
 
 
@@ -557,7 +557,7 @@ def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     label = np.arange(48) // 4
     for batch, fields in ((12, {"utts_per_dialogue": 4}), (16, {"utts_per_dialogue": 2, "num_labeled": 3})):
-        with pytest.raises(UserError, match="no multiples of 2 processes"):
+        with pytest.raises(UserError, match="not multiples of 2 processes"):
             cfg.build(cfg.validate(SamplerConfig, {"name": "dialogues", **fields}), label, batch, 0,
                       {"source": 0 * label})  # fmt: skip
 
@@ -638,7 +638,7 @@ def test_a_link_to_what_is_not_trained_to_its_end_is_refused(tmp_path, data, the
         exp.mkdir()
     link.symlink_to(exp)
     before = snapshot(exp) if exp.exists() else None
-    with pytest.raises(UserError, match="link to a model that is not trained to its end"):
+    with pytest.raises(UserError, match="link to a model whose training has not finished"):
         Trainer(config(tmp_path, epochs=1), data, link).run()
     assert (snapshot(exp) if exp.exists() else None) == before
 
@@ -743,7 +743,7 @@ def test_weights_decay_and_rates_follow_their_group():
         (0.0, 0.1),
         (0.1, 0.3),
     ]
-    with pytest.raises(UserError, match="nothing here learns"):
+    with pytest.raises(UserError, match="there is nothing to train"):
         build_optimizer(OptimConfig(), [{"params": []}])
 
 

@@ -74,7 +74,10 @@ def test_filter_scp_and_spk2utt(tmp_path):
     ]
     assert sh("utils/filter_scp.sh --exclude ids < in", tmp_path).stdout == "u1 a b\n"
     assert sh("utils/filter_scp.sh -f 2 <(echo c) <(echo u1 c; echo u2 d)", tmp_path).stdout == "u1 c\n"
-    assert "stdin:1: no column 3" in sh("utils/filter_scp.sh -f 3 ids < ids", tmp_path, code=1).stderr
+    assert (
+        "stdin:1: the line has no column 3"
+        in sh("utils/filter_scp.sh -f 3 ids < ids", tmp_path, code=1).stderr
+    )
     assert (
         "ids:2: empty line"
         in sh("printf 'a\\n\\n' > ids; utils/filter_scp.sh ids in", tmp_path, code=1).stderr
@@ -178,7 +181,7 @@ def test_arrays_choices_and_paths(block):
     assert "--mode is one or two, not 'three'" in told
     for words, message in (("--stage 9", "from 1 to 8, not '9'"), ("--stage 0", "number from 1 to 8, not '0'"),
                            ("--stage 4 --stop-stage 3", "--stage 4 comes after --stop-stage 3"),
-                           ("extra", "'extra' belongs to no option")):  # fmt: skip
+                           ("extra", "'extra' is not an option")):  # fmt: skip
         assert message in sh(f"./run.sh {words}", block, code=1, **env).stderr
 
 
@@ -295,7 +298,7 @@ def test_max_jobs_run_is_kept(tmp_path):
 
 def test_run_refuses_wrong_calls(tmp_path):
     for words, message in [
-        ("JOB=1:2 log/x.log true", "the log needs JOB in its name"),
+        ("JOB=1:2 log/x.log true", "the name of the log must contain JOB, because"),
         ("JOB=3:1 log/JOB.log true", "no jobs in JOB=3:1"),
         ("--max-jobs-run x log/a.log true", "--max-jobs-run is a whole number"),
         ("--cpus 3 log/a.log true", "unknown option --cpus"),
@@ -375,7 +378,7 @@ def test_path_installs_nothing_and_says_what_to_run(tmp_path):
     words = ["bash", "-c", ". tree/path.sh && python -c 1"]
     done = subprocess.run(words, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"no .venv: run {tree}/utils/setup_env.sh\n"
+    assert done.stderr == f"no .venv\n  hint: {tree}/utils/setup_env.sh\n"
     assert sorted(tree.rglob("*")) == before
 
 
@@ -433,7 +436,7 @@ def test_setup_trusts_only_a_finished_venv(clone):
     assert "the installation failed" in failed.stderr and not (clone / ".venv/.complete").exists()
     (clone / "fail").unlink()
     again = sh("bash utils/setup_env.sh & bash utils/setup_env.sh; wait", clone, PATH=path)  # two at once
-    assert "making it anew" in again.stderr and "torch: cpu build (nvidia-smi lists no GPU)" in again.stderr
+    assert "making it again" in again.stderr and "torch: cpu build (nvidia-smi lists no GPU)" in again.stderr
     assert (clone / "log").read_text().split() == ["venv", "install"] * 2
     assert sh("bash utils/setup_env.sh", clone, PATH=path).stderr == ""
     for i, name in enumerate(("requirements.txt", "requirements-dev.txt"), 1):
@@ -444,7 +447,7 @@ def test_setup_trusts_only_a_finished_venv(clone):
     clone.rename(clone.parent / "moved")  # a virtual environment does not survive a move
     moved = clone.parent / "moved"
     done = sh("bash utils/setup_env.sh", moved, PATH=f"{moved}/bin:{os.environ['PATH']}")
-    assert "incomplete or was moved here: making it anew" in done.stderr
+    assert "incomplete or was moved here: making it again" in done.stderr
 
 
 def test_setup_asks_torchs_own_index_only_when_pip_would_take_cuda(clone):

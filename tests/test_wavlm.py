@@ -314,7 +314,7 @@ def test_import_of_every_layout(tmp_path, tmp_path_factory, layout, imported):
         wave = 0.1 * torch.randn(1, 8000)
         torch.testing.assert_close(got(wave, torch.tensor([8000])), encoder(wave, torch.tensor([8000])))
     assert "imported already" in imported(source)
-    with pytest.raises(UserError, match="holds another model"):
+    with pytest.raises(UserError, match="contains another model"):
         imported(foreign(tmp_path_factory.mktemp("other"), layout, build(seed=4).eval()))
 
 
@@ -332,9 +332,9 @@ def test_a_file_that_runs_code_is_refused(tmp_path, imported):
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ({"model": {"mask_emb": torch.zeros(3)}}, "is no WavLM"),
+        ({"model": {"mask_emb": torch.zeros(3)}}, "is not a WavLM"),
         ({"a": 1}, "neither"),
-        ({"unknown.weight": torch.zeros(3)}, "no layout known"),
+        ({"unknown.weight": torch.zeros(3)}, "no known layout"),
         ([1], "no dictionary"),
     ],
 )
@@ -358,9 +358,9 @@ def smallest() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"encoder.layers.999999999.y": torch.zeros(1)}, "not numbered from 0"),
-        ({f"encoder.layers.{'9' * 5000}.y": torch.zeros(1)}, "not numbered from 0"),
-        ({f"encoder.layers.{n}.y": torch.zeros(1) for n in range(300)}, "not numbered from 0"),
+        ({"encoder.layers.999999999.y": torch.zeros(1)}, "are not numbered 0"),
+        ({f"encoder.layers.{'9' * 5000}.y": torch.zeros(1)}, "are not numbered 0"),
+        ({f"encoder.layers.{n}.y": torch.zeros(1) for n in range(300)}, "are not numbered 0"),
         ({"encoder.pos_conv_embed.conv.parametrizations.weight.original1": torch.zeros(8, 0, 4)}, "is empty"),
         ({"q": torch.zeros(3, 3).to_sparse()}, "sparse"),
         ({"q": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)}, "quantised"),
@@ -397,7 +397,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 37761742
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (LFS, "is a Git LFS pointer.*\n.*git lfs pull"),
+        (LFS, "is a Git LFS pointer.*\n.*git -C .* lfs pull"),
         (b"\n <!DOCTYPE html><html>404</html>", "is a web page"),
         (b"", "is empty"),
         (b"\x1f\x8b\x08\x00abc", r"is packed \(gzip\)"),

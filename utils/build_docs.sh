@@ -7,7 +7,9 @@ out=site # folder of the pages
 . parse_options.sh
 out=$(realpath -m -- "$out")
 cd "$SPKV_ROOT"
-python -c 'import mkdocs, material, pymdownx' 2> /dev/null ||
-  po_die "mkdocs is not installed: python -m pip install -r requirements-docs.txt"
+python -c 'import mkdocs, material, pymdownx' 2> /dev/null || {
+  printf '%s: mkdocs is not installed\n  hint: python -m pip install -r %q\n' "$0" "$SPKV_ROOT/requirements-docs.txt" >&2
+  exit 1
+}
 NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --clean --config-file mkdocs.yml --site-dir "$out"
 echo "$0: $out/index.html"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several data directories into one; the files that every source has are kept.
+# Combine several data directories into one. It has the files that every source has.
 #
 # Usage: utils/combine_data.sh [--extra-files 'F1 F2'] DST SRC1 SRC2 ...
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Copy a data directory, perhaps with other ids. --spk-prefix X puts X before speaker ids, as in Kaldi; without a
-# value it makes every utterance id <spk>-<utt>, which Kaldi's own tools demand and regenerated speakers break.
+# Copy a data directory, optionally with other ids. --spk-prefix X puts X before speaker ids, as in Kaldi; without a
+# value it turns every utterance id into <spk>-<utt>, which Kaldi's own tools need.
 #
 # Usage: utils/copy_data_dir.sh [--utt-prefix X] [--utt-suffix X] [--spk-prefix [X]] [--spk-suffix X] SRC DST
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sort and hint a data directory in place; the replaced files go to DIR/.backup.
+# Sort and correct a data directory in place; the replaced files go to DIR/.backup.
 #
 # Usage: utils/fix_data_dir.sh DIR
 set -euo pipefail

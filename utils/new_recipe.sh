@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A new recipe for a corpus of your own: a whole folder, DIR/<name>/<method>, where local/data.sh is then to be written.
+# Make a recipe for your own corpus: the folder DIR/<name>/<method>. You then write its local/data.sh.
 # Usage: utils/new_recipe.sh <name> <method> [--dir DIR] [--data DATA]
 #   e.g. utils/new_recipe.sh mycorpus ssl --dir ~/recipes --data data/train
-# Methods: ssl ssrl trunk_ssl gll dialogue supervised. DIR is egs by default; elsewhere run.sh wants SPKV_ROOT set. DATA is
+# Methods: ssl ssrl trunk_ssl gll dialogue supervised. DIR is egs by default; elsewhere, run.sh needs SPKV_ROOT. DATA is
 # the data directory to train on: epochs, batches, crops and the number of clusters are then made to fit it
 # (pyspkv/data/plan.py has the rule).
 set -euo pipefail
@@ -22,10 +22,10 @@ while [ $# -gt 0 ]; do
 done
 [ ${#words[@]} -eq 2 ] || { sed -n '3,7s/^# //p' "$0" >&2; exit 1; }
 name=${words[0]} method=${words[1]}
-[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "'$name' is no name for a folder"
+[[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "'$name' cannot be the name of a folder"
 [ -f "$egs/TEMPLATE/$method/run.sh" ] || die "no method '$method'; there are: ssl ssrl trunk_ssl gll dialogue supervised"
 new=$dir/$name/$method
-[ ! -e "$new" ] || die "$new is there already"
+[ ! -e "$new" ] || die "$new already exists"
 mkdir -p "$dir/$name"
 tmp=$(mktemp -d "$dir/$name/.$method.XXXXXX")
 cp -a "$egs/TEMPLATE/$method/run.sh" "$egs/TEMPLATE/path.sh" "$egs/TEMPLATE/cmd.sh" "$egs/mini/$method/conf" "$tmp"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Options for a script, Kaldi's way, and two helpers for recipes; to be sourced after the script's option block:
+# Options for a script, as in Kaldi, and two helpers for recipes. Source it after the option block of the script:
 #
 #   # What the script does: this comment is what --help prints first.
 #   set -euo pipefail
@@ -9,10 +9,11 @@
 #   round_opts=()     # settings of the rounds, as "epochs=3 optim.lr=1e-3"
 #   . parse_options.sh
 #
-# `--some-name value` and `--some-name=value` set some_name, if the block has it; any other option is refused. A default
-# of true or false takes only those; a default that is a whole number takes whole numbers from 0, from 1 where the
-# help says "from 1"; "(one|two)" in the help lists the values that are taken; an array is split at blanks. In a recipe (`recipe` is set) an option whose help starts with
-# "file" or "folder" is a path: relative to where you stand, and afterwards relative to $SPKV_ROOT, where run.sh works.
+# `--some-name value` and `--some-name=value` set some_name, if the block has it; any other option is an error. If the
+# default is true or false, the value must be one of them; if it is a whole number, the value must be a whole number from
+# 0, or from 1 if the help says "from 1". "(one|two)" in the help lists the allowed values. An array is split at blanks.
+# In a recipe (`recipe` is set) an option whose help starts with "file" or "folder" is a path: relative to the current
+# folder, and afterwards relative to $SPKV_ROOT, where run.sh works.
 # --config FILE holds lines name=value; the command line wins. The first word that is no option, or `--`, ends the
 # options and stays in "$@"; po_given holds the options as --name=value. --help prints the comment and the block.
 #
@@ -106,7 +107,7 @@ if [ -n "${cmd+set}" ] && [ -z "$cmd" ]; then po_die "--cmd is empty"; fi
 
 # shellcheck disable=SC2154  # stage and stop_stage are in every recipe's block
 if [ -n "${recipe:-}" ]; then
-  [ $# -eq 0 ] || po_die "'$1' belongs to no option"
+  [ $# -eq 0 ] || po_die "'$1' is not an option"
   { [ "$stage" -ge 1 ] && [ "$stage" -le 8 ]; } || po_die "--stage is a number from 1 to 8, not '$stage'"
   { [ "$stop_stage" -ge 1 ] && [ "$stop_stage" -le 8 ]; } || po_die "--stop-stage is a number from 1 to 8, not '$stop_stage'"
   [ "$stage" -le "$stop_stage" ] || po_die "--stage $stage comes after --stop-stage $stop_stage"

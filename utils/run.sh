@@ -5,14 +5,14 @@
 # e.g.:  utils/run.sh --max-jobs-run 4 JOB=1:32 exp/log/extract.JOB.log python -m pyspkv.bin.extract --data d/split32/JOB
 #
 # JOB (any name) becomes the number in LOG and in every argument. The arguments reach the command as they are; nothing is
-# parsed by a shell again, so write pipes as: bash -c '... | ...'. When this script ends, even by kill -9, all that the
-# jobs started ends too. The options may also follow JOB=1:n; slurm.sh takes the same ones.
-#   --max-jobs-run N   so many at a time (default: all)
+# parsed by a shell again, so write pipes as: bash -c '... | ...'. When this script ends, even by kill -9, everything that
+# the jobs started ends too. The options may also follow JOB=1:n; slurm.sh has the same ones.
+#   --max-jobs-run N   most jobs at a time (default: all)
 #   --num-threads N    OMP_NUM_THREADS of each job
-#   --gpu N            so many devices for each job, by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if need be
+#   --gpu N            GPUs of each job, set by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if necessary
 #   --show true|false  copy the output of a single job without JOB to stdout (default: on a terminal)
-#   --config, --mem, --name, --time, --num-nodes 1    taken for the sake of slurm.sh, and without effect
-# Exit: 0 when all jobs did well; else 1, with the failed logs and their last lines.
+#   --config, --mem, --name, --time, --num-nodes 1    accepted, as slurm.sh has them, but without effect
+# Exit code: 0 if all jobs succeeded; else 1, after the names and last lines of the failed logs.
 set -euo pipefail
 
 die() { echo "run.sh: $*" >&2; exit 1; }
@@ -57,7 +57,7 @@ n=$((last - first + 1))
 [ "$n" -ge 1 ] || die "no jobs in $name=$first:$last"
 log=$1
 shift
-if [ "$n" -gt 1 ] && [[ $log != *"$name"* ]]; then die "the log needs $name in its name, for each job has its own: $log"; fi
+if [ "$n" -gt 1 ] && [[ $log != *"$name"* ]]; then die "the name of the log must contain $name, because each job has its own log: $log"; fi
 if [ "$max" -eq 0 ] || [ "$max" -gt "$n" ]; then max=$n; fi
 
 devices=()

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All checks: ruff, mypy, shellcheck, the documentation and pytest. Prints what each found; exit 0 only when all are content.
+# All checks: ruff, mypy, shellcheck, the documentation and pytest. It prints what each one found; exit code 0 only if all pass.
 #
 # Usage: utils/run_tests.sh [--slow] [pytest arguments]     e.g. utils/run_tests.sh tests/test_datadir.py -k fix
 #
-# Tests on real speech run when SPKV_CORPORA names the corpora folder; --slow adds the tests of minutes.
+# Tests on real speech run if SPKV_CORPORA is the folder of corpora; --slow adds tests that take minutes.
 set -euo pipefail
 if [ "${1:-}" = --help ]; then sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 0; fi
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../path.sh"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make .venv from requirements.txt and requirements-dev.txt, byte-compiled, unless it is there and complete.
+# Make .venv from requirements.txt and requirements-dev.txt, byte-compiled, unless it is complete already.
 # run.sh and run_tests.sh call this on first use.
 #
 # Usage: utils/setup_env.sh
 #
-# SPKV_TORCH=cpu|cuda overrides the choice of the torch build, which else follows `nvidia-smi`.
+# SPKV_TORCH=cpu|cuda chooses the torch build; by default `nvidia-smi` decides.
 set -euo pipefail
 [ $# -eq 0 ] || { sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 1; }
 
@@ -40,7 +40,7 @@ fi
 if ! "$base" -c 'import ensurepip, venv' 2> /dev/null; then
   package=python3-venv
   [ "$base" = python3 ] || package=$base-venv
-  die "$base cannot make virtual environments. Run: apt install $package"
+  die "$base cannot make virtual environments"$'\n'"  hint: apt install $package"
 fi
 
 # --- a new environment, or the finished old one brought up to date
@@ -48,7 +48,7 @@ if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cut -d' ' -f2- < "$stamp
   say "requirements.txt has changed, or requirements-dev.txt: updating $venv"
   rm "$stamp"
 else
-  [ ! -e "$venv" ] || say "$venv is incomplete or was moved here: making it anew"
+  [ ! -e "$venv" ] || say "$venv is incomplete or was moved here: making it again"
   say "making $venv with $("$base" --version) (about 2 GB, some minutes)"
   "$base" -m venv --clear "$venv"
 fi
@@ -91,7 +91,7 @@ PY
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 [ -d "$site/torch/__pycache__" ] || "$python" -m compileall -q -j 0 "$site" || true # an odd test file may not compile
 "$python" -c 'import torch, torchaudio; from transformers import WavLMModel; print("setup_env.sh: torch", torch.__version__)' >&2 ||
-  die "the installed packages do not import: see above; run again after rm -r $venv"
+  die "the installed packages do not import: see above; remove the environment, then run this again"$'\n'"  hint: rm -r $(printf %q "$venv")"
 echo "$want" > "$stamp.new"
 mv "$stamp.new" "$stamp"
 say "done: $venv"

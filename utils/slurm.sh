@@ -5,8 +5,8 @@
 #                       [--name N] [--num-nodes M] [--show true] [JOB=1:n] LOG COMMAND [ARGUMENT ...]
 # e.g.:  utils/slurm.sh --max-jobs-run 50 JOB=1:400 exp/log/extract.JOB.log python -m pyspkv.bin.extract --part JOB/400
 #
-# It ends when all jobs have. Where some failed or it was stopped, the same command submits only what is missing.
-# Exit: 0 when all jobs did well; else 1, with the failed logs and their last lines. See docs/cluster.md.
+# It ends when all jobs have ended. If some failed or it was stopped, the same command submits only the missing ones.
+# Exit code: 0 if all jobs succeeded; else 1, after the names and last lines of the failed logs. See docs/cluster.md.
 set -euo pipefail
 . "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../path.sh"
 exec python -m pyspkv.bin.slurm "$@"

@@ -2,7 +2,7 @@
 # One task of utils/slurm.sh's array; SLURM starts it on a node. Usage: slurm_task.sh FOLDER
 # FOLDER has: tasks, a line "number hash attempt" for each index of the array; environment, NAME=VALUE each ended by a
 # NUL; call, likewise: folder to work in, JOB's name, log, number of nodes, the command's words.
-# It leaves "hash attempt code" in FOLDER/../done.<number> or failed.<number>; neither where SLURM has ended the task.
+# It leaves "hash attempt code" in FOLDER/../done.<number> or failed.<number>; neither if SLURM has ended the task.
 set -uo pipefail
 folder=$1 stopped='' child=''
 mapfile -t tasks < "$folder/tasks" || exit 1
@@ -16,7 +16,7 @@ if [ -n "$name" ]; then
   log=${log//"$name"/$number}
 fi
 
-# SLURM may run a task again that is done, as after its controller was killed.
+# SLURM may run a finished task again, for example after its controller was killed.
 read -r made _ 2> /dev/null < "$folder/../done.$number" && [ "$made" = "$hash" ] && exit 0
 
 mark() { # done|failed CODE: whole or not at all

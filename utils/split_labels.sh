@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A few labels: N random utterances of each speaker of SRC into OUT/labeled, the others without speakers into
-# OUT/unlabeled, their speakers into OUT/truth, for diagnostics. For one seed a smaller N draws a part of a larger one.
+# Keep a few labels: write N random utterances per speaker of SRC to OUT/labeled, the others without speakers to
+# OUT/unlabeled, and their speakers to OUT/truth, for diagnostics. With the same seed, a smaller N draws a subset.
 #
 # Usage: utils/split_labels.sh [--seed S] SRC N OUT
 set -euo pipefail

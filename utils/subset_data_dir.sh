@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Some utterances of a data directory, with all that belongs to them (dialogues, devices, trials, durations).
+# Write some utterances of a data directory, with their dialogues, devices, trials and durations.
 #
 # Usage: utils/subset_data_dir.sh [--first|--last|--shortest|--per-spk|--speakers|--dialogues|--devices] SRC N DST
 #        utils/subset_data_dir.sh --utt-list|--spk-list|--dialogue-list|--device-list FILE SRC DST

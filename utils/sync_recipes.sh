@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Carry the templates egs/TEMPLATE/<method>/run.sh into every egs/<corpus>/<method>/run.sh: all but the recipe's comment,
-# its option values, its corpus' options and its stage 1. path.sh, cmd.sh and the help of the options are the template's.
-# A recipe without the line "# -- the same in every ..." is its owner's: it is left alone.
+# Copy the templates egs/TEMPLATE/<method>/run.sh to every egs/<corpus>/<method>/run.sh, except the recipe's comment, its
+# option values, the options of its corpus and its stage 1. path.sh, cmd.sh and the help of the options are copied too.
+# A recipe without the line "# -- the same in every ..." is not changed.
 # Usage: utils/sync_recipes.sh [--check true]
 set -euo pipefail
 check=false   # change nothing; exit 1 and name the recipes that differ

@@ -15,7 +15,7 @@ ENDINGS = (
 
 
 def audio_files(given: list[str]) -> list[str]:
-    """The files that are given and those of folders, whole trees, by their endings; in order of name.
+    """The given files, and the audio files in the given folders and below, sorted by name.
 
     UserError: nothing is there, or a folder holds no audio.
     """
@@ -32,7 +32,9 @@ def audio_files(given: list[str]) -> list[str]:
         ]
         if not inside:
             raise UserError(
-                "holds no audio", file=path, hint=f"files end in {' '.join(ENDINGS)}; or give files"
+                "contains no audio file",
+                file=path,
+                hint=f"files end in {' '.join(ENDINGS)}; or give the files themselves",
             )
         found |= dict.fromkeys(inside)
     return sorted(found)

@@ -19,7 +19,7 @@ from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.errors import UserError
 
 MAX_BYTES = 4 << 30  # of a store, unpacked
-HINT = "give the file that pyspkv enrol wrote, or enrol anew into another --store"
+HINT = "give a store that enrolment wrote, or enrol anew into another --store"
 
 
 @dataclass
@@ -33,17 +33,17 @@ class Store:
     recordings: list[int] = field(default_factory=list)
 
     def enrol(self, name: str, x: np.ndarray, replace: bool = False) -> None:
-        """Add a speaker by the embeddings [n, D] of his recordings. UserError: the name is taken, or is none."""
+        """Add a speaker by the embeddings [n, D] of the recordings. UserError: the name is taken or not valid."""
         from pyspkv.data.ark import normalize
 
         if not name.strip() or not name.isprintable():
-            raise UserError(f"{name!r} is no name of a speaker")
+            raise UserError(f"{name!r} cannot be a speaker's name")
         mean = normalize(normalize(x).mean(0))
         if not mean.any():
-            raise UserError(f"the recordings of {name} have no direction in common")
+            raise UserError(f"the recordings of {name} have opposite embeddings, whose mean is zero")
         if name in self.names:
             if not replace:
-                raise UserError(f"{name} is enrolled already", hint="--replace, or another name")
+                raise UserError(f"{name} is already enrolled", hint="give --replace, or another name")
             row = self.names.index(name)
             self.x[row], self.recordings[row] = mean, len(x)
             return
@@ -52,7 +52,7 @@ class Store:
         self.recordings.append(len(x))
 
     def scores(self, x: np.ndarray) -> list[tuple[str, float]]:
-        """(name, cosine) of every speaker with an embedding [D], the most alike first, ties by name."""
+        """(name, cosine) of every speaker with an embedding [D], highest first, ties by name."""
         from pyspkv.data.ark import normalize
 
         found = (self.x @ normalize(x)).tolist()
@@ -72,7 +72,7 @@ class Store:
 
     @classmethod
     def read(cls, file: str | Path) -> "Store":
-        """UserError: it is none of ours."""
+        """Read a store. UserError: it is not a store."""
         try:
             with zipfile.ZipFile(file) as z:
                 if sum(entry.file_size for entry in z.infolist()) > MAX_BYTES:
@@ -89,13 +89,13 @@ class Store:
             if found["model"].ndim or found["digest"].ndim or len({*names.tolist()}) < len(names):
                 raise ValueError("its arrays do not fit each other")
             if not np.isfinite(x).all() or (np.abs(np.linalg.norm(x, axis=1) - 1) > 1e-3).any():
-                raise ValueError("a row is no unit vector")
+                raise ValueError("a row is not a unit vector")
         except FileNotFoundError:
             raise UserError(
-                "no such store", file=file, hint="enrol a speaker first: pyspkv enrol --help"
+                "no such store", file=file, hint="enrol a speaker first, or check --store"
             ) from None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as err:
-            raise UserError(f"is no store of speakers ({err})", file=file, hint=HINT) from None
+            raise UserError(f"is not a store of speakers ({err})", file=file, hint=HINT) from None
         return cls(str(found["model"]), str(found["digest"]), names.tolist(), x, recordings.tolist())
 
 
@@ -117,13 +117,13 @@ def model_of(given: str | None, store: Store | None, file: str | Path) -> tuple[
 
     if given is None:
         if store is None:
-            raise UserError("no such store", file=file, hint="for the first speaker give --model, too")
+            raise UserError("no such store", file=file, hint="for the first speaker, also give --model")
         given = store.model
     name = find_model(given)
     found = digest(name)
     if store is not None and found != store.digest:
         rule = f"its speakers were enrolled with another model than {name}"
         raise UserError(
-            rule, file=file, hint=f"--model {store.model} as it was, or enrol anew into another --store"
+            rule, file=file, hint="give --model the model of the store, or enrol anew into another --store"
         )
     return os.path.abspath(name), found

@@ -1,4 +1,4 @@
-"""A model apart from its training: network, config, calibration and a model card in one folder; no optimizer state."""
+"""A model without its training: network, config, calibration and a model card in one folder; no optimizer state."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ HINT = "copy the model folder again, or train it again"
 def export(model: str, out: str | Path) -> str:
     """Write `out`, a folder that `pyspkv.load`, `--init` and every --model take; returns the model folder it is of.
 
-    model: as in `pyspkv.load`. UserError: no such model; `out` is there and not empty.
+    model: as in `pyspkv.load`. UserError: no such model; `out` exists and is not empty.
     """
     from pyspkv.api.speaker_model import find_model
     from pyspkv.base import checkpoint
@@ -23,7 +23,7 @@ def export(model: str, out: str | Path) -> str:
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("is there already, and not empty", file=out, hint="give another folder")
+        raise UserError("exists and is not empty", file=out, hint="give another folder")
     name = find_model(model)
     folder = checkpoint.resolve_model(name)
     encoder, config = load_encoder(name), encoder_config(folder)

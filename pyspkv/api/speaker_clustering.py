@@ -24,9 +24,9 @@ def cluster(
     """Speakers of embeddings: int64 labels [N] from 0, the same as bin.cluster's.
 
     Args:
-        x: embeddings [N, D], one a row, of any length; they are length-normalized in a copy.
+        x: embeddings [N, D], one per row; a copy of them is length-normalized.
         num_clusters: how many speakers, 1 to N; "auto" estimates the number.
-        method: "kmeans-ahc" (k-means where N is above 20,000, then Ward linkage of its centroids), "kmeans", "ahc".
+        method: "kmeans-ahc" (k-means if N is above 20,000, then Ward linkage of its centroids), "kmeans", "ahc".
         whiten_power: 0 to 1, center and whiten first by this power; None leaves it out. The ssl recipes take 0.5.
         seed: of k-means' first centroids, from 0.
 
@@ -35,12 +35,12 @@ def cluster(
     x = _rows(x)
     k = _count(num_clusters, len(x))
     if method not in METHODS:
-        raise UserError(f"method {method!r} is none of {', '.join(METHODS)}")
+        raise UserError(f"method {method!r} is not one of {', '.join(METHODS)}")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise UserError(f"seed {seed!r} is no whole number from 0")
+        raise UserError(f"seed {seed!r} is not a whole number from 0")
     if whiten_power is not None:
         if not 0 <= whiten_power <= 1:
-            raise UserError(f"whiten_power {whiten_power} is not within 0 and 1")
+            raise UserError(f"whiten_power {whiten_power} is not between 0 and 1")
         x = whiten(x, whiten_power)
     if len(x) == 1:
         return np.zeros(1, np.int64)
@@ -50,14 +50,15 @@ def cluster(
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
-    """A copy, float32 [N, D], of unit length. UserError: it is none."""
+    """A copy, float32 [N, D], of unit length. UserError: x is not an array of embeddings."""
     try:
         x = np.array(x, dtype=np.float32, order="C")
     except (TypeError, ValueError) as err:
-        raise UserError(f"embeddings are numbers [N, D] ({err})") from None
+        raise UserError(f"embeddings must be an array of numbers [N, D] ({err})") from None
     if x.ndim != 2 or not x.size:
         raise UserError(
-            f"embeddings have shape {x.shape}, not [N, D]", hint="one a row: x[None] of a single one"
+            f"embeddings have shape {x.shape}, not [N, D]",
+            hint="one embedding per row; x[None] for a single one",
         )
     bad = np.flatnonzero(~np.isfinite(x).all(1))
     if len(bad):
@@ -73,7 +74,7 @@ def _count(num_clusters: int | str, n: int) -> int | str:
         return "auto"
     whole = isinstance(num_clusters, (int, np.integer)) and not isinstance(num_clusters, bool)
     if isinstance(num_clusters, str) or not whole or not 1 <= num_clusters <= n:
-        raise UserError(f"num_clusters {num_clusters!r} is neither auto nor a whole number within 1 and {n}")
+        raise UserError(f"num_clusters {num_clusters!r} is neither auto nor a whole number from 1 to {n}")
     return int(num_clusters)
 
 

@@ -56,7 +56,7 @@ class Model:
         return f"pyspkv.Model({kind} of {self.folder}, {self.device}, {known})"
 
     def embed(self, audio: Audio | Sequence[Audio], sample_rate: int | None = None) -> np.ndarray:
-        """Embeddings of recordings, float32 [D] of one and [N, D] of a list, not length-normalized.
+        """Embeddings of recordings, not length-normalized: float32 [D] for one, [N, D] for a list.
 
         Args:
             audio: path of an audio file, or mono samples [T] (floats within -1 and 1, or int16); or a list of these.
@@ -73,7 +73,7 @@ class Model:
         return x if isinstance(audio, (list, tuple)) else x[0]
 
     def verify(self, a: Audio, b: Audio, sample_rate: int | None = None) -> Verification:
-        """Whether two recordings are of one speaker; `a`, `b` and `sample_rate` as in `embed`.
+        """Decide whether two recordings are of the same speaker; `a`, `b` and `sample_rate` as in `embed`.
 
         Raises UserError: as `embed`, and for a recording without a signal, which sounds like any other.
         """
@@ -103,7 +103,7 @@ class Model:
                     name += "'"
                 paths.append(name)
             if not paths:
-                raise UserError("there is no audio to embed", hint="give a path, an array, or a list of them")
+                raise UserError("no audio was given", hint="give a path, an array, or a list of them")
             data = DataDir(None, paths, paths, wav)  # type: ignore[arg-type] # it lies nowhere
             batches = Batches(data, self.device, self.encoder.min_samples)
             x = None
@@ -128,11 +128,11 @@ def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[
     if isinstance(item, (str, os.PathLike)):
         path = os.fspath(item)
         if not isinstance(path, str) or not path.strip():
-            raise UserError(f"recording {i}: {path!r} is no path")
+            raise UserError(f"recording {i}: {path!r} is not a path")
         # A caller's path is never a `command |`, and what is to be read is the very name.
         file = os.path.abspath(path)
         if file != file.strip() or file.endswith("|"):
-            raise UserError("a name with a blank or | at its end cannot be read", file=file, hint="rename it")
+            raise UserError("a file name must not end in a blank or |", file=file, hint="rename it")
         return path, file
     if not isinstance(item, np.ndarray):
         kind = type(item).__name__
@@ -145,21 +145,25 @@ def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[
 def _write_wav(name: str, x: np.ndarray, sample_rate: int | None, file: Path) -> None:
     """UserError: these are no mono samples."""
     if sample_rate is None:
-        raise UserError(f"{name}: samples need a rate", hint="sample_rate=16000, or whatever it is")
+        raise UserError(
+            f"{name}: samples need a sample rate", hint="give sample_rate, for example sample_rate=16000"
+        )
     if isinstance(sample_rate, bool) or int(sample_rate) != sample_rate:
-        raise UserError(f"sample_rate {sample_rate!r} is no whole number of Hz")
+        raise UserError(f"sample_rate {sample_rate!r} is not a whole number of Hz")
     if not _ARRAY_RATES[0] <= sample_rate <= _ARRAY_RATES[1]:
-        raise UserError(f"sample_rate {sample_rate} is not within {_ARRAY_RATES[0]} and {_ARRAY_RATES[1]} Hz")
+        raise UserError(
+            f"sample_rate {sample_rate} is not between {_ARRAY_RATES[0]} and {_ARRAY_RATES[1]} Hz"
+        )
     if x.ndim != 1:
-        hint = "x.mean(axis) over channels, list(x) of several recordings"
+        hint = "average channels with x.mean(axis); give several recordings as a list"
         raise UserError(f"{name} has shape {x.shape}, not [T]", hint=hint)
     if not len(x):
-        raise UserError(f"{name} holds no samples")
+        raise UserError(f"{name} contains no samples")
     if x.dtype != np.int16 and x.dtype not in (np.float16, np.float32, np.float64):
-        hint = "floats within -1 and 1, or int16"
-        raise UserError(f"{name} holds {x.dtype}, which has no known scale", hint=hint)
+        hint = "give floats between -1 and 1, or int16"
+        raise UserError(f"{name} has the type {x.dtype}, whose scale is unknown", hint=hint)
     if x.dtype != np.int16 and not np.isfinite(x).all():
-        raise UserError(f"{name} holds NaN or infinity")
+        raise UserError(f"{name} contains NaN or infinity")
     import soundfile
 
     integers = x.dtype == np.int16
@@ -190,7 +194,7 @@ def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -
     except (RuntimeError, AssertionError) as err:  # torch's, about the device; a checkpoint's are UserErrors
         if device is None:
             raise
-        raise UserError(f"device {device}: {str(err).splitlines()[0]}", hint='device="cpu"') from None
+        raise UserError(f"device {device}: {str(err).splitlines()[0]}", hint='use device="cpu"') from None
     return Model(encoder, Path(name), where, read_calibration(resolve_model(name).parent))
 
 
@@ -218,13 +222,13 @@ def find_model(path: str | os.PathLike) -> str:
     if is_model(folder / "model"):
         return f"{folder / 'model'}{suffix}"
     if folder.is_file():
-        raise UserError("is a file", file=folder, hint=_meant(_models_near(folder.parent)))
+        raise UserError("is a file, not a folder", file=folder, hint=_meant(_models_near(folder.parent)))
     if not folder.is_dir():
         raise UserError("no such model folder", file=folder, hint=_meant(_models_near(folder)))
     models = sorted(m for m in folder.glob("*/model") if is_model(m))
     if not models:
         raise UserError(
-            "holds no model", file=folder, hint=_meant(_models_near(folder) or sorted(_below(folder)))
+            "contains no model", file=folder, hint=_meant(_models_near(folder) or sorted(_below(folder)))
         )
     return f"{_last_of(folder, models)}{suffix}"
 
@@ -243,7 +247,9 @@ def _last_of(exp: Path, models: list[Path]) -> Path:
     rounds = {int(name[5:]): m for name, m in of.items() if re.fullmatch(r"round\d{1,6}", name)}
     last = next((of[name] for name in LAST if name in of), rounds[max(rounds)] if rounds else None)
     if last is None:
-        raise UserError("has several models, and none of them is the last", file=exp, hint=_meant(models))
+        raise UserError(
+            "has several models, and it is not clear which one is the last", file=exp, hint=_meant(models)
+        )
     return last
 
 

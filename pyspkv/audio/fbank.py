@@ -20,7 +20,7 @@ def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
 
 
 def rows_at_once(wave: Tensor) -> int:
-    """How many of [B, T] to take at a time where no gradient is kept."""
+    """How many rows of [B, T] to process at a time when no gradient is kept."""
     return len(wave) if wave.device.type != "cpu" else max(1, CPU_SAMPLES // wave.shape[1])
 
 

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-HEAD = 1024  # bytes of a file that `promise` gets at once; what lies behind them is asked for
+HEAD = 1024  # first bytes of a file, which `promise` gets at once; it reads the rest with `peek`
 _MOST_CHUNKS = 1000
 _W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the GUIDs of chunks
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}  # encoding -> bytes of a sample

@@ -1,4 +1,4 @@
-"""From a wav.scp entry to 16 kHz mono samples, decoding only the crop that is asked for.
+"""Read a wav.scp entry as 16 kHz mono samples, decoding only the crop that is needed.
 
 The one treatment of every file, so that a crop is the same samples wherever it is cut:
 - channels are averaged (`channel=k` takes one instead, for multi-channel impulse responses);
@@ -23,7 +23,6 @@ encoder that wrote into a pipe, a recorder switched off) is read to the file's e
 import math
 import os
 import re
-import shlex
 import stat
 import subprocess
 import weakref
@@ -36,6 +35,7 @@ import numpy as np
 
 from pyspkv.audio import silence
 from pyspkv.audio.headers import HEAD, promise
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 from pyspkv.fast.flac import Flac
 
@@ -49,7 +49,7 @@ _ARK = re.compile(r"(.+):(\d{1,18})(\[.*\])?")
 _RATES = range(100, 10_000_001)  # Hz
 _MOST_SECONDS = 1e7  # 16 weeks: of a table's figures
 _MOST_CACHE_MB = 2**30  # a PiB
-_FETCH = "fetch it again, or remove it"
+_FETCH = "copy it again, or remove it"
 _STEP = 2.0**-15  # of 16-bit samples
 
 
@@ -166,7 +166,7 @@ def _regular_size(path: str) -> int:
         raise AudioError(f"{path} is a folder")
     if not stat.S_ISREG(info.st_mode):
         raise AudioError(
-            f"{path} is a pipe, a socket or a device, no regular file", "write the audio to a file"
+            f"{path} is a pipe, a socket or a device, not a regular file", "write the audio to a file"
         )
     if not info.st_size:
         raise AudioError(f"{path} is empty (0 bytes)")
@@ -286,12 +286,10 @@ def _libsndfile(source, name: str, size: int, found):
         if cut:
             raise AudioError(f"{name} is cut short", _FETCH) from None
         reason = getattr(err, "error_string", "raw samples without a header")
-        raise AudioError(f"{name} is not audio that libsndfile reads ({reason})") from None
+        raise AudioError(f"{name} cannot be read by libsndfile ({reason})") from None
     if found is not None and found.chained:
         f.close()
-        raise AudioError(
-            f"{name} holds several Ogg streams one behind another", "write each to a file of its own"
-        )
+        raise AudioError(f"{name} contains several Ogg streams in a row", "write each one to its own file")
     if not cut:
         return _checked(f, name, size, found)
     with f:
@@ -308,7 +306,7 @@ def _checked(f, name: str, size: int, found=None):
     """An open file of `size` bytes whose header's figures can be true; else it is closed."""
     try:
         if f.frames > 1 << 60:  # libsndfile's "unknown": an encoder wrote into a pipe
-            hint = "encode it anew from a file to a file, as by `ffmpeg -i OLD.flac NEW.flac`"
+            hint = "encode it again from a file to a file, not through a pipe"
             raise AudioError(f"{name} does not tell its length", hint)
         if f.samplerate not in _RATES:
             raise AudioError(f"{name} has a rate of {f.samplerate} Hz; {_RATES[0]} to {_RATES[-1]} are read")
@@ -320,7 +318,7 @@ def _checked(f, name: str, size: int, found=None):
             if not dense or f.frames > size * 8192:
                 raise AudioError(f"{name} is damaged: its header promises {f.frames} samples in {size} bytes")
         if found is None and not isinstance(f, Flac) and f.format == "RAW" and not _raw_by_name(name):
-            raise AudioError(f"{name} is not audio that libsndfile reads (raw samples without a header)")
+            raise AudioError(f"{name} cannot be read by libsndfile (raw samples without a header)")
     except AudioError:
         f.close()
         raise
@@ -347,7 +345,7 @@ def _samples(seconds: float, table: str) -> int:
     """Samples at 16 kHz of a table's figure."""
     if not seconds <= _MOST_SECONDS:
         raise AudioError(
-            f"{seconds:g} s is no length of a recording", "correct or remove the line", table=table
+            f"{seconds:g} s is not a length of a recording", "correct or remove the line", table=table
         )
     return round(seconds * SAMPLE_RATE)
 
@@ -409,9 +407,8 @@ def _peak(x: np.ndarray, name: str) -> float:
         return peak
     scale = next((2**bits for bits in (15, 23, 31) if 128 < peak <= 2**bits), math.ceil(peak))
     raise AudioError(
-        f"{name} has float samples up to {peak:.6g}, not within [-1, 1]",
-        f"divide them by {scale}, as by `python -c \"import soundfile as s; x, rate = s.read('OLD.wav'); "
-        f"s.write('NEW.wav', x / {scale}, rate)\"`",
+        f"{name} has float samples up to {peak:.6g}, outside [-1, 1]",
+        f"divide them by {scale} and write the file again",
     )
 
 
@@ -435,7 +432,7 @@ def _decode(
     channels = None
     if f.channels > 1:
         if channel is not None and channel >= f.channels:
-            raise AudioError(f"{name} has {f.channels} channels, channel {channel} is asked for")
+            raise AudioError(f"{name} has {f.channels} channels, but channel {channel} is needed")
         if channel is None:
             channels, x = x, x.mean(1, dtype=np.float32)
         else:
@@ -502,7 +499,7 @@ def _line_of_key(file: Path, key: str) -> int | None:
 
 
 class AudioReader:
-    """Samples of a data directory's utterances, by row. Safe to fork and to pickle.
+    """Samples of the utterances of a data directory, by row. It can be forked and pickled.
 
     Args:
         data: a `DataDir` (only path, utts, wav, segments and utt_tables are used).
@@ -546,7 +543,7 @@ class AudioReader:
     def _header(self, row: int, f) -> tuple[int, int]:
         """Remember an open file's length and rate; the row's utterance in it as [first, last) at 16 kHz."""
         if not f.frames:
-            raise AudioError("holds no samples")
+            raise AudioError("contains no samples")
         if self._table_rate and f.samplerate != self._table_rate and "utt2dur" not in self.data.utt_tables:
             raise AudioError(
                 f"utt2num_samples is ambiguous: {f.samplerate} Hz here, first row {self._table_rate} Hz",
@@ -566,12 +563,12 @@ class AudioReader:
         if first >= total or last > total + MAX_OVERSHOOT * SAMPLE_RATE:
             raise AudioError(
                 f"{segment} lies beyond its recording's end at {total / SAMPLE_RATE:.3f} s",
-                f"utils/fix_data_dir.sh --check-audio {shlex.quote(str(self.data.path))}",
+                command_line("utils/fix_data_dir.sh", "--check-audio", self.data.path),
                 table="segments",
             )
         last = min(last, total)
         if first >= last:
-            raise AudioError(f"{segment} holds no samples", table="segments")
+            raise AudioError(f"{segment} contains no samples", table="segments")
         return first, last
 
     def _from_tables(self, row: int) -> int | None:
@@ -583,7 +580,7 @@ class AudioReader:
         num, dur = tables.get("utt2num_samples", {}).get(utt), tables.get("utt2dur", {}).get(utt)
         if num is not None and len(num) > 15:
             raise AudioError(
-                "no recording has so many samples", "correct or remove the line", "utt2num_samples"
+                "no recording has that many samples", "correct or remove the line", "utt2num_samples"
             )
         if dur is not None:
             samples = _samples(float(dur), "utt2dur")
@@ -665,7 +662,7 @@ class AudioReader:
         except AudioError as err:
             self._fail(row, err)
         except MemoryError:
-            self._fail(row, AudioError("takes more memory than there is"))
+            self._fail(row, AudioError("needs more memory than this machine has"))
 
     def _read(
         self, row: int, start: int, num: int | None, back: bool, from_start: bool = False
@@ -691,9 +688,9 @@ class AudioReader:
             start = min(start, max(0, length - num))
         if not 0 <= start < length:
             raise UserError(
-                f"utterance {self.data.utts[row]}: no sample {start}, it has {length} at 16 kHz",
+                f"utterance {self.data.utts[row]}: sample {start} does not exist; there are {length} at 16 kHz",
                 file=self.data.path,
-                hint="where utt2dur or utt2num_samples disagree with the audio, remove them",
+                hint="remove utt2dur and utt2num_samples if they disagree with the audio",
             )
         return first + start, last if num is None else min(last, first + start + num)
 
@@ -708,7 +705,7 @@ class AudioReader:
             return 0
         if not self.cache_mb <= _MOST_CACHE_MB:
             raise UserError(
-                f"cache_mb: {self.cache_mb:g} is no amount of memory in MiB",
+                f"cache_mb: {self.cache_mb:g} is not an amount of memory in MiB",
                 hint="0 reads everything from disk",
             )
         from tqdm import tqdm
@@ -726,7 +723,8 @@ class AudioReader:
                 return np.empty(total, kind)
             except MemoryError:
                 raise UserError(
-                    f"the audio cache takes more memory than there is ({mib})", hint="set a lower cache_mb"
+                    f"the audio cache needs more memory than this machine has ({mib})",
+                    hint="set a lower cache_mb",
                 ) from None
 
         cache, rows = empty(np.int16 if _is_16_bit(self.read(0)) else np.float32), 0

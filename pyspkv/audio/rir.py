@@ -22,7 +22,7 @@ def align(rir: np.ndarray) -> np.ndarray:
     """`rir` [n] from its strongest sample on (so it delays nothing), cut at -60 dB or 0.5 s, energy 1."""
     rir = np.asarray(rir, np.float64)
     if not rir.any():
-        raise UserError("an impulse response of augment.rir is silent", hint="take it out of the list")
+        raise UserError("an impulse response of augment.rir is silent", hint="remove it from the list")
     rir = rir[int(np.argmax(np.abs(rir))) :][:MAX_LENGTH]
     left = np.cumsum((rir**2)[::-1])[::-1]
     rir = rir[: max(1, int(np.count_nonzero(left > 1e-6 * left[0])))]
@@ -110,17 +110,17 @@ def _read(file: Path, num: int) -> list[np.ndarray]:
     """The `num` impulse responses kept in `file`; empty, and a warning, where it holds anything else."""
     try:
         if not file.is_file():
-            raise UserError("no file")
+            raise UserError("it is not a file")
         table = np.load(file, allow_pickle=False)
         shape: tuple[int, ...] = getattr(table, "shape", ())
         if len(shape) != 2 or shape[0] != num or not 0 < shape[1] <= MAX_LENGTH or table.dtype != np.float32:
-            raise UserError(f"it holds no {num} impulse responses")
+            raise UserError(f"it does not contain {num} impulse responses")
         energy = np.einsum("rn,rn->r", table, table, dtype=np.float64)
         if not (np.abs(energy - 1) < 1e-3).all() or (np.abs(table).argmax(1) != 0).any():
-            raise UserError("its values are no aligned impulse responses")
+            raise UserError("its values are not aligned impulse responses")
     except Exception as err:  # whatever np.load makes of a damaged file
         why = err if isinstance(err, UserError) else "it is damaged"
-        log.warning("%s cannot be used (%s); the rooms are simulated anew", file, why)
+        log.warning("%s cannot be used (%s); the rooms are simulated again", file, why)
         return []
     return [row[: _length(row)] for row in table]
 

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, configuration, processes, devices."""
+"""What all other packages use: errors, files, configuration, processes, devices."""

@@ -24,7 +24,7 @@ _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(?:tmp|old)")  # what the functi
 
 
 def command_line(*words: str | Path) -> str:
-    """The words as one line for bash, whatever is in them: hints are pasted, and names come from strangers."""
+    """The words as one quoted line for bash. Hints are pasted, and file names may contain anything."""
 
     def quote(word: str | Path) -> str:
         text = str(word)
@@ -78,7 +78,7 @@ def _litter(folder: str) -> dict[str, list[str]]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed writers of `path` left. Whoever is alive holds a lock on his."""
+    """Remove the temporary files of killed writers of `path`. A live writer holds a lock on its file."""
     for left in _litter(str(path.parent)).pop(path.name, ()):
         if left.endswith(".old") and not path.exists():
             continue  # the only whole folder there is
@@ -92,13 +92,13 @@ def _sweep(path: Path) -> None:
 
 
 def _lock(fd: int) -> None:
-    """Nobody shall take an open temporary file for litter. Where nothing can be locked, nothing is swept."""
+    """Lock an open temporary file, so that no other process removes it. Without locks, nothing is removed."""
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _name(err: BaseException, path: Path, tmp: str | Path) -> None:
-    """Say which file the error is about: a full disk names none, and nobody knows the temporary name."""
+    """Put the file's name into the error: a full disk gives none, and the temporary name helps nobody."""
     if isinstance(err, OSError) and err.filename in (None, tmp, str(tmp)):
         if err.errno is None:  # numpy's: "1000 requested and 40 written"
             if type(err) is not OSError:
@@ -111,7 +111,7 @@ def _name(err: BaseException, path: Path, tmp: str | Path) -> None:
 def atomic_file(
     path: str | Path, mode: str = "w", *, inside: str | Path | None = None, own: bool = False
 ) -> Iterator:
-    """Open a temporary file beside `path`; it replaces `path` when the block ends without an error.
+    """Open a temporary file next to `path`; it replaces `path` when the block ends without an error.
 
     Args:
         inside: the folder that the user gave; no link may lead out of it (default: the folder that `path` lies in).
@@ -149,14 +149,14 @@ def _swap(a: Path, b: Path) -> bool:
         return exchange(a, b)
     except OSError as err:
         if err.errno in (errno.EBUSY, errno.EXDEV):
-            why = "is a mount point or the current folder, and cannot be exchanged for a new one"
+            why = "is a mount point or the current folder, and cannot be replaced"
             raise UserError(why, file=b, hint="give a folder below it") from None
         raise
 
 
 @contextlib.contextmanager
 def scratch_dir(path: Path) -> Iterator[Path]:
-    """A temporary folder `.<name>.xxxxxxxx.tmp` beside `path`, removed in the end if it is still there."""
+    """A temporary folder `.<name>.xxxxxxxx.tmp` next to `path`; it is removed at the end if it still exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -174,7 +174,7 @@ def scratch_dir(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_dir(path: str | Path, *, inside: str | Path | None = None, own: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes `path`'s place when the block ends without an error.
+    """Yield a temporary folder next to `path`; it replaces `path` when the block ends without an error.
 
     An existing folder is exchanged for the new one in one step, and removed. On a file system that cannot, it is moved
     to `.<name>.xxxxxxxx.old` first, so that at every moment a whole folder stands at one of the two names. `inside` and

@@ -41,12 +41,14 @@ def _pointer(exp: Path, name: str) -> Path | None:
         or "/" in name_in_file
         or not name_in_file.isprintable()
     ):
-        raise UserError(f"names {short(name_in_file)}, which is no folder beside it", file=file, hint=AGAIN)
+        raise UserError(
+            f"names {short(name_in_file)}, which is not a folder next to it", file=file, hint=AGAIN
+        )
     target = exp / name_in_file
     if not (target / "state.json").is_file():
-        rule = f"points at {short(name_in_file)}, which is not a whole checkpoint"
+        rule = f"points at {short(name_in_file)}, which is not a complete checkpoint"
         raise UserError(
-            rule, file=file, hint="write the name of a whole ckpt- folder into it, or copy it again"
+            rule, file=file, hint="write the name of a complete ckpt- folder into it, or copy it again"
         )
     return target
 
@@ -70,9 +72,9 @@ def resolve_model(model: str | Path) -> Path:
     folder = _pointer(exp, "best" if which == "best" else "LATEST")
     if folder is None:
         why = (
-            "no dev list was declared, so no checkpoint is the best"
+            "no dev list was given, so there is no best checkpoint"
             if which == "best"
-            else "no checkpoint yet"
+            else "there is no checkpoint yet"
         )
         raise UserError(
             why, file=exp, hint="use @last" if which == "best" else "train first (bin.train --exp)"
@@ -99,7 +101,7 @@ def _unpack(optimizers: dict[str, torch.optim.Optimizer], tensors: dict, plain: 
         or plain.keys() != optimizers.keys()
     ):
         stray = next(iter(tensors.keys() - named), None) or ", ".join(map(short, plain))
-        raise UserError(f"is of other optimizers: {short(stray)}", file=file, hint=AGAIN)
+        raise UserError(f"belongs to other optimizers: {short(stray)}", file=file, hint=AGAIN)
     for name, optimizer in optimizers.items():
         state: dict[str, dict] = {}
         for full, value in tensors.items():
@@ -112,7 +114,7 @@ def _unpack(optimizers: dict[str, torch.optim.Optimizer], tensors: dict, plain: 
             {"state": {int(i): v for i, v in state.items()}, "param_groups": plain[name]}
         )
     if stray := sorted({n.split("/")[0] for n in tensors} - optimizers.keys()):
-        raise UserError(f"is of another optimizer, {short(stray[0])}", file=file, hint=AGAIN)
+        raise UserError(f"belongs to another optimizer, {short(stray[0])}", file=file, hint=AGAIN)
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, groups: Any, folder: Path) -> None:
@@ -128,7 +130,7 @@ def _check_groups(optimizer: torch.optim.Optimizer, groups: Any, folder: Path) -
             if isinstance(a, list) and fits:
                 fits = len(a) == len(b) and all(map(is_number, b))
     if not fits:
-        rule = "its optimizer has other parameter groups than this config makes"
+        rule = "its optimizer has other parameter groups than this config"
         raise UserError(rule, file=folder / "state.json", hint=AGAIN)
 
 
@@ -140,7 +142,9 @@ def _check_memory(name: str, optimizer: torch.optim.Optimizer, state: dict[str, 
     if wanted == MEMORY["SGD"] and not any(g["momentum"] for g in groups):
         wanted = set()
     if wanted and not state:
-        raise UserError(f"holds nothing of optimizer {name}, which would start anew", file=file, hint=AGAIN)
+        raise UserError(
+            f"has no state of optimizer {name}, which would start from zero", file=file, hint=AGAIN
+        )
     for i, entries in state.items():
         if i not in params or entries.keys() != wanted:
             held = ", ".join(sorted(map(short, entries)))
@@ -201,7 +205,7 @@ def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
 def save_import(
     exp: Path, encoder: torch.nn.Module, config: Any, record: dict, texts: dict[str, str] | None = None
 ) -> None:
-    """A run folder that was not trained here: one checkpoint, the encoder alone. texts: other files, by name."""
+    """A model folder that was not trained here: one checkpoint, the encoder alone. texts: other files, by name."""
     with atomic_dir(exp, own=True) as tmp:
         for name, text in (texts or {}).items():
             (tmp / name).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -256,7 +260,9 @@ def state(folder: Path) -> dict[str, Any]:
         raise UserError(f"has no {lacks}", file=file, hint=AGAIN)
     stem, _, count = folder.name.partition("-")
     if stem == "ckpt" and count.isdecimal() and str(saved.get("step", count)) != count:
-        raise UserError(f"is of step {saved['step']}, its folder of step {count}", file=file, hint=AGAIN)
+        raise UserError(
+            f"is from step {saved['step']}, but its folder is from step {count}", file=file, hint=AGAIN
+        )
     return saved
 
 
@@ -278,10 +284,12 @@ def restore(
     """
     saved, file = training_state(folder), folder / "state.json"
     if last is not None and saved["step"] > last:
-        raise UserError(f"is of step {saved['step']}, of {last} that the training has", file=file, hint=AGAIN)
+        raise UserError(
+            f"is from step {saved['step']}, but the training has only {last}", file=file, hint=AGAIN
+        )
     weights, memory = tensors(folder), tensors(folder, "optim.safetensors")
     if saved.get("optim_tensors", len(memory)) != len(memory):
-        rule = f"holds {len(memory)} tensors, {saved['optim_tensors']} were saved"
+        rule = f"contains {len(memory)} tensors, but {saved['optim_tensors']} were saved"
         raise UserError(rule, file=folder / "optim.safetensors", hint=AGAIN)
     load_state_strict(model, weights, folder)
     _unpack(optimizers, memory, saved["optimizers"], folder)
@@ -316,7 +324,7 @@ def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: st
         raise UserError(
             "was trained on other utterances or labels, so its head does not fit",
             file=folder,
-            hint="leave --keep-head out for a new head, or train on that run's data directory",
+            hint="remove --keep-head to get a new head, or train on that run's data directory",
         )
     saved = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
     gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
@@ -339,7 +347,8 @@ def compare(
         saved_kind, own_kind = _kind(saved.get(key)), _kind(ours.get(key))
         if saved_kind != own_kind:
             raise UserError(
-                f"its model differs from this config's: {key[:100]} is {saved_kind} there and {own_kind} here",
+                f"its model differs from this config's: {key[:100]} is {saved_kind} in the checkpoint "
+                f"and {own_kind} in the config",
                 file=folder,
                 hint=hint or "use the same encoder section as that run's config.yaml",
             )

@@ -1,4 +1,4 @@
-"""Strict configuration: a pydantic model beside each class, YAML that holds differences, an error for anything else.
+"""Strict configuration: a pydantic model for each class, YAML files with the differences, errors for all else.
 
 A section that picks a class is a mapping with `name` plus the fields of that class:
 
@@ -41,7 +41,7 @@ class Config(BaseModel):
 def in_order(ends: Pair) -> Pair:
     """Validator of (lower end, upper end)."""
     if ends[0] > ends[1]:
-        raise ValueError("the lower end comes first")
+        raise ValueError("the lower value must come first")
     return ends
 
 
@@ -137,7 +137,7 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(text: str, file=None) -> Any:
-    """YAML text -> plain data. UserError: it is none, with the line."""
+    """YAML text -> plain data. UserError with the line: it is not YAML."""
     loader: _Loader | None = None
     line: int | None = None
     try:
@@ -164,8 +164,8 @@ def build(config: Config, *args, **kwargs) -> Any:
         if empty := [n for n, p in getattr(made, "named_parameters", dict)() if p.numel() == 0]:
             raise ValueError(f"{empty[0]} is empty")
     except (AssertionError, ValueError, RuntimeError, ArithmeticError) as err:
-        rule = f"'{getattr(config, 'name', '')}' cannot be made with these sizes: {err}"
-        raise UserError(rule, hint="look for a size that is too small, see docs/config.md") from err
+        rule = f"'{getattr(config, 'name', '')}' cannot be built with these sizes: {err}"
+        raise UserError(rule, hint="some size is too small, see docs/config.md") from err
     return made
 
 
@@ -322,7 +322,7 @@ def _override(raw: dict, item: str, origin: dict) -> None:
 
 
 def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
-    """Put `value` at the dotted `key`, in place of what is there."""
+    """Set the dotted `key` to `value`."""
     names = key.split(".")
     if len(names) > MAX_DEPTH:
         raise UserError(f"key {key[:40]}...: nested deeper than {MAX_DEPTH}", file=where)
@@ -336,7 +336,7 @@ def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
 
 
 def _origin(key: tuple[str, ...], origin: dict) -> str | None:
-    """Where a key came from, or the section that lacks it."""
+    """The place a key came from, or the section in which it is missing."""
     while key:
         if key in origin:
             return origin[key]

@@ -8,13 +8,13 @@ from pyspkv.base.errors import UserError
 
 
 def device() -> torch.device:
-    """The first GPU, or the CPU: where a single process embeds. UserError: `--ngpu` of a step asked for one in vain."""
+    """The first GPU, else the CPU, for a single process. UserError: `--ngpu` is given but there is no GPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if int(os.environ.get("SPKV_NGPU") or 0) > 0:
         raise UserError(
             "--ngpu: torch sees no GPU here",
-            hint="check nvidia-smi; a .venv of the CPU build: remove it, then SPKV_TORCH=cuda utils/setup_env.sh",
+            hint="look at nvidia-smi; the CPU build of torch sees no GPU (SPKV_TORCH in setup_env.sh)",
         )
     return torch.device("cpu")
 

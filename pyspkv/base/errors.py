@@ -41,11 +41,11 @@ def printable(text: str) -> str:
 
 
 class Shown(str):
-    """Text of a message whose line ends are ours: the names in it are `printable`, so none of them fakes a line."""
+    """Text of a message with line ends of our own. The names in it are `printable`, so none can fake a line."""
 
 
 class UserError(Exception):
-    """Input or usage is wrong. The message says what, where, and what to do about it.
+    """Wrong input or usage. The message says what is wrong, where, and what to do.
 
     local: of several processes only this one may have met it, so it speaks even if it is not rank 0.
     message: of an error that is raised anew `str(err)`, whose lines stay lines; what else has line ends of its own is
@@ -75,7 +75,7 @@ class UserError(Exception):
 def natural(text: str) -> int:
     """argparse type of seeds and the like: a whole number from 0 in plain digits, below 2^63."""
     if not (text.isascii() and text.isdecimal()):
-        raise ArgumentTypeError(f"{text[:40]!a} is no whole number from 0")
+        raise ArgumentTypeError(f"{text[:40]!a} is not a whole number from 0")
     if len(text) > 19 or int(text) >= 2**63:
         raise ArgumentTypeError(f"{text[:40]} is not below 2^63")
     return int(text)
@@ -155,7 +155,7 @@ def _what(err: BaseException) -> tuple[str, int]:
     if (asked := _memory(err)) is not None:
         why = f"not enough memory{': ' + asked if asked else ''}"
         return (
-            f"{why}\n  hint: take less at a time (batch_size, --jobs, --nj), or a machine with more memory",
+            f"{why}\n  hint: lower batch_size, --jobs or --nj, or use a machine with more memory",
             1,
         )
     if isinstance(err, OSError):
@@ -170,7 +170,7 @@ def _what(err: BaseException) -> tuple[str, int]:
         )
         return f"{why}\n  hint: utils/setup_env.sh", 1
     if isinstance(err, RecursionError):
-        return "something that was read is nested too deeply\n  hint: look for a file full of brackets", 1
+        return "an input file is nested too deeply\n  hint: look for a file full of brackets", 1
     if isinstance(err, UnicodeEncodeError):
         name = err.object[err.start : err.end][:40]
         return f"{name!a} cannot be written in {err.encoding}\n  hint: export LC_ALL=C.UTF-8", 1
@@ -181,7 +181,7 @@ def _what(err: BaseException) -> tuple[str, int]:
 
 
 def _memory(err: BaseException) -> str | None:
-    """What was asked for, as far as the error says it; None: the error is not about memory."""
+    """The memory that was needed, if the error says it; None: the error is not about memory."""
     text = str(err)
     if (
         isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError"
@@ -189,7 +189,7 @@ def _memory(err: BaseException) -> str | None:
         return _line(text.partition("GiB is allocated")[0].partition(". GPU")[0])
     if isinstance(err, RuntimeError) and "allocate memory" in text:  # torch's allocator of the CPU
         found = re.search(r"tried to allocate (\d+) bytes", text)
-        return f"{int(found[1]):,} bytes were asked for" if found else ""
+        return f"{int(found[1]):,} bytes were needed" if found else ""
     return None
 
 
@@ -250,7 +250,7 @@ def _print(text: str) -> None:
 
 
 def _flush(code):
-    """Write out what stdout still holds: where that fails it must not be the interpreter that says so."""
+    """Flush stdout; if that fails, the message is ours, not the interpreter's."""
     try:
         if sys.stdout and not sys.stdout.closed:
             sys.stdout.flush()

@@ -7,12 +7,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 
 MAX_JSON = 16 << 20  # bytes: the largest state.json or curve made here has a few hundred KB
 MAX_DEPTH = 50  # lists and mappings in one another
 MAX_INT = 2**63 - 1
-AGAIN = "copy it again, or download it again from the address of the file itself"
+AGAIN = "copy it again, or download it again from the address of the file"
 
 _WEB = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _PACKED = {
@@ -41,7 +42,7 @@ def read_bytes(path: str | Path, limit: int, hint: str | None = None) -> bytes:
         raw = f.read(limit + 1)
     if len(raw) > limit:
         raise UserError(
-            f"is longer than {limit:,} bytes, too long for what it should be", file=path, hint=hint
+            f"is longer than {limit:,} bytes, which is too long for such a file", file=path, hint=hint
         )
     return raw
 
@@ -115,7 +116,7 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON's")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def _deeper(found: Any, most: int) -> bool:
@@ -135,7 +136,7 @@ def _deeper(found: Any, most: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """A finite int or float; True and False are none."""
+    """Whether it is a finite int or float; True and False are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
@@ -184,7 +185,7 @@ def first_bytes(path: str | Path) -> None:
         raise UserError("is empty", file=path, hint=AGAIN)
     if head.startswith(b"version https://git-lfs"):
         rule = "is a Git LFS pointer, not the weights themselves"
-        raise UserError(rule, file=path, hint="install git-lfs, then `git lfs pull` in that folder")
+        raise UserError(rule, file=path, hint=command_line("git", "-C", Path(path).parent, "lfs", "pull"))
     if _WEB.match(head):
         raise UserError("is a web page, not weights", file=path, hint=AGAIN)
     for magic, name in _PACKED.items():
@@ -202,22 +203,26 @@ def safetensors_header(path: str | Path) -> dict[str, Any]:
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
         if size < 8 or length > size - 8:
-            rule = f"is cut short, or no safetensors file: its header counts {length:,} bytes, the file has {size:,}"
+            rule = f"is cut short, or is not a safetensors file: its header has {length:,} bytes, the file {size:,}"
             raise UserError(rule, file=path, hint=AGAIN)
         if length > MAX_JSON:
-            raise UserError(f"is no safetensors file: a header of {length:,} bytes", file=path, hint=AGAIN)
+            raise UserError(
+                f"is not a safetensors file: its header has {length:,} bytes", file=path, hint=AGAIN
+            )
         raw = f.read(length)
     try:
         text = raw.decode()
     except UnicodeDecodeError:
-        raise UserError("is no safetensors file: its header is not UTF-8", file=path, hint=AGAIN) from None
+        raise UserError("is not a safetensors file: its header is not UTF-8", file=path, hint=AGAIN) from None
     header = parse_json(text, file=path, hint=AGAIN)
     header.pop("__metadata__", None)
     end = 0
     for name, entry in header.items():
         span = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not isinstance(span, list) or len(span) != 2 or not all(isinstance(x, int) for x in span):
-            raise UserError(f"is no safetensors file: no offsets of {short(name)}", file=path, hint=AGAIN)
+            raise UserError(
+                f"is not a safetensors file: it has no offsets for {short(name)}", file=path, hint=AGAIN
+            )
         end = max(end, *span)
     if end > size - 8 - length:
         rule = f"is cut short: its header promises {end:,} bytes of tensors, {size - 8 - length:,} follow"

@@ -1,4 +1,4 @@
-"""Several processes of one module on this machine, which start and end together (`run_together`).
+"""Run several processes of one module on this machine; they start and end together (`run_together`).
 
 Each process gets the variables that torchrun would set (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so the
 module runs under torchrun or srun just as well. What differs is the end: when one process fails the others are ended

@@ -15,7 +15,7 @@ from pyspkv.base.errors import UserError
 
 
 class PeerLost(UserError):
-    """A collective failed because another process of the run is gone: a consequence, whose cause that one tells."""
+    """A collective failed because another process has ended; that process reports the cause."""
 
     consequence = True
 
@@ -52,7 +52,7 @@ class Stopped:
 
 
 def wait(processes: Sequence[subprocess.Popen], seconds: float, until=lambda: False) -> bool:
-    """Whether all have ended, after so many seconds or once `until()` holds."""
+    """Whether all have ended, after this many seconds or once `until()` is true."""
     end = time.monotonic() + seconds
     while (
         not (over := all(p.poll() is not None for p in processes)) and time.monotonic() < end and not until()
@@ -62,7 +62,7 @@ def wait(processes: Sequence[subprocess.Popen], seconds: float, until=lambda: Fa
 
 
 def end_all(processes: Sequence[subprocess.Popen], patience: float, groups: bool = False) -> None:
-    """End them by SIGTERM, after `patience` seconds by SIGKILL; with `groups` whatever else is in their groups, too."""
+    """End them by SIGTERM, after `patience` seconds by SIGKILL; with `groups` also all others in their groups."""
     for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, float("inf"))):
         for process in processes:
             with contextlib.suppress(ProcessLookupError):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def _different(speeds: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(speeds)) < len(speeds):
-        raise ValueError("a factor is there twice")
+        raise ValueError("a factor appears twice")
     return speeds
 
 
@@ -43,20 +43,18 @@ class AugmentConfig(Config):
 
     prob: Share = Field(
         0.8,
-        description="Probability of augmenting a crop at all (speed aside). Lower it when clean test "
+        description="Probability that a crop is augmented (apart from speed). Lower it when clean test "
         "speech gets worse.",
     )
-    reverb_weight: NotNegative = Field(
-        1.0, description="Of an augmented crop: relative weight of reverberation alone."
-    )
+    reverb_weight: NotNegative = Field(1.0, description="Relative weight of reverberation alone.")
     additive_weight: NotNegative = Field(
         1.0,
         description="Relative weight of noise, babble or music alone. The three weights must not all be 0.",
     )
     both_weight: NotNegative = Field(
-        1.0, description="Relative weight of reverberation and then something added."
+        1.0, description="Relative weight of reverberation followed by noise, babble or music."
     )
-    noise_list: str = Field("", description="Noises, for example MUSAN's noise part.")
+    noise_list: str = Field("", description="List of noises, for example MUSAN's noise part.")
     noise_snr: Span = Field((0.0, 15.0), description="SNR of noise in dB (Kaldi's recipes: 0 to 15).")
     babble_list: str = Field(
         "",
@@ -65,9 +63,9 @@ class AugmentConfig(Config):
     )
     babble_snr: Span = Field((13.0, 20.0), description="SNR of babble in dB (Kaldi's recipes: 13 to 20).")
     babble_speakers: Annotated[tuple[Talkers, Talkers], AfterValidator(in_order)] = Field(
-        (3, 8), description="Talkers of a babble, fewest and most (Kaldi's recipes: 3 to 7)."
+        (3, 8), description="Number of talkers in a babble: minimum and maximum (Kaldi's recipes: 3 to 7)."
     )
-    music_list: str = Field("", description="Music, for example MUSAN's.")
+    music_list: str = Field("", description="List of music, for example MUSAN's.")
     music_snr: Span = Field((5.0, 15.0), description="SNR of music in dB (Kaldi's recipes: 5 to 15).")
     babble_music: bool = Field(
         False,
@@ -83,8 +81,7 @@ class AugmentConfig(Config):
         200,
         ge=0,
         le=1_000_000,
-        description="Simulated rooms of that bank; 0: no reverberation. 200 take about 4 s to simulate, "
-        "once.",
+        description="Number of simulated rooms; 0: no reverberation. 200 take about 4 s to simulate, once.",
     )
     rir_rt60: Annotated[tuple[RT60, RT60], AfterValidator(in_order)] = Field(
         (0.1, 0.7), description="Reverberation times of the simulated rooms, in seconds."
@@ -148,7 +145,7 @@ def open_list(
 ):
     """AudioReader of a data directory or a bare wav.scp; None (and a log line) when it is "" or empty."""
     if not path:
-        log.info("augment: no %s list", what)
+        log.info("augment: there is no %s list", what)
         return None
     folder = Path(path)
     file = (
@@ -160,10 +157,10 @@ def open_list(
         raise UserError(
             f"the {what} list does not exist",
             file=path,
-            hint=f'correct the path, or {what}_list: "" for none',
+            hint=f'correct the path, or set {what}_list: ""',
         )
     if file.stat().st_size == 0:
-        log.warning("augment: the %s list %s is empty and left out", what, path)
+        log.warning("augment: the %s list %s is empty and not used", what, path)
         return None
     if file.name == "utt2spk":
         data = DataDir.read(folder)
@@ -207,7 +204,7 @@ class Augmenter:
                 self.lists[kind] = reader
         if c.babble_music and self.lists and not {"babble", "music"} <= self.lists.keys():
             raise UserError(
-                "augment.babble_music needs lists of both", hint="name them, or babble_music: false"
+                "augment.babble_music needs lists of both", hint="give both, or set babble_music: false"
             )
         self._rirs: list[np.ndarray] = []
         self._rir_reader, self._bank = None, None
@@ -227,7 +224,7 @@ class Augmenter:
             reverb, add, both = 0.0, (add + both if self.lists else 0.0), 0.0
         self._modes = np.cumsum([reverb, add, both])
         if c.prob and not self._modes[-1]:
-            log.warning("augment: no list and no impulse response: crops stay as they are")
+            log.warning("augment: there is no list and no impulse response; crops are not augmented")
         self._fft: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def make_rooms(self) -> None:

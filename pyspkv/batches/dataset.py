@@ -40,7 +40,7 @@ COLUMNS = ("index", *ROW_COLUMNS, "speed")
 
 @dataclass
 class View:
-    """One input that an objective wants of each utterance.
+    """One input that an objective needs from each utterance.
 
     Args:
         seconds: crop length; shorter utterances are repeated.
@@ -62,12 +62,12 @@ class View:
 
 
 def check_views(views: dict[str, View], min_samples: int) -> None:
-    """UserError: a view is shorter than what an encoder takes."""
+    """UserError: a view is shorter than the shortest input of the encoder."""
     for name, view in views.items():
         if view.samples < min_samples:
             raise UserError(
                 f"view '{name}' of {view.seconds} s is shorter than {min_samples} samples, "
-                "the least that the encoder takes",
+                "the shortest input of the encoder",
                 hint="raise crop_seconds",
             )
 
@@ -264,7 +264,7 @@ class Batches(torch.utils.data.Dataset):
 
 
 SMALLER = "lower batch_size or cache_mb, or set num_workers=0"
-MORE_SHM = "set num_workers=0, or docker run --shm-size=1g"
+MORE_SHM = "set num_workers=0, or give the container more shared memory (--shm-size)"
 UNSENT = 75  # exit code of a worker that could not hand its batch over
 
 
@@ -279,7 +279,10 @@ def _shm_full(what: str = "is full") -> UserError:
 
 
 def _too_many_files() -> UserError:
-    return UserError("too many open files to hand batches over", hint="ulimit -n 4096, or set num_workers=0")
+    return UserError(
+        "too many open files to pass batches between processes",
+        hint="raise the limit on open files (ulimit), or set num_workers=0",
+    )
 
 
 def _shared(batch: Batch) -> Batch:
@@ -420,6 +423,4 @@ def loader(
             raise _shm_full() from None
         if err.errno in (errno.EROFS, errno.EACCES, errno.ENOENT, errno.ENOSYS):
             raise _shm_full("cannot be written") from None
-        raise UserError(
-            f"no process can be started to prepare batches ({err.strerror})", hint=SMALLER
-        ) from None
+        raise UserError(f"cannot start a process to prepare batches ({err.strerror})", hint=SMALLER) from None

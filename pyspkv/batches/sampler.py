@@ -26,8 +26,7 @@ class UniqueLabelConfig(Config):
     max_per_label: int = Field(
         500,
         ge=1,
-        description="Utterances of a label that an epoch uses at most. Lower it when a few clusters are "
-        "huge.",
+        description="Most utterances of one label in an epoch. Lower it when a few clusters are huge.",
     )
 
 
@@ -39,17 +38,17 @@ class DialoguesConfig(Config):
         2,
         ge=2,
         le=1_000_000,
-        description="Utterances of each dialogue in a batch; batch_size is a multiple of it. More tell "
-        "better how alike a dialogue is, but shorter dialogues are left out.",
+        description="Utterances of each dialogue in a batch; batch_size is a multiple of it. More show "
+        "better how similar a dialogue is, but shorter dialogues are dropped.",
     )
     num_labeled: int = Field(
         0,
         ge=0,
-        description="Dialogues (speakers) of the labeled directory in a batch, beside an unlabeled one. "
+        description="Dialogues (speakers) of the labeled directory in a batch; used with an unlabeled one. "
         "About a third.",
     )
     steps: int = Field(
-        0, ge=0, description="Batches in an epoch, in pass after pass through the data. 0: one pass."
+        0, ge=0, description="Batches in an epoch; the data is repeated as needed. 0: one pass."
     )
 
 
@@ -57,7 +56,7 @@ class FixedStepsConfig(Config):
     """An epoch is a fixed number of batches, for small labeled sets."""
 
     name: Literal["fixed_steps"] = "fixed_steps"
-    steps: int = Field(100, ge=1, description="Batches in an epoch, however few the utterances.")
+    steps: int = Field(100, ge=1, description="Batches in an epoch, whatever the number of utterances.")
 
 
 class TwoStreamConfig(Config):
@@ -67,7 +66,7 @@ class TwoStreamConfig(Config):
     labeled_batch_size: int = Field(
         100,
         ge=1,
-        description="Labeled utterances of a batch, or all where there are fewer; the rest is unlabeled. "
+        description="Labeled utterances in a batch (at most all there are); the rest is unlabeled. "
         "Half of batch_size in GLL.",
     )
 
@@ -79,7 +78,7 @@ SamplerConfig = Annotated[
 
 
 def rank_slice(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """This rank's contiguous share of one global batch."""
+    """The contiguous part of one global batch that belongs to this rank."""
     size = len(rows) // world
     return rows[rank * size : (rank + 1) * size]
 
@@ -101,7 +100,7 @@ class Sampler:
         self.steps = len(self.epoch(0))
         if self.steps == 0:
             raise UserError(
-                f"{len(label)} utterances do not fill one batch of {batch}", hint="lower batch_size"
+                f"{len(label)} utterances are fewer than one batch of {batch}", hint="lower batch_size"
             )
 
     def rng(self, epoch: int) -> np.random.Generator:
@@ -220,8 +219,8 @@ class Dialogues(Sampler):
         world = distributed.world_size()
         if batch % (m * world) or config.num_labeled % world:
             raise UserError(
-                f"{batch // m} dialogues in a batch, {config.num_labeled} of them labeled, are no multiples of {world} "
-                "processes",
+                f"{batch // m} dialogues in a batch, {config.num_labeled} of them labeled, are not multiples of "
+                f"{world} processes",
                 hint="change batch_size or sampler.num_labeled",
             )
         num, source = batch // m, columns["source"]
@@ -274,9 +273,9 @@ class Stream:
                 f"lower batch_size to {devices * per} or less" if devices > 1 else "give at least two devices"
             )
             raise UserError(
-                f"a batch wants {num} dialogues of {num} devices, but only {devices} devices have a dialogue of "
+                f"a batch needs {num} dialogues of {num} devices, but only {devices} devices have a dialogue of "
                 f"{per} utterances or more",
-                hint=f"{lower}; without utt2dialogue a speaker is a dialogue",
+                hint=f"{lower}; without utt2dialogue, each speaker is one dialogue",
             )
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -303,7 +302,7 @@ def epoch_passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: 
 
 @implements(FixedStepsConfig)
 class FixedSteps(Sampler):
-    """An epoch is `steps` batches, however few the utterances (a small labeled set by itself)."""
+    """An epoch is `steps` batches, whatever the number of utterances (for a small labeled set)."""
 
     def epoch(self, epoch: int) -> np.ndarray:
         return epoch_passes(self.rng(epoch), np.arange(len(self.label)), self.batch, self.config.steps)
@@ -325,7 +324,8 @@ class TwoStream(Sampler):
         num_unlabeled = self.batch - num_labeled
         if num_labeled < 1 or num_unlabeled < 1:
             raise UserError(
-                f"batch_size {self.batch} with sampler.labeled_batch_size {wanted} leaves no row for one part",
+                f"batch_size {self.batch} with sampler.labeled_batch_size {wanted} leaves no utterance "
+                "for one of the two parts",
                 hint="0 < sampler.labeled_batch_size < batch_size",
             )
         rng = self.rng(epoch)

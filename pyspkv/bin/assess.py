@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError, run
 
 
@@ -14,21 +15,21 @@ def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.assess",
         description="Embed the utterances of data directories with each model, score their trials and print one table. "
-        "`shows from` is the smallest difference of EERs that a list can show: half the 95 %% interval of a paired "
-        "difference, drawn over speakers. What is up to date in OUT is kept.",
+        "`shows from` is the smallest difference in EER that a list can show: half the 95 %% interval of a paired "
+        "difference, drawn over speakers. Results in OUT that are up to date are kept.",
         epilog="python -m pyspkv.bin.assess --model exp/finetune/model --data data/test data/o --cohort data/train "
         "--dev data/dev --out exp/assess",
     )
     p.add_argument("--model", required=True, nargs="+", metavar="DIR", help="experiments, phases or model folders; the "
                    "others are compared to the first")  # fmt: skip
     p.add_argument("--data", required=True, nargs="+", metavar="DIR", help="data directories with trials")
-    p.add_argument("--cohort", metavar="DIR", help="data directory of other speakers: adds AS-norm")
+    p.add_argument("--cohort", metavar="DIR", help="data directory of other speakers: gives AS-norm")
     p.add_argument("--dev", metavar="DIR", help="data directory with trials of other speakers: calibration")
     p.add_argument(
-        "--out", required=True, metavar="DIR", help="embeddings and scores go there, a folder each model"
+        "--out", required=True, metavar="DIR", help="folder of the results, with one subfolder per model"
     )
     p.add_argument("--allow-pipes", action="store_true", help="run entries that are commands (`... |`)")
-    p.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    p.add_argument("--json", action="store_true", help="print JSON instead of the table")
     return p.parse_args()
 
 
@@ -44,14 +45,14 @@ def name_of(folder: str) -> str:
 
 
 def prepared(args: argparse.Namespace) -> dict[str, str]:
-    """Name -> data directory of everything that is embedded. UserError: two of one name, or no trials."""
+    """Name -> data directory of everything that is embedded. UserError: two share a name, or one has no trials."""
     out: dict[str, str] = {}
     for folder in [*args.data, *filter(None, [args.dev, args.cohort])]:
         if out.setdefault(name_of(folder), folder) != folder:
             rule = f"{out[name_of(folder)]} has the same name"
             raise UserError(rule, file=folder, hint="link one of them to another name")
         if folder != args.cohort and not Path(folder, "trials").is_file():
-            hint = f"python -m pyspkv.bin.datadir make-trials {folder}"
+            hint = command_line("python", "-m", "pyspkv.bin.datadir", "make-trials", Path(folder))
             raise UserError("no such file", file=f"{folder}/trials", hint=hint)
     return out
 
@@ -64,12 +65,12 @@ def system_of(out: Path, number: int, model: str) -> Path:
     if not os.path.lexists(link):
         link.symlink_to(target)
     if os.path.realpath(link) != os.path.realpath(target):
-        raise UserError(f"is of another model, not of {target}", file=link, hint="give another --out")
+        raise UserError(f"belongs to another model, not to {target}", file=link, hint="give another --out")
     return folder
 
 
 def bring_calibration(system: Path) -> None:
-    """The model's own calibration, or none, in place of one that an earlier --dev has left."""
+    """Restore the model's own calibration (or none) after an earlier --dev."""
     from pyspkv.base.atomic import atomic_file
 
     own, used = system / "model/calibration.json", system / "calibration.json"

@@ -20,16 +20,22 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument(
-        "--scores", metavar="FILE", help="scores of dev trials; plain cosine if `verify` is to use it"
+        "--scores",
+        metavar="FILE",
+        help="scores of dev trials; use plain cosine scores if `verify` will use the result",
     )
     p.add_argument("--trials", metavar="FILE", help="dev trials")
     p.add_argument(
         "--from-data", metavar="DIR", help="data directory whose utt2spk holds the (pseudo-)speakers"
     )
     p.add_argument("--embeddings", metavar="SCP", help="embeddings of --from-data")
-    p.add_argument("--num-trials", type=int, default=50000, help="pairs of each kind drawn from --from-data")
-    p.add_argument("--seed", type=natural, default=0, help="of the drawn pairs")
-    p.add_argument("--prior", type=float, default=0.5, help="share of targets the threshold is made for")
+    p.add_argument(
+        "--num-trials", type=int, default=50000, help="number of pairs of each kind to draw from --from-data"
+    )
+    p.add_argument("--seed", type=natural, default=0, help="seed of the drawn pairs")
+    p.add_argument(
+        "--prior", type=float, default=0.5, help="share of target trials that the threshold assumes"
+    )
     p.add_argument("--model", metavar="DIR", help="write DIR/calibration.json, where `verify` finds it")
     p.add_argument("--out", metavar="FILE", help="write this file instead")
     args = p.parse_args()
@@ -39,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     if bool(args.model) == bool(args.out):
         p.error("give --model or --out")
     if not 1 <= args.num_trials <= MOST_TRIALS:
-        p.error(f"--num-trials is at least 1 and at most {MOST_TRIALS}")
+        p.error(f"--num-trials must be from 1 to {MOST_TRIALS}")
     args.out = args.out or f"{args.model}/calibration.json"
     return args
 

@@ -16,7 +16,7 @@ def size(number: float) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.disk",
-        description="What an experiment weighs and what may go. Removes nothing.",
+        description="Print the size of an experiment and what can be removed. Nothing is removed.",
     )
     p.add_argument("exp", metavar="EXP", help="experiment, the folder of run.sh --exp")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -33,11 +33,11 @@ def main() -> None:
                           for k, part in parts.items()}, indent=1))  # fmt: skip
         return
     print(f"{args.exp}: {size(sum(part.bytes for part in parts.values()))}, "
-          f"{size(sum(part.free for part in parts.values()))} may go")  # fmt: skip
+          f"{size(sum(part.free for part in parts.values()))} can be removed")  # fmt: skip
     for kind, part in parts.items():
         if not part.files:
             continue
-        print(f"  {kind:11} {size(part.bytes):>9}, {size(part.free):>9} may go: {KINDS[kind]}")
+        print(f"  {kind:11} {size(part.bytes):>9}, {size(part.free):>9} can be removed: {KINDS[kind]}")
         for why in sorted(part.kept):
             print(f"    kept: {why}")
         if part.removable:

@@ -12,13 +12,13 @@ def parse() -> argparse.Namespace:
         description="Enrol a speaker: the mean direction of the recordings' embeddings goes into a store.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("name", help="the speaker's")
+    p.add_argument("name", help="the speaker's name")
     p.add_argument("audio", nargs="+", help="recordings of this speaker")
     p.add_argument(
         "--model", metavar="DIR", help="experiment, phase or model folder; needed for the first speaker"
     )
-    p.add_argument("--store", default="speakers.npz", metavar="FILE", help="the enrolled speakers")
-    p.add_argument("--replace", action="store_true", help="enrol a known name anew")
+    p.add_argument("--store", default="speakers.npz", metavar="FILE", help="file of the enrolled speakers")
+    p.add_argument("--replace", action="store_true", help="replace a speaker who is already enrolled")
     return p.parse_args()
 
 
@@ -33,7 +33,7 @@ def main() -> None:
         store = store or enrolment.Store(name, digest)
         if args.name in store.names and not args.replace:  # before anything is embedded
             raise UserError(
-                f"{args.name} is enrolled already", file=args.store, hint="--replace, or another name"
+                f"{args.name} is already enrolled", file=args.store, hint="give --replace, or another name"
             )
         x = load(name).embed_speech(args.audio)
         store.enrol(args.name, x, args.replace)

@@ -1,4 +1,4 @@
-"""Score, calibrate and measure systems on trial lists: SYSTEM/score/NAME.scores and .json. What stands is kept."""
+"""Score, calibrate and measure systems on trial lists: SYSTEM/score/NAME.scores and .json. Current ones are kept."""
 
 import argparse
 import os
@@ -17,16 +17,16 @@ def count(text: str) -> int:
 def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.evaluate",
-        description="Score systems on trial lists, from SYSTEM/embed/NAME/embedding.scp. Written are "
+        description="Score systems on trial lists, from SYSTEM/embed/NAME/embedding.scp. It writes "
         "SYSTEM/score/NAME.scores and .json, and with --dev SYSTEM/model/calibration.json. Which variants (NAME-crops, "
-        "NAME-mean, NAME-asnorm) there are follows from the options: those not asked for are removed.",
+        "NAME-mean, NAME-asnorm) there are follows from the options; files of other variants are removed.",
     )
     # fmt: off
     p.add_argument("--systems", required=True, nargs="+", metavar="DIR", help="folders with embed/ and model/")
     p.add_argument("--data", required=True, nargs="+", metavar="DIR",
-                   help="data directories with trials, and perhaps enrol_map (models of several utterances)")
+                   help="data directories with trials, and optionally enrol_map (models of several utterances)")
     p.add_argument("--name", nargs="+", metavar="NAME",
-                   help="names of these lists, as many (default: the last component of each --data)")
+                   help="one name per list (default: the last component of each --data)")
     p.add_argument("--dev", metavar="DIR", help="data directory of dev trials: calibration is fitted on them")
     p.add_argument("--cohort-set", default="train", metavar="NAME",
                    help="name of the cohort's embeddings, embed/NAME (default: train)")  # fmt: skip
@@ -34,12 +34,12 @@ def parse_args() -> argparse.Namespace:
                    help="data directory of (pseudo-)speakers of embed/train: adds NAME-mean, scores less the training "
                    "embeddings' mean, and NAME-asnorm, AS-normed with these speakers")
     p.add_argument("--top-n", type=count, default=300, metavar="N",
-                   help="cohort speakers per side in AS-norm, all of a smaller cohort (default: 300)")
+                   help="cohort speakers per side in AS-norm; all of them if there are fewer (default: 300)")
     p.add_argument("--crops", action="store_true",
                    help="adds NAME-crops: mean of the scores by embed/NAME and by embed/NAME-crops")
     p.add_argument("--compare", metavar="DIR",
                    help="a system with the same lists: paired bootstrap of the EERs. Among --systems, it is scored "
-                   "first; else its score files must be there")
+                   "first; else its score files must exist")
     # fmt: on
     args = p.parse_args()
     for option in ("dev", "cohort_data", "compare"):  # scripts give an empty one for none
@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     args.systems = [str(Path(system)) for system in args.systems]
     args.name = args.name or [os.path.basename(os.path.abspath(d)) for d in args.data]
     if len(args.name) != len(args.data):
-        p.error("--name: as many names as --data has directories")
+        p.error("--name needs one name per directory of --data")
     return args
 
 

@@ -8,8 +8,8 @@ from pyspkv.base.errors import run
 def main() -> None:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.export",
-        description="Write OUT: weights (safetensors), config.yaml, calibration.json where there is one, and "
-        "README.md, a model card whose licence is left to you. pyspkv.load(OUT) reads it.",
+        description="Write OUT: weights (safetensors), config.yaml, calibration.json if there is one, and "
+        "README.md, a model card in which you fill in the licence. pyspkv.load(OUT) reads it.",
     )
     p.add_argument("model", metavar="MODEL", help="experiment, phase or model folder, or DIR@best")
     p.add_argument("out", metavar="OUT", help="new folder")

@@ -56,26 +56,32 @@ def parse() -> argparse.Namespace:
         nargs="+",
         action="extend",
         metavar="DIR[@best|last]",
-        help="run folders of bin.train, or imports; audio is read once for all",
+        help="model folders; the audio is read once for all of them",
     )
     p.add_argument(
         "--data", required=True, nargs="+", action="extend", metavar="DIR", help="data directories"
     )
-    p.add_argument("--out", metavar="DIR", help="of one model and one data directory; else beside each model")
+    p.add_argument(
+        "--out",
+        metavar="DIR",
+        help="output folder, for one model and one data directory (default: next to each model)",
+    )
     p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     p.add_argument(
         "--crops", type=natural, default=0, metavar="N", help="embed N evenly spaced crops: entries of [N, D]"
     )
-    p.add_argument("--crop-seconds", type=float, default=4.0, metavar="S", help="their length")
+    p.add_argument("--crop-seconds", type=float, default=4.0, metavar="S", help="length of the crops")
     p.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
     how = p.add_mutually_exclusive_group()
-    how.add_argument("--part", type=part, metavar="K/N", help="embed the K-th of N parts only")
-    how.add_argument("--merge", type=parts, metavar="N", help="join N parts, and remove them")
+    how.add_argument("--part", type=part, metavar="K/N", help="embed only part K of N")
+    how.add_argument("--merge", type=parts, metavar="N", help="join the N parts, then remove them")
     args = p.parse_args()
     if not 0.1 <= args.crop_seconds <= MAX_CROP_SECONDS or args.crops > MAX_CROPS:
-        p.error(f"--crops is at most {MAX_CROPS}, --crop-seconds within 0.1 and {MAX_CROP_SECONDS}")
+        p.error(f"--crops must be at most {MAX_CROPS}, --crop-seconds from 0.1 to {MAX_CROP_SECONDS}")
     if args.crops * args.crop_seconds > MAX_ALL_CROPS:
-        p.error(f"the crops of an utterance are at most {MAX_ALL_CROPS} s: lower --crops or --crop-seconds")
+        p.error(
+            f"the crops of an utterance may last {MAX_ALL_CROPS} s in all: lower --crops or --crop-seconds"
+        )
     if args.out is not None and len(args.model) * len(args.data) > 1:
         p.error("--out is for one model and one data directory")
     return args
@@ -85,7 +91,7 @@ def parse_audio() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.extract --audio",
         description="Write names (str [N], paths in order of name) and x (float32 [N, D]) to an .npz file, "
-        "which numpy.load reads without pickles. Recordings without a signal are named on stderr.",
+        "which numpy.load reads without pickles. Silent recordings are listed on stderr.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument(
@@ -94,7 +100,9 @@ def parse_audio() -> argparse.Namespace:
     p.add_argument(
         "--model", required=True, metavar="DIR", help="experiment, phase or model folder, or DIR@best"
     )
-    p.add_argument("--out", required=True, metavar="FILE.npz", help="what is there is replaced")
+    p.add_argument(
+        "--out", required=True, metavar="FILE.npz", help="output file; an existing file is replaced"
+    )
     return p.parse_args()
 
 
@@ -102,8 +110,8 @@ def extract_audio() -> None:
     """Files and folders of audio into one .npz."""
     args = parse_audio()
     if not args.out.endswith(".npz"):
-        hint = "with --data embeddings go into a folder"
-        raise UserError("--out is an .npz file", file=args.out, hint=hint)
+        hint = "with --data, embeddings go into a folder"
+        raise UserError("--out must be an .npz file", file=args.out, hint=hint)
     from pyspkv.api import audio_folder
     from pyspkv.api.speaker_model import load
 

@@ -13,11 +13,13 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--compare", nargs="+", metavar="NAME=JSON",
-                   help="draw these curves together; nothing else is done")  # fmt: skip
-    p.add_argument("--exp", type=Path, metavar="EXP", help="experiment of a gll recipe: all its gates")
-    p.add_argument("--runs", nargs="+", type=Path, metavar="DIR", help="or: model folders, one after another")
+                   help="only draw these curves together")  # fmt: skip
+    p.add_argument(
+        "--exp", type=Path, metavar="EXP", help="experiment of a gll recipe: curves of all its gates"
+    )
+    p.add_argument("--runs", nargs="+", type=Path, metavar="DIR", help="or model folders, in order")
     p.add_argument("--unlabeled", nargs="+", metavar="DIR",
-                   help="what they had as --unlabeled; one, or one for each model (of --exp: a baseline)")  # fmt: skip
+                   help="their --unlabeled: one for all, or one per model (with --exp: of the baseline)")  # fmt: skip
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the unlabeled utterances")
     p.add_argument(
         "--corrupted", metavar="FILE", help="utterances whose label bin.seeded_cluster --label-noise changed"
@@ -27,15 +29,15 @@ def parse_args() -> argparse.Namespace:
         required=True,
         type=Path,
         metavar="JSON",
-        help="curves; a .png is written beside it, or alone",
+        help="file of the curves; a .png is written next to it",
     )
     args = p.parse_args()
     if sum(map(bool, (args.compare, args.runs, args.exp))) != 1 or not (args.compare or args.unlabeled):
         p.error("give --exp or --runs with --unlabeled, or --compare")
     if args.compare and not all(pair.partition("=")[2] for pair in args.compare):
-        p.error("--compare takes NAME=JSON")
+        p.error("--compare needs NAME=JSON")
     if args.runs and len(args.unlabeled) not in (1, len(args.runs)):
-        p.error("--unlabeled: one folder, or as many as --runs")
+        p.error("--unlabeled needs one folder, or as many as --runs")
     return args
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     if args.exp:
         models = gate_curves.models_of(args.exp, args.unlabeled[0])
         if not models:
-            print(f"{args.exp}: no training here has a gate")
+            print(f"{args.exp}: no training in it has a gate")
             return
         if (there := args.exp / "round1/corrupted").is_file():
             args.corrupted = there

@@ -12,23 +12,25 @@ def parse_args() -> argparse.Namespace:
 
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.grid",
-        description="Run the cells of a table of experiments that are not done yet, and write their rows into "
+        description="Run the unfinished cells of a table of experiments, and write their rows into "
         "the recipe's RESULTS.jsonl and RESULTS.md, and exp/grid/plots. Any number of processes may work on one table.",
         epilog=grid.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("table", type=Path, help="the table file")
+    p.add_argument("table", type=Path, help="file of the table")
+    p.add_argument("--exp", type=Path, help="folder of the experiments, RESULTS.jsonl and RESULTS.md")
     p.add_argument(
-        "--exp", type=Path, help="a trial: folder of its experiments, RESULTS.jsonl and RESULTS.md"
+        "--only", default="*", metavar="NAME", help="only these cells ('gll-*') and what they need"
     )
-    p.add_argument("--only", default="*", metavar="NAME", help="these cells ('gll-*') and what they need")
-    p.add_argument("--jobs", type=natural, default=1, help="cells at a time")
+    p.add_argument("--jobs", type=natural, default=1, help="number of cells that run at a time")
     p.add_argument("--cmd", type=shlex.split, default=[], help="runner: 'utils/run.sh --num-threads 1'")
-    p.add_argument("--run-opts", type=shlex.split, default=[], help="of every run.sh, as '--nj 2 --ngpu 1'")
     p.add_argument(
-        "--status", action="store_true", help="print what is done, and about how long the rest takes"
+        "--run-opts", type=shlex.split, default=[], help="options of every run.sh, as '--nj 2 --ngpu 1'"
     )
-    p.add_argument("--dry-run", action="store_true", help="print every command, and run nothing")
+    p.add_argument(
+        "--status", action="store_true", help="print which cells are done and how long the rest will take"
+    )
+    p.add_argument("--dry-run", action="store_true", help="print the commands without running them")
     p.add_argument("--report", action="store_true", help="only write RESULTS.md and plots from RESULTS.jsonl")
     return p.parse_args()
 

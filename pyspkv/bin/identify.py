@@ -1,4 +1,4 @@
-"""Which enrolled speaker is it? The most alike first; with a calibrated model also whether it is one of them at all."""
+"""Which enrolled speaker is it? The most similar first; with a calibrated model, also a decision for each."""
 
 import argparse
 
@@ -8,14 +8,14 @@ from pyspkv.base.errors import UserError, natural, run
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.identify",
-        description="Compare recordings with the speakers of a store that pyspkv enrol made. One line a speaker: "
-        "recording, name, score, and where the model is calibrated llr and decision.",
+        description="Compare recordings with the speakers of a store that pyspkv enrol made. One line per speaker: "
+        "recording, name, score, and, if the model is calibrated, llr and decision.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("audio", nargs="+", help="recordings")
-    p.add_argument("--store", default="speakers.npz", metavar="FILE", help="the enrolled speakers")
-    p.add_argument("--model", metavar="DIR", help="where the model lies now, if it has moved")
-    p.add_argument("--top", type=natural, default=3, metavar="N", help="so many speakers; 0: all")
+    p.add_argument("--store", default="speakers.npz", metavar="FILE", help="file of the enrolled speakers")
+    p.add_argument("--model", metavar="DIR", help="the model, if it has moved")
+    p.add_argument("--top", type=natural, default=3, metavar="N", help="number of speakers to print; 0: all")
     return p.parse_args()
 
 
@@ -26,7 +26,7 @@ def main() -> None:
 
     store = enrolment.Store.read(args.store)
     if not store.names:
-        raise UserError("holds no speaker", file=args.store, hint="pyspkv enrol NAME a.wav")
+        raise UserError("contains no speaker", file=args.store, hint="enrol a speaker first")
     model = load(enrolment.model_of(args.model, store, args.store)[0])
     for path, x in zip(args.audio, model.embed_speech(args.audio)):
         for name, score in store.scores(x)[: args.top or None]:

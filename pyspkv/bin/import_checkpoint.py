@@ -1,4 +1,4 @@
-"""Make a run folder of a foreign WavLM: Microsoft's WavLM-Base+.pt, the authors' speaker model, a Hugging Face folder.
+"""Make a model folder from a WavLM checkpoint: WavLM-Base+.pt, the authors' speaker model, a Hugging Face folder.
 
     python -m pyspkv.bin.import_checkpoint --from WavLM-Base+.pt --out exp/wavlm_base_plus
 
@@ -23,13 +23,13 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--from", dest="source", required=True, metavar="FILE|DIR", help="the foreign checkpoint")
-    p.add_argument("--out", required=True, metavar="DIR", help="run folder to make")
+    p.add_argument("--out", required=True, metavar="DIR", help="model folder to write")
     p.add_argument(
         "--pooling",
         choices=["mhfa", "mean"],
         default="mhfa",
-        help="mean: all layers and frames averaged, for first labels straight from a trunk. mhfa of a file without one "
-        "is new (seed 0)",
+        help="mean: the mean of all layers and frames, for first labels from a pre-trained trunk. mhfa: MHFA, which is "
+        "new (seed 0) if the file has none",
     )
     return p.parse_args()
 
@@ -45,7 +45,7 @@ def source_digest(source: Path) -> str:
 
 def is_made_of(record: Path, made_of: dict[str, str]) -> bool:
     """Whether the run.json of a finished import names the same source and options. UserError: it is none."""
-    hint = "give another --out, or remove this one"
+    hint = "give another --out, or remove this folder"
     found = read_json(record, hint=hint) if record.exists() else {}
     return all(found.get(key) == value for key, value in made_of.items())
 
@@ -54,14 +54,14 @@ def main() -> None:
     args = parse()
     source, out = Path(args.source), Path(args.out)
     if not source.is_dir() and not source.is_file():
-        rule = "is no plain file" if source.exists() else "no such file"
+        rule = "is not a plain file" if source.exists() else "no such file"
         raise UserError(rule, file=source, hint="give WavLM-Base+.pt, a speaker checkpoint, or a folder")
     made_of = {"sha256": source_digest(source), "pooling": args.pooling}
     if (out / "LATEST").exists() and is_made_of(out / "run.json", made_of):
         print(f"imported already: {out}")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds another model" if (out / "LATEST").exists() else "is there already, and not empty"
+        what = "contains another model" if (out / "LATEST").exists() else "exists and is not empty"
         raise UserError(what, file=out, hint="give another --out")
 
     import torch

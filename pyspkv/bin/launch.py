@@ -12,9 +12,9 @@ from pyspkv.base.errors import run
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.launch", description=__doc__)
-    parser.add_argument("--nproc", type=int, required=True, metavar="N", help="processes")
+    parser.add_argument("--nproc", type=int, required=True, metavar="N", help="number of processes")
     parser.add_argument("module", metavar="MODULE", help="run as `python -m MODULE`")
-    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="handed to each process")
+    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARG", help="arguments of each process")
     args = parser.parse_args()
     if args.nproc < 1:
         parser.error(f"--nproc {args.nproc} is below 1")
@@ -23,7 +23,7 @@ def parse() -> argparse.Namespace:
     except (ImportError, ValueError):
         known = None
     if known is None:
-        parser.error(f"no module is called {args.module}")
+        parser.error(f"there is no module {args.module}")
     return args
 
 

@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError, run
 
 # fmt: off
@@ -33,12 +34,12 @@ def overview() -> str:
 
 
 def find(word: str) -> str:
-    """The entry point's name, written with hyphens or underscores. UserError: there is none."""
+    """The entry point for a name with hyphens or underscores. UserError: it does not exist."""
     name, known = word.replace("-", "_"), commands()
     if name in known:
         return name
     close = difflib.get_close_matches(name, known, 1)
-    raise UserError(f"there is no command {word[:60]!r}", hint=f"pyspkv {close[0] if close else '--help'}")
+    raise UserError(f"there is no command {word[:60]!r}", hint=command_line("pyspkv", *close, "--help"))
 
 
 def dispatch() -> None:

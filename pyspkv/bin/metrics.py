@@ -20,13 +20,15 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--utt2spk",
         metavar="FILE",
-        help="draw the bootstrap over these speakers; without it, over enrolment ids",
+        help="speakers that the bootstrap draws (default: enrolment ids)",
     )
     p.add_argument(
         "--compare", metavar="SCORES2", help="another system's scores: paired bootstrap of the EERs"
     )
     p.add_argument(
-        "--enrol-map", metavar="FILE", help="`model utt1 utt2 ...`: with --utt2spk, whose model each one is"
+        "--enrol-map",
+        metavar="FILE",
+        help="`model utt1 utt2 ...`: with --utt2spk, gives the speaker of each model",
     )
     p.add_argument("--llr", action="store_true", help="scores are log-likelihood ratios: add actDCF and Cllr")
     p.add_argument(
@@ -35,10 +37,10 @@ def parse_args() -> argparse.Namespace:
         help="calibration.json: add actDCF and Cllr of the scores it calibrates",
     )
     p.add_argument("--json", action="store_true", help="print flat JSON instead of a table")
-    p.add_argument("--plots", metavar="DIR", help="write det.png and scores.png there")
+    p.add_argument("--plots", metavar="DIR", help="write det.png and scores.png into this folder")
     args = p.parse_args()
     if args.llr and args.calibration:
-        p.error("--llr says that the scores are calibrated already")
+        p.error("--llr is for scores that are already calibrated; give one of the two")
     return args
 
 

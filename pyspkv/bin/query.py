@@ -1,4 +1,4 @@
-"""What a later step takes from finished trainings, as files: the best of several, a gate's threshold, a step count."""
+"""What a later step needs from finished trainings, as files: the best of several, a gate's threshold, a step count."""
 
 import argparse
 import math
@@ -11,14 +11,14 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="python -m pyspkv.bin.query", description=__doc__)
     commands = p.add_subparsers(dest="command", required=True)
     sub = commands.add_parser(
-        "best", help="link the model folder with the lowest dev EER, of equal ones the first"
+        "best", help="link the model folder with the lowest dev EER (the first, if several are equal)"
     )
     sub.add_argument("--link", required=True, type=Path, metavar="LINK", help="the link to make")
     sub.add_argument("models", nargs="+", type=Path, metavar="DIR")
     sub = commands.add_parser(
         "threshold", help="write a config: a gate's threshold from a model's mean confidence"
     )
-    sub.add_argument("--factor", type=float, default=0.9, help="times the highest epoch mean")
+    sub.add_argument("--factor", type=float, default=0.9, help="factor on the highest epoch mean")
     sub.add_argument("--out", required=True, type=Path, metavar="YAML")
     sub.add_argument("model", type=Path, metavar="DIR", help="model folder of FixMatch")
     sub = commands.add_parser(
@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     sub.add_argument("--out", required=True, type=Path, metavar="YAML")
     args = p.parse_args()
     if args.command == "threshold" and not math.isfinite(args.factor):
-        p.error("--factor is a finite number")
+        p.error("--factor must be a finite number")
     return args
 
 
@@ -42,7 +42,9 @@ def dev_eer(model: Path) -> float:
 
     eer = checkpoint.state(checkpoint.resolve_model(model)).get("best_eer")
     if eer is None:
-        raise UserError("was trained without a dev list", file=model, hint="train with steps/train.sh --dev")
+        raise UserError(
+            "was trained without a dev list", file=model, hint="train with --dev and --dev-trials"
+        )
     return eer
 
 
@@ -52,7 +54,7 @@ def link_best(models: list[Path], link: Path) -> None:
 
     best = min(models, key=dev_eer)
     if link.exists() and not link.is_symlink():
-        raise UserError("is no link", file=link, hint="give another --link")
+        raise UserError("is not a link", file=link, hint="give another --link")
     link.parent.mkdir(parents=True, exist_ok=True)
     new = link.with_name(f".{link.name}.{os.getpid()}")
     new.symlink_to(os.path.relpath(best, link.parent))

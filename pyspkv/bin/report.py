@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         type=Path,
         metavar="EXP2",
-        help="other experiments: a table of paired differences, and dev EER against the cost of all",
+        help="other experiments: adds a table of paired differences, and a plot of dev EER against cost",
     )
     p.add_argument("--title", help="title of report.md (default: the name of EXP)")
     p.add_argument("--unscored", action="store_true", help="there are no trials: report what else there is")

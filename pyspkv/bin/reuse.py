@@ -17,8 +17,15 @@ from pyspkv.base.errors import UserError, natural, run
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="python -m pyspkv.bin.reuse", description=__doc__.splitlines()[0])
-    p.add_argument("--from", dest="source", required=True, type=Path, metavar="EXP", help="finished phases")
-    p.add_argument("--exp", required=True, type=Path, metavar="EXP2", help="the new experiment")
+    p.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        type=Path,
+        metavar="EXP",
+        help="experiment whose finished phases are linked",
+    )
+    p.add_argument("--exp", required=True, type=Path, metavar="EXP2", help="new experiment")
     p.add_argument(
         "--stage", type=natural, required=True, metavar="N", help="first stage of the new experiment"
     )
@@ -40,10 +47,10 @@ def main() -> None:
     source = args.source.resolve()
     if not source.is_dir():
         raise UserError(
-            "no such experiment", file=args.source, hint="give the folder that run.sh --exp named"
+            "no such experiment", file=args.source, hint="give the folder of an experiment (--exp of run.sh)"
         )
     if source == args.exp.resolve():
-        raise UserError("is this experiment itself", file=args.exp, hint="give another --exp")
+        raise UserError("is the same experiment", file=args.exp, hint="give another --exp")
     linked = 0
     for model in sorted(source.glob("*/model")):
         phase = model.parent.name
@@ -59,8 +66,8 @@ def main() -> None:
             if place.is_symlink() and place.resolve() == target:
                 continue
             if place.is_symlink() or place.exists():
-                hint = "give another --exp, or leave --reuse out"
-                raise UserError(f"is there already, and is not {target}", file=place, hint=hint)
+                hint = "give another --exp, or drop --reuse"
+                raise UserError(f"exists and does not link to {target}", file=place, hint=hint)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.symlink(target, place)
         report = (

@@ -23,12 +23,14 @@ def parse_args() -> argparse.Namespace:
         metavar="SCP",
         help="embeddings of the enrolment side; several (whole utterances and their crops): the mean of their scores",
     )
-    p.add_argument("--test", required=True, nargs="+", metavar="SCP", help="of the test side, as many")
+    p.add_argument(
+        "--test", required=True, nargs="+", metavar="SCP", help="of the test side; as many as --enrol"
+    )
     p.add_argument("--out", required=True, help="score file to write")
     p.add_argument(
         "--enrol-map",
         metavar="FILE",
-        help="`model utt1 utt2 ...` lines: a model is the length-normalized mean of its directions",
+        help="`model utt1 utt2 ...` lines: a model is the mean of its length-normalized embeddings, length-normalized",
     )
     p.add_argument(
         "--cohort", metavar="SCP", help="embeddings of the AS-norm cohort; without it, plain cosine"
@@ -45,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     )
     args = p.parse_args()
     if len(args.enrol) != len(args.test) or (len(args.test) > 1 and (args.cohort or args.mean)):
-        p.error("--enrol and --test take as many files; several go with neither --cohort nor --mean")
+        p.error("--enrol and --test need the same number of files; --cohort and --mean need one each")
     if args.cohort_utt2spk and not args.cohort:
         p.error("--cohort-utt2spk needs --cohort")
     return args

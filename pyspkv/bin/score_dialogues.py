@@ -10,30 +10,32 @@ from pyspkv.base.errors import UserError, run
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.score_dialogues",
-        description="Writes OUT: `dialogue utterances mean-cosine lowest-cosine weight`, the lowest mean first. The "
-        "mean over all pairs tells a dialogue of two voices, the lowest pair a single foreign utterance.",
+        description="Write OUT: `dialogue utterances mean-cosine lowest-cosine weight`, the lowest mean first. The "
+        "mean over all pairs shows a dialogue of two speakers; the lowest pair shows one utterance of another speaker.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--model", required=True, metavar="DIR[@best|last]", help="run folder of bin.train")
+    p.add_argument("--model", required=True, metavar="DIR[@best|last]", help="model folder")
     p.add_argument("--data", required=True, metavar="DIR", help="data directory with utt2dialogue")
     p.add_argument("--out", required=True, metavar="FILE")
-    p.add_argument("--max-utts", type=int, default=20, help="of a longer dialogue the first ones count")
+    p.add_argument(
+        "--max-utts", type=int, default=20, help="number of utterances used of each dialogue (the first ones)"
+    )
     p.add_argument(
         "--shared-channel",
         action="store_true",
-        help="hear each dialogue over one synthetic channel (see --mixed)",
+        help="pass each dialogue through one synthetic channel (see --mixed)",
     )
     p.add_argument(
         "--mixed",
         metavar="FILE",
-        help="the truth, `dialogue 0|1`: adds the AUC of compactness, as it is and over one synthetic channel, for "
+        help="true `dialogue 0|1` lines: adds the AUC of compactness, with and without a synthetic channel, for "
         "diagnosis only",
     )
     p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     p.add_argument("--allow-pipes", action="store_true", help="run `command |` entries of wav.scp")
     args = p.parse_args()
     if args.max_utts < 2:
-        p.error("--max-utts is at least 2")
+        p.error("--max-utts must be at least 2")
     return args
 
 
@@ -53,7 +55,9 @@ def main() -> None:
     data = DataDir.read(args.data)
     if "utt2dialogue" not in data.utt_tables:
         raise UserError(
-            "no such file", file=data.path / "utt2dialogue", hint="utils/sessionize.sh makes it from a log"
+            "no such file",
+            file=data.path / "utt2dialogue",
+            hint="write `utt dialogue` lines, or make the directory from a log (sessionize.sh)",
         )
     mixed = read_table(args.mixed, "flag") if args.mixed else None
     device = default_device()

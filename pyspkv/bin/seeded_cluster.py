@@ -4,7 +4,7 @@
         --unlabeled split/unlabeled --out-data round1/data
 
 --out-data holds the unlabeled utterances, each with one of the labeled speakers; labeled utterances keep theirs.
-Labels that are there already are kept or refused as by bin.cluster.
+Existing labels are treated as in bin.cluster.
 """
 
 import argparse
@@ -21,37 +21,47 @@ def parse(argv=None) -> argparse.Namespace:
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument("--embeddings", required=True, metavar="SCP", help="embedding.scp with all utterances")
+    p.add_argument("--embeddings", required=True, metavar="SCP", help="embedding.scp of all utterances")
     p.add_argument("--labeled-data", required=True, metavar="DIR", help="data directory with true speakers")
     p.add_argument(
         "--unlabeled", required=True, metavar="DIR", help="data directory; its speakers are not used"
     )
-    p.add_argument("--out-data", required=True, metavar="DIR", help="the unlabeled one with pseudo-labels")
-    p.add_argument("--with-labeled", action="store_true", help="--out-data has the labeled utterances too")
+    p.add_argument(
+        "--out-data", required=True, metavar="DIR", help="output: the unlabeled directory with pseudo-labels"
+    )
+    p.add_argument(
+        "--with-labeled", action="store_true", help="also put the labeled utterances into --out-data"
+    )
     p.add_argument(
         "--method", choices=METHODS, default="constrained", help="k-means (GLL), or label spreading"
     )
     p.add_argument(
         "--match-released-code",
         action="store_true",
-        help="k-means of GLL's early code: means as they are, tolerance 0.05",
+        help="k-means as in GLL's early code: means are not normalized, tolerance 0.05",
     )
     p.add_argument(
-        "--whiten", type=float, metavar="P", help="center and whiten first, by this power (0 to 1)"
+        "--whiten", type=float, metavar="P", help="center and whiten the embeddings with this power (0 to 1)"
     )
-    p.add_argument("--neighbors", type=int, default=15, metavar="N", help="of the propagation's graph")
+    p.add_argument(
+        "--neighbors",
+        type=int,
+        default=15,
+        metavar="N",
+        help="neighbors of each utterance in the graph of the propagation",
+    )
     p.add_argument("--label-noise", type=float, default=0.0, metavar="SHARE",
-                   help="an experiment: give so many another label; --out-data/../corrupted lists them")  # fmt: skip
-    p.add_argument("--truth", metavar="UTT2SPK", help="true speakers, only for the report's diagnostics")
-    p.add_argument("--seed", type=natural, default=0, help="of --label-noise")
-    p.add_argument("--report", metavar="FILE", help="report.json; default beside --out-data")
+                   help="experiment: share of pseudo-labels to change; --out-data/../corrupted lists them")  # fmt: skip
+    p.add_argument("--truth", metavar="UTT2SPK", help="true speakers, for the report's diagnostics only")
+    p.add_argument("--seed", type=natural, default=0, help="seed of --label-noise")
+    p.add_argument("--report", metavar="FILE", help="report.json (default: next to --out-data)")
     args = p.parse_args(argv)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
-        p.error(f"--whiten {args.whiten}: must be in 0..1")
+        p.error(f"--whiten {args.whiten}: must be from 0 to 1")
     if not 1 <= args.neighbors < 10**9:
-        p.error("--neighbors is at least 1")
+        p.error("--neighbors must be at least 1")
     if not 0 <= args.label_noise < 1:
-        p.error(f"--label-noise {args.label_noise}: must be in 0..1")
+        p.error(f"--label-noise {args.label_noise}: must be from 0 to 1")
     return args
 
 

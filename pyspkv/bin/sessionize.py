@@ -11,8 +11,8 @@ EDGES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="utils/sessionize.sh",
-        description="One device's turns become a new dialogue where the pause between them or the whole grows too "
-        "long. Prints a histogram of the pauses; --max-gap belongs into its valley. Without OUT nothing else is done.",
+        description="A new dialogue begins where the pause between two turns of a device, or the dialogue, gets too "
+        "long. Prints a histogram of the pauses; choose --max-gap in its valley. Without OUT, nothing is written.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument(
@@ -23,7 +23,7 @@ def parse() -> argparse.Namespace:
     )
     p.add_argument("out", metavar="OUT", type=Path, nargs="?", help="new data directory")
     p.add_argument(
-        "--from", dest="kind", choices=["kaldi", "jsonl", "csv"], help="default: by the name of LOG"
+        "--from", dest="kind", choices=["kaldi", "jsonl", "csv"], help="default: from the name of LOG"
     )
     for name, about in (
         ("utt", "utterance id"),
@@ -35,17 +35,17 @@ def parse() -> argparse.Namespace:
     ):
         p.add_argument(f"--{name}-field", default=name, metavar="NAME", help=f"{about} (jsonl, csv)")
     p.add_argument(
-        "--drop-source", default="device", help="turns of this source go: they are no customer's voice"
+        "--drop-source", default="device", help="drop turns of this source, for example the machine's"
     )
-    p.add_argument("--max-gap", type=float, default=60, help="s from one end to the next start")
-    p.add_argument("--max-span", type=float, default=600, help="s from a dialogue's start to its end")
-    p.add_argument("--min-utts", type=int, default=2, help="fewer make no dialogue")
-    p.add_argument("--max-utts", type=int, default=20, help="more begin another one")
-    p.add_argument("--min-dur", type=float, default=0.5, help="s; shorter turns (wake words) are passed over")
-    p.add_argument("--plot", metavar="PNG", type=Path, help="the histogram as a figure")
+    p.add_argument("--max-gap", type=float, default=60, help="longest pause in a dialogue, in seconds")
+    p.add_argument("--max-span", type=float, default=600, help="longest dialogue, in seconds")
+    p.add_argument("--min-utts", type=int, default=2, help="fewest utterances in a dialogue")
+    p.add_argument("--max-utts", type=int, default=20, help="most utterances in a dialogue")
+    p.add_argument("--min-dur", type=float, default=0.5, help="shortest turn, in seconds (skips wake words)")
+    p.add_argument("--plot", metavar="PNG", type=Path, help="write the histogram as a figure")
     args = p.parse_args()
     if not (args.max_gap > 0 and args.max_span > 0) or not 2 <= args.min_utts <= args.max_utts:
-        p.error("--max-gap and --max-span are above 0, --min-utts is at least 2 and at most --max-utts")
+        p.error("--max-gap and --max-span must be above 0, --min-utts from 2 to --max-utts")
     if args.kind is None:
         named = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
         args.kind = named.get(args.log.suffix.lower(), "kaldi")
@@ -85,9 +85,9 @@ def main() -> None:
         fields = sessionize.Fields(**{n: getattr(args, f"{n}_field") for n in names})
         found = sessionize.from_log(args.log, args.kind, fields, args.drop_source)
     if args.out and args.log.resolve().is_relative_to(args.out.resolve()):
-        raise UserError("OUT would be written over LOG", file=args.out, hint="choose another OUT")
+        raise UserError("OUT must not be LOG", file=args.out, hint="choose another OUT")
     if args.plot and args.plot.resolve() == args.log.resolve():
-        raise UserError("is LOG itself", file=args.plot, hint="choose another --plot")
+        raise UserError("is the same file as LOG", file=args.plot, hint="choose another --plot")
     if args.plot and args.out and args.plot.resolve().is_relative_to(args.out.resolve()):
         raise UserError(
             "lies in OUT, which is replaced as a whole", file=args.plot, hint="choose another --plot"
@@ -119,7 +119,9 @@ def main() -> None:
     rows = list(named)
     if not rows:
         raise UserError(
-            "no dialogue was found", file=args.log, hint="raise --max-gap, lower --min-utts or --min-dur"
+            "no dialogue meets the options",
+            file=args.log,
+            hint="raise --max-gap, lower --min-utts",
         )
     kept = data.subset([data.utts[row] for row in rows], trials=False)
     extra: dict[str, dict[str, str]] = {
@@ -137,7 +139,7 @@ def main() -> None:
     hours = sum(float(seconds[row]) for row in rows) / 3600
     print(
         f"{args.out}: {len(rows)} of {len(data.utts)} turns in {len(kept.dialogue2device)} dialogues, "
-        f"{hours:.2f} hours; the rest is short or alone"
+        f"{hours:.2f} hours; the rest is too short or alone"
     )
     for line in dialogue_lines(kept):
         print(f"{args.out}: {line}")

@@ -24,27 +24,41 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("data", metavar="DATA", help="data directory with true speakers")
-    p.add_argument("out", metavar="OUT", type=Path, help="where train, train_labeled and truth go")
-    p.add_argument("--session", metavar="FILE", help="`utt session` lines; default: a speaker is one session")
-    p.add_argument("--sizes", type=span, default=(4, 8), metavar="LOW:HIGH", help="utterances in a dialogue")
+    p.add_argument("out", metavar="OUT", type=Path, help="output folder of train, train_labeled and truth")
+    p.add_argument("--session", metavar="FILE", help="`utt session` lines; default: one session per speaker")
+    p.add_argument(
+        "--sizes",
+        type=span,
+        default=(4, 8),
+        metavar="LOW:HIGH",
+        help="fewest and most utterances in a dialogue",
+    )
     p.add_argument("--households", action="store_true", help="two speakers share a device")
     p.add_argument(
-        "--mixed-percent", type=float, default=0.0, metavar="P", help="of the dialogues are of two speakers"
+        "--mixed-percent",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="percent of the dialogues that have two speakers",
     )
     p.add_argument(
-        "--share", type=span, default=(0.33, 0.5), metavar="LOW:HIGH", help="share of his utterances in them"
+        "--share",
+        type=span,
+        default=(0.33, 0.5),
+        metavar="LOW:HIGH",
+        help="share of the second speaker's utterances in them",
     )
     p.add_argument(
         "--alike",
         metavar="FILE",
-        help="`utt key` lines: the second speaker says what has the same key (word, round)",
+        help="`utt key` lines: the second speaker's utterances have the same keys (word, round)",
     )
     p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()
     if not 0 <= args.mixed_percent <= 100 or not 0 < args.share[0] <= args.share[1] < 1:
-        p.error("--mixed-percent is 0 to 100, --share LOW:HIGH lies between 0 and 1")
+        p.error("--mixed-percent must be from 0 to 100, --share LOW:HIGH between 0 and 1")
     if not 2 <= args.sizes[0] <= args.sizes[1] < float("inf"):
-        p.error("--sizes LOW:HIGH starts at 2")
+        p.error("--sizes LOW:HIGH must be at least 2")
     return args
 
 
@@ -61,7 +75,7 @@ def main() -> None:
     if any(
         Path(args.out, part).resolve() == Path(args.data).resolve() for part in ("train", "train_labeled")
     ):
-        raise UserError("OUT would be written over DATA", file=args.data, hint="choose another OUT")
+        raise UserError("OUT must not be DATA", file=args.data, hint="choose another OUT")
     asked = {k: str(v) for k, v in vars(args).items() if k != "out"}
     record = args.out / "made_by.json"
     if record.is_file() and (args.out / "train/utt2dialogue").is_file():
@@ -74,7 +88,7 @@ def main() -> None:
         return
     data = replace(DataDir.read(args.data), trials={}, enrol_map=None)
     if len(set(data.spk)) == len(data.utts):
-        raise UserError("every utterance is a speaker of its own", file=args.data, hint="give true speakers")
+        raise UserError("every utterance has a speaker of its own", file=args.data, hint="give true speakers")
     if "utt2dialogue" not in data.utt_tables:
         session = read_table(args.session, "id") if args.session else dict.fromkeys(data.utts, "0")
         sizes = (int(args.sizes[0]), int(args.sizes[1]))

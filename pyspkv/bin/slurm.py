@@ -58,7 +58,7 @@ def main() -> int:
     call = parse_call(sys.argv[1:])
     config = read_config(call.options.get("config") or os.environ.get("SPKV_SLURM_CONF"))
     if int(call.options.get("num_nodes", "1")) < 1:
-        raise UserError("--num-nodes is at least 1")
+        raise UserError("--num-nodes must be at least 1")
     array = Array(call, config)
     wanted = call.options.get("show", "true" if sys.stderr.isatty() else "false") == "true"
     show = Follow(call.log_of(1)) if wanted and not call.name else lambda: None

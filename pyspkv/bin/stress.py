@@ -1,4 +1,4 @@
-"""How a model bears short, noisy and reverberant speech: EER of one trial list under each condition.
+"""Test a model on short, noisy and reverberant speech: EER of one trial list under each condition.
 
     python -m pyspkv.bin.stress --model exp/finetune/model --data data/test --noise data/noise_test --out exp/stress
 
@@ -28,24 +28,39 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--model", required=True, metavar="DIR[@best|last]")
-    p.add_argument("--data", required=True, metavar="DIR", help="data directory with trials; of any corpus")
+    p.add_argument("--data", required=True, metavar="DIR", help="data directory with trials, of any corpus")
     p.add_argument(
-        "--out", required=True, metavar="DIR", help="where stress.json, stress.md and stress.png go"
+        "--out", required=True, metavar="DIR", help="output folder of stress.json, stress.md and stress.png"
     )
     p.add_argument(
-        "--noise", default="", metavar="DIR", help="noises not used in training; without them no noise rows"
+        "--noise",
+        default="",
+        metavar="DIR",
+        help="data directory of noises not used in training (default: no noise rows)",
     )
     p.add_argument(
-        "--durations", type=float, nargs="*", default=[1, 2, 3, 5], metavar="S", help="seconds (1 2 3 5)"
+        "--durations",
+        type=float,
+        nargs="*",
+        default=[1, 2, 3, 5],
+        metavar="S",
+        help="durations in seconds (1 2 3 5)",
     )
-    p.add_argument("--snr", type=float, nargs="*", default=[20, 10, 5, 0], metavar="DB", help="(20 10 5 0)")
     p.add_argument(
-        "--rt60", type=float, nargs="*", default=[0.3, 0.6, 0.9], metavar="S", help="(0.3 0.6 0.9)"
+        "--snr", type=float, nargs="*", default=[20, 10, 5, 0], metavar="DB", help="SNRs in dB (20 10 5 0)"
+    )
+    p.add_argument(
+        "--rt60",
+        type=float,
+        nargs="*",
+        default=[0.3, 0.6, 0.9],
+        metavar="S",
+        help="reverberation times in seconds (0.3 0.6 0.9)",
     )
     p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()
     if not all(0.1 <= s < math.inf for s in args.durations) or not all(0.1 <= s <= 1.5 for s in args.rt60):
-        p.error("--durations from 0.1 s, --rt60 within 0.1 and 1.5 s")
+        p.error("--durations must be at least 0.1 s, --rt60 from 0.1 to 1.5 s")
     return args
 
 

@@ -28,13 +28,13 @@ def parse() -> argparse.Namespace:
         required=True,
         nargs="+",
         metavar="YAML",
-        help="what differs from the defaults; of several files, a later one differs from the earlier",
+        help="config file, may be repeated: a later file overrides an earlier one",
     )
     parser.add_argument("--data", metavar="DIR", help="data directory; utt2spk holds the classes")
     parser.add_argument(
         "--unlabeled", metavar="DIR", help="second data directory of semi-supervised objectives"
     )
-    parser.add_argument("--dev", metavar="DIR", help="declared dev directory of other speakers")
+    parser.add_argument("--dev", metavar="DIR", help="data directory of dev speakers, none of them in --data")
     parser.add_argument(
         "--dev-trials", metavar="FILE", help="trials over --dev; the lowest EER becomes @best"
     )
@@ -43,24 +43,26 @@ def parse() -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="stop after N epochs in a row above the best dev EER",
+        help="stop after N epochs in a row without a lower dev EER",
     )
-    parser.add_argument("--exp", metavar="DIR", help="model folder; a rerun resumes what is in it")
+    parser.add_argument("--exp", metavar="DIR", help="model folder; a rerun resumes the training in it")
     parser.add_argument(
-        "--init", metavar="DIR[@best|last]", help="start from this run's encoder, with new heads"
+        "--init", metavar="DIR[@best|last]", help="start from the encoder of this model, with new heads"
     )
     parser.add_argument(
-        "--keep-head", action="store_true", help="with --init: its heads too; the labels must be the same"
+        "--keep-head",
+        action="store_true",
+        help="with --init: also keep its heads; the labels must be the same",
     )
     parser.add_argument(
         "--labels-out",
         metavar="DIR",
-        help="data directory with the final labels, of objectives that move them",
+        help="write a data directory with the final labels (for objectives that change labels)",
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config keys"
     )
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    parser.add_argument("--print-config", action="store_true", help="print the complete config and exit")
     args = parser.parse_args()
     if not args.print_config and (args.data is None or args.exp is None):
         parser.error("--data and --exp are required")

@@ -1,4 +1,4 @@
-"""Are these recordings of one speaker? Score, log-likelihood ratio and decision with the model's own threshold."""
+"""Are these recordings of the same speaker? Score, log-likelihood ratio and decision with the model's own threshold."""
 
 import argparse
 import itertools
@@ -37,7 +37,7 @@ def main() -> None:
     else:
         folder = str(model.folder).removesuffix("@best").removesuffix("@last")
         print(
-            f"no decision: {folder}/calibration.json is not there; make it with python -m pyspkv.bin.calibrate "
+            f"no decision: {folder}/calibration.json does not exist; make it with python -m pyspkv.bin.calibrate "
             f"--from-data DIR --embeddings SCP --model {folder}"
         )
 

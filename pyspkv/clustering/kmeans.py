@@ -332,12 +332,12 @@ def _load(path, key, n: int, k: int, dim: int):
     """The state kept in `path`; None, and a warning, where it is damaged or of other data or options."""
     try:
         if not path.is_file() or path.is_symlink():
-            raise UserError("no file of ours")
+            raise UserError("it was not written by this program")
         with np.load(path, allow_pickle=False) as f:
             if sum(part.file_size for part in f.zip.infolist()) > 8 * k * dim + 4 * n + 10_000:
                 raise UserError("it is too large")
             if str(f["key"]) != key:
-                raise UserError("it is of other embeddings or options")
+                raise UserError("it belongs to other embeddings or options")
             iteration, repaired, moved = f["numbers"].tolist()
             centroids, labels, coarse = f["centroids"], f["labels"].astype(np.int64), f["coarse"]
         fits = (
@@ -350,7 +350,7 @@ def _load(path, key, n: int, k: int, dim: int):
         return centroids, labels, coarse, int(iteration), int(repaired), moved
     except Exception as err:  # whatever np.load makes of a damaged file
         why = err if isinstance(err, UserError) else "it is damaged"
-        log.warning("%s cannot be gone on with (%s); k-means starts anew", path, why)
+        log.warning("%s cannot be resumed (%s); k-means starts again", path, why)
         return None
 
 

@@ -44,7 +44,7 @@ def label_round(
     copies = shared(first)
     if len(copies):
         some = ", ".join(data.utts[i] for i in copies[:5]) + (", ..." if len(copies) > 5 else "")
-        log.warning("warning: %d utterances share their embedding with another: %s", len(copies), some)
+        log.warning("warning: %d utterances have the same embedding as another: %s", len(copies), some)
     labels, info = pipeline.cluster(
         x, options.method, options.num_clusters, num_kmeans=k1, linkage=options.linkage, metric=options.metric,
         max_iter=options.iterations, seed=options.seed, device=device, checkpoint=checkpoint, first=first,
@@ -61,7 +61,7 @@ def label_round(
     counts = np.bincount(labels)
     keep = counts[labels] >= options.min_size
     if not keep.any():
-        raise UserError(f"no cluster has --min-size {options.min_size} utterances", file=data.path)
+        raise UserError(f"no cluster reaches --min-size {options.min_size}", file=data.path)
     width = max(5, len(str(int(labels.max()))))
     out = data.with_speakers([f"c{label:0{width}d}" for label in labels.tolist()])
     report["dropped_utts"] = int((~keep).sum())
@@ -93,7 +93,11 @@ def match_previous(labels: np.ndarray, utts: Sequence[str], previous: DataDir) -
     old_of = dict(zip(previous.utts, previous.spk))
     common = np.array([u in old_of for u in utts])
     if not common.any():
-        raise UserError("shares no utterance with --data", file=previous.path, hint="pass the round before")
+        raise UserError(
+            "shares no utterance with --data",
+            file=previous.path,
+            hint="give the data directory of the round before",
+        )
     names = [old_of[u] for u in utts if u in old_of]
     numbers = _cluster_numbers(names)
     if numbers is None:
@@ -121,7 +125,7 @@ def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
         raise UserError(
             f"{len(missing)} of {len(data.utts)} utterances have no embedding: {some}",
             file=scp,
-            hint=f"python -m pyspkv.bin.extract --data {data.path}, or utils/subset_data_dir.sh",
+            hint="extract the embeddings of all of --data, or give the utterances that have one (subset_data_dir.sh)",
         )
     x = emb.vectors()
     order = np.fromiter((row[u] for u in data.utts), dtype=np.int64, count=len(data.utts))

@@ -1,4 +1,4 @@
-"""Labels that are there already: kept where they were made of the same, refused where of anything else.
+"""Existing labels: kept if they were made from the same inputs and options; anything else is an error.
 
 A round's report.json says of what its labels were made: `asked` (options, digests of the data directories) and
 `embeddings`. Digests are of contents, so that an experiment may be moved. Nothing heavy is imported here.
@@ -8,13 +8,12 @@ import contextlib
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pyspkv.audio.silence import MAX_RECORD
 from pyspkv.base import foreign
-from pyspkv.base.atomic import folder_lock
+from pyspkv.base.atomic import command_line, folder_lock
 from pyspkv.base.errors import UserError
 from pyspkv.data.datadir import check_replaceable, list_tables
 
@@ -66,7 +65,7 @@ def content_digest(scp: str | Path) -> str:
         name = ark.decode(errors="surrogateescape")
         if not Path(name).is_file():
             raise UserError(
-                f"points into {name}, which is no file", file=scp, hint="extract the embeddings again"
+                f"points into {name}, which does not exist", file=scp, hint="extract the embeddings again"
             )
         with open(name, "rb") as f:
             digest.update(hashlib.file_digest(f, "sha256").digest())
@@ -82,7 +81,7 @@ def _made_by(scp: str | Path) -> str | None:
 
 
 def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str]) -> bool:
-    """Whether the labels in `out` are there and stay, which is said; False where there are none yet.
+    """Whether labels exist in `out` and are kept (a line says so); False if there are none yet.
 
     asked: option (as on the command line, with _ for -) or "data", "previous", ... (digests) -> value.
     UserError: they were made with other options, of other embeddings or another directory.
@@ -92,27 +91,30 @@ def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str
         return False
     made = _read(report)
     if "asked" not in made or "embeddings" not in made:
-        print(f"kept: {out} (no {report} says of what it was made)")
+        print(f"kept: {out} ({report} does not say how it was made)")
         return True
     for key, value in asked.items():
         if (before := made["asked"].get(key)) != value:
-            raise UserError(_difference(key, before, value), file=out, hint=_anew(out, report))
+            raise _refused(_difference(key, before, value), out, report)
     if len(made["embeddings"]) != len(scps):
-        rule = f"was made of {len(made['embeddings'])} --embeddings, now {len(scps)}"
-        raise UserError(rule, file=out, hint=_anew(out, report))
+        rule = f"was made from {len(made['embeddings'])} --embeddings, now {len(scps)}"
+        raise _refused(rule, out, report)
     for scp, before in zip(scps, made["embeddings"]):
         if (record := _made_by(scp)) is not None and record == before.get("made_by"):
             continue
         if content_digest(scp) != before.get("content"):
-            rule = f"was made of other embeddings than {scp} holds now: of another model, or of other audio"
-            raise UserError(rule, file=out, hint=_anew(out, report))
+            rule = f"was made from other embeddings than {scp} has now: the model or the audio has changed"
+            raise _refused(rule, out, report)
     edited = labels_digest(out) != made.get("label_hash")
-    print(f"kept: {out}" + (f" (edited by hand: its utt2spk is not the one of {report})" if edited else ""))
+    print(
+        f"kept: {out}"
+        + (f" (edited by hand: its utt2spk differs from the one in {report})" if edited else "")
+    )
     return True
 
 
 def _read(report: Path) -> dict:
-    """report.json; {} where there is none. UserError: it is damaged."""
+    """Read report.json; {} if it does not exist. UserError: it is damaged."""
     if not report.is_file():
         return {}
     try:
@@ -122,8 +124,8 @@ def _read(report: Path) -> dict:
     except UserError:
         good = False
     if not good:
-        hint = f"rm {shlex.quote(str(report))} (the labels beside it are then kept as they are)"
-        raise UserError("is damaged: it does not say how the labels were made", file=report, hint=hint)
+        rule = "is damaged: it does not say how the labels were made; without it they are kept as they are"
+        raise UserError(rule, file=report, hint=command_line("rm", report))
     return made
 
 
@@ -140,8 +142,8 @@ def _difference(key: str, before, now) -> str:
     return f"was made {said(before)}, now {said(now)}".replace(f"now with {option} ", "now ")
 
 
-def _anew(out: Path, report: Path) -> str:
-    """What to remove: the round's folder and those of later rounds, which rest on it."""
+def _refused(rule: str, out: Path, report: Path) -> UserError:
+    """Its hint removes the round's folder and those of later rounds, which depend on it."""
 
     def number(path: Path) -> int:
         return int(found[1]) if (found := re.fullmatch(r"round(\d{1,9})", path.name)) else -1
@@ -149,8 +151,8 @@ def _anew(out: Path, report: Path) -> str:
     here, folders = out.parent, [out, report]
     if number(here) >= 0:
         folders = sorted((p for p in here.parent.iterdir() if number(p) >= number(here)), key=number)
-    names = " ".join(shlex.quote(str(p)) for p in folders)
-    return f"use another experiment folder; or, to label anew, rm -r {names}"
+    rule += "; give another experiment folder, or remove these labels and all that was made with them"
+    return UserError(rule, file=out, hint=command_line("rm", "-r", *folders))
 
 
 @contextlib.contextmanager
@@ -174,7 +176,7 @@ def sole_writer(out: str | Path) -> Iterator[None]:
 def unless_kept(
     out: str | Path, report: str | Path, asked: dict, scps: Sequence[str], label: Callable[[], dict]
 ) -> dict | None:
-    """What `label` returns, alone in the folder of `out`; None where the labels are there already (`is_kept`)."""
+    """Call `label` as the only writer in the folder of `out`; None if labels exist already (`is_kept`)."""
     if is_kept(out, report, asked, scps):
         return None
     check_replaceable(Path(out))

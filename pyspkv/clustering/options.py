@@ -1,4 +1,4 @@
-"""How a round is clustered; apart from the clustering itself, so that nothing heavy is imported to compare options."""
+"""Options of a clustering. They have a module of their own, so that comparing them imports nothing heavy."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Options:
             raise UserError(
                 f"--num-clusters {self.num_clusters} is more than the {n} utterances",
                 file=file,
-                hint=f"--num-clusters auto, or at most {n}",
+                hint=f"give --num-clusters auto, or at most {n}",
             )
         k1 = self.centroids(n)
         count = self.num_clusters

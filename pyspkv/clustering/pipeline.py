@@ -42,7 +42,7 @@ def ahc(
     with all pairwise distances in memory; beyond it, or with weights, `agglomerate_pairs` takes many times as long.
     """
     if linkage == "ward" and metric != "euclidean":
-        raise UserError("Ward linkage is defined for Euclidean distances", hint="--metric euclidean")
+        raise UserError("Ward linkage is defined for Euclidean distances", hint="use --metric euclidean")
     cut: dict[str, Any] = {"num_clusters": num_clusters, "threshold": threshold}
     if (linkage, metric) in (("ward", "euclidean"), ("average", "cosine")):
         return agglomerate(x, linkage=linkage, weights=weights, device=device, progress=progress, **cut)[0]

@@ -50,7 +50,7 @@ def make_round(
     """
     out, report = Path(out), Path(report) if report else Path(out).with_name("report.json")
     if out.resolve() == Path(data).resolve():
-        raise UserError("is --data itself", file=out, hint="give another --out-data")
+        raise UserError("is the same directory as --data", file=out, hint="give another --out-data")
     asked = {
         **asdict(options),
         "previous": made.labels_digest(previous) if previous else None,
@@ -91,7 +91,7 @@ def _check_device(device: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError(f"--device {device}: there is no GPU here", hint="leave --device out")
+        raise UserError(f"--device {device}: there is no GPU", hint="drop --device")
 
 
 def _say_memory(x: "np.ndarray", options: Options) -> None:

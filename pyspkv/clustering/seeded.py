@@ -53,7 +53,7 @@ def make_seeded_round(
     out, report = Path(out), Path(report) if report else Path(out).with_name("report.json")
     for option, folder in (("labeled-data", labeled), ("unlabeled", unlabeled)):
         if out.resolve() == Path(folder).resolve():
-            raise UserError(f"is --{option} itself", file=out, hint="give another --out-data")
+            raise UserError(f"is the same directory as --{option}", file=out, hint="give another --out-data")
     asked = asdict(options) | {
         "labeled_data": made.data_digest(labeled, speakers=True),
         "unlabeled": made.data_digest(unlabeled),
@@ -87,8 +87,10 @@ def _read_apart(labeled: str | Path, unlabeled: str | Path) -> tuple[DataDir, Da
     """UserError: an utterance is in both."""
     first, second = DataDir.read(labeled), DataDir.read(unlabeled)
     if both := set(first.utts) & set(second.utts):
-        rule = f"{len(both)} utterances are also in --labeled-data, the first {min(both)}"
-        raise UserError(rule, file=unlabeled, hint="utils/split_labels.sh")
+        rule = f"{len(both)} utterances are also in --labeled-data; the first is {min(both)}"
+        raise UserError(
+            rule, file=unlabeled, hint="give two parts of one directory (split_labels.sh makes them)"
+        )
     return first, second
 
 

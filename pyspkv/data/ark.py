@@ -23,7 +23,7 @@ from pyspkv.data.tables import whole_number
 
 CHUNK = 16 << 20  # bytes of an ark held at once
 VECTOR_HEADER, MATRIX_HEADER = 10, 15  # "\0BFV \4<rows>" and "\0BFM \4<rows>\4<columns>"
-AGAIN = "remove this scp, then extract the embeddings again (python -m pyspkv.bin.extract)"
+AGAIN = "remove this scp, then extract the embeddings again"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class EmbeddingWriter:
 
         array = np.ascontiguousarray(array, dtype=np.float32)
         if not utt or utt.split() != [utt]:
-            raise UserError(f"utterance id {utt!r} is empty or has white space in it", file=self.dir)
+            raise UserError(f"utterance id {utt!r} is empty or contains white space", file=self.dir)
         if utt in self.place:
             raise UserError(f"utterance {utt} has two embeddings", file=self.dir)
         if array.ndim not in (1, 2) or array.size == 0 or self.dim not in (0, array.shape[-1]):
@@ -184,9 +184,9 @@ class EmbeddingWriter:
             raise UserError(f"embedding of {utt} has shape {list(array.shape)}, not {want}", file=self.dir)
         if not np.isfinite(array).all():
             raise UserError(
-                f"embedding of utterance {utt} has NaN or Inf in it",
+                f"embedding of utterance {utt} contains NaN or Inf",
                 file=self.dir,
-                hint="listen to that utterance; if it is sound, the model diverged: use an older checkpoint",
+                hint="listen to that utterance; if it sounds right, the model diverged: use an older checkpoint",
             )
         self.dim = array.shape[-1]
         self._ark.write(f"{utt} ".encode())
@@ -230,7 +230,7 @@ def read_embeddings(scp: str | Path) -> Embeddings:
             row = start + int(bad.argmax())
             i = int(np.searchsorted(offsets, row, side="right")) - 1
             raise UserError(
-                f"embedding of utterance {ids[i]} has NaN or Inf in it", file=scp, line=i + 1, hint=AGAIN
+                f"embedding of utterance {ids[i]} contains NaN or Inf", file=scp, line=i + 1, hint=AGAIN
             )
     return Embeddings(ids, x, offsets)
 
@@ -246,27 +246,27 @@ def _read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
             utt, entry = fields[0], fields[1].rstrip()
             if entry[-1] == "|" or entry[0] == "|" or entry[-1] == "]":
                 raise UserError(
-                    f"{entry!r} is a command or a range; only plain ark:offset entries are read here",
+                    f"{entry!r} is a command or a range; only ark:offset entries are accepted",
                     file=scp,
                     line=number,
-                    hint="write the vectors to an ark with Kaldi's copy-vector first",
+                    hint="first write the vectors to an ark with Kaldi's copy-vector",
                 )
             path, colon, place = entry.rpartition(":")
             if not (colon and place.isascii() and place.isdigit()):
                 path, place = entry, "0"  # a Kaldi file of its own, with no key in front
             if (at := whole_number(place)) is None:
-                raise UserError("the offset lies beyond any file", file=scp, line=number, hint=AGAIN)
+                raise UserError("the offset is larger than any file", file=scp, line=number, hint=AGAIN)
             ids.append(utt)
             ark_of.append(arks.setdefault(path, len(arks)))
             offset.append(at)
     if not ids:
-        raise UserError("no embeddings in it", file=scp, hint=AGAIN)
+        raise UserError("contains no embeddings", file=scp, hint=AGAIN)
     if len(set(ids)) != len(ids):
         seen: set[str] = set()
         for number, utt in enumerate(ids, 1):
             if utt in seen:
                 raise UserError(
-                    f"utterance {utt} is there twice", file=scp, line=number, hint="remove one of the lines"
+                    f"utterance {utt} appears twice", file=scp, line=number, hint="remove one of the lines"
                 )
             seen.add(utt)
     return ids, list(arks), np.array(ark_of), np.array(offset, dtype=np.int64)
@@ -292,14 +292,14 @@ class _Entries:
             try:  # a pipe must not be waited for
                 f = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
             except IsADirectoryError:
-                raise self.error(rows[0], "is a folder, no ark") from None
+                raise self.error(rows[0], "is a folder, not an ark") from None
             except (OSError, ValueError) as err:  # ValueError: a NUL in the name
                 reason = getattr(err, "strerror", None) or err
                 raise self.error(rows[0], f"cannot open the ark: {reason}") from None
             with f:
                 about = os.fstat(f.fileno())
                 if not stat.S_ISREG(about.st_mode):
-                    raise self.error(rows[0], "is a pipe or device, no ark")
+                    raise self.error(rows[0], "is a pipe or device, not an ark")
                 yield f, about.st_size, rows
 
     def room(self, rows: int, dim: int) -> None:
@@ -307,9 +307,7 @@ class _Entries:
         have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if 4 * rows * dim > have:
             need = f"{rows} x {dim} values are more than this machine's memory ({have / 2**30:.0f} GiB)"
-            raise UserError(
-                need, file=self.scp, hint="give fewer lines, or look whether the ark's headers are right"
-            )
+            raise UserError(need, file=self.scp, hint="give fewer lines, or check the headers of the ark")
 
     def read_vectors(self) -> np.ndarray | None:
         """float32 [N, D] where every entry is a float vector of one size; None at the first that is not."""
@@ -397,7 +395,7 @@ class _Entries:
             or head[4:6] != b" \4"
             or len(head) < 10
         ):
-            raise self.error(i, "no Kaldi vector or matrix of floats starts there")
+            raise self.error(i, "no Kaldi vector or matrix of floats starts at this offset")
         rows, columns = 1, int.from_bytes(head[6:10], "little", signed=True)
         length = VECTOR_HEADER
         if kind[1] == "M":

@@ -78,7 +78,7 @@ def list_tables(path: Path) -> dict[str, tuple[str, str]]:
     """The data-directory files present in `path`, with their kinds. UserError: no such directory."""
     if not path.is_dir():
         if path.exists():
-            raise UserError("is a file, no data directory", file=path, hint="give the folder that it is in")
+            raise UserError("is a file, not a data directory", file=path, hint="give the folder of the file")
         old = [
             p
             for p in path.parent.glob("*.old")
@@ -92,9 +92,9 @@ def list_tables(path: Path) -> dict[str, tuple[str, str]]:
     for p in tables:
         if not p.is_file():
             what = (
-                "a link to nowhere" if p.is_symlink() and not p.exists() else "no file but a pipe or device"
+                "a link to nowhere" if p.is_symlink() and not p.exists() else "a pipe or device, not a file"
             )
-            raise UserError(f"is {what}", file=p, hint="put the file there, or remove this")
+            raise UserError(f"is {what}", file=p, hint="replace it by the file itself, or remove it")
     return {p.name: kind for p, kind in tables.items()}
 
 
@@ -131,7 +131,7 @@ class DataDir:
             raise UserError("no such file", file=path / "spk2utt", hint=hint)
         if "wav.scp" not in present and (need_wav or "segments" in present):
             raise UserError(
-                "no such file", file=path / "wav.scp", hint="write it: `id path` per line, in C order"
+                "no such file", file=path / "wav.scp", hint="write it: `id path` per line, sorted in C order"
             )
         with no_gc():
             return cls._read(path, present, hint)
@@ -256,7 +256,7 @@ class DataDir:
         """
         path = Path(path)
         if not self.utts:
-            raise UserError("no utterance would be left in this data directory", file=path)
+            raise UserError("no utterance would remain in this data directory", file=path)
         check_replaceable(path)
         with no_gc(), atomic_dir(path, inside=inside, own=own) as tmp:
             self._write_files(tmp)
@@ -273,7 +273,9 @@ class DataDir:
         keep = set(utts)
         if unknown := keep - row.keys():
             raise UserError(
-                f"{min(unknown)} is not in utt2spk", file=self.path / "utt2spk", hint="hint the list of ids"
+                f"{min(unknown)} is not in utt2spk",
+                file=self.path / "utt2spk",
+                hint="correct the list of ids",
             )
         return self._subset([row[u] for u in sorted(keep)], trials)
 
@@ -340,9 +342,9 @@ class DataDir:
         rest = [(utt, spk) for utt, spk in zip(self.utts, self.spk) if utt not in drawn]
         if per_speaker < 1 or not rest:
             raise UserError(
-                f"{per_speaker} labeled utterances a speaker leave no unlabeled one, or are none",
+                f"{per_speaker} labeled utterances per speaker leave no unlabeled one, or are fewer than one",
                 file=self.path,
-                hint="ask for at least one, and for fewer than the speakers have",
+                hint="give at least one, and fewer than the speakers have",
             )
         with atomic_file(folder / "truth" / "unlabeled_utt2spk", inside=folder) as f:
             f.writelines(f"{utt} {spk}\n" for utt, spk in rest)
@@ -360,7 +362,7 @@ class DataDir:
             if len(set(names.values())) != len(names):
                 raise UserError(f"two {what} would get the same id", file=self.path / "utt2spk")
             if bad := next((n for n in names.values() if " " in n or has_bad_characters(n)), None):
-                raise UserError(f"{ascii(bad)} is no id: blanks and control characters part columns")
+                raise UserError(f"{ascii(bad)} is not an id: it contains a blank or a control character")
         pairs = sorted((new_utt[u], new_spk[s]) for u, s in zip(self.utts, self.spk))
         models = {e: e if self.enrol_map and e in self.enrol_map else new_utt.get(e, e)
                   for lines in self.trials.values() for e in (line.split()[0] for line in lines)}  # fmt: skip
@@ -405,7 +407,7 @@ class DataDir:
         units = len(self.utts) if per_utt else len(set(self.spk))
         if not 1 <= n <= units:
             what = "utterances" if per_utt else "speakers"
-            hint = f"ask for 1 to {units} parts" + ("" if per_utt else ", or give --per-utt")
+            hint = f"give 1 to {units} parts" + ("" if per_utt else ", or give --per-utt")
             raise UserError(f"cannot split {units} {what} into {n} parts", file=self.path, hint=hint)
         rows = list(range(len(self.utts)))
         if not per_utt:
@@ -427,10 +429,12 @@ class DataDir:
         """Write the parts to PATH/split<n>/<1..n> (split<n>utt with per_utt), all of them at once."""
         folder = self.path / f"split{n}{'utt' if per_utt else ''}"
         if folder.is_symlink():
-            raise UserError("is a link, no folder of parts", file=folder, hint=command_line("unlink", folder))
+            raise UserError(
+                "is a link, not a folder of parts", file=folder, hint=command_line("unlink", folder)
+            )
         if folder.is_dir() and (other := _foreign_in_parts(folder)):
             raise UserError(
-                "is no part, and a new split would delete it", file=other, hint="move it elsewhere"
+                "is not a part, and a new split would delete it", file=other, hint="move it elsewhere"
             )
         with no_gc():
             cut = self._split_rows(n, per_utt)
@@ -461,7 +465,7 @@ def combine(
         if missing := sorted(((anywhere & {"segments", "wav.scp"}) | set(extra_files)) - set(own)):
             hint = "write it, or combine only directories that have it"
             raise UserError(
-                "no such file, and another source or --extra-files has it",
+                "no such file, but another source has it or --extra-files names it",
                 file=d.path / missing[0],
                 hint=hint,
             )
@@ -472,9 +476,11 @@ def combine(
         for d, own in zip(sources, held):
             for key, value in own[name].items():
                 if merged.setdefault(key, value) != value:
-                    hint = "give one of them other ids first (utils/copy_data_dir.sh --utt-prefix)"
+                    hint = "give one of them other ids first (copy_data_dir.sh --utt-prefix)"
                     raise UserError(
-                        f"{key} has another line in an earlier source", file=d.path / name, hint=hint
+                        f"the line of {key} differs from that in an earlier source",
+                        file=d.path / name,
+                        hint=hint,
                     )
     trials = {
         n: [line for d in sources for line in d.trials[n]] for n in sources[0].trials if n in everywhere
@@ -531,7 +537,7 @@ def segment_seconds(data: DataDir) -> dict[str, float]:
     assert data.segments is not None  # who has none does not ask
     for utt, (reco, start, end) in data.segments.items():
         if end < 0 and not dur:
-            rule = f"{utt} ends with its recording (-1), and nothing tells how long that is"
+            rule = f"{utt} ends with its recording (-1), whose length is unknown"
             raise UserError(
                 rule, file=data.path / "segments", hint="write reco2dur (`recording seconds`) or utt2dur"
             )
@@ -572,10 +578,10 @@ def check_replaceable(path: Path) -> None:
     """UserError unless `path` is free, or a folder holding only what this module would write there."""
     if path.exists() and not path.is_dir():
         raise UserError(
-            "a file stands where the data directory should go", file=path, hint="choose another name"
+            "is a file, so no data directory can be written here", file=path, hint="choose another name"
         )
     if path.is_dir() and (other := _foreign(path)):
         raise UserError(
-            "this is no data-directory file, and replacing the folder would delete it",
+            "is not a file of a data directory, and replacing the folder would delete it",
             file=other, hint="move it elsewhere, or choose another folder",
         )  # fmt: skip

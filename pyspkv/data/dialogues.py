@@ -1,4 +1,4 @@
-"""Dialogues of a data directory: what to know of them, and whether two directories share any."""
+"""Dialogues of a data directory: facts about them, and whether two directories share any."""
 
 import numpy as np
 
@@ -7,14 +7,16 @@ from pyspkv.data.datadir import DataDir
 
 
 def dialogue_lines(data: DataDir) -> list[str]:
-    """What to know of a directory with utt2dialogue before training on it."""
+    """Facts about a directory with utt2dialogue, to check before training on it."""
     dialogue = data.utt_tables["utt2dialogue"]
     _, size = np.unique(list(dialogue.values()), return_counts=True)
     many, count = np.unique(size, return_counts=True)
     shown = ", ".join(f"{m}: {c}" for m, c in list(zip(many.tolist(), count.tolist()))[:20])
     lines = [f"utterances in a dialogue: {shown}{', ...' if len(many) > 20 else ''}"]
     if data.dialogue2device is None:
-        lines.append("warning: no dialogue2device: each dialogue counts as a device, so all others repel it")
+        lines.append(
+            "warning: no dialogue2device: each dialogue counts as a device, and all others are its negatives"
+        )
         return lines
     usable = {d for d, n in zip(sorted(set(dialogue.values())), size) if n >= 2}
     devices, per = np.unique(list(data.dialogue2device.values()), return_counts=True)
@@ -22,9 +24,7 @@ def dialogue_lines(data: DataDir) -> list[str]:
     lines.append(
         f"{len(devices)} devices of {per.min()} to {per.max()} dialogues (median {np.median(per):g})"
     )
-    lines.append(
-        f"{len(usable)} dialogues of two utterances or more, of {most} devices: the most dialogues in a batch"
-    )
+    lines.append(f"{len(usable)} dialogues of two utterances or more, of {most} devices, the most in a batch")
     return lines
 
 
@@ -43,5 +43,5 @@ def check_disjoint(a: DataDir, b: DataDir) -> None:
             raise UserError(
                 f"{len(shared)} {what}s are in {a.path} too: {min(shared)}",
                 file=b.path,
-                hint=f"cut one of them with utils/subset_data_dir.sh --{option}-list",
+                hint=f"remove them from one of the directories (subset_data_dir.sh --{option}-list)",
             )

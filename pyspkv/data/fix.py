@@ -1,4 +1,4 @@
-"""Hint a data directory in place: order, blanks, repeated ids, broken lines, and ids that some file lacks."""
+"""Correct a data directory in place: order, blanks, repeated ids, broken lines, and ids missing from some file."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ _BY_HAND = "correct the file, or move it out of the folder; nothing was changed"
 
 
 def fix(path: str | Path, check_audio: bool = False) -> list[str]:
-    """Hint the directory so that `DataDir.read` takes it; return notes on what was done (empty: nothing).
+    """Correct the directory so that `DataDir.read` accepts it; return notes on the changes (empty: none).
 
     Only utterances that every file has remain; utt2spk and spk2utt are made from each other; a trial list in another
     common form (`1 enrol test`, paths) is converted; segments end where their recording does, by reco2dur or else by
@@ -196,11 +196,11 @@ def _fit(path: Path, tables: dict, seconds: dict[str, float], notes: list[str], 
             f"{path / 'segments'}: {len(shorter)} end where their recording does (first: {min(shorter)})"
         )
         for name in tables.keys() & {"utt2num_samples", "utt2num_frames"}:
-            notes.append(f"{path / name}: removed, for segments were shortened")
+            notes.append(f"{path / name}: removed, because segments were shortened")
             del tables[name]
     if beyond:
         notes.append(
-            f"{path / 'segments'}: {len(beyond)} lie beyond their recording's end and go: {beyond[0]} ..."
+            f"{path / 'segments'}: {len(beyond)} beyond their recording's end are removed: {beyond[0]} ..."
         )
     if shorter or beyond:
         changed.add("segments")
@@ -212,7 +212,9 @@ def _cut_segments(path: Path, tables: dict, notes: list[str], changed: set[str])
     segments, wav = tables["segments"], tables["wav.scp"]
     unknown = [utt for utt, value in segments.items() if value.split(" ", 1)[0] not in wav]
     if 2 * len(unknown) > len(segments):
-        rule = f"{len(unknown)} of {len(segments)} name recordings that wav.scp lacks (first: {unknown[0]})"
+        rule = (
+            f"{len(unknown)} of {len(segments)} name recordings that are not in wav.scp (first: {unknown[0]})"
+        )
         raise UserError(rule, file=path / "segments", hint=_BY_HAND)
     for utt in unknown:
         del segments[utt]
@@ -243,10 +245,10 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
         if name not in tables:
             continue
         if dialogue is None:
-            notes.append(f"{path / name}: removed, for there is no utt2dialogue")
+            notes.append(f"{path / name}: removed, because there is no utt2dialogue")
             del tables[name]
         elif name == "dialogue2mixed" and not tables[name].keys() >= set(dialogue.values()):
-            notes.append(f"{path / name}: removed, for it lacks dialogues of utt2dialogue")
+            notes.append(f"{path / name}: removed, because it has not all dialogues of utt2dialogue")
             del tables[name]  # for evaluation only: no reason to lose utterances
         else:
             kept = {u: d for u, d in dialogue.items() if d in tables[name]}
@@ -276,7 +278,7 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
             changed.add(name)
             tables[name] = {k: v for k, v in table.items() if k in left}
             if len(tables[name]) < len(left):
-                notes.append(f"{path / name}: removed, for it has {len(tables[name])} of {len(left)} ids")
+                notes.append(f"{path / name}: removed, because it has {len(tables[name])} of {len(left)} ids")
                 del tables[name]
             else:
                 notes.append(f"{path / name}: {lines[name]} -> {len(left)} lines")
@@ -286,9 +288,9 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
 def _check_cost(file: Path, left: int, of: int) -> None:
     """No file may cost more than half of the utterances that the others have."""
     if not left:
-        raise UserError("no utterance of the other files is in this one", file=file, hint=_BY_HAND)
+        raise UserError("has no utterance of the other files", file=file, hint=_BY_HAND)
     if 2 * left < of:
-        rule = f"has {left} of {of} utterances, and the others would be lost"
+        rule = f"has {left} of {of} utterances; the others would be lost"
         raise UserError(
             rule, file=file, hint="complete the file, or move it out of the folder; nothing was changed"
         )

@@ -70,10 +70,11 @@ def fitted(text: str, stage: str, num_utts: int, durations: Sequence[float]) -> 
     crops of a file shrink alike: DINO's local ones with its global ones.
     """
     epochs, batch = (re.search(rf"(?m)^{key}: *(\d+)", text) for key in ("epochs", "batch_size"))
-    own = not (epochs and batch) or re.search(r"(?m)^sampler:", text)
+    own = epochs is None or batch is None or re.search(r"(?m)^sampler:", text)
     crops = [float(x) for x in re.findall(r"\b\w+_seconds: *([\d.]+)", text)]
     longest = max(crops, default=math.inf)
-    like = Settings(64, 1, longest) if own else Settings(int(batch[1]), int(epochs[1]), longest)
+    own_sizes = (64, 1) if epochs is None or batch is None or own else (int(batch[1]), int(epochs[1]))
+    like = Settings(*own_sizes, longest)
     found = suggest(num_utts, durations, stage, like)
     if not own:
         text = re.sub(r"(?m)^epochs: *\d+", f"epochs: {found.epochs}", text)

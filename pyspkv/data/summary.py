@@ -1,4 +1,4 @@
-"""What a data directory holds, before hours are spent on it: durations, rates, silence, clipping, duplicates, speakers.
+"""Facts about a data directory to check before training: durations, rates, silence, clipping, duplicates, speakers.
 
 Measured of each utterance as `AudioReader` gives it (16 kHz, mono):
 - quiet: the share of 20 ms frames whose RMS lies 40 dB or more below that of the loudest frame;
@@ -119,18 +119,18 @@ def warnings(data: DataDir, facts: dict, seconds: np.ndarray, crop: float) -> li
             "crop_seconds below the median, or join utterances"
         )
     if labeled and facts["speakers"] == 1:
-        out.append("there is one speaker: nothing can be told apart")
+        out.append("there is only one speaker: nothing can be learnt or tested")
     one = facts["speakers_with_one_utterance"]
     if labeled and one > facts["speakers"] / 2:
         out.append(
-            f"{one} of {facts['speakers']} speakers have one utterance: they give no target trial and no pair"
+            f"{one} of {facts['speakers']} speakers have one utterance: these give no target trial and no positive pair"
         )
     low = {r: k for r, k in facts["sample_rates"].items() if int(r) < RATE}
     if low:
         shown = ", ".join(f"{k} at {r} Hz" for r, k in low.items())
         out.append(
-            f"{sum(low.values())} utterances lie below 16 kHz ({shown}): they are resampled, and the upper bands are "
-            "empty; do not mix them with 16 kHz audio of other speakers, for the rate then tells the speakers"
+            f"{sum(low.values())} utterances have a rate below 16 kHz ({shown}): they are resampled, and the upper "
+            "bands are empty; do not mix them with 16 kHz audio of other speakers: the rate then reveals the speaker"
         )
     for name, what, todo in (
         ("silent", "have no signal", "remove them: all silence is one speaker to a model"),
@@ -149,10 +149,12 @@ def warnings(data: DataDir, facts: dict, seconds: np.ndarray, crop: float) -> li
         mixed = sum(len({of[u] for u in group}) > 1 for group in groups) if labeled else 0
         text = f"{more} utterances are copies of others ({' = '.join(groups[0][:3])})"
         text += f", and {mixed} of {len(groups)} groups have several speakers" if mixed else ""
-        out.append(f"{text}: remove them, for trials of copies are too easy and labels of copies contradict")
+        out.append(
+            f"{text}: remove them: trials of copies are too easy, and labels of copies contradict each other"
+        )
     if facts["quiet_share"] > 0.5:
         out.append(
-            f"{facts['quiet_share']:.0%} of the frames are quiet: cut the pauses, or crops will hold none but them"
+            f"{facts['quiet_share']:.0%} of the frames are quiet: cut the pauses, or some crops will be silent"
         )
     return out
 

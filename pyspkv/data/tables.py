@@ -124,9 +124,7 @@ def read_text(path: str | Path, hint: str | None = None, odd_ok: bool = False) -
     """The file as text. UserError: empty, not UTF-8, CR, no final LF, control characters, odd blanks."""
     raw = Path(path).read_bytes()
     if not raw:
-        raise UserError(
-            "the file is empty", file=path, hint="write it again, or remove it if nothing needs it"
-        )
+        raise UserError("the file is empty", file=path, hint="write it again, or remove it")
     if raw.translate(None, _CONTROL) != raw:
         pos = next(i for i, byte in enumerate(raw) if byte in _CONTROL)
         raise UserError(f"control character 0x{raw[pos]:02x}", file=path, line=_line_at(raw, pos), hint=hint)
@@ -138,7 +136,10 @@ def read_text(path: str | Path, hint: str | None = None, odd_ok: bool = False) -
     if raw[-1:] != b"\n":
         line = _line_at(raw, len(raw))
         raise UserError(
-            "the last line has no line end: was the file cut short?", file=path, line=line, hint=hint
+            "the last line does not end in a newline: the file may be cut short",
+            file=path,
+            line=line,
+            hint=hint,
         )
     try:
         text = raw.decode("utf-8")
@@ -194,9 +195,9 @@ def read_columns(
         if not key:
             raise UserError("the line is empty or starts with a blank", file=path, line=number, hint=hint)
         if rest[-1:] in (" ", "\t"):
-            raise UserError("blank at the line end", file=path, line=number, hint=hint)
+            raise UserError("the line ends in a blank", file=path, line=number, hint=hint)
         if not good(rest):
-            raise UserError(f"the rule is {rule}", file=path, line=number, hint=hint)
+            raise UserError(f"the line must be {rule}", file=path, line=number, hint=hint)
         keys.append(key)
         values.append(rest)
     if in_order:
@@ -225,9 +226,11 @@ def read_table(path: str | Path, value: str = "rest", hint: str | None = None) -
 
 
 def values_for(table: dict[str, str], utts: Sequence[str], path: str | Path) -> list[str]:
-    """A truth file's values of `utts`. UserError: it lacks one."""
+    """Values of `utts` in a truth file. UserError: one is missing."""
     if missing := [u for u in utts if u not in table]:
-        raise UserError(f"lacks {len(missing)} of {len(utts)} utterances, the first {missing[0]}", file=path)
+        raise UserError(
+            f"has no line for {len(missing)} of {len(utts)} utterances; the first is {missing[0]}", file=path
+        )
     return [table[u] for u in utts]
 
 
@@ -260,7 +263,7 @@ def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str
             rest = " ".join(parts)
         before = len(table)
         if not good(rest):
-            dropped.setdefault(f"the rule is {rule}", []).append(number)
+            dropped.setdefault(f"the line must be {rule}", []).append(number)
         elif not unique:
             pairs.append((key, rest))
         elif table.setdefault(key, rest) == rest:

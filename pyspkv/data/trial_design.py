@@ -1,4 +1,4 @@
-"""Trials by rules: so many of each speaker, other sessions, one gender, enrolment models of several utterances.
+"""Trials by rules: a number per speaker, other sessions, same gender, enrolment models of several utterances.
 
 Without a rule of these `make_trials` makes all pairs, or a number of them.
 """
@@ -35,10 +35,10 @@ def by_speaker(data: DataDir) -> dict[str, list[str]]:
     for utt, spk in sorted(zip(data.utts, data.spk), key=lambda pair: (pair[1], pair[0])):
         out.setdefault(spk, []).append(utt)
     if len(out) < 2:
-        rule = "has one speaker; nontarget trials take two"
+        rule = "has one speaker; nontarget trials need two"
         raise UserError(rule, file=data.path / "utt2spk")
     if all(utts == [spk] for spk, utts in out.items()):
-        rule = "names no speaker (each line is `utt utt`), so nobody can say which trials are target"
+        rule = "has no speakers (each line is `utt utt`), so target trials cannot be made"
         raise UserError(
             rule, file=data.path / "utt2spk", hint="make the directory with its speakers (--pattern)"
         )
@@ -95,7 +95,7 @@ def design(data: DataDir, rules: Rules) -> tuple[list[str], dict[str, list[str]]
         if not any(line.endswith(kind) for line in lines):
             rule = f"no{kind} trial can be made of {len(data.utts)} utterances of {len(people)} speakers"
             raise UserError(
-                rule, file=data.path, hint="loosen the rules: sessions, gender, enrolment utterances"
+                rule, file=data.path, hint="relax the rules: sessions, gender, enrolment utterances"
             )
     return sorted(lines), models
 

@@ -8,7 +8,9 @@ from pyspkv.data.datadir import DataDir
 from pyspkv.data.manifests.lines import text_lines
 from pyspkv.data.trials import other_form
 
-_RULE = "the rule is `1 path path` (VoxCeleb), `path path 1`, `enrol test target|nontarget`, or two columns (blind)"
+_RULE = (
+    "the line must be `1 path path` (VoxCeleb), `path path 1`, `enrol test target|nontarget`, or two columns"
+)
 
 
 def names(data: DataDir) -> dict[str, str]:
@@ -50,11 +52,11 @@ def read(file: Path, data: DataDir) -> tuple[list[str], bool]:
         ids = [row[0] if row[0] in models else known.get(row[0]), known.get(row[1])]
         for name, utt in zip(row, ids):
             if utt is None:
-                rule = f"{name[:100]!a} is no utterance of {data.path}, nor the path of one alone"
+                rule = f"{name[:100]!a} is not an utterance of {data.path}, nor the path of exactly one"
                 raise UserError(
                     rule, file=file, line=line, hint="make the directory of the audio that the list names"
                 )
         out.append(" ".join([*filter(None, ids), *row[2:]]))
     if not out:
-        raise UserError("holds no trial", file=file, hint=_RULE)
+        raise UserError("contains no trial", file=file, hint=_RULE)
     return out, not blind

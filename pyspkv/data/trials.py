@@ -73,7 +73,7 @@ def read_trials(path: str | Path, hint: str | None = None) -> "tuple[list[str], 
             enrol, rest = read_columns(path, "trial", hint, in_order=False)
         except UserError as err:
             if is_blind(path):
-                rule = "has no answers (two columns): a blind list can be scored, but not measured"
+                rule = "has no answers (two columns): such a list can be scored, but there is no EER"
                 how = "write each line as `enrol test target|nontarget` to have figures"
                 raise UserError(rule, file=path, hint=how) from None
             if hint:
@@ -123,7 +123,7 @@ def trials_over(path: str | Path, utts: Sequence[str]) -> "tuple[list[str], list
     for line, pair in enumerate(zip(enrol, test), 1):
         if missing := [u for u in pair if u not in known]:
             raise UserError(
-                f"{missing[0]} is no utterance of the data directory",
+                f"{missing[0]} is not an utterance of the data directory",
                 file=path, line=line, hint="give the trials of this directory",
             )  # fmt: skip
     if target.all() or not target.any():

@@ -110,7 +110,7 @@ def rank_dialogues(
     if mixed is None:
         return rows, {}
     if missing := [name for name in names if name not in mixed]:
-        raise UserError(f"the truth lacks {len(missing)} dialogues: {missing[0]}")
+        raise UserError(f"the truth has no line for {len(missing)} dialogues; the first is {missing[0]}")
     truth = np.array([mixed[name] == "1" for name in names])
     if truth.all() or not truth.any():
         return rows, {"auc": np.nan, "auc_low": np.nan, "weight_ratio": np.nan, "mixed": int(truth.sum())}

@@ -25,7 +25,7 @@ class Turns:
     data: DataDir
     device: list[str]
     time: np.ndarray  # float64 [N]
-    dropped: int  # turns of the source that was asked to go
+    dropped: int  # number of turns of the dropped source
 
     def seconds(self) -> np.ndarray:
         """Durations [N]: utt2dur, segments, or the audio's headers."""
@@ -59,9 +59,9 @@ def _check_dropped(path: Path, field: str, drop: str, sources: set[str], dropped
     """UserError: there are several sources but none is the one to drop, or nothing else is left."""
     if len(sources) > 1 and not dropped:
         rule = f"no '{field}' is '{drop}'; there are {', '.join(sorted(sources)[:5])}"
-        raise UserError(rule, file=path, hint="name the one that is no customer: --drop-source")
+        raise UserError(rule, file=path, hint="give --drop-source, the source that is not a customer")
     if not left:
-        raise UserError(f"no turn is left of {dropped}", file=path, hint="see --drop-source")
+        raise UserError(f"no turn remains of {dropped}", file=path, hint="see --drop-source")
 
 
 def from_kaldi(path: Path, drop_source: str) -> Turns:
@@ -69,7 +69,9 @@ def from_kaldi(path: Path, drop_source: str) -> Turns:
     data = DataDir.read(path)
     for name, what in (("utt2time", "start in seconds"), ("utt2device", "device")):
         if name not in data.utt_tables:
-            raise UserError("no such file", file=path / name, hint=f"write `utt {what}` per line, in C order")
+            raise UserError(
+                "no such file", file=path / name, hint=f"write `utt {what}` per line, sorted in C order"
+            )
     source = data.utt_tables.get("utt2source", {})
     left = [u for u in data.utts if source.get(u, "").lower() != drop_source.lower()]
     _check_dropped(
@@ -110,19 +112,21 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             held = raw.get(name)
             text = "" if held is None else str(held).strip()
             if not text:
-                raise UserError(f"no '{name}'", file=path, line=line, hint="see the --*-field options")
+                raise UserError(
+                    f"there is no '{name}'", file=path, line=line, hint="see the --*-field options"
+                )
             if isinstance(held, bool) or not isinstance(held, str | int | float):
                 raise UserError(f"'{name}' is neither text nor a number", file=path, line=line)
             if name in plain and re.search(
                 "[\ud800-\udfff]", text
             ):  # JSON can write what no file or terminal can
-                raise UserError(f"{ascii(text)} holds half a character", file=path, line=line)
+                raise UserError(f"{ascii(text)} contains half a character", file=path, line=line)
             return text
 
         has = tuple(name for name in (fields.source, fields.duration) if raw.get(name) not in (None, ""))
         if optional is not None and has != optional:
             odd = min(set(has) ^ set(optional))
-            raise UserError(f"'{odd}' is in some lines and not in others", file=path, line=line)
+            raise UserError(f"'{odd}' is in some lines but not in others", file=path, line=line)
         optional = has
         utt, device = value(fields.utt), value(fields.device)
         audio = value(fields.audio)
@@ -130,26 +134,26 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
             if " " in name or tables.has_bad_characters(name):
                 raise UserError(f"{ascii(name)}: an id must not hold a blank", file=path, line=line)
         if tables.has_bad_characters(audio):
-            rule = "a path must not hold line ends nor blanks beyond ASCII"
+            rule = "a path must not contain line ends or non-ASCII blanks"
             raise UserError(f"{ascii(audio)}: {rule}", file=path, line=line, hint="rename the file")
         if utt in rows:
             raise UserError(f"{utt} is given twice", file=path, line=line)
         time, zone = _parse_time(value(fields.time), path, line)
         if abs(time) > 1e11:
-            rule = f"'{raw.get(fields.time)}' lies thousands of years away: milliseconds, or a date without dashes?"
+            rule = f"'{raw.get(fields.time)}' is thousands of years away: milliseconds, or a date without dashes?"
             raise UserError(
-                rule, file=path, line=line, hint="write seconds, or ISO 8601 as 2026-03-01T18:02:11Z"
+                rule, file=path, line=line, hint="write seconds, or ISO 8601 such as 2026-03-01T18:02:11Z"
             )
         if zoned is not None and zone != zoned:
             raise UserError(
-                "some times name their zone (or are seconds) and others do not", file=path, line=line
+                "some times have a time zone (or are seconds) but others do not", file=path, line=line
             )
         zoned = zone
         seconds = None
         if fields.duration in has:
             seconds = value(fields.duration)
             if not _positive(seconds):
-                raise UserError(f"'{seconds}' is no duration in seconds above 0", file=path, line=line)
+                raise UserError(f"'{seconds}' is not a duration above 0 seconds", file=path, line=line)
         if fields.source in has:
             sources.add(value(fields.source))
         if fields.source in has and value(fields.source).lower() == drop_source.lower():
@@ -157,7 +161,7 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
         else:
             rows[utt] = (str(path.absolute().parent / audio), device, time, seconds)
     if not rows:
-        raise UserError("there is no turn in it", file=path)
+        raise UserError("contains no turn", file=path)
     kept = {utt: row for utt in sorted(rows) if (row := rows[utt]) is not None}
     _check_dropped(path, fields.source, drop_source, sources, dropped, len(kept))
     utts = list(kept)
@@ -177,7 +181,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict]]:
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
-                raise UserError("the line is no JSON object", file=path, line=line)
+                raise UserError("the line is not a JSON object", file=path, line=line)
             yield line, row
 
 
@@ -190,7 +194,7 @@ def _csv(path: Path) -> Iterator[tuple[int, dict]]:
                     raise UserError("more columns than the first line names", file=path, line=reader.line_num)
                 yield reader.line_num, row
         except csv.Error as err:
-            raise UserError(f"no CSV: {err}", file=path, line=reader.line_num) from None
+            raise UserError(f"is not CSV: {err}", file=path, line=reader.line_num) from None
 
 
 def _text(path: Path) -> io.StringIO:

@@ -83,7 +83,9 @@ def contaminate(
     owner = {d: spk[utts[0]] for d, utts in members.items()}
     if odd := next((d for d, utts in members.items() if {spk[u] for u in utts} != {owner[d]}), None):
         raise UserError(
-            f"dialogue {odd} has two speakers already", file=data.path, hint="give it true speakers"
+            f"dialogue {odd} already has two speakers",
+            file=data.path,
+            hint="give a directory with true speakers",
         )
     home: dict[str, set[str]] = {}
     device_of = data.dialogue2device

@@ -63,7 +63,9 @@ def fill(value: Any, variables: dict[str, Scalar]) -> Any:
         return [fill(v, variables) for v in value]
     for name in re.findall(r"\{(\w+)\}", value) if isinstance(value, str) else []:
         if name not in variables:
-            raise UserError(f"'{value}': {name} is no variable", hint=f"`each` has: {', '.join(variables)}")
+            raise UserError(
+                f"'{value}': {name} is not a variable", hint=f"`each` has: {', '.join(variables)}"
+            )
         if value == f"{{{name}}}":
             return variables[name]
         value = value.replace(f"{{{name}}}", word(variables[name]))
@@ -90,10 +92,12 @@ class Table:
             where = ""
             graph = {cell.name: cell.needs() for cell in self.cells.values()}
             if lost := [n for needs in graph.values() for n in needs if n not in graph]:
-                raise UserError(f"no cell is called '{lost[0]}'", hint=f"cells are: {', '.join(graph)[:300]}")
+                raise UserError(f"there is no cell '{lost[0]}'", hint=f"cells are: {', '.join(graph)[:300]}")
             self.cells = {name: self.cells[name] for name in TopologicalSorter(graph).static_order()}
         except CycleError as err:
-            raise UserError(f"cells wait for each other: {' after '.join(err.args[1])}", file=path) from None
+            raise UserError(
+                f"these cells need each other: {' after '.join(err.args[1])}", file=path
+            ) from None
         except UserError as err:
             text = str(err).replace("--print-config", "python -m pyspkv.bin.grid --help")
             begin = "" if text.startswith(printable(str(path))) else printable(f"{path}: {where}")
@@ -104,19 +108,21 @@ class Table:
         """One cell of the template `key`."""
         name = word(fill(key, variables))
         if not re.fullmatch(NAME, name) or name in self.cells or len(self.cells) == 10_000:
-            rule = f"'{name}' is a second cell's name or cannot be one (letters, digits and . _ + = -)"
+            rule = (
+                f"'{name}' is the name of another cell, or cannot be a name (letters, digits and . _ + = -)"
+            )
             raise UserError(rule, hint="put every variable of `each` into the name")
         cell = cfg.validate(Cell, {u: variables[u] for u in UNITS if u in variables} | fill(raw, variables))
         reuse = {"reuse": f"{{exp:{cell.after[0]}}}"} if cell.after else {}
         options = {**self.file.options, **reuse, **cell.options}
         cell.options = {k: word(v) for k, v in options.items() if v is not None}
         if own := {"exp", "seed"} & options.keys():
-            raise UserError(f"options: {own.pop()} is the cell's own")
+            raise UserError(f"options: {own.pop()} is set by the cell itself")
         self.cells[name], cell.name, cell.template = cell, name, key
         for row in cell.rows:
             if row.table not in self.file.tables:
                 tables = ", ".join(self.file.tables)
-                raise UserError(f"no table is called '{row.table}'", hint=f"they are {tables}")
+                raise UserError(f"there is no table '{row.table}'", hint=f"they are {tables}")
             look, row.row = self.file.tables[row.table], row.row or str(row.system)
             row.column = None if row.column is None else word(row.column)
             look.order += [] if row.row in ["all", *look.order] else [row.row]

@@ -62,7 +62,9 @@ class Look:
     compare: Literal["points", "percent"] = "points"  # EER less the base's, or its reduction in percent of it
     figures: list[str] = field(default_factory=list)  # default: all of FIGURES (MATRIX) that its rows have
     bases: dict[str, str] = field(default_factory=dict)  # row -> its own base
-    order: list[str] = field(default_factory=list)  # of rows; others follow as they stand in RESULTS.jsonl
+    order: list[str] = field(
+        default_factory=list
+    )  # of rows; other tables follow in the order of RESULTS.jsonl
     # Folds (or draws, ...: see `unit`) whose test list chose settings: shown apart, in no mean, interval or plot.
     tuned_on: list[int | str] = field(default_factory=list)
 
@@ -127,7 +129,7 @@ def read_rows(path: Path) -> list[dict]:
     data = path.read_bytes() if path.exists() else b""
     lines = (
         data.removesuffix(b"\n").split(b"\n") if data else []
-    )  # only a line feed ends one: texts may hold U+2028
+    )  # split at line feeds only: texts may contain U+2028
     return list({key_of(r): r for r in (checked(line, path, n) for n, line in enumerate(lines, 1))}.values())
 
 
@@ -198,7 +200,7 @@ def systems(exp: Path) -> dict[str, dict]:
         return out | ({"final": {**found["final"], "folder": exp / last}} if found.get("final") else {})
     except (TypeError, KeyError, AttributeError):
         raise UserError(
-            "is no results.json of bin.report", file=exp / "results.json", hint="run stage 8 again"
+            "is not a results.json of bin.report", file=exp / "results.json", hint="run stage 8 again"
         ) from None
 
 

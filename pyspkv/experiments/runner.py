@@ -23,7 +23,7 @@ from pydantic import Field
 
 from pyspkv.base import config as cfg
 from pyspkv.base import foreign
-from pyspkv.base.atomic import atomic_file, folder_lock
+from pyspkv.base.atomic import atomic_file, command_line, folder_lock
 from pyspkv.base.errors import UserError
 from pyspkv.base.processes import Stopped, end_all
 from pyspkv.experiments import results
@@ -72,7 +72,9 @@ class Runner:
         try:
             return cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
         except UserError:
-            raise UserError("is no mark of a cell", file=file, hint=f"remove {file.parent}") from None
+            raise UserError(
+                "is not the record of a cell", file=file, hint=command_line("rm", "-r", file.parent)
+            ) from None
 
     def write(self, cell: Cell, mark: Mark) -> None:
         with atomic_file(self.exp / cell.name / "grid.json") as f:
@@ -154,15 +156,18 @@ class Runner:
         """Run what is not done, `jobs` cells at a time. 0: all done; 1: a cell failed; 128 + n: ended by signal n."""
         for cell in self.cells:
             if said := self.changed(cell):
-                hint = f"undo it, give another --exp, or remove {self.exp / cell.name}"
-                raise UserError(f"cell {cell.name} has changed: {said}", file=self.table.path, hint=hint)
-        os.environ.pop("SPKV_RECIPE", None)  # run.sh knows its own folder
+                rule = (
+                    f"cell {cell.name} has changed: {said}; undo it, give another --exp, or remove the cell"
+                )
+                hint = command_line("rm", "-r", self.exp / cell.name)
+                raise UserError(rule, file=self.table.path, hint=hint)
+        os.environ.pop("SPKV_RECIPE", None)  # run.sh finds its own folder
         self.stopped = Stopped()
         said = ""
         try:
             while (left := self.step(jobs)) and not self.stopped.signal:
                 if not self.jobs and not said:
-                    print(said := "the rest is in the hands of other processes: waiting", flush=True)
+                    print(said := "other processes run the rest: waiting", flush=True)
                 time.sleep(0.05 + left / 1000)
         finally:
             self.stop()
@@ -210,7 +215,7 @@ class Runner:
             return "running"
 
     def status(self, jobs: int) -> None:
-        """A line a cell, and about how long the rest takes by the finished cells of the same template, or of all."""
+        """One line per cell, and the remaining time by the finished cells of the same template, or of all."""
         states = {cell.name: self.state(cell) for cell in self.cells}
         ended = [c for c in self.cells if states[c.name] == "done"]
         done = [(c.template, mark.seconds) for c in ended if (mark := self.mark(c.name))]
@@ -221,4 +226,4 @@ class Runner:
                 left += fmean([s for t, s in done if t == cell.template] or [s for _, s in done])
         about = f"about {timedelta(seconds=round(left / jobs))} left, {jobs} at a time"
         counted = ", ".join(f"{n} {state}" for state, n in Counter(states.values()).items())
-        print(f"{counted}; {about if done else 'nobody knows how long it takes'}")
+        print(f"{counted}; {about if done else 'the time is unknown'}")

@@ -21,7 +21,7 @@ from pyspkv.jobs.call import Call, Config
 
 TRIES = 4  # of a task that SLURM loses: its node dies, it is preempted, its time is up
 LOOK = float(os.environ.get("SPKV_SLURM_LOOK") or 5.0)  # seconds between questions to the controller, and
-# from a task's leaving the queue until nobody waits for its done-file any more (NFS shows it late)
+# how long to wait for the done-file of a task that has left the queue (NFS shows it late)
 FINAL = {"CANCELLED": "somebody cancelled it", "OUT_OF_MEMORY": "it ran out of memory: raise --mem"}
 TASK = str(Path(__file__).resolve().parents[2] / "utils/slurm_task.sh")
 
@@ -99,7 +99,7 @@ class Array:
         engine.cancel(wrong)
         self.jobs = {t.job[0]: jobs[t.job[0]] for t in self.tasks.values() if t.job}
         if self.jobs:
-            say(f"taking over what still runs of job {', '.join(self.jobs)}")
+            say(f"resuming job {', '.join(self.jobs)}")
         for folder in self.folders():
             if self.job_of(folder) not in self.jobs:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -206,7 +206,7 @@ class Array:
 
     def say_away(self) -> None:
         if not self.away:
-            say("SLURM's controller does not answer; waiting for it, the jobs go on")
+            say("SLURM's controller does not answer; waiting for it while the jobs run")
         self.away = True
 
     def look(self) -> None:
@@ -219,7 +219,7 @@ class Array:
         if self.away:
             say("the controller answers again")
         self.away = False
-        with contextlib.suppress(OSError):  # a change in the folder, so that NFS reads it anew
+        with contextlib.suppress(OSError):  # a change in the folder makes NFS read it again
             (self.state / ".look").touch()
             (self.state / ".look").unlink()
         self.collect()
@@ -301,4 +301,4 @@ class Array:
             if not (folder / "job").exists() and (job := engine.find(self.token(folder))):
                 self.jobs[job] = self.token(folder)
         if not engine.cancel_all(self.jobs):
-            say(f"SLURM has not ended all of it yet: squeue -j {','.join(self.jobs)}")
+            say(f"SLURM has not ended all jobs yet: squeue -j {','.join(self.jobs)}")

@@ -1,4 +1,4 @@
-"""What a job runner is told: its options, jobs, log and command; and Kaldi's file that turns options into sbatch's."""
+"""The input of a job runner: its options, jobs, log and command; and Kaldi's file that turns options into sbatch's."""
 
 import hashlib
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 from pyspkv.base.errors import UserError
 
 NUMBERS = ("max_jobs_run", "num_threads", "gpu", "num_nodes")
-OWN = ("config", "max_jobs_run", "show")  # options that the runner takes for itself
+OWN = ("config", "max_jobs_run", "show")  # options for the runner itself
 JOBS = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]{1,9})(?::([0-9]{1,9}))?")
-SHELL_USAGE = "see utils/slurm.sh --help"
+SHELL_USAGE = "see the --help of slurm.sh"
 # Variables that a job gets from where it was submitted; more by `export` lines of the config.
 EXPORTED = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "SLURM_CONF"),
@@ -64,13 +64,13 @@ def parse_call(words: list[str]) -> Call:
             value = value if equals else words.pop(0)
             option = option.replace("-", "_")
             if option in NUMBERS and not (value.isascii() and value.isdecimal() and len(value) < 10):
-                raise UserError(f"--{option.replace('_', '-')} is a whole number, not {value[:40]!a}")
+                raise UserError(f"--{option.replace('_', '-')} must be a whole number, not {value[:40]!a}")
             options[option] = value
         elif not name and (found := JOBS.fullmatch(words[0])):
             name, first, last = found[1], int(found[2]), int(found[3] or found[2])
             numbers = range(first, last + 1)
             if not numbers:
-                raise UserError(f"no jobs in {words[0]}")
+                raise UserError(f"there are no jobs in {words[0]}")
             words.pop(0)
         else:
             break
@@ -78,7 +78,7 @@ def parse_call(words: list[str]) -> Call:
         raise UserError("expected [JOB=1:n] LOG COMMAND", hint=SHELL_USAGE)
     log, *command = words
     if len(numbers) > 1 and name not in log:
-        raise UserError(f"the log needs {name} in its name, for each job has its own: {log}")
+        raise UserError(f"the name of the log must contain {name}, because each job has its own log: {log}")
     return Call(options, name, numbers, log, command)
 
 
@@ -100,8 +100,10 @@ class Config:
                 if words := shlex.split(line, comments=True):
                     self._add(words)
             except ValueError as err:
-                raise UserError(str(err), file=file, line=number, hint="see utils/slurm.conf") from None
-        if base:  # its lines hold for what the file says nothing of
+                raise UserError(
+                    str(err), file=file, line=number, hint="see slurm.conf beside slurm.sh"
+                ) from None
+        if base:  # its lines are the defaults of the file
             self.default = {k: v for k, v in base.default.items() if k not in self.option} | self.default
             self.option = base.option | self.option
 
@@ -132,13 +134,13 @@ class Config:
             added = lines.get(value, lines.get("*"))
             if added is None:
                 known = " ".join(sorted(f"--{k.replace('_', '-')}" for k in {*self.option, *OWN}))
-                hint = f'a line "option {name}=* --... $0" in it would make one; the options are: {known}'
+                hint = f'add a line "option {name}=* --... $0" to it; the options are: {known}'
                 raise UserError(f"no option --{name.replace('_', '-')} {value}", file=self.file, hint=hint)
             words += [word.replace("$0", value) for word in added]
         return words
 
     def environment(self, env: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
-        """The variables of `env` that the jobs get. The devices are SLURM's to choose where GPUs are asked for."""
+        """The variables of `env` that the jobs get. SLURM chooses the devices if there are GPUs."""
         found = {k: v for k, v in env.items() if any(fnmatchcase(k, pattern) for pattern in self.exported)}
         options = {**self.default, **options}
         if int(options.get("gpu", "0")) == 0 and "CUDA_VISIBLE_DEVICES" in env:

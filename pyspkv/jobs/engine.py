@@ -1,4 +1,4 @@
-"""SLURM's programs: submit, look, cancel. The controller may be away for a while; whoever calls then looks again."""
+"""SLURM's programs: submit, look, cancel. The controller may be away for a while; the caller then tries again."""
 
 import os
 import subprocess

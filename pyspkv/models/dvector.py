@@ -21,7 +21,7 @@ class DVectorConfig(Config):
     layers: Count = Field(3, description="LSTM layers (3 in the paper).")
     embed_dim: Size = Field(256, description="Size of the embedding. 256 in the paper.")
     n_mels: Count = Field(
-        40, description="Mel bands of the filterbank. A model starts only from one with the same number."
+        40, description="Mel bands of the filterbank. --init needs a model with the same number."
     )
 
 

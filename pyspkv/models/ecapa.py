@@ -24,7 +24,7 @@ class ECAPAConfig(Config):
     channels: Size = Field(
         512,
         description="Width of the three SE-Res2 blocks, a multiple of `scale` (512 or 1024 in the paper). "
-        "Start here to make the network larger or faster.",
+        "Change this first to make the network larger or faster.",
     )
     mfa_channels: Size = Field(
         1536,
@@ -33,7 +33,7 @@ class ECAPAConfig(Config):
     )
     embed_dim: Size = Field(192, description="Size of the embedding. 192 in the paper.")
     n_mels: Count = Field(
-        80, description="Mel bands of the filterbank. A model starts only from one with the same number."
+        80, description="Mel bands of the filterbank. --init needs a model with the same number."
     )
     scale: Count = Field(8, description="Groups of the Res2Net convolutions (8 in the paper).")
     se_channels: Size = Field(
@@ -49,7 +49,7 @@ class ECAPAConfig(Config):
     @model_validator(mode="after")
     def _groups(self) -> "ECAPAConfig":
         if self.channels % self.scale:
-            raise ValueError(f"channels {self.channels} is no multiple of scale {self.scale}")
+            raise ValueError(f"channels {self.channels} is not a multiple of scale {self.scale}")
         return self
 
 

@@ -54,7 +54,7 @@ class Encoder(nn.Module):
         """Before a training: load pre-trained parts that the config names. Extraction has no need of them."""
 
     def pull(self, faithful: bool = False) -> Tensor | None:
-        """Penalty that holds the weights near the pre-trained ones, where the encoder wants one; `faithful`: as the
+        """Penalty that holds the weights near the pre-trained ones, if the encoder has one; `faithful`: as the
         encoder's authors released it."""
         return None
 

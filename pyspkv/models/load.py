@@ -14,12 +14,12 @@ from pyspkv.models.registry import EncoderConfig
 
 
 def encoder_config(folder: Path) -> EncoderConfig:
-    """The encoder's config from the run folder's config.yaml (next to its checkpoints)."""
+    """The encoder's config from config.yaml of the model folder (next to its checkpoints)."""
     return cfg.read_section(folder.parent / "config.yaml", "encoder", EncoderConfig)
 
 
 def load_encoder(model: str | Path, which: str = "last") -> Encoder:
-    """Encoder of a run folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
+    """Encoder of a model folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
     folder = checkpoint.resolve_model(
         model if str(model).endswith(("@best", "@last")) else f"{model}@{which}"
     )
@@ -56,7 +56,7 @@ def check_sizes(
     for name in ("layers", "blocks"):
         found = getattr(config, name, 0)
         if (count := sum(found) if isinstance(found, (tuple, list)) else found) > len(weights):
-            rule = f"config.yaml counts {count} {name}, and its checkpoint holds {len(weights)} tensors"
+            rule = f"config.yaml has {count} {name}, but its checkpoint contains {len(weights)} tensors"
             raise UserError(rule, file=folder, hint=hint or checkpoint.AGAIN)
     try:
         with torch.random.fork_rng(devices=[]), _Shapes():

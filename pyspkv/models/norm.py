@@ -23,7 +23,7 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.training and len(rows) * world_size() < 2:
-            raise UserError("batch normalization takes two rows or more", hint="raise batch_size")
+            raise UserError("batch normalization needs at least two utterances", hint="raise batch_size")
         if not self.training or world_size() == 1:
             return super().forward(rows).view(x.shape)
         rows32 = rows.float()

@@ -1,4 +1,4 @@
-"""Frame-level [B, T, C] -> utterance-level [B, D], with padded frames left out."""
+"""Frame-level [B, T, C] -> utterance-level [B, D], ignoring padded frames."""
 
 import torch
 from torch import Tensor, nn

@@ -26,7 +26,7 @@ class ResNetConfig(Config):
     )
     embed_dim: Size = Field(256, description="Size of the embedding.")
     n_mels: Count = Field(
-        80, description="Mel bands of the filterbank. A model starts only from one with the same number."
+        80, description="Mel bands of the filterbank. --init needs a model with the same number."
     )
     attentive: bool = Field(
         False,

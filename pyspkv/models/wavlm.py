@@ -66,7 +66,7 @@ class WavLMConfig(Config):
     )
     freeze: Literal["none", "front", "trunk"] = Field(
         "front",
-        description="What is not trained. front: convolutions, projection and position embedding (the "
+        description="Which parts are frozen. front: convolutions, projection and position embedding (the "
         "paper). trunk: all layers, too, so that only the pooling learns. none: for training from scratch.",
     )
     trunk_lr_scale: Positive = Field(
@@ -88,7 +88,7 @@ class WavLMConfig(Config):
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="Compute each layer again in the backward pass: a third slower, with a fraction of the "
+        description="Compute each layer again in the backward pass: a third slower, but with a fraction of the "
         "memory. Set it when a GPU is out of memory.",
     )
 
@@ -218,7 +218,7 @@ class WavLM(Encoder):
         if c.l2_sp_weight and not c.pretrained:
             raise UserError(
                 "encoder.l2_sp_weight needs encoder.pretrained",
-                hint="name the imported trunk, or l2_sp_weight: 0",
+                hint="set it to the imported trunk, or set l2_sp_weight: 0",
             )
         if not c.pretrained:
             return
@@ -292,7 +292,7 @@ class WavLM(Encoder):
         """H_0 .. H_L, each float [B, F, dim], as transformers' output_hidden_states."""
         t, c = self.trunk, self.config
         frozen = c.freeze != "none"
-        # Frozen parts keep no graph, but where a gradient to their input is asked for.
+        # Frozen parts keep no graph, unless their input needs a gradient.
         with torch.set_grad_enabled(torch.is_grad_enabled() and (not frozen or feats.requires_grad)):
             h, _ = t.feature_projection(feats)
             if mask is not None:
@@ -386,7 +386,7 @@ def _on(device: torch.device, function):
 
 @cache
 def _compiled(function):
-    torch._dynamo.config.suppress_errors = True  # without a C compiler it runs as it is, with a warning
+    torch._dynamo.config.suppress_errors = True  # without a C compiler it runs uncompiled, with a warning
     return torch.compile(function, dynamic=False)
 
 
@@ -457,5 +457,5 @@ def _normed_convolution(wave: Tensor, lengths: Tensor, weight: Tensor, norm: nn.
         scale = norm.weight * torch.rsqrt(var + norm.eps)
         shift = norm.bias - scale * (m @ w.T)
         kernels = torch.cat([scale[..., None] * w, shift[..., None]], -1).mT.to(weight)  # [B, 11, C]
-    # 16 wide, as a GPU's products want
+    # padded to 16, which is fast for products on a GPU
     return F.pad(windows, (0, 6), value=1.0) @ F.pad(kernels, (0, 0, 0, 5))

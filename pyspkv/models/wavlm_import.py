@@ -66,12 +66,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | Non
     if isinstance(found.get("model"), dict) and all(isinstance(v, Tensor) for v in found["model"].values()):
         return _trunk(_sound(found["model"], path)), {}, None  # its cfg says nothing that the shapes do not
     if not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UserError("holds neither {cfg, model} nor tensors by name", file=path)
+        raise UserError("contains neither {cfg, model} nor named tensors", file=path)
     parts: dict[str, dict[str, Tensor]] = {"__S__.model.": {}, "__S__.backend.": {}, "__L__.": {}}
     for key, value in _sound(found, path).items():
         prefix = next((p for p in parts if key.startswith(p)), None)
         if prefix is None:
-            raise UserError(f"its tensor {short(key)} belongs to no layout known here", file=path)
+            raise UserError(f"its tensor {short(key)} belongs to no known layout", file=path)
         parts[prefix][key[len(prefix) :]] = value
     trunk, backend, head = parts.values()
     return _trunk(trunk), {k: v.float() for k, v in backend.items()}, head.get("weight")
@@ -95,10 +95,13 @@ def _load(path: Path) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (Exception, RecursionError) as err:  # whatever a broken or hostile file makes torch raise
-        raise UserError(f"is not a checkpoint that can be read{_why(err)}", file=path, hint=AGAIN) from None
+    except (
+        Exception,
+        RecursionError,
+    ) as err:  # torch raises many kinds of errors for broken or hostile files
+        raise UserError(f"cannot be read as a checkpoint{_why(err)}", file=path, hint=AGAIN) from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UserError("holds no dictionary of tensors", file=path)
+        raise UserError("contains no dictionary of tensors", file=path)
     return found
 
 
@@ -122,9 +125,7 @@ def _check_zip(path: Path) -> None:
         ) from None
     packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
     if packed or sum(part.file_size for part in parts) > regular(path):
-        raise UserError(
-            "is packed: unfolded it would be larger than the file", file=path, hint="unpack it first"
-        )
+        raise UserError("is packed: its tensors are larger than the file", file=path, hint="unpack it first")
 
 
 def _folder(path: Path) -> dict[str, Tensor]:
@@ -134,7 +135,7 @@ def _folder(path: Path) -> dict[str, Tensor]:
         raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=path)
     kind = read_json(path / "config.json", hint=AGAIN, nan=True).get("model_type")
     if kind is None:
-        raise UserError("names no model_type", file=path / "config.json")
+        raise UserError("has no model_type", file=path / "config.json")
     if kind != "wavlm":
         raise UserError(f"model_type is {short(kind)}, not 'wavlm'", file=path / "config.json")
     tensors = _sound({k: v for k, v in _load(file).items() if isinstance(v, Tensor)}, file)
@@ -193,11 +194,11 @@ def config_of(
             sizes["embed_dim"] = backend["pooling_fc.weight"].shape[0]
         c = WavLMConfig(pooling=pooling, **sizes)
     except KeyError as err:
-        raise UserError(f"is no WavLM: tensor {err.args[0]} is missing", file=file) from None
+        raise UserError(f"is not a WavLM: tensor {err.args[0]} is missing", file=file) from None
     except (ValueError, IndexError, ZeroDivisionError):
-        raise UserError("is no WavLM: its tensors have other names or shapes", file=file) from None
+        raise UserError("is not a WavLM: its tensors have other names or shapes", file=file) from None
     if bad := next((k for k, v in {**trunk, **backend}.items() if not v.isfinite().all()), None):
-        raise UserError(f"tensor {short(bad)} has NaN or infinity in it", file=file)
+        raise UserError(f"tensor {short(bad)} contains NaN or infinity", file=file)
     return c
 
 
@@ -205,6 +206,8 @@ def _count_layers(trunk: dict[str, Tensor], file) -> int:
     """Layers 0 .. L-1, each with tensors."""
     named = {k.split(".")[2] for k in trunk if k.startswith("encoder.layers.")}
     if len(named) > MAX_LAYERS or named != {str(n) for n in range(len(named))}:
-        rule = f"is no WavLM: {len(named)} layers, which are not numbered from 0 to {min(len(named), MAX_LAYERS) - 1}"
+        rule = (
+            f"is not a WavLM: its {len(named)} layers are not numbered 0 to {min(len(named), MAX_LAYERS) - 1}"
+        )
         raise UserError(rule, file=file)
     return len(named)

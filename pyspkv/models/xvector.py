@@ -23,7 +23,7 @@ class XVectorConfig(Config):
     )
     embed_dim: Size = Field(512, description="Size of the embedding. 512 in the paper.")
     n_mels: Count = Field(
-        40, description="Mel bands of the filterbank. A model starts only from one with the same number."
+        40, description="Mel bands of the filterbank. --init needs a model with the same number."
     )
 
 

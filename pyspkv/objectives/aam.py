@@ -24,13 +24,16 @@ class AAMConfig(Config):
 
     name: Literal["aam"] = "aam"
     crop_seconds: Seconds = Field(
-        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+        2.0,
+        description="Length of a training crop. Longer crops help with long test utterances but take more time.",
     )
     augment: bool = Field(
-        True, description="Augment the crops (see augment). Off only to measure what it brings."
+        True,
+        description="Augment the crops (see augment). Set false only to measure the effect of augmentation.",
     )
     spec_augment: SpecAugmentConfig = Field(
-        SpecAugmentConfig(), description="Masks on the features. Off by default."
+        SpecAugmentConfig(),
+        description="Time and frequency masks on the features (SpecAugment). Off by default.",
     )
     scale: Positive = Field(
         30.0,
@@ -51,7 +54,7 @@ class AAMConfig(Config):
     )
     sub_centers: Count = Field(
         1,
-        description="Centers of a class, of which the nearest counts (Deng et al. 2020). 2 or 3 take in "
+        description="Centers per class; the nearest one counts (Deng et al. 2020). 2 or 3 take in "
         "mixed clusters.",
     )
     encoder_lr_scale: Positive = Field(
@@ -71,7 +74,9 @@ class AAMConfig(Config):
         description="The gate sees the loss with the margin, as in the papers. In short runs right labels "
         "keep a high loss with margin, too: set false to tell them from wrong ones sooner.",
     )
-    gate: GateConfig = Field(NoGateConfig(), description="Which labels to believe: see the section on gates.")
+    gate: GateConfig = Field(
+        NoGateConfig(), description="Which labels training uses: see the section on gates."
+    )
 
 
 def margin_logits(cos: Tensor, target: Tensor, margin: float) -> Tensor:
@@ -125,7 +130,7 @@ class AAM(WithGate, Objective):
         super().__init__(encoder, info)
         self.config = config
         self.num_classes = info.num_classes
-        # Another speed is another voice: each speed of a speaker is a class of its own.
+        # A speed change gives another voice, so each speed of a speaker is a class of its own.
         self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centers)
         self.gate: Gate = cfg.build(config.gate, info.num_rows)
 

@@ -21,7 +21,7 @@ class APCConfig(Config):
     ahead: int = Field(
         1,
         ge=1,
-        description="How many frames of 10 ms ahead the predicted frame lies (n in the paper, 1 to 20). It "
+        description="How many frames of 10 ms the predicted frame lies ahead (n in the paper, 1 to 20). It "
         "is below the frames of crop_seconds.",
     )
 

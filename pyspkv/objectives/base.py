@@ -1,4 +1,4 @@
-"""What an objective is: views it needs, weighted sums of losses it returns, and everything it remembers.
+"""The interface of an objective: the views it needs, the weighted sums of losses it returns, and its state.
 
 A new loss is one subclass and one test. The trainer knows nothing else about it.
 """
@@ -18,7 +18,7 @@ from pyspkv.models.encoder import Encoder
 
 @dataclass
 class RunInfo:
-    """What an objective may know of the run besides its config."""
+    """Facts about the training that an objective may use besides its config."""
 
     num_rows: int
     num_classes: int
@@ -65,14 +65,14 @@ class Objective(nn.Module):
         super().__init__()
         if info.num_speeds > 1 and not self.supports_speed_perturb:
             raise UserError(
-                "augment.speed_perturb makes other voices, and this objective has no classes for them",
-                hint="leave augment.speed_perturb out",
+                "augment.speed_perturb makes new voices, for which this objective has no classes",
+                hint="remove augment.speed_perturb",
             )
         if 0 < info.num_labeled < info.num_rows and not self.supports_unlabeled:
             name = type(self).__name__.lower()
-            raise UserError(f"objective {name} takes one data directory", hint="leave --unlabeled out")
+            raise UserError(f"objective {name} uses one data directory only", hint="drop --unlabeled")
         if info.num_classes < 2 and self.needs_speakers:
-            raise UserError("utt2spk has one speaker: nothing to tell apart", hint="give at least two")
+            raise UserError("utt2spk has only one speaker", hint="give at least two speakers")
         self.encoder, self.info = encoder, info
         self.epoch_now = 0.0
 

@@ -19,10 +19,10 @@ class COLAConfig(Config):
 
     name: Literal["cola"] = "cola"
     crop_seconds: Seconds = Field(1.0, description="Length of each of the two crops (0.96 s in the paper).")
-    noise_std: NotNegative = Field(0.001, description="Deviation of the Gaussian noise on the second crop.")
-    head_dim: Size = Field(
-        512, description="Size of the projection that the similarity is of (512 in the paper)."
+    noise_std: NotNegative = Field(
+        0.001, description="Standard deviation of the Gaussian noise on the second crop."
     )
+    head_dim: Size = Field(512, description="Size of the projection (512 in the paper).")
 
 
 @implements(COLAConfig)

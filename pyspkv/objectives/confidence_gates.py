@@ -34,7 +34,7 @@ class FlexibleConfig(Config):
     name: Literal["flexible"] = "flexible"
     momentum: Share = Field(
         0.5,
-        description="Momentum p of the threshold. Nearer to 1, it follows more slowly and keeps out less.",
+        description="Momentum p of the threshold. Nearer to 1, the threshold follows more slowly and rejects fewer.",
     )
     mode: Literal["indicator", "mean_all"] = Field(
         "indicator",
@@ -49,7 +49,7 @@ class FixedConfig(Config):
     name: Literal["fixed"] = "fixed"
     threshold: NotNegative = Field(
         0.95,
-        description="Least confidence that passes. It depends on `confidence_scale`: with 1, confidences "
+        description="Lowest confidence that passes. It depends on `confidence_scale`: with 1, confidences "
         "are near 1 / K for K classes.",
     )
 
@@ -59,7 +59,7 @@ class FlexMatchConfig(Config):
 
     name: Literal["flexmatch"] = "flexmatch"
     threshold: Share = Field(
-        0.95, description="The threshold c of the class that is sure most often. 0.95 in the paper."
+        0.95, description="Threshold of the class whose confidence is high most often (c). 0.95 in the paper."
     )
 
 
@@ -110,7 +110,7 @@ class AcceptAll(nn.Module):
 
     @property
     def threshold(self) -> float:
-        """The confidence asked for, to be logged; 1 / K where none is."""
+        """The required confidence, for the log; 1 / K if there is none."""
         return 1 / self.num_classes
 
     def sync(self) -> None:

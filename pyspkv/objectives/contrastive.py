@@ -27,10 +27,12 @@ class ContrastiveConfig(Config):
         "direction (Chung et al. 2020).",
     )
     crop_seconds: Seconds = Field(
-        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+        2.0,
+        description="Length of a training crop. Longer crops help with long test utterances but take more time.",
     )
     spec_augment: SpecAugmentConfig = Field(
-        SpecAugmentConfig(), description="Masks on the features. Off by default."
+        SpecAugmentConfig(),
+        description="Time and frequency masks on the features (SpecAugment). Off by default.",
     )
     temperature: float = Field(
         0.07,
@@ -38,17 +40,20 @@ class ContrastiveConfig(Config):
         description="Of the softmax over similarities; its start value where it is learnt. Lower looks at "
         "the hardest negatives.",
     )
-    learn_temperature: bool = Field(False, description="Learn the temperature, as LGL's authors do.")
+    learn_temperature: bool = Field(False, description="Learn the temperature, as the authors of LGL do.")
     margin: float = Field(
-        0.0, ge=0, le=2, description="Taken off the positive pair's cosine (additive margin). Seldom needed."
+        0.0,
+        ge=0,
+        le=2,
+        description="Subtracted from the cosine of the positive pair (additive margin). Rarely needed.",
     )
     adversarial_weight: NotNegative = Field(
         0.0,
         description="Weight of the reversed gradient of augmentation adversarial training (Huh et al. "
-        "2020: 3). 0: none. Use it when embeddings tell noise and rooms apart.",
+        "2020: 3). 0: none. Use it when embeddings depend on noise and rooms.",
     )
     discriminator_lr: Positive = Field(
-        1e-3, description="Learning rate of that training's discriminator; constant over the run."
+        1e-3, description="Learning rate of the discriminator in that training; it is constant."
     )
 
 
@@ -148,7 +153,7 @@ class Contrastive(Objective):
 
     def forward(self, batch: Batch) -> Losses:
         c = self.config
-        # One pass over all views: batch normalization must not tell them apart.
+        # One pass over all views, so that batch normalization does not treat them differently.
         wave, lengths = zip(*(batch.views[name] for name in self.views()))
         embedding = self.encode((torch.cat(wave), torch.cat(lengths)), c.spec_augment)
         a, b = F.normalize(embedding).split(len(batch.index))[:2]

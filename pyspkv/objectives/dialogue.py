@@ -60,7 +60,7 @@ class RejectConfig(Config):
         True, description="Scale the weights to mean 1, so that steps are as large as without rejection."
     )
     downweight_negatives: bool = Field(
-        False, description="Rejected dialogues count less as negatives of others, too."
+        False, description="Rejected dialogues also count less as negatives of other dialogues."
     )
 
 
@@ -74,7 +74,8 @@ class DialogueConfig(Config):
         "al. 2020). ge2e: against centroids (Wan et al. 2018), usual for labeled speakers.",
     )
     crop_seconds: Seconds = Field(
-        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+        2.0,
+        description="Length of a training crop. Longer crops help with long test utterances but take more time.",
     )
     augment: bool = Field(
         True,
@@ -82,7 +83,8 @@ class DialogueConfig(Config):
         "no clue.",
     )
     spec_augment: SpecAugmentConfig = Field(
-        SpecAugmentConfig(), description="Masks on the features. Off by default."
+        SpecAugmentConfig(),
+        description="Time and frequency masks on the features (SpecAugment). Off by default.",
     )
     scale: float = Field(
         10.0,
@@ -92,10 +94,10 @@ class DialogueConfig(Config):
         "losses.",
     )
     reject: RejectConfig = Field(
-        RejectConfig(), description="Soft rejection of dialogues with more than one speaker."
+        RejectConfig(), description="Weights that reject dialogues with more than one speaker."
     )
     labeled_loss: Literal["ava", "aproto", "ge2e"] = Field(
-        "ge2e", description="Loss of the labeled part, where there is an unlabeled one beside it."
+        "ge2e", description="Loss of the labeled part, if there is also an unlabeled one."
     )
     labeled_weight: NotNegative = Field(1.0, description="Weight of that loss.")
     freeze_batchnorm_stats: bool = Field(
@@ -194,7 +196,7 @@ def warn_of_rejection(c: RejectConfig, epochs: int) -> None:
     first, last = c.warmup_epochs
     if c.kind != "none" and first >= epochs and rank() == 0:
         print(
-            f"warning: objective.reject.warmup_epochs {[first, last]}: in epochs {epochs} nothing is ever rejected"
+            f"warning: objective.reject.warmup_epochs {[first, last]}: nothing is rejected in epochs {epochs}"
         )
 
 
@@ -214,8 +216,8 @@ class Dialogue(Objective):
         reject = config.reject
         if reject.kind == "oracle" and info.num_classes == info.num_rows:
             raise UserError(
-                "the oracle needs true speakers, but here every utterance is a speaker of its own",
-                hint="give it the simulated corpus with labels (train_labeled), or another objective.reject.kind",
+                "the oracle needs true speakers, but here every utterance has a speaker of its own",
+                hint="use the simulated corpus with labels (train_labeled), or another objective.reject.kind",
             )
         self.log_w = nn.Parameter(torch.tensor(config.scale).log())
         # Running mean and deviation of compactness over batches, and whether they have begun.
@@ -256,7 +258,8 @@ class Dialogue(Objective):
         negative = device[:, None] != gather(device)
         if not negative.any(1).all():
             raise UserError(
-                "a batch has dialogues of one device only: no negatives", hint="use sampler: dialogues"
+                "all dialogues of a batch are from one device, so there are no negatives",
+                hint="use sampler: dialogues",
             )
         log_weight = e.new_zeros(()) if repel is None else repel.clamp_min(1e-4).log()
         against = torch.where(negative, log_weight, -torch.inf)
@@ -304,7 +307,7 @@ class Dialogue(Objective):
         if rank() == 0:
             print(
                 f"warning: epoch {epoch + 1}: the weights leave an effective {100 * share:.0f} % of the dialogues "
-                f"(alarm below {100 * ALARM:.0f} %): lower objective.reject.gamma or lengthen its warm-up"
+                f"(alarm below {100 * ALARM:.0f} %): lower objective.reject.gamma or use a longer warm-up"
             )
         return {"effective_alarm": 1.0}
 
@@ -314,7 +317,7 @@ def per_dialogue(group: Tensor) -> int:
     m = int((group == group[0]).sum())
     if m < 2 or len(group) % m or not bool((group.view(-1, m) == group[::m, None]).all()):
         raise UserError(
-            "objective dialogue wants two or more utterances of each dialogue side by side",
+            "objective dialogue needs at least two utterances of each dialogue in a batch",
             hint="use sampler: dialogues",
         )
     return m

@@ -32,8 +32,8 @@ class DINOConfig(Config):
     name: Literal["dino"] = "dino"
     global_seconds: Seconds = Field(
         4.0,
-        description="Length of the two global crops, which teacher and student see. Shorter where "
-        "utterances are.",
+        description="Length of the two global crops, which teacher and student see. Lower it if utterances "
+        "are shorter.",
     )
     local_seconds: Seconds = Field(
         2.0,
@@ -44,10 +44,11 @@ class DINOConfig(Config):
         4,
         ge=0,
         le=1000,
-        description="Number of local crops an utterance. Fewer are faster and learn less a step.",
+        description="Number of local crops per utterance. Fewer are faster but learn less per step.",
     )
     spec_augment: SpecAugmentConfig = Field(
-        SpecAugmentConfig(), description="Masks on the features. Off by default."
+        SpecAugmentConfig(),
+        description="Time and frequency masks on the features (SpecAugment). Off by default.",
     )
     head_hidden_dim: Size = Field(2048, description="Width of the head's two hidden layers (2048 in DINO).")
     regularized_dim: int = Field(
@@ -57,24 +58,26 @@ class DINOConfig(Config):
         description="Width of the layer that the regularizers work on (RDINO: 8192). 0: no such layer.",
     )
     head_bottleneck_dim: Size = Field(
-        256, description="Width of the head's last layer but one (256 in DINO)."
+        256, description="Width of the second-last layer of the head (256 in DINO)."
     )
     num_prototypes: Size = Field(
         65536,
         description="Outputs of the head (65,536 in DINO). On a corpus of a few thousand utterances use "
         "2048.",
     )
-    student_temperature: Positive = Field(0.1, description="Of the student's softmax (0.1 in DINO).")
+    student_temperature: Positive = Field(
+        0.1, description="Temperature of the student's softmax (0.1 in DINO)."
+    )
     teacher_temperature: tuple[Positive, Positive] = Field(
         (0.04, 0.04),
         description="Of the teacher's softmax: at the start, and after `teacher_temperature_epochs`. Lower "
         "when the loss stays at ln(num_prototypes).",
     )
     teacher_temperature_epochs: NotNegative = Field(
-        10.0, description="Epochs from the first teacher temperature to the second, on a line."
+        10.0, description="Epochs over which the teacher temperature moves linearly."
     )
     center_momentum: Share = Field(
-        0.9, description="Momentum of the center that is taken off the teacher's output (0.9 in DINO)."
+        0.9, description="Momentum of the center that is subtracted from the teacher's output (0.9 in DINO)."
     )
     ema_momentum: tuple[Share, Share] = Field(
         (0.996, 1.0),
@@ -83,7 +86,7 @@ class DINOConfig(Config):
     )
     freeze_last_layer_epochs: NotNegative = Field(
         1.0,
-        description="The prototypes stay as they are this long. Raise it when the loss does not fall at "
+        description="Epochs in which the prototypes are frozen. Raise it when the loss does not fall at "
         "first.",
     )
     variance_weight: NotNegative = Field(
@@ -95,15 +98,15 @@ class DINOConfig(Config):
         0.0, description="Weight of the covariance term (RDINO: 1). Set it together with `variance_weight`."
     )
     regularizer_scale: tuple[NotNegative, NotNegative] = Field(
-        (0.05, 0.2), description="Factor on both regularizers: at the start, and after `regularizer_epochs`."
+        (0.05, 0.2), description="Factor on both regularizers at the start and after `regularizer_epochs`."
     )
     regularizer_epochs: NotNegative = Field(
-        10.0, description="Epochs from the first factor of `regularizer_scale` to the second, on a line."
+        10.0, description="Epochs over which `regularizer_scale` moves linearly."
     )
     alarm_epoch: NotNegative = Field(
         2.0,
         description="From this epoch on, a loss that stays at ln(num_prototypes) stops the run as "
-        "collapsed. Later, when epochs are short.",
+        "collapsed. Raise it when epochs are short.",
     )
 
 
@@ -221,7 +224,7 @@ class DINO(Objective):
         self.flat_steps.copy_(self.flat_steps + 1 if flat else torch.zeros_like(self.flat_steps))
         if self.flat_steps >= FLAT_STEPS:
             raise UserError(
-                f"collapsed: for {FLAT_STEPS} steps the loss is ln(num_prototypes), so every crop looks alike",
+                f"collapsed: for {FLAT_STEPS} steps the loss is ln(num_prototypes): all crops get the same output",
                 hint="lower optim.lr, raise batch_size, or lower teacher_temperature",
             )
 

@@ -29,11 +29,13 @@ class SemiConfig(Config):
     """What the semi-supervised objectives share."""
 
     crop_seconds: Seconds = Field(
-        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+        2.0,
+        description="Length of a training crop. Longer crops help with long test utterances but take more time.",
     )
     spec_augment: SpecAugmentConfig = Field(
         SpecAugmentConfig(),
-        description="Masks on the features, of all but unlabeled weak views. Off by default.",
+        description="Time and frequency masks on the features (SpecAugment), except on weak views of "
+        "unlabeled utterances. Off by default.",
     )
     scale: Positive = Field(
         30.0,
@@ -94,8 +96,8 @@ class Semi(Objective):
         """Losses [U] of the batch's unlabeled `rows` [U], and what to log of them, [U] each. `cos` [U, K] are those
         of the strong views; [0, K] without `encode_jointly`."""
         raise UserError(
-            f"objective {self.config.name} learns from labeled utterances alone, but a batch has others",
-            hint="leave --unlabeled out",
+            f"objective {self.config.name} uses labeled utterances only, but a batch has unlabeled ones",
+            hint="drop --unlabeled",
         )
 
     def forward(self, batch: Batch) -> Losses:
@@ -185,8 +187,8 @@ class GatedLabels(WithConfidenceGate):
         label = batch.label[rows] if c.target == "cluster" else predicted
         if c.target == "cluster" and bool((label < 0).any()):
             raise UserError(
-                "an unlabeled utterance has a speaker that the labeled data does not",
-                hint="label it by bin.seeded_cluster, or set objective.target: prediction",
+                "an unlabeled utterance has a pseudo-label that is not a speaker of the labeled data",
+                hint="label the data with bin.seeded_cluster, or set objective.target: prediction",
             )
         kept = self.gate(batch.index[rows], q, label)
         stats = {"kept": kept, "confidence": confidence, "agreement": predicted == label}

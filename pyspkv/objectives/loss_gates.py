@@ -36,7 +36,8 @@ class LossGateConfig(Config):
         "read it off a histogram of losses.",
     )
     start_epoch: NotNegative = Field(
-        3.0, description="The gate is open before this epoch. Wait until right labels have been learnt."
+        3.0,
+        description="The gate is open before this epoch. Choose it so that correct labels have been learnt by then.",
     )
 
 
@@ -45,7 +46,8 @@ class DynamicLossGateConfig(Config):
 
     name: Literal["dlg"] = "dlg"
     start_epoch: NotNegative = Field(
-        4.0, description="The gate is open before this epoch. Wait until right labels have been learnt."
+        4.0,
+        description="The gate is open before this epoch. Choose it so that correct labels have been learnt by then.",
     )
     label_correction_epoch: NotNegative | None = Field(
         8.0,
@@ -59,7 +61,7 @@ class DynamicLossGateConfig(Config):
     )
     confidence: Share = Field(
         0.5,
-        description="Least probability with which a label is corrected. Raise it when corrections are "
+        description="Lowest probability at which a label is corrected. Raise it when corrections are "
         "often wrong.",
     )
     temperature: Positive = Field(
@@ -92,7 +94,7 @@ class Gate(nn.Module):
         """Make what was observed equal on all ranks (before a checkpoint)."""
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Called once all of epoch `epoch` was seen; returns what to log."""
+        """Called at the end of epoch `epoch`; returns what to log."""
         return {}
 
     def rows(self) -> dict[str, Tensor]:

@@ -82,7 +82,9 @@ class MeanTeacherConfig(SemiConfig):
 
     name: Literal["mean_teacher"] = "mean_teacher"
     unlabeled_weight: Positive = Field(
-        50.0, description="Weight of the squared difference of probabilities, which is small: hence so high."
+        50.0,
+        description="Weight of the squared difference of probabilities, which is small; hence the "
+        "high weight.",
     )
     ema_momentum: Share = Field(
         0.999,
@@ -133,7 +135,7 @@ class DistilConfig(SemiConfig):
     )
     temperature: Positive = Field(
         1.0,
-        description="Of softmax(scale cos / temperature), teacher and student. Above 1 the labels are "
+        description="Temperature of softmax(scale cos / temperature), for teacher and student. Above 1 the labels are "
         "softer.",
     )
 
@@ -147,7 +149,7 @@ class Distil(TeacherStudent):
     def __init__(self, config: DistilConfig, encoder: Encoder, info: RunInfo):
         super().__init__(config, encoder, info)
         if not config.teacher:
-            raise UserError("objective.teacher is not set", hint="name the folder of a `supervised` run")
+            raise UserError("objective.teacher is not set", hint="set it to the folder of a `supervised` run")
         self.teacher, self.teacher_head = load_encoder(config.teacher), deepcopy(self.head)
         folder = checkpoint.resolve_model(config.teacher)
         head = {k[5:]: v for k, v in checkpoint.tensors(folder).items() if k.startswith("head.")}
@@ -162,7 +164,7 @@ class Distil(TeacherStudent):
         file = checkpoint.resolve_model(self.config.teacher).parent / "classes.txt"
         if file.is_file() and file.read_text(encoding="utf-8").splitlines() != classes:
             raise UserError(
-                f"objective.teacher knows other speakers than {data}",
+                f"objective.teacher was trained on other speakers than {data}",
                 file=file,
                 hint="train the teacher on the same labeled directory",
             )
@@ -223,10 +225,12 @@ class GCLConfig(Config):
 
     name: Literal["gcl"] = "gcl"
     crop_seconds: Seconds = Field(
-        2.0, description="Length of a training crop. Longer crops help long test utterances and cost time."
+        2.0,
+        description="Length of a training crop. Longer crops help with long test utterances but take more time.",
     )
     spec_augment: SpecAugmentConfig = Field(
-        SpecAugmentConfig(), description="Masks on the features. Off by default."
+        SpecAugmentConfig(),
+        description="Time and frequency masks on the features (SpecAugment). Off by default.",
     )
     scale: Positive = Field(10.0, description="Start value of the learnt factor on the cosines.")
 

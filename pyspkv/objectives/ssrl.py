@@ -44,7 +44,8 @@ class SSRLConfig(Config):
         description="Length of the teacher's clean crop (6 s in the paper). Not longer than most utterances.",
     )
     spec_augment: SpecAugmentConfig = Field(
-        SpecAugmentConfig(), description="Masks on the features. Off by default."
+        SpecAugmentConfig(),
+        description="Time and frequency masks on the features (SpecAugment). Off by default.",
     )
     head: Literal["aam", "linear"] = Field(
         "aam", description="Classifier: cosine with margin, or a linear layer with bias after dropout."
@@ -58,12 +59,12 @@ class SSRLConfig(Config):
         5,
         ge=0,
         le=10**6,
-        description="Epochs in which labels stay as they are (5 in the paper). The student must have "
+        description="Epochs in which labels do not change (5 in the paper). The student must have "
         "learnt them first.",
     )
     queue_length: Count = Field(
         5,
-        description="Votes of the teacher that are kept an utterance; their mode is the label (5 in the "
+        description="Votes of the teacher that are kept for each utterance; their mode is the label (5 in the "
         "paper).",
     )
     ema_epochs: tuple[NotNegative, NotNegative] = Field(
@@ -80,7 +81,7 @@ class SSRLConfig(Config):
         0,
         ge=0,
         le=1000,
-        description="Iterations that even out a batch's votes over the classes. 0: plain argmax.",
+        description="Sinkhorn iterations that balance the votes of a batch over the classes. 0: plain argmax.",
     )
     merge_ratio: NotNegative = Field(
         0.0,
@@ -485,5 +486,5 @@ class SSRL(Objective):
                 posterior = 1 / (1 + np.exp(np.clip(log_density[1] - log_density[0], -500, 500)))
                 out[known] = torch.from_numpy(posterior).to(out)
             else:
-                log.warning("no two kinds of losses were told apart; every utterance weighs the same")
+                log.warning("the losses do not form two groups; every utterance has the same weight")
         return broadcast(out)

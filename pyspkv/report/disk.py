@@ -25,7 +25,7 @@ UNFINISHED = "training is not finished"
 
 @dataclass
 class Part:
-    """Files of one kind. bytes: on disk; removable: paths that may go, and their bytes; kept: why others may not."""
+    """Files of one kind. bytes: on disk; removable: these paths can go, with their bytes; kept: why others cannot."""
 
     bytes: int = 0
     files: int = 0
@@ -42,7 +42,9 @@ def weigh(exp: str | Path) -> dict[str, Part]:
     """
     exp = Path(exp)
     if not exp.is_dir():
-        raise UserError("no such experiment", file=exp, hint="give the folder that run.sh --exp named")
+        raise UserError(
+            "no such experiment", file=exp, hint="give the folder of an experiment (--exp of run.sh)"
+        )
     parts = {kind: Part() for kind in KINDS}
     models = {p.parent for p in exp.rglob("LATEST") if not _through_link(p.parent, exp)}
     named = {m / (m / name).read_text(errors="replace").strip() for m in models for name in ("LATEST", "best")

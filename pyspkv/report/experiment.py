@@ -49,7 +49,7 @@ VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the trainin
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object of at most 16 MB. UserError: it is none."""
+    """Read a JSON object of at most 16 MB. UserError: it is not one."""
     return foreign.read_json(path, hint=AGAIN)
 
 
@@ -480,7 +480,7 @@ def draw(
 def inside(folder: Path, path: Path) -> Path:
     """`path`, unless somebody's link leads out of `folder`: then UserError."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError("is a link out of the experiment's folder", file=path, hint="remove the link")
+        raise UserError("is a link out of the experiment", file=path, hint="remove the link")
     return path
 
 
@@ -512,7 +512,7 @@ def _check(exp: Path, phases: dict[str, Path], scores: dict, trials: str, unscor
         inside(exp, exp / name)
     for phase in phases if scores else ():
         if trials not in scores.get(phase, {}):
-            print(f"{phase} has no score/{trials}.json and is left out of results.json", file=sys.stderr)
+            print(f"{phase} has no score/{trials}.json and is not in results.json", file=sys.stderr)
 
 
 def _check_scores(exp: Path, scores: dict, trials: str) -> None:
@@ -557,7 +557,7 @@ def write(
     from pyspkv.report import plots
 
     if not exp.is_dir():
-        raise UserError("no such folder", file=exp, hint="give --exp the folder that run.sh wrote")
+        raise UserError("no such folder", file=exp, hint="give the folder of an experiment (--exp of run.sh)")
     phases = find_phases(exp)
     scores = read_scores(phases)
     _check(exp, phases, scores, trials, unscored)

@@ -40,7 +40,7 @@ def write(
             values_for(true, unlabeled.utts, truth)
         found += curves(model, unlabeled, true, wrong)
     if not found:
-        raise UserError("no epoch of these runs has a gate's rows", file=models[0][0])
+        raise UserError("no epoch of these trainings has the records of a gate", file=models[0][0])
     with atomic_file(out, own=True) as f:
         json.dump(found, f, indent=1)
         f.write("\n")
@@ -82,7 +82,7 @@ def curves(run_folder: Path, data, truth: dict | None, corrupted: set | None) ->
     utts = data.utts
     trained_on = label_hash(run_folder / "run.json").split("+")[1:]
     if trained_on and trained_on[0] != data.label_hash():
-        rule = f"was trained on other unlabeled utterances or labels than {data.path} has"
+        rule = f"was trained on other unlabeled utterances or labels than those of {data.path}"
         raise UserError(rule, file=run_folder, hint="give the directory that it was trained on")
     number = {spk: k for k, spk in enumerate(decode(run_folder / "classes.txt").split())}
     true = None if truth is None else np.array([number.get(truth[u], -1) for u in utts])
@@ -91,7 +91,7 @@ def curves(run_folder: Path, data, truth: dict | None, corrupted: set | None) ->
     for epoch, rows in rows_of(run_folder):
         for key in ("kept", "target"):
             if key not in rows or rows[key].ndim != 1 or len(rows[key]) < len(utts):
-                rule = f"epoch {epoch} has no {key} of {len(utts)} utterances"
+                rule = f"epoch {epoch} has no {key} for the {len(utts)} utterances"
                 raise UserError(
                     rule, file=run_folder / "rows", hint="give a run of objective gll and its data"
                 )
@@ -110,7 +110,7 @@ def models_of(exp: Path, unlabeled: str) -> list[tuple[Path, str]]:
 
 
 def label_hash(record: Path) -> str:
-    """What run.json says of the labels; "" where it says nothing. UserError: it is none."""
+    """The label hash in run.json; "" if it has none. UserError: it is not a run.json."""
     found = foreign.read_json(record).get("label_hash", "") if record.exists() else ""
     if not isinstance(found, str):
         raise UserError(f"label_hash is {foreign.short(found)}", file=record)
@@ -118,8 +118,8 @@ def label_hash(record: Path) -> str:
 
 
 def read_curve(file: Path) -> list[dict]:
-    """What this program has written: a list of epochs. UserError: it is none."""
-    hint = "make it with bin.gate_curves"
+    """Read curves that this program wrote, a list of epochs. UserError: it is something else."""
+    hint = "write it with bin.gate_curves"
     found = foreign.read_json(file, list, nan=True, hint=hint)
     for epoch in found:
         for key in ("quantity", "quality"):

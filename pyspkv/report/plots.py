@@ -36,7 +36,9 @@ def _figure(path: str | Path, rows: int = 1, columns: int = 1, size: tuple[float
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph ")  # the font lacks a character of a name: a box is drawn
+        warnings.filterwarnings(
+            "ignore", "Glyph "
+        )  # the font has no glyph for a character of a name: a box is drawn
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
         try:
             yield axes[0, 0] if rows == columns == 1 else list(axes.flat)

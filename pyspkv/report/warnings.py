@@ -6,7 +6,7 @@ experiment. All are rules of thumb with the thresholds below; none is proof, and
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def of_training(where: str, records: Sequence[dict[str, Any]], config: dict[str,
 # -- labels
 
 
-def of_labels(where: str, labels: Sequence[str], known: dict[str, Sequence[str]]) -> list[Sign]:
+def of_labels(where: str, labels: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[Sign]:
     """Of clusters [N]. known: what else is known of each utterance [N], by name, as `known_of` finds it."""
     sizes = Counter(labels)
     k, n = len(sizes), len(labels)
@@ -202,7 +202,7 @@ def fields(utts: Sequence[str]) -> dict[str, list[str]]:
     return {name: c for name, c in columns.items() if 1 < len(set(c)) <= len(c) / 2}
 
 
-def _confused(where: str, labels: Sequence[str], known: dict[str, Sequence[str]]) -> list[Sign]:
+def _confused(where: str, labels: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[Sign]:
     """Clusters that are sessions or words.
 
     Speakers who came to several sessions, or said several words, mix them in a cluster; so a table (sessions, words)

@@ -36,7 +36,7 @@ class Calibration:
     eer_threshold: float
 
     def llr(self, scores: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # whoever writes or measures them refuses Inf
+        with np.errstate(over="ignore"):  # Inf is an error when scores are written or measured
             return self.scale * scores + self.offset
 
     def write(self, path: str | Path) -> None:
@@ -47,12 +47,12 @@ class Calibration:
     @classmethod
     def read(cls, path: str | Path) -> "Calibration":
         """Raises UserError when the file is not what `write` makes."""
-        hint = "make it with python -m pyspkv.bin.calibrate"
+        hint = "calibrate the model again"
         try:
             out = cls(**read_json(path, hint=hint, nan=True))
             numbers = [getattr(out, key) for key in cls.__annotations__ if key != "source"]
             if any(type(n) not in (int, float) for n in numbers) or not isinstance(out.source, str):
-                raise TypeError("a value is no number")
+                raise TypeError("a value is not a number")
         except TypeError as err:
             raise UserError(f"is not a calibration ({err})", file=path, hint=hint) from None
         except UserError as err:
@@ -153,7 +153,7 @@ def pseudo_trials(
 
     def draw(same: bool) -> tuple[np.ndarray, np.ndarray]:
         found = np.empty((0, 2), np.int64)
-        for _ in range(20):  # rejected and repeated pairs are drawn anew
+        for _ in range(20):  # rejected and repeated pairs are drawn again
             a = rng.integers(len(count), size=2 * num)
             b = a if same else rng.integers(len(count), size=2 * num)
             i = order[start[a] + rng.integers(count[a])]

@@ -1,4 +1,4 @@
-"""Embeddings of several models and data directories: what is stale is made anew, whole or in parts.
+"""Embeddings of several models and data directories: stale ones are made again, whole or in parts.
 
     OUT/embedding.ark, .scp               the embeddings
     OUT/made_by                           JSON: the weights, audio and options they are of, and `silent`: the utterances
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -69,9 +68,9 @@ def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, opti
             place = os.path.realpath(folder)
             if place in owner:
                 raise UserError(
-                    f"would hold the embeddings of {owner[place]} and of {model} with {data}",
+                    f"would contain the embeddings of {owner[place]} and of {model} with {data}",
                     file=folder,
-                    hint="extract them one by one, each with an --out of its own",
+                    hint="extract them one by one, each with its own --out",
                 )
             owner[place] = f"{model} with {data}"
     weights = {c: _digest(c / "model.safetensors") for c in dict.fromkeys(checkpoints)}
@@ -118,7 +117,7 @@ def _out(checkpoint: Path, data: str, out: str | None, options: Options) -> Path
 
 
 def _digest(file: Path) -> str | None:
-    """SHA-256 of a file; None where there is none."""
+    """SHA-256 of a file; None if it does not exist."""
     if not file.is_file():
         return None
     with open(file, "rb") as f:
@@ -172,7 +171,7 @@ def _record_file(out: Path, name: str) -> Path:
 
 
 def _record(out: Path, name: str) -> dict:
-    """What made_by says; {} where there is none of ours."""
+    """Contents of made_by; {} if it is missing or not ours."""
     return foreign.read_json_or_empty(_record_file(out, name), limit=silence.MAX_RECORD)
 
 
@@ -251,7 +250,7 @@ def _extract(stale: list[Pair], options: Options) -> None:
 
 
 def _embed(same: list[Pair], encoders: list, device, least: int, crops, options: Options) -> None:
-    """One pass over a data directory's audio, for encoders that take `least` samples."""
+    """One pass over a data directory's audio, for encoders that need at least `least` samples."""
     from pyspkv.score.extract import Batches, embed_batches
 
     data, name = same[0].data, options.name
@@ -314,14 +313,14 @@ def _join(pair: Pair, n: int) -> None:
                 raise UserError(
                     f"its parts hold {len(write.place)} utterances, {pair.data.path} has {len(pair.data.utts)}",
                     file=pair.out,
-                    hint=_anew(pair, n),
+                    hint=_anew(n),
                 )
         _write_record(pair, "embedding", None, silent)
         silence.warn(dict(sorted(silent.items())), pair.data.path)
 
 
-def _anew(pair: Pair, n: int) -> str:
-    return f"rm {shlex.quote(str(pair.out))}/part.*-of-{n}.*, then embed all {n} parts again on machines of one kind"
+def _anew(n: int) -> str:
+    return f"remove part.*-of-{n}.* there, then embed all {n} parts again on machines of one kind"
 
 
 def _check_parts(pair: Pair, n: int) -> None:
@@ -343,10 +342,10 @@ def _check_parts(pair: Pair, n: int) -> None:
         raise UserError(
             f"part {k} of {n} {why}{others}",
             file=pair.out / f"{_part_name(k, n)}.scp",
-            hint=f"the same command with `--part {k}/{n}` in place of `--merge {n}`",
+            hint=f"run this command with --part {k}/{n} in place of --merge {n}",
         )
     if len(batches) > 1:
-        raise UserError("its parts were cut differently", file=pair.out, hint=_anew(pair, n))
+        raise UserError("its parts were cut differently", file=pair.out, hint=_anew(n))
 
 
 def _remove_parts(out: Path) -> None:

@@ -1,13 +1,13 @@
 """Bring the scores and metrics of whole systems up to date: SYSTEM/score/NAME.scores and .json (`evaluate`)."""
 
 import json
-import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyspkv.base import foreign
+from pyspkv.base.atomic import command_line
 from pyspkv.score.wanted import (
     Inputs,
     Part,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def evaluate(asked: Wanted) -> list[str]:
     """Score, calibrate and measure systems on trial lists; what is up to date is kept.
 
-    Written are SYSTEM/score/LIST.scores and .json, with asked.dev the calibration, and the variants that are asked for;
+    Written are SYSTEM/score/LIST.scores and .json, with asked.dev the calibration, and the variants of `asked`;
     other variants of these lists are removed. Returns the systems, each once, in the order in which they were scored.
     UserError: a list, embeddings or the system to compare to are not there; embeddings of another model.
     """
@@ -80,7 +80,7 @@ def _warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
 
 
 def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inputs: Inputs) -> None:
-    """Make what is not up to date of one system."""
+    """Bring the files of one system up to date."""
     from pyspkv.base.atomic import atomic_file
     from pyspkv.score.evaluation import System
 
@@ -98,7 +98,7 @@ def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Par
             f.write(json.dumps(known, indent=1) + "\n")
         made.append(part.stem)
     if gone:
-        print(f"removed, as not asked for: {' '.join(map(str, gone))}")
+        print(f"removed, because the options do not include them: {' '.join(map(str, gone))}")
     print(f"{folder}/score: {', '.join(made)}" if made else f"up to date: {folder}/score")
 
 
@@ -120,7 +120,7 @@ def _update(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
     with ExitStack() as locks:
         for system in systems:
             locks.enter_context(folder_lock(Path(system, "score")))
-        inputs = Inputs(asked)  # as things stand now that nobody else writes
+        inputs = Inputs(asked)  # read again, now that nobody else writes
         for system in systems:
             _evaluate_system(system, {part.stem: lists[part.name] for part in parts}, parts, inputs)
 
@@ -146,8 +146,8 @@ def table(systems: list[str], asked: Wanted) -> str:
 
 
 def read_figures(path: Path) -> dict:
-    """Those figures of a metrics file that `table` shows; {} where there is none. UserError: one is no number."""
-    hint = f"rm {shlex.quote(str(path))}, then the same command"
+    """Those figures of a metrics file that `table` shows; {} if it does not exist. UserError: one is not a number."""
+    hint = command_line("rm", path)
     found = foreign.read_json(path, hint=hint) if path.exists() else {}
     keys = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")
     shown = {k: found[k] for k in keys if found.get(k) is not None}

@@ -176,5 +176,5 @@ class System:
                 print(f"{utt2spk} has {len(means)} (pseudo-)speakers, all are used as the AS-norm cohort")
         cohort = self._cohort[1]
         if len(cohort) < 2:
-            raise UserError("AS-norm takes a cohort of at least 2 speakers", file=utt2spk)
+            raise UserError("AS-norm needs a cohort of at least 2 speakers", file=utt2spk)
         return scoring.as_norm(*sides, cohort, min(top_n, len(cohort)))

@@ -149,7 +149,7 @@ def embed_batches(
                     raise UserError(
                         f"utterance {data.utts[row]}: its embedding is not finite",
                         file=data.path,
-                        hint="listen to it; with --precision bf16 try fp32",
+                        hint="listen to it; with --precision bf16, try fp32",
                     )
                 yield row, vectors
             bar.update(len(plan))

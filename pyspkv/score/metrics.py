@@ -166,7 +166,7 @@ def resampling(
                 f"model {model} has utterances of {found[0]} and of {found[1]}",
                 file=enrol_map,
                 line=line,
-                hint="give each model one speaker's utterances, or leave --utt2spk out",
+                hint="give each model one speaker's utterances, or drop --utt2spk",
             )
         if found:
             speaker[model] = found[0]
@@ -175,7 +175,7 @@ def resampling(
         raise UserError(
             f"{len(missing)} ids of the trials have no speaker; the first is {missing[0]}",
             file=utt2spk,
-            hint="add them (enrolment models: give --enrol-map), or leave --utt2spk out",
+            hint="add them (enrolment models: give --enrol-map), or drop --utt2spk",
         )
     first, second = [speaker[e] for e in enrol], [speaker[t] for t in test]
     wrong = [k for k, (a, b) in enumerate(zip(first, second)) if (a == b) != target[k]]
@@ -238,7 +238,7 @@ def weighted_eers(scores: np.ndarray, target: np.ndarray, units: Resampling, rep
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of bootstrap replicates (NaN ones left out)."""
+    """95 % percentile interval of bootstrap replicates (without NaN)."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
@@ -280,7 +280,7 @@ def compare(
     eers, other_eers: `weighted_eers` of the two and the same draws, where they are there already.
     """
     if units.num < 3:
-        raise UserError(f"{units.num} {units.over} are too few to compare two systems; it takes 3")
+        raise UserError(f"{units.num} {units.over} are too few to compare two systems; at least 3 are needed")
     eers = weighted_eers(scores, target, units, replicates) if eers is None else eers
     other_eers = weighted_eers(other, target, units, replicates) if other_eers is None else other_eers
     low, high = interval(eers - other_eers)

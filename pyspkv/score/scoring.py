@@ -40,12 +40,12 @@ def unit_means(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.nda
 def _less(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """float32 [R, D]: x - mean; a row that float32 cannot hold comes at a quarter of its size, in its direction."""
     if mean.shape != x.shape[1:]:
-        raise UserError(f"the mean has shape {list(mean.shape)}, the embeddings have D = {x.shape[1]}")
+        raise UserError(f"the mean has shape {list(mean.shape)}, but the embeddings have D = {x.shape[1]}")
     with np.errstate(over="ignore"):
         mean = mean.astype(np.float32)
         out = x - mean
     if not np.isfinite(mean).all():
-        raise UserError("the mean holds values that are too large for float32")
+        raise UserError("the mean has values that are too large for float32")
     over = ~np.isfinite(out).all(1)
     if over.any():
         out[over] = x[over] / 4 - mean / 4
@@ -59,14 +59,14 @@ def read_mean(path: str) -> np.ndarray:
     try:
         mean = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot ask for memory
         if not isinstance(mean, np.ndarray):
-            raise ValueError("an archive of several")
+            raise ValueError("it is an archive of several arrays")
     except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError,
             TokenError, zipfile.BadZipFile) as err:  # fmt: skip
         raise UserError(f"is not an array of numbers ({err})", file=path) from None
     if mean.ndim != 1 or not mean.size or mean.dtype.kind != "f" or not np.isfinite(mean).all():
-        raise UserError("must hold one vector of finite floats", file=path)
+        raise UserError("must contain one vector of finite floats", file=path)
     if np.abs(mean).max() > np.finfo(np.float32).max:
-        rule = f"holds {np.abs(mean).max():.3g}, too large for embeddings, which are float32"
+        rule = f"holds {np.abs(mean).max():.3g}, too large for float32 embeddings"
         raise UserError(rule, file=path, hint="give the mean of embeddings")
     return np.array(mean)
 
@@ -248,7 +248,7 @@ def _spread(x: np.ndarray, used: np.ndarray, cohort: np.ndarray, top_n: int) -> 
         raise UserError("an embedding is all zeros", hint="listen to its utterance, or extract it again")
     if std.min() < 1e-6:
         raise UserError(
-            f"the {top_n} closest cohort scores of an utterance are all equal: the cohort holds copies",
+            f"the {top_n} closest cohort scores of an utterance are all equal: the cohort contains copies",
             hint="build the cohort from different speakers, or average it with --cohort-utt2spk",
         )
     return mean, std
@@ -262,7 +262,7 @@ def write_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str], sc
         raise UserError(
             f"{len(wrong)} scores are not finite; the first, {enrol[k]} {test[k]}, is {scores[k]}",
             file=path,
-            hint="look at the embeddings of these two, and at the calibration if there is one",
+            hint="check the embeddings of these two, and the calibration if there is one",
         )
     with atomic_file(path, own=True) as f:
         f.writelines(f"{e} {t} {s:.9g}\n" for e, t, s in zip(enrol, test, scores.tolist()))
@@ -293,7 +293,7 @@ def read_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str]) -> 
     """
     out = np.full(len(enrol), np.nan)
     place: dict[tuple[str, str], list[int]] | None = None  # only built if the file is in another order
-    again = "score exactly this trial list (python -m pyspkv.bin.score)"
+    again = "score exactly this trial list"
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as f, no_gc():
         for number, line in enumerate(f, 1):
             e, t, score = _score_line(line, path, number, again)

@@ -1,15 +1,15 @@
-"""Which score files are wanted of which systems, and which stand already. Nothing heavy is imported here.
+"""Which score files are needed for which systems, and which exist already. Nothing heavy is imported here.
 
 A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`; `score/made_by` says what each score file
 was made from, so that what is up to date is kept.
 """
 
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyspkv.base import foreign
+from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 
 FORMAT = 1  # of made_by and of what the files hold; another one is made again
@@ -46,7 +46,7 @@ class Part:
 
     @property
     def sets(self) -> list[str]:
-        """The sets of embeddings that it takes."""
+        """The sets of embeddings that it needs."""
         more = {"crops": [f"{self.name}-crops"], "mean": [self.cohort], "asnorm": [self.cohort]}
         return [self.name, *more.get(self.kind, [])]
 
@@ -63,7 +63,7 @@ def parts_of(asked: Wanted) -> list[Part]:
     seen = set()
     for part in parts:
         if not part.name or "/" in part.name or part.name.startswith("."):
-            raise UserError(f"{part.name!r} can be no name of a trial list", hint="give --name")
+            raise UserError(f"{part.name!r} cannot be the name of a trial list", hint="give --name")
         if part.stem in seen:
             hint = "give the lists of --data other names with --name"
             raise UserError(f"two score files would be called {part.stem}.scores", file=part.data, hint=hint)
@@ -72,7 +72,7 @@ def parts_of(asked: Wanted) -> list[Part]:
 
 
 def unwanted(system: str, asked: Wanted, parts: list[Part]) -> list[Path]:
-    """Files of variants that are not asked for: they came from other embeddings or another cohort."""
+    """Files of variants that the options do not include: they came from other embeddings or another cohort."""
     kinds = [*([] if asked.crops else ["crops"]), *([] if asked.cohort_data else ["mean", "asnorm"])]
     stems = {f"{name}-{kind}" for name in asked.name for kind in kinds} - {part.stem for part in parts}
     files = [Path(system, "score", stem + end) for stem in sorted(stems) for end in (".scores", ".json")]
@@ -97,7 +97,7 @@ def check_there(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
     if missing:
         more = f", nor in {len(missing) - 1} other folders that are needed" if missing[1:] else ""
         hint = extract_command(asked, missing[0], *wanted[missing[0]])
-        raise UserError(f"no embeddings are there{more}", file=missing[0], hint=hint)
+        raise UserError(f"contains no embeddings{more}", file=missing[0], hint=hint)
     for system in systems:
         check_one_model(system, asked, parts)
 
@@ -112,7 +112,7 @@ def check_one_model(system: str, asked: Wanted, parts: list[Part]) -> None:
                 models[name] = foreign.read_json_or_empty(Path(folder, "made_by"), limit=1 << 28).get("model")
             first = models[part.name]
             if isinstance(first, str) and isinstance(models[name], str) and models[name] != first:
-                rule = f"these embeddings are of another model than {system}/embed/{part.name}"
+                rule = f"these embeddings come from another model than {system}/embed/{part.name}"
                 raise UserError(rule, file=folder, hint=extract_command(asked, folder, system, part, name))
 
 
@@ -122,11 +122,11 @@ def extract_command(asked: Wanted, folder: str, system: str, part: Part, name: s
     data = asked.cohort_data if name == part.cohort and not own else part.data
     assert data is not None  # a cohort is of some data
     crops = ["--crops", "5"] if name.endswith("-crops") and not own else []
-    return shlex.join([str(ROOT / "steps/extract.sh"), *crops, f"{system}/model", data, folder])
+    return command_line(ROOT / "steps/extract.sh", *crops, Path(f"{system}/model"), Path(data), Path(folder))
 
 
 def refuse_link(path: Path) -> None:
-    hint = shlex.join(["rm", str(path)])
+    hint = command_line("rm", path)
     raise UserError("is a link, and nothing is written through it", file=path, hint=hint)
 
 
@@ -242,5 +242,5 @@ def check_compare(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
     for part in parts:
         path = f"{asked.compare}/score/{part.stem}.scores"
         if part.kind == "plain" and not Path(path).is_file():
-            hint = "name that system among --systems too: it is then scored first"
+            hint = "add that system to --systems: it is then scored first"
             raise UserError("no such score file to compare to", file=path, hint=hint)

@@ -16,7 +16,7 @@ class OptimConfig(Config):
     """The optimizer and its learning rate."""
 
     name: Literal["adam", "adamw", "sgd"] = Field(
-        "adamw", description="adamw suits most trainings; adam and sgd are there to follow papers."
+        "adamw", description="adamw works for most trainings; use adam and sgd to follow papers."
     )
     lr: Positive = Field(
         1e-3,
@@ -25,17 +25,17 @@ class OptimConfig(Config):
     )
     weight_decay: NotNegative = Field(
         1e-2,
-        description="On weight matrices, never on biases and norms. Raise it when a small corpus is "
+        description="Weight decay of weight matrices; biases and norms have none. Raise it when a small corpus is "
         "overfitted.",
     )
     momentum: float = Field(
         0.9, ge=0, lt=1, description="Momentum of sgd; the other optimizers do not use it."
     )
     grad_clip_norm: Positive | None = Field(
-        5.0, description="Longest gradient; longer ones are scaled down. null: gradients are not clipped."
+        5.0, description="Largest norm of the gradient; larger ones are scaled down. null: no clipping."
     )
     clip_per_parameter: bool = Field(
-        False, description="Clip each parameter's gradient by itself, as DINO's authors do, not all together."
+        False, description="Clip the gradient of each parameter separately, as the authors of DINO do."
     )
     lr_schedule: LRScheduleConfig = Field(
         LRScheduleConfig(), description="How the learning rate moves over the run."
@@ -45,8 +45,8 @@ class OptimConfig(Config):
 class TrainConfig(Config):
     """A training: network, loss, batches, augmentation and optimizer."""
 
-    encoder: EncoderConfig = Field(description="The network; what extraction uses.")
-    objective: ObjectiveConfig = Field(description="What is learnt: the loss, its heads and its crops.")
+    encoder: EncoderConfig = Field(description="The network that extraction uses.")
+    objective: ObjectiveConfig = Field(description="The loss, its heads and its crops.")
     sampler: SamplerConfig = Field(ShuffleConfig(), description="Which utterances form a batch.")
     augment: AugmentConfig = Field(AugmentConfig(), description="Noise, reverberation and speed.")
     optim: OptimConfig = Field(OptimConfig(), description="Optimizer, learning rate and its schedule.")
@@ -54,7 +54,7 @@ class TrainConfig(Config):
         10,
         ge=0,
         le=10**6,
-        description="Passes over the data. 0: the model stays as it starts, to compare with.",
+        description="Passes over the data. 0: no training, as a baseline.",
     )
     batch_size: int = Field(
         64,
@@ -65,13 +65,13 @@ class TrainConfig(Config):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="auto: bf16 where the hardware multiplies it fast. Set fp32 if a loss is not finite.",
+        description="auto: bf16 if the hardware is fast with it. Set fp32 if a loss is not finite.",
     )
     seed: int = Field(
         0,
         ge=0,
         lt=2**31,
-        description="Of all that is random. Runs that differ only in it show how sure a figure is.",
+        description="Seed of everything random. Runs that differ only in the seed show how certain a figure is.",
     )
     allow_pipes: bool = Field(
         False, description="Run `command |` entries of wav.scp. Only for lists that you trust."
@@ -80,7 +80,7 @@ class TrainConfig(Config):
         1,
         ge=0,
         le=1024,
-        description="Processes that prepare batches; 0: none beside the training itself. Raise it when "
+        description="Processes that prepare batches; 0: the training process does it. Raise it when "
         "`data_wait` in train.jsonl is high.",
     )
     cache_mb: NotNegative = Field(
@@ -97,8 +97,7 @@ class TrainConfig(Config):
     )
     rooms_dir: str | None = Field(
         None,
-        description="Folder where simulated rooms are kept, to share them between trainings. null: the "
-        "model folder.",
+        description="Folder of simulated rooms, to share them between trainings. null: the model folder.",
     )
 
 

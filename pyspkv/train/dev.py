@@ -21,7 +21,7 @@ def check_apart(dev: DataDir, data: DataDir, unlabeled: DataDir | None = None) -
             raise UserError(
                 f"dev and {where} share {len(shared)} {what} ({min(shared)}, ...)",
                 file=dev.path,
-                hint="hold other speakers out as dev",
+                hint="choose other dev speakers",
             )
 
 

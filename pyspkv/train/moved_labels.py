@@ -10,10 +10,10 @@ from pyspkv.objectives.base import Objective
 def check_labels_out(out: Path, objective: Objective, name: str, data: DataDir, dev: DataDir | None) -> None:
     """UserError: the objective (of this name) moves no labels, or writing `out` would replace something of worth."""
     if objective.labels() is None:
-        raise UserError(f"objective {name} moves no labels", hint="leave --labels-out out")
+        raise UserError(f"objective {name} does not change labels", hint="drop --labels-out")
     for what, given in (("the training data", data), ("the dev list", dev)):
         if given and out.resolve() == Path(given.path).resolve():
-            raise UserError(f"is {what} itself", file=out, hint="give another --labels-out")
+            raise UserError(f"is the same directory as {what}", file=out, hint="give another --labels-out")
     check_replaceable(out)
 
 

@@ -20,7 +20,7 @@ def build_optimizer(config: OptimConfig, groups: list[dict]) -> torch.optim.Opti
             if params:
                 split.append({"params": params, "weight_decay": decay, **settings})
     if not split:
-        raise UserError("nothing here learns: all of the model is frozen", hint="see encoder.freeze")
+        raise UserError("there is nothing to train: the whole model is frozen", hint="see encoder.freeze")
     if config.name == "sgd":
         return torch.optim.SGD(split, lr=config.lr, momentum=config.momentum)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW

@@ -1,4 +1,4 @@
-"""What a run writes down of itself (config.yaml, run.json, classes.txt), and whether a folder holds this very run."""
+"""The record of a training (config.yaml, run.json, classes.txt), and whether a folder holds this very run."""
 
 import json
 import sys
@@ -47,9 +47,9 @@ class RunFolder:
         state.check_end(self.config.epochs, folder)
         if state.label_hash != self.label_hash:
             raise UserError(
-                "this run was started with other utterances or labels",
+                "this training was started with other utterances or labels",
                 file=self.path,
-                hint="use another --exp, or --init this one to start from its encoder with a new head",
+                hint="give another --model-dir; --init with this one starts from its encoder with a new head",
             )
         return state
 
@@ -63,7 +63,9 @@ class RunFolder:
         before = cfg.dump(cfg.load(type(self.config), self.path / "config.yaml"))
         for key in now:
             if now[key] != before[key] and key not in self.may_change:
-                rule = f"this run was started with another config: {key} was {before[key]}, now {now[key]}"
+                rule = (
+                    f"this training was started with another config: {key} was {before[key]}, now {now[key]}"
+                )
                 raise UserError(rule, file=self.path, hint=self._hint())
 
     def _check_start(self) -> None:
@@ -74,7 +76,7 @@ class RunFolder:
             raise UserError(f"cannot be read ({err.strerror})", file=file, hint=BROKEN) from None
         if record.get("start", self.init_digest) != self.init_digest:
             was, now = record.get("init") or "none", self.init or "none"
-            rule = f"this run was started from another model: {was}, now {now}"
+            rule = f"this training was started from another model: {was}, now {now}"
             raise UserError(rule, file=self.path, hint=self._hint())
 
     def record(self, classes: list[str], facts: dict[str, Any]) -> None:

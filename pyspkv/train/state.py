@@ -1,4 +1,4 @@
-"""Where a run stands: what a checkpoint's state.json holds besides the optimizers' settings."""
+"""The progress of a training: what a checkpoint's state.json holds besides the optimizers' settings."""
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from pyspkv.base import checkpoint
 from pyspkv.base.errors import UserError
 
-BROKEN = "remove this run's folder, or use another --exp"
+BROKEN = "remove this model folder, or give another --model-dir"
 IN_FILE = {"eval_module": "evaluates"}  # fields that have another name in state.json
 
 

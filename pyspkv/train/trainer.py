@@ -1,7 +1,7 @@
 """The training loop: one for every objective, on a CPU, a GPU, or several under torchrun.
 
 A run is a folder: config.yaml (resolved), run.json (command, versions, labels), train.jsonl (one record per log
-interval and epoch), tb/ (tensorboard), ckpt-<step>/, LATEST, best. Running the same command again goes on from LATEST
+interval and epoch), tb/ (tensorboard), ckpt-<step>/, LATEST, best. Running the same command again resumes from LATEST
 and ends with the same digits as an unbroken run on the same machine: batches, dropout and masks are drawn from
 (seed, step), and the checkpoint holds everything else.
 """
@@ -87,7 +87,7 @@ class Trainer:
         self.config, self.exp, self.init, self.keep_head = config, exp, init, keep_head
         self.labels_out, self.patience = labels_out and Path(labels_out), patience
         if patience < 0:
-            raise UserError(f"--patience {patience} is below 0")
+            raise UserError(f"--patience {patience} must not be below 0")
         if dev:
             check_apart(dev, data, unlabeled)
         self.dev = None
@@ -121,9 +121,9 @@ class Trainer:
         self.finished = saved is not None and saved.done
         if self.is_link and not self.finished:
             raise UserError(
-                "is a link to a model that is not trained to its end",
+                "is a link to a model whose training has not finished",
                 file=self.exp,
-                hint="train it where it lies, or remove the link to train here",
+                hint="finish that training, or remove the link to train here",
             )
 
     def _init_digest(self) -> str | None:
@@ -225,7 +225,7 @@ class Trainer:
             self._init_from_embeddings()
 
     def _init_from_embeddings(self) -> None:
-        """What an objective wants to know of the training data before the first step."""
+        """What an objective needs to know about the training data before the first step."""
         encoder = self.objective.encoder.eval()
         parts = [
             embed(encoder, part, self.device, self.precision, allow_pipes=self.config.allow_pipes).x
@@ -364,7 +364,7 @@ class Trainer:
         self.state.collapsed = self.state.collapsed + 1 if spread < COLLAPSED else 0
         if self.state.collapsed >= COLLAPSED_STEPS:
             raise UserError(
-                f"collapsed: for {COLLAPSED_STEPS} steps all embeddings of a batch point one way",
+                f"collapsed: for {COLLAPSED_STEPS} steps all embeddings of a batch point in one direction",
                 file=self.exp,
                 hint="lower optim.lr, raise batch_size, or check that the audio is not silence",
             )

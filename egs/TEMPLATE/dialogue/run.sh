@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Human-machine dialogues without speaker labels, with soft rejection (arXiv 2202.03484): utterances of a dialogue
-# attract, those of other devices repel, dialogues of low compactness count less; then GE2E on a few labeled speakers;
-# dev speakers choose its epoch. --dry-run true prints every command.
+# attract, those of other devices repel, dialogues of low compactness have a lower weight; then GE2E on a few labeled
+# speakers; dev speakers choose its epoch. --dry-run true prints every command.
 #   run.sh [--mode household] [--mixed-percent 50] [--num-labeled-spk 12] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -14,20 +14,20 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 # -- options of the method
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
-mode=random         # devices (random|household): a speaker each, or two speakers share one
-mixed_percent=10   # percent of the dialogues with a second speaker (household: the other one at home)
+mode=random         # devices (random|household): one per speaker, or two speakers share one
+mixed_percent=10   # percent of the dialogues that have a second speaker (household: of the same household)
 dialogue_opts=()    # further options of bin.simulate_dialogues
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml
 pretrain=           # file of the config of stage 3; empty: conf/pretrain.yaml
-train_set=train     # name of the dialogues that stage 3 trains on; train_labeled: with their true speakers
-finetune=true       # whether there is a stage 5
+train_set=train     # name of the dialogues that stage 3 trains on; train_labeled has their true speakers
+finetune=true       # run stage 5
 joint=false         # stage 5 trains on labeled speakers and dialogues together, from scratch (conf/joint.yaml)
-num_labeled_spk=12 # speakers of the labeled set that fine-tuning has, from 1
-pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+num_labeled_spk=12 # number of labeled speakers for fine-tuning, from 1
+pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
-reuse=              # folder of another experiment whose finished phases before --stage are gone on from
-compare_with=()     # folders of experiments that the report sets beside this one
-seed=0              # of training and clustering
+reuse=              # folder of another experiment; its finished phases before --stage are reused
+compare_with=()     # folders of experiments that the report compares with this one
+seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
 allow_pipes=false   # run the commands in wav.scp
@@ -36,13 +36,13 @@ data=$recipe/data   # folder of the data directories
 conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
-corpus=             # folder of the corpus' files
+corpus=             # folder of the corpus
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
 $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
-noise=()            # (augment.noise_list="$data/noise") where local/data.sh makes a data directory of noises
-truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
+noise=()            # (augment.noise_list="$data/noise") if local/data.sh makes a data directory of noises
+truth=              # true utt2spk of train, if known, for diagnostics in the report only
 speech=$data        # folder of the labeled speech: dev, test, train_labeled, labeled-<number>
 dialogues=$data/$mode-$mixed_percent # folder of the dialogues: train
 mixed=()            # (--mixed FILE) with the truth of the dialogues, for figures only

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GLL, two-stage semi-supervised learning from a few labels a speaker (Wang et al., IJCAI 2024). Stage I: contrastive
+# GLL, two-stage semi-supervised learning from a few labels per speaker (Wang et al., IJCAI 2024). Stage I: contrastive
 # pre-training with augmentation adversarial training. Stage II, gated label learning: constrained k-means gives every
 # unlabeled utterance a labeled speaker, then training goes through the phases T (all utterances pass), V (the
 # prediction must be the label) and L (the confidence must pass a flexible threshold); again and again. With
@@ -7,7 +7,7 @@
 #   run.sh [--labels-per-spk 2] [--baseline fixmatch] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -16,24 +16,24 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 # -- options of the method
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
-labels_per_spk=10   # labeled utterances of each speaker, from 1
+labels_per_spk=10   # number of labeled utterances per speaker, from 1
 baseline=           # name of a config in conf/baselines to train instead of GLL; empty: GLL
-use_labels=few      # of a baseline (few|only|all): the labels and the unlabeled rest, the labels only, all true labels
-start_from=pretrain # what a baseline starts from (pretrain|scratch): Stage I, or from scratch
-threshold_from=     # folder of a FixMatch model: the gate's threshold is a factor times its mean confidence
-threshold_factor=0.9 # that factor, of the highest epoch mean
-num_rounds=3        # GLL's iterations, from 1
-phases=(T V L)      # of an iteration; their gates are conf/gates/<phase>.yaml
-phase_epochs=()     # at most so many epochs in each phase, as "4 3 3"; empty: as conf/semi.yaml
-phase_rates=()      # learning rates of the phases, as "2e-3 5e-4 5e-4"; empty: as conf/semi.yaml
-patience=3          # epochs without a lower dev EER that end a phase or a baseline; the best epoch counts
-cluster_opts=()     # options of bin.seeded_cluster, as "--whiten 0.5"
-label_noise=0.0     # an experiment: change this share of the first pseudo-labels; the list is round1/corrupted
-pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+use_labels=few      # data of a baseline (few|only|all): few labels and the unlabeled rest, few labels only, all true labels
+start_from=pretrain # what a baseline starts from (pretrain|scratch): the model of Stage I, or random weights
+threshold_from=     # folder of a FixMatch model; its mean confidence times a factor is the gate's threshold
+threshold_factor=0.9 # this factor, on the highest mean of an epoch
+num_rounds=3        # number of GLL's iterations, from 1
+phases=(T V L)      # phases of an iteration; their gates are conf/gates/<phase>.yaml
+phase_epochs=()     # most epochs of each phase, such as "4 3 3"; empty: from conf/semi.yaml
+phase_rates=()      # learning rates of the phases, such as "2e-3 5e-4 5e-4"; empty: from conf/semi.yaml
+patience=3          # end a phase or a baseline after this many epochs without a lower dev EER; the best epoch is used
+cluster_opts=()     # options of bin.seeded_cluster, such as "--whiten 0.5"
+label_noise=0.0     # for an experiment: share of the first pseudo-labels to change; round1/corrupted lists them
+pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 learn_opts=()       # settings of stage 4
-reuse=              # folder of another experiment whose finished phases before --stage are gone on from
-compare_with=()     # folders of experiments that the report sets beside this one
-seed=0              # of training and clustering
+reuse=              # folder of another experiment; its finished phases before --stage are reused
+compare_with=()     # folders of experiments that the report compares with this one
+seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
 allow_pipes=false   # run the commands in wav.scp
@@ -42,13 +42,13 @@ data=$recipe/data   # folder of the data directories
 conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
-corpus=             # folder of the corpus' files
+corpus=             # folder of the corpus
 # -- end of options
 . parse_options.sh
 cd "$SPKV_ROOT"
 $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
-noise=()            # (augment.noise_list="$data/noise") where local/data.sh makes a data directory of noises
-truth=              # true utt2spk of train, where there is one, for diagnostics in the report only
+noise=()            # (augment.noise_list="$data/noise") if local/data.sh makes a data directory of noises
+truth=              # true utt2spk of train, if known, for diagnostics in the report only
 
 if stage 1 "data directories from the corpus"; then
   log_run "$recipe/local/data.sh" "$corpus" "$data"
@@ -82,7 +82,7 @@ if [ "$start_from" = pretrain ] && stage 3 "Stage I: pre-train without labels"; 
 fi
 
 learn=(steps/train.sh "${train_opts[@]}" --dev "$data/dev" --patience "$patience")
-if stage 4 "Stage II: ${baseline:-GLL} from $labels_per_spk labels a speaker"; then
+if stage 4 "Stage II: ${baseline:-GLL} from $labels_per_spk labels per speaker"; then
   log_run python -m pyspkv.bin.datadir split-labels --seed "$seed" "$data/train_labeled" "$labels_per_spk" "$split"
   [ -z "$threshold_from" ] ||
     log_run python -m pyspkv.bin.query threshold --factor "$threshold_factor" --out "${threshold[0]}" "$threshold_from"
@@ -119,7 +119,7 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels_per_spk labels a speaker"; t
     [ "$start_from" = pretrain ] || start=
     [ "$use_labels" = few ] || rest=()
     [ "$use_labels" != all ] || few=$data/train_labeled
-    if [ "$use_labels" = only ]; then # as many steps as with the unlabeled utterances
+    if [ "$use_labels" = only ]; then # as many steps as the training with unlabeled utterances
       steps=("$exp/steps.yaml")
       log_run python -m pyspkv.bin.query steps --config "$conf/encoder.yaml" "$conf/semi.yaml" \
         --labeled-data "$split/labeled" --unlabeled "$split/unlabeled" --out "$exp/steps.yaml"

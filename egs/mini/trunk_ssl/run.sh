@@ -6,7 +6,7 @@
 #   run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -16,22 +16,22 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
 round=1             # first round of stage 4, from 1
-num_rounds=3        # rounds, from 1
+num_rounds=3        # number of rounds, from 1
 trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a WavLM student starts from it
-student=()          # files of settings for stages 4 and 5, as conf/small_wavlm.yaml: another encoder
-labels_from=pretrain # what gives the first clusters (pretrain|trunk): DINO, or the trunk's states, averaged
-round_init=none     # what rounds start from (pretrain|none): DINO's model, or the trunk, if any, else from scratch
-num_clusters=auto   # pseudo-speakers; auto estimates their number without labels
+student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
+labels_from=pretrain # what gives the first clusters (pretrain|trunk): DINO, or the mean of the trunk's states
+round_init=none     # what rounds start from (pretrain|none): DINO's model; none: the trunk, or from scratch
+num_clusters=auto   # number of pseudo-speakers; auto estimates it without labels
 cluster_opts=(--whiten 0.75) # options of bin.cluster
-finetune=true       # whether there is a stage 5
-label_noise=0.0     # an experiment: make this share of each round's labels wrong; the list is round<r>/corrupted
-crops=15            # also score by so many crops of 4 s together with the whole utterance
-pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+finetune=true       # run stage 5
+label_noise=0.0     # for an experiment: share of each round's labels to make wrong; round<r>/corrupted lists them
+crops=15            # number of 4 s crops to score with, in addition to the whole utterance; 0: none
+pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 round_opts=()       # settings of stage 4
 finetune_opts=()    # settings of stage 5
-reuse=              # folder of another experiment whose finished phases before --stage and --round are gone on from
-compare_with=()     # folders of experiments that the report sets beside this one
-seed=0              # of training and clustering
+reuse=              # folder of another experiment; its finished phases before --stage and --round are reused
+compare_with=()     # folders of experiments that the report compares with this one
+seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
 allow_pipes=false   # run the commands in wav.scp

@@ -6,7 +6,7 @@
 #   run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -15,15 +15,15 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 # -- options of the method
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
-num_clusters=8000   # pseudo-speakers to start with; better a third more than there are speakers
+num_clusters=8000   # number of pseudo-speakers at the start; best a third more than there are speakers
 cluster_opts=(--method kmeans) # options of bin.cluster
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
-crops=0             # also score by so many crops of 4 s together with the whole utterance
-pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
+pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 round_opts=()       # settings of stage 4
-reuse=              # folder of another experiment whose finished phases before --stage are gone on from
-compare_with=()     # folders of experiments that the report sets beside this one
-seed=0              # of training and clustering
+reuse=              # folder of another experiment; its finished phases before --stage are reused
+compare_with=()     # folders of experiments that the report compares with this one
+seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
 allow_pipes=false   # run the commands in wav.scp

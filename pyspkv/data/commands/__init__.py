@@ -1,7 +1,7 @@
 """The subcommands of `pyspkv datadir`: a module each, with `add_arguments(parser)` and `run(args)`.
 
 A module may also have `tidy(words)`, which rewrites the words of its command line before argparse sees them. Only the
-module of the subcommand that is asked for is imported.
+module of the given subcommand is imported.
 """
 
 # Subcommand -> (module here, what it does).

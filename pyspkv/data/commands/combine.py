@@ -9,8 +9,12 @@ from pyspkv.data.datadir import DataDir, combine
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--extra-files", default="", metavar="'F1 F2'", help="files that every source must have")
-    sub.add_argument("--skip-fix", default="false", help="Kaldi's option; the result needs no fixing")
+    sub.add_argument(
+        "--extra-files", default="", metavar="'F1 F2'", help="further files that every source must have"
+    )
+    sub.add_argument(
+        "--skip-fix", default="false", help="for Kaldi's sake: the result never needs to be fixed"
+    )
     sub.add_argument("dst")
     sub.add_argument("src", nargs="+")
 
@@ -23,6 +27,6 @@ def run(args: argparse.Namespace) -> None:
     sources = [DataDir.read(s, need_wav=False) for s in args.src]
     data, left_out = combine(args.dst, sources, args.extra_files.split())
     for name in sorted(left_out):
-        print(f"{args.dst}: left out {name}, which some source lacks")
+        print(f"{args.dst}: dropped {name}, which some source does not have")
     data.write(args.dst, own=True)
     print(f"{args.dst}: {summary_line(data)}")

@@ -11,8 +11,8 @@ _PREFIXES = ("--utt-prefix", "--utt-suffix", "--spk-prefix", "--spk-suffix", "--
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("src")
     sub.add_argument("dst")
-    sub.add_argument("--utt-prefix", default="", help="put before each utterance id")
-    sub.add_argument("--utt-suffix", default="", help="put after each utterance id")
+    sub.add_argument("--utt-prefix", default="", help="prefix of each utterance id")
+    sub.add_argument("--utt-suffix", default="", help="suffix of each utterance id")
     sub.add_argument(
         "--spk-prefix",
         nargs="?",
@@ -21,8 +21,8 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         help="with a value: put it before each speaker id (Kaldi); without: make every utterance id "
         "<spk>-<utt>, which Kaldi's own tools demand",
     )
-    sub.add_argument("--spk-suffix", default="", help="put after each speaker id")
-    sub.add_argument("--validate-opts", default="", help="Kaldi's option; the copy is always checked in full")
+    sub.add_argument("--spk-suffix", default="", help="suffix of each speaker id")
+    sub.add_argument("--validate-opts", default="", help="for Kaldi's sake: the copy is always checked")
 
 
 def run(args: argparse.Namespace) -> None:

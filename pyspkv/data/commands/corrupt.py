@@ -8,9 +8,11 @@ from pyspkv.data.datadir import DataDir
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--share", type=share, required=True, help="of the utterances, from 0 to 1")
+    sub.add_argument(
+        "--share", type=share, required=True, help="share of the utterances to relabel, from 0 to 1"
+    )
     sub.add_argument("--seed", type=whole, default=0)
-    sub.add_argument("--list", required=True, metavar="FILE", help="where the ids of those utterances go")
+    sub.add_argument("--list", required=True, metavar="FILE", help="file for the ids of those utterances")
     sub.add_argument("src")
     sub.add_argument("dst")
 
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     names = sorted(set(data.spk))
     if len(names) < 2:
         rule = "has one speaker; a wrong label needs another"
-        raise UserError(rule, file=f"{args.src}/utt2spk", hint="take labels of two speakers or more")
+        raise UserError(rule, file=f"{args.src}/utt2spk", hint="give a directory with at least two speakers")
     found, rows = corrupt_labels(np.searchsorted(names, data.spk), args.share, len(names), args.seed)
     with atomic_file(args.list, own=True) as f:
         f.writelines(f"{data.utts[row]}\n" for row in rows)

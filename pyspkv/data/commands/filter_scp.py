@@ -8,8 +8,8 @@ from pyspkv.data.commands.common import whole
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--exclude", action="store_true", help="the other lines")
-    sub.add_argument("-f", dest="field", type=whole, default=1, help="the column to look at, from 1")
+    sub.add_argument("--exclude", action="store_true", help="print the other lines")
+    sub.add_argument("-f", dest="field", type=whole, default=1, help="column of the id, from 1")
     sub.add_argument("idlist")
     sub.add_argument("file", nargs="?", help="default: standard input")
 
@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> None:
         for number, line in enumerate(f, 1):
             parts = line.split(None, args.field)
             if at < 0 or len(parts) <= at:
-                raise UserError(f"no column {args.field}", file=args.file or "stdin", line=number)
+                raise UserError(
+                    f"the line has no column {args.field}", file=args.file or "stdin", line=number
+                )
             if (parts[at] in keep) != args.exclude:
                 sys.stdout.buffer.write(line)

@@ -1,4 +1,4 @@
-"""Sort and mend a data directory."""
+"""Sort and correct a data directory."""
 
 import argparse
 

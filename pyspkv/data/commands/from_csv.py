@@ -26,16 +26,18 @@ def keys_of(args: argparse.Namespace, what: str) -> records.Keys:
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     add_fields(sub, "column")
     sub.add_argument(
-        "--delimiter", metavar="CHARACTER", help="default: by the first line a tab, `;` or a comma"
+        "--delimiter",
+        metavar="CHARACTER",
+        help="default: a tab, `;` or a comma, whichever is in the first line",
     )
     importing.add_common(sub)
-    sub.add_argument("table", help="with a first line of column names; .gz is unpacked")
+    sub.add_argument("table", help="its first line holds the column names; may be .gz")
     sub.add_argument("out")
 
 
 def run(args: argparse.Namespace) -> None:
     if args.delimiter is not None and len(args.delimiter) != 1:
-        args.parser.error("--delimiter is one character")
+        args.parser.error("--delimiter must be one character")
     file = Path(args.table)
     root = Path(args.root or file.parent)
     keys = keys_of(args, "column")

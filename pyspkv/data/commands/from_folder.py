@@ -18,13 +18,13 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     who.add_argument(
         "--pattern",
         metavar="'{speaker}/{session}/{utterance}.wav'",
-        help="of the whole path below FOLDER, with {speaker}, {session}, {gender}, {utterance}; * is any part, ** any "
-        "path; without it (and --regex) the speakers are unknown",
+        help="pattern of the path below FOLDER, with {speaker}, {session}, {gender}, {utterance}; * is any part, "
+        "** any path; without it (and --regex) the speakers are unknown",
     )
     who.add_argument(
         "--regex", metavar="EXPR", help="the same as a regular expression, as (?P<speaker>[^/]+)/.*"
     )
-    sub.add_argument("--endings", default=" ".join(folder.READ), help="of the names of audio files")
+    sub.add_argument("--endings", default=" ".join(folder.READ), help="endings of the names of audio files")
     importing.add_common(sub, root=False)
     sub.add_argument("folder")
     sub.add_argument("out")
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if args.regex:
         pattern = folder.expression(args.regex)
     if not root.is_dir():
-        raise UserError("is no folder", file=root, hint="give the folder that holds the audio files")
+        raise UserError("is not a folder", file=root, hint="give the folder that holds the audio files")
     importing.make(args, root, lambda skipped: _rows(root, endings, pattern, skipped))
 
 
@@ -50,10 +50,10 @@ def _rows(root: Path, endings: list[str], pattern, skipped):
         print(f"{root}: other files: {shown}")
     if not found.files:
         seen = f"; the first that was left out: {skipped.items[0][1]}" if skipped.items else ""
-        raise UserError(f"holds no audio file{seen}", file=root, hint="look at --endings")
+        raise UserError(f"contains no audio file{seen}", file=root, hint="check --endings")
     out = list(folder.rows(root, found.files, pattern, skipped))
     if not out:
         example = os.fsencode(found.files[0]).decode(errors="replace")
-        rule = f"the pattern fits none of {len(found.files)} paths, such as {example}"
+        rule = f"the pattern matches none of {len(found.files)} paths, such as {example}"
         raise UserError(rule, file=root, hint="'{speaker}/*/*' takes the first folder as the speaker")
     return out

@@ -14,14 +14,14 @@ from pyspkv.data.manifests import arrow
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--audio-column", default="audio", metavar="NAME")
-    sub.add_argument("--speaker-column", default="speaker_id", metavar="NAME", help="need not be there")
-    sub.add_argument("--utt-column", default="id", metavar="NAME", help="need not be there")
-    sub.add_argument("--session-column", default="", metavar="NAME", help="need not be there")
+    sub.add_argument("--speaker-column", default="speaker_id", metavar="NAME", help="optional column")
+    sub.add_argument("--utt-column", default="id", metavar="NAME", help="optional column")
+    sub.add_argument("--session-column", default="", metavar="NAME", help="optional column")
     sub.add_argument(
         "--audio-dir", metavar="DIR", help="a new folder for the audio files (default: OUT.audio)"
     )
     importing.add_common(sub, root=False)
-    sub.add_argument("folder", help="as save_to_disk leaves it; one split")
+    sub.add_argument("folder", help="folder that save_to_disk wrote, of one split")
     sub.add_argument("out")
 
 
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     folder, place = Path(args.folder), Path(os.path.abspath(args.audio_dir or f"{args.out}.audio"))
     check_replaceable(Path(args.out))
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        hint = f"give another --audio-dir, or: {command_line('rm', '-r', place)}"
-        raise UserError("is there already, and not empty", file=place, hint=hint)
+        rule = "exists and is not empty; give another --audio-dir, or remove it"
+        raise UserError(rule, file=place, hint=command_line("rm", "-r", place))
     written = False
 
     def read(skipped):

@@ -12,7 +12,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     add_fields(sub, "key")
     sub.epilog = "A key with dots names a value inside: audio.path."
     importing.add_common(sub)
-    sub.add_argument("list", help="a JSON object a line; .gz is unpacked")
+    sub.add_argument("list", help="one JSON object per line; may be .gz")
     sub.add_argument("out")
 
 

@@ -9,8 +9,8 @@ from pyspkv.data.manifests import lhotse
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--recordings", metavar="FILE", help="recordings, .jsonl or .jsonl.gz")
-    sub.add_argument("--supervisions", metavar="FILE", help="their supervisions: each is an utterance")
-    sub.add_argument("--cuts", metavar="FILE", help="instead of both: each cut is an utterance")
+    sub.add_argument("--supervisions", metavar="FILE", help="supervisions: each one is an utterance")
+    sub.add_argument("--cuts", metavar="FILE", help="cuts, instead of both: each one is an utterance")
     importing.add_common(sub)
     sub.add_argument("out")
 

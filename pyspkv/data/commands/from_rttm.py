@@ -10,7 +10,7 @@ from pyspkv.data.manifests import rttm
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     where = sub.add_mutually_exclusive_group(required=True)
     where.add_argument(
-        "--wav-dir", metavar="DIR", help="the recordings, called as in the RTTM with an ending"
+        "--wav-dir", metavar="DIR", help="folder of the recordings, named as in the RTTM plus an ending"
     )
     where.add_argument("--wav-scp", metavar="FILE", help="`recording path` lines")
     sub.add_argument(

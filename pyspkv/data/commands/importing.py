@@ -1,4 +1,4 @@
-"""What the subcommands from-* share: options, the check of the audio, the list of what was left out, writing."""
+"""Shared by the subcommands from-*: options, the check of the audio, the list of dropped utterances, writing."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -14,22 +14,24 @@ def add_common(sub: argparse.ArgumentParser, *, root: bool = True) -> None:
     """OUT's options; with `root`, where relative paths of the list start."""
     if root:
         sub.add_argument(
-            "--root", metavar="DIR", help="where relative paths start (default: the list's folder)"
+            "--root", metavar="DIR", help="folder that relative paths start from (default: the list's folder)"
         )
     sub.add_argument(
         "--check",
         choices=("audio", "headers", "none"),
         default="audio",
-        help="audio: decode every file, which finds damage and silence; headers: open each; none: believe the list",
+        help="audio: decode every file, to find damage and silence; headers: open every file; none: trust the list",
     )
-    sub.add_argument("--min-seconds", type=positive, default=0.1, help="shorter utterances are left out")
-    sub.add_argument("--strict", action="store_true", help="anything that would be left out is an error")
+    sub.add_argument("--min-seconds", type=positive, default=0.1, help="drop utterances shorter than this")
     sub.add_argument(
-        "--skipped", metavar="FILE", help="where to name what is left out (default: OUT.skipped)"
+        "--strict", action="store_true", help="make it an error if an utterance would be dropped"
     )
-    sub.add_argument("--nj", type=whole, default=1, help="processes that read audio")
     sub.add_argument(
-        "--allow-pipes", action="store_true", help="take and run entries that are commands (`... |`)"
+        "--skipped", metavar="FILE", help="file that lists what was dropped (default: OUT.skipped)"
+    )
+    sub.add_argument("--nj", type=whole, default=1, help="number of processes that read audio")
+    sub.add_argument(
+        "--allow-pipes", action="store_true", help="accept and run entries that are commands (`... |`)"
     )
 
 
@@ -48,7 +50,7 @@ def make(args: argparse.Namespace, file: Path, read: Callable[[rows.Skipped], It
         skipped.write(names)
         skipped.report(names)
     if skipped.items and args.strict:
-        rule = f"{len(skipped.items)} entries cannot be used, and --strict allows none; no data directory was written"
+        rule = f"{len(skipped.items)} entries cannot be used, and --strict is given; no data directory was written"
         raise UserError(rule, file=file, hint=f"see {names}")
     rows.write(data, out)
     if not skipped.items and not args.skipped:
@@ -62,8 +64,8 @@ def say(data: DataDir, out: Path) -> None:
     known = sum(u != s for u, s in zip(data.utts, data.spk))
     print(f"{out}: {summary_line(data)}")
     if not known:
-        print("no speaker is known: each utterance stands for itself")
+        print("no speaker is known: each utterance gets a speaker of its own")
     elif known < len(data.utts):
         print(
-            f"the speakers of {len(data.utts) - known} utterances are not known: these stand for themselves"
+            f"the speakers of {len(data.utts) - known} utterances are unknown: each of these gets a speaker of its own"
         )

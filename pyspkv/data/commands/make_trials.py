@@ -13,40 +13,38 @@ from pyspkv.data.tables import read_table
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.epilog = "Without counts: all pairs of utterances. The same seed makes the same trials."
     add = sub.add_argument
-    add(
-        "--targets-per-speaker", type=whole, metavar="N", help="at most so many target trials of each speaker"
-    )
-    add("--nontargets-per-speaker", type=whole, metavar="N", help="at most so many nontarget trials of each")
-    add("--max-targets", type=whole, metavar="N", help="at most so many target trials in all")
-    add("--max-nontargets", type=whole, metavar="N", help="at most so many nontarget trials in all")
+    add("--targets-per-speaker", type=whole, metavar="N", help="most target trials of each speaker")
+    add("--nontargets-per-speaker", type=whole, metavar="N", help="most nontarget trials of each speaker")
+    add("--max-targets", type=whole, metavar="N", help="most target trials in all")
+    add("--max-nontargets", type=whole, metavar="N", help="most nontarget trials in all")
     add(
         "--same-gender",
         nargs="?",
         const="",
         metavar="FILE",
-        help="nontarget trials within one gender, of DIR/spk2gender or FILE (`utt m|f` or `spk m|f`)",
+        help="make nontarget trials within one gender, from DIR/spk2gender or FILE (`utt m|f` or `spk m|f`)",
     )
     add(
         "--cross-session",
         nargs="?",
         const="",
         metavar="FILE",
-        help="target trials of two sessions, of DIR/utt2session or FILE (`utt session`)",
+        help="make target trials from two sessions, from DIR/utt2session or FILE (`utt session`)",
     )
     add(
         "--enrol-utts",
         type=whole,
         default=0,
         metavar="N",
-        help="a model of N utterances a speaker: enrol_map",
+        help="enrol each speaker with N utterances: writes enrol_map",
     )
     add(
         "--from-list",
         metavar="FILE",
-        help="VoxCeleb's `1 path path` and the like, or a blind list of two columns",
+        help="a list such as VoxCeleb's `1 path path`, or a list of two columns without answers",
     )
     add("--seed", type=whole, default=0)
-    add("--out", metavar="FILE", help="the list (default: DIR/trials); its models go to enrol_map beside it")
+    add("--out", metavar="FILE", help="output list (default: DIR/trials); models go to enrol_map next to it")
     add("dir")
 
 
@@ -63,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     texts[out] = lines  # the last: where it stands, all do
     inside_dir = out.parent.resolve() == Path(args.dir).resolve()
     if not models and inside_dir and data.enrol_map and not args.from_list:
-        rule = "holds the models of an earlier list"
+        rule = "contains the models of an earlier list"
         raise UserError(
             rule,
             file=out.with_name("enrol_map"),
@@ -71,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         )
     for file, wanted in texts.items():
         if file.is_file() and file.read_text(encoding="utf-8").split("\n")[:-1] != wanted:
-            raise UserError("is there already, with other lines", file=file, hint=command_line("rm", file))
+            raise UserError("exists and has other lines", file=file, hint=command_line("rm", file))
     for file, wanted in texts.items():
         with atomic_file(file, own=True) as f:
             f.writelines(f"{line}\n" for line in wanted)
@@ -92,9 +90,7 @@ def _of_list(args: argparse.Namespace, data: DataDir) -> list[str]:
     lines, labeled = trial_lists.read(Path(args.from_list), data)
     if not labeled and not args.out:
         rule = "has no answers (two columns), so it cannot be the trials of a data directory"
-        raise UserError(
-            rule, file=args.from_list, hint="give --out FILE; python -m pyspkv.bin.score takes that file"
-        )
+        raise UserError(rule, file=args.from_list, hint="give --out FILE, a list for scoring alone")
     return lines
 
 
@@ -112,7 +108,7 @@ def _made(args: argparse.Namespace, data: DataDir) -> tuple[list[str], dict[str,
         return make_trials(data.utts, data.spk, seed=args.seed, session=session, group=group, **limits), {}
     if in_all != (None, None):
         args.parser.error(
-            "--max-targets and --max-nontargets go with neither counts per speaker nor --enrol-utts"
+            "--max-targets and --max-nontargets cannot be combined with counts per speaker or --enrol-utts"
         )
     return design(data, Rules(*each, session, group, args.enrol_utts, args.seed))
 
@@ -127,7 +123,7 @@ def sessions(file: str, data: DataDir) -> dict[str, str]:
         raise UserError("no such file", file=path, hint=hint)
     table = read_table(path, "id")
     if missing := [u for u in data.utts if u not in table]:
-        raise UserError(f"lacks {len(missing)} utterances, the first {missing[0]}", file=path)
+        raise UserError(f"has no line for {len(missing)} utterances; the first is {missing[0]}", file=path)
     return table
 
 
@@ -141,9 +137,9 @@ def genders(file: str, data: DataDir) -> dict[str, str]:
     for utt, spk in zip(data.utts, data.spk):
         found = table.get(spk) or table.get(utt)
         if found is None:
-            raise UserError(f"has neither speaker {spk} nor utterance {utt}", file=path)
+            raise UserError(f"has no line for speaker {spk} or utterance {utt}", file=path)
         if out.setdefault(spk, found) != found:
             raise UserError(
-                f"speaker {spk} has utterances of m and of f", file=path, hint="correct the table"
+                f"speaker {spk} has utterances with m and with f", file=path, hint="correct the table"
             )
     return out

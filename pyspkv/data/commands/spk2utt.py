@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         parts = line.split()
         if len(parts) != 2:
-            raise UserError("the rule is `utterance speaker`", file=name, line=number)
+            raise UserError("the line must be `utterance speaker`", file=name, line=number)
         utts.append(parts[0])
         spk.append(parts[1])
     sys.stdout.buffer.writelines(f"{line}\n".encode() for line in spk2utt_lines(utts, spk))

@@ -7,7 +7,7 @@ from pyspkv.data.datadir import DataDir
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--per-utt", action="store_true", help="by utterances, into DIR/split<N>utt")
+    sub.add_argument("--per-utt", action="store_true", help="split by utterances, into DIR/split<N>utt")
     sub.add_argument("dir")
     sub.add_argument("n", type=whole)
 

@@ -8,7 +8,10 @@ from pyspkv.data.datadir import DataDir
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--seed", type=whole, default=0, help="of the draw; for one seed a smaller N draws a part"
+        "--seed",
+        type=whole,
+        default=0,
+        help="seed of the draw; with the same seed, a smaller N draws a subset",
     )
     sub.add_argument("dir")
     sub.add_argument("n", type=whole)

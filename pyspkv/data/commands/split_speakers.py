@@ -11,12 +11,14 @@ from pyspkv.data.datadir import DataDir, check_replaceable
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     size = sub.add_mutually_exclusive_group(required=True)
-    size.add_argument("--num-speakers", type=whole, metavar="N", help="so many speakers go to OUT")
-    size.add_argument("--fraction", type=share, help="this share of the speakers, rounded, but at least one")
-    sub.add_argument("--seed", type=whole, default=0, help="for one seed fewer speakers are a part of more")
+    size.add_argument("--num-speakers", type=whole, metavar="N", help="number of speakers for OUT")
+    size.add_argument("--fraction", type=share, help="share of the speakers for OUT, rounded, at least one")
+    sub.add_argument(
+        "--seed", type=whole, default=0, help="with the same seed, fewer speakers are a subset of more"
+    )
     sub.add_argument("src")
-    sub.add_argument("out", help="the speakers that are drawn")
-    sub.add_argument("rest", help="all others")
+    sub.add_argument("out", help="directory of the drawn speakers")
+    sub.add_argument("rest", help="directory of all others")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -26,11 +28,11 @@ def run(args: argparse.Namespace) -> None:
     if n is None:
         n = max(1, round(args.fraction * len(names)))
     if not 1 <= n < len(names):
-        rule = f"cannot part {n} of {len(names)} speakers from the rest"
-        raise UserError(rule, file=f"{args.src}/utt2spk", hint=f"ask for 1 to {len(names) - 1}")
+        rule = f"cannot draw {n} of {len(names)} speakers"
+        raise UserError(rule, file=f"{args.src}/utt2spk", hint=f"give 1 to {len(names) - 1}")
     folders = [Path(args.src), Path(args.out), Path(args.rest)]
     if len({f.resolve() for f in folders}) < 3:
-        raise UserError("SRC, OUT and REST are three folders", file=args.out, hint="choose other names")
+        raise UserError("SRC, OUT and REST must be three folders", file=args.out, hint="choose other names")
     for folder in folders[1:]:
         check_replaceable(folder)
     random.Random(args.seed).shuffle(names)

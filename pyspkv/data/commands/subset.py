@@ -16,18 +16,20 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     how.add_argument("--first", action="store_true", help="the first N")
     how.add_argument("--last", action="store_true", help="the last N")
     how.add_argument("--shortest", action="store_true", help="the N shortest")
-    how.add_argument("--per-spk", action="store_true", help="N of each speaker, or all where there are fewer")
     how.add_argument(
-        "--speakers", action="store_true", help="random whole speakers until N utterances are reached"
+        "--per-spk", action="store_true", help="the first N of each speaker, or all if there are fewer"
+    )
+    how.add_argument(
+        "--speakers", action="store_true", help="whole speakers at random, until there are N utterances"
     )
     how.add_argument("--first-speakers", action="store_true", help="all utterances of the first N speakers")
-    how.add_argument("--dialogues", action="store_true", help="likewise whole dialogues (utt2dialogue)")
-    how.add_argument("--devices", action="store_true", help="likewise all dialogues of whole devices")
+    how.add_argument("--dialogues", action="store_true", help="whole dialogues at random (utt2dialogue)")
+    how.add_argument("--devices", action="store_true", help="all dialogues of devices drawn at random")
     how.add_argument("--utt-list", metavar="FILE", help="SRC DST: the utterances in FILE")
     how.add_argument("--spk-list", metavar="FILE", help="SRC DST: the speakers in FILE")
     how.add_argument("--dialogue-list", metavar="FILE", help="SRC DST: the dialogues in FILE")
     how.add_argument("--device-list", metavar="FILE", help="SRC DST: the dialogues of the devices in FILE")
-    sub.add_argument("--seed", type=whole, default=0, help="for --speakers, --dialogues, --devices")
+    sub.add_argument("--seed", type=whole, default=0, help="seed of --speakers, --dialogues, --devices")
     sub.add_argument("rest", nargs="+", metavar="SRC N DST")
 
 
@@ -39,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     src, dst = args.rest[0], args.rest[-1]
     n = None if by_list else whole_number(args.rest[1])
     if n is None and not by_list:
-        args.parser.error(f"the number of utterances is not a number: {args.rest[1][:40]}")
+        args.parser.error(f"N is not a number: {args.rest[1][:40]}")
     data = DataDir.read(src, need_wav=False)
     if unit and by_list:
         names = _column(data, unit)
@@ -74,7 +76,7 @@ def _durations(data: DataDir) -> dict[str, float]:
         return segment_seconds(data)
     if "reco2dur" in data.reco_tables:
         return {u: float(v) for u, v in data.reco_tables["reco2dur"].items()}
-    rule = "no utt2num_samples, utt2dur nor segments to find the shortest by"
+    rule = "has no utt2num_samples, utt2dur or segments to find the shortest with"
     raise UserError(rule, file=data.path, hint="write utt2dur (`utterance seconds`)")
 
 
@@ -84,7 +86,7 @@ def _choose(data: DataDir, args: argparse.Namespace, n: int) -> list[str]:
     unit = "spk" if args.first_speakers else unit
     if n < 1 or (n > total and not (unit or args.per_spk)):
         raise UserError(
-            f"cannot take {n} of {total} utterances", file=data.path, hint=f"ask for 1 to {total}"
+            f"{n} of {total} utterances cannot be chosen", file=data.path, hint=f"give 1 to {total}"
         )
     if args.first:
         return data.utts[:n]
@@ -116,7 +118,7 @@ def _column(data: DataDir, unit: str) -> list[str]:
     """Speaker, dialogue or device of each utterance."""
     if unit in ("utt", "spk"):
         return data.utts if unit == "utt" else data.spk
-    hint = "make it from a log with utils/sessionize.sh"
+    hint = "write it, or make the directory from a log (sessionize.sh)"
     if "utt2dialogue" not in data.utt_tables:
         raise UserError("no such file", file=data.path / "utt2dialogue", hint=hint)
     dialogues = [data.utt_tables["utt2dialogue"][u] for u in data.utts]

@@ -1,4 +1,4 @@
-"""What a data directory holds, and what would spoil a training or a test."""
+"""Describe a data directory, with warnings about what would harm training or testing."""
 
 import argparse
 import json
@@ -10,10 +10,14 @@ from pyspkv.data.datadir import DataDir
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.epilog = "Every utterance is decoded once. A warning is no error: the exit code is 0."
     sub.add_argument(
-        "--json", action="store_true", help="print JSON, which names every silent, clipped or double file"
+        "--json",
+        action="store_true",
+        help="print JSON, with the name of every silent, clipped or duplicate file",
     )
-    sub.add_argument("--crop-seconds", type=positive, default=1.5, help="crops of the training to come")
-    sub.add_argument("--nj", type=whole, default=1, help="processes that read audio")
+    sub.add_argument(
+        "--crop-seconds", type=positive, default=1.5, help="crop length of the training you plan"
+    )
+    sub.add_argument("--nj", type=whole, default=1, help="number of processes that read audio")
     sub.add_argument("--allow-pipes", action="store_true", help="run entries that are commands (`... |`)")
     sub.add_argument("dir")
 

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     out, data = Path(args.out), DataDir.read(args.dir)
     if args.command == "to-lhotse":
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError("is there already, and not empty", file=out, hint="give another folder")
+            raise UserError("exists and is not empty", file=out, hint="give another folder")
         with atomic_dir(out, own=True) as new:
             export.lhotse(data, new)
     else:

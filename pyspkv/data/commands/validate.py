@@ -14,15 +14,15 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         "--disjoint",
         nargs="+",
         metavar="DIR2",
-        help="after DIR: directories that must share no utterance, speaker, dialogue or device with it",
+        help="after DIR: directories that may have no utterance, speaker, dialogue or device in common with it",
     )
     for name in ("--no-text", "--no-feats", "--no-spk-sort", "--non-print"):
-        sub.add_argument(name, action="store_true", help="Kaldi's option; here always so")
+        sub.add_argument(name, action="store_true", help="for Kaldi's sake: this is always so")
 
 
 def run(args: argparse.Namespace) -> None:
     if args.disjoint and len(args.dirs) > 1:
-        args.parser.error("--disjoint goes with one DIR before it")
+        args.parser.error("--disjoint needs exactly one DIR before it")
     faults = []
     for path in args.dirs:
         try:

@@ -30,7 +30,7 @@ def files_of(folder: Path) -> tuple[list[Path], dict]:
     if (folder / "dataset_dict.json").is_file():
         names = foreign.read_json(folder / "dataset_dict.json").get("splits")
         known = ", ".join(map(str, names[:10])) if isinstance(names, list) else "?"
-        raise UserError(f"holds the splits {known}", file=folder, hint="give one of these folders")
+        raise UserError(f"contains the splits {known}", file=folder, hint="give one of these folders")
     if not (folder / "state.json").is_file():
         rule = "is no data set saved with save_to_disk (it has no state.json)"
         raise UserError(rule, file=folder, hint="in Python: datasets.load_dataset(...).save_to_disk(FOLDER)")
@@ -38,7 +38,7 @@ def files_of(folder: Path) -> tuple[list[Path], dict]:
     listed = listed if isinstance(listed, list) else []
     names = [item.get("filename") for item in listed if isinstance(item, dict)]
     if not names or not all(isinstance(n, str) and "/" not in n and n.endswith(".arrow") for n in names):
-        raise UserError("names no Arrow files", file=folder / "state.json", hint=_AGAIN)
+        raise UserError("lists no Arrow files", file=folder / "state.json", hint=_AGAIN)
     info = folder / "dataset_info.json"
     features = foreign.read_json(info).get("features") if info.is_file() else None
     return [folder / n for n in names], features if isinstance(features, dict) else {}
@@ -49,7 +49,7 @@ def records(files: list[Path], columns: list[str]) -> Iterator[dict]:
     try:
         import pyarrow as pa
     except ImportError:
-        raise UserError("reading Arrow files takes the package pyarrow", hint="pip install pyarrow") from None
+        raise UserError("Arrow files need the package pyarrow", hint="pip install pyarrow") from None
     for file in files:
         foreign.regular(file)
         try:

@@ -1,4 +1,4 @@
-"""Whether the audio of a new data directory can be used: what cannot is named and left out."""
+"""Check the audio of a new data directory; unusable utterances are dropped and listed."""
 
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator

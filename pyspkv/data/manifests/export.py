@@ -35,7 +35,7 @@ def entries(data: DataDir, what: str) -> Iterator[Entry]:
     for reco, path in data.wav.items():
         if path.endswith("|") or re.search(r":\d+(\[.*\])?$", path):
             rule = f"{what} names files, but {reco} is a command or a place in an ark"
-            raise UserError(rule, file=data.path / "wav.scp", hint="write the audio to files first")
+            raise UserError(rule, file=data.path / "wav.scp", hint="first write the audio to files")
     for utt, spk in zip(data.utts, data.spk):
         reco, start, end = data.segments[utt] if data.segments else (utt, 0.0, -1.0)
         speaker = "" if spk == utt else spk
@@ -49,7 +49,7 @@ def _line(record: dict) -> str:
 def wespeaker(data: DataDir) -> Iterator[str]:
     """Lines of raw.list. An unknown speaker is the utterance itself. UserError: there are segments."""
     if data.segments:
-        rule = "raw.list names whole files, and this directory has segments"
+        rule = "raw.list lists whole files, but this directory has segments"
         raise UserError(rule, file=data.path / "segments", hint="to-jsonl, to-csv or to-lhotse keep them")
     for e in entries(data, "raw.list"):
         yield _line({"key": e.utt, "wav": e.path, "spk": e.speaker or e.utt})

@@ -126,9 +126,9 @@ def expression(text: str) -> re.Pattern:
     try:
         found = re.compile(text)
     except (re.error, OverflowError, RecursionError) as err:
-        raise UserError(f"is no regular expression: {text[:80]!a} ({err})", hint=hint) from None
+        raise UserError(f"is not a regular expression: {text[:80]!a} ({err})", hint=hint) from None
     if not set(found.groupindex) & set(FIELDS):
-        raise UserError(f"the expression {text[:80]!a} names none of {', '.join(FIELDS)}", hint=hint)
+        raise UserError(f"the expression {text[:80]!a} has none of the fields {', '.join(FIELDS)}", hint=hint)
     return found
 
 

@@ -38,7 +38,7 @@ def _list(value, name: str, file: Path, line: int) -> list:
 def _objects(value, name: str, file: Path, line: int) -> list[dict]:
     found = _list(value, name, file, line)
     if not all(isinstance(item, dict) for item in found):
-        raise UserError(f"{name} holds what is no object", file=file, line=line, hint=_HINT)
+        raise UserError(f"{name} has an element that is not an object", file=file, line=line, hint=_HINT)
     return found
 
 
@@ -56,7 +56,7 @@ def recording(record: dict, file: Path, line: int, root: Path) -> Recording:
     length = seconds(record.get("duration"), "'duration'", file, line)
     if not sources or length is None:
         raise UserError(
-            "is no recording: it has no 'sources' or no 'duration'", file=file, line=line, hint=_HINT
+            "is not a recording: it has no 'sources' or no 'duration'", file=file, line=line, hint=_HINT
         )
     if len(sources) > 1:
         raise Unusable("the recording has several sources")

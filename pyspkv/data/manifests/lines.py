@@ -57,7 +57,7 @@ def table_rows(path: str | Path, delimiter: str | None = None) -> Iterator[tuple
     numbered = text_lines(path)
     first = next(numbered, None)
     if first is None:
-        raise UserError("is empty", file=path, hint="write a line of column names, then the rows")
+        raise UserError("is empty", file=path, hint="write a line of column names, followed by the rows")
     at = [1]
     if delimiter is None:
         comma = ";" if ";" in first[1] and "," not in first[1] else ","
@@ -75,14 +75,14 @@ def table_rows(path: str | Path, delimiter: str | None = None) -> Iterator[tuple
         try:
             cells = next(reader, None)
         except csv.Error as err:
-            raise UserError(f"is no row of CSV ({err})", file=path, line=at[0]) from None
+            raise UserError(f"is not a row of CSV ({err})", file=path, line=at[0]) from None
         if cells is None:
             return
         start, line = at[0] + 1, start
         if names is None:
             names = [cell.strip() for cell in cells]
             if "" in names or len(set(names)) < len(names):
-                rule = f"two columns have one name, or a column has none: {foreign.short(names)}"
+                rule = f"two columns have the same name, or a column has none: {foreign.short(names)}"
                 raise UserError(rule, file=path, line=1, hint="the first line names the columns")
         elif cells and len(cells) != len(names):
             raise UserError(f"has {len(cells)} cells for {len(names)} columns", file=path, line=line)

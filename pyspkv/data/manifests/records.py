@@ -56,7 +56,7 @@ def rows(records: Iterable[tuple[int, dict]], keys: Keys, file: Path, root: Path
         if start is not None and end is None:
             end = WHOLE if duration is None else round(start + duration, 9)
         if start is not None and end is not None and end != WHOLE and end <= start:
-            raise UserError(f"ends at {end:g} s, and starts at {start:g} s", file=file, line=line)
+            raise UserError(f"ends at {end:g} s but starts at {start:g} s", file=file, line=line)
         speaker = value(keys.speaker)
         yield Row(
             path if path.rstrip().endswith("|") else absolute(path, root),
@@ -77,7 +77,9 @@ def wespeaker(file: Path, root: Path, skipped: Skipped) -> Iterator[Row]:
         if first.strip():
             if not first.lstrip().startswith("{"):
                 rule = (
-                    "is no raw.list but names archives (shard.list)" if ".tar" in first else "is no raw.list"
+                    "is a list of archives (shard.list), not a raw.list"
+                    if ".tar" in first
+                    else "is not a raw.list"
                 )
                 hint = (
                     "give the raw.list that tools/make_raw_list.py makes, or unpack the shards: from-folder"

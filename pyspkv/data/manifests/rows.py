@@ -57,8 +57,8 @@ class Skipped:
             kind = reason.partition(": ")[0]
             counts[kind] = counts.get(kind, 0) + 1
         for kind, number in sorted(counts.items(), key=lambda kv: (-kv[1], kv[0])):
-            print(f"left out {number}: {printable(kind)}")
-        print(f"left out in all {len(self.items)}, named in {file}")
+            print(f"dropped {number}: {printable(kind)}")
+        print(f"dropped {len(self.items)} in all, listed in {file}")
 
 
 def unusable(path: str) -> str:
@@ -84,10 +84,14 @@ def _checked(rows: list[Row], file: Path, skipped: Skipped, allow_pipes: bool) -
     for row in rows:
         if row.path.endswith("|"):
             if not allow_pipes:
-                rule = f"{row.path[:60]!a} is a command, and a list may come from elsewhere"
-                raise UserError(rule, file=file, line=row.line, hint="if you trust the list: --allow-pipes")
+                rule = f"{row.path[:60]!a} is a command, which is not accepted from a list"
+                raise UserError(
+                    rule, file=file, line=row.line, hint="give --allow-pipes if you trust the list"
+                )
             reason = (
-                "the command holds a line end or a control character" if has_bad_characters(row.path) else ""
+                "the command contains a line end or a control character"
+                if has_bad_characters(row.path)
+                else ""
             )
         else:
             reason = unusable(row.path)
@@ -135,7 +139,7 @@ def to_data_dir(
         rows = _checked(list(rows), file, skipped, allow_pipes)
         if not rows:
             what = f"; the first: {skipped.items[0][1]}" if skipped.items else ""
-            raise UserError(f"names no audio that can be used{what}", file=file)
+            raise UserError(f"lists no usable audio{what}", file=file)
         segmented = any(row.start is not None for row in rows)
         named = not segmented and all(row.utt for row in rows)
         recordings = {} if named else _recordings(rows, file)
@@ -197,11 +201,11 @@ def _more_tables(
     for name, row in zip(names, rows):
         found = _GENDERS.get(row.gender.lower())
         if found and gender.setdefault(speakers[name], found) != found:
-            rule = f"the speaker {row.speaker[:60]!a} is both m and f"
+            rule = f"the speaker {row.speaker[:60]!a} has both m and f"
             raise UserError(rule, file=file, line=row.line, hint="correct the list")
     missing = set(speakers.values()) - gender.keys()
     if gender and missing:
-        print(f"no spk2gender: {len(missing)} of {len(set(speakers.values()))} speakers are neither m nor f")
+        print(f"no spk2gender: {len(missing)} of {len(set(speakers.values()))} speakers have no m or f")
     elif gender:
         out["spk2gender"] = gender
     return out

@@ -9,7 +9,7 @@ from pyspkv.data.manifests.lines import text_lines
 from pyspkv.data.manifests.rows import Row, Skipped, absolute
 from pyspkv.data.tables import plain_number, read_table
 
-_RULE = "the rule is `SPEAKER recording channel start duration <NA> <NA> speaker ...`"
+_RULE = "the line must be `SPEAKER recording channel start duration <NA> <NA> speaker ...`"
 # Other types of lines that the format has.
 _TYPES = frozenset(
     "SPKR-INFO SEGMENT LEXEME NON-LEX NON-SPEECH FILLER EDIT IP SU CB A/P NOSCORE NO_RT_METADATA".split()  # noqa: SIM905
@@ -31,13 +31,13 @@ def turns(file: Path) -> Iterator[tuple[int, str, str, float, float, str]]:
 def recordings_in(folder: Path) -> dict[str, str]:
     """Name without its ending -> path of the audio files that lie in a folder. UserError: two have one name."""
     if not folder.is_dir():
-        raise UserError("is no folder", file=folder, hint="give the folder of the recordings")
+        raise UserError("is not a folder", file=folder, hint="give the folder of the recordings")
     out: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix[1:].lower() in READ and path.is_file():
             if path.stem in out:
                 rule = f"{path.stem} is the name of two recordings"
-                raise UserError(rule, file=folder, hint="give a wav.scp that names one: --wav-scp")
+                raise UserError(rule, file=folder, hint="give --wav-scp, a wav.scp with one of them")
             out[path.stem] = absolute(path.name, folder)
     return out
 
