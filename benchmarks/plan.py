@@ -36,7 +36,7 @@ def main() -> None:
             (data if name == "pretrain" else data.with_speakers(dealt)).write(Path(tmp) / "data")
             words = [sys.executable, "-m", "pyspkv.bin.train", "--config", *files, "--data", f"{tmp}/data"]
             start = time.perf_counter()
-            words += ["--model-dir", f"{tmp}/model"]
+            words += ["--exp", f"{tmp}/model"]
             subprocess.run([str(w) for w in words], check=True, capture_output=True)
             real = time.perf_counter() - start
         print(f"{name:10} {planned:9.0f} {real:8.0f} {planned / real:16.2f}", flush=True)
