@@ -130,7 +130,7 @@ def test_a_training_on_short_utterances_says_so_before_it_starts(short, monkeypa
         folder / "config.yaml",
         "--data",
         data.path,
-        "--model-dir",
+        "--exp",
         exp / "pretrain/model",
     ]
     monkeypatch.setattr("sys.argv", [str(a) for a in argv])

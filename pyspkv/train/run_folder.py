@@ -49,7 +49,7 @@ class RunFolder:
             raise UserError(
                 "this training was started with other utterances or labels",
                 file=self.path,
-                hint="give another --model-dir; --init with this one starts from its encoder with a new head",
+                hint="give another --exp; --init with this one starts from its encoder with a new head",
             )
         return state
 

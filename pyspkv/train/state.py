@@ -7,7 +7,7 @@ from typing import Any
 from pyspkv.base import checkpoint
 from pyspkv.base.errors import UserError
 
-BROKEN = "remove this model folder, or give another --model-dir"
+BROKEN = "remove this model folder, or give another --exp"
 IN_FILE = {"eval_module": "evaluates"}  # fields that have another name in state.json
 
 
