@@ -39,6 +39,12 @@ SOURCE = {
         "pretrain finetune supervised",
         "pretrain round1 round2 round3 finetune",
     ),
+    "speechocean762/ssl": (
+        "speechocean762, ECAPA-64",
+        None,
+        "pretrain round2 supervised",
+        "pretrain round1 round2",
+    ),
     "arabic_speech_commands/ssl": (
         "Arabic Speech Commands, ECAPA-128",
         None,
