@@ -199,7 +199,8 @@ def test_a_killed_clustering_goes_on_and_leaves_no_state(made, tmp_path, monkeyp
     for file in ("whole", "killed"):
         assert (tmp_path / file / "data/utt2spk").read_text() == (tmp_path / "whole/data/utt2spk").read_text()
     assert (
-        "no whole number from 0" in run(*base, "--out-data", tmp_path / "x", "--seed", "-1", ok=False).stderr
+        "is not a whole number from 0"
+        in run(*base, "--out-data", tmp_path / "x", "--seed", "-1", ok=False).stderr
     )
 
 
@@ -226,7 +227,7 @@ def test_wrong_input_says_what_and_leaves_nothing(made, tmp_path):
         ),
         (
             ["--embeddings", less, "--data", root / "data", "--num-clusters", 5],
-            ["less.scp", "utt0007", "bin.extract"],
+            ["less.scp", "utt0007", "extract the embeddings"],
         ),
         (
             ["--embeddings", zero / "embedding.scp", "--data", root / "data", "--num-clusters", 5],

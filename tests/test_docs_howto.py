@@ -55,6 +55,7 @@ def write(root: Path, page: str) -> None:
 def sh(root: Path, script: str) -> str:
     env = {**os.environ, "HOME": str(root), "OMP_NUM_THREADS": "1", "SPKV_PYTHON": sys.executable}
     env |= {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    env.pop("SPKV_ROOT", None)  # of the checkout that runs the tests
     call = ["bash", "-c", f"set -euo pipefail\n{script}"]
     done = subprocess.run(call, env=env, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -136,7 +137,7 @@ def test_add_a_corpus(tree):
     rows[2] = "call01.wav,0,end,"
     (calls / "turns.csv").write_text("\n".join(rows) + "\n")
     wrong = f"! python {recipe}/local/turns.py {calls} {tree}/again 2>&1"
-    assert "turns.csv:3: the line must be" in sh(tree, f". ./path.sh\n{wrong}")
+    assert "turns.csv:3: the rule is" in sh(tree, f". ./path.sh\n{wrong}")
 
 
 def test_python_page(tmp_path, monkeypatch):

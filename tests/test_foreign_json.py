@@ -132,7 +132,7 @@ def test_a_checkpoint_beyond_the_end_is_refused(tmp_path):
     checkpoint.save(tmp_path, 7, model, adam, state)
     folder = checkpoint.latest(tmp_path)
     assert checkpoint.restore(folder, model, adam, last=7)["step"] == 7
-    with pytest.raises(UserError, match="is from step 7, but its folder is from step 6"):
+    with pytest.raises(UserError, match="is from step 7, but the training has only 6"):
         checkpoint.restore(folder, model, adam, last=6)
 
 

@@ -426,7 +426,7 @@ def test_python_without_an_environment(tmp_path, name):
     (root / "utils/bin/python").write_bytes((ROOT / "utils/bin/python").read_bytes())
     (root / "utils/setup_env.sh").write_text(
         '#!/bin/bash\nset -e\nvenv=$(dirname "$(readlink -f "$0")")/../.venv\nmkdir -p "$venv/bin"\n'
-        'touch "$venv/.complete"\nln -s "$(command -v true)" "$venv/bin/python"\n'
+        'touch "$venv/.complete"\nln -s "$(type -P true)" "$venv/bin/python"\n'
     )
     for file in ("utils/bin/python", "utils/setup_env.sh"):
         (root / file).chmod(0o755)

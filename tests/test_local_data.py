@@ -337,7 +337,7 @@ def test_speechocean762_errors(speechocean, tmp_path):
     error = said(tmp_path / "nowhere")
     assert "nowhere: no such folder\n  hint: give the corpus's folder, with train/, test/" in error
     (tmp_path / "given").write_text("0e001 0g002 nontarget\n0f001 0f003 target\n")
-    assert "given:1: 0g002 is no utterance" in said("--dev-trials", tmp_path / "given", speechocean)
+    assert "given:1: 0g002 is not an utterance" in said("--dev-trials", tmp_path / "given", speechocean)
     (speechocean / "test_speakers").write_text("f\ng\nh\n")
     assert "test_speakers:1: speaker f has no audio in" in said(speechocean)
     (speechocean / "test_speakers").write_text("../train/a\n")

@@ -71,7 +71,7 @@ def words(monkeypatch, *argv) -> None:
 
 
 def test_a_plan_of_a_recipe(tmp_path, monkeypatch, capsys):
-    data = toy.make(tmp_path, speakers=4, utts=10, seconds=0.5, labeled=False)
+    data = toy.make(tmp_path, speakers=4, utts=10, seconds=0.5, labelled=False)
     conf = tmp_path / "conf"
     conf.mkdir()
     for file in (ROOT / "tests/conf").glob("*.yaml"):
@@ -99,13 +99,13 @@ def test_a_plan_of_a_recipe(tmp_path, monkeypatch, capsys):
 
 
 def test_new_recipe_fits_its_data(tmp_path):
-    data = toy.make(tmp_path, speakers=2, utts=20, seconds=0.4, labeled=False)
+    data = toy.make(tmp_path, speakers=2, utts=20, seconds=0.4, labelled=False)
     env = {"PATH": "/usr/bin:/bin", "SPKV_PYTHON": sys.executable}
     new = [str(ROOT / "utils/new_recipe.sh"), "mine", "ssl", "--dir", str(tmp_path)]
     done = subprocess.run([*new, "--data", str(data.path)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     recipe = tmp_path / "mine/ssl"
-    assert re.search(r"(?m)^num_clusters=3 +# pseudo", (recipe / "run.sh").read_text())
+    assert re.search(r"(?m)^num_clusters=3 +# number of pseudo", (recipe / "run.sh").read_text())
     assert yaml.safe_load((recipe / "conf/pretrain.yaml").read_text())["batch_size"] == 8
     done = subprocess.run(
         [*new[:2], "gll", *new[3:], "--data", "none"], env=env, capture_output=True, text=True

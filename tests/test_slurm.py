@@ -31,10 +31,10 @@ ENV = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 RUN, SLURM = str(ROOT / "utils/run.sh"), str(ROOT / "utils/slurm.sh")
-ENCODER = "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, bottleneck: 4, n_mels: 40}\n"
+ENCODER = "encoder: {name: ecapa, channels: 16, mfa_channels: 24, embed_dim: 8, se_channels: 4, n_mels: 40}\n"
 TRAIN = (
-    "objective: {name: margin, crop_seconds: 0.5, augment: false}\n"
-    "epochs: 1\nbatch_size: 4\nprecision: fp32\nworkers: 0\n"
+    "objective: {name: aam, crop_seconds: 0.5, augment: false}\n"
+    "epochs: 1\nbatch_size: 4\nprecision: fp32\nnum_workers: 0\n"
 )
 
 
@@ -121,7 +121,7 @@ def test_calls_are_taken_apart():
     [
         ("JOB=1:2 log/x.log true", "the name of the log must contain JOB, because"),
         ("JOB=3:1 log/JOB.log true", "no jobs in JOB=3:1"),
-        ("--max-jobs-run x log/a.log true", "--max-jobs-run is a whole number"),
+        ("--max-jobs-run x log/a.log true", "--max-jobs-run must be a whole number"),
         ("--time", "--time needs a value"),
         ("log/a.log", "expected [JOB=1:n] LOG COMMAND"),
     ],
@@ -356,6 +356,7 @@ def test_a_requeued_task_is_waited_for(jobs):
     ]
     process = jobs.start(*call)
     wait_until(lambda: len(jobs.lines()) == 3, what="three jobs to run")
+    wait_until(lambda: len(jobs.slurm.queue()) == 1, what="all but the second to end")
     task = jobs.slurm.queue()[0].split()[0]
     jobs.slurm.call("scontrol", "requeue", task)
     wait_until(lambda: jobs.slurm.queue()[0].split()[1] == "PENDING", what="the task to wait")

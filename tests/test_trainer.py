@@ -449,7 +449,7 @@ def test_print_config_needs_no_data(tmp_path):
 def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
     """The rule of GLL's stages: the last epochs must all be strictly above the lowest EER, so that ties go on."""
     eers = iter([10.0, 10.0, 10.0, 10.0, 9.0, 11.0, 9.0, 12.0, 10.0, 1.0])
-    monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"dev_eer": next(eers)})
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self, dev: {"dev_eer": next(eers)})
     trials = tmp_path / "trials"
     trials.write_text("x-s00-u00 x-s00-u01 target\nx-s00-u00 x-s01-u00 nontarget\n")
     c, dev = config(tmp_path, epochs=10), others(data)
@@ -460,11 +460,11 @@ def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
 
 def test_moved_labels_do_not_replace_the_training_data(tmp_path, data):
     c = config(tmp_path, **REFLECTIVE)
-    with pytest.raises(UserError, match="is the training data itself"):
+    with pytest.raises(UserError, match="is the same directory as the training data"):
         Trainer(c, data, tmp_path / "exp", labels_out=data.path)
     dev, trials = others(toy.make(tmp_path / "dev", speakers=2, utts=2)), tmp_path / "trials"
     trials.write_text("x-s00-u00 x-s00-u01 target\nx-s00-u00 x-s01-u00 nontarget\n")
-    with pytest.raises(UserError, match="is the dev list itself"):
+    with pytest.raises(UserError, match="is the same directory as the dev list"):
         Trainer(c, data, tmp_path / "exp", dev=dev, dev_trials=trials, labels_out=dev.path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.doc").write_text("mine")

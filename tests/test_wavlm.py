@@ -477,7 +477,7 @@ def test_a_model_without_the_mask_of_pretraining(tmp_path, imported):
     del trunk["encoder.layer_norm.weight"]
     save_file(trunk, source / "model.safetensors")
     shutil.rmtree(tmp_path / "out")
-    with pytest.raises(UserError, match=r"trunk\.encoder\.layer_norm\.weight is absent there"):
+    with pytest.raises(UserError, match=r"trunk\.encoder\.layer_norm\.weight is absent in the checkpoint"):
         imported(source)
 
 

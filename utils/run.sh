@@ -16,7 +16,7 @@
 set -euo pipefail
 
 die() { echo "run.sh: $*" >&2; exit 1; }
-whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1 is a whole number, not \"$2\""; }
+whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1 must be a whole number, not '$2'"; }
 
 max=0 gpu=0 show=false
 if [ -t 2 ]; then show=true; fi # a person looks on: a single job shows its progress bar

@@ -50,6 +50,7 @@ def main() -> None:
     conf = Path(args.conf)
     if not conf.is_dir():
         raise UserError("no such folder", file=conf, hint="give --conf the recipe's folder of configs")
+    from pyspkv.base.atomic import command_line
     from pyspkv.data.datadir import DataDir
     from pyspkv.report import warnings
 
@@ -57,7 +58,9 @@ def main() -> None:
     seconds = warnings.seconds_of(data, args.allow_pipes)
     if not seconds:
         raise UserError(
-            "no utterance's duration can be told", file=data.path, hint="pyspkv datadir summary DIR"
+            "no utterance's duration can be told",
+            file=data.path,
+            hint=command_line("python", "-m", "pyspkv.bin.datadir", "summary", str(data.path)),
         )
     hours = len(data.utts) * sum(seconds) / len(seconds) / 3600
     median = sorted(seconds)[len(seconds) // 2]

@@ -306,8 +306,8 @@ def collect(phases: Sequence[Phase]) -> list[Sign]:
         if all((phase.folder / "data" / table).is_file() for table in ("utt2spk", "spk2utt")):
             data = DataDir.read(phase.folder / "data", need_wav=False)
             out[phase.name] += of_labels(phase.name, data.spk, known_of(data))
-            if seconds is None and data.wav:
-                seconds = seconds_of(data)
+            if seconds is None and (known := data.utt_tables.get("utt2dur")):
+                seconds = [float(s) for s in known.values()]
         out[phase.name] += of_training(phase.name, phase.epochs, configs[phase.name])
     for name, config in configs.items():
         out[name] += of_crops(name, longest_crop(config.get("objective") or {}), seconds or ())

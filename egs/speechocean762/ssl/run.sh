@@ -6,7 +6,7 @@
 #   run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -16,23 +16,23 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
 round=1             # first round of stage 4, from 1
-num_rounds=2        # rounds, from 1
-num_pretrain=1      # independent pre-trainings, whose embeddings side by side give the first clusters, from 1
-num_clusters=auto   # pseudo-speakers; auto estimates their number without labels
+num_rounds=2        # number of rounds, from 1
+num_pretrain=1      # number of independent pre-trainings, whose joined embeddings give the first clusters, from 1
+num_clusters=auto   # number of pseudo-speakers; auto estimates it without labels
 cluster_opts=(--whiten 0.5) # options of bin.cluster
-ensemble=false      # cluster the embeddings of all phases so far, side by side, not those of the last alone
+ensemble=false      # cluster the joined embeddings of all phases so far, not those of the last phase
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
-finetune=false      # whether there is a stage 5
-crops=0             # also score by so many crops of 4 s together with the whole utterance
+finetune=false      # run stage 5
+crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
 also_test=()        # further sets of --data that have trials, scored as test is
 versus=pretrain     # phase that the EERs of the others are compared to, paired, as pretrain; empty: none
-pretrain_opts=()    # settings of stage 3, as "epochs=3 optim.lr=1e-3"
+pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 round_config=       # file of stage 4's config; empty: conf/round.yaml, before the last round conf/early_round.yaml
 round_opts=()       # settings of stage 4
 finetune_opts=()    # settings of stage 5
-reuse=              # folder of another experiment whose finished phases before --stage and --round are gone on from
-compare_with=()     # folders of experiments that the report sets beside this one
-seed=0              # of training and clustering
+reuse=              # folder of another experiment; its finished phases before --stage and --round are reused
+compare_with=()     # folders of experiments that the report compares with this one
+seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
 allow_pipes=false   # run the commands in wav.scp

@@ -5,7 +5,7 @@
 #   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # a copy of run.sh, as sbatch makes it, runs in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -18,16 +18,16 @@ init=               # folder of the model whose encoder training starts from; em
 train_set=train_labeled # name of the labeled training directory in --data
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml
 train=              # file of stage 4's config; empty: conf/train.yaml
-finetune=false      # whether there is a stage 5
-use_dev=false       # the dev speakers end the training and choose its epoch
-patience=0          # with --use-dev: epochs without a lower dev EER that end the training; 0 never
-crops=0             # also score by so many crops of 4 s together with the whole utterance
+finetune=false      # run stage 5
+use_dev=false       # use the dev speakers to stop the training and to choose the epoch
+patience=0          # with --use-dev: stop after this many epochs without a lower dev EER; 0: never
+crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
 also_test=()        # further sets of --data that have trials, scored as test is
-train_opts=()       # settings of stage 4, as "epochs=3 optim.lr=1e-3"
+train_opts=()       # settings of stage 4, such as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
-reuse=              # folder of another experiment whose finished phases before --stage are gone on from
-compare_with=()     # folders of experiments that the report sets beside this one
-seed=0              # of training
+reuse=              # folder of another experiment; its finished phases before --stage are reused
+compare_with=()     # folders of experiments that the report compares with this one
+seed=0              # seed of training
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
 allow_pipes=false   # run the commands in wav.scp
