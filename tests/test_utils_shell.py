@@ -300,7 +300,7 @@ def test_run_refuses_wrong_calls(tmp_path):
     for words, message in [
         ("JOB=1:2 log/x.log true", "the name of the log must contain JOB, because"),
         ("JOB=3:1 log/JOB.log true", "no jobs in JOB=3:1"),
-        ("--max-jobs-run x log/a.log true", "--max-jobs-run is a whole number"),
+        ("--max-jobs-run x log/a.log true", "--max-jobs-run must be a whole number"),
         ("--cpus 3 log/a.log true", "unknown option --cpus"),
         ("log/a.log", "expected [JOB=1:n] LOG COMMAND"),
     ]:
