@@ -11,7 +11,7 @@ from pathlib import Path
 from pyspkv.base.errors import UserError
 
 STARTING = (
-    6.0  # s until a training's first step, measured with benchmarks/plan.py: Python, 200 simulated rooms
+    6.0  # s until a training's first step (Python, 200 simulated rooms); an estimate, not a measurement
 )
 TIMED_STEPS, FIRST_STEPS = 8, 3  # the first ones warm up: memory is asked for, kernels are chosen
 
