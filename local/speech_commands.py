@@ -9,10 +9,10 @@ import argparse
 import re
 from pathlib import Path
 
-from pyspkv.base.errors import UserError, natural, run
+from speaker_lists import add_trial_options, given_trials, num_targets, speakers_of
+
+from pyspkv.base.errors import UserError, run
 from pyspkv.data.datadir import DataDir
-from pyspkv.data.tables import read_columns
-from pyspkv.data.trials import trials_over
 
 WHERE = "give the corpus's folder, with the folders of words, dev_speakers and test_speakers"
 _NAME = re.compile(r"([0-9a-z]+)_nohash_([0-9]+)\.(opus|flac|wav)")
@@ -37,10 +37,8 @@ def find_audio(root: Path) -> dict[str, dict[str, str]]:
 def read_set(root: Path, name: str, found: dict[str, dict[str, str]]) -> DataDir:
     """The utterances of a list's speakers. UserError: the list is not there, or one of its speakers."""
     listed = root / f"{name}_speakers"
-    if not listed.is_file():
-        raise UserError("no such list of speakers", file=listed, hint=WHERE)
     wav = {}
-    for line, speaker in enumerate(read_columns(listed, "any", "write one speaker a line, sorted")[0], 1):
+    for line, speaker in speakers_of(listed, WHERE):
         if speaker not in found:
             hint = "fetch the corpus again, or remove the line"
             raise UserError(f"speaker {speaker} has no audio", file=listed, line=line, hint=hint)
@@ -54,11 +52,9 @@ def trials_of(data: DataDir, given: Path | None, seed: int) -> list[str]:
     from pyspkv.data.make_trials import make_trials
 
     if given:
-        trials_over(given, data.utts)
-        return given.read_text(encoding="utf-8").splitlines()
+        return given_trials(given, data)
     word = {u: u.split("-")[1] for u in data.utts}
-    targets = sum(n * (n - 1) // 2 for n in map(data.spk.count, set(data.spk)))
-    lines = make_trials(data.utts, data.spk, seed=seed, max_nontargets=3 * targets, session=word)
+    lines = make_trials(data.utts, data.spk, seed=seed, max_nontargets=3 * num_targets(data), session=word)
     return [line for line in lines if word[line.split()[0]] != word[line.split()[1]]]
 
 
@@ -72,9 +68,7 @@ def main() -> int:
     p.add_argument(
         "dir", metavar="DATADIR", type=Path, help="where speech_commands_dev and speech_commands_test go"
     )
-    p.add_argument("--dev-trials", type=Path, help="given list; without it trials are made, see the source")
-    p.add_argument("--test-trials", type=Path, help="given list; without it trials are made, see the source")
-    p.add_argument("--seed", type=natural, default=0, help="of trials that are made")
+    add_trial_options(p)
     args = p.parse_args()
     root = args.root.absolute()
     if not root.is_dir():

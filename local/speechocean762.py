@@ -8,10 +8,11 @@ spk2gender and spk2age describe them. Utterance id: the file's stem.
 import argparse
 from pathlib import Path
 
-from pyspkv.base.errors import UserError, natural, run
+from speaker_lists import add_trial_options, given_trials, num_targets, speakers_of
+
+from pyspkv.base.errors import UserError, run
 from pyspkv.data.datadir import DataDir
-from pyspkv.data.tables import read_columns, read_table
-from pyspkv.data.trials import trials_over
+from pyspkv.data.tables import read_table
 
 FOLDERS = {"train": "train", "dev": "train", "test": "test"}  # set -> its folder
 ENDINGS = (".opus", ".flac", ".wav")
@@ -21,9 +22,7 @@ WHERE = "give the corpus's folder, with train/, test/ and the lists of speakers"
 def read_set(root: Path, name: str) -> DataDir:
     """The utterances of a list's speakers. UserError: the list, a speaker's audio or description is not there."""
     listed, wav, spk = root / f"{name}_speakers", {}, {}
-    if not listed.is_file():
-        raise UserError("no such list of speakers", file=listed, hint=WHERE)
-    for line, speaker in enumerate(read_columns(listed, "any", "write one speaker a line, sorted")[0], 1):
+    for line, speaker in speakers_of(listed, WHERE):
         folder = root / FOLDERS[name] / speaker
         files = [f for f in sorted(folder.glob("*")) if f.suffix.lower() in ENDINGS]
         if "/" in speaker or not files:
@@ -55,11 +54,9 @@ def trials_of(data: DataDir, given: Path | None, seed: int) -> list[str]:
     from pyspkv.data.make_trials import make_trials
 
     if given:
-        trials_over(given, data.utts)
-        return given.read_text(encoding="utf-8").splitlines()
-    targets = sum(n * (n - 1) // 2 for n in map(data.spk.count, set(data.spk)))
+        return given_trials(given, data)
     gender = data.spk_tables["spk2gender"]
-    return make_trials(data.utts, data.spk, seed=seed, max_nontargets=4 * targets, group=gender)
+    return make_trials(data.utts, data.spk, seed=seed, max_nontargets=4 * num_targets(data), group=gender)
 
 
 def main() -> int:
@@ -72,9 +69,7 @@ def main() -> int:
     p.add_argument(
         "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, truth go"
     )
-    p.add_argument("--dev-trials", type=Path, help="given list; without it trials are made, see the source")
-    p.add_argument("--test-trials", type=Path, help="given list; without it trials are made, see the source")
-    p.add_argument("--seed", type=natural, default=0, help="of trials that are made")
+    add_trial_options(p)
     args = p.parse_args()
     root = args.root.absolute()
     if not root.is_dir():

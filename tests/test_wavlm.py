@@ -510,7 +510,7 @@ def test_pull_is_the_squared_distance_to_the_pretrained_trunk(tmp_path):
     encoder.zero_grad()
     params = [p for p in encoder.trunk.parameters() if p.requires_grad]
     norms = sum((p.detach() - a).norm() for p, a in zip(params, encoder.anchor))
-    encoder.pull(faithful=True).backward()  # 0.5 grad(ln R), R = sum of norms
+    encoder.pull(match_released_code=True).backward()  # 0.5 grad(ln R), R = sum of norms
     want = 0.5 / norms * torch.ones_like(weight) / weight.numel() ** 0.5
     torch.testing.assert_close(weight.grad, want, rtol=1e-4, atol=0)
     assert json.loads((tmp_path / "p/ckpt-0/state.json").read_text())["evaluates"] == "encoder"

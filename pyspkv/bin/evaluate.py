@@ -56,9 +56,9 @@ def main() -> None:
     from pyspkv.score.evaluate import evaluate, table
     from pyspkv.score.wanted import Wanted
 
-    asked = Wanted(**vars(args))
-    systems = evaluate(asked)
-    print(table([system for system in args.systems if system in systems], asked))
+    request = Wanted(**vars(args))
+    systems = evaluate(request)
+    print(table([system for system in args.systems if system in systems], request))
     print(f"scores and metrics are in {' '.join(f'{system}/score' for system in systems)}")
 
 

@@ -53,9 +53,11 @@ class Encoder(nn.Module):
     def load_pretrained(self) -> None:
         """Before a training: load pre-trained parts that the config names. Extraction has no need of them."""
 
-    def pull(self, faithful: bool = False) -> Tensor | None:
-        """Penalty that holds the weights near the pre-trained ones, if the encoder has one; `faithful`: as the
-        encoder's authors released it."""
+    def pull(self, match_released_code: bool = False) -> Tensor | None:
+        """Penalty that holds the weights near the pre-trained ones, if the encoder has one.
+
+        match_released_code: in the form that the encoder's authors released.
+        """
         return None
 
     mask = staticmethod(frame_mask)

@@ -231,14 +231,17 @@ class WavLM(Encoder):
     def _pulled(self) -> list[nn.Parameter]:
         return [p for p in self.trunk.parameters() if p.requires_grad]
 
-    def pull(self, faithful: bool = False) -> Tensor | None:
-        """weight x sum of squared distances; `faithful`: weight x R / (its value + 1e-5), R the sum of the norms."""
+    def pull(self, match_released_code: bool = False) -> Tensor | None:
+        """weight x sum of squared distances.
+
+        match_released_code: weight x R / (its value + 1e-5), R the sum of the norms.
+        """
         if not self.anchor:
             return None
         params = self._pulled()
         self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params)]
         gaps = [p - a for p, a in zip(params, self.anchor)]
-        if not faithful:
+        if not match_released_code:
             total: Any = sum(gap.square().sum() for gap in gaps)
             return self.config.l2_sp_weight * total
         norms = sum(torch.linalg.vector_norm(gap) for gap in gaps)

@@ -193,7 +193,7 @@ class AAM(WithGate, Objective):
         encoded: dict[str, float] = {"clean": num_predicted} if "clean" in batch.views else {}
         return Losses({"aam": (total, weight)}, stats, spread(unit), encoded)
 
-    def pull(self, faithful: bool = False) -> dict[str, Mean]:
+    def pull(self, match_released_code: bool = False) -> dict[str, Mean]:
         return super().pull(self.config.match_released_code)
 
     @torch.no_grad()

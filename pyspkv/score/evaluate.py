@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from pyspkv.score.evaluation import System, TrialList
 
 
-def evaluate(asked: Wanted) -> list[str]:
+def evaluate(request: Wanted) -> list[str]:
     """Score, calibrate and measure systems on trial lists; what is up to date is kept.
 
-    Written are SYSTEM/score/LIST.scores and .json, with asked.dev the calibration, and the variants of `asked`;
+    Written are SYSTEM/score/LIST.scores and .json, with request.dev the calibration, and the variants of `request`;
     other variants of these lists are removed. Returns the systems, each once, in the order in which they were scored.
     UserError: a list, embeddings or the system to compare to are not there; embeddings of another model.
     """
-    parts, systems = parts_of(asked), in_order(asked)
-    check_there(systems, asked, parts)
-    check_compare(systems, asked, parts)
-    _update(systems, asked, parts)
+    parts, systems = parts_of(request), in_order(request)
+    check_there(systems, request, parts)
+    check_compare(systems, request, parts)
+    _update(systems, request, parts)
     return systems
 
 
-def _make(system: "System", trials: "TrialList", part: Part, asked: Wanted) -> None:
+def _make(system: "System", trials: "TrialList", part: Part, request: Wanted) -> None:
     """Write the files of one part."""
     from pyspkv.score import evaluation
     from pyspkv.score.calibration import Calibration
@@ -60,9 +60,9 @@ def _make(system: "System", trials: "TrialList", part: Part, asked: Wanted) -> N
             print(f"warning: {folder} is scored without calibration: {path}: {why}", file=sys.stderr)
     elif kind == "plain":
         llr = Calibration.read(calibration) if calibration.exists() else None
-        evaluation.write(trials, path, system.plain(trials), llr, compared_to(asked, folder, part))
+        evaluation.write(trials, path, system.plain(trials), llr, compared_to(request, folder, part))
     elif kind == "asnorm":
-        scores = system.asnorm(trials, f"{asked.cohort_data}/utt2spk", asked.top_n, part.cohort)
+        scores = system.asnorm(trials, f"{request.cohort_data}/utt2spk", request.top_n, part.cohort)
         evaluation.write(trials, path, scores)
     elif kind == "mean":
         evaluation.write(trials, path, system.mean(trials, part.cohort))
@@ -84,7 +84,7 @@ def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Par
     from pyspkv.base.atomic import atomic_file
     from pyspkv.score.evaluation import System
 
-    gone, system, made = unwanted(folder, inputs.asked, parts), System(folder), []
+    gone, system, made = unwanted(folder, inputs.request, parts), System(folder), []
     for path in gone:
         path.unlink()
     for part in parts:
@@ -92,7 +92,7 @@ def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Par
             continue
         _warn_silent(folder, lists[part.stem], part)
         before = inputs.of(folder, part)
-        _make(system, lists[part.stem], part, inputs.asked)
+        _make(system, lists[part.stem], part, inputs.request)
         known = read_made_by(folder) | {part.stem: entry(folder, part, before)}
         with atomic_file(Path(folder, "score/made_by")) as f:
             f.write(json.dumps(known, indent=1) + "\n")
@@ -102,14 +102,14 @@ def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Par
     print(f"{folder}/score: {', '.join(made)}" if made else f"up to date: {folder}/score")
 
 
-def _all_stand(folder: str, asked: Wanted, parts: list[Part], inputs: Inputs) -> bool:
-    return not unwanted(folder, asked, parts) and all(up_to_date(folder, part, inputs) for part in parts)
+def _all_stand(folder: str, request: Wanted, parts: list[Part], inputs: Inputs) -> bool:
+    return not unwanted(folder, request, parts) and all(up_to_date(folder, part, inputs) for part in parts)
 
 
-def _update(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
+def _update(systems: list[str], request: Wanted, parts: list[Part]) -> None:
     """Make what is not up to date; nothing heavy is loaded where all is."""
-    looked = Inputs(asked)
-    if all(_all_stand(system, asked, parts, looked) for system in systems):
+    looked = Inputs(request)
+    if all(_all_stand(system, request, parts, looked) for system in systems):
         for system in systems:
             print(f"up to date: {system}/score")
         return
@@ -120,16 +120,16 @@ def _update(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
     with ExitStack() as locks:
         for system in systems:
             locks.enter_context(folder_lock(Path(system, "score")))
-        inputs = Inputs(asked)  # read again, now that nobody else writes
+        inputs = Inputs(request)  # read again, now that nobody else writes
         for system in systems:
             _evaluate_system(system, {part.stem: lists[part.name] for part in parts}, parts, inputs)
 
 
-def table(systems: list[str], asked: Wanted) -> str:
+def table(systems: list[str], request: Wanted) -> str:
     """The figures of all systems and lists, from the JSON files."""
     rows = [("system", "list", "EER %", "95 % interval", "minDCF(0.01)", "Cllr", "EER % AS-norm")]
     for system in systems:
-        for name in asked.name:
+        for name in request.name:
             found, norm = (
                 read_figures(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm")
             )

@@ -51,13 +51,17 @@ class Part:
         return [self.name, *more.get(self.kind, [])]
 
 
-def parts_of(asked: Wanted) -> list[Part]:
+def parts_of(request: Wanted) -> list[Part]:
     """What is wanted of every system, in the order in which it is made. UserError: two files of one name."""
-    parts = [Part("dev", os.path.basename(os.path.abspath(asked.dev)), asked.dev)] if asked.dev else []
-    kinds = ["plain", *(["crops"] if asked.crops else []), *(["mean", "asnorm"] if asked.cohort_data else [])]
+    parts = [Part("dev", os.path.basename(os.path.abspath(request.dev)), request.dev)] if request.dev else []
+    kinds = [
+        "plain",
+        *(["crops"] if request.crops else []),
+        *(["mean", "asnorm"] if request.cohort_data else []),
+    ]
     parts += [
-        Part(kind, name, data, asked.cohort_set)
-        for name, data in zip(asked.name, asked.data)
+        Part(kind, name, data, request.cohort_set)
+        for name, data in zip(request.name, request.data)
         for kind in kinds
     ]
     seen = set()
@@ -71,18 +75,18 @@ def parts_of(asked: Wanted) -> list[Part]:
     return parts
 
 
-def unwanted(system: str, asked: Wanted, parts: list[Part]) -> list[Path]:
+def unwanted(system: str, request: Wanted, parts: list[Part]) -> list[Path]:
     """Files of variants that the options do not include: they came from other embeddings or another cohort."""
-    kinds = [*([] if asked.crops else ["crops"]), *([] if asked.cohort_data else ["mean", "asnorm"])]
-    stems = {f"{name}-{kind}" for name in asked.name for kind in kinds} - {part.stem for part in parts}
+    kinds = [*([] if request.crops else ["crops"]), *([] if request.cohort_data else ["mean", "asnorm"])]
+    stems = {f"{name}-{kind}" for name in request.name for kind in kinds} - {part.stem for part in parts}
     files = [Path(system, "score", stem + end) for stem in sorted(stems) for end in (".scores", ".json")]
     return [f for f in files if os.path.lexists(f)]
 
 
-def check_there(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
+def check_there(systems: list[str], request: Wanted, parts: list[Part]) -> None:
     """UserError: a folder, a list or an embedding set is missing; the hint is the command that makes it."""
     files = [f"{part.data}/{name}" for part in parts for name in ("trials", "utt2spk")]
-    for file in [*files, *([f"{asked.cohort_data}/utt2spk"] if asked.cohort_data else [])]:
+    for file in [*files, *([f"{request.cohort_data}/utt2spk"] if request.cohort_data else [])]:
         if not Path(file).is_file():
             hint = "check the paths given to --data, --dev and --cohort-data"
             raise UserError("no such file", file=file, hint=hint)
@@ -96,13 +100,13 @@ def check_there(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
     missing = [folder for folder in wanted if not Path(folder, "embedding.scp").is_file()]
     if missing:
         more = f", nor in {len(missing) - 1} other folders that are needed" if missing[1:] else ""
-        hint = extract_command(asked, missing[0], *wanted[missing[0]])
+        hint = extract_command(request, missing[0], *wanted[missing[0]])
         raise UserError(f"contains no embeddings{more}", file=missing[0], hint=hint)
     for system in systems:
-        check_one_model(system, asked, parts)
+        check_one_model(system, request, parts)
 
 
-def check_one_model(system: str, asked: Wanted, parts: list[Part]) -> None:
+def check_one_model(system: str, request: Wanted, parts: list[Part]) -> None:
     """UserError: sets that are scored together are of different models, as far as extraction has noted them."""
     models: dict[str, object] = {}
     for part in parts:
@@ -113,13 +117,13 @@ def check_one_model(system: str, asked: Wanted, parts: list[Part]) -> None:
             first = models[part.name]
             if isinstance(first, str) and isinstance(models[name], str) and models[name] != first:
                 rule = f"these embeddings come from another model than {system}/embed/{part.name}"
-                raise UserError(rule, file=folder, hint=extract_command(asked, folder, system, part, name))
+                raise UserError(rule, file=folder, hint=extract_command(request, folder, system, part, name))
 
 
-def extract_command(asked: Wanted, folder: str, system: str, part: Part, name: str) -> str:
+def extract_command(request: Wanted, folder: str, system: str, part: Part, name: str) -> str:
     """The command that makes an embedding set."""
     own = name == part.name
-    data = asked.cohort_data if name == part.cohort and not own else part.data
+    data = request.cohort_data if name == part.cohort and not own else part.data
     assert data is not None  # a cohort is of some data
     crops = ["--crops", "5"] if name.endswith("-crops") and not own else []
     return command_line(ROOT / "steps/extract.sh", *crops, Path(f"{system}/model"), Path(data), Path(folder))
@@ -157,8 +161,8 @@ def stamp(path: str | Path) -> list[int] | None:
 class Inputs:
     """What score files are made from, as small JSON. Every file is looked at once, before anything is read from it."""
 
-    def __init__(self, asked: Wanted):
-        self.asked = asked
+    def __init__(self, request: Wanted):
+        self.request = request
         self.known: dict[str, list[int] | None] = {}
         self.sets: dict[str, dict[str, list[int] | None]] = {}
 
@@ -182,7 +186,7 @@ class Inputs:
         return self.sets[folder]
 
     def of(self, system: str, part: Part) -> dict:
-        asked = self.asked
+        request = self.request
         tables = ["trials", "utt2spk", "enrol_map"]
         out = {
             "format": FORMAT,
@@ -196,19 +200,19 @@ class Inputs:
             out["source"] = f"{part.data}/trials"  # as calibration.json names it
         if part.kind == "plain":
             out["calibration"] = stamp(calibration_of(system))
-            if other := compared_to(asked, system, part):
+            if other := compared_to(request, system, part):
                 out["compare"] = [os.path.abspath(other), self.file(other)]
         if part.kind == "asnorm":
-            utt2spk = f"{asked.cohort_data}/utt2spk"
-            out["cohort"] = [os.path.abspath(utt2spk), self.file(utt2spk), asked.top_n]
+            utt2spk = f"{request.cohort_data}/utt2spk"
+            out["cohort"] = [os.path.abspath(utt2spk), self.file(utt2spk), request.top_n]
         return out
 
 
-def compared_to(asked: Wanted, system: str, part: Part) -> str | None:
+def compared_to(request: Wanted, system: str, part: Part) -> str | None:
     """The score file of the system that this one is compared to; none for itself."""
-    if not asked.compare or os.path.realpath(asked.compare) == os.path.realpath(system):
+    if not request.compare or os.path.realpath(request.compare) == os.path.realpath(system):
         return None
-    return f"{asked.compare}/score/{part.stem}.scores"
+    return f"{request.compare}/score/{part.stem}.scores"
 
 
 def read_made_by(system: str) -> dict:
@@ -226,21 +230,21 @@ def up_to_date(system: str, part: Part, inputs: Inputs) -> bool:
     return all(there) and read_made_by(system).get(part.stem) == now
 
 
-def in_order(asked: Wanted) -> list[str]:
+def in_order(request: Wanted) -> list[str]:
     """The systems, each score folder once, the one that others are compared to first."""
     once: dict[str, str] = {}
-    for system in asked.systems:
+    for system in request.systems:
         once.setdefault(os.path.realpath(f"{system}/score"), system)
-    other = asked.compare and os.path.realpath(asked.compare)
+    other = request.compare and os.path.realpath(request.compare)
     return sorted(once.values(), key=lambda system: os.path.realpath(system) != other)
 
 
-def check_compare(systems: list[str], asked: Wanted, parts: list[Part]) -> None:
+def check_compare(systems: list[str], request: Wanted, parts: list[Part]) -> None:
     """UserError: the other system is not scored now and has no score file."""
-    if not asked.compare or os.path.realpath(asked.compare) in map(os.path.realpath, systems):
+    if not request.compare or os.path.realpath(request.compare) in map(os.path.realpath, systems):
         return
     for part in parts:
-        path = f"{asked.compare}/score/{part.stem}.scores"
+        path = f"{request.compare}/score/{part.stem}.scores"
         if part.kind == "plain" and not Path(path).is_file():
             hint = "add that system to --systems: it is then scored first"
             raise UserError("no such score file to compare to", file=path, hint=hint)
