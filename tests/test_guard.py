@@ -18,7 +18,8 @@ from pyspkv.base.errors import UserError, natural
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = sorted(file.stem for file in (ROOT / "pyspkv/bin").glob("[a-z]*.py"))
-SCRIPTS = sorted(file.stem for file in (ROOT / "local").glob("*.py") if not file.stem.startswith("mini"))
+MODULES = {"mini_espeak", "mini_sound", "speaker_lists"}  # of local/, imported by its scripts
+SCRIPTS = sorted({file.stem for file in (ROOT / "local").glob("*.py")} - MODULES - {"mini"})
 HEAVY = {
     "numpy",
     "torch",
