@@ -10,13 +10,14 @@ import struct
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import first_bytes, read_json, regular, safetensors_header, short
+from pyspkv.models.layer_pooling import Pooling
 from pyspkv.models.wavlm import WavLMConfig
 
 AGAIN = "copy or download it again"
@@ -173,7 +174,7 @@ def _trunk(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_of(
-    trunk: dict[str, Tensor], backend: dict[str, Tensor], file, pooling: Literal["mhfa", "mean"] = "mhfa"
+    trunk: dict[str, Tensor], backend: dict[str, Tensor], file, pooling: Pooling = "mhfa"
 ) -> WavLMConfig:
     """The sizes, from the shapes."""
     try:
