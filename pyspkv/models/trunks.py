@@ -264,7 +264,7 @@ class Trunk(PretrainedEncoder):
 
     def _states_of_parts(self, feats: Tensor, lengths: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
         parts, total = [], torch.zeros_like(lengths)
-        for start in range(0, feats.shape[1], size):
+        for start in range(0, int(lengths.max()), size):
             part = feats[:, start : start + size]
             here = (lengths - start).clamp(0, part.shape[1])
             rows = here > 0  # an utterance that has ended takes no part
