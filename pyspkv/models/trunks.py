@@ -44,8 +44,8 @@ class TrunkConfig(Config):
         0,
         ge=0,
         le=200,
-        description="Use only that many layers, the lowest. 0: all of the trunk. Fewer are faster, and speakers are "
-        "often told best by the lower half.",
+        description="Use only that many layers, the lowest. 0: all of the trunk. Fewer are faster. In WavLM's "
+        "paper the lower layers weigh most for speakers.",
     )
     pooling: Pooling = Field(
         "mhfa",
@@ -138,7 +138,9 @@ class TrunkConfig(Config):
     def sizes(self) -> Arch:
         """The sizes of the whole network, of which `layers` are used."""
         if self.family is None:
-            raise UserError("encoder.pretrained names no trunk", hint="set it to an imported model")
+            raise UserError(
+                "encoder.pretrained names no trunk", hint="set it to a model folder of bin.import_checkpoint"
+            )
         return parse_arch(self.family, self.arch)
 
 
