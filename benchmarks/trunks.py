@@ -90,7 +90,7 @@ def step(size: str, args) -> None:
     wave, label = 0.1 * torch.randn(args.batch, SAMPLES), torch.randint(CLASSES, (args.batch,))
     steps = {name: Step(encoder) for name, encoder in sides(size).items()}
     for precision in args.precision:
-        calls = {name: lambda s=s: s(wave, label, precision) for name, s in steps.items()}
+        calls = {name: lambda s=s, p=precision: s(wave, label, p) for name, s in steps.items()}
         told = f"{size}, training step, {precision}"
         report(told, take_turns(calls, args.turns), args.batch, "utterances", "transformers crop")
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import test_wavlm
 import torch
 import toy
 from safetensors.torch import load_file, save_file
@@ -512,6 +514,38 @@ def test_layouts_of_weights(layout, tmp_path, imported):
     record = json.loads((tmp_path / "out/run.json").read_text())
     files = [p for p in source.iterdir() if p.suffix == f".{ext}"]
     assert record["weights_sha256"] == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@torch.no_grad()
+def test_wavlm_large_as_microsoft_has_it(tmp_path, imported):
+    """WavLM-Large.pt: unilm's names, layer norms in the convolutions as `.2.1.`."""
+    model = theirs("wavlm_large", conv_bias=False)
+    convs = r"feature_extractor\.conv_layers\.(\d)\."
+    trunk = {}
+    for key, value in model.state_dict().items():
+        if found := re.fullmatch(convs + r"layer_norm\.(\w+)", key):
+            key = f"feature_extractor.conv_layers.{found[1]}.2.1.{found[2]}"
+        trunk[test_wavlm.to_unilm(key)] = value
+    torch.save({"cfg": {"normalize": True}, "model": trunk}, tmp_path / "WavLM-Large.pt")
+    encoder = imported(tmp_path / "WavLM-Large.pt", "--pooling", "mean")
+    wave = 0.1 * torch.randn(1, 8000)
+    for a, b in zip(states_of(encoder, wave), wanted_states("wavlm_large", model, wave), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    cut = imported(tmp_path / "WavLM-Large.pt", "--layers", "1", out="cut")
+    assert len(states_of(cut, wave)) == 2
+
+
+def test_lowest_layers_of_wavlm_base(tmp_path, imported):
+    whole = test_wavlm.build(seed=3).eval()
+    whole.trunk.save_pretrained(tmp_path / "hf")
+    cut = imported(tmp_path / "hf", "--layers", "1", "--pooling", "weighted")
+    assert (cut.config.name, cut.config.layers, cut.config.pooling) == ("wavlm", 1, "weighted")
+    wave, lengths = 0.1 * torch.randn(1, 8000), torch.tensor([8000])
+    with torch.no_grad():
+        ours, want = (e.hidden_states(e.features(wave, lengths)[0], None) for e in (cut, whole))
+    assert len(ours) == 2 and all(torch.equal(a, b) for a, b in zip(ours, want))
+    with pytest.raises(UserError, match="--layers 3, but the model has 2"):
+        imported(tmp_path / "hf", "--layers", "3", out="more")
 
 
 def change_config(source, **changes):

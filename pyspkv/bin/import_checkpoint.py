@@ -1,5 +1,5 @@
-"""Make a model folder from a pre-trained encoder: WavLM-Base+.pt, the WavLM-MHFA authors' speaker model, or a Hugging
-Face folder of WavLM, Whisper, wav2vec 2.0, XLS-R, HuBERT or w2v-BERT 2.0.
+"""Make a model folder from a pre-trained encoder: WavLM-Base+.pt, WavLM-Large.pt, the WavLM-MHFA authors' model, or a
+Hugging Face folder of WavLM, Whisper, wav2vec 2.0, XLS-R, HuBERT or w2v-BERT 2.0.
 
     python -m pyspkv.bin.import_checkpoint --from WavLM-Base+.pt --out exp/wavlm_base_plus
     python -m pyspkv.bin.import_checkpoint --from whisper-tiny.en --out exp/whisper --layers 3
@@ -88,10 +88,9 @@ def main() -> None:
     from pyspkv.models.load import check_sizes
 
     torch.manual_seed(0)
-    is_trunk = trunk_import.is_trunk(source)
-    read = read_trunk if is_trunk else read_wavlm
+    read = read_trunk if trunk_import.is_trunk(source) else read_wavlm
     config, weights, made, told = read(source, args.pooling, args.layers)
-    hint = TRUNK_HINT if is_trunk else HINT
+    hint = TRUNK_HINT if config.name == "trunk" else HINT
     check_sizes(config, weights, source, tuple(made), hint=hint)
     encoder = cfg.build(config)
     own = {k: v for k, v in encoder.state_dict().items() if k.startswith(tuple(made))} if made else {}
@@ -103,10 +102,12 @@ def main() -> None:
 
 
 def read_wavlm(source: Path, pooling: Any, layers: int | None) -> tuple[Any, dict, set[str], tuple[str, str]]:
-    """WavLM-Base: its config, its weights, how the names begin that these may lack, and what to say of it."""
-    from pyspkv.models import wavlm_import
+    """A WavLM: its config, its weights, how the names begin that these may lack, and what to say of it."""
+    from pyspkv.models import trunk_import, wavlm_import
 
     trunk, backend, head = wavlm_import.read(source)
+    if trunk_import.is_large(trunk):
+        return as_trunk(*trunk_import.of_large(trunk, source, pooling, layers or 0))
     config = wavlm_import.config_of(trunk, backend, source, pooling)
     if layers is not None:
         if layers > config.layers:
@@ -129,11 +130,15 @@ def read_trunk(source: Path, pooling: Any, layers: int | None) -> tuple[Any, dic
     """The same of another encoder."""
     from pyspkv.models import trunk_import
 
-    config, trunk = trunk_import.read(source, pooling, layers or 0)
+    return as_trunk(*trunk_import.read(source, pooling, layers or 0))
+
+
+def as_trunk(config: Any, trunk: dict) -> tuple[Any, dict, set[str], tuple[str, str]]:
+    """The same of a config and weights that `trunk_import` gives."""
     sizes = config.sizes()
     used = f"{config.layers or sizes.depth} of {sizes.depth} layers of {sizes.dim}"
     weights = {f"trunk.{k}": v for k, v in trunk.items()}
-    return config, weights, {"backend."}, (f"{config.family}, {used}, pooling: {pooling}", "")
+    return config, weights, {"backend."}, (f"{config.family}, {used}, pooling: {config.pooling}", "")
 
 
 if __name__ == "__main__":

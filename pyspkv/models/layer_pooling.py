@@ -14,7 +14,19 @@ from pyspkv.models.pooling import AttentiveStatsPool
 Pooling = Literal["mhfa", "attentive", "weighted", "mean"]
 
 
-class MHFA(nn.Module):
+class LayerPooling(nn.Module):
+    """Base of the poolings."""
+
+    def mix(self) -> Tensor:
+        """[S, L + 1]: the shares of the hidden states H_0 .. H_L in S sums; each row's total is 1."""
+        raise NotImplementedError
+
+    def forward(self, mixed: Tensor, mask: Tensor | None) -> Tensor:
+        """The sums side by side [B, T, S D], valid frames [B, T] (None: all) -> [B, E]."""
+        raise NotImplementedError
+
+
+class MHFA(LayerPooling):
     """Hidden states H_l [B, T, D], l = 0..L -> [B, E] (Peng et al., SLT 2022).
 
     a = softmax(w^k), b = softmax(w^v); K = (sum_l a_l H_l) Wk + bk, V likewise; weights over time of head h are
@@ -45,7 +57,7 @@ class MHFA(nn.Module):
         return self.pooling_fc(c.flatten(1))
 
 
-class MeanPool(nn.Module):
+class MeanPool(LayerPooling):
     """Mean over layers and frames: first labels straight from the trunk."""
 
     def __init__(self, layers: int):
@@ -61,7 +73,7 @@ class MeanPool(nn.Module):
         return (mixed * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-class WeightedLayers(nn.Module):
+class WeightedLayers(LayerPooling):
     """One sum over the layers with learned shares softmax(w), as in SUPERB (Yang et al. 2021)."""
 
     def __init__(self, layers: int):
@@ -100,7 +112,7 @@ class WeightedAttentive(WeightedLayers):
 
 def make_pooling(
     name: Pooling, layers: int, dim: int, embed_dim: int, mhfa_heads: int, mhfa_dim: int
-) -> nn.Module:
+) -> LayerPooling:
     """The pooling `name` on a trunk of `layers` layers of width `dim`; `mean` gives `dim` values, not `embed_dim`."""
     if name == "mhfa":
         return MHFA(layers, dim, mhfa_heads, mhfa_dim, embed_dim)

@@ -13,7 +13,7 @@ from pyspkv.models.encoder import Encoder
 class PretrainedEncoder(Encoder):
     """Has a `trunk` of large pre-trained layers, and a config with `pretrained` and `l2_sp_weight`."""
 
-    trunk: nn.Module
+    trunk: Any
     config: Any
 
     def __init__(self):

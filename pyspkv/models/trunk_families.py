@@ -87,7 +87,7 @@ class WhisperFamily(TrunkFamily):
         )
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        trunk = WhisperEncoder(hf)
+        trunk: Any = WhisperEncoder(hf)
         if self.layers < self.arch.depth:
             trunk.layer_norm = nn.Identity()
         return trunk
@@ -123,7 +123,8 @@ class Wav2Vec2Family(TrunkFamily):
         self.min_samples = max(720, arch.samples(2))
 
     def build(self) -> nn.Module:
-        kind = {HubertArch: "Hubert", WavLMArch: "WavLM"}.get(type(self.arch), "Wav2Vec2")
+        kinds: dict[type, str] = {HubertArch: "Hubert", WavLMArch: "WavLM"}
+        kind = kinds.get(type(self.arch), "Wav2Vec2")
         sizes = self.arch.model_dump(exclude={"do_normalize"}) | {"num_hidden_layers": self.layers}
         hf = getattr(transformers(), f"{kind}Config")(**sizes, **_rates(self), **_unmasked())
         trunk = getattr(transformers(), f"{kind}Model")(hf)

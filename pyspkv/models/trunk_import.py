@@ -13,9 +13,10 @@ from torch import Tensor
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import read_json, short
 from pyspkv.models.layer_pooling import Pooling
-from pyspkv.models.trunk_arch import MODEL_TYPES, Family, essential
+from pyspkv.models.trunk_arch import MODEL_TYPES, Family, WavLMArch, essential
 from pyspkv.models.trunks import TrunkConfig
-from pyspkv.models.wavlm_import import AGAIN, _load, _sound
+from pyspkv.models.wavlm import CONV_KERNELS
+from pyspkv.models.wavlm_import import AGAIN, _load, _sound, config_of
 
 MAX_FILES = 500  # of the weights of one model
 _PREFIXES: dict[Family, tuple[str, ...]] = {  # of the encoder's names in a larger model, the longest first
@@ -101,6 +102,38 @@ def read(folder: Path, pooling: Pooling = "mhfa", layers: int = 0) -> tuple[Trun
     if bad := next((k for k, v in weights.items() if not v.isfinite().all()), None):
         raise UserError(f"tensor {short(bad)} contains NaN or infinity", file=folder)
     return config, weights
+
+
+def is_large(trunk: dict[str, Tensor]) -> bool:
+    """Whether the tensors of a WavLM, by transformers' names, have the layer norms of WavLM-Large."""
+    return "feature_extractor.conv_layers.1.layer_norm.weight" in trunk
+
+
+def of_large(
+    trunk: dict[str, Tensor], file: Path, pooling: Pooling = "mhfa", layers: int = 0
+) -> tuple[TrunkConfig, dict[str, Tensor]]:
+    """The same as `read`, of WavLM-Large.pt: the sizes follow from the shapes. Its samples are normalized."""
+    c = config_of(trunk, {}, file)
+    arch = WavLMArch(
+        hidden_size=c.dim,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        intermediate_size=c.ffn,
+        conv_dim=(c.conv_dim,) * len(CONV_KERNELS),
+        conv_bias="feature_extractor.conv_layers.0.conv.bias" in trunk,
+        num_conv_pos_embeddings=c.pos_conv_kernel,
+        num_conv_pos_embedding_groups=c.pos_conv_groups,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        do_normalize=True,
+    )
+    try:
+        config = TrunkConfig(
+            family="wavlm", arch=arch.model_dump(mode="json"), pooling=pooling, layers=layers
+        )
+    except ValueError as err:
+        raise UserError(_first_line(err), file=file) from None
+    return config, _of_encoder(trunk, config)
 
 
 def _first_line(err: ValueError) -> str:
