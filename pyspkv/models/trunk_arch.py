@@ -21,7 +21,7 @@ MODEL_TYPES: dict[str, Family] = {  # model_type in config.json
 }
 
 Layers = Annotated[int, Field(ge=1, le=200)]
-Width = Annotated[int, Field(ge=1, le=16_384)]
+Width = Annotated[int, Field(ge=1, le=8192)]
 Inner = Annotated[int, Field(ge=1, le=65_536)]
 Heads = Annotated[int, Field(ge=1, le=256)]
 Kernel = Annotated[int, Field(ge=1, le=1024)]
@@ -55,12 +55,12 @@ class _Arch(Config):
 class WhisperArch(_Arch):
     """The encoder of Whisper (Radford et al. 2022)."""
 
-    d_model: Annotated[int, Field(ge=2, le=16_384, multiple_of=2)] = 384
+    d_model: Annotated[int, Field(ge=2, le=8192, multiple_of=2)] = 384
     encoder_layers: Layers = 4
     encoder_attention_heads: Heads = 6
     encoder_ffn_dim: Inner = 1536
     num_mel_bins: Annotated[int, Field(ge=1, le=512)] = 80
-    max_source_positions: Annotated[int, Field(ge=1, le=20_000)] = 1500
+    max_source_positions: Annotated[int, Field(ge=1, le=6000)] = 1500  # a table of so many rows is computed
     activation_function: Activation = "gelu"
 
     @property
@@ -146,7 +146,7 @@ class W2vBertArch(_Arch):
     layer_norm_eps: Epsilon = 1e-5
     position_embeddings_type: Literal["rotary", "relative", "relative_key"] | None = "relative_key"
     rotary_embedding_base: Annotated[int, Field(ge=1, le=10**9)] = 10_000
-    max_source_positions: Annotated[int, Field(ge=1, le=100_000)] = 5000
+    max_source_positions: Annotated[int, Field(ge=1, le=10_000)] = 5000
     left_max_position_embeddings: Annotated[int, Field(ge=0, le=10_000)] = 64
     right_max_position_embeddings: Annotated[int, Field(ge=0, le=10_000)] = 8
     conv_depthwise_kernel_size: Annotated[int, Field(ge=1, le=1023)] = 31

@@ -271,12 +271,9 @@ class Trunk(PretrainedEncoder):
             here = (lengths - start).clamp(0, part.shape[1])
             rows = here > 0  # an utterance that has ended takes no part
             states, frames = self._states(part[rows], here[rows])
-            whole = torch.stack(
-                [states[0].new_zeros(len(feats), *h.shape[1:]).index_put((rows,), h) for h in states]
-            )
-            parts.append(whole)
+            parts.append([h.new_zeros(len(feats), *h.shape[1:]).index_put((rows,), h) for h in states])
             total = total.index_put((rows,), frames, accumulate=True)
-        return list(torch.cat(parts, 2)), total
+        return [torch.cat(pieces, 1) for pieces in zip(*parts)], total
 
     def _states(self, feats: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         c, family = self.config, self.family
