@@ -189,6 +189,29 @@ def test_keep_head_takes_all_and_only_for_the_same_labels(tmp_path, data):
         Trainer(c, other, tmp_path / "third", init=str(tmp_path / "first"), keep_head=True)
 
 
+@pytest.mark.parametrize("imported", [False, True])
+def test_keep_head_needs_a_model_that_has_a_classification_head(tmp_path, data, imported):
+    """The labels are the same, but a DINO or imported model has no weights for the AAM-softmax head."""
+    model = tmp_path / "first"
+    trained = Trainer(config(tmp_path, epochs=1, **DINO), data, model)
+    if imported:
+        checkpoint.save_import(model, trained.objective.encoder, trained.config.encoder, {})
+    else:
+        trained.run()
+    with pytest.raises(UserError, match="without a head over these labels") as error:
+        Trainer(config(tmp_path), data, tmp_path / "second", init=str(model), keep_head=True)
+    assert "leave out --keep-head" in str(error.value) and "encoder section" not in str(error.value)
+    Trainer(config(tmp_path), data, tmp_path / "second", init=str(model))  # what the hint says
+
+
+def test_keep_head_with_another_number_of_classes_names_the_sections_to_compare(tmp_path, data):
+    """Every speed is a class of its own, so the two heads differ although the labels are the same."""
+    Trainer(config(tmp_path, epochs=1), data, tmp_path / "first").run()
+    c = config(tmp_path, **{"augment.speed_perturb": [0.9, 1.0, 1.1]})
+    with pytest.raises(UserError, match=r"head.weight is (?s:.)*objective and augment sections"):
+        Trainer(c, data, tmp_path / "second", init=str(tmp_path / "first"), keep_head=True)
+
+
 def test_two_runs_cannot_write_one_folder(tmp_path, data):
     first = Trainer(config(tmp_path), data, tmp_path / "exp")
     with first._lock(), pytest.raises(UserError, match="another process is writing here"):

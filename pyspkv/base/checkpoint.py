@@ -318,17 +318,31 @@ def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
 
 
 def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
-    """`--init --keep-head`: encoder and heads of a run on the very same labels; what gates remember starts anew."""
+    """Load encoder and heads of another run (`--init --keep-head`); the gates' memory starts anew.
+
+    UserError: that model has no such head, was trained on other utterances or labels, or has other shapes.
+    """
     folder = resolve_model(model)
-    if state(folder).get("label_hash") != label_hash:
+    trained_on, weights = state(folder).get("label_hash"), tensors(folder)
+    heads = [k for k in objective.state_dict() if not k.startswith(("encoder.", "gate."))]
+    if trained_on is None or any(key not in weights for key in heads):
+        raise UserError(
+            "was trained without a head over these labels, so --keep-head has nothing to keep",
+            file=folder,
+            hint="leave out --keep-head, or start from a model of an AAM-softmax round on these labels",
+        )
+    if trained_on != label_hash:
         raise UserError(
             "was trained on other utterances or labels, so its head does not fit",
             file=folder,
             hint="remove --keep-head to get a new head, or train on that run's data directory",
         )
-    saved = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
+    saved = {k: v for k, v in weights.items() if not k.startswith("gate.")}
     gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
-    load_state_strict(objective, {**saved, **gate}, folder)
+    hint = (
+        "use that run's encoder, objective and augment sections (its config.yaml), or leave out --keep-head"
+    )
+    load_state_strict(objective, {**saved, **gate}, folder, hint)
 
 
 def load_state_strict(
