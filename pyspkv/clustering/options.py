@@ -1,4 +1,7 @@
-"""Options of a clustering. They have a module of their own, so that comparing them imports nothing heavy."""
+"""Options of a clustering.
+
+This module imports nothing heavy, because they are compared before anything is made.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +10,7 @@ from pyspkv.base.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to cluster; the options of bin.cluster, which explains them."""
+    """Options of a clustering: those of bin.cluster, where --help explains them."""
 
     num_clusters: int | str = "auto"
     method: str = "kmeans-ahc"
@@ -20,7 +23,10 @@ class Options:
     seed: int = 0
 
     def check(self, n: int, file) -> None:
-        """UserError: there is no such clustering of n utterances (`file`: where they come from)."""
+        """UserError: these options are impossible for n utterances.
+
+        `file` names their source in the message.
+        """
         if not isinstance(self.num_clusters, str) and self.num_clusters > n:
             raise UserError(
                 f"--num-clusters {self.num_clusters} is more than the {n} utterances",
@@ -36,7 +42,7 @@ class Options:
             )
 
     def centroids(self, n: int) -> int:
-        """k-means centroids for n utterances."""
+        """Number of k-means centroids for n utterances."""
         from pyspkv.clustering import pipeline
 
         return min(self.num_kmeans or pipeline.default_num_kmeans(n, self.num_clusters), n)

@@ -1,7 +1,7 @@
-"""Scores and metrics of whole systems on trial lists: the work of one list and of one system's embeddings is done once.
+"""Scores and metrics of systems on trial lists. Work that lists or systems share is done once.
 
-A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`. bin.evaluate says which score files are
-wanted and which are there already; here they are made.
+A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`. `wanted` decides which score
+files are needed; this module makes them.
 """
 
 import json
@@ -24,7 +24,7 @@ from pyspkv.score.calibration import Calibration, CalibrationError, fit
 
 @dataclass
 class TrialList:
-    """The trials of a data directory, read once for all systems, with the draws of the bootstrap over its speakers."""
+    """The trials of a data directory with their bootstrap draws over speakers, read once for all systems."""
 
     name: str
     data: str
@@ -32,38 +32,41 @@ class TrialList:
 
     @cached_property
     def trials(self) -> tuple[list[str], list[str], np.ndarray]:
+        """(enrolment ids, test ids, target bool [n]). UserError: one kind of trial is missing."""
         enrol, test, target = read_trials(f"{self.data}/trials")
         metrics.check_kinds(target, f"{self.data}/trials")
         return enrol, test, target
 
     @cached_property
     def enrol_map(self) -> str | None:
-        """The file of enrolment models, where the data directory has one."""
+        """Path of the enrolment map, or None if the data directory has none."""
         path = f"{self.data}/enrol_map"
         return path if Path(path).is_file() else None
 
     @cached_property
     def models(self) -> dict[str, list[str]] | None:
+        """Enrolment model -> its utterances; None without an enrolment map."""
         return scoring.read_models(self.enrol_map) if self.enrol_map else None
 
     def utts(self) -> Iterator[str]:
-        """The utterances behind its trials, some of them many times."""
+        """The utterances that the trials use, with repetitions."""
         enrol, test, _ = self.trials
         return chain(enrol, test, *(self.models or {}).values())
 
     @cached_property
     def units(self) -> metrics.Resampling:
+        """The speakers that the bootstrap draws."""
         return metrics.resampling(*self.trials, f"{self.data}/utt2spk", self.enrol_map)
 
     def eers(self, scores: np.ndarray) -> np.ndarray | None:
-        """Percent [replicates] of the bootstrap; None where there are too few speakers for one."""
+        """EER in percent of each bootstrap replicate [replicates]; None with fewer than 3 speakers."""
         if self.units.num < 3:
             return None
         target = self.trials[2]
         return metrics.weighted_eers(scores, target, self.units, metrics.replicates_for(len(target)))
 
     def other(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """(scores, bootstrap EERs) of the system that others are compared to; read and drawn once."""
+        """(scores [n], bootstrap EERs) of the system that others are compared with; computed once."""
         if path not in self._others:
             scores = scoring.read_scores(path, *self.trials[:2])
             self._others[path] = scores, self.eers(scores)
@@ -73,10 +76,15 @@ class TrialList:
 def write(
     trials: TrialList, path: str, scores: np.ndarray, llr: Calibration | None = None, other: str | None = None
 ):
-    """Write the score file `path` and its metrics beside it, `.json` in place of `.scores`.
+    """Write the score file `path` (NAME.scores) and its metrics beside it (NAME.json).
 
-    Metrics are of the scores as they stand in the file. llr adds actDCF and Cllr of the scores so calibrated; other,
-    a score file, adds the paired bootstrap against it. The scores as written, float64 [n], are returned.
+    Args:
+        scores: float64 [n], in the order of the trials.
+        llr: adds actDCF and Cllr of the scores calibrated with it.
+        other: a score file; adds the paired bootstrap of the EER difference.
+
+    Returns the scores as read back from the file (9 digits), float64 [n]; the metrics are computed from
+    these.
     """
     enrol, test, target = trials.trials
     scoring.write_scores(path, enrol, test, scores)
@@ -94,9 +102,10 @@ def write(
 
 
 def calibrate(trials: TrialList, scores: np.ndarray, path: str) -> str | None:
-    """Fit a calibration on dev scores [n] and write it to `path`; None.
+    """Fit a calibration on dev scores [n] and write it to `path`; returns None.
 
-    Where these scores cannot be calibrated, an older file is removed, as it belongs to other scores; the reason.
+    If these scores cannot be calibrated, returns the reason, and removes an older file, which belongs to
+    other scores.
     """
     try:
         result = fit(scores, trials.trials[2], 0.5, f"trials {trials.data}/trials")
@@ -108,7 +117,7 @@ def calibrate(trials: TrialList, scores: np.ndarray, path: str) -> str | None:
 
 
 class System:
-    """The embeddings of one system: each set is read, and each score made, once."""
+    """The embeddings of one system. Each set is read once and each score computed once."""
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -148,24 +157,25 @@ class System:
         return self._plain[1:]
 
     def plain(self, trials: TrialList) -> np.ndarray:
-        """Cosines, float64 [n]."""
+        """Cosine scores, float64 [n]."""
         return self._plain_sides(trials)[1]
 
     def crops(self, trials: TrialList) -> np.ndarray:
-        """The mean of the whole utterances' score and of the crops', float64 [n] (arXiv 2406.02285)."""
+        """Mean of the scores of whole utterances and of their crops, float64 [n] (arXiv 2406.02285)."""
         crops = self._sides(trials, f"{trials.name}-crops")
         return np.mean([self.plain(trials), scoring.cosine(*crops)], 0)
 
     def mean(self, trials: TrialList, cohort: str) -> np.ndarray:
-        """Cosines of embeddings less the mean of the set `cohort`, float64 [n]."""
+        """Cosine scores after the mean of the embedding set `cohort` is subtracted, float64 [n]."""
         x = self._set(cohort, self._set(trials.name).dim).x
         mean = x.mean(0, dtype=np.float64).astype(np.float32)
         return scoring.cosine(*self._sides(trials, trials.name, mean))
 
     def asnorm(self, trials: TrialList, utt2spk: str, top_n: int, cohort_set: str) -> np.ndarray:
-        """AS-normed scores, float64 [n]; the cohort are the (pseudo-)speakers of `utt2spk` in the set `cohort_set`.
+        """AS-normed scores, float64 [n].
 
-        Of a cohort of fewer than `top_n` all are used.
+        The cohort consists of the (pseudo-)speakers of `utt2spk`, with embeddings in the set `cohort_set`. If
+        there are fewer than `top_n`, all are used. UserError: the cohort has fewer than 2 speakers.
         """
         sides = self._plain_sides(trials)[0]
         if self._cohort is None or self._cohort[0] != utt2spk:
