@@ -69,7 +69,7 @@ class Batches:
         self.costs = [len(rows) * lengths[rows[-1]] for rows in self.plans]
 
     def share(self, k: int, n: int) -> list[list[int]]:
-        """Batches of part `k` (from 1) of `n`: a range of about equal cost; may be empty if batches are few."""
+        """Batches of part `k` (from 1) of `n`: a range of about equal cost; may be empty if there are few."""
         total, before, out = sum(self.costs) or 1, 0, []
         for rows, cost in zip(self.plans, self.costs):
             if (2 * before + cost) * n // (

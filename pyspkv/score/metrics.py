@@ -135,7 +135,7 @@ class Resampling:
     """
 
     def __init__(self, first: Sequence[str], second: Sequence[str] | None, over: str, seed: int = 0):
-        """first, second: unit of each trial's enrolment and test side [n]; second None: only `first` is drawn."""
+        """first, second: unit of each trial's enrolment and test side [n]; None: only `first` is drawn."""
         names = {name: i for i, name in enumerate(sorted(set(first) | set(second or ())))}
         a = np.fromiter((names[s] for s in first), np.int64, len(first))
         b = np.full(len(a), len(names))  # index of an extra unit that always has multiplicity 1

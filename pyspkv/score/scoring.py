@@ -82,7 +82,8 @@ def group_means(
 ) -> tuple[list[str], np.ndarray]:
     """Enrolment models or pseudo-speakers: (names, length-normalized means of directions, float32 [G, D]).
 
-    x: directions [N, D] of the utterances `ids`. groups: name -> utterance ids. UserError: a member has no embedding.
+    x: directions [N, D] of the utterances `ids`. groups: name -> utterance ids. UserError: a member is not in
+    `ids`.
     """
     row = {utt: i for i, utt in enumerate(ids)}
     missing = [utt for members in groups.values() for utt in members if utt not in row]
@@ -191,7 +192,7 @@ def sides(
 
 
 def speaker_means(ids: Sequence[str], x: np.ndarray, utt2spk: str | Path) -> np.ndarray:
-    """Length-normalized mean of the directions x [N, D] of each speaker of an utt2spk file: float32 [S, D]."""
+    """Length-normalized mean of the directions x [N, D] of each speaker in an utt2spk file, float32 [S, D]."""
     members: dict[str, list[str]] = {}
     for utt, spk in read_table(utt2spk, "id").items():
         members.setdefault(spk, []).append(utt)
