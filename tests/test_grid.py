@@ -215,9 +215,9 @@ cells:
     err = capfd.readouterr().err
     assert "no such noise list" in err and f"failed: a (exit code 3: {recipe}/exp/grid/a/log/grid.log)" in err
     assert (
-        "failed: b (not run, for it waits for a)" in err and "failed: c (not run, for it waits for b)" in err
+        "failed: b (not run, because it needs a)" in err and "failed: c (not run, because it needs b)" in err
     )
-    assert "failed: e (done, but its rows are not written" in err and "has no system 'round9'" in err
+    assert "failed: e (done, but its rows cannot be written" in err and "has no system 'round9'" in err
     assert [r["row"] for r in rows(recipe)] == ["d"]
     call(monkeypatch, path, "--status")
     out = capfd.readouterr().out
@@ -327,7 +327,7 @@ def test_what_a_killed_process_left_running_is_waited_for(recipe):
     first.kill()
     first.communicate()
     said, _ = start(path).communicate(timeout=30)
-    assert "other processes run the rest" in said and "1 of 1 cells are done" in said
+    assert "other processes run the remaining cells" in said and "1 of 1 cells are done" in said
     assert not (recipe / "exp/grid/a/two").exists()
 
 

@@ -3,8 +3,8 @@
     python -m pyspkv.bin.cluster --embeddings embed/embedding.scp --data data --out-data round1/data \\
         --num-clusters 7500 --report round1/report.json
 
-Existing labels are kept if they were made from the same embeddings with the same options, or were edited by hand since;
-anything else is an error.
+Existing labels are kept if they were made from the same embeddings with the same options (they may have been
+edited by hand since). Otherwise they are an error.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from pyspkv.base.errors import UserError, natural, run
 
 METHODS = ("kmeans-ahc", "kmeans", "ahc")
-MOST = 10**9  # of what is counted here
+MOST = 10**9  # numbers in options must be below this
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -90,7 +90,7 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def draw(report: dict, path: Path) -> None:
-    """The curve that --num-clusters auto has chosen from, beside the report."""
+    """Draw the curve from which --num-clusters auto has chosen, beside the report."""
     if report.get("auto"):
         from pyspkv.report import plots
 
@@ -100,7 +100,7 @@ def draw(report: dict, path: Path) -> None:
 
 def main() -> None:
     args = parse()
-    # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
+    # Threads that spin at barriers take 5 times as long on a busy machine. Set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pyspkv.clustering.options import Options
     from pyspkv.clustering.round import make_round
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def warn(folder: Path) -> None:
-    """Say at once where the labels just made are no good."""
+    """Print the signs of trouble of the labels just made."""
     from pyspkv.data.datadir import DataDir
     from pyspkv.report import warnings
 

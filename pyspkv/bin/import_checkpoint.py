@@ -1,8 +1,9 @@
-"""Make a model folder from a WavLM checkpoint: WavLM-Base+.pt, the authors' speaker model, a Hugging Face folder.
+"""Make a model folder from a WavLM checkpoint: WavLM-Base+.pt, a speaker model, a Hugging Face folder.
 
     python -m pyspkv.bin.import_checkpoint --from WavLM-Base+.pt --out exp/wavlm_base_plus
 
-DIR then works wherever a model does: bin.extract, bin.verify, --init, encoder.pretrained.
+The folder can be used like any model: by bin.extract, bin.verify, --init, encoder.pretrained. A speaker model
+is one that the authors have fine-tuned with MHFA.
 """
 
 import argparse
@@ -28,14 +29,14 @@ def parse() -> argparse.Namespace:
         "--pooling",
         choices=["mhfa", "mean"],
         default="mhfa",
-        help="mean: the mean of all layers and frames, for first labels from a pre-trained trunk. mhfa: MHFA, which is "
-        "new (seed 0) if the file has none",
+        help="mean: the mean of all layers and frames, for first labels from a pre-trained trunk. mhfa: "
+        "multi-head factorised attentive pooling, initialised at random (seed 0) if the checkpoint has none",
     )
     return p.parse_args()
 
 
 def source_digest(source: Path) -> str:
-    """SHA-256 of a checkpoint file, or of a folder's files one after the other by name."""
+    """SHA-256 of a checkpoint file, or of all files of a folder in the order of their names."""
     found = hashlib.sha256()
     for file in sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]:
         with open(file, "rb") as f:
@@ -44,7 +45,7 @@ def source_digest(source: Path) -> str:
 
 
 def is_made_of(record: Path, made_of: dict[str, str]) -> bool:
-    """Whether the run.json of a finished import names the same source and options. UserError: it is none."""
+    """Whether run.json of a finished import names the same source and options. UserError: it is damaged."""
     hint = "give another --out, or remove this folder"
     found = read_json(record, hint=hint) if record.exists() else {}
     return all(found.get(key) == value for key, value in made_of.items())
@@ -77,7 +78,7 @@ def main() -> None:
     weights = {f"trunk.{k}": v for k, v in trunk.items()}
     part = backend if args.pooling == "mhfa" else {}
     weights |= {f"backend.{k}": v for k, v in part.items()}
-    # The mask of pre-training is not used to embed: a model saved without it gets the one that was made.
+    # Embedding does not use the mask vector of pre-training, so a checkpoint without it gets the initial one.
     made = {"trunk.masked_spec_embed"} - weights.keys() | ({"backend."} if not part else set())
     check_sizes(config, weights, source, tuple(made), hint=HINT)
     encoder = cfg.build(config)

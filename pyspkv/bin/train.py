@@ -9,14 +9,14 @@ from typing import NoReturn
 from pyspkv.base.errors import UserError, run
 from pyspkv.base.processes import is_first
 
-# Before torch is loaded: a thread that waits for the others lets go of its core. By default it spins, and with busy
-# neighbors an epoch takes several times as long.
+# Set before torch is loaded: a thread that waits for others then sleeps. By default it spins, and on a busy
+# machine an epoch takes several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        if not is_first():  # of several processes one says it
+        if not is_first():  # of several processes only one prints the message
             sys.exit(2)
         super().error(message)
 
@@ -47,12 +47,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--exp", metavar="DIR", help="model folder; a rerun resumes the training in it")
     parser.add_argument(
-        "--init", metavar="DIR[@best|last]", help="start from the encoder of this model, with new heads"
+        "--init", metavar="DIR[@best|last]", help="start from the encoder of this model, with a new head"
     )
     parser.add_argument(
         "--keep-head",
         action="store_true",
-        help="with --init: also keep its heads; the labels must be the same",
+        help="with --init: also keep its classification head; it must have been trained on the same labels",
     )
     parser.add_argument(
         "--labels-out",

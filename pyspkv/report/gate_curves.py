@@ -113,7 +113,7 @@ def curves(run_folder: Path, data, truth: dict | None, corrupted: set | None) ->
 
 
 def models_of(exp: Path, unlabeled: str) -> list[tuple[Path, str]]:
-    """(model folder, its --unlabeled directory) of the gates in a gll experiment, in the order of training."""
+    """(model folder, its --unlabeled directory) of the gates in a gll experiment, in training order."""
     rounds = sorted(exp.glob("round[1-9]*"), key=lambda r: (len(r.name), r.name))
     found = [(phase / "model", str(r / "data")) for r in rounds for phase in sorted(r.iterdir())]
     found = [pair for pair in found if pair[0].is_dir() and pair[0].parent.name != "model"]

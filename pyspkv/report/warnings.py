@@ -182,7 +182,7 @@ def of_labels(where: str, labels: Sequence[str], known: Mapping[str, Sequence[st
     name, most = max(sizes.items(), key=lambda item: item[1])
     if most / n > max(GIANT, 3 / k):
         what = f"cluster {name} holds {100 * most / n:.0f} % of the utterances ({most} of {n})"
-        cause = "too little training, or much of the audio is alike (silence, music): many speakers share a cluster"
+        cause = "too little training, or much of the audio is alike (silence, music)"
         change = "listen to some of it, remove what is not speech, pre-train longer, or raise --num-clusters"
         signs.append(Sign("giant_cluster", where, what, cause, change))
     return signs + _confused(where, labels, known)
