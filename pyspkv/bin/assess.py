@@ -114,9 +114,7 @@ def main() -> None:
         print(json.dumps([{"model": model, **found} for model, found in rows], indent=1))
     else:
         print(assessment.table(rows))
-        print(
-            "shows from: half the 95 % interval of a paired difference over speakers; smaller ones may be chance"
-        )
+        print("shows from: half the 95 % interval of a paired difference over speakers; less may be chance")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write what later steps need from finished trainings: a link to the best model, a threshold, a step count."""
+"""Write what later steps need from finished trainings: a link to the best model, a threshold, step counts."""
 
 import argparse
 import math

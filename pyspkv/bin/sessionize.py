@@ -12,8 +12,8 @@ def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="utils/sessionize.sh",
         description="A new dialogue begins where the pause between two turns of a device is too long, or the "
-        "dialogue becomes too long. Prints a histogram of the pauses; choose --max-gap in its valley. Without "
-        "OUT, nothing is written.",
+        "dialogue becomes too long. Prints a histogram of the pauses; choose --max-gap in its valley. "
+        "Without OUT, nothing is written.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument(

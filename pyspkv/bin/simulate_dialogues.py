@@ -52,8 +52,8 @@ def parse() -> argparse.Namespace:
     p.add_argument(
         "--alike",
         metavar="FILE",
-        help="`utt key` lines: the second speaker's utterances have the same keys (such as the spoken word) as "
-        "those that they replace",
+        help="`utt key` lines: where possible, an utterance of the second speaker has the key (such as the "
+        "spoken word) of the one that it replaces",
     )
     p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()

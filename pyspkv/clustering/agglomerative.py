@@ -266,7 +266,10 @@ class _Clusters:
                 self.search(unsure, take, exact=True)
 
     def lower(self, score, own, weight, unit, size, other):
-        """Turn products [R, C] into lower bounds of distances: minus rounding, times the Ward factor; in place."""
+        """Turn products [R, C] into lower bounds of distances: minus rounding, times Ward's factor.
+
+        In place.
+        """
         score -= unit * (own + weight)
         if self.ward:
             size = size[:, None]

@@ -103,8 +103,6 @@ def plan(name: str, files: Sequence[Path], data, seconds: Sequence[float], class
 class _Enough(Exception):
     """All steps to be timed are done."""
 
-    pass
-
 
 def stages_of(conf: Path, num_rounds: int) -> list[tuple[str, list[Path]]]:
     """(name, config files) of every training of a recipe with these configs, in order.
