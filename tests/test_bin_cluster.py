@@ -38,11 +38,11 @@ def made(tmp_path_factory):
     data.utt_tables["utt2dur"] = dict.fromkeys(utts, "2.5")
     data.write(root / "data")
     with EmbeddingWriter(root / "embed") as w:
-        for u, e in zip(utts[::-1], x[::-1]):  # another order than the data directory
+        for u, e in zip(utts[::-1], x[::-1]):  # the order differs from the data directory's
             w(u, e)
     with EmbeddingWriter(
         root / "rows"
-    ) as w:  # three rows an utterance, of other lengths, with the same direction
+    ) as w:  # three rows per utterance with different lengths and the same direction
         for u, e in zip(utts, x):
             w(u, np.stack([e, 5 * e, 0.1 * e]))
     (root / "truth").write_text("".join(f"{u} s{t}\n" for u, t in zip(utts, truth)))
@@ -124,8 +124,12 @@ def test_rows_are_averaged_after_normalization(made, tmp_path):
     assert (tmp_path / "embed/data/utt2spk").read_bytes() == (tmp_path / "rows/data/utt2spk").read_bytes()
 
 
-def test_models_side_by_side_count_alike(made, tmp_path):
-    """Two halves of the axes, of other lengths: as one set of embeddings whose halves are normalized each."""
+def test_several_models_have_equal_weight(made, tmp_path):
+    """The two models are halves of the axes with different lengths.
+
+    The result equals one set of embeddings whose halves are
+    normalized separately.
+    """
     from pyspkv.data.ark import read_embeddings
 
     root, utts, truth = made
@@ -162,7 +166,7 @@ def test_small_clusters_are_dropped_and_auto_reports_its_curve(made, tmp_path):
 
 
 def test_the_labels_come_last_and_never_over_their_source(made, tmp_path, monkeypatch):
-    """Killed before the labels, the next run makes both; after them, both are there."""
+    """A run killed before the labels are written leaves the report only; the next run makes both."""
     root, _, _ = made
     base = ["--embeddings", root / "embed/embedding.scp", "--data", root / "data", "--num-clusters", 20]
     done = run(*base, "--out-data", root / "data", ok=False)

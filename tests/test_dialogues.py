@@ -1,4 +1,6 @@
-"""Dialogue data: sessionize on every format with bad input, directory tools, simulation, contamination, compactness."""
+"""Dialogue data: sessionize on every format and bad input, directory tools, simulation, contamination,
+compactness.
+"""
 
 import csv
 import json
@@ -42,7 +44,7 @@ WANT = {"u1": "d1-0", "u2": "d1-0", "u3": "d1-200", "u5": "d1-200", "u7": "d2-50
 
 
 def write(folder: Path, kind: str, log=LOG) -> Path:
-    """The log in one of the three formats; the names of columns differ from the defaults in csv."""
+    """Write the log in one of the three formats; in csv, column names differ from the defaults."""
     if kind == "kaldi":
         log = sorted(log)
         path = folder / "kaldi"
@@ -246,7 +248,7 @@ def test_sessionize_keeps_its_thresholds(rows, max_gap, max_span, max_utts):
         assert len({device[r] for r in part}) == 1 and 2 <= len(part) <= max_utts
         assert (time[part][1:] - ends[:-1] <= max_gap).all()
         assert ends[-1] - time[part[0]] <= max_span or len(part) == 1
-    # two turns beside each other are apart only for a reason
+    # neighboring turns are in different dialogues only for a reason
     order = sorted(range(len(rows)), key=lambda r: (device[r], time[r]))
     for a, b in zip(order, order[1:]):
         if device[a] == device[b] and found[a] is None and found[b] is None:
@@ -357,7 +359,7 @@ def test_disjoint_directories_pass_and_a_shared_device_does_not(labeled):
 
 # ---- simulation -----------------------------------------------------------------------------------------------------
 @given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 4), st.integers(0, 9))
-def test_cut_sizes_stay_in_range_where_they_can(n, low, more, seed):
+def test_dialogue_sizes_stay_in_range_if_possible(n, low, more, seed):
     high = low + more
     sizes = simulate.cut_sizes(n, low, high, np.random.default_rng(seed))
     assert sum(sizes) == n
@@ -480,7 +482,7 @@ def test_a_shared_channel_is_one_filter_a_dialogue_and_hides_the_band():
 
 
 def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
-    """An untrained encoder on voices of very different pitch; the truth only adds figures."""
+    """An untrained encoder on voices of very different pitch; the truth only adds figures to the output."""
     import torch
 
     from pyspkv.base import checkpoint
@@ -520,7 +522,7 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
     assert "has no line for 7 dialogues" in done.stderr
 
 
-def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
+def test_only_the_first_utterances_of_a_long_dialogue_are_embedded(tmp_path, monkeypatch):
     import torch
 
     from pyspkv.objectives.dialogue import DialogueConfig

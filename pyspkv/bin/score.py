@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--enrol-map",
         metavar="FILE",
-        help="`model utt1 utt2 ...` lines: a model is the normalized mean of its length-normalized embeddings",
+        help="`model utt1 utt2 ...` lines: a model is the normalized mean of length-normalized embeddings",
     )
     p.add_argument(
         "--cohort", metavar="SCP", help="embeddings of the AS-norm cohort; without it, plain cosine"
