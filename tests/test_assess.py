@@ -1,4 +1,4 @@
-"""bin.assess: any model on any prepared test set gives one table; the smallest difference is recomputed here."""
+"""bin.assess: any model on any prepared test set gives a table; the smallest difference is checked."""
 
 import json
 import subprocess

@@ -88,7 +88,7 @@ def test_file_round_trip_and_refusals(tmp_path):
      [0, 1e-320, 1e-310, 2e-310], [1, 2, 3, np.nan], [0, 1, 2, np.inf], [7, 7, 7, 7]],
 )  # fmt: skip
 def test_impossible_calibrations_raise_calibration_error(scores):
-    """The result is finite, or a CalibrationError, after which bin.evaluate continues without a calibration."""
+    """The result is finite, or a CalibrationError, and then bin.evaluate goes on without one."""
     target = np.array([False, False, True, True])
     try:
         got = calibration.fit(np.array(scores, float), target, 0.5, "x")

@@ -62,7 +62,7 @@ def test_silhouette_of_clusters_of_copies_is_scikit_learns(points, seed, cut):
 @settings(deadline=None, max_examples=80)
 @given(st.integers(0, 9999), st.sampled_from([0, 1e-9, 1e-7, 1e-5, 1e-3, 1]), st.booleans())
 def test_silhouette_is_bounded_and_that_of_exact_numbers(seed, spread, double):
-    """Random labels for copies and for vectors in a narrow cone, against float64 loops over the same vectors."""
+    """Random labels for copies and for vectors in a narrow cone, against loops in float64."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=20) + spread * rng.normal(size=(12, 20))
     x = np.repeat(x, rng.integers(1, 4, 12), 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The launcher: one message whatever fails, and no process that stays behind."""
+"""The launcher: one message whatever fails, and no process remains."""
 
 import contextlib
 import json
@@ -53,7 +53,7 @@ run(main)
 
 @pytest.fixture
 def call(tmp_path):
-    """(command and environment of the launcher with a child that does what `what` says of each rank)"""
+    """Command and environment of the launcher; its child process does what `what` says for each rank."""
     (tmp_path / "child.py").write_text(CHILD)
 
     def made(what: dict, *more, nproc=2) -> dict:
@@ -67,7 +67,7 @@ def call(tmp_path):
 
 
 def seen(folder: Path, nproc: int = 2) -> list[dict]:
-    """What each child was given, once it runs."""
+    """What each child process was given, once all run."""
     end = time.monotonic() + 20
     files = [folder / f"{rank}.json" for rank in range(nproc)]
     while not all(f.exists() for f in files) and time.monotonic() < end:
@@ -210,7 +210,7 @@ def launched(tmp_path, data, *more):
         pytest.param(["optim.learn=1"], "unknown config key", marks=pytest.mark.slow),
     ],
 )
-def test_an_error_of_every_process_is_said_once(tmp_path, more, words):
+def test_an_error_of_every_process_is_printed_once(tmp_path, more, words):
     data = toy.make(tmp_path, speakers=2, utts=2)
     config(tmp_path)
     done = subprocess.run(
@@ -220,7 +220,7 @@ def test_an_error_of_every_process_is_said_once(tmp_path, more, words):
     assert len(done.stderr.splitlines()) <= 2 and not (tmp_path / "exp/LATEST").exists()
 
 
-def test_a_usage_error_is_said_once(tmp_path):
+def test_a_usage_error_is_printed_once(tmp_path):
     data = toy.make(tmp_path, speakers=2, utts=2)
     command = [*launched(tmp_path, data, "epochs=1"), "--no-such-option"]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
@@ -230,7 +230,9 @@ def test_a_usage_error_is_said_once(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_the_other_in_its_collective(tmp_path):
-    """One utterance's audio is gone, so one process fails while the other waits for its part of the sum."""
+    """The audio of one utterance is missing, so one process fails while the other waits for it in an
+    all-reduce.
+    """
     data = toy.make(tmp_path, speakers=2, utts=4)
     config(tmp_path)
     gone = sorted(data.wav.values())[3]

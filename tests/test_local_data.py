@@ -1,4 +1,4 @@
-"""local/*.py on small trees of the published layout, and on real speech where it is."""
+"""local/*.py on small trees in the published layout, and on real speech if it is available."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def test_librispeech(librispeech, tmp_path):
     for data in (
         train,
         dev,
-    ):  # pieces cover each recording in order, each of 3 s at least where it is that long
+    ):  # pieces cover each recording in order, each at least 3 s long if the recording is
         reader = AudioReader(data)
         for reco, path in data.wav.items():
             pieces = sorted(v[1:] for v in data.segments.values() if v[0] == reco)
@@ -80,7 +80,7 @@ def test_librispeech(librispeech, tmp_path):
     assert sum(t.endswith(" target") for t in test.trials["trials"]) == 9
     again = local(
         "librispeech", *options, "--segment-seconds", 0, librispeech, tmp_path / "d"
-    )  # over the old one
+    )  # replaces the old directory
     assert "train: 5 speakers, 10 recordings, 10 utterances" in again
 
 
@@ -143,7 +143,7 @@ def test_arabic_speech_commands(tmp_path):
     assert train.utts == train.spk and "00000001-zoom_in-03" in train.utts
     assert (
         AudioReader(train).num_samples(train.utts.index("00000001-zoom_in-03")) == 1600
-    )  # a path with a blank
+    )  # a path with a space
     assert test.trials["trials"] == [
         "00000005-zoom_in-01 00000005-go-02 target",
         "00000005-go-01 00000006-zoom_in-03 nontarget",
@@ -290,7 +290,9 @@ def test_voxceleb_errors(voxceleb, tmp_path):
 
 @pytest.fixture
 def speechocean(tmp_path):
-    """Four training, two dev and two test speakers with three utterances each; another speaker is in no list."""
+    """Four training, two dev and two test speakers with three utterances each, and another speaker who is in
+    no list.
+    """
     root = tmp_path / "speechocean762"
     sets = {"train": "abcd", "dev": "ef", "test": "gh", None: "i"}
     for name, speakers in sets.items():
@@ -376,7 +378,7 @@ def test_speech_commands(words, tmp_path):
     assert test.trials["trials"] == (tmp_path / "given").read_text().splitlines()
     made = [line.split() for line in dev.trials["trials"]]
     assert sum(kind == "target" for *_, kind in made) == 8 and sum(kind == "nontarget" for *_, kind in made)
-    for a, b, kind in made:  # never of one word
+    for a, b, kind in made:  # never two utterances of one word
         assert a.split("-")[1] != b.split("-")[1] and (a[:2] == b[:2]) == (kind == "target")
 
 

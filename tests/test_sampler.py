@@ -1,4 +1,4 @@
-"""Samplers are pure functions of (seed, epoch) and keep what they promise, for any labels."""
+"""Samplers are pure functions of (seed, epoch) and keep their guarantees for any labels."""
 
 import numpy as np
 import pytest
@@ -128,7 +128,7 @@ def test_even_fills_as_many_batches_as_can_be_filled(label, size, seed):
 
 
 def dialogues(device, size, seed=0):
-    """Of dialogues of two utterances, one for each entry of `device`: epoch -> the dialogues of its batches."""
+    """Dialogues of two utterances, one for each entry of `device`: epoch -> the dialogues of its batches."""
     group = np.repeat(np.arange(len(device)), 2)
     columns = {"group": group, "device": np.repeat(device, 2), "source": 0 * group}
     config = cfg.validate(SamplerConfig, {"name": "dialogues"})
@@ -137,7 +137,10 @@ def dialogues(device, size, seed=0):
 
 
 def test_batches_of_dialogues_do_not_tell_busy_devices_from_others():
-    """Log-normal use: the batches' mean log use is as in random batches, at any place in the epoch."""
+    """Device usage is log-normal.
+
+    The mean log usage of a batch is as in random batches, anywhere in the epoch.
+    """
     rng = np.random.default_rng(0)
     weight = rng.lognormal(0, 1.5, 6000)
     device = rng.choice(6000, 30_000, p=weight / weight.sum())
@@ -155,7 +158,9 @@ def test_batches_of_dialogues_do_not_tell_busy_devices_from_others():
 
 
 def test_every_dialogue_comes_equally_often_and_devices_meet_by_chance():
-    """Devices of 1 to 12 dialogues, none with more than there are batches: 52 of 54 dialogues in each epoch."""
+    """Devices have 1 to 12 dialogues, at most as many as there are batches: 52 of 54 dialogues are in each
+    epoch.
+    """
     use = np.array([1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 12])
     device, epochs, size = np.repeat(np.arange(12), use), 400, 4
     epoch = dialogues(device, size)
@@ -167,7 +172,7 @@ def test_every_dialogue_comes_equally_often_and_devices_meet_by_chance():
     assert np.abs(times - share * epochs).max() < 4.5 * np.sqrt(share * (1 - share) * epochs)
     there = np.zeros((len(batches), 12))
     there[np.arange(len(batches))[:, None], device[batches]] = 1
-    by_step = there.reshape(epochs, steps, 12).mean(0)  # how often a device is in the t-th batch
+    by_step = there.reshape(epochs, steps, 12).mean(0)  # how often a device is in batch t
     p = share * use / steps
     assert np.abs(by_step - p).max() < 4.5 * np.sqrt(0.25 / epochs), "the same at any place in the epoch"
     met = there.T @ there / len(batches)
@@ -183,7 +188,7 @@ def test_devices_of_equal_use_are_drawn_in_pools():
 
 @pytest.mark.parametrize("use", [[4, 9, 9, 30], [5, 5, 6, 6, 400]])
 def test_a_batch_of_nearly_all_devices(use):
-    """The busiest can be in every batch, and no more."""
+    """The busiest device can be in every batch, but only once."""
     device = np.repeat(np.arange(len(use)), use)
     batches = dialogues(device, 4)(0)
     most = {4: 4, 5: (5 + 5 + 6 + 6) // 3}[len(use)]

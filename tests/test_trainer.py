@@ -74,7 +74,7 @@ def config(tmp_path, **changes) -> TrainConfig:
 
 
 def others(data: DataDir) -> DataDir:
-    """The same under names of other speakers."""
+    """The same data with other names of speakers."""
     return data.renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
 
 
@@ -136,7 +136,7 @@ def test_the_log_is_json_and_counts_the_audio_that_was_embedded(tmp_path, data):
     one, two, three = (
         r for r in (json.loads(x, parse_constant=no_such_thing) for x in lines) if r["kind"] == "epoch"
     )
-    seconds = 0.5 * 24  # crops of an epoch
+    seconds = 0.5 * 24  # crops per epoch
     assert one["audio_seconds"] == seconds and two["audio_seconds"] == 2 * seconds and two["kept"] < 1
     assert three["audio_seconds"] == pytest.approx(2 * seconds + seconds * (2 - three["kept"]))
 
@@ -160,7 +160,7 @@ def test_resuming_onto_other_labels_or_another_config_is_refused(tmp_path, data)
         Trainer(config(tmp_path, epochs=1, batch_size=8), data, exp).run()
 
 
-def test_init_takes_the_body_and_builds_a_new_head(tmp_path, data):
+def test_init_loads_the_encoder_and_builds_a_new_head(tmp_path, data):
     Trainer(config(tmp_path, epochs=1, **CONTRASTIVE), data, tmp_path / "pre").run()
     fine = Trainer(config(tmp_path), data, tmp_path / "fine", init=f"{tmp_path / 'pre'}@last")
     assert_same(
@@ -231,7 +231,7 @@ def test_a_collapsed_run_stops(tmp_path, data):
     with torch.no_grad():
         trainer.objective.encoder.out_norm.weight.fill_(0.0)
         trainer.objective.encoder.out_norm.bias.fill_(1.0)
-    trainer.optimizers = {}  # nothing can leave the collapse
+    trainer.optimizers = {}  # without an optimizer nothing ends the collapse
     with pytest.raises(UserError, match="collapsed"):
         trainer._lr = lambda: 0.0
         trainer.run()
@@ -249,7 +249,7 @@ def test_dev_list_gives_best_and_patience_stops(tmp_path, data):
 
 
 def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypatch):
-    """A kill between the two: the resumed run writes the checkpoint again, so that both stand."""
+    """If it is killed between the two, the resumed run writes it again, so both pointers are set."""
     o = Trainer(config(tmp_path), data, tmp_path / "exp").objective
     named = []
 
@@ -265,7 +265,9 @@ def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypa
 
 
 def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
-    """The untrained encoder: that of the seed, to be embedded with, and never gone on with by a longer training."""
+    """epochs=0 gives the untrained encoder of the seed, to extract with; a longer training does not continue
+    it.
+    """
     settings = config(tmp_path, epochs=0)
     Trainer(settings, data, tmp_path / "none").run()
     torch.manual_seed(settings.seed)
@@ -276,13 +278,14 @@ def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
         Trainer(config(tmp_path, epochs=2), data, tmp_path / "none").run()
 
 
-def test_a_run_is_not_gone_on_with_from_another_start(tmp_path, data):
+def test_a_run_started_from_another_model_is_not_resumed(tmp_path, data):
     for seed in (1, 2):
         Trainer(config(tmp_path, seed=seed, epochs=1), data, tmp_path / f"pre{seed}").run()
     exp = tmp_path / "exp"
     Trainer(config(tmp_path, epochs=1), data, exp, init=str(tmp_path / "pre1")).run()
     (tmp_path / "pre1").rename(tmp_path / "moved")
-    Trainer(config(tmp_path, epochs=1), data, exp, init=f"{tmp_path}/moved@last").run()  # the same, elsewhere
+    # the same model in another place
+    Trainer(config(tmp_path, epochs=1), data, exp, init=f"{tmp_path}/moved@last").run()
     for other in (str(tmp_path / "pre2"), None):
         with pytest.raises(UserError, match="started from another model"):
             Trainer(config(tmp_path, epochs=1), data, exp, init=other).run()
@@ -366,12 +369,12 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
     ids=["margin", "contrastive", "aat", "dlg", "faithful", "dino", "reflective"],
 )
 def test_two_processes_equal_one(tmp_path, data, changes):
-    """Same global batch, gathered negatives, synchronized batch normalization: the same losses and weights."""
+    """Same global batch, gathered negatives, synchronized batch normalization: same losses and weights."""
     same = {
         "objective.spec_augment.max_time_mask": 0,
         "optim.name": "sgd",
         "optim.lr": 0.001,
-    }  # Adam amplifies rounding, and larger steps do
+    }  # Adam amplifies rounding errors, and so do larger steps
     c = config(tmp_path, epochs=2, **same, **changes)
     (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
     Trainer(c, data, tmp_path / "one").run()
@@ -424,7 +427,7 @@ def test_kill_minus_nine_and_rerun(tmp_path, data):
         (["--dev", "{dev}", "--dev-trials", "{dev}/foreign"], "foreign:1: s00-u00 is not an utterance"),
     ],
 )
-def test_bad_calls_say_what_and_leave_nothing(tmp_path, data, more, words):
+def test_bad_calls_give_an_error_and_leave_no_files(tmp_path, data, more, words):
     config(tmp_path)
     dev = toy.make(tmp_path / "other", speakers=1, utts=2)
     renamed = DataDir(
@@ -470,7 +473,9 @@ def test_print_config_needs_no_data(tmp_path):
 
 
 def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
-    """The rule of GLL's stages: the last epochs must all be strictly above the lowest EER, so that ties go on."""
+    """As in GLL's stages: the last epochs must all be strictly above the lowest EER, so training continues
+    after ties.
+    """
     eers = iter([10.0, 10.0, 10.0, 10.0, 9.0, 11.0, 9.0, 12.0, 10.0, 1.0])
     monkeypatch.setattr(Trainer, "_evaluate", lambda self, dev: {"dev_eer": next(eers)})
     trials = tmp_path / "trials"
@@ -528,8 +533,10 @@ def test_two_directories_for_an_objective_of_one_are_refused(tmp_path, data):
             Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabeled=other).run()
 
 
-def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
-    """An encoder 1 away from its pre-trained weights in each of n numbers, weight 0.5: the first term is n / 2."""
+def test_the_l2_sp_penalty_is_a_term_of_every_objective(tmp_path, data):
+    """All n weights of the encoder are 1 away from the pre-trained ones, and the factor is 0.5: the first
+    term is n / 2.
+    """
     wavlm = {"encoder": {"name": "wavlm", "layers": 1, "dim": 16, "heads": 2, "ffn": 16, "conv_dim": 8,
                          "pos_conv_kernel": 4, "pos_conv_groups": 2, "embed_dim": 4, "mhfa_heads": 2,
                          "mhfa_dim": 4}}  # fmt: skip
@@ -553,7 +560,7 @@ def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
         ("--nproc", "0", "--nproc is a number from 1, not '0'"),
     ],
 )
-def test_processes_asked_for_in_vain_are_an_error(tmp_path, data, option, value, words):
+def test_more_processes_than_can_run_are_an_error(tmp_path, data, option, value, words):
     (tmp_path / "config.yaml").write_text(CONFIG)
     command = [ROOT / "steps/train.sh", option, value, tmp_path / "config.yaml", data.path, tmp_path / "exp"]
     done = subprocess.run(command, env={**ENV, "SPKV_PYTHON": sys.executable}, capture_output=True, text=True)
@@ -561,8 +568,8 @@ def test_processes_asked_for_in_vain_are_an_error(tmp_path, data, option, value,
     assert not (tmp_path / "exp/LATEST").exists()
 
 
-def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
-    """As NCCL wants it and gloo does not: values and gradients, however they lie in memory."""
+def test_tensors_summed_over_processes_are_contiguous(monkeypatch):
+    """NCCL needs contiguous tensors (gloo does not): values and gradients, whatever their memory layout."""
     from pyspkv.base import distributed
 
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -589,7 +596,7 @@ def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
 
 
 def stopped_at(step: int, trainer: Trainer) -> None:
-    """Train until it dies before this step."""
+    """Train until the run is killed before this step."""
     go = trainer._step
 
     def fatal(model, batch, number):
@@ -608,7 +615,10 @@ def snapshot(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(folder of config.yaml, data, a run trained to its end): audio that is read to check it is gone."""
+    """(folder of config.yaml, data, a finished run).
+
+    If audio were read, the test would fail, because it is gone.
+    """
     folder = tmp_path_factory.mktemp("finished")
     data = toy.make(folder)
     Trainer(config(folder, epochs=1), data, folder / "exp").run()
@@ -653,7 +663,7 @@ def test_a_finished_model_behind_a_link_is_taken_and_left_alone(finished, tmp_pa
 
 
 @pytest.mark.parametrize("there", ["unfinished", "empty", "nothing"])
-def test_a_link_to_what_is_not_trained_to_its_end_is_refused(tmp_path, data, there):
+def test_a_link_to_an_unfinished_model_is_refused(tmp_path, data, there):
     exp, link = tmp_path / "exp", tmp_path / "link"
     if there == "unfinished":
         stopped_at(4, Trainer(config(tmp_path, epochs=1), data, exp))
@@ -677,7 +687,7 @@ def test_moved_labels_come_from_behind_a_link_too(tmp_path, data):
     assert snapshot(tmp_path / "exp") == before
 
 
-def test_who_does_not_get_the_lock_has_written_nothing(tmp_path, data):
+def test_a_process_without_the_lock_writes_nothing(tmp_path, data):
     exp = tmp_path / "exp"
     with atomic.folder_lock(exp), pytest.raises(UserError, match="another process is writing here"):
         Trainer(config(tmp_path), data, exp).run()
@@ -710,11 +720,12 @@ def test_the_lock_is_free_for_the_next_and_names_its_holder(tmp_path, data):
     Trainer(config(tmp_path, epochs=1), data, tmp_path / "exp").run()
 
 
-def test_dev_shares_nothing_with_training_whoever_calls(tmp_path, data):
+def test_dev_and_training_data_must_be_disjoint(tmp_path, data):
     trials = toy.trials(tmp_path, data)
     with pytest.raises(UserError, match="dev and training share 4 speakers"):
         Trainer(config(tmp_path), data, tmp_path / "exp", dev=data, dev_trials=trials)
-    other = data.renamed(lambda utt, spk: utt, "x-{}".format)  # other names of speakers, the same utterances
+    # other names of speakers, but the same utterances
+    other = data.renamed(lambda utt, spk: utt, "x-{}".format)
     with pytest.raises(UserError, match="dev and --unlabeled share 24 utterances"):
         Trainer(config(tmp_path), data, tmp_path / "exp", unlabeled=data, dev=other, dev_trials=trials)
     assert not (tmp_path / "exp").exists()
@@ -775,7 +786,7 @@ def test_weights_decay_and_rates_follow_their_group():
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, data):
-    """A run that died in its second epoch (6 steps an epoch, checkpoint of step 8)."""
+    """A run that was killed in its second epoch (6 steps per epoch, checkpoint of step 8)."""
     folder = tmp_path_factory.mktemp("killed")
     stopped_at(9, Trainer(config(folder, save_every_steps=2), data, folder / "exp"))
     assert checkpoint.latest(folder / "exp").name == "ckpt-8"
@@ -812,7 +823,7 @@ def test_a_broken_record_is_refused(tmp_path, data, killed, text):
         Trainer(config(killed, save_every_steps=2), data, tmp_path / "exp").run()
 
 
-def test_lines_of_the_log_that_are_no_records_are_dropped(tmp_path, data, killed):
+def test_damaged_lines_of_the_log_are_dropped(tmp_path, data, killed):
     exp = tmp_path / "exp"
     shutil.copytree(killed / "exp", exp)
     old = (exp / "train.jsonl").read_bytes()
@@ -838,7 +849,9 @@ def test_later_config_files_win_and_another_name_replaces_the_section(tmp_path, 
 
 
 def test_a_run_notes_the_commit_of_its_own_tree():
-    """Where the code lies in a git tree, whatever the current folder is; pyspkv itself is no tree."""
+    """The commit of the git tree that contains the code, whatever the current folder; an installed pyspkv has
+    no tree.
+    """
     from pyspkv.train.log import git_id
 
     if not (ROOT / ".git").exists():

@@ -140,7 +140,7 @@ class Table:
             look.bases |= {row.row: row.base} if row.base else {}
 
     def select(self, pattern: str) -> list[Cell]:
-        """The cells whose names match `pattern` (such as gll-*) and cells that they need, in running order."""
+        """The cells whose names match `pattern` (like gll-*) and cells that they need, in running order."""
         wanted = {name for name in self.cells if fnmatchcase(name, pattern)}
         for cell in reversed(self.cells.values()):
             wanted |= set(cell.needs()) if cell.name in wanted else set()

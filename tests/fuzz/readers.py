@@ -1,4 +1,4 @@
-"""Further fuzz targets (see targets.py): audio, scores, tables, trials, result rows, records, small arrays."""
+"""Further fuzz targets (see targets.py): audio, scores, tables, trials, result rows, records, arrays."""
 
 import contextlib
 import io
