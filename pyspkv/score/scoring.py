@@ -192,7 +192,7 @@ def sides(
 
 
 def speaker_means(ids: Sequence[str], x: np.ndarray, utt2spk: str | Path) -> np.ndarray:
-    """Length-normalized means of the directions x [N, D] of the speakers in an utt2spk file: float32 [S, D]."""
+    """Length-normalized mean of the directions x [N, D] of each speaker, float32 [S, D]; utt2spk: a file."""
     members: dict[str, list[str]] = {}
     for utt, spk in read_table(utt2spk, "id").items():
         members.setdefault(spk, []).append(utt)

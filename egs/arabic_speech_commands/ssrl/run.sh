@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SSRL, self-supervised reflective learning (arXiv 2401.01473): contrastive pre-training, one clustering, then one
-# training in which a teacher's predictions move the labels while the student learns. The labels that it starts with
-# are exp/round1/data, those that it ends with exp/round1/data_out. --dry-run true prints every command.
+# training in which a teacher's predictions change the labels while the student learns. The labels at its start
+# are exp/round1/data, those at its end exp/round1/data_out. --dry-run true prints every command.
 # Here on one-second words, Arabic Speech Commands: 18 training speakers, val is dev.
 #   run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -15,7 +15,7 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 # -- options of the method
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
-num_clusters=30     # number of pseudo-speakers at the start; best a third more than there are speakers
+num_clusters=30     # number of pseudo-speakers at the start; best a third more than speakers
 cluster_opts=(--method kmeans) # options of bin.cluster
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
@@ -77,7 +77,7 @@ fi
 
 systems=("$exp/pretrain" "$exp/round1")
 
-if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
+if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort
   log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
   [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
