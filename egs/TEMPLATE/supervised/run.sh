@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AAM-softmax on true speaker labels, then large-margin fine-tuning: the usual baseline. With
-# --init it starts from another model, such as exp/pretrain/model of an ssl experiment. --dry-run true prints every command.
+# --init it starts from another model, like exp/pretrain/model of an ssl experiment. --dry-run true prints all commands.
 #   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}

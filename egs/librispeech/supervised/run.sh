@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AAM-softmax on true speaker labels, then large-margin fine-tuning: the usual baseline. With
-# --init it starts from another model, such as exp/pretrain/model of an ssl experiment. --dry-run true prints every command.
+# --init it starts from another model, like exp/pretrain/model of an ssl experiment. --dry-run true prints all commands.
 # Here on LibriSpeech, in its own layout; 30 of the training speakers are dev.
 #   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
