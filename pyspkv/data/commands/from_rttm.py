@@ -16,8 +16,8 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--same-speakers",
         action="store_true",
-        help="a name means the same speaker in all recordings (default: each recording has its own speakers, because "
-        "diarization numbers them separately)",
+        help="a name means the same speaker in all recordings (default: each recording has its own speakers, "
+        "because diarization numbers them separately)",
     )
     importing.add_common(sub, root=False)
     sub.set_defaults(min_seconds=0.5)
