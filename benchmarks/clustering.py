@@ -33,8 +33,7 @@ FULL = 1_092_009
 
 
 def ratio(n: int) -> tuple[int, int]:
-    """(k-means centroids, clusters) for n points, in the paper's proportion: 50,000 and 7,500 for
-    1,092,009."""
+    """(k-means centroids, clusters) in the paper's proportion: 50,000 and 7,500 for n = 1,092,009."""
     return round(n * 50_000 / FULL), round(n * 7_500 / FULL)
 
 
@@ -124,8 +123,7 @@ def _kmeans_sklearn(x, n, args, minibatch=False, **options):
 
 
 def _kmeans_hierarchical(x, n, args):
-    """k-means into sqrt(k) cells, then k-means within each cell, with centroids in proportion to its
-    points."""
+    """k-means into sqrt(k) cells, then k-means in each, with centroids in proportion to its points."""
     from pyspkv.clustering.pipeline import kmeans, ward
 
     k1, k = ratio(n)

@@ -21,8 +21,7 @@ from pyspkv.objectives.registry import ObjectiveConfig
 
 
 def step_seconds(num: int) -> float:
-    """Time of one optimizer step of ECAPA-512 on `num` dialogues with two crops of 2 s: the median of three
-    steps."""
+    """Seconds of an optimizer step of ECAPA-512 on `num` dialogues with two crops of 2 s; median of three."""
     encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "ecapa"}))
     o = cfg.build(
         cfg.validate(ObjectiveConfig, {"name": "dialogue"}), encoder, RunInfo(100, 3, 10, 10)

@@ -56,14 +56,14 @@ def take_turns(sides: dict, turns: int = 5, repeats: int = 1) -> dict[str, float
 
 
 def report(what: str, seconds: dict[str, float], items: int, unit: str, base: str = "sslsv") -> None:
+    """Print the speed of each side, and its ratio to `base`."""
     print(f"{what}: {items} {unit} a call, {torch.get_num_threads()} threads")
     for name, s in seconds.items():
         print(f"  {name:<18} {items / s:8.1f} {unit}/s   {seconds[base] / s:5.2f} x {base}", flush=True)
 
 
 def speech(folder: Path, count: int, seconds: float = 8.0) -> DataDir:
-    """`count` recordings of coloured noise as FLAC, one for each speaker; the content does not affect
-    speed."""
+    """`count` recordings of coloured noise as FLAC, one a speaker; the content does not affect speed."""
     rng = np.random.default_rng(0)
     wav = {}
     (folder / "flac").mkdir(parents=True)
@@ -201,8 +201,8 @@ def data_path(args, folder: Path) -> None:
 
 
 def scoring_loop(args, folder: Path) -> None:
-    """AS-norm over 118,000 utterances, a cohort of 6,000 and top 300. sslsv: statistics, then trials; ours:
-    one call."""
+    """AS-norm: 118,000 utterances, cohort of 6,000, top 300. sslsv: statistics, then trials; ours: one
+    call."""
     from types import SimpleNamespace
     from unittest.mock import MagicMock
 

@@ -22,8 +22,7 @@ def peak_gib() -> float:
 
 
 def data(num_utt: int, num_trials: int, num_cohort: int, dim: int = 256):
-    """Directions [N, D] of 1,251 speakers, trials (i, j, target), and cohort directions [C, D] of other
-    speakers."""
+    """Directions [N, D] of 1,251 speakers, trials (i, j, target), cohort [C, D] of other speakers."""
     rng = np.random.default_rng(0)
     spk = np.sort(rng.integers(1251, size=num_utt))
     x = rng.standard_normal((1251, dim), dtype=np.float32)[spk]

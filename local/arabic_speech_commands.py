@@ -88,8 +88,7 @@ def own_trials(data: DataDir, seed: int) -> list[str]:
 
 
 def other_trials(data: DataDir, targets: int, nontargets: int, seed: int) -> list[str]:
-    """Make trials from pairs of different words and different rounds: all, or a random sample of the given
-    sizes."""
+    """Make trials from pairs of different words and rounds: all, or random samples of the given sizes."""
     import numpy as np
 
     word, number, spk = (np.unique(x, return_inverse=True)[1] for x in (

@@ -85,6 +85,8 @@ word work world worry write yard year yellow yesterday young""".split()  # noqa:
 
 @dataclass(frozen=True)
 class Speaker:
+    """Properties of a synthetic speaker."""
+
     id: str
     variant: str
     gender: str
@@ -322,8 +324,7 @@ def write_table(path: Path, rows) -> None:
 
 
 def write_noise(args) -> None:
-    """Write a data directory of noises for augmentation: the same kinds as in sessions, but other
-    realisations."""
+    """Write a data directory of noises for augmentation: the kinds of the sessions, other realisations."""
     wav = {}
     for i in range(args.num_noises):
         utt = f"noise-{i:03d}"

@@ -14,8 +14,8 @@ KNOTS = np.geomspace(80, 8000, 8)  # Hz: points at which frequency responses are
 
 
 def curve(freqs: np.ndarray, knots_db, low: float = 0.0, high: float = 0.0) -> np.ndarray:
-    """Gain at `freqs` (Hz): `knots_db` at KNOTS, interpolated in log frequency; 12 dB/octave outside
-    low..high (Hz)."""
+    """Gain at `freqs` (Hz): `knots_db` at KNOTS, interpolated in log f; 12 dB/octave outside low..high
+    (Hz)."""
     f = np.maximum(freqs, 20.0)
     gain = 10 ** (np.interp(np.log(f), np.log(KNOTS), knots_db) / 20)
     if low:
@@ -85,6 +85,7 @@ def samples(pcm: np.ndarray, tract: float, seconds: float) -> np.ndarray:
 
 
 def write_flac(path: Path, x: np.ndarray) -> None:
+    """Write x [n] in [-1, 1] at 16 kHz as 16-bit FLAC, atomically."""
     import soundfile
 
     pcm = np.rint(np.clip(x, -1, 1) * 32767).astype(np.int16)

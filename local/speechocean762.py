@@ -54,8 +54,8 @@ def described(file: Path, kind: str, speakers: list[str]) -> dict[str, str]:
 
 
 def trials_of(data: DataDir, given: Path | None, seed: int) -> list[str]:
-    """The lines of a given list; else all pairs of one speaker, and four times as many nontargets of one
-    gender."""
+    """The lines of a given list; else all pairs of one speaker, and up to four nontargets of one gender for
+    each."""
     from pyspkv.data.make_trials import make_trials
 
     if given:

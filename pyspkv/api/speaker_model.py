@@ -29,8 +29,7 @@ _ARRAY_RATES = (100, 10_000_000)  # Hz
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of `Model.verify`. llr, decision and threshold are None when the model has no
-    calibration.json."""
+    """Result of `Model.verify`. llr, decision and threshold are None without a calibration.json."""
 
     score: float  # cosine of the two embeddings, -1 to 1
     llr: float | None = None  # natural log-likelihood ratio of one speaker against two
@@ -131,8 +130,7 @@ def judge(score: float, calibration: "Calibration | None") -> Verification:
 
 
 def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[str, str]:
-    """(name for messages, file) of one recording; an array is written to a WAV file in `folder`,
-    unchanged."""
+    """(name for messages, file) of a recording; an array is written unchanged to a WAV file in `folder`."""
     if isinstance(item, (str, os.PathLike)):
         path = os.fspath(item)
         if not isinstance(path, str) or not path.strip():

@@ -8,8 +8,7 @@ __all__ = ["SAMPLE_RATE", "AudioReader"]
 
 
 def __getattr__(name: str):
-    """Import the reader only when its names are used, because other modules of this package need much
-    less."""
+    """Import the reader only when one of its names is used; other modules of this package need much less."""
     if name not in __all__:
         raise AttributeError(f"module 'pyspkv.audio' has no attribute {name!r}")
     from pyspkv.audio import reader

@@ -14,8 +14,8 @@ CPU_SAMPLES = 25 * 16000
 
 
 def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
-    """Mask of valid frames, bool [B, size], for `lengths` [B]; None when every row is full (usual in
-    training)."""
+    """Mask of valid frames, bool [B, size], for `lengths` [B]; None when every row is full, as in
+    training."""
     if bool((lengths == size).all()):
         return None
     return torch.arange(size, device=lengths.device) < lengths[:, None]
@@ -27,12 +27,12 @@ def rows_at_once(wave: Tensor) -> int:
 
 
 class Fbank(nn.Module):
-    """Log mel filterbank features: wave [B, T] in [-1, 1] at 16 kHz, lengths [B] -> features [B, F, n_mels],
-    frames [B].
+    """Log mel filterbank features, mean-normalized per utterance.
 
+    wave [B, T] in [-1, 1] at 16 kHz, lengths [B] in samples -> features [B, F, n_mels], frames [B].
     Equals torchaudio.compliance.kaldi.fbank(x * 32768, dither=0, num_mel_bins=n_mels, high_freq=7600) minus
-    the mean over the valid frames of each utterance, except that a constant offset is removed from the wave
-    first. Padding frames are 0. F = 1 + (T - 400) // 160. Computed in float32 without gradient.
+    the mean over the valid frames of each utterance. F = 1 + (T - 400) // 160; padding frames are 0.
+    Computed in float32 without gradient.
 
     Raises UserError when an utterance is shorter than one window (400 samples).
     """
@@ -49,6 +49,7 @@ class Fbank(nn.Module):
 
     @torch.no_grad()
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """wave [B, T], lengths [B] in samples -> (features [B, F, n_mels], frames [B])."""
         if int(lengths.min()) < WINDOW:
             raise UserError(
                 f"an utterance of {int(lengths.min())} samples is shorter than one 25 ms frame",

@@ -71,7 +71,7 @@ class _SeekError(Exception):
 
 
 class _Decoded:
-    """A completely decoded recording, float32 [frames] or [frames, channels], that `_decode` reads like a
+    """A completely decoded recording, float32 [frames] or [frames, channels]; `_decode` reads it like a
     file."""
 
     def __init__(self, f, name: str):
@@ -189,8 +189,8 @@ def _regular_size(path: str) -> int:
 
 
 def _open(entry: str, allow_pipes: bool, held: _Held | None = None):
-    """Open a wav.scp entry (`path`, `archive.ark:offset` or `command |`) as a `soundfile.SoundFile` or
-    `Flac`."""
+    """Open an entry of wav.scp (`path`, `archive.ark:offset` or `command |`): a soundfile.SoundFile or
+    Flac."""
     entry = entry.strip()
     if entry.endswith("|"):
         output = held.find(entry) if held is not None else None
@@ -290,8 +290,8 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
 
 
 def _libsndfile(source, name: str, size: int, found):
-    """Open a descriptor (at its position) or a file object of `size` bytes; `found` is the promise of its
-    header."""
+    """Open a descriptor (at its position) or a file object of `size` bytes; `found` is its header's
+    promise."""
     import soundfile
 
     cut = found is not None and found.cut(size)
@@ -324,8 +324,7 @@ def _libsndfile(source, name: str, size: int, found):
 
 
 def _checked(f, name: str, size: int, found=None):
-    """Return an open file whose header is plausible for its `size` in bytes; close it and raise AudioError
-    otherwise."""
+    """Return an open file of `size` bytes if its header is plausible; else close it and raise AudioError."""
     try:
         if f.frames > 1 << 60:  # libsndfile's value for "unknown": an encoder wrote into a pipe
             hint = "encode it again from a file to a file, not through a pipe"
@@ -571,8 +570,7 @@ class AudioReader:
         return self.data.wav[self.data.segments[utt][0] if self.data.segments else utt]
 
     def _header(self, row: int, f) -> tuple[int, int]:
-        """Remember length and rate of an open file; return its utterance as samples [first, last) at 16
-        kHz."""
+        """Remember length and rate of an open file; return its utterance as [first, last) at 16 kHz."""
         if not f.frames:
             raise AudioError("contains no samples")
         if self._table_rate and f.samplerate != self._table_rate and "utt2dur" not in self.data.utt_tables:

@@ -39,7 +39,7 @@ def of_record(record: dict) -> dict[str, str]:
 
 
 def among(scps: Sequence[str | Path], utts: Iterable[str]) -> dict[str, str]:
-    """Utterance -> reason for those of `utts` that the extraction of one of these embedding.scp files found
+    """Utterance -> reason, for those of `utts` that the extractions of these embedding.scp files found
     silent."""
     found: dict[str, str] = {}
     for scp in scps:

@@ -179,7 +179,7 @@ def _swap(a: Path, b: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch_dir(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder `.<name>.xxxxxxxx.tmp` next to `path`, and remove it at the end if it still
+    """Yield a temporary folder `.<name>.xxxxxxxx.tmp` next to `path`; remove it at the end if it still
     exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)

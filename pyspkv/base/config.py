@@ -227,7 +227,7 @@ def _user_error(cls: Any, first: Mapping[str, Any], raw: Any, where: str) -> Use
 
 
 def _path(loc: Sequence[int | str], raw: Any) -> list[str]:
-    """The keys that lead to an error, without the `name` that pydantic inserts between a section and its
+    """The keys that lead to an error, without the `name` that pydantic adds between a section and its
     keys."""
     path: list[str] = []
     entered = True  # `raw` is the section at `path`, and its `name` has not been skipped yet
@@ -371,8 +371,10 @@ def _name_first(value: Any) -> Any:
 
 
 def to_yaml(config: Config) -> str:
+    """The resolved config as YAML text, which `load` can read."""
     return yaml.safe_dump(dump(config), sort_keys=False)
 
 
 def to_yaml_section(section: str, config: Config) -> str:
+    """The resolved config as YAML text under the key `section`."""
     return yaml.safe_dump({section: dump(config)}, sort_keys=False)

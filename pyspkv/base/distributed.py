@@ -66,6 +66,7 @@ def peers():
 
 
 def close() -> None:
+    """Leave the process group, if there is one."""
     if dist.is_initialized():
         # A DDP wrapper in a reference cycle keeps the group's threads; a process has been seen to abort for
         # it.
@@ -74,14 +75,17 @@ def close() -> None:
 
 
 def rank() -> int:
+    """This process's rank; 0 in a single process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Number of processes; 1 in a single process."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
+    """Wait until every process has arrived here."""
     if world_size() > 1:
         dist.barrier()
 

@@ -40,8 +40,7 @@ HINT = "\n  hint: "
 
 
 def printable(text: str) -> str:
-    """Escape the characters that a terminal acts on or does not show: line ends, control codes, odd
-    spaces."""
+    """Escape characters that a terminal acts on or does not show: line ends, control codes, odd spaces."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -111,7 +110,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def guard() -> None:
-    """Install hooks so that imports, threads and destructors print no traceback, and every file name can be
+    """Install hooks, so that imports, threads and destructors print no traceback and every name can be
     printed."""
     codecs.register_error("pyspkv", _unprintable)
     for stream in (sys.stdout, sys.stderr):
@@ -124,8 +123,7 @@ def guard() -> None:
 
 
 def _unprintable(err: UnicodeError) -> tuple[bytes, int]:
-    """Codec error handler: keep the raw bytes of a file name, so that a shell finds the file; escape the
-    rest."""
+    """Codec error handler: keep the raw bytes of a file name, so that a shell finds it; escape the rest."""
     assert isinstance(err, UnicodeEncodeError)
     one = err.object[err.start]
     if "\udc80" <= one <= "\udcff":
@@ -307,8 +305,7 @@ def _leave(code: int) -> None:
 
 
 def _ignored(args) -> None:
-    """sys.unraisablehook: repeat a Ctrl-C that came in a destructor or a callback; print one line for other
-    errors."""
+    """sys.unraisablehook: repeat a Ctrl-C from a destructor or callback; print one line for other errors."""
     if issubclass(args.exc_type, KeyboardInterrupt):
         again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))  # send it again a moment later,
         again.daemon = True  # because an exception raised in this hook would be lost again

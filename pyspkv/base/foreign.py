@@ -176,8 +176,7 @@ def number(
     line: int | None = None,
     hint: str | None = None,
 ) -> Any:
-    """Return `value` if it is a number within [low, high] (with `whole`: an int); else UserError with its
-    `name`."""
+    """`value` if it is a number (with `whole`: an int) within [low, high]; else UserError with its `name`."""
     fits = is_number(value) and (not whole or isinstance(value, int))
     if not fits or (low is not None and value < low) or (high is not None and value > high):
         span = (

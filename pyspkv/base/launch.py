@@ -58,8 +58,7 @@ def left_by(codes: list[int | None], errors: Path) -> dict[int, str]:
 
 
 def why(codes: list[int | None], errors: Path) -> str | None:
-    """The message for processes that ended by themselves with these codes; None when rank 0 has printed
-    it."""
+    """The message for processes that ended by themselves with these codes; None if rank 0 has printed it."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             hint = "\n  hint: out of memory? lower batch_size or cache_mb" if code == -signal.SIGKILL else ""

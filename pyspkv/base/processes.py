@@ -72,8 +72,7 @@ def wait(processes: Sequence[subprocess.Popen], seconds: float, until=lambda: Fa
 
 
 def end_all(processes: Sequence[subprocess.Popen], patience: float, groups: bool = False) -> None:
-    """End processes by SIGTERM, and after `patience` seconds by SIGKILL; with `groups` their process groups
-    too."""
+    """End processes by SIGTERM, and after `patience` seconds by SIGKILL; with `groups` their groups too."""
     for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, float("inf"))):
         for process in processes:
             with contextlib.suppress(ProcessLookupError):

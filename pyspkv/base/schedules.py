@@ -13,7 +13,7 @@ from pyspkv.base.config import Config, NotNegative
 
 
 class LRScheduleConfig(Config):
-    """Factor on the learning rate: a linear warm-up from 0 to 1, then a fall to `final_factor` at the last
+    """Factor on the learning rate: linear warm-up from 0 to 1, then a fall to `final_factor` at the last
     epoch."""
 
     name: Literal["cosine", "exponential", "constant"] = Field(

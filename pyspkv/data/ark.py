@@ -313,8 +313,7 @@ class _Entries:
                 yield f, about.st_size, rows
 
     def room(self, rows: int, dim: int) -> None:
-        """UserError when float32 [rows, dim] exceeds this machine's memory, because a header or the scp asks
-        for it."""
+        """UserError when float32 [rows, dim], as headers or the scp ask, exceeds this machine's memory."""
         have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if 4 * rows * dim > have:
             need = f"{rows} x {dim} values are more than this machine's memory ({have / 2**30:.0f} GiB)"
@@ -391,8 +390,7 @@ class _Entries:
         return out, offsets
 
     def header(self, f, size: int, i: int) -> tuple[str, int, int]:
-        """Kind, rows and columns of entry i: "FV", "FM", "DV", "DM"; ("", 0, 0) for a compressed or a text
-        entry."""
+        """Kind ("FV", "FM", "DV", "DM"), rows and columns of entry i; ("", 0, 0) if compressed or text."""
         start = int(self.offset[i])  # a Python int, because the products below may exceed int64
         head = os.pread(f.fileno(), MATRIX_HEADER, start)
         kind = head[2:4].decode("ascii", "replace")

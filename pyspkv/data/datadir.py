@@ -54,7 +54,7 @@ OVERSHOOT = 0.5  # seconds a segment may end after its recording, as Kaldi's ext
 
 
 def table_kind(name: str) -> tuple[str, str] | None:
-    """(what the first column names, kind of the other columns) for a data-directory file; None for any other
+    """(what the first column names, kind of the others) for a data-directory file; None for any other
     file."""
     if name in _KINDS:
         return _KINDS[name]
@@ -595,8 +595,7 @@ def _is_table(p: Path) -> bool:
 
 
 def _foreign_in_parts(folder: Path) -> Path | None:
-    """A path in a folder of parts that our tools did not write: it may hold only folders 1, 2, ... of
-    tables."""
+    """A path in a folder of parts (folders 1, 2, ... of tables) that our tools did not write; else None."""
     for part in sorted(folder.iterdir()):
         if not re.fullmatch("[1-9][0-9]*", part.name) or part.is_symlink() or not part.is_dir():
             return part
@@ -624,7 +623,7 @@ def _foreign(path: Path) -> Path | None:
 
 
 def check_replaceable(path: Path) -> None:
-    """UserError unless `path` does not exist, or is a folder with nothing but files that this module
+    """UserError unless `path` does not exist, or is a folder that only holds files which this module
     writes."""
     if path.exists() and not path.is_dir():
         raise UserError(

@@ -35,8 +35,8 @@ def fix(path: str | Path, check_audio: bool = False) -> list[str]:
     result.
 
     Raises UserError, with nothing changed: when more than half of a file or of the utterances would be lost,
-    when no trials would be left, when audio cannot be read (with `check_audio`), or when a problem has no
-    known repair.
+    when a list of trials or models is mostly about unknown utterances, when audio cannot be read (with
+    `check_audio`), or when no rule repairs a problem.
     """
     path = Path(path)
     present = list_tables(path)
@@ -226,7 +226,7 @@ def _fit(path: Path, tables: dict, seconds: dict[str, float], notes: list[str], 
 def _cut_segments(path: Path, tables: dict, notes: list[str], changed: set[str]) -> None:
     """Remove segments of unknown recordings, and fit the others to reco2dur.
 
-    UserError when half would be lost.
+    UserError when most would be lost.
     """
     segments, wav = tables["segments"], tables["wav.scp"]
     unknown = [utt for utt, value in segments.items() if value.split(" ", 1)[0] not in wav]
@@ -357,8 +357,7 @@ def _keyed(name: str) -> str:
 def _replace(
     path: Path, present: dict, tables: dict, trials: dict, notes: list[str], changed: set[str]
 ) -> None:
-    """Stage the changed files, check the result, copy the old files to .backup, then move the new ones in
-    place."""
+    """Stage and check the changed files, copy the old ones to .backup, then move the new ones in place."""
     utts = sorted(tables["utt2spk"])
     derived = spk2utt_lines(utts, [tables["utt2spk"][u] for u in utts])
     if "spk2utt" not in present or (path / "spk2utt").read_bytes() != ("\n".join(derived) + "\n").encode():

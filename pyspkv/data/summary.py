@@ -55,8 +55,7 @@ def measure(reader, row: int) -> Measured:
 
 
 def quiet_share(x: np.ndarray) -> float:
-    """Share of frames that are at least 40 dB below the loudest one, for samples [n]; 0 if n is below one
-    frame."""
+    """Share of frames at least 40 dB below the loudest one, for samples [n]; 0 if n is below one frame."""
     frames = x[: len(x) // FRAME * FRAME].reshape(-1, FRAME)
     if not len(frames):
         return 0.0

@@ -21,8 +21,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def plain_number(text: str) -> float:
-    """A finite number in plain notation, else NaN (Python itself would also read `1_0`, `inf` and Arabic
-    digits)."""
+    """A finite number in plain notation, else NaN (Python itself also reads `1_0`, `inf`, Arabic digits)."""
     return value if _NUMBER.fullmatch(text) and math.isfinite(value := float(text)) else math.nan
 
 
@@ -220,6 +219,7 @@ def read_columns(
 
 
 def check_order(keys: list[str], path: str | Path, hint: str | None) -> None:
+    """UserError when keys are not unique and in C order."""
     if all(map(lt, keys, islice(keys, 1, None))):
         return
     last = ""

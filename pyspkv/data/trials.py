@@ -50,8 +50,7 @@ def other_form(raw: bytes) -> "tuple[list[str], str] | None":
 
 
 def _hint(path: str | Path) -> str:
-    """What to do about a list that cannot be read: a command that converts it in place, if its form is
-    known."""
+    """What to do about a list that cannot be read: a command that converts it, if its form is known."""
     path = Path(path)
     if path.is_file() and (found := other_form(path.read_bytes())):  # a pipe could not be read a second time
         in_place = (
@@ -165,8 +164,8 @@ def enrol_side(enrol: set[str], known: set[str], enrol_map: dict[str, str] | Non
 def cut_trials(
     kept: set[str], known: set[str], enrol_map: dict[str, str] | None, trials: dict[str, list[str]]
 ) -> tuple[dict[str, str] | None, dict[str, list[str]]]:
-    """Models and trials of a directory cut from `known` to `kept` utterances: those whose utterances are all
-    kept."""
+    """Models and trials of a directory cut from `known` to `kept` utterances: those that are still
+    complete."""
     models = {m: us for m, us in (enrol_map or {}).items() if kept.issuperset(us.split(" "))}
     out = {}
     for name, lines in trials.items():

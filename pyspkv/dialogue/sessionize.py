@@ -21,8 +21,7 @@ from pyspkv.data.datadir import DataDir, segment_seconds
 
 @dataclass
 class Turns:
-    """The turns of one side, one per utterance; `device` and `time` (start, in s) are aligned with
-    data.utts."""
+    """The turns of one side, one per utterance; `device` and `time` (start, s) are aligned with data.utts."""
 
     data: DataDir
     device: list[str]
@@ -61,8 +60,7 @@ class Fields:
 
 
 def _check_dropped(path: Path, field: str, drop: str, sources: set[str], dropped: int, left: int) -> None:
-    """UserError when there are several sources but not the one to drop, or when nothing is left after
-    dropping it."""
+    """UserError when there are several sources but not the one to drop, or dropping it leaves nothing."""
     if len(sources) > 1 and not dropped:
         rule = f"no '{field}' is '{drop}'; there are {', '.join(sorted(sources)[:5])}"
         raise UserError(rule, file=path, hint="give --drop-source, the source that is not a customer")
@@ -218,8 +216,7 @@ def _positive(text: str) -> bool:
 
 
 def _parse_time(text: str, path: Path, line: int) -> tuple[float, bool]:
-    """(seconds since 1970, whether the zone is known) of a number or an ISO 8601 time; without a zone UTC is
-    assumed."""
+    """(seconds since 1970, whether the zone is known) of a number or an ISO 8601 time; UTC if it is not."""
     seconds = tables.plain_number(text)
     if not math.isnan(seconds):
         return seconds, True
@@ -232,8 +229,7 @@ def _parse_time(text: str, path: Path, line: int) -> tuple[float, bool]:
 
 
 def gaps(device: list[str], time: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Pauses in s between consecutive turns on the same device, [N - devices]; negative where turns
-    overlap."""
+    """Pauses (s) between consecutive turns on the same device, [N - devices]; negative for overlaps."""
     order = np.lexsort((time, np.unique(device, return_inverse=True)[1]))
     name = np.array(device)[order]
     gap = time[order][1:] - (time + seconds)[order][:-1]

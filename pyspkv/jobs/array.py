@@ -40,6 +40,7 @@ class Task:
 
 
 def say(text: str) -> None:
+    """Print a line to stderr."""
     with contextlib.suppress(OSError):
         print(f"slurm.sh: {printable(text)}", file=sys.stderr, flush=True)
 
@@ -84,8 +85,7 @@ class Array:
             return []
 
     def adopt(self) -> None:
-        """Take over the queued tasks of an earlier runner that was killed; cancel those with another
-        command."""
+        """Take over the queued tasks of a runner that was killed; cancel those with another command."""
         old: dict[tuple[str, int], list[str]] = {}
         jobs: dict[str, str] = {}
         wrong: list[tuple[str, int]] = []
@@ -212,6 +212,7 @@ class Array:
         time.sleep(LOOK)
 
     def say_away(self) -> None:
+        """Report once that the controller does not answer."""
         if not self.away:
             say("SLURM's controller does not answer; waiting for it while the jobs run")
         self.away = True
@@ -293,6 +294,7 @@ class Array:
         return 1
 
     def report(self, failed: dict[int, Task]) -> None:
+        """Print the last lines of the first failed logs, and the names of the others."""
         say(f"{len(failed)} of {len(self.tasks)} jobs failed:")
         for number, task in list(failed.items())[:3]:
             log = self.call.log_of(number)

@@ -48,8 +48,7 @@ class Call:
         return hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
 
     def state(self) -> Path:
-        """Folder for the state of these jobs: next to their logs, but above any folder named after the
-        number."""
+        """Folder for the state of these jobs: next to the logs, but above folders named after the number."""
         folder, rest = Path(self.cwd, self.log).parent, [Path(self.log).name]
         while self.name and self.name in str(folder):
             folder, rest = folder.parent, [folder.name, *rest]

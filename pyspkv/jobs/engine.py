@@ -102,7 +102,7 @@ def test(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path)
 
 
 def find(token: str) -> str | None:
-    """Id of the job with this comment; "" when it neither waits nor runs; None when the controller does not
+    """Id of the job with this comment; "" if it is not in the queue; None if the controller does not
     answer."""
     code, out, _ = call("squeue", "-h", f"--user={os.getuid()}", "-o", "%F|%k")
     if code:
@@ -129,8 +129,7 @@ def queue(jobs: Mapping[str, str]) -> dict[tuple[str, int], tuple[str, str]] | N
 
 
 def ended_as(job: str, index: int) -> str:
-    """State of a task that has left the queue, such as FAILED or NODE_FAIL; "" when SLURM has forgotten
-    it."""
+    """State of a task that has left the queue, such as FAILED or NODE_FAIL; "" if SLURM has forgotten it."""
     for word in call("scontrol", "-o", "show", "job", f"{job}_{index}")[1].split():
         if word.startswith("JobState="):
             return word.partition("=")[2]

@@ -39,8 +39,8 @@ COMMANDS = {
     "split": ("split", "split into DIR/split<N>/<1..N>, whole speakers in each part"),
     "split-labels": (
         "split_labels",
-        "N random utterances of each speaker go to OUT/labeled, the others without speakers to OUT/unlabeled, "
-        "their true speakers to OUT/truth, for diagnostics",
+        "N random utterances of each speaker go to OUT/labeled, the others without speakers to "
+        "OUT/unlabeled, their true speakers to OUT/truth, for diagnostics",
     ),
     "filter": ("filter_scp", "print the lines whose column is an id in IDLIST (its first column)"),
     "utt2spk-to-spk2utt": ("spk2utt", "turn `utt spk` lines into `spk utt1 utt2 ...`"),

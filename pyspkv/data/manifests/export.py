@@ -21,8 +21,7 @@ COLUMNS = ("utt", "path", "speaker", "session", "gender", "start", "end")
 
 @dataclass(frozen=True)
 class Entry:
-    """An utterance as other toolkits see it. start, end: seconds in its file; end is None for the end of the
-    file."""
+    """An utterance as other toolkits see it. start, end: seconds in its file; end None: the file's end."""
 
     utt: str
     path: str
@@ -92,8 +91,7 @@ def nemo(data: DataDir) -> Iterator[str]:
 
 
 def table(data: DataDir) -> Iterator[str]:
-    """Lines of a CSV file with the columns that from-csv reads by default; columns without content are left
-    out."""
+    """Lines of a CSV file with from-csv's default columns; columns without content are left out."""
     session, gender = data.utt_tables.get("utt2session", {}), data.spk_tables.get("spk2gender", {})
     columns = [c for c in COLUMNS if data.segments or c not in ("start", "end")]
     columns = [c for c in columns if (c != "session" or session) and (c != "gender" or gender)]

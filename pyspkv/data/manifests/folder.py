@@ -49,8 +49,7 @@ def scan(root: Path, endings: list[str], skipped: Skipped) -> Found:
 
 
 def _walk(top: Path, below: str, wanted, found: Found, links: list, seen: set, skipped: Skipped) -> None:
-    """Read folder `top`, whose path from the root is `below`; links to folders are collected in `links` for
-    later."""
+    """Read folder `top`, whose path from the root is `below`; collect links to folders in `links`."""
     stack = [(str(top), below)]
     while stack:
         folder, name = stack.pop()

@@ -81,8 +81,7 @@ def recording(record: dict, file: Path, line: int, root: Path) -> Recording:
 
 
 def _channel(record: dict, source: Recording, file: Path, line: int) -> None:
-    """Unusable when only some of several channels are wanted, because channels are averaged when audio is
-    read."""
+    """Unusable when only some of several channels are wanted: channels are averaged when audio is read."""
     value = record.get("channel", 0)
     wanted = {value} if isinstance(value, int) else set(map(str, _list(value, "'channel'", file, line)))
     if len(source.channels) > 1 and len(wanted) < len(source.channels):

@@ -38,8 +38,7 @@ class Row:
 
 @dataclass
 class Skipped:
-    """Entries of a list that the data directory leaves out: (name, reason), in the order in which they were
-    found."""
+    """Entries of a list that the data directory leaves out, as (name, reason), in the order of the list."""
 
     items: list[tuple[str, str]]
 
