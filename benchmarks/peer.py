@@ -201,8 +201,7 @@ def data_path(args, folder: Path) -> None:
 
 
 def scoring_loop(args, folder: Path) -> None:
-    """AS-norm: 118,000 utterances, cohort of 6,000, top 300. sslsv: statistics, then trials; ours: one
-    call."""
+    """AS-norm with 118,000 utterances, a cohort of 6,000 and top 300, timed on both sides."""
     from types import SimpleNamespace
     from unittest.mock import MagicMock
 

@@ -14,8 +14,7 @@ KNOTS = np.geomspace(80, 8000, 8)  # Hz: points at which frequency responses are
 
 
 def curve(freqs: np.ndarray, knots_db, low: float = 0.0, high: float = 0.0) -> np.ndarray:
-    """Gain at `freqs` (Hz): `knots_db` at KNOTS, interpolated in log f; 12 dB/octave outside low..high
-    (Hz)."""
+    """Gain at `freqs` (Hz): `knots_db` at KNOTS, interpolated in log f; 12 dB/octave outside low..high."""
     f = np.maximum(freqs, 20.0)
     gain = 10 ** (np.interp(np.log(f), np.log(KNOTS), knots_db) / 20)
     if low:

@@ -54,7 +54,7 @@ def described(file: Path, kind: str, speakers: list[str]) -> dict[str, str]:
 
 
 def trials_of(data: DataDir, given: Path | None, seed: int) -> list[str]:
-    """The lines of a given list; else all pairs of one speaker, and up to four nontargets of one gender for
+    """A given list's lines; else all pairs of one speaker, and up to four nontargets of one gender for
     each."""
     from pyspkv.data.make_trials import make_trials
 

@@ -14,8 +14,7 @@ CPU_SAMPLES = 25 * 16000
 
 
 def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
-    """Mask of valid frames, bool [B, size], for `lengths` [B]; None when every row is full, as in
-    training."""
+    """Mask of valid frames, bool [B, size], for `lengths` [B]; None when every row is full."""
     if bool((lengths == size).all()):
         return None
     return torch.arange(size, device=lengths.device) < lengths[:, None]

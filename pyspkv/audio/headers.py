@@ -49,8 +49,7 @@ def _unknown(size: int) -> bool:
 
 
 def _chunks(at: Peek, pos: int, form: str):
-    """Yield (id, position and size of the content) of each chunk; `form` is the struct format of its
-    header."""
+    """Yield (id, position and size of the content) of each chunk; `form` is its header's struct format."""
     head = struct.calcsize(form)
     for _ in range(_MOST_CHUNKS):
         raw = at(pos, head)
@@ -245,8 +244,7 @@ _BITRATES = (  # kbit/s of layer III, by the index in the header: MPEG-1, then M
 
 
 def _mp3_frame(head: bytes) -> int:
-    """Bytes of a layer III frame, from the first three bytes of its header; 0: no frame, or a free bit
-    rate."""
+    """Bytes of a layer III frame, from three bytes of its header; 0: no frame, or a free bit rate."""
     version, layer, index, rate = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
     if head[0] != 0xFF or head[1] < 0xE0 or version == 1 or layer != 1 or index in (0, 15) or rate == 3:
         return 0

@@ -71,8 +71,7 @@ class _SeekError(Exception):
 
 
 class _Decoded:
-    """A completely decoded recording, float32 [frames] or [frames, channels]; `_decode` reads it like a
-    file."""
+    """A decoded recording, float32 [frames] or [frames, channels]; `_decode` reads it like a file."""
 
     def __init__(self, f, name: str):
         self.samplerate, self.channels, self.subtype = f.samplerate, f.channels, f.subtype
@@ -189,8 +188,7 @@ def _regular_size(path: str) -> int:
 
 
 def _open(entry: str, allow_pipes: bool, held: _Held | None = None):
-    """Open an entry of wav.scp (`path`, `archive.ark:offset` or `command |`): a soundfile.SoundFile or
-    Flac."""
+    """Open an entry of wav.scp (`path`, `archive.ark:offset` or `command |`): SoundFile or Flac."""
     entry = entry.strip()
     if entry.endswith("|"):
         output = held.find(entry) if held is not None else None
@@ -290,8 +288,7 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
 
 
 def _libsndfile(source, name: str, size: int, found):
-    """Open a descriptor (at its position) or a file object of `size` bytes; `found` is its header's
-    promise."""
+    """Open a descriptor (at its position) or a file object of `size` bytes; `found` is its promise."""
     import soundfile
 
     cut = found is not None and found.cut(size)

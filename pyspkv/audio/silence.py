@@ -39,8 +39,7 @@ def of_record(record: dict) -> dict[str, str]:
 
 
 def among(scps: Sequence[str | Path], utts: Iterable[str]) -> dict[str, str]:
-    """Utterance -> reason, for those of `utts` that the extractions of these embedding.scp files found
-    silent."""
+    """Utterance -> reason, for those of `utts` that were silent when these embedding.scp were extracted."""
     found: dict[str, str] = {}
     for scp in scps:
         found |= of_record(foreign.read_json_or_empty(Path(scp).with_name("made_by"), limit=MAX_RECORD))

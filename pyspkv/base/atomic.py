@@ -179,8 +179,7 @@ def _swap(a: Path, b: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch_dir(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder `.<name>.xxxxxxxx.tmp` next to `path`; remove it at the end if it still
-    exists."""
+    """Yield a temporary folder `.<name>.xxxxxxxx.tmp` next to `path`; remove it at the end if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))

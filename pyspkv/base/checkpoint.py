@@ -129,8 +129,7 @@ def _unpack(optimizers: dict[str, torch.optim.Optimizer], tensors: dict, plain: 
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, groups: Any, folder: Path) -> None:
-    """UserError when the saved parameter groups differ from the optimizer's, or a value has the wrong
-    type."""
+    """UserError when saved parameter groups differ from the optimizer's, or a value has the wrong type."""
     ours = json.loads(json.dumps(optimizer.state_dict()["param_groups"]))
     fits = isinstance(groups, list) and len(groups) == len(ours)
     for mine, saved in zip(ours, groups) if fits else ():

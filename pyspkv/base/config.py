@@ -227,8 +227,7 @@ def _user_error(cls: Any, first: Mapping[str, Any], raw: Any, where: str) -> Use
 
 
 def _path(loc: Sequence[int | str], raw: Any) -> list[str]:
-    """The keys that lead to an error, without the `name` that pydantic adds between a section and its
-    keys."""
+    """The keys that lead to an error, without the `name` that pydantic adds between section and keys."""
     path: list[str] = []
     entered = True  # `raw` is the section at `path`, and its `name` has not been skipped yet
     for part in loc[:-1]:

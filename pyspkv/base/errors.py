@@ -110,7 +110,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def guard() -> None:
-    """Install hooks, so that imports, threads and destructors print no traceback and every name can be
+    """Install hooks so that imports, threads and destructors print no traceback, and all names can be
     printed."""
     codecs.register_error("pyspkv", _unprintable)
     for stream in (sys.stdout, sys.stderr):

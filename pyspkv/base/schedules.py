@@ -13,8 +13,7 @@ from pyspkv.base.config import Config, NotNegative
 
 
 class LRScheduleConfig(Config):
-    """Factor on the learning rate: linear warm-up from 0 to 1, then a fall to `final_factor` at the last
-    epoch."""
+    """Factor on the learning rate: linear warm-up from 0 to 1, then a fall to `final_factor` at the end."""
 
     name: Literal["cosine", "exponential", "constant"] = Field(
         "cosine",

@@ -54,8 +54,7 @@ OVERSHOOT = 0.5  # seconds a segment may end after its recording, as Kaldi's ext
 
 
 def table_kind(name: str) -> tuple[str, str] | None:
-    """(what the first column names, kind of the others) for a data-directory file; None for any other
-    file."""
+    """(what the first column names, kind of the others) for a data-directory file; None for others."""
     if name in _KINDS:
         return _KINDS[name]
     if re.fullmatch(r"trials([_.-][\w.-]*)?", name):
@@ -623,8 +622,7 @@ def _foreign(path: Path) -> Path | None:
 
 
 def check_replaceable(path: Path) -> None:
-    """UserError unless `path` does not exist, or is a folder that only holds files which this module
-    writes."""
+    """UserError unless `path` is free, or is a folder that only holds files which this module writes."""
     if path.exists() and not path.is_dir():
         raise UserError(
             "is a file, so no data directory can be written here", file=path, hint="choose another name"

@@ -122,8 +122,7 @@ def _targets(spk: str, enrol: dict, tests: dict, sides: dict, rules: Rules) -> l
 
 
 def _nontargets(spk: str, enrol: dict, tests: dict, people: dict, rules: Rules, rng) -> list[tuple[str, str]]:
-    """Pairs of this speaker's enrolment side with other speakers' tests: all, or `rules.nontargets` of
-    them."""
+    """Pairs of this speaker's enrolment side with other speakers' tests: all, or `rules.nontargets`."""
     mine = enrol.get(spk, [])
     others = [
         u

@@ -164,8 +164,7 @@ def enrol_side(enrol: set[str], known: set[str], enrol_map: dict[str, str] | Non
 def cut_trials(
     kept: set[str], known: set[str], enrol_map: dict[str, str] | None, trials: dict[str, list[str]]
 ) -> tuple[dict[str, str] | None, dict[str, list[str]]]:
-    """Models and trials of a directory cut from `known` to `kept` utterances: those that are still
-    complete."""
+    """Models and trials of a directory cut from `known` to `kept` utterances: the complete ones."""
     models = {m: us for m, us in (enrol_map or {}).items() if kept.issuperset(us.split(" "))}
     out = {}
     for name, lines in trials.items():

@@ -102,8 +102,7 @@ def test(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path)
 
 
 def find(token: str) -> str | None:
-    """Id of the job with this comment; "" if it is not in the queue; None if the controller does not
-    answer."""
+    """Id of the job with this comment; "" if it is not in the queue; None without an answer of SLURM."""
     code, out, _ = call("squeue", "-h", f"--user={os.getuid()}", "-o", "%F|%k")
     if code:
         return None
