@@ -6,12 +6,10 @@ loading.
 
 Both sides alternate in one process, and each figure is the median over the turns.
 - `step`: ECAPA-TDNN-512, 80 mel bands, 192 dimensions, 3 s crops, batch 32, AAM-softmax over 1,000 classes;
-one complete
-  optimizer step in fp32 (ours also in bf16).
+  one complete optimizer step in fp32 (ours also in bf16).
 - `extract`: the same encoders in evaluation mode.
 - `data`: decode, crop 3 s, reverberate and add noise, with the same files and no model. sslsv reads its
-impulse
-  responses and noises from files, as its users do; ours reads the same files.
+  impulse responses and noises from files, as its users do; ours reads the same files.
 - `score`: AS-norm of trials drawn as in VoxCeleb1-H.
 """
 

@@ -106,13 +106,12 @@ def other_trials(data: DataDir, targets: int, nontargets: int, seed: int) -> lis
 
 
 def make_fold(args: argparse.Namespace) -> None:
-    """Make one speaker fold for the dialogue recipe. All three lists together have 30 speakers; a fold tests
-    on 6.
+    """Make one speaker fold for the dialogue recipe: of the 30 speakers in all three lists, it tests on 6.
 
     DATADIR gets:
     - `speech`: the other 24 with true speakers, from which dialogues are simulated;
     - `labeled-<n>`: 20 utterances of one second from each of n of these, smaller sets being part of larger
-    ones;
+      ones;
     - `dev`: 6 of the 24 that are in no labelled set, and `test`, both with trials;
     - truth/utt2session (the round) and truth/utt2content (word and round).
 
@@ -191,10 +190,10 @@ def main() -> int:
         "dir", metavar="DATADIR", type=Path, help="output folder of train, train_labeled, dev, test and truth"
     )
     p.add_argument(
-        "--dev-trials", type=Path, help="trial list to use (default: make trials by the same rule)"
+        "--dev-trials", type=Path, help="trial list to use; without it, trials are made by the same rule"
     )
     p.add_argument(
-        "--test-trials", type=Path, help="trial list to use (default: make trials by the same rule)"
+        "--test-trials", type=Path, help="trial list to use; without it, trials are made by the same rule"
     )
     p.add_argument("--seed", type=natural, default=0, help="seed of trials, folds and labeled sets")
     folds = p.add_argument_group("speaker folds for dialogues")

@@ -37,6 +37,6 @@ def add_trial_options(p: argparse.ArgumentParser) -> None:
         p.add_argument(
             f"--{name}-trials",
             type=Path,
-            help="trial list to use (default: make trials, by the rule in trials_of)",
+            help="trial list to use; without it, trials are made by the rule in trials_of",
         )
     p.add_argument("--seed", type=natural, default=0, help="seed of the trials that are made")

@@ -3,18 +3,15 @@
 All audio is treated in one way, so a crop has the same samples wherever it is cut:
 - Channels are averaged. `channel=k` takes one channel instead, for multi-channel impulse responses.
 - Any sample rate is resampled to 16 kHz by soxr (HQ). A crop is decoded with a margin of `_MARGIN` input
-samples on
-  both sides, wider than soxr's filter, and from a point where an input and an output sample coincide. So it
-  equals the slice of the whole recording resampled at once (measured difference < 1e-6).
+  samples on both sides, wider than soxr's filter, and from a point where an input and an output sample
+  coincide. So it equals the slice of the whole recording resampled at once (measured difference < 1e-6).
 - For some formats a seek does not give the samples of the whole recording (Ogg, MP3, codecs that cannot
-seek). There
-  decoding starts before the crop or at the start of the recording (`_entry_point`).
+  seek). There decoding starts before the crop or at the start of the recording (`_entry_point`).
 - An utterance in `segments` is samples [round(start * 16000), round(end * 16000)) of its resampled recording.
-An end
-  up to 0.5 s after the recording's end is cut there (Kaldi's rule); an end below 0 means the recording's end.
+  An end up to 0.5 s after the recording's end is cut there (Kaldi's rule); an end below 0 means the
+  recording's end.
 - Samples are clipped to [-1, 1], because codecs overshoot a little. Float files with a sample above
-`MAX_PEAK` = 2 in
-  the part that is read have another scale (mostly that of 16-bit integers) and are refused.
+  `MAX_PEAK` = 2 in the part that is read have another scale (mostly that of 16-bit integers) and are refused.
 
 libsndfile decodes all formats but FLAC, which dr_flac (by miniaudio) decodes in half the time. dr_flac leaves
 out the samples of a damaged frame. So damage is found when a file is read to its end, while a crop may lack
@@ -126,7 +123,7 @@ class _Patched:
 class _Held(OrderedDict):
     """Cache of results that were costly: outputs of commands, recordings decoded from the start.
 
-    The oldest go first.
+    The least recently used go first.
     """
 
     def __init__(self, budget: int):

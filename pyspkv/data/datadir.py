@@ -331,8 +331,7 @@ class DataDir:
         return replace(self, spk=list(spk), spk_tables={})
 
     def write_training_set(self, folder: str | Path) -> None:
-        """Write a training set to `folder`: train without speakers, train_labeled with them, true speakers in
-        truth/.
+        """Write train (without speakers), train_labeled (with them) and truth/ (true speakers) into `folder`.
 
         truth/train_utt2spk is for diagnostics only. Which dialogues are mixed is truth as well, so
         dialogue2mixed goes to train_labeled and truth/, but not to train. UserError when one of the folders
@@ -350,14 +349,13 @@ class DataDir:
         replace(self.with_speakers(self.utts), dialogue2mixed=None).write(folder / "train", inside=folder)
 
     def write_label_split(self, folder: str | Path, per_speaker: int, seed: int) -> tuple[int, int]:
-        """Split off a few labelled utterances, for semi-supervised training; return (labelled, unlabelled)
-        counts.
+        """Split off a few labelled utterances for semi-supervised training.
 
         `folder`/labeled gets `per_speaker` random utterances of each speaker (all, if there are fewer), and
         `folder`/unlabeled the others without speakers. `folder`/truth/unlabeled_utt2spk gets the true
         speakers of the latter, for diagnostics. With the same seed a smaller `per_speaker` draws a subset.
 
-        Raises UserError when one of the two parts would be empty.
+        Returns the numbers of labelled and unlabelled utterances. UserError when one of them would be 0.
         """
         import numpy as np
 

@@ -4,15 +4,13 @@ The shipped configs were made for egs/mini: 1600 utterances of about 3 s. `sugge
 corpus:
 
 - *batch*: an eighth of the utterances, rounded down to a power of two, at least 8 and at most the config's
-value. So
-  an epoch has at least 8 steps, and a contrastive batch is not most of the corpus.
+  value. So an epoch has at least 8 steps, and a contrastive batch is not most of the corpus.
 - *epochs*: enough for as many steps as the config makes with 1600 utterances, at least the config's value; in
   pre-training at least 200 steps. (After 28 steps on real speech, EER was at chance and `auto` found only the
   sexes.)
 - *crops*: in pre-training at most half of the median duration, so that two crops of an utterance need not
-overlap; in
-  the rounds at most the 25th percentile, in fine-tuning the median. Never longer than the config's, nor below
-  0.25 s.
+  overlap; in the rounds at most the 25th percentile, in fine-tuning the median. Never longer than the
+  config's, nor below 0.25 s.
 - *clusters*: `auto` from 500 utterances on; below that a twentieth of the utterances, at least 3.
 """
 
