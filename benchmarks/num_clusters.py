@@ -1,8 +1,8 @@
 """Compare label-free criteria for the number of speakers. All cut the same Ward tree of k-means centroids.
 
-    python benchmarks/num_clusters.py                  # the synthetic sets that the rule's constants were
-    tuned on python benchmarks/num_clusters.py --held-out       # other sizes, sessions, noises, seeds python
-    benchmarks/num_clusters.py --real exp/pretrain/embed/train/embedding.scp data/truth/train_utt2spk
+    python benchmarks/num_clusters.py               # the synthetic sets that the rule's constants were tuned on
+    python benchmarks/num_clusters.py --held-out    # other sizes, sessions, noises, seeds
+    python benchmarks/num_clusters.py --real exp/pretrain/embed/train/embedding.scp data/truth/train_utt2spk
 
 Each row has the true number, and the choice of each criterion divided by it. Real embeddings are whitened
 with power 0.5, as in the recipes.
@@ -20,10 +20,9 @@ from pyspkv.clustering.num_clusters import choose_num_clusters
 
 
 def eigengap(centroids: np.ndarray, neighbors: int = 10) -> int:
-    """Number of clusters by the largest gap among the smallest eigenvalues of a kNN graph's normalized
-    Laplacian.
+    """Number of clusters by the largest gap among the smallest eigenvalues of a kNN graph's Laplacian.
 
-    Source: von Luxburg 2007, section 8.3.
+    The Laplacian is normalized. Source: von Luxburg 2007, section 8.3.
     """
     from scipy.sparse.csgraph import laplacian
     from sklearn.neighbors import kneighbors_graph
