@@ -142,7 +142,7 @@ def test_yaml_of_strangers_names_file_and_line(tmp_path, text):
 
 def test_a_line_number_is_the_faults_own(tmp_path):
     (path := tmp_path / "c.yaml").write_text("seed: 1\n# x\noptim:\n  lr: 1e-3\n  name: !!int x\n")
-    with pytest.raises(UserError, match=r"c\.yaml:5: .*'x' is no int"):
+    with pytest.raises(UserError, match=r"c\.yaml:5: .*'x' is not a valid int"):
         cfg.read(path)
 
 

@@ -65,7 +65,7 @@ def card(folder: Path, parameters: int, trained: dict, weights: str) -> str:
         "Exported by": f"pyspkv {__version__}",
         "Weights it was exported from (SHA-256)": weights,
     }
-    lines = ["---", "license: # to be filled in by who hands it over", "library_name: pyspkv", "tags:"]
+    lines = ["---", "license: # to be filled in by whoever hands it over", "library_name: pyspkv", "tags:"]
     lines += ["- speaker-verification", "---", "", "# Speaker-verification model", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in facts.items()]
     lines += ["", "## Use", "", "```python", "import pyspkv", ""]

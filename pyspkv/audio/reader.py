@@ -278,8 +278,11 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
             return _window(fd, offset + start, length, name)
         why, hint = f"is cut short: it promises {length} bytes, {there} are there", _FETCH
     else:
-        name = f"no WAV (RIFF) at byte {offset} of {path}"
-        why, hint = "and no audio as kaldiio writes it (AUDIO)", "point the offset behind the archive's key"
+        name = f"at byte {offset} of {path}"
+        why, hint = (
+            "there is neither a WAV (RIFF) nor audio as kaldiio writes it (AUDIO)",
+            "the offset must be that of the byte after the key",
+        )
     os.close(fd)
     raise AudioError(f"{name} {why}", hint)
 
@@ -309,7 +312,7 @@ def _libsndfile(source, name: str, size: int, found):
         return _checked(f, name, size, found)
     with f:
         seconds = f.frames / max(1, f.samplerate)
-    rule = "more is promised"
+    rule = "its header promises more"
     if f.format == "OGG":
         rule = "its last page is incomplete"
     elif seconds:

@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _fault(f"an alias (*{event.anchor}) is not read here, write the value out", event)
+            raise _fault(f"an alias (*{event.anchor}) is not supported; write the value itself", event)
         if self.depth >= MAX_DEPTH:
             raise _fault(f"nested deeper than {MAX_DEPTH}", event)
         if self.nodes >= MAX_NODES:
@@ -103,14 +103,14 @@ class _Loader(yaml.SafeLoader):
             if isinstance(value, str):
                 value.encode()  # fails for half of a surrogate pair, which no file can hold
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
-            raise _fault(f"{short(node.value)} is no {node.tag.rpartition(':')[2]}", node) from None
+            raise _fault(f"{short(node.value)} is not a valid {node.tag.rpartition(':')[2]}", node) from None
         if isinstance(value, int) and abs(value) > MAX_INT:
             raise _fault("a number beyond 64 bits", node)
         return value
 
     def construct_mapping(self, node, deep=False):
         if not isinstance(node, yaml.MappingNode):
-            raise _fault(f"{short(node.value)} is no mapping", node)
+            raise _fault(f"{short(node.value)} is not a mapping", node)
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node)

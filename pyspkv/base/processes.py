@@ -21,7 +21,7 @@ class PeerLost(UserError):
     consequence = True
 
     def __init__(self):
-        super().__init__("another process of this training has ended; see what it said")
+        super().__init__("another process of this training has ended; see its message")
 
 
 def end_with_parent() -> None:

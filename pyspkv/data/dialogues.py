@@ -25,7 +25,9 @@ def dialogue_lines(data: DataDir) -> list[str]:
     lines.append(
         f"{len(devices)} devices of {per.min()} to {per.max()} dialogues (median {np.median(per):g})"
     )
-    lines.append(f"{len(usable)} dialogues of two utterances or more, of {most} devices, the most in a batch")
+    lines.append(
+        f"{len(usable)} dialogues of at least two utterances, on {most} devices (the largest possible batch)"
+    )
     return lines
 
 

@@ -267,7 +267,7 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
             notes.append(f"{path / name}: removed, because there is no utt2dialogue")
             del tables[name]
         elif name == "dialogue2mixed" and not tables[name].keys() >= set(dialogue.values()):
-            notes.append(f"{path / name}: removed, because it has not all dialogues of utt2dialogue")
+            notes.append(f"{path / name}: removed, because it lacks some dialogues of utt2dialogue")
             del tables[name]  # it is for evaluation only, so no utterances are given up for it
         else:
             kept = {u: d for u, d in dialogue.items() if d in tables[name]}
@@ -307,7 +307,7 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
 def _check_cost(file: Path, left: int, of: int) -> None:
     """UserError when a file would cost more than half of the utterances that the others have."""
     if not left:
-        raise UserError("has no utterance of the other files", file=file, hint=_BY_HAND)
+        raise UserError("shares no utterance with the other files", file=file, hint=_BY_HAND)
     if 2 * left < of:
         rule = f"has {left} of {of} utterances; the others would be lost"
         raise UserError(

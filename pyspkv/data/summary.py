@@ -134,7 +134,7 @@ def warnings(data: DataDir, facts: dict, seconds: np.ndarray, crop: float) -> li
             "bands are empty; do not mix them with 16 kHz audio of other speakers: the rate then reveals the speaker"
         )
     for name, what, todo in (
-        ("silent", "have no signal", "remove them: all silence is one speaker to a model"),
+        ("silent", "have no signal", "remove them: to a model, all silence sounds like one speaker"),
         ("unreadable", "cannot be read", "remove or replace them"),
         (
             "clipped",

@@ -37,7 +37,7 @@ def files_of(folder: Path) -> tuple[list[Path], dict]:
         known = ", ".join(map(str, names[:10])) if isinstance(names, list) else "?"
         raise UserError(f"contains the splits {known}", file=folder, hint="give one of these folders")
     if not (folder / "state.json").is_file():
-        rule = "is no data set saved with save_to_disk (it has no state.json)"
+        rule = "is not a data set saved with save_to_disk (it has no state.json)"
         raise UserError(rule, file=folder, hint="in Python: datasets.load_dataset(...).save_to_disk(FOLDER)")
     listed = foreign.read_json(folder / "state.json").get("_data_files")
     listed = listed if isinstance(listed, list) else []

@@ -176,5 +176,5 @@ def _cut(name: str, record: dict, cuts: Path, line: int, root: Path) -> Row:
     for item in _objects(record.get("supervisions"), "'supervisions'", cuts, line):
         who[text(item.get("speaker"), "'speaker'", cuts, line)] = item
     if len(who) > 1:
-        raise Unusable("the cut has several speakers; trim_to_supervisions() of lhotse parts them")
+        raise Unusable("the cut has several speakers; trim_to_supervisions() of lhotse separates them")
     return _row(name, source, *span, next(iter(who.values()), {}), cuts, line)

@@ -68,7 +68,7 @@ def unusable(path: str) -> str:
     if path != path.strip(" ") or path.endswith("|"):
         return "the name begins or ends in a blank or ends in |"
     if path[-1:] in _LAST and re.search(r":\d+$|\]$", path):
-        return "the name ends as a place in an ark does (:123 or ])"
+        return "the name ends like a place in an ark (:123 or ])"
     return ""
 
 

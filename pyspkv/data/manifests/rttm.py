@@ -74,7 +74,7 @@ def rows(files: list[Path], audio: dict[str, str], per_recording: bool, skipped:
         elif end <= start:
             skipped.add(name, "a turn of 0 s")
         elif (recording, start, end, speaker) in seen:
-            skipped.add(name, "the turn stands there twice")
+            skipped.add(name, "the turn is repeated")
         else:
             seen.add((recording, start, end, speaker))
             yield Row(
