@@ -305,7 +305,7 @@ def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labele
         sum(x == d for x in data.utt_tables["utt2dialogue"].values()) == 2 for d in some.dialogue2device
     )
     done = tool(cli, "validate", tmp_path / "all")
-    assert "utterances in a dialogue: 2: 24" in done.stdout and "of 4 devices" in done.stdout
+    assert "utterances in a dialogue: 2: 24" in done.stdout and "on 4 devices" in done.stdout
     (tmp_path / "list").write_text("s0\ns2\n")
     tool(cli, "subset", "--device-list", tmp_path / "list", tmp_path / "all", tmp_path / "rest")
     overlap = tool(cli, "validate", tmp_path / "some", "--disjoint", tmp_path / "all", code=1)
