@@ -3,9 +3,9 @@
 
     VOX2/dev/{wav,aac}/id*/VIDEO/*.wav     VOX1/{dev,test}/wav/id*/VIDEO/*.wav (or VOX1/wav/...)
 
-Utterance id: speaker-video-file. Test trials: the published lists (veri_test2.txt: `1 enrol.wav test.wav`). Dev: some
-speakers of VoxCeleb1 that the test trials do not name, for thresholds and calibration. VoxCeleb2's .m4a files must be
-turned to .wav (or .flac) first; a file of either name is taken.
+Utterance id: speaker-video-file. The test trials are a published list (veri_test2.txt: `1 enrol.wav
+test.wav`). Dev has speakers of VoxCeleb1 that the test trials do not name; it is used for thresholds and
+calibration. VoxCeleb2's .m4a files must be converted to .wav or .flac first.
 """
 
 import argparse
@@ -19,7 +19,10 @@ ENDINGS = (".wav", ".flac")
 
 
 def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
-    """Utterance id -> file below the first-level folders that exist."""
+    """Utterance id -> file, in those of `folders` that exist.
+
+    UserError when none exists or there is no audio.
+    """
     places = [root / f for f in folders if (root / f).is_dir()]
     if not places:
         raise UserError(f"contains none of {', '.join(folders)}", file=root, hint="give the unpacked folder")
@@ -39,7 +42,11 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
 
 
 def read_list(file: Path) -> list[str]:
-    """`1 id/video/00001.wav id/video/00002.wav` -> `enrol test target|nontarget` in our ids."""
+    """Convert a published list (`1 id/video/00001.wav id/video/00002.wav`) to `enrol test target|nontarget`,
+    our ids.
+
+    Raises UserError with the line when it has another form.
+    """
     out = []
     for number, line in enumerate(decode(file).splitlines(), 1):
         label, *paths = line.split() or [""]

@@ -532,14 +532,14 @@ def test_broken_archives(tmp_path):
             "cut short|damaged|cannot be read by libsndfile",
         ),
         ("d.ark", b"u AUDIO\x01\x05hello", "cannot be read by libsndfile"),
-        ("e.ark", b"u AUDIO", "no WAV"),
-        ("f.ark", b"u AUDIO\x00", "no WAV|cannot be read by libsndfile"),
-        ("g.ark", b"u PKL\x80\x04.", "no WAV"),
+        ("e.ark", b"u AUDIO", "neither a WAV"),
+        ("f.ark", b"u AUDIO\x00", "neither a WAV|cannot be read by libsndfile"),
+        ("g.ark", b"u PKL\x80\x04.", "neither a WAV"),
     ]:
         (tmp_path / name).write_bytes(made)
         with pytest.raises(UserError, match=why):
             one(f"{tmp_path / name}:2").read(0)
-    with pytest.raises(UserError, match="no WAV"):
+    with pytest.raises(UserError, match="neither a WAV"):
         one(f"{tmp_path / 'a.ark'}:99999").read(0)
 
 

@@ -144,7 +144,7 @@ def test_yaml_of_strangers_names_file_and_line(tmp_path, text):
 
 def test_an_error_names_the_line_of_the_fault(tmp_path):
     (path := tmp_path / "c.yaml").write_text("seed: 1\n# x\noptim:\n  lr: 1e-3\n  name: !!int x\n")
-    with pytest.raises(UserError, match=r"c\.yaml:5: .*'x' is no int"):
+    with pytest.raises(UserError, match=r"c\.yaml:5: .*'x' is not a valid int"):
         cfg.read(path)
 
 

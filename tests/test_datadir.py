@@ -245,7 +245,7 @@ def test_fix_keeps_exactly_what_every_file_has(tmp_path):
 def test_fix_refuses_to_leave_nothing(tmp_path):
     path = put(tmp_path / "d", {**KALDI, "text": "z hello\n"})
     before = contents(path)
-    with pytest.raises(UserError, match="text: has no utterance of the other files"):
+    with pytest.raises(UserError, match="text: shares no utterance with the other files"):
         fix(path)
     assert contents(path) == before
 

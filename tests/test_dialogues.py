@@ -92,7 +92,7 @@ def test_sessionize_makes_a_valid_directory(tmp_path, kind):
     audio = "/x/u1.wav" if kind == "kaldi" else str(tmp_path / "u1.wav")
     assert found.wav["u1"] == audio and (tmp_path / "gaps.png").stat().st_size > 1000
     assert "8 turns of 2 devices; 1 dropped" in done.stdout and "6 of 8 turns in 3 dialogues" in done.stdout
-    assert "the most in a batch" in done.stdout
+    assert "the largest possible batch" in done.stdout
     counts = dict(re.findall(r"^ +(\S.* s) +([1-9]\d*) #", done.stdout, re.M))
     names = ("< 1 s", "5-10 s", "10-20 s", "20-30 s", "120-300 s", "300-600 s")  # 0.5, 9.7, 18, 29, 178, 494
     assert counts == dict.fromkeys(names, "1")
@@ -307,7 +307,7 @@ def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labele
         sum(x == d for x in data.utt_tables["utt2dialogue"].values()) == 2 for d in some.dialogue2device
     )
     done = tool(cli, "validate", tmp_path / "all")
-    assert "utterances in a dialogue: 2: 24" in done.stdout and "of 4 devices" in done.stdout
+    assert "utterances in a dialogue: 2: 24" in done.stdout and "on 4 devices" in done.stdout
     (tmp_path / "list").write_text("s0\ns2\n")
     tool(cli, "subset", "--device-list", tmp_path / "list", tmp_path / "all", tmp_path / "rest")
     overlap = tool(cli, "validate", tmp_path / "some", "--disjoint", tmp_path / "all", code=1)
@@ -426,7 +426,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
     tool("pyspkv.bin.simulate_dialogues", "--mixed-percent", "100", *args, code=1)
     assert truth.read_text() == before
     truth.write_text(before.split("\n", 1)[1])
-    assert "has not all dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
+    assert "lacks some dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
     assert DataDir.read(tmp_path / "out/train_labeled").utts == labeled.utts and not truth.exists()
 
 

@@ -286,7 +286,7 @@ BAD = {
     "deep": ("jsonl", "[" * 100_000, ":1: is not JSON (nested deeper"),
     "half a character": ("jsonl", '{"path": "\\ud800"}', ":1: is not JSON"),
     "a line end": ("jsonl", '{"path": "a\\nb.wav"}', "no usable audio; the first: the name holds a line"),
-    "an ark's place": ("jsonl", '{"path": "/x/a.ark:17"}', "ends as a place in an ark"),
+    "an ark's place": ("jsonl", '{"path": "/x/a.ark:17"}', "ends like a place in an ark"),
     "gzip": ("jsonl.gz", b"\x1f\x8b\x08\x00", "is damaged gzip data"),
     "shards": ("wespeaker", "shards/shards_000.tar\n", "shard.list"),
     "no key": ("wespeaker", '{"key": "x", "spk": "y"}\n', "has no 'wav'"),

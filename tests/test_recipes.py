@@ -622,7 +622,7 @@ HOUSEHOLDS = ["--mode", "household", "--mixed-percent", 50]
 
 def test_dialogue_recipe_makes_dialogues_without_their_truth(tmp_path):
     done = dialogue_run(tmp_path, *HOUSEHOLDS, "--stop-stage", 2)
-    assert "of 4 devices, the most in a batch" in done.stdout
+    assert "on 4 devices (the largest possible batch)" in done.stdout
     again = dialogue_run(tmp_path, *HOUSEHOLDS, "--stop-stage", 1)
     assert f"up to date: {tmp_path}/data/household-50" in again.stdout
     other = ["--dialogue-opts", "--share 0.4:0.5", "--stop-stage", 1]

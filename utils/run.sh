@@ -19,7 +19,7 @@ die() { echo "run.sh: $*" >&2; exit 1; }
 whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1 must be a whole number, not '$2'"; }
 
 max=0 gpu=0 show=false
-if [ -t 2 ]; then show=true; fi # a person looks on: a single job shows its progress bar
+if [ -t 2 ]; then show=true; fi # on a terminal, a single job shows its progress bar
 name='' first=1 last=1
 while :; do
   if [ -z "$name" ] && [[ ${1:-} =~ ^([A-Za-z_][A-Za-z0-9_]*)=([0-9]+)(:([0-9]+))?$ ]]; then
@@ -72,9 +72,9 @@ if [ "$gpu" -gt 0 ]; then
   if [ "$max" -gt "$slots" ]; then max=$slots; fi
 fi
 
-job() { # SLOT LOG COMMAND...: one job in its own process; the log gets its head, output and end
+job() { # SLOT LOG COMMAND...: run one job; the log gets a header, the output and the exit code
   local slot=$1 log=$2 start=$SECONDS code=0
-  exec {guard}>&- # held by this script alone: see guard
+  exec {guard}>&- # only this script may hold it open: see guard
   : > "$log"
   exec 3>&1 >> "$log" 2>&1 < /dev/null
   shift 2
@@ -103,7 +103,7 @@ declare -A log_of slot_of
 failed=() free=()
 for ((i = 0; i < max; i++)); do free+=("$i"); done
 
-stop() { # every job is a process group: end all that it started, the stubborn after five seconds
+stop() { # end the process group of every job: by SIGTERM, after five seconds by SIGKILL
   trap '' INT TERM HUP
   local pid
   for pid in "${!log_of[@]}"; do kill -TERM -- "-$pid" 2> /dev/null || true; done
@@ -129,7 +129,7 @@ reap() { # wait for one job
 }
 
 set -m # job control: each background job becomes a process group
-guard() { # is told "+GROUP" and "-GROUP"; once nobody can tell it more, it ends the groups that are left
+guard() { # reads "+GROUP" and "-GROUP" lines; at end of file (this script has ended) it kills the remaining groups
   trap '' INT TERM HUP
   local line
   local -A left=()
@@ -141,7 +141,7 @@ guard() { # is told "+GROUP" and "-GROUP"; once nobody can tell it more, it ends
 coproc GUARD { guard > /dev/null 2>&1; }
 to_guard=${GUARD[1]} from_guard=${GUARD[0]}
 exec {guard}>&"$to_guard" {to_guard}>&- {from_guard}<&-
-trap : PIPE # had somebody killed it
+trap : PIPE # in case the guard has been killed
 tell() { { echo "$1" >&"$guard"; } 2> /dev/null || true; }
 for ((i = first; i <= last; i++)); do
   if [ "${#free[@]}" -eq 0 ]; then reap; fi

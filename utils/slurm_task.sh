@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# One task of utils/slurm.sh's array; SLURM starts it on a node. Usage: slurm_task.sh FOLDER
-# FOLDER has: tasks, a line "number hash attempt" for each index of the array; environment, NAME=VALUE each ended by a
-# NUL; call, likewise: folder to work in, JOB's name, log, number of nodes, the command's words.
-# It leaves "hash attempt code" in FOLDER/../done.<number> or failed.<number>; neither if SLURM has ended the task.
+# Run one task of an array of utils/slurm.sh; SLURM starts it on a node. Usage: slurm_task.sh FOLDER
+# FOLDER has three files. tasks: a line "number hash attempt" for each index of the array. environment: NAME=VALUE
+# entries, each ended by a NUL. call: also NUL-ended, the folder to work in, the name JOB, log, number of nodes, and the
+# words of the command.
+# The task writes "hash attempt code" to FOLDER/../done.<number> or failed.<number>; neither if SLURM ends it.
 set -uo pipefail
 folder=$1 stopped='' child=''
 mapfile -t tasks < "$folder/tasks" || exit 1
@@ -19,7 +20,7 @@ fi
 # SLURM may run a finished task again, for example after its controller was killed.
 read -r made _ 2> /dev/null < "$folder/../done.$number" && [ "$made" = "$hash" ] && exit 0
 
-mark() { # done|failed CODE: whole or not at all
+mark() { # done|failed CODE: write the file, atomically
   local file=$folder/../$1.$number
   echo "$hash $attempt $2" > "$file.$SLURM_JOB_ID" && mv -f "$file.$SLURM_JOB_ID" "$file"
 }
@@ -31,7 +32,7 @@ printf ' %q' "${command[@]}"
 printf '\n# Started at %s on %s, job %s, attempt %d\n#\n' "$(date)" "$SLURMD_NODENAME" \
   "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" "$((attempt + ${SLURM_RESTART_COUNT:-0}))"
 
-if [ "$nodes" -gt 1 ]; then # once on every node; torchrun takes its meeting point from PET_*
+if [ "$nodes" -gt 1 ]; then # start it once on every node; torchrun reads the rendezvous address from PET_*
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   address=$(scontrol -o show node "$head" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
   export PET_NNODES=$nodes PET_RDZV_BACKEND=c10d PET_RDZV_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
@@ -46,7 +47,7 @@ start=$SECONDS code=0
 child=$!
 wait "$child" || code=$?
 while [ -n "$stopped" ] && kill -0 "$child" 2> /dev/null; do wait "$child" || code=$?; done
-[ "$code" -le 128 ] || sleep 2 # the signal that ended it may be on its way to this script
+[ "$code" -le 128 ] || sleep 2 # the signal that ended the command may reach this script a little later
 printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
 if [ "$code" -eq 0 ]; then
   mark "done" 0

@@ -1,6 +1,7 @@
-"""Learning rate, margin and EMA schedules: pure functions of the epoch (a real number, step / steps per epoch).
+"""Schedules of learning rate, margin and EMA as pure functions of the epoch, a real number (step / steps per
+epoch).
 
-Nothing here counts calls, so a resumed run needs no scheduler state.
+Because nothing counts calls, a resumed run needs no scheduler state.
 """
 
 import math
@@ -12,7 +13,7 @@ from pyspkv.base.config import Config, NotNegative
 
 
 class LRScheduleConfig(Config):
-    """Factor on the learning rate: linear warm-up from 0 to 1, then a fall to `final_factor` at the last epoch."""
+    """Factor on the learning rate: linear warm-up from 0 to 1, then a fall to `final_factor` at the end."""
 
     name: Literal["cosine", "exponential", "constant"] = Field(
         "cosine",
@@ -32,7 +33,7 @@ class LRScheduleConfig(Config):
 
 
 def lr_factor(config: LRScheduleConfig, epoch: float, epochs: float) -> float:
-    """Factor on the base learning rate at `epoch` of `epochs`."""
+    """Factor on the base learning rate at `epoch` of `epochs` (both real numbers)."""
     if epoch < config.warmup_epochs:
         return epoch / config.warmup_epochs
     done = min(1.0, (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9))
@@ -42,12 +43,12 @@ def lr_factor(config: LRScheduleConfig, epoch: float, epochs: float) -> float:
 
 
 def ramp(epoch: float, start: float, end: float, low: float, high: float) -> float:
-    """`low` before `start`, `high` after `end`, linear between (margins, loss weights)."""
+    """`low` before epoch `start`, `high` after `end`, linear in between; for margins and loss weights."""
     if epoch >= end:
         return high
     return low if epoch <= start else low + (high - low) * (epoch - start) / (end - start)
 
 
 def cosine_ramp(epoch: float, epochs: float, low: float, high: float) -> float:
-    """`low` -> `high` on a half cosine over the whole run (EMA rates: 0.996 -> 1)."""
+    """From `low` at epoch 0 to `high` at `epochs` along half a cosine; for EMA momentum (0.996 to 1)."""
     return high - (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs)))
