@@ -18,7 +18,7 @@ FEW_STEPS = (
 )
 NEAR_CHANCE = 0.9  # share of the loss that guessing gives
 LOW_ACCURACY = 0.2  # accuracy on the training labels at the end of training
-COLLAPSED = 0.1  # spread, 1 - |mean|^2 of unit embeddings; a sound encoder has 0.95 and more
+COLLAPSED = 0.1  # spread, 1 - |mean|^2 of unit embeddings; a sound encoder has 0.9 or more
 GIANT = 0.25  # share of all utterances in one cluster
 PURE = 0.8  # share of utterances that have their cluster's most frequent value
 KEPT = 0.05  # share of the utterances that a gate lets through
