@@ -397,7 +397,7 @@ def test_voxceleb_errors(voxceleb, tmp_path):
         tmp_path / "d",
         ok=False,
     )
-    assert "convert the .m4a files first: local/m4a_to_flac.py" in error
+    assert "convert the .m4a files first: python local/m4a_to_flac.py" in error
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ dry_run=false       # only print the commands
 # -- options of the corpus
 vox1=               # folder of VoxCeleb1: dev/wav, test/wav
 vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav or .flac
-trials=()           # files veri_test2.txt (O, cleaned), list_test_all2.txt (E) and list_test_hard2.txt (H), or NAME=FILE
+trials=()           # files veri_test2.txt (O), list_test_all2.txt (E) and list_test_hard2.txt (H), or NAME=FILE
 num_dev_spk=40      # number of dev speakers, from 2; 0: no dev, and nothing is calibrated
 musan=              # folder of MUSAN: noise, speech, music
 rirs=               # folder of simulated room impulse responses
