@@ -52,7 +52,11 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
                         wav[f"{speaker}-{video}-{stem}"] = f"{place}/{speaker}/{video}/{name}"
                     other += ending == ".m4a"
     if not wav:
-        hint = "convert the .m4a files first: python local/m4a_to_flac.py" if other else "give the unpacked folder"
+        hint = (
+            "convert the .m4a files first: python local/m4a_to_flac.py"
+            if other
+            else "give the unpacked folder"
+        )
         raise UserError(f"no id*/video/*.wav in {places[0]}", file=root, hint=hint)
     return wav
 

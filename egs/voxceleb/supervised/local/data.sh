@@ -17,9 +17,10 @@ data=$1
 for name in vox1 vox2 musan rirs; do
   $dry_run || [ -n "${!name}" ] || po_die "give run.sh --$name"
 done
+$dry_run || [ $# -ge 2 ] || po_die "give run.sh --trials"
+[ $# -ge 2 ] || set -- "$data" ""
 lists=()
 for list in "${@:2}"; do lists+=(--trials "$list"); done
-$dry_run || [ ${#lists[@]} -gt 0 ] || po_die "give run.sh --trials"
 log_run python "$SPKV_ROOT/local/voxceleb.py" "${lists[@]}" --num-dev-spk "$num_dev_spk" "$vox1" "$vox2" "$data"
 for kind in noise speech music; do
   log_run python "$SPKV_ROOT/local/noise.py" "$data/musan_$kind" "$musan/$kind"
