@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,54 @@ def test_a_dev_list_of_another_name_and_names_of_ones_own(place, call):
         "validation.scores", "validation.json", "mine.scores", "mine.json"}  # fmt: skip
     assert "cllr" in json.loads(Path("a/score/mine.json").read_text())
     assert [line for line in said.splitlines() if line.startswith("a ")][0].split()[-1] == "-"
+
+
+def test_further_lists_are_scored_from_the_same_embeddings(place, call):
+    """data/test/trials_E is to give what a data directory of its own with these trials gives."""
+    lines = Path("data/test/trials").read_text().splitlines(keepends=True)
+    for name, kept in (("trials_E", lines[::2]), ("trials_H", lines[1::3]), ("trials.old", ["no trial\n"])):
+        Path("data/test", name).write_text("".join(kept))
+    said = call("--systems", "a", "b", "--data", "data/test", *ALL, "--compare", "a")
+    assert [line.split()[:2] for line in said.splitlines() if line[:2] == "b "] == [
+        ["b", "test"], ["b", "test_E"], ["b", "test_H"]]  # fmt: skip
+    one_list = json.loads(Path("b/score/test.json").read_text())
+    Path("other/data").mkdir(parents=True)
+    for x in "EH":
+        own = Path("other/data", f"test_{x}")
+        own.mkdir()
+        for table, of in (("utt2spk", "utt2spk"), ("trials", f"trials_{x}")):
+            (own / table).write_bytes(Path("data/test", of).read_bytes())
+    for system in "ab":
+        Path("other", system).mkdir()
+        for part in ("model", "embed"):
+            shutil.copytree(f"{system}/{part}", f"other/{system}/{part}")
+        for set_ in ("test", "test-crops"):
+            for x in "EH":
+                link = Path(f"other/{system}/embed", set_.replace("test", f"test_{x}"))
+                link.symlink_to(os.path.abspath(f"{system}/embed/{set_}"))
+    lists = [f"other/data/test_{x}" for x in "EH"]
+    call("--systems", "other/a", "other/b", "--data", *lists, *ALL, "--compare", "other/a")
+    files = sorted(p.name for p in Path("other/b/score").glob("test_*"))
+    assert len(files) == 16 and {f"test_{x}-{v}.json" for x in "EH" for v in ("asnorm", "crops", "mean")} < {
+        *files
+    }
+    for file in files:
+        ours, theirs = Path("b/score", file).read_text(), Path("other/b/score", file).read_text()
+        if file.endswith(".json"):
+            ours, theirs = json.loads(ours), json.loads(theirs)
+            x = file[5]
+            assert ours.pop("trials") == os.path.abspath(f"data/test/trials_{x}") and theirs.pop("trials")
+            assert ours.pop("scores") == os.path.abspath(f"b/score/{file[:-5]}.scores") and theirs.pop(
+                "scores"
+            )
+            assert (
+                ours["num_target"] + ours["num_nontarget"]
+                < one_list["num_target"] + one_list["num_nontarget"]
+            )
+        assert ours == theirs, file
+    assert "up to date" in call("--systems", "a", "b", "--data", "data/test", *ALL, "--compare", "a")
+    call("--systems", "a", "b", "--data", "data/test", "--dev", "data/dev")
+    assert not list(Path("a/score").glob("test_?-*"))
 
 
 def state(*systems):

@@ -535,9 +535,14 @@ def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("stage", ["pretrain", "round", "finetune"])
-def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
-    """egs/voxceleb/trunk_ssl at its true model size; only the batch and the noise lists are small."""
+@pytest.mark.parametrize(
+    "method, stage",
+    [("trunk_ssl", stage) for stage in ("pretrain", "round", "finetune")]
+    + [("ssl", stage) for stage in ("pretrain", "early_round", "round", "finetune")]
+    + [("supervised", stage) for stage in ("train", "finetune")],
+)
+def test_full_size_configs_take_a_step_on_random_audio(tmp_path, method, stage):
+    """Recipes of egs/voxceleb at their true model size; only the batch and the noise lists are small."""
     import numpy as np
     import soundfile
     import torch
@@ -551,9 +556,10 @@ def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
         wav[f"u{i}"] = str(tmp_path / f"u{i}.wav")
         soundfile.write(wav[f"u{i}"], 0.1 * rng.standard_normal(6 * 16000), 16000)
     data = DataDir(tmp_path / "data", list(wav), [f"s{i}" for i in range(4)], wav)
-    conf = ROOT / "egs/voxceleb/trunk_ssl/conf"
+    conf = ROOT / "egs/voxceleb" / method / "conf"
     small = ["batch_size=4", "epochs=1", "num_workers=0", "augment.rir_bank=2", "log_every_steps=1"]
-    if stage != "pretrain":
+    starts_from_trunk = method == "trunk_ssl" and stage != "pretrain"
+    if starts_from_trunk:
         torch.manual_seed(0)
         encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "wavlm"}))
         checkpoint.save_import(tmp_path / "trunk", encoder, encoder.config, {})
@@ -563,7 +569,7 @@ def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
     records = [json.loads(line) for line in (tmp_path / "exp/train.jsonl").read_text().splitlines()]
     last = records[-1]
     assert last["kind"] == "epoch" and np.isfinite(last["loss"])
-    assert ("pull" in last) is (stage != "pretrain")
+    assert ("pull" in last) is starts_from_trunk
 
 
 def test_ssrl_recipe_changes_labels_and_an_ssl_recipe_reuses_its_pretraining(mini, tmp_path):

@@ -191,8 +191,31 @@ def test_bad_input_is_a_short_error_and_nothing_is_written(whole, exp, monkeypat
     fails("there are no scores at all")
 
 
-def test_label_accuracy_is_reported_if_labels_are_names_of_speakers(exp, monkeypatch, capsys):
-    """GLL's labels are speakers' names. Clusters have names of their own, so they get no such share."""
+def test_lists_side_by_side_begin_with_the_headline(exp, monkeypatch, capsys):
+    for phase in SHIFT:
+        found = json.loads((exp / phase / "score/test.json").read_text())
+        for x, more in (("E", 1.25), ("O", 0), ("H", 2.5)):
+            changed = found | {"eer": found["eer"] + more}
+            (exp / phase / f"score/test_{x}.json").write_text(json.dumps(changed))
+        (exp / phase / "score/test_E-asnorm.json").write_text(json.dumps(found | {"eer": 0.125}))
+    report(monkeypatch, capsys, "--exp", exp)
+    out, page = json.loads((exp / "results.json").read_text()), (exp / "report.md").read_text()
+    assert list(out["lists"]) == ["O", "E", "H"]
+    plain = out["rounds"][1]["eer"]
+    assert out["lists"]["H"]["round2"]["eer"] == plain + 2.5 and out["lists"]["O"]["round2"]["eer"] == plain
+    assert (
+        out["lists"]["E"]["round2"]["eer_asnorm"] == 0.125 and "eer_asnorm" not in out["lists"]["O"]["round2"]
+    )
+    section = re.search(r"(?ms)^## Lists side by side\n\n(.*?)\n\n", page)[1].splitlines()
+    assert section[0].startswith(
+        "| system | O: EER % | O: 95 % interval | O: minDCF 0.01 | O: EER % AS-norm | E: EER"
+    )
+    [row] = [line.split(" | ") for line in section if line.startswith("| round2 ")]
+    assert (row[1], row[5], row[9]) == tuple(f"{plain + d:.2f}" for d in (0, 1.25, 2.5)) and row[8] == "0.12"
+
+
+def test_labels_that_are_speakers_names_have_their_share_of_right_ones(exp, monkeypatch, capsys):
+    """GLL's are; clusters have names of their own, and no such share."""
     monkeypatch.setattr(experiment, "draw", lambda *a: [])
     labels = dict(line.split() for line in (exp / "round2/data/utt2spk").read_text().splitlines())
     truth = {u: f"s{k // 3}" for k, u in enumerate(labels)}

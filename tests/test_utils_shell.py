@@ -147,9 +147,10 @@ mode=one          # what to do (one|two): this or that
 words=(a "b c")   # some words
 exp=$recipe/exp   # folder of results
 files=()          # files to read
+lists=()          # files or NAME=FILE
 dry_run=false     # only print
 . parse_options.sh
-printf '<%s>' "$mode" "${words[@]}" "$exp" "${files[@]}"; echo
+printf '<%s>' "$mode" "${words[@]}" "$exp" "${files[@]}" "${lists[@]}"; echo
 if stage 2 "the second"; then log_run echo "it's" 'a b' '$HOME' plain/path=1; fi
 if stage 3 "the third"; then log_run steps/inner.sh "x y"; fi
 """
@@ -177,6 +178,10 @@ def test_arrays_choices_and_paths(block):
     (block / "sub").mkdir()
     first = sh(f"cd sub && {block}/run.sh --stop-stage 1 --exp here", block, **env).stdout.splitlines()[0]
     assert first.endswith("<sub/here>")
+    (block / "sub/a=b").touch()
+    words = f"cd sub && {block}/run.sh --stop-stage 1 --exp x --files N=f --lists 'E=f O_2=/o/f =g a=b h'"
+    first = sh(words, block, **env).stdout.splitlines()[0]
+    assert first.endswith("<sub/x><sub/N=f><E=sub/f><O_2=/o/f><sub/=g><sub/a=b><sub/h>")
     told = sh("./run.sh --mode three", block, code=1, **env).stderr
     assert "--mode is one or two, not 'three'" in told
     for words, message in (("--stage 9", "from 1 to 8, not '9'"), ("--stage 0", "number from 1 to 8, not '0'"),

@@ -13,7 +13,7 @@
 # default is true or false, the value must be one of them; if it is a whole number, the value must be a whole number from
 # 0, or from 1 if the help says "from 1". "(one|two)" in the help lists the allowed values. An array is split at blanks.
 # In a recipe (`recipe` is set) an option whose help starts with "file" or "folder" is a path: relative to the current
-# folder, and afterwards relative to $SPKV_ROOT, where run.sh works.
+# folder, and afterwards relative to $SPKV_ROOT, where run.sh works. If the help says NAME=FILE, a word may have a name.
 # --config FILE holds lines name=value; the command line wins. The first word that is no option, or `--`, ends the
 # options and stays in "$@"; po_given holds the options as --name=value. --help prints the comment and the block.
 #
@@ -117,8 +117,11 @@ if [ -n "${recipe:-}" ]; then
     [[ ${po_text[$po_name]} == @(file|folder)* ]] || continue
     declare -n po_path=$po_name
     for po_option in "${!po_path[@]}"; do
-      [ -z "${po_path[$po_option]}" ] ||
-        po_path[po_option]=$(realpath -ms --relative-base="$SPKV_ROOT" -- "${po_path[$po_option]}")
+      po_value=${po_path[$po_option]} po_word=
+      [[ -z ${po_text[$po_name]##*NAME=FILE*} && $po_value =~ ^([A-Za-z0-9_]+=)(.+) && ! -e $po_value ]] &&
+        po_word=${BASH_REMATCH[1]} po_value=${BASH_REMATCH[2]}
+      [ -z "$po_value" ] ||
+        po_path[po_option]=$po_word$(realpath -ms --relative-base="$SPKV_ROOT" -- "$po_value")
     done
     unset -n po_path
   done

@@ -27,7 +27,8 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     p.add_argument("--systems", required=True, nargs="+", metavar="DIR", help="folders with embed/ and model/")
     p.add_argument("--data", required=True, nargs="+", metavar="DIR",
-                   help="data directories with trials, and optionally enrol_map (models of several utterances)")
+                   help="data directories with trials, and optionally enrol_map (models of several utterances). "
+                   "Further lists in them, trials_X, are scored as NAME_X from the same embeddings")
     p.add_argument("--name", nargs="+", metavar="NAME",
                    help="one name per list (default: the last component of each --data)")
     p.add_argument("--dev", metavar="DIR", help="data directory of dev trials: calibration is fitted on them")

@@ -373,6 +373,55 @@ def systems_table(scores: dict) -> list[str]:
     return lines
 
 
+def further_lists(scores: dict, name: str) -> dict[str, dict[str, dict]]:
+    """X -> phase -> metrics of every list NAME_X beside the headline list NAME, with `eer_asnorm` where there is one.
+
+    The list that the headline repeats comes first, the others by name: with O as headline O, E, H.
+    """
+    found = {
+        n.removeprefix(f"{name}_") for lists in scores.values() for n in lists if n.startswith(f"{name}_")
+    }
+    out: dict[str, dict[str, dict]] = {}
+    for x in sorted(x for x in found if not x.endswith(tuple(f"-{v}" for v in VARIANTS))):
+        for phase, lists in scores.items():
+            if m := lists.get(f"{name}_{x}"):
+                normed = lists.get(f"{name}_{x}-asnorm", {})
+                more = {"eer_asnorm": normed["eer"]} if normed else {}
+                out.setdefault(x, {})[phase] = {k: m.get(k) for k in KEYS} | more
+
+    def is_headline(x: str) -> bool:
+        return all(
+            all(
+                m[k] == scores[p].get(name, {}).get(k)
+                for k in ("eer", "threshold", "num_target", "num_nontarget")
+            )
+            for p, m in out[x].items()
+        )
+
+    return {x: out[x] for x in sorted(out, key=lambda x: (not is_headline(x), x))}
+
+
+def lists_table(scores: dict, name: str) -> list[str]:
+    """The lists of trials of one test set side by side, a line a system; [] where there is one list alone."""
+    lists = further_lists(scores, name)
+    if not lists:
+        return []
+    head, parts = ["system"], ("EER %", "95 % interval", "minDCF 0.01", "EER % AS-norm")
+    head += [f"{text(x)}: {part}" for x in lists for part in parts]
+    lines = ["", "## Lists side by side", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for phase in scores:
+        cells = [text(phase)]
+        for found in lists.values():
+            m = found.get(phase) or {}
+            low, high = m.get("eer_ci_low"), m.get("eer_ci_high")
+            cells.append(f"{m['eer']:.2f}" if m else "-")
+            cells.append("-" if low is None or high is None else f"{low:.2f} .. {high:.2f}")
+            cells.append(f"{m['min_dcf_0.01']:.3f}" if m else "-")
+            cells.append(f"{m['eer_asnorm']:.2f}" if "eer_asnorm" in m else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", f"Score files: `{text(name)}_X` of list X; `{text(name)}` repeats one of them."]
+
+
 def rounds_table(rounds: dict, with_truth: bool) -> list[str]:
     """Markdown lines: a row per round, and remarks on its labels."""
     import numpy as np
@@ -604,9 +653,10 @@ def write(
         to = inside(exp, exp / "plots" / drawn[-1])
         plots.training([{"kind": "epoch", **e} for e in epochs], to, f"Labels: {name}")
     compared: list[dict] = []
-    aside: list[str] = []
+    aside = lists_table(scores, trials)
     if compare_with:
-        compared, aside, arms = _compare(exp, phases, scores, trials, compare_with)
+        compared, table, arms = _compare(exp, phases, scores, trials, compare_with)
+        aside += table
         if arms:
             drawn.append("cost.png")
             plots.eer_by_cost(arms, inside(exp, exp / "plots/cost.png"))
@@ -619,6 +669,8 @@ def write(
     out["warnings"] = [sign.as_dict() for sign in signs]
     if not scores:
         out["not_measured"] = " ".join(NOT_MEASURED[:1])
+    if lists := further_lists(scores, trials):
+        out["lists"] = lists
     if compared:
         out["compared"] = compared
     if (ranked := exp / "pretrain/dialogues.json").exists():

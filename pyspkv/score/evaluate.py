@@ -80,7 +80,7 @@ def _warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
 
     scp = Path(folder, "embed", part.name, "embedding.scp")
     if part.kind in ("dev", "plain"):  # the variants have the same trials
-        silence.warn(silence.among([scp], trials.utts()), f"{part.data}/trials")
+        silence.warn(silence.among([scp], trials.utts()), part.trials)
 
 
 def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inputs: Inputs) -> None:
@@ -121,20 +121,21 @@ def _update(systems: list[str], request: Wanted, parts: list[Part]) -> None:
     from pyspkv.base.atomic import folder_lock
     from pyspkv.score.evaluation import TrialList
 
-    lists = {part.name: TrialList(part.name, part.data) for part in parts}
+    lists = {part.list_name: TrialList(part.name, part.data, part.trials) for part in parts}
     with ExitStack() as locks:
         for system in systems:
             locks.enter_context(folder_lock(Path(system, "score")))
         inputs = Inputs(request)  # read again under the locks: no other process writes now
         for system in systems:
-            _evaluate_system(system, {part.stem: lists[part.name] for part in parts}, parts, inputs)
+            _evaluate_system(system, {part.stem: lists[part.list_name] for part in parts}, parts, inputs)
 
 
 def table(systems: list[str], request: Wanted) -> str:
     """Format the figures of all systems and lists, from the JSON files, as text."""
     rows = [("system", "list", "EER %", "95 % interval", "minDCF(0.01)", "Cllr", "EER % AS-norm")]
+    lists = [part.stem for part in parts_of(request) if part.kind == "plain"]
     for system in systems:
-        for name in request.name:
+        for name in lists:
             found, norm = (
                 read_figures(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm")
             )

@@ -26,15 +26,16 @@ from pyspkv.score.calibration import Calibration, CalibrationError, fit
 class TrialList:
     """The trials of a data directory with their bootstrap draws over speakers, read once for all systems."""
 
-    name: str
+    name: str  # of the set of embeddings
     data: str
+    file: str  # DATA/trials, or a further list, DATA/trials_X
     _others: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
 
     @cached_property
     def trials(self) -> tuple[list[str], list[str], np.ndarray]:
         """(enrolment ids, test ids, target bool [n]). UserError: one kind of trial is missing."""
-        enrol, test, target = read_trials(f"{self.data}/trials")
-        metrics.check_kinds(target, f"{self.data}/trials")
+        enrol, test, target = read_trials(self.file)
+        metrics.check_kinds(target, self.file)
         return enrol, test, target
 
     @cached_property
@@ -95,7 +96,7 @@ def write(
     if other:
         their, their_eers = trials.other(other)
         out |= metrics.compare(scores, their, target, units, replicates, eers, their_eers)
-    out |= {"scores": str(Path(path).absolute()), "trials": str(Path(f"{trials.data}/trials").absolute())}
+    out |= {"scores": str(Path(path).absolute()), "trials": str(Path(trials.file).absolute())}
     with atomic_file(path.removesuffix(".scores") + ".json") as f:
         f.write(json.dumps(out, indent=1) + "\n")
     return scores
@@ -108,7 +109,7 @@ def calibrate(trials: TrialList, scores: np.ndarray, path: str) -> str | None:
     other scores.
     """
     try:
-        result = fit(scores, trials.trials[2], 0.5, f"trials {trials.data}/trials")
+        result = fit(scores, trials.trials[2], 0.5, f"trials {trials.file}")
     except CalibrationError as err:
         Path(path).unlink(missing_ok=True)
         return str(err)
@@ -146,14 +147,12 @@ class System:
             x = self._unit_means[name]
         both = embeddings.ids, x
         enrol, test, _ = trials.trials
-        return scoring.sides(
-            both, both, enrol, test, trials.models, f"{trials.data}/trials", trials.enrol_map
-        )
+        return scoring.sides(both, both, enrol, test, trials.models, trials.file, trials.enrol_map)
 
     def _plain_sides(self, trials: TrialList) -> tuple[scoring.Sides, np.ndarray]:
-        if self._plain is None or self._plain[0] != trials.name:
+        if self._plain is None or self._plain[0] != trials.file:
             sides = self._sides(trials, trials.name)
-            self._plain = trials.name, sides, scoring.cosine(*sides)
+            self._plain = trials.file, sides, scoring.cosine(*sides)
         return self._plain[1:]
 
     def plain(self, trials: TrialList) -> np.ndarray:

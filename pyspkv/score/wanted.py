@@ -7,6 +7,7 @@ what each score file was made from; files that are up to date are kept.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,14 +39,23 @@ class Part:
     """One score file of a system. kind: dev, plain, crops, mean or asnorm."""
 
     kind: str
-    name: str  # name of the trial list
-    data: str  # data directory of the trial list
+    name: str  # of the set of embeddings
+    data: str  # its data directory
     cohort: str = "train"  # the set whose mean is subtracted, and whose speakers are the AS-norm cohort
+    further: str = ""  # X of the list trials_X; empty: trials
+
+    @property
+    def trials(self) -> str:
+        """The file of the trial list."""
+        return f"{self.data}/trials{self.further and '_'}{self.further}"
+
+    @property
+    def list_name(self) -> str:
+        return f"{self.name}{self.further and '_'}{self.further}"
 
     @property
     def stem(self) -> str:
-        """Name of the score file without its ending."""
-        return self.name if self.kind in ("dev", "plain") else f"{self.name}-{self.kind}"
+        return self.list_name if self.kind in ("dev", "plain") else f"{self.list_name}-{self.kind}"
 
     @property
     def sets(self) -> list[str]:
@@ -54,10 +64,16 @@ class Part:
         return [self.name, *more.get(self.kind, [])]
 
 
-def parts_of(request: Wanted) -> list[Part]:
-    """The score files that every system needs, in the order of making.
+def further_lists(data: str) -> list[str]:
+    """X of every list trials_X of a data directory, beside its list trials; sorted."""
+    found = [re.fullmatch(r"trials_(\w+)", path.name, re.ASCII) for path in Path(data).glob("trials_*")]
+    return sorted(m[1] for m in found if m)
 
-    UserError: two have the same name, or a bad one.
+
+def parts_of(request: Wanted) -> list[Part]:
+    """What is wanted of every system, in the order in which it is made. UserError: two files of one name.
+
+    A data directory may have further lists, trials_X, beside its trials: all are scored from the same embeddings.
     """
     parts = [Part("dev", os.path.basename(os.path.abspath(request.dev)), request.dev)] if request.dev else []
     kinds = [
@@ -66,8 +82,9 @@ def parts_of(request: Wanted) -> list[Part]:
         *(["mean", "asnorm"] if request.cohort_data else []),
     ]
     parts += [
-        Part(kind, name, data, request.cohort_set)
+        Part(kind, name, data, request.cohort_set, further)
         for name, data in zip(request.name, request.data)
+        for further in ["", *further_lists(data)]
         for kind in kinds
     ]
     seen = set()
@@ -84,14 +101,15 @@ def parts_of(request: Wanted) -> list[Part]:
 def unwanted(system: str, request: Wanted, parts: list[Part]) -> list[Path]:
     """Score files of variants that the options do not include: they belong to other embeddings or cohorts."""
     kinds = [*([] if request.crops else ["crops"]), *([] if request.cohort_data else ["mean", "asnorm"])]
-    stems = {f"{name}-{kind}" for name in request.name for kind in kinds} - {part.stem for part in parts}
+    names = {part.list_name for part in parts if part.kind == "plain"}
+    stems = {f"{name}-{kind}" for name in names for kind in kinds} - {part.stem for part in parts}
     files = [Path(system, "score", stem + end) for stem in sorted(stems) for end in (".scores", ".json")]
     return [f for f in files if os.path.lexists(f)]
 
 
 def check_there(systems: list[str], request: Wanted, parts: list[Part]) -> None:
-    """UserError: a folder, a list or an embedding set is missing. The hint is the command that makes it."""
-    files = [f"{part.data}/{name}" for part in parts for name in ("trials", "utt2spk")]
+    """UserError: a folder, a list or an embedding set is missing; the hint is the command that makes it."""
+    files = [file for part in parts for file in (part.trials, f"{part.data}/utt2spk")]
     for file in [*files, *([f"{request.cohort_data}/utt2spk"] if request.cohort_data else [])]:
         if not Path(file).is_file():
             hint = "check the paths given to --data, --dev and --cohort-data"
@@ -204,17 +222,17 @@ class Inputs:
     def of(self, system: str, part: Part) -> dict:
         """What the score file of a part is made from."""
         request = self.request
-        tables = ["trials", "utt2spk", "enrol_map"]
+        tables = [os.path.basename(part.trials), "utt2spk", "enrol_map"]
         out = {
             "format": FORMAT,
             "kind": part.kind,
             "scores": str(outputs(system, part)[0].absolute()),
-            "trials": str(Path(part.data, "trials").absolute()),
+            "trials": str(Path(part.trials).absolute()),
             "data": {name: self.file(f"{part.data}/{name}") for name in tables},
             "embeddings": [self.embeddings(f"{system}/embed/{name}") for name in part.sets],
         }
         if part.kind == "dev":
-            out["source"] = f"{part.data}/trials"  # as calibration.json names it
+            out["source"] = part.trials  # as calibration.json names it
         if part.kind == "plain":
             out["calibration"] = stamp(calibration_of(system))
             if other := compared_to(request, system, part):

@@ -59,8 +59,12 @@ encoder=${encoder:-$conf/encoder.yaml} systems=("$exp/supervised")
 ! $use_dev || dev=(--dev "$data/dev" --patience "$patience") best=@best
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
 
+eval_sets=("${tests[@]}") dev_opts=() # dev may be missing: the rest is done without it
+has() { [ -e "$data/$1" ] || [ ! -d "$data/$train_set" ]; } # a dry run before stage 1 shows all
+! has dev || { eval_sets=("$data/dev" "${tests[@]}"); dev_opts=(--dev "$data/dev"); }
+
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/$train_set" "$data/dev" "${tests[@]}"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/$train_set" "${eval_sets[@]}"
 fi
 
 # Supervised training has no stage 3.
@@ -78,16 +82,17 @@ fi
 models=("${systems[@]/%//model}")
 models[0]+=$best
 if stage 6 "extract embeddings"; then # also of the training data: its speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${models[@]}" --data "$data/$train_set" "$data/dev" "${tests[@]}"
+  log_run steps/extract.sh "${extract_opts[@]}" "${models[@]}" --data "$data/$train_set" "${eval_sets[@]}"
   [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${models[@]}" --data "${tests[@]}"
 fi
 
+has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
   for name in test "${also_test[@]}"; do
-    log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+    log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
       --cohort-data "$data/$train_set" --cohort-set "${train_set##*/}" \
       --crops "$use_crops" "${systems[@]}" "$data/$name" "$name"
   done

@@ -55,8 +55,12 @@ dev=()
 ! $dev_curve || dev=(--dev "$data/dev")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
 
+eval_sets=("$data/test") dev_opts=() # dev may be missing: the rest is done without it
+has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
+! has dev || { eval_sets=("$data/dev" "$data/test"); dev_opts=(--dev "$data/dev"); }
+
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
 if stage 3 "pre-train without labels"; then
@@ -78,15 +82,16 @@ fi
 systems=("$exp/pretrain" "$exp/round1")
 
 if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
   [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
 fi
 
+has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+  log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
     --cohort-data "$exp/round1/data_out" --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 

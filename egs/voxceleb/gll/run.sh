@@ -44,8 +44,9 @@ conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
 vox1=               # folder of VoxCeleb1: dev/wav, test/wav
-vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav
-trials=             # file veri_test2.txt (O, cleaned), list_test_all2.txt (E) or list_test_hard2.txt (H)
+vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav or .flac
+trials=()           # files veri_test2.txt (O), list_test_all2.txt (E) and list_test_hard2.txt (H), or NAME=FILE
+num_dev_spk=40      # number of dev speakers, from 2
 musan=              # folder of MUSAN: noise, speech, music
 rirs=               # folder of simulated room impulse responses
 # -- end of options
@@ -57,8 +58,8 @@ noise=(augment.noise_list="$data/musan_noise" augment.babble_list="$data/musan_s
   augment.music_list="$data/musan_music" augment.rir_list="$data/rirs")
 
 if stage 1 "data directories and noise lists"; then
-  log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --trials "$trials" --musan "$musan" --rirs "$rirs" \
-    "$data"
+  log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --num-dev-spk "$num_dev_spk" --musan "$musan" \
+    --rirs "$rirs" "$data" "${trials[@]}"
 fi
 
 # -- the same in every gll recipe from here on (utils/sync_recipes.sh)

@@ -33,8 +33,9 @@ conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
 vox1=               # folder of VoxCeleb1: dev/wav, test/wav
-vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav
-trials=             # file veri_test2.txt (O, cleaned), list_test_all2.txt (E) or list_test_hard2.txt (H)
+vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav or .flac
+trials=()           # files veri_test2.txt (O), list_test_all2.txt (E) and list_test_hard2.txt (H), or NAME=FILE
+num_dev_spk=40      # number of dev speakers, from 2; 0: no dev, and nothing is calibrated
 musan=              # folder of MUSAN: noise, speech, music
 rirs=               # folder of simulated room impulse responses
 # -- end of options
@@ -46,8 +47,8 @@ noise=(augment.noise_list="$data/musan_noise" augment.babble_list="$data/musan_s
   augment.music_list="$data/musan_music" augment.rir_list="$data/rirs")
 
 if stage 1 "data directories and noise lists"; then
-  log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --trials "$trials" --musan "$musan" --rirs "$rirs" \
-    "$data"
+  log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --num-dev-spk "$num_dev_spk" --musan "$musan" \
+    --rirs "$rirs" "$data" "${trials[@]}"
 fi
 
 # -- the same in every ssrl recipe from here on (utils/sync_recipes.sh)
@@ -59,8 +60,12 @@ dev=()
 ! $dev_curve || dev=(--dev "$data/dev")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
 
+eval_sets=("$data/test") dev_opts=() # dev may be missing: the rest is done without it
+has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
+! has dev || { eval_sets=("$data/dev" "$data/test"); dev_opts=(--dev "$data/dev"); }
+
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
 if stage 3 "pre-train without labels"; then
@@ -82,15 +87,16 @@ fi
 systems=("$exp/pretrain" "$exp/round1")
 
 if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
   [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
 fi
 
+has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+  log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
     --cohort-data "$exp/round1/data_out" --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 
