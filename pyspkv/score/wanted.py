@@ -39,7 +39,7 @@ class Part:
     """One score file of a system. kind: dev, plain, crops, mean or asnorm."""
 
     kind: str
-    name: str  # of the set of embeddings
+    name: str  # name of the set of embeddings
     data: str  # its data directory
     cohort: str = "train"  # the set whose mean is subtracted, and whose speakers are the AS-norm cohort
     further: str = ""  # X of the list trials_X; empty: trials
