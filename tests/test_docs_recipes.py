@@ -167,13 +167,15 @@ def test_sync_leaves_an_owners_recipe_alone(tmp_path):
     assert "echo mine" not in (tmp_path / "egs/synced/ssl/run.sh").read_text()
 
 
-def test_only_a_wavlm_student_starts_from_the_trunk():
+def test_only_a_wavlm_or_trunk_student_starts_from_the_trunk(tmp_path):
     """Other students have no such setting: for an ECAPA-TDNN the trunk only gives the first labels."""
     small = str(ROOT / "egs/mini/trunk_ssl/conf/small_wavlm.yaml")
+    (tmp_path / "whisper.yaml").write_text("encoder:\n  name:  trunk\n  layers: 3\n")
     for recipe, options, starts in (
         ("mini", [], False),
         ("librispeech", ["--labels-from", "trunk"], False),
         ("mini", ["--student", small], True),
+        ("mini", ["--student", str(tmp_path / "whisper.yaml")], True),
         ("voxceleb", [], True),
     ):
         words = [

@@ -68,7 +68,20 @@ def test_a_killed_run_ends_with_the_same_digits(tmp_path, data, name):
     test_trainer.assert_same(test_trainer.final(tmp_path / "killed"), test_trainer.final(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("encoder", [{"name": "ecapa"}, {"name": "dvector"}, {"name": "wavlm", "layers": 3}])
+TRUNKS = [
+    {"name": "trunk", "family": family, "arch": arch}
+    for family, arch in (
+        ("whisper", {"d_model": 384}),
+        ("wav2vec2", {"num_hidden_layers": 2}),
+        ("wavlm", {"num_hidden_layers": 2, "feat_extract_norm": "layer", "do_stable_layer_norm": True}),
+        ("w2v_bert", {"num_hidden_layers": 2}),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "encoder", [{"name": "ecapa"}, {"name": "dvector"}, {"name": "wavlm", "layers": 3}, *TRUNKS]
+)
 def test_embeddings_are_the_cpus(tmp_path, encoder, monkeypatch):
     """The utterances differ in length, so that there is padding."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -15,9 +15,10 @@ from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.bin import import_checkpoint
+from pyspkv.models.layer_pooling import MHFA
 from pyspkv.models.load import load_encoder
 from pyspkv.models.registry import EncoderConfig
-from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA, _grouped_products, _normed_convolution, drop
+from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, _grouped_products, drop, normed_convolution
 
 SMALL = {"name": "wavlm", "layers": 2, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,
          "pos_conv_groups": 4, "embed_dim": 12, "mhfa_heads": 3, "mhfa_dim": 8}  # fmt: skip
@@ -156,7 +157,7 @@ def test_first_convolution_with_a_small_output():
     weight -= weight.mean(1, keepdim=True)
     want = F.conv1d(wave.double()[:, None], weight.double()[:, None], stride=5)
     want = (want - want.mean(2, keepdim=True)) / (want.var(2, correction=0, keepdim=True) + norm.eps).sqrt()
-    got = _normed_convolution(wave, torch.tensor([8000]), weight, norm)
+    got = normed_convolution(wave, torch.tensor([8000]), weight, norm)
     torch.testing.assert_close(got.mT.double(), want, atol=2e-4, rtol=0)
 
 

@@ -73,6 +73,8 @@ def values(annotation: Any, metadata: list[Any]) -> str:
         args = get_args(kind)
         number = "any number of" if Ellipsis in args else f"{len(args)} of"
         return f"{number}: {values(args[0], [])}{null}"
+    if get_origin(kind) is dict:
+        return f"mapping{null}"
     text = WORDS[kind]
     return (f"{text} {ends(notes)}" if ends(notes) else text) + null
 
@@ -80,6 +82,8 @@ def values(annotation: Any, metadata: list[Any]) -> str:
 def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if value == {}:
+        return "{}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(shown, value))}]"
     return '""' if value == "" else f"{value:,}".replace(",", "") if isinstance(value, int) else str(value)

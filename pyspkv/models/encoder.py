@@ -15,6 +15,7 @@ class Encoder(nn.Module):
     embed_dim: int
     min_samples: int = 1200  # what `features` needs: a few frames
     frame_dim: int  # of a causal encoder's frames
+    epoch_now: float = 0.0  # of the training, a real number; the objective sets it before each step
     causal: bool = False  # a frame's output depends on no later frame; such encoders have a `frame_dim` C
 
     def __init__(self, n_mels: int = 80):
@@ -44,6 +45,11 @@ class Encoder(nn.Module):
     def param_groups(self) -> list[dict]:
         """Optimizer groups; `lr_scale` multiplies the run's learning rate (layer-wise rates). Frozen parts stay out."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
+
+    @staticmethod
+    def resolved(config):
+        """The config with all that it takes from the models that it names: a model folder needs no other."""
+        return config
 
     @staticmethod
     def needs_models(config) -> list[str]:

@@ -111,7 +111,7 @@ class Objective(nn.Module):
 
     def before_step(self, step: int) -> None:
         """Global step about to be taken; sets the real-valued epoch that schedules read."""
-        self.epoch_now = step / self.info.steps_per_epoch
+        self.epoch_now = self.encoder.epoch_now = step / self.info.steps_per_epoch
 
     def init_from_embeddings(self, embeddings: Tensor, label: Tensor) -> None:
         """Embeddings [N, D] of all rows by the encoder that the run starts from, and their labels [N]."""

@@ -34,6 +34,15 @@ def set_lr(optimizer: torch.optim.Optimizer, base: float, factor: float) -> None
             group["lr"] = base * group.get("lr_scale", 1.0) * factor
 
 
+def drop_waiting(optimizer: torch.optim.Optimizer, epoch: float) -> None:
+    """Forget the gradients of groups whose `from_epoch` has not come: nothing of them moves, and nothing is remembered
+    of them, as if they were not there."""
+    for group in optimizer.param_groups:
+        if epoch < group.get("from_epoch", 0):
+            for p in group["params"]:
+                p.grad = None
+
+
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None, each: bool) -> Tensor:
     """Scale the gradients down to norm `limit` (None: leave them), together or each by itself; their norm before."""
     params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]

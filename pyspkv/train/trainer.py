@@ -42,7 +42,7 @@ from pyspkv.train.config import MAY_CHANGE_ON_RESUME, TrainConfig
 from pyspkv.train.dev import DevList, check_apart
 from pyspkv.train.log import Log, Means, StepLog, epoch_line
 from pyspkv.train.moved_labels import check_labels_out, write_labels
-from pyspkv.train.optimizers import build_optimizer, clip_gradients, set_lr
+from pyspkv.train.optimizers import build_optimizer, clip_gradients, drop_waiting, set_lr
 from pyspkv.train.run_folder import RunFolder
 from pyspkv.train.state import RunState
 from pyspkv.train.step import StepResult, step_result, total_loss
@@ -84,7 +84,9 @@ class Trainer:
         labels_out: Path | None = None,
         patience: int = 0,
     ):
-        self.config, self.exp, self.init, self.keep_head = config, exp, init, keep_head
+        encoder = cfg.class_of(config.encoder).resolved(config.encoder)
+        self.config = config = config.model_copy(update={"encoder": encoder})
+        self.exp, self.init, self.keep_head = exp, init, keep_head
         self.labels_out, self.patience = labels_out and Path(labels_out), patience
         if patience < 0:
             raise UserError(f"--patience {patience} must not be below 0")
@@ -312,6 +314,7 @@ class Trainer:
             self._stop(f"the loss is {value} at step {step}", batch)
         loss.backward()
         for optimizer in self.optimizers.values():
+            drop_waiting(optimizer, self.objective.epoch_now)
             norm = clip_gradients(optimizer, c.optim.grad_clip_norm, c.optim.clip_per_parameter)
             if not torch.isfinite(norm):
                 self._stop(f"the gradient is {norm.item()} at step {step}", batch)

@@ -17,7 +17,7 @@ stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-t
 stop_stage=8        # last stage, from 1
 round=1             # first round of stage 4, from 1
 num_rounds=3        # number of rounds, from 1
-trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a WavLM student starts from it
+trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a wavlm or trunk student starts from it
 student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
 labels_from=pretrain # source of the first clusters (pretrain|trunk): DINO, or the mean of the trunk's states
 round_init=none     # start of the rounds (pretrain|none): DINO's model; none: the trunk, or from scratch
@@ -63,7 +63,7 @@ train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 extract_opts=("${train_opts[@]}" --nj "$nj")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 student_settings=("${settings[@]}") init=()
-if [ -n "$trunk" ] && grep -qs "name: *wavlm" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}"; then
+if [ -n "$trunk" ] && grep -Eqs "name: *(wavlm|trunk)" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}"; then
   student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model") # any other student only uses labels from the trunk
 fi
 labels=data # folder in a round that stages 4 and 5 train on
