@@ -16,7 +16,7 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from pyspkv.base import atomic, checkpoint
+from pyspkv.base import atomic, checkpoint, distributed
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import View
@@ -28,7 +28,7 @@ from pyspkv.score.extract import embed
 from pyspkv.train.config import OptimConfig, TrainConfig
 from pyspkv.train.optimizers import build_optimizer, set_lr
 from pyspkv.train.state import RunState
-from pyspkv.train.step import step_result, total_loss
+from pyspkv.train.step import loss_with_pull, step_result, total_loss
 from pyspkv.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -515,11 +515,12 @@ def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
             config(tmp_path, epochs=1, **changes, **wavlm, log_every_steps=1), data, tmp_path / name
         )
         encoder = trainer.objective.encoder
-        encoder.config = encoder.config.model_copy(update={"l2_sp_weight": 0.5})
+        encoder.config = encoder.config.model_copy(update={"l2_sp_weight": 0.5, "pull_form": "squared"})
         encoder.anchor = [p.detach() - 1 for p in encoder._pulled()]
         trainer.run()
         first = json.loads((tmp_path / name / "train.jsonl").read_text().splitlines()[0])
         assert first["pull"] == pytest.approx(sum(p.numel() for p in encoder._pulled()) / 2, rel=1e-4)
+        assert epochs(tmp_path / name)[0]["drift/layer1"] == pytest.approx(encoder.drift()["layer1"])
 
 
 @pytest.mark.parametrize(
@@ -705,6 +706,31 @@ def test_the_total_is_the_sum_of_means_with_weights_of_any_kind():
     for kind in (lambda v: v, float, torch.tensor, lambda v: torch.tensor(float(v))):
         losses = Losses({"a": (x.sum(), kind(3)), "b": (2 * x[0], kind(1)), "none": (0 * x[1], kind(0))})
         assert total_loss(losses, torch.device("cpu")).item() == 3 + 2
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_loss_beside_a_pull(monkeypatch, normalize):
+    """L + P, or L / sg(L) + P: that gradient is d ln L + dP, by the mean L of both of two ranks."""
+    x = torch.tensor([2.0, 6.0], requires_grad=True)
+
+    def step(pull):
+        losses = Losses({"a": (3 * x[0], 3), "b": (x[0] * x[1], 1)})
+        x.grad = None
+        loss, shown = loss_with_pull(losses, pull, normalize, torch.device("cpu"))
+        loss.backward()
+        assert ("pull" in losses.terms) == bool(pull), "what is logged"
+        return loss.item(), shown.item(), x.grad.tolist()
+
+    assert step({}) == (14, 14, [7, 2])
+    want = (1 + 6, 14, [0.5, 2 / 14 + 1]) if normalize else (20, 20, [7, 3])
+    assert step({"pull": (x[1], 1.0)}) == pytest.approx(want[:2] + (pytest.approx(want[2]),))
+    if normalize:  # another rank has L = 28: both divide by 21, and each counts its own share
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "all_reduce_sum", lambda v: v + (28 if v.ndim == 0 else v))
+        assert step({"pull": (x[1], 1.0)})[0] == pytest.approx(14 / 21 + 6)
+        x = torch.tensor([0.0, 6.0], requires_grad=True)
+        monkeypatch.undo()
+        assert step({"pull": (x[1], 1.0)})[0] == 6, "a gate that rejects all leaves nothing to divide"
 
 
 def test_audio_counts_by_the_crops_that_were_encoded():

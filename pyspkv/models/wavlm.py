@@ -5,8 +5,9 @@ batch, scaled-dot-product attention (written out on a CPU) with each layer's gat
 nothing (the group norm of the first convolution leaves padded samples out, which transformers' does not).
 """
 
+import re
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,6 +20,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import transformers
 from pyspkv.models.encoder import Encoder, frame_mask
 from pyspkv.models.norm import BatchNorm
+from pyspkv.models.pull import PullForm, drift, pull
 
 CONV_KERNELS, CONV_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # stride 320, receptive field 400
 
@@ -83,8 +85,14 @@ class WavLMConfig(Config):
     )
     l2_sp_weight: NotNegative = Field(
         0.0,
-        description="Weight of the squared distance to the weights of `pretrained` (L2-SP). The paper has "
-        "0.01. Raise it when the fine-tuned trunk forgets.",
+        description="Weight of the pull to the weights of `pretrained` (L2-SP). The paper has 0.01. Raise it "
+        "when the fine-tuned trunk forgets.",
+    )
+    pull_form: PullForm = Field(
+        "norms",
+        description="Form of that pull. norms: as released for arXiv 2406.02285, the sum of the distances "
+        "divided by its own value, and the main loss divided by its own value, too. squared: the sum of the "
+        "squared distances, far stronger at the same weight.",
     )
     gradient_checkpointing: bool = Field(
         False,
@@ -225,27 +233,29 @@ class WavLM(Encoder):
         folder = ckpt.resolve_model(c.pretrained)
         theirs = {k[6:]: v for k, v in ckpt.encoder_weights(folder).items() if k.startswith("trunk.")}
         ckpt.load_state_strict(self.trunk, theirs, folder)
-        if c.l2_sp_weight:
-            self.anchor = [p.detach().clone() for p in self._pulled()]
+        self.anchor = [p.detach().clone() for p in self._pulled()]
 
     def _pulled(self) -> list[nn.Parameter]:
         return [p for p in self.trunk.parameters() if p.requires_grad]
 
-    def pull(self, match_released_code: bool = False) -> Tensor | None:
-        """weight x sum of squared distances.
-
-        match_released_code: weight x R / (its value + 1e-5), R the sum of the norms.
-        """
-        if not self.anchor:
+    def pull(self) -> Tensor | None:
+        if not self.anchor or not self.config.l2_sp_weight:
             return None
         params = self._pulled()
         self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params)]
-        gaps = [p - a for p, a in zip(params, self.anchor)]
-        if not match_released_code:
-            total: Any = sum(gap.square().sum() for gap in gaps)
-            return self.config.l2_sp_weight * total
-        norms = sum(torch.linalg.vector_norm(gap) for gap in gaps)
-        return self.config.l2_sp_weight * norms / (norms.detach() + 1e-5)
+        return pull(params, self.anchor, self.config.l2_sp_weight, self.config.pull_form)
+
+    @property
+    def normalizes_loss(self) -> bool:
+        return self.config.pull_form == "norms"
+
+    def drift(self) -> dict[str, float]:
+        if not self.anchor:
+            return {}
+        names = [name for name, p in self.trunk.named_parameters() if p.requires_grad]
+        layers = [re.match(r"encoder\.layers\.(\d+)\.", name) for name in names]
+        parts = [f"layer{int(layer[1]) + 1}" if layer else "front" for layer in layers]
+        return drift(parts, self._pulled(), self.anchor)
 
     def param_groups(self) -> list[dict]:
         """Layer-wise rates: layer l of the trunk trunk_lr_scale x layerwise_lr_growth^l; what is of no layer as the

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base import config as cfg
 from pyspkv.base.config import Config, Count, Epochs, Positive, Seconds, implements
-from pyspkv.base.distributed import all_reduce_sum
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
@@ -64,10 +63,9 @@ class AAMConfig(Config):
     )
     match_released_code: bool = Field(
         False,
-        description="Follow the code that the authors of arXiv 2406.02285 released, to compare: loss and "
-        "L2-SP term (of norms, not squares) are each divided by their own value; labels are corrected by "
-        "softmax(W z / 0.1) in training mode; the margin stays on the old label; the sum is divided by the "
-        "batch size.",
+        description="Correct labels as in the code that the authors of arXiv 2406.02285 released, to compare: "
+        "by softmax(W z / 0.1) in training mode; the margin stays on the old label; the sum is divided by the "
+        "batch size. The released pull to the pre-trained weights is `encoder.pull_form`.",
     )
     gate_on_margin_loss: bool = Field(
         True,
@@ -185,16 +183,8 @@ class AAM(WithGate, Objective):
         if "clean" in batch.views:
             counts["corrected_same"] = same.float().sum()
         stats: dict[str, Mean] = {k: (v, batch_size) for k, v in counts.items()}
-        if c.match_released_code:
-            stats["cross_entropy"] = total.detach(), weight
-            counted = all_reduce_sum(weight).clamp_min(1)
-            value = all_reduce_sum(total.detach()) / counted  # of all processes, as one would have it
-            total = total / torch.where(value > 0, value, 1.0)
         encoded: dict[str, float] = {"clean": num_predicted} if "clean" in batch.views else {}
         return Losses({"aam": (total, weight)}, stats, spread(unit), encoded)
-
-    def pull(self, match_released_code: bool = False) -> dict[str, Mean]:
-        return super().pull(self.config.match_released_code)
 
     @torch.no_grad()
     def predict(self, view: tuple[Tensor, Tensor], rows: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:

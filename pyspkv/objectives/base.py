@@ -104,9 +104,9 @@ class Objective(nn.Module):
         ]
         return {"main": [*groups, *([{"params": rest, "lr_scale": 1.0}] if rest else [])]}
 
-    def pull(self, match_released_code: bool = False) -> dict[str, Mean]:
+    def pull(self) -> dict[str, Mean]:
         """The term that draws the encoder to its pre-trained weights, where it has one (`encoder.pull`)."""
-        value = self.encoder.pull(match_released_code)
+        value = self.encoder.pull()
         return {} if value is None else {"pull": (value, 1.0)}
 
     def before_step(self, step: int) -> None:
