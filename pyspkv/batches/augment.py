@@ -65,6 +65,11 @@ class AugmentConfig(Config):
     babble_speakers: Annotated[tuple[Talkers, Talkers], AfterValidator(in_order)] = Field(
         (3, 8), description="Number of talkers in a babble: minimum and maximum (Kaldi's recipes: 3 to 7)."
     )
+    babble_snr_each: bool = Field(
+        False,
+        description="Each talker of a babble has an SNR of its own in `babble_snr`, and then they are added "
+        "up, as voxceleb_trainer does. Their sum is then about 7.5 dB louder. Off: the sum has that SNR.",
+    )
     music_list: str = Field("", description="List of music, for example MUSAN's.")
     music_snr: Span = Field((5.0, 15.0), description="SNR of music in dB (Kaldi's recipes: 5 to 15).")
     babble_music: bool = Field(
@@ -248,14 +253,21 @@ class Augmenter:
         kinds = [*self.lists, *(["babble+music"] if c.babble_music else [])]
         kind, *others = kinds[rng.integers(len(kinds))].split("+")
         also = self._addition(rng, others[0]) if others else None
-        return replace(self._addition(rng, kind), speed=speed, rir=rir, also=also)
+        return replace(self._addition(rng, kind, also), speed=speed, rir=rir)
 
-    def _addition(self, rng: np.random.Generator, kind: str) -> Profile:
+    def _addition(self, rng: np.random.Generator, kind: str, also: Profile | None = None) -> Profile:
+        """An addition of this kind, beside `also`."""
         c = self.config
         num = int(rng.integers(c.babble_speakers[0], c.babble_speakers[1] + 1)) if kind == "babble" else 1
         rows = tuple(rng.integers(len(self.lists[kind]), size=num).tolist())
-        snr = float(rng.uniform(*getattr(c, f"{kind}_snr")))
-        return Profile(kind=kind, rows=rows, offsets=tuple(rng.random(num).tolist()), snr=snr)
+        span = getattr(c, f"{kind}_snr")
+        if kind == "babble" and c.babble_snr_each:
+            for row, offset, snr in zip(rows, rng.random(num).tolist(), rng.uniform(*span, num).tolist()):
+                also = Profile(kind=kind, rows=(row,), offsets=(offset,), snr=snr, also=also)
+            assert also is not None  # a babble has a talker
+            return also
+        snr = float(rng.uniform(*span))
+        return Profile(kind=kind, rows=rows, offsets=tuple(rng.random(num).tolist()), snr=snr, also=also)
 
     # ---- applying ----------------------------------------------------------------------------------------
     def apply(self, wave: np.ndarray, profile: Profile, num: int | None = None) -> np.ndarray:
