@@ -183,10 +183,31 @@ def test_keep_head_takes_all_and_only_for_the_same_labels(tmp_path, data):
     theirs = {k: v for k, v in final(tmp_path / "first").items() if not k.startswith("gate.")}
     ours = second.objective.state_dict()
     assert_same({k: ours[k] for k in theirs}, theirs)
-    assert ours["gate.loss"].isnan().all() and ours["gate.tau"].isinf()
+    plain = config(tmp_path, epochs=1, **{"augment.rir_bank": 0, "augment.speed_perturb": [0.9, 1.1]})
+    assert not Trainer(plain, data, tmp_path / "plain", init=str(tmp_path / "first"), keep_head=True).finished
     other = data.with_speakers(["x" if s == data.spk[0] else s for s in data.spk])
     with pytest.raises(UserError, match="other utterances or labels"):
         Trainer(c, other, tmp_path / "third", init=str(tmp_path / "first"), keep_head=True)
+
+
+def test_fine_tuning_goes_on_with_the_gate_of_the_last_round(tmp_path, data):
+    """A threshold that splits the losses refuses labels from the first step on; without --keep-head none is refused."""
+    changes = {"augment.rir_bank": 0, "epochs": 1}
+    gate = {"name": "dlg", "start_epoch": 0, "label_correction_epoch": None, "min_keep_ratio": 0.9}
+    c = config(tmp_path, **changes, **{"objective.gate": gate})
+    first = Trainer(c, data, tmp_path / "first")
+    first.objective.gate.tau.fill_(1e-6)
+    first.objective.gate.follow = lambda epoch: {}  # the threshold that a round has found
+    first.run()
+    kept = {}
+    for keep in (True, False):
+        exp = tmp_path / f"second-{keep}"
+        second = Trainer(c, data, exp, init=str(tmp_path / "first"), keep_head=keep)
+        assert second.objective.gate.tau.item() == (pytest.approx(1e-6) if keep else np.inf)
+        assert second.objective.gate.loss.isnan().all()
+        second.run()
+        kept[keep] = epochs(exp)[0]["kept"]
+    assert kept == {True: 0.0, False: 1.0}
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path, data):

@@ -318,7 +318,10 @@ def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
 
 
 def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
-    """`--init --keep-head`: encoder and heads of a run on the very same labels; what gates remember starts anew."""
+    """`--init --keep-head`: encoder, heads and gate of a run on the very same labels.
+
+    A gate that remembers other things than that run's did (it is of another kind) starts anew.
+    """
     folder = resolve_model(model)
     if state(folder).get("label_hash") != label_hash:
         raise UserError(
@@ -326,9 +329,11 @@ def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: st
             file=folder,
             hint="remove --keep-head to get a new head, or train on that run's data directory",
         )
-    saved = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
-    gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
-    load_state_strict(objective, {**saved, **gate}, folder)
+    saved, ours = tensors(folder), objective.state_dict()
+    gates = [{k: _kind(v) for k, v in of.items() if k.startswith("gate.")} for of in (saved, ours)]
+    if gates[0] != gates[1]:
+        saved = {k: v for k, v in saved.items() if k not in gates[0]} | {k: ours[k] for k in gates[1]}
+    load_state_strict(objective, saved, folder)
 
 
 def load_state_strict(

@@ -65,7 +65,8 @@ class Trainer:
         unlabeled: second data directory of semi-supervised objectives.
         dev, dev_trials: a declared list of other speakers, scored after every epoch; `best` is its lowest EER.
         init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
-        keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
+        keep_head: start from its heads and its gate too, which needs the same utterances and labels (large-margin
+            fine-tuning).
         labels_out: where the data directory with an objective's final labels goes, if it moves them.
         patience: stop after this many epochs in a row with a dev EER above the best; 0 never stops early.
     """
