@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from pyspkv.base import atomic, checkpoint, distributed
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
+from pyspkv.base.schedules import LRScheduleConfig, lr_factor
 from pyspkv.batches.dataset import View
 from pyspkv.batches.sampler import SamplerConfig
 from pyspkv.data.datadir import DataDir
@@ -727,6 +728,24 @@ def test_the_total_is_the_sum_of_means_with_weights_of_any_kind():
     for kind in (lambda v: v, float, torch.tensor, lambda v: torch.tensor(float(v))):
         losses = Losses({"a": (x.sum(), kind(3)), "b": (2 * x[0], kind(1)), "none": (0 * x[1], kind(0))})
         assert total_loss(losses, torch.device("cpu")).item() == 3 + 2
+
+
+def test_learning_rates_by_epoch():
+    """Warm-up and fall; with a first phase, SSRL's released rates: 1e-4 to 1e-5 in 5 epochs, 5e-4 to 1e-5 in 100."""
+
+    def rates(epochs, lr, *at, **fields):
+        return [lr * lr_factor(LRScheduleConfig(**fields), e, epochs) for e in at]
+
+    assert rates(10, 1, 0, 1, 2, 6, 10, warmup_epochs=2, final_factor=0.1) == pytest.approx(
+        [0, 0.5, 1, 0.55, 0.1]
+    )
+    falls = rates(4, 1, 0, 1, 4, name="exponential", warmup_epochs=0, final_factor=0.0625)
+    assert falls == pytest.approx([1, 0.5, 0.0625])
+    ssrl = {"warmup_epochs": 0, "first_epochs": 5, "first_factor": 0.2, "final_factor": 0.02}
+    found = rates(105, 5e-4, 0, 2.5, 5 - 1e-9, 5, 55, 105, **ssrl)
+    assert found == pytest.approx([1e-4, 5.5e-5, 1e-5, 5e-4, 2.55e-4, 1e-5])
+    ssrl |= {"name": "exponential", "first_factor": 0.32, "warmup_epochs": 2}
+    assert rates(9, 1, 2.5, 5, 6, 7, 8, **ssrl) == pytest.approx([0.08, 0, 0.5, 1, 0.02**0.5])
 
 
 @pytest.mark.parametrize("normalize", [False, True])

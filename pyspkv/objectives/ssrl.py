@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
-from pyspkv.base.config import Config, Count, NotNegative, Seconds, implements
+from pyspkv.base.config import Config, Count, NotNegative, Seconds, Share, implements
 from pyspkv.base.distributed import all_reduce_sum, broadcast, gather, rank
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.clustering.vectors import whitening
@@ -67,10 +67,15 @@ class SSRLConfig(Config):
         description="Votes of the teacher that are kept for each utterance; their mode is the label (5 in the "
         "paper).",
     )
-    ema_epochs: tuple[NotNegative, NotNegative] = Field(
-        (0.44, 4.4),
-        description="Epochs over which the teacher forgets, from the start of the run to its end: the "
-        "momentum is 1 - 1 / (this x steps an epoch).",
+    ema_momentum: tuple[Share, Share] = Field(
+        (0.999, 0.9999),
+        description="Momentum of the teacher a step, from the start of the run to its end, linear in the steps "
+        "(as released). For thousands of steps: with 0.999 the teacher follows over 1000 of them.",
+    )
+    ema_epochs: tuple[NotNegative, NotNegative] | None = Field(
+        None,
+        description="In place of ema_momentum: epochs over which the teacher forgets, from the start of the "
+        "run to its end; the momentum is 1 - 1 / (this x steps an epoch). Use [0.44, 4.4] for small corpora.",
     )
     noise_model: bool = Field(
         True,
@@ -99,7 +104,7 @@ class SSRLConfig(Config):
     match_released_code: bool = Field(
         False,
         description="Follow the authors' released code: the margin on the current label in the teacher's "
-        "vote and loss, EMA momentum 0.999 to 0.9999 a step.",
+        "vote and loss.",
     )
 
 
@@ -347,11 +352,10 @@ class SSRL(Objective):
 
     def after_step(self) -> None:
         c, steps, done = self.config, self.info.steps_per_epoch, min(1.0, self.epoch_now / self.info.epochs)
-        if c.match_released_code:
-            a = 0.9999 - (0.9999 - 0.999) * (1 - done)
-        else:
-            low, high = c.ema_epochs
-            a = 1 - 1 / max(1.0, steps * (low + (high - low) * done))
+        low, high = c.ema_epochs or c.ema_momentum
+        a = low + (high - low) * done
+        if c.ema_epochs:
+            a = 1 - 1 / max(1.0, steps * a)
         pairs = ((self.teacher, self.encoder), (self.teacher_classifier, self.classifier))
         with torch.no_grad():
             for teacher, student in pairs:
