@@ -48,7 +48,11 @@ def parse(argv=None) -> argparse.Namespace:
         help="k-means centroids; 0: N / 22, or AHC alone if N is at most 20,000",
     )
     p.add_argument(
-        "--iterations", type=int, default=20, metavar="N", help="maximum number of k-means iterations"
+        "--iterations",
+        type=int,
+        default=300,
+        metavar="N",
+        help="maximum number of k-means iterations; it stops where it converges",
     )
     p.add_argument(
         "--whiten",

@@ -16,7 +16,7 @@ class Options:
     whiten: float | None = None
     min_size: int = 1
     num_kmeans: int = 0
-    iterations: int = 20
+    iterations: int = 300
     seed: int = 0
 
     def check(self, n: int, file) -> None:

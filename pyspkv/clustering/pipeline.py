@@ -6,7 +6,7 @@ import numpy as np
 
 from pyspkv.base.errors import UserError
 from pyspkv.clustering.agglomerative import agglomerate
-from pyspkv.clustering.kmeans import kmeans, sums_of
+from pyspkv.clustering.kmeans import MAX_ITERATIONS, kmeans, sums_of
 from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_HINT, l2_normalize
 
 
@@ -77,7 +77,7 @@ def cluster(
     num_kmeans: int,
     linkage: str = "ward",
     metric: str = "euclidean",
-    max_iter: int = 20,
+    max_iter: int = MAX_ITERATIONS,
     seed: int = 0,
     device: str = "cpu",
     checkpoint=None,
