@@ -1,13 +1,35 @@
 """Options of a clustering. They have a module of their own, so that comparing them imports nothing heavy."""
 
+import re
 from dataclasses import dataclass
 
 from pyspkv.base.errors import UserError
 
+MOST = 10**9  # of what is counted here
+
+
+def count_or_auto(text: str) -> int | str:
+    """--num-clusters: a number from 1 to MOST - 1, or `auto` or `auto*F` in their shortest form. UserError: neither."""
+    if re.fullmatch("[0-9]{1,9}", text) and int(text):
+        return int(text)
+    factor = re.fullmatch(r"auto(?:\*([0-9]{1,3}(?:\.[0-9]{1,6})?))?", text)
+    if factor and 0.1 <= (value := float(factor[1] or 1)) <= 100:
+        return "auto" if value == 1 else f"auto*{value:.6f}".rstrip("0").rstrip(".")
+    raise UserError(
+        f"--num-clusters {text if len(text) < 40 else text[:37] + '...'}: a number from 1 to {MOST - 1}, auto, or "
+        "auto*F with F from 0.1 to 100",
+        hint="use --num-clusters auto, or auto*1.25 for a quarter more clusters than it finds",
+    )
+
+
+def auto_factor(num_clusters: int | str) -> float | None:
+    """F of `auto*F`, 1 of `auto`; None where the number of clusters is given."""
+    return float(num_clusters.partition("*")[2] or 1) if isinstance(num_clusters, str) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to cluster; the options of bin.cluster, which explains them."""
+    """How to cluster; the options of bin.cluster, which explains them. num_clusters: as of `count_or_auto`."""
 
     num_clusters: int | str = "auto"
     method: str = "kmeans-ahc"
