@@ -14,6 +14,11 @@ DROP = 0.02  # and only where the curve falls by this share of it before it rise
 RISE = 0.1  # the highest peak stands this share of the curve's height above the lowest point before it
 
 
+def auto_factor(num_clusters: int | str) -> float | None:
+    """F of `auto*F`, 1 of `auto`; None where the number of clusters is given."""
+    return float(num_clusters.partition("*")[2] or 1) if isinstance(num_clusters, str) else None
+
+
 def first_peak(curve: np.ndarray) -> int:
     """Index of the first clear peak of curve [G] (rules above); the highest point where there is none."""
     rise = curve - np.minimum.accumulate(curve)

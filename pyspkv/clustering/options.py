@@ -22,11 +22,6 @@ def count_or_auto(text: str) -> int | str:
     )
 
 
-def auto_factor(num_clusters: int | str) -> float | None:
-    """F of `auto*F`, 1 of `auto`; None where the number of clusters is given."""
-    return float(num_clusters.partition("*")[2] or 1) if isinstance(num_clusters, str) else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to cluster; the options of bin.cluster, which explains them. num_clusters: as of `count_or_auto`."""

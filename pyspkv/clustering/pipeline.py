@@ -7,7 +7,7 @@ import numpy as np
 from pyspkv.base.errors import UserError
 from pyspkv.clustering.agglomerative import agglomerate
 from pyspkv.clustering.kmeans import MAX_ITERATIONS, kmeans, sums_of
-from pyspkv.clustering.options import auto_factor
+from pyspkv.clustering.num_clusters import auto_factor
 from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_HINT, l2_normalize
 
 
@@ -89,8 +89,8 @@ def cluster(
     method "kmeans-ahc", the two steps of arXiv 2406.02285: k-means into num_kmeans (all N: none), AHC of the centroids,
     unweighted as in the authors' code; "kmeans"; "ahc". num_clusters "auto": `num_clusters.choose_num_clusters`, of
     the distinct vectors, and copies go where their first goes. `first`: what `copies.first_of_each` gave, if it was
-    asked already. `checkpoint`: see `kmeans`. "auto*F" takes F times that number of clusters, at most one for each vector
-    or centroid. UserError: auto, and all vectors are one.
+    asked already. `checkpoint`: see `kmeans`. "auto*F": F times that number of clusters, at most one for each vector or
+    centroid. UserError: auto, and all vectors are one.
     """
     if not isinstance(num_clusters, str):
         labels, info = _cluster(
