@@ -316,6 +316,24 @@ def margin_objective(num_speeds=1, **fields):
     return cfg.build(cfg.validate(ObjectiveConfig, {"name": "aam", **fields}), encoder, info)
 
 
+@pytest.mark.parametrize("sub_centers", [1, 3])
+def test_centers_start_at_the_class_means(sub_centers):
+    o = margin_objective(num_speeds=2, head_init="class_means", sub_centers=sub_centers)
+    assert o.needs_initial_embeddings and not margin_objective().needs_initial_embeddings
+    dim = o.head.weight.shape[1]
+    x, label = 5 * torch.rand(40, 1) * unit(40, dim, seed=4).float(), torch.arange(40) % 3
+    o.init_from_embeddings(x, label)
+    rows = o.head.weight.detach().view(2, 3, sub_centers, dim)
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(2, 3, sub_centers))
+    for k in range(3):
+        mean = F.normalize(F.normalize(x)[label == k].mean(0), dim=0)
+        if sub_centers == 1:
+            torch.testing.assert_close(rows[:, k, 0], mean.expand(2, dim))
+        else:
+            assert (rows[:, k] @ mean > 0.99).all(), "near the mean"
+            assert len(torch.unique(rows[:, k].flatten(0, 1), dim=0)) == 6, "and each another one"
+
+
 def batch(views, label, speed=None):
     rows, none = torch.arange(len(label)), torch.full((len(label),), -1)
     wave = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (len(label), 8000)).astype(np.float32))

@@ -103,7 +103,13 @@ def epochs(exp) -> list[dict]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}}, DLG, DINO],
+    [
+        {},
+        CONTRASTIVE,
+        {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}},
+        {**DLG, "objective.head_init": "class_means"},
+        DINO,
+    ],
     ids=["margin", "contrastive", "lgl", "dlg", "dino"],
 )
 def test_a_run_killed_at_any_step_ends_with_the_same_digits(tmp_path, data, changes):
@@ -209,6 +215,23 @@ def test_fine_tuning_goes_on_with_the_gate_of_the_last_round(tmp_path, data):
         second.run()
         kept[keep] = epochs(exp)[0]["kept"]
     assert kept == {True: 0.0, False: 1.0}
+
+
+def test_a_head_starts_from_the_class_means_of_the_start_encoder(tmp_path, data):
+    """As extraction embeds the training data with the model that --init names; --keep-head wins over it."""
+    Trainer(config(tmp_path, epochs=1), data, tmp_path / "pre").run()
+    c = config(
+        tmp_path, epochs=0, **{"objective.head_init": "class_means", "augment.speed_perturb": [0.9, 1.1]}
+    )
+    Trainer(c, data, tmp_path / "round", init=str(tmp_path / "pre")).run()
+    x = embed(load_encoder(tmp_path / "pre"), data, torch.device("cpu"), "fp32").x
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    means = np.stack([x[[s == name for s in data.spk]].mean(0) for name in sorted(set(data.spk))])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    head = final(tmp_path / "round")["head.weight"].numpy()
+    np.testing.assert_allclose(head, np.concatenate([means, means]), atol=1e-6)  # a row for each speed
+    Trainer(c, data, tmp_path / "more", init=str(tmp_path / "round"), keep_head=True).run()
+    assert_same(final(tmp_path / "more"), final(tmp_path / "round"))
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path, data):
@@ -361,7 +384,15 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, AAT, DLG, {**DLG, "objective.match_released_code": True}, DINO, REFLECTIVE],
+    [
+        {},
+        CONTRASTIVE,
+        AAT,
+        {**DLG, "objective.head_init": "class_means"},
+        {**DLG, "objective.match_released_code": True},
+        DINO,
+        REFLECTIVE,
+    ],
     ids=["margin", "contrastive", "aat", "dlg", "faithful", "dino", "reflective"],
 )
 def test_two_processes_equal_one(tmp_path, data, changes):

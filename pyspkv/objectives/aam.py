@@ -14,7 +14,7 @@ from pyspkv.base.config import Config, Count, Epochs, Positive, Seconds, impleme
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, WithGate, spread
+from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, WithGate, class_sums, spread
 from pyspkv.objectives.loss_gates import Gate, GateConfig, NoGateConfig
 
 
@@ -55,6 +55,12 @@ class AAMConfig(Config):
         1,
         description="Centers per class; the nearest one counts (Deng et al. 2020). 2 or 3 take in "
         "mixed clusters.",
+    )
+    head_init: Literal["random", "class_means"] = Field(
+        "random",
+        description="class_means: a class's center starts as the mean of its utterances' embeddings by the "
+        "start encoder, at the cost of one pass over the data. Use it when the encoder starts trained: a random "
+        "head makes it forget.",
     )
     encoder_lr_scale: Positive = Field(
         1.0,
@@ -131,6 +137,17 @@ class AAM(WithGate, Objective):
         # A speed change gives another voice, so each speed of a speaker is a class of its own.
         self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centers)
         self.gate: Gate = cfg.build(config.gate, info.num_rows)
+        self.needs_initial_embeddings = config.head_init == "class_means"
+
+    @torch.no_grad()
+    def init_from_embeddings(self, embeddings: Tensor, label: Tensor) -> None:
+        """Centers from the class means, the same for every speed; sub-centers lie around theirs, as equal ones would
+        stay equal."""
+        means = F.normalize(class_sums(embeddings, label, self.num_classes))
+        rows = means.repeat(self.info.num_speeds, 1).repeat_interleave(self.config.sub_centers, 0)
+        if self.config.sub_centers > 1:
+            rows = F.normalize(rows + 0.1 * F.normalize(self.head.weight))
+        self.head.weight.copy_(rows)
 
     def optimizers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
         return super().optimizers(encoder_lr * self.config.encoder_lr_scale)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig, spec_augment
 from pyspkv.base.errors import UserError
@@ -165,6 +166,12 @@ class WithGate:
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         return self.gate.end_epoch(epoch)
+
+
+def class_sums(embeddings: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Sums [classes, D] of the length-normalized embeddings [N, D] by label [N]; a classifier starts from them."""
+    unit = F.normalize(embeddings)
+    return unit.new_zeros(classes, unit.shape[1]).index_add_(0, label, unit)
 
 
 def spread(unit: Tensor) -> Mean:

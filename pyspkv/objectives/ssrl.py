@@ -23,7 +23,7 @@ from pyspkv.batches.dataset import Batch, View
 from pyspkv.clustering.vectors import whitening
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.aam import margin_logits
-from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, class_sums, ema, spread
 from pyspkv.objectives.loss_gates import merge_rows, two_gaussians
 
 CHUNK = 1 << 16  # rows at once in the bookkeeping
@@ -208,8 +208,7 @@ class SSRL(Objective):
         The queue is seeded with floor(L / 2) copies of the label.
         """
         c = self.config
-        unit = F.normalize(embeddings)
-        sums = unit.new_zeros(self.info.num_classes, unit.shape[1]).index_add_(0, label, unit)
+        unit, sums = F.normalize(embeddings), class_sums(embeddings, label, self.info.num_classes)
         with torch.no_grad():
             for classifier in (self.classifier, self.teacher_classifier):
                 classifier.weight.copy_(F.normalize(sums))
