@@ -260,13 +260,15 @@ class Augmenter:
         c = self.config
         num = int(rng.integers(c.babble_speakers[0], c.babble_speakers[1] + 1)) if kind == "babble" else 1
         rows = tuple(rng.integers(len(self.lists[kind]), size=num).tolist())
-        span = getattr(c, f"{kind}_snr")
+        low, high = getattr(c, f"{kind}_snr")
         if kind == "babble" and c.babble_snr_each:
-            for row, offset, snr in zip(rows, rng.random(num).tolist(), rng.uniform(*span, num).tolist()):
+            for row, offset, snr in zip(
+                rows, rng.random(num).tolist(), rng.uniform(low, high, size=num).tolist()
+            ):
                 also = Profile(kind=kind, rows=(row,), offsets=(offset,), snr=snr, also=also)
             assert also is not None  # a babble has a talker
             return also
-        snr = float(rng.uniform(*span))
+        snr = float(rng.uniform(low, high))
         return Profile(kind=kind, rows=rows, offsets=tuple(rng.random(num).tolist()), snr=snr, also=also)
 
     # ---- applying ----------------------------------------------------------------------------------------
