@@ -134,7 +134,7 @@ def source_length(num: int, profile: Profile) -> int:
 
 
 def change_speed(wave: np.ndarray, speed: float, num: int | None = None) -> np.ndarray:
-    """The first part of `Augmenter.apply`: float32 [T] -> [num]."""
+    """Change the speed of a wave, the first part of `Augmenter.apply`: float32 [T] -> [num]."""
     if speed != 1:
         import soxr
 
@@ -221,7 +221,7 @@ class Augmenter:
         self.num_rirs = len(self._rir_reader) if self._rir_reader else self._bank[0] if self._bank else 0
         if not rooms_later:
             self.make_rooms()
-        # reverberation alone, addition alone, both; what is not there goes to what is
+        # Weights of reverberation alone, addition alone, both. The weight of what cannot be done goes to what can.
         reverb, add, both = c.reverb_weight, c.additive_weight, c.both_weight
         if not self.lists:
             reverb, add, both = reverb + both, 0.0, 0.0
@@ -233,13 +233,13 @@ class Augmenter:
         self._fft: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def make_rooms(self) -> None:
-        """Simulate the rooms of the bank, or read them from `cache_dir`; nothing where that is done or not wanted."""
+        """Simulate the rooms of the bank, or read them from `cache_dir`, unless that is done or not wanted."""
         if self._bank and not self._rirs:
             self._rirs = bank(*self._bank)
 
     # ---- drawing -----------------------------------------------------------------------------------------
     def draw_speed(self, rng: np.random.Generator) -> int:
-        """Place in `speed_perturb`; 0 where there are none."""
+        """Draw a place in `speed_perturb`; 0 where that is empty."""
         return int(rng.integers(len(self.config.speed_perturb))) if self.config.speed_perturb else 0
 
     def draw(self, rng: np.random.Generator, speed: float = 1.0) -> Profile:
@@ -283,7 +283,7 @@ class Augmenter:
         return waves[0]
 
     def apply_to_batch(self, waves: np.ndarray, profiles: list[Profile]) -> None:
-        """The rest of `apply` on each of `waves` float32 [B, T], in place."""
+        """Do what `apply` does after the speed, to each of `waves` float32 [B, T] in place."""
         reverberant = [i for i, profile in enumerate(profiles) if profile.rir >= 0]
         for first in range(0, len(reverberant), _FFT_ROWS):
             rows = reverberant[first : first + _FFT_ROWS]

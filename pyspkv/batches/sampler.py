@@ -84,8 +84,15 @@ def rank_slice(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
 
 
 class Sampler:
-    """Base: keeps what every sampler needs. `label` int64 [N] by row; `batch` is the global batch size; `columns` are
-    the corpus's others (source, group, device), int64 [N] each, for the samplers that ask."""
+    """The base of all samplers.
+
+    Args:
+        label: int64 [N], the label of each row.
+        batch: the number of utterances of a batch over all processes.
+        columns: the corpus's other columns (source, group, device), int64 [N] each, for the samplers that use them.
+
+    UserError: there are too few utterances for one batch.
+    """
 
     def __init__(
         self,
@@ -269,7 +276,10 @@ class Dialogues(Sampler):
 
 
 class Stream:
-    """The dialogues of the rows in `part` (bool [N]) that have `per` utterances or more; draws `num` at a time."""
+    """Draws `num` dialogues at a time, `per` utterances of each, from the rows in `part` (bool [N]).
+
+    Dialogues with fewer than `per` utterances are left out. UserError: too few devices.
+    """
 
     def __init__(self, group: np.ndarray, device: np.ndarray, part: np.ndarray, per: int, num: int):
         self.per, self.num = per, num
@@ -294,7 +304,7 @@ class Stream:
             )
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Rows int64 [steps, num, per] of one pass."""
+        """The rows of one pass, int64 [steps, num, per]."""
         _, uses = np.unique(self.device, return_counts=True)
         if (uses == uses[0]).all():
             batches = pool_batches(self.device, self.num, rng)
@@ -305,7 +315,8 @@ class Stream:
 
 
 def epoch_passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: int) -> np.ndarray:
-    """int64 [steps, batch]: pass after pass over `rows` [N], each in a new random order and cut into whole batches."""
+    """Batches int64 [steps, batch]: pass after pass over `rows` [N], each in a new random order and cut into whole
+    batches. What does not fill a batch of a pass is left out of it."""
     each = len(rows) // batch
     if each == 0:
         return np.empty((0, batch), np.int64)

@@ -109,7 +109,7 @@ class SSRLConfig(Config):
 
 
 class Classifier(nn.Module):
-    """[B, D] -> logits [B, K]; cosine times scale (aam), or linear with bias after dropout."""
+    """Embeddings [B, D] to logits [B, K]: the cosine times the scale (aam), or a linear layer after dropout."""
 
     def __init__(self, dim: int, classes: int, c: SSRLConfig):
         super().__init__()
@@ -128,7 +128,10 @@ class Classifier(nn.Module):
 
 
 def mode(queue: Tensor) -> Tensor:
-    """Most frequent entry of each row of int [N, L], the oldest of tied ones; -1 is empty, and where all are: -1."""
+    """The most frequent entry of each row of `queue`, int [N, L]. Of tied entries the oldest wins.
+
+    -1 stands for an empty place and does not count; a row of empty places gives -1.
+    """
     out = []
     for q in queue.split(CHUNK):
         counts = (q[:, :, None] == q[:, None]).sum(2)
@@ -138,7 +141,8 @@ def mode(queue: Tensor) -> Tensor:
 
 
 def sinkhorn(p: Tensor, iterations: int, eps: float = 0.05) -> Tensor:
-    """Even assignment of probabilities [B, K]: rows to 1 / B, columns to 1 / K, `iterations` times."""
+    """Even out probabilities p [B, K] over the classes: `iterations` times scale the columns to sum to 1 / K, then the
+    rows to sum to 1 / B."""
     q = (p / eps).exp()
     for _ in range(iterations):
         q = q / q.sum(0, keepdim=True).clamp_min(1e-12) / q.shape[1]
@@ -147,13 +151,17 @@ def sinkhorn(p: Tensor, iterations: int, eps: float = 0.05) -> Tensor:
 
 
 def inner(s: Tensor, n: Tensor) -> Tensor:
-    """Mean cosine of two different ones of n unit vectors with sum s: [..., D], [...] -> [...]."""
+    """Mean cosine of pairs of different vectors among n unit vectors whose sum is s: [..., D], [...] -> [...]."""
     return (s.square().sum(-1) - n) / (n * (n - 1)).clamp_min(1)
 
 
 @implements(SSRLConfig)
 class SSRL(Objective):
-    """Student, teacher, and per utterance: label, queue, vote, side (int32), loss, weight (float32): 20 + 4 L bytes."""
+    """Student and teacher, and what is known of each utterance.
+
+    That is its label, its queue of L votes, its last vote and its side (int32), its loss and its weight (float32):
+    20 + 4 L bytes an utterance.
+    """
 
     eval_module = "teacher"
     needs_initial_embeddings = True
@@ -246,17 +254,17 @@ class SSRL(Objective):
 
     @property
     def votes(self) -> bool:
-        """The teacher votes from so many epochs before the first update that the queue is full by then."""
+        """Whether the teacher votes already. It begins so early that the queues are full at the first update."""
         return self.epoch_now >= self.config.fixed_epochs - (self.config.queue_length // 2 + 1)
 
     @property
     def unites(self) -> bool:
-        """Classes merge, divide, or go where they are small."""
+        """Whether any of the extensions is on: classes merge, divide, or give up their members where they are small."""
         return bool(self.config.merge_ratio or self.config.split_ratio or self.config.min_cluster_size)
 
     @property
     def updates(self) -> bool:
-        """This epoch ends with new labels."""
+        """Whether this epoch ends with new labels."""
         return int(self.epoch_now) + 1 >= self.config.fixed_epochs
 
     def forward(self, batch: Batch) -> Losses:
@@ -307,7 +315,7 @@ class SSRL(Objective):
         self.moments += one_unit.T @ one_unit
 
     def tally(self, label: Tensor, unit: Tensor) -> Tensor:
-        """Add unit vectors [B, D] to the sums of the nearer half of their class; which half, int32 [B]."""
+        """Add each of the unit vectors [B, D] to the sum of its class's nearer half; which half that is, int32 [B]."""
         white = self.whiten(unit)
         side = (self.whiten(self.centers[label]) @ white[:, :, None])[..., 0].argmax(1)
         half = 2 * label + side
@@ -330,7 +338,7 @@ class SSRL(Objective):
         self.centers[classes] = torch.stack([mean + step, mean - step], 1)
 
     def recenter(self) -> None:
-        """The next epoch's halves lie where the members of this epoch's do (a step of 2-means in every class)."""
+        """Move the center of each half to the mean of this epoch's members: a step of 2-means in every class."""
         classes = torch.nonzero(self.seen.sum(1) > 0)[:, 0]
         n, sums = self.seen[classes], self.sums[classes]
         self.centers[classes] = sums / n[..., None].clamp_min(1)
@@ -338,7 +346,7 @@ class SSRL(Objective):
         self.reseed(classes[empty], (sums.sum(1) / n.sum(1, keepdim=True))[empty])
 
     def rewhiten(self) -> None:
-        """Mean and axes from the moments, half-power whitened as the clusters of the start."""
+        """Compute mean and axes from the moments; the axes whiten with half power, as for the first clusters."""
         if self.moments[0, 0] > 0:
             m = (self.moments / self.moments[0, 0]).double().cpu().numpy()
             self.mean.copy_(torch.from_numpy(m[0, 1:]))
@@ -346,7 +354,7 @@ class SSRL(Objective):
             self.moments.zero_()
 
     def alive(self, queue: Tensor) -> Tensor:
-        """Votes for dead classes count as empty places."""
+        """The queue with an empty place (-1) for each vote for a dead class."""
         return torch.where((queue >= 0) & ~self.dead[queue.clamp_min(0).long()], queue, -1)
 
     def after_step(self) -> None:
