@@ -165,6 +165,48 @@ def test_small_clusters_are_dropped_and_auto_reports_its_curve(made, tmp_path):
     assert (tmp_path / "b/report.num_clusters.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_factor_on_the_estimated_number(made, tmp_path):
+    root, _, _ = made
+    found = {}
+    for factor in ("auto", "auto*1.25", "auto*100"):
+        for method in ("kmeans-ahc", "kmeans", "ahc"):
+            options = Options(num_clusters=factor, method=method, num_kmeans=90)
+            out = tmp_path / f"{factor}-{method}"
+            report = make_round([root / "embed/embedding.scp"], root / "data", out / "data", options)
+            assert report["num_clusters"] == report["num_clusters_chosen"]
+            found[factor, method] = report
+    for method, most in (("kmeans-ahc", 90), ("kmeans", 400), ("ahc", 400)):
+        estimate = found["auto", method]["num_clusters"]
+        assert "num_clusters_estimate" not in found["auto", method] and 17 <= estimate <= 24
+        more, all_of_them = found["auto*1.25", method], found["auto*100", method]
+        assert more["num_clusters_estimate"] == estimate and more["num_clusters"] == round(1.25 * estimate)
+        assert more["auto"] == found["auto", method]["auto"] and more["asked"]["num_clusters"] == "auto*1.25"
+        assert all_of_them["num_clusters"] == most
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [("auto", "auto"), ("auto*1", "auto"), ("auto*1.250", "auto*1.25"), ("auto*0.5", "auto*0.5"), ("007", 7)],
+)
+def test_ways_to_give_the_number_of_clusters(given, taken):
+    argv = ["--embeddings", "e", "--data", "d", "--out-data", "o", "--num-clusters", given]
+    assert cluster.parse(argv).num_clusters == taken
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["auto*", "auto*0", "auto*0.09", "auto*101", "auto*1e1", "auto*-2", "auto*nan", "auto * 2", "auto*1.25x", "2*auto",
+     "auto*.5", "Auto", "0", "-3", "1.5", "١٢", "auto*" + "9" * 60],
+)  # fmt: skip
+def test_other_numbers_of_clusters_are_refused(given):
+    argv = ["--embeddings", "e", "--data", "d", "--out-data", "o", f"--num-clusters={given}"]
+    with pytest.raises(
+        UserError, match=r"--num-clusters .*: a number from 1 to 999999999, auto, or auto\*F"
+    ) as err:
+        cluster.parse(argv)
+    assert "auto*1.25" in str(err.value) and len(str(err.value)) < 300
+
+
 def test_the_labels_come_last_and_never_over_their_source(made, tmp_path, monkeypatch):
     """A run killed before the labels are written leaves the report only; the next run makes both."""
     root, _, _ = made

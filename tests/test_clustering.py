@@ -35,6 +35,29 @@ def test_exact_kmeans_is_lloyds():
             np.testing.assert_allclose(centroids, ref.cluster_centers_, atol=1e-5)
 
 
+@pytest.mark.parametrize("spherical", [False, True])
+def test_kmeans_stops_where_it_converges(spherical):
+    """By itself, before the cap, with nothing to gain: as good as scikit-learn's run to the end from the same start."""
+    x, _ = blobs(4000, 16, 30, 0.6, 7)
+    start = x[np.sort(np.random.default_rng([5, 0]).choice(4000, 60, replace=False))]
+    stats = {}
+    labels, c = kmeans(x, 60, 5, spherical=spherical, stats=stats)
+    assert stats["converged"] and 10 < stats["iterations"] < module.MAX_ITERATIONS
+    again, _ = module.Assigner(x)(c, module._bias(c, spherical))
+    sums, counts = module.sums_of(x, again, 60)
+    new = sums / counts[:, None]
+    if spherical:
+        new /= np.linalg.norm(new, axis=1, keepdims=True)
+    assert (again == labels).all() and np.abs(new - c).max() < 0.02, "a further step moves next to nothing"
+    if not spherical:
+        ref = KMeans(60, init=start, n_init=1, max_iter=1000, tol=0, algorithm="lloyd").fit(x)
+        assert stats["objective"] == pytest.approx(ref.inertia_ / 4000, rel=2e-5)
+    capped = {}
+    kmeans(x, 60, 5, 4, spherical=spherical, stats=capped)
+    assert capped["iterations"] == 4 and not capped["converged"]
+    assert capped["objective"] > stats["objective"] * 1.001
+
+
 def test_objective_is_the_mean_squared_distance():
     x, _ = blobs(500, 6, 8, 0.4, 1)
     for spherical in (False, True):
@@ -87,8 +110,10 @@ def test_fewer_distinct_points_than_clusters(points, copies, k):
     """Copied or silent files: most clusters are empty in every iteration, and there must be enough donors."""
     x = np.repeat(np.random.default_rng(0).normal(size=(points, 8)), copies, axis=0).astype(np.float32)
     for seed in range(3):
-        labels, c = kmeans(x, k, seed, 5)
+        stats = {}
+        labels, c = kmeans(x, k, seed, stats=stats)
         assert np.isfinite(c).all() and labels.max() < k
+        assert stats["converged"] and stats["iterations"] < 60
 
 
 def test_seeded_and_deterministic():
@@ -99,11 +124,13 @@ def test_seeded_and_deterministic():
     assert not np.array_equal(a[0], kmeans(x, 100, 6, cells=20, probes=5)[0])
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4])
-def test_a_killed_run_goes_on_with_the_same_digits(tmp_path, monkeypatch, stop_after):
+@pytest.mark.parametrize(("stop_after", "tol"), [(1, 0), (3, 0), (4, 0), (4, 3e-3), (6, 3e-3), (7, 3e-3)])
+def test_a_killed_run_goes_on_with_the_same_digits(tmp_path, monkeypatch, stop_after, tol):
     x, _ = blobs(3000, 16, 40, 0.8, 4)
-    args = {"k": 150, "seed": 1, "max_iter": 7, "cells": 20, "probes": 4, "tol": 0}
-    want = kmeans(x, **args)
+    args = {"k": 150, "seed": 1, "max_iter": 20 if tol else 7, "cells": 20, "probes": 4, "tol": tol}
+    stats = {}
+    want = kmeans(x, **args, stats=stats)
+    assert stats["iterations"] == 7 and stats["converged"] == (tol > 0)
     path, save, calls = tmp_path / "state.npz", module._save, []
 
     def killed(*a):

@@ -110,7 +110,7 @@ def test_the_same_call_keeps_the_labels_and_the_report_names_their_inputs(runs):
         "min_size": 1,
     }  # fmt: skip
     assert {k: asked[k] for k in ("num_kmeans", "iterations", "seed", "previous")} == {
-        "num_kmeans": 0, "iterations": 20, "seed": 0, "previous": None,
+        "num_kmeans": 0, "iterations": 300, "seed": 0, "previous": None,
     }  # fmt: skip
     assert len(report["embeddings"]) == 1 and report["copies"] == 0
     before = state(runs.root / "round1/data"), state(runs.root / "round1")
@@ -131,7 +131,7 @@ def test_the_same_call_keeps_the_labels_and_the_report_names_their_inputs(runs):
         ({"whiten": 0.5}, "was made without --whiten, now with --whiten 0.5"),
         ({"min_size": 2}, "with --min-size 1, now 2"),
         ({"num_kmeans": 30}, "with --num-kmeans 0, now 30"),
-        ({"iterations": 5}, "with --iterations 20, now 5"),
+        ({"iterations": 5}, "with --iterations 300, now 5"),
         ({"seed": 1}, "with --seed 0, now 1"),
         ({"previous": "data"}, "was made without --previous, now with"),
     ],

@@ -154,11 +154,17 @@ def test_teacher_votes_without_margin_unless_faithful(faithful):
 
 
 @pytest.mark.parametrize(
-    ("faithful", "ends"), [(True, (0.999, 0.9999)), (False, (1 - 1 / 3.0, 1 - 1 / 30.0))]
+    ("changes", "at"),
+    [
+        ({}, (0.999, 0.99945, 0.9999)),  # linear in the steps, as released
+        ({"ema_momentum": [0.5, 0.9]}, (0.5, 0.7, 0.9)),
+        ({"ema_epochs": [1.0, 10.0]}, (1 - 1 / 3.0, 1 - 1 / 16.5, 1 - 1 / 30.0)),  # 3 steps an epoch
+        ({"ema_epochs": [1.0, 10.0], "match_released_code": True}, (1 - 1 / 3.0, 1 - 1 / 16.5, 1 - 1 / 30.0)),
+    ],
 )
-def test_teacher_forgets_by_the_schedule(faithful, ends):
-    o = objective(match_released_code=faithful, ema_epochs=[1.0, 10.0])
-    for step, a in ((0, ends[0]), (20 * STEPS, ends[1])):
+def test_teacher_forgets_by_the_schedule(changes, at):
+    o = objective(**changes)
+    for step, a in zip((0, 10 * STEPS, 20 * STEPS), at):
         o.before_step(step)
         before = [p.clone() for p in o.teacher.parameters()]
         with torch.no_grad():

@@ -16,9 +16,10 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from pyspkv.base import atomic, checkpoint
+from pyspkv.base import atomic, checkpoint, distributed
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
+from pyspkv.base.schedules import LRScheduleConfig, lr_factor
 from pyspkv.batches.dataset import View
 from pyspkv.batches.sampler import SamplerConfig
 from pyspkv.data.datadir import DataDir
@@ -28,7 +29,7 @@ from pyspkv.score.extract import embed
 from pyspkv.train.config import OptimConfig, TrainConfig
 from pyspkv.train.optimizers import build_optimizer, set_lr
 from pyspkv.train.state import RunState
-from pyspkv.train.step import step_result, total_loss
+from pyspkv.train.step import loss_with_pull, step_result, total_loss
 from pyspkv.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +103,13 @@ def epochs(exp) -> list[dict]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}}, DLG, DINO],
+    [
+        {},
+        CONTRASTIVE,
+        {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}},
+        {**DLG, "objective.head_init": "class_means"},
+        DINO,
+    ],
     ids=["margin", "contrastive", "lgl", "dlg", "dino"],
 )
 def test_a_run_killed_at_any_step_ends_with_the_same_digits(tmp_path, data, changes):
@@ -183,7 +190,8 @@ def test_keep_head_takes_all_and_only_for_the_same_labels(tmp_path, data):
     theirs = {k: v for k, v in final(tmp_path / "first").items() if not k.startswith("gate.")}
     ours = second.objective.state_dict()
     assert_same({k: ours[k] for k in theirs}, theirs)
-    assert ours["gate.loss"].isnan().all() and ours["gate.tau"].isinf()
+    plain = config(tmp_path, epochs=1, **{"augment.rir_bank": 0, "augment.speed_perturb": [0.9, 1.1]})
+    assert not Trainer(plain, data, tmp_path / "plain", init=str(tmp_path / "first"), keep_head=True).finished
     other = data.with_speakers(["x" if s == data.spk[0] else s for s in data.spk])
     with pytest.raises(UserError, match="other utterances or labels"):
         Trainer(c, other, tmp_path / "third", init=str(tmp_path / "first"), keep_head=True)
@@ -210,6 +218,43 @@ def test_keep_head_with_another_number_of_classes_names_the_sections_to_compare(
     c = config(tmp_path, **{"augment.speed_perturb": [0.9, 1.0, 1.1]})
     with pytest.raises(UserError, match=r"head.weight is (?s:.)*objective and augment sections"):
         Trainer(c, data, tmp_path / "second", init=str(tmp_path / "first"), keep_head=True)
+
+
+def test_fine_tuning_goes_on_with_the_gate_of_the_last_round(tmp_path, data):
+    """A threshold that splits the losses refuses labels from the first step on; without --keep-head none is refused."""
+    changes = {"augment.rir_bank": 0, "epochs": 1}
+    gate = {"name": "dlg", "start_epoch": 0, "label_correction_epoch": None, "min_keep_ratio": 0.9}
+    c = config(tmp_path, **changes, **{"objective.gate": gate})
+    first = Trainer(c, data, tmp_path / "first")
+    first.objective.gate.tau.fill_(1e-6)
+    first.objective.gate.follow = lambda epoch: {}  # the threshold that a round has found
+    first.run()
+    kept = {}
+    for keep in (True, False):
+        exp = tmp_path / f"second-{keep}"
+        second = Trainer(c, data, exp, init=str(tmp_path / "first"), keep_head=keep)
+        assert second.objective.gate.tau.item() == (pytest.approx(1e-6) if keep else np.inf)
+        assert second.objective.gate.loss.isnan().all()
+        second.run()
+        kept[keep] = epochs(exp)[0]["kept"]
+    assert kept == {True: 0.0, False: 1.0}
+
+
+def test_a_head_starts_from_the_class_means_of_the_start_encoder(tmp_path, data):
+    """As extraction embeds the training data with the model that --init names; --keep-head wins over it."""
+    Trainer(config(tmp_path, epochs=1), data, tmp_path / "pre").run()
+    c = config(
+        tmp_path, epochs=0, **{"objective.head_init": "class_means", "augment.speed_perturb": [0.9, 1.1]}
+    )
+    Trainer(c, data, tmp_path / "round", init=str(tmp_path / "pre")).run()
+    x = embed(load_encoder(tmp_path / "pre"), data, torch.device("cpu"), "fp32").x
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    means = np.stack([x[[s == name for s in data.spk]].mean(0) for name in sorted(set(data.spk))])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    head = final(tmp_path / "round")["head.weight"].numpy()
+    np.testing.assert_allclose(head, np.concatenate([means, means]), atol=1e-6)  # a row for each speed
+    Trainer(c, data, tmp_path / "more", init=str(tmp_path / "round"), keep_head=True).run()
+    assert_same(final(tmp_path / "more"), final(tmp_path / "round"))
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path, data):
@@ -365,7 +410,15 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, AAT, DLG, {**DLG, "objective.match_released_code": True}, DINO, REFLECTIVE],
+    [
+        {},
+        CONTRASTIVE,
+        AAT,
+        {**DLG, "objective.head_init": "class_means"},
+        {**DLG, "objective.match_released_code": True},
+        DINO,
+        REFLECTIVE,
+    ],
     ids=["margin", "contrastive", "aat", "dlg", "faithful", "dino", "reflective"],
 )
 def test_two_processes_equal_one(tmp_path, data, changes):
@@ -545,11 +598,12 @@ def test_the_l2_sp_penalty_is_a_term_of_every_objective(tmp_path, data):
             config(tmp_path, epochs=1, **changes, **wavlm, log_every_steps=1), data, tmp_path / name
         )
         encoder = trainer.objective.encoder
-        encoder.config = encoder.config.model_copy(update={"l2_sp_weight": 0.5})
+        encoder.config = encoder.config.model_copy(update={"l2_sp_weight": 0.5, "pull_form": "squared"})
         encoder.anchor = [p.detach() - 1 for p in encoder._pulled()]
         trainer.run()
         first = json.loads((tmp_path / name / "train.jsonl").read_text().splitlines()[0])
         assert first["pull"] == pytest.approx(sum(p.numel() for p in encoder._pulled()) / 2, rel=1e-4)
+        assert epochs(tmp_path / name)[0]["drift/layer1"] == pytest.approx(encoder.drift()["layer1"])
 
 
 @pytest.mark.parametrize(
@@ -739,6 +793,49 @@ def test_the_total_is_the_sum_of_means_with_weights_of_any_kind():
     for kind in (lambda v: v, float, torch.tensor, lambda v: torch.tensor(float(v))):
         losses = Losses({"a": (x.sum(), kind(3)), "b": (2 * x[0], kind(1)), "none": (0 * x[1], kind(0))})
         assert total_loss(losses, torch.device("cpu")).item() == 3 + 2
+
+
+def test_learning_rates_by_epoch():
+    """Warm-up and fall; with a first phase, SSRL's released rates: 1e-4 to 1e-5 in 5 epochs, 5e-4 to 1e-5 in 100."""
+
+    def rates(epochs, lr, *at, **fields):
+        return [lr * lr_factor(LRScheduleConfig(**fields), e, epochs) for e in at]
+
+    assert rates(10, 1, 0, 1, 2, 6, 10, warmup_epochs=2, final_factor=0.1) == pytest.approx(
+        [0, 0.5, 1, 0.55, 0.1]
+    )
+    falls = rates(4, 1, 0, 1, 4, name="exponential", warmup_epochs=0, final_factor=0.0625)
+    assert falls == pytest.approx([1, 0.5, 0.0625])
+    ssrl = {"warmup_epochs": 0, "first_epochs": 5, "first_factor": 0.2, "final_factor": 0.02}
+    found = rates(105, 5e-4, 0, 2.5, 5 - 1e-9, 5, 55, 105, **ssrl)
+    assert found == pytest.approx([1e-4, 5.5e-5, 1e-5, 5e-4, 2.55e-4, 1e-5])
+    ssrl |= {"name": "exponential", "first_factor": 0.32, "warmup_epochs": 2}
+    assert rates(9, 1, 2.5, 5, 6, 7, 8, **ssrl) == pytest.approx([0.08, 0, 0.5, 1, 0.02**0.5])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_loss_beside_a_pull(monkeypatch, normalize):
+    """L + P, or L / sg(L) + P: that gradient is d ln L + dP, by the mean L of both of two ranks."""
+    x = torch.tensor([2.0, 6.0], requires_grad=True)
+
+    def step(pull):
+        losses = Losses({"a": (3 * x[0], 3), "b": (x[0] * x[1], 1)})
+        x.grad = None
+        loss, shown = loss_with_pull(losses, pull, normalize, torch.device("cpu"))
+        loss.backward()
+        assert ("pull" in losses.terms) == bool(pull), "what is logged"
+        return loss.item(), shown.item(), x.grad.tolist()
+
+    assert step({}) == (14, 14, [7, 2])
+    want = (1 + 6, 14, [0.5, 2 / 14 + 1]) if normalize else (20, 20, [7, 3])
+    assert step({"pull": (x[1], 1.0)}) == pytest.approx(want[:2] + (pytest.approx(want[2]),))
+    if normalize:  # another rank has L = 28: both divide by 21, and each counts its own share
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "all_reduce_sum", lambda v: v + (28 if v.ndim == 0 else v))
+        assert step({"pull": (x[1], 1.0)})[0] == pytest.approx(14 / 21 + 6)
+        x = torch.tensor([0.0, 6.0], requires_grad=True)
+        monkeypatch.undo()
+        assert step({"pull": (x[1], 1.0)})[0] == 6, "a gate that rejects all leaves nothing to divide"
 
 
 def test_audio_counts_by_the_crops_that_were_encoded():

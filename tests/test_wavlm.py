@@ -503,29 +503,56 @@ def test_an_imported_model_can_be_read_by_others(tmp_path, imported):
     assert set(modes.values()) == {0o644}, modes
 
 
-def test_l2_sp_penalty_is_the_squared_distance_to_the_pretrained_trunk(tmp_path):
+@pytest.mark.parametrize("form", ["squared", "norms"])
+def test_pull_is_of_its_form(tmp_path, form):
+    """0.5 x sum of squares, or 0.5 R / (sg(R) + 1e-5), whose gradient is 0.5 grad(ln R), R the sum of norms."""
     pretrained = build(seed=5)
     checkpoint.save_import(tmp_path / "p", pretrained, pretrained.config, {})
-    encoder = build(seed=6, pretrained=str(tmp_path / "p"), l2_sp_weight=0.5)
+    encoder = build(seed=6, pretrained=str(tmp_path / "p"), l2_sp_weight=0.5, pull_form=form)
     encoder.load_pretrained()
     torch.testing.assert_close(encoder.trunk.state_dict(), pretrained.trunk.state_dict())
-    assert encoder.pull().item() == 0
+    assert encoder.normalizes_loss == (form == "norms")
+    assert encoder.pull().item() == 0 and set(encoder.drift().values()) == {0.0}
+    encoder.pull().backward()  # at the start itself there is nothing to draw to, and no 0 / 0
+    weight = encoder.trunk.encoder.layers[0].feed_forward.output_dense.weight
+    assert (weight.grad == 0).all()
     with torch.no_grad():
         for p in encoder.parameters():
-            p.add_(1.0)  # the frozen front end and the backend have no penalty
-    layers = sum(p.numel() for p in encoder.trunk.encoder.layers.parameters())
-    assert encoder.pull().item() == pytest.approx(0.5 * layers, rel=1e-4)
-    encoder.pull().backward()
-    weight = encoder.trunk.encoder.layers[0].feed_forward.output_dense.weight
-    torch.testing.assert_close(weight.grad, torch.ones_like(weight), rtol=1e-4, atol=0)
-    assert build().pull() is None
+            p.add_(1.0)  # the frozen front and the backend are not pulled
+    layers = list(encoder.trunk.encoder.layers.parameters())
     encoder.zero_grad()
-    params = [p for p in encoder.trunk.parameters() if p.requires_grad]
-    norms = sum((p.detach() - a).norm() for p, a in zip(params, encoder.anchor))
-    encoder.pull(match_released_code=True).backward()  # 0.5 grad(ln R), R = sum of norms
-    want = 0.5 / norms * torch.ones_like(weight) / weight.numel() ** 0.5
-    torch.testing.assert_close(weight.grad, want, rtol=1e-4, atol=0)
+    encoder.pull().backward()
+    norms = sum(p.numel() ** 0.5 for p in layers)
+    want = {"squared": 0.5 * sum(p.numel() for p in layers), "norms": 0.5}[form]
+    grad = {"squared": 1.0, "norms": 0.5 / norms / weight.numel() ** 0.5}[form]
+    assert encoder.pull().item() == pytest.approx(want, rel=1e-4)
+    torch.testing.assert_close(weight.grad, torch.full_like(weight, grad), rtol=1e-4, atol=0)
+    assert build().pull() is None and build().drift() == {}
     assert json.loads((tmp_path / "p/ckpt-0/state.json").read_text())["evaluates"] == "encoder"
+
+
+def test_drift_is_the_relative_distance_of_each_layer(tmp_path):
+    """Without a weight, too: how far a trunk goes when nothing holds it."""
+    pretrained = build(seed=5)
+    checkpoint.save_import(tmp_path / "p", pretrained, pretrained.config, {})
+    encoder = build(seed=6, pretrained=str(tmp_path / "p"), freeze="none")
+    encoder.load_pretrained()
+    assert encoder.pull() is None
+    with torch.no_grad():
+        for p in encoder.trunk.encoder.layers[1].parameters():
+            p.mul_(1.25)
+        weight = encoder.trunk.feature_projection.projection.weight
+        moved = weight[0, 0].item()
+        weight[0, 0] *= 2
+    found = encoder.drift()
+    assert found.keys() == {"front", *(f"layer{i + 1}" for i in range(len(encoder.trunk.encoder.layers)))}
+    assert found["layer1"] == 0 and found["layer2"] == pytest.approx(0.25, rel=1e-5)
+    front = [
+        p.detach().flatten()
+        for name, p in pretrained.trunk.named_parameters()
+        if not name.startswith("encoder.layers") and name != "masked_spec_embed"
+    ]
+    assert found["front"] == pytest.approx(abs(moved) / torch.cat(front).norm().item(), rel=1e-4)
 
 
 def test_strides_make_320_samples_a_frame():

@@ -361,10 +361,10 @@ def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
 
 
 def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
-    """`--init --keep-head`: load encoder and heads of a run on exactly the same labels; gates start anew.
+    """`--init --keep-head`: load encoder, heads and gate of a run on exactly the same labels.
 
-    label_hash: hash of this run's labels. UserError: that model has no such head, was trained on other
-    utterances or labels, or has another architecture.
+    label_hash: hash of this run's labels. A gate of another kind than that run's starts anew. UserError: that model
+    has no such head, was trained on other utterances or labels, or has another architecture.
     """
     folder = resolve_model(model)
     trained_on, weights = state(folder).get("label_hash"), tensors(folder)
@@ -381,12 +381,14 @@ def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: st
             file=folder,
             hint="remove --keep-head to get a new head, or train on that run's data directory",
         )
-    saved = {k: v for k, v in weights.items() if not k.startswith("gate.")}
-    gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
+    saved, ours = weights, objective.state_dict()
+    gates = [{k: _kind(v) for k, v in of.items() if k.startswith("gate.")} for of in (saved, ours)]
+    if gates[0] != gates[1]:
+        saved = {k: v for k, v in saved.items() if k not in gates[0]} | {k: ours[k] for k in gates[1]}
     hint = (
         "use that run's encoder, objective and augment sections (its config.yaml), or leave out --keep-head"
     )
-    load_state_strict(objective, {**saved, **gate}, folder, hint)
+    load_state_strict(objective, saved, folder, hint)
 
 
 def load_state_strict(

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pyspkv.base.config import Config, NotNegative
+from pyspkv.base.config import Config, NotNegative, Positive
 
 
 class LRScheduleConfig(Config):
@@ -30,16 +30,31 @@ class LRScheduleConfig(Config):
         description="Factor at the last epoch (not used by constant). An exponential fall by 0.95 an epoch "
         "over 40 epochs is 0.95^40 = 0.1285.",
     )
+    first_epochs: NotNegative = Field(
+        0.0,
+        description="Epochs of a phase of its own before all this: the rate falls from `first_factor` to "
+        "`final_factor`, then starts anew. SSRL has 5, in which labels do not move.",
+    )
+    first_factor: Positive = Field(0.2, description="Factor at the start of that first phase.")
 
 
 def lr_factor(config: LRScheduleConfig, epoch: float, epochs: float) -> float:
     """Factor on the base learning rate at `epoch` of `epochs` (both real numbers)."""
+    if epoch < config.first_epochs:
+        return _fall(config, epoch / config.first_epochs, config.first_factor)
+    epoch, epochs = epoch - config.first_epochs, epochs - config.first_epochs
     if epoch < config.warmup_epochs:
         return epoch / config.warmup_epochs
     done = min(1.0, (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9))
+    return _fall(config, done, 1.0)
+
+
+def _fall(config: LRScheduleConfig, done: float, start: float) -> float:
+    """From `start` to `final_factor` in the shape of the config, at the share `done` of it."""
+    end = config.final_factor
     if config.name == "cosine":
-        return config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * done))
-    return config.final_factor**done if config.name == "exponential" else 1.0
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+    return start * (end / start) ** done if config.name == "exponential" else start
 
 
 def ramp(epoch: float, start: float, end: float, low: float, high: float) -> float:

@@ -62,7 +62,7 @@ class View:
 
 
 def check_views(views: dict[str, View], min_samples: int) -> None:
-    """UserError: a view is shorter than the shortest input of the encoder."""
+    """Raise a UserError if a view is shorter than the shortest input of the encoder."""
     for name, view in views.items():
         if view.samples < min_samples:
             raise UserError(
@@ -96,7 +96,7 @@ class Batch:
 
 
 def _name_codes(names: list) -> np.ndarray:
-    """Names -> their places in order, int64 [N]."""
+    """The place of each name among the sorted different names, int64 [N]."""
     number = {name: i for i, name in enumerate(sorted(set(names)))}
     return np.fromiter((number[name] for name in names), np.int64, len(names))
 
@@ -145,7 +145,7 @@ class TrainingRows:
         self._loaded = False
 
     def preload(self) -> None:
-        """Read what `cache_mb` holds, once; nothing else here opens audio."""
+        """Read as much audio as `cache_mb` holds, once. Nothing else in this class opens audio."""
         if not self._loaded:
             for reader in self.readers:
                 reader.preload()
@@ -231,7 +231,7 @@ class Batches(torch.utils.data.Dataset):
         return Batch(epoch, step, index=index, **columns, speed=torch.from_numpy(speed), views=views)
 
     def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, tuple[np.ndarray, Profile]]:
-        """Each view's crop float32 [T] with its speed changed, and what else is drawn for it."""
+        """Of each view the crop float32 [T], its speed changed already, and the augmentation drawn for it."""
         reader, row = self.corpus.reader(row)
         speeds = self.augmenter.config.speed_perturb if self.augmenter is not None else ()
         plain = Profile(speeds[speed]) if speeds else Profile()
@@ -331,7 +331,7 @@ def _why(err: Exception, workers: Sequence = ()) -> UserError | None:
 
 
 def _end_workers() -> None:
-    """End them all, that none of them raises torch's error once more, where nobody expects it."""
+    """End all workers, so that none raises torch's error once more in a place where nobody expects it."""
     for _ in range(1000):
         try:
             for worker in multiprocessing.active_children():

@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--keep-head",
         action="store_true",
-        help="with --init: also keep its classification head; it must have been trained on the same labels",
+        help="with --init: also keep its heads and its gate; the labels must be the same",
     )
     parser.add_argument(
         "--labels-out",

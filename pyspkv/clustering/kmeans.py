@@ -11,6 +11,7 @@ the same code with one cell. Figures: benchmarks/RESULTS.md.
 
 import hashlib
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from pyspkv.clustering.vectors import l2_normalize
 
 log = logging.getLogger(__name__)
 BLOCK = 24 << 20  # bytes of one block of products on a CPU
-EXACT_BELOW = 8192  # below this many centroids exact assignment is not slower, so `cells=None` means exact
-PROBES = 64  # loses 0.003 of NMI at full size, 32 probes lose 0.006 (benchmarks/RESULTS.md)
-RECELL = (0, 3)  # iterations that group the centroids anew: at the start, and once centroids are averages
-GROUP = 16  # columns that share one maximum in `_top`
+EXACT_BELOW = 8192  # centroids up to which `cells=None` is exact, and not slower
+PROBES = 64  # 32 cost 0.006 of NMI at full size, these 0.003 (benchmarks/RESULTS.md)
+RECELL = (0, 3)  # iterations that group the centroids anew: the start, and when they are averages already
+GROUP = 16
+MAX_ITERATIONS = 300  # of k-means, where it does not converge before
 
 
 class Points:
@@ -211,12 +213,12 @@ def kmeans(
     x: np.ndarray,
     k: int,
     seed: int = 0,
-    max_iter: int = 20,
+    max_iter: int = MAX_ITERATIONS,
     *,
     spherical: bool = False,
     cells: int | None = None,
     probes: int = PROBES,
-    tol: float = 1e-3,
+    tol: float = 1e-6,
     checkpoint: str | Path | None = None,
     device: str = "cpu",
     progress: bool = False,
@@ -224,23 +226,17 @@ def kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """k-means of x float32 [N, D]: (labels int64 [N], centroids float32 [k, D]).
 
-    Starts from k distinct rows drawn with `seed`. Stops after `max_iter` updates, or when at most the share
-    `tol` of the points changed cluster. The labels belong to the returned centroids. An empty cluster is
-    moved onto a random member of one of the largest clusters (each gives one member) and counted in
-    `empty_repaired`.
+    Starts from k distinct rows drawn from `seed`: k-means++ takes a pass over x for each, too much for 50,000 of them.
+    Stops at convergence: no point changed cluster, or the objective fell by no more than the share `tol`; or after
+    `max_iter` updates. The labels are of the returned centroids. `spherical`: centroids on the unit
+    sphere (x should be too), inner products. `cells`: 1 = exact assignment; None = `default_cells(k)`; `probes` =
+    cells a point looks into. An empty cluster is moved onto a random member of one of the largest clusters
+    (one each) and counted. `checkpoint`: file that every iteration replaces; a rerun with the same arguments goes on
+    from it with the same result; one of other data or arguments, or a damaged one, is made anew with a warning. `stats`
+    receives iterations, empty_repaired, moved (last share), converged, objective (mean squared distance; 1 - cosine if
+    spherical).
 
-    Args:
-        spherical: keep centroids on the unit sphere (x should lie there too) and compare by inner product.
-        cells: 1 means exact assignment; None means `default_cells(k)`.
-        probes: number of cells that are searched for each point.
-        checkpoint: file that every iteration replaces. A rerun with the same arguments resumes from it, with
-            the same result. A damaged file, or one made from other data or arguments, is replaced, with a
-            warning.
-        stats: receives iterations, empty_repaired, moved (share of points that changed cluster in the last
-            iteration) and objective (mean squared distance; 1 - cosine if spherical).
-
-    Float64 sums are made on the CPU in a fixed order; on a GPU only the rounding of the products differs.
-    ValueError: k is not in 1..N.
+    On a GPU the order of float64 sums is fixed too (they are made on the CPU), only products differ by rounding.
     """
     from tqdm import tqdm
 
@@ -253,7 +249,8 @@ def kmeans(
     centroids = x[np.sort(np.random.default_rng([seed, 0]).choice(n, k, replace=False))]
     if spherical:
         centroids = _unit(centroids)
-    labels, start, repaired, moved = None, 0, 0, 1.0
+    labels, start, repaired, moved, cost, converged = None, 0, 0, 1.0, math.nan, False
+    square = 0.0 if spherical else float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / n
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
         key = repr(
@@ -264,17 +261,23 @@ def kmeans(
         if state is None:
             checkpoint.unlink()  # of a symbolic link, only the link is removed
         else:
-            centroids, labels, coarse, start, repaired, moved = state
+            centroids, labels, coarse, start, repaired, moved, cost, converged = state
             if len(coarse):
                 assign.use_cells(coarse, probes)
     bar = tqdm(total=max_iter, initial=start, desc="k-means", disable=None if progress else True)
     for it in range(start, max_iter + 1):
-        if it == max_iter or moved <= tol:
+        if it == max_iter or converged:
             break
-        if num_cells > 1 and it in RECELL:
+        recelled = num_cells > 1 and it in RECELL
+        if recelled:
             assign.recell(centroids, num_cells, probes)
-        new, _ = assign(centroids, _bias(centroids, spherical))
+        new, best = assign(centroids, _bias(centroids, spherical))
         moved = 1.0 if labels is None else float((new != labels).mean())
+        before, cost = cost, _objective(square, best, spherical)
+        settled = (
+            tol > 0 and not recelled and before - cost <= tol * before
+        )  # new cells have another objective
+        converged = moved == 0 or settled
         labels = new
         sums, counts = sums_of(x, labels, k)
         centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
@@ -286,24 +289,26 @@ def kmeans(
         if spherical:
             centroids = _unit(centroids)
         if checkpoint is not None:
-            _save(checkpoint, key, centroids, labels, assign.coarse, it + 1, repaired, moved)
+            numbers = it + 1, repaired, moved, cost, converged
+            _save(checkpoint, key, centroids, labels, assign.coarse, numbers)
         bar.update()
         bar.set_postfix(moved=f"{moved:.4f}", empty=repaired)
         start = it + 1
     bar.close()
     labels, best = assign(centroids, _bias(centroids, spherical))
     if stats is not None:
-        cost = _objective(x, best, spherical)
-        stats.update(iterations=start, empty_repaired=repaired, moved=moved, objective=cost)
+        cost = _objective(square, best, spherical)
+        stats.update(
+            iterations=start, empty_repaired=repaired, moved=moved, converged=converged, objective=cost
+        )
     return labels, centroids
 
 
-def _objective(x: np.ndarray, best: np.ndarray, spherical: bool) -> float:
-    """Mean squared distance (spherical: 1 - cosine) of x [N, D] to the centroids, from `best` scores [N]."""
+def _objective(square: float, best: np.ndarray, spherical: bool) -> float:
+    """Mean squared distance (spherical: 1 - cosine) of points from their centroids, by their scores `best` [N] and the
+    mean `square` of the points' squared norms."""
     mean = float(best.mean(dtype=np.float64))
-    if spherical:
-        return 1 - mean
-    return float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / len(x) - 2 * mean
+    return 1 - mean if spherical else square - 2 * mean
 
 
 def _bias(centroids: np.ndarray, spherical: bool) -> np.ndarray:
@@ -335,13 +340,13 @@ def _donors(labels, counts, num, rng):
     return np.array(rows, dtype=np.int64)
 
 
-def _save(path, key, centroids, labels, coarse, iteration, repaired, moved):
+def _save(path, key, centroids, labels, coarse, numbers):
     from pyspkv.base.atomic import atomic_file
 
     with atomic_file(path, "wb") as f:
         np.savez(f, key=np.array(key), centroids=centroids, labels=labels.astype(np.int32),
                  coarse=np.zeros((0, 0), np.float32) if coarse is None else coarse.cpu().numpy(),
-                 numbers=np.array([iteration, repaired, moved]))  # fmt: skip
+                 numbers=np.array(numbers, dtype=np.float64))  # fmt: skip
 
 
 def _load(path, key, n: int, k: int, dim: int):
@@ -354,7 +359,7 @@ def _load(path, key, n: int, k: int, dim: int):
                 raise UserError("it is too large")
             if str(f["key"]) != key:
                 raise UserError("it belongs to other embeddings or options")
-            iteration, repaired, moved = f["numbers"].tolist()
+            iteration, repaired, moved, cost, converged = f["numbers"].tolist()
             centroids, labels, coarse = f["centroids"], f["labels"].astype(np.int64), f["coarse"]
         fits = (
             centroids.shape == (k, dim)
@@ -363,8 +368,8 @@ def _load(path, key, n: int, k: int, dim: int):
         )
         if not fits or not 0 <= labels.min() <= labels.max() < k or not np.isfinite(centroids).all():
             raise UserError("its arrays do not fit")
-        return centroids, labels, coarse, int(iteration), int(repaired), moved
-    except Exception as err:  # np.load raises many kinds of errors for a damaged file
+        return centroids, labels, coarse, int(iteration), int(repaired), moved, cost, bool(converged)
+    except Exception as err:  # whatever np.load makes of a damaged file
         why = err if isinstance(err, UserError) else "it is damaged"
         log.warning("%s cannot be resumed (%s); k-means starts again", path, why)
         return None

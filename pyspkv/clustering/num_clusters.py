@@ -15,6 +15,11 @@ DROP = 0.02  # and the curve must fall by this share of the peak before it rises
 RISE = 0.1  # the highest peak must rise this share of the curve's maximum above the lowest point before it
 
 
+def auto_factor(num_clusters: int | str) -> float | None:
+    """F of `auto*F`, 1 of `auto`; None where the number of clusters is given."""
+    return float(num_clusters.partition("*")[2] or 1) if isinstance(num_clusters, str) else None
+
+
 def first_peak(curve: np.ndarray) -> int:
     """Index of the first clear peak of curve [G] (rules above), or of its highest point if there is none."""
     rise = curve - np.minimum.accumulate(curve)

@@ -6,7 +6,8 @@ import numpy as np
 
 from pyspkv.base.errors import UserError
 from pyspkv.clustering.agglomerative import agglomerate
-from pyspkv.clustering.kmeans import kmeans, sums_of
+from pyspkv.clustering.kmeans import MAX_ITERATIONS, kmeans, sums_of
+from pyspkv.clustering.num_clusters import auto_factor
 from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_HINT, l2_normalize
 
 
@@ -80,7 +81,7 @@ def cluster(
     num_kmeans: int,
     linkage: str = "ward",
     metric: str = "euclidean",
-    max_iter: int = 20,
+    max_iter: int = MAX_ITERATIONS,
     seed: int = 0,
     device: str = "cpu",
     checkpoint=None,
@@ -88,17 +89,13 @@ def cluster(
 ) -> tuple[np.ndarray, dict]:
     """Cluster unit vectors x float32 [N, D]: (int64 labels [N] from 0, entries for the report).
 
-    Args:
-        method: "kmeans-ahc", the two steps of arXiv 2406.02285: k-means into `num_kmeans` centroids (none if
-            that is N), then AHC of the centroids, unweighted as in the authors' code. Or "kmeans", or "ahc".
-        num_clusters: a number, or "auto": `num_clusters.choose_num_clusters` on the distinct vectors; each
-            copy then gets the label of its first occurrence.
-        first: output of `copies.first_of_each`, if it has been computed already.
-        checkpoint: see `kmeans`.
-
-    UserError: "auto", and all vectors are equal.
+    method "kmeans-ahc", the two steps of arXiv 2406.02285: k-means into num_kmeans (all N: none), AHC of the centroids,
+    unweighted as in the authors' code; "kmeans"; "ahc". num_clusters "auto": `num_clusters.choose_num_clusters`, of
+    the distinct vectors, and copies go where their first goes. `first`: what `copies.first_of_each` gave, if it was
+    asked already. `checkpoint`: see `kmeans`. "auto*F": F times that number of clusters, at most one for each vector or
+    centroid. UserError: auto, and all vectors are one.
     """
-    if num_clusters != "auto":
+    if not isinstance(num_clusters, str):
         labels, info = _cluster(
             x, method, num_clusters, num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
         )
@@ -111,10 +108,11 @@ def cluster(
         raise UserError(COLLAPSED, hint=COLLAPSED_HINT)
     some = x if len(rows) == len(x) else x[rows]
     labels, info = _cluster(
-        some, method, "auto", num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
+        some, method, num_clusters, num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
     )
     curve = {point["num_clusters"]: point["silhouette"] for point in info["auto"]}
-    if len(x) >= OFTEN * len(rows) and curve.get(info["num_clusters_chosen"], 0.0) < GROUPED:
+    estimate = info.get("num_clusters_estimate", info["num_clusters_chosen"])
+    if len(x) >= OFTEN * len(rows) and curve.get(estimate, 0.0) < GROUPED:
         labels, info["num_clusters_chosen"] = np.arange(len(rows)), len(rows)
     return _codes(labels[of_each.reshape(-1)]), info
 
@@ -134,7 +132,8 @@ def _cluster(
 ) -> tuple[np.ndarray, dict]:
     n = len(x)
     info: dict[str, Any] = {}
-    auto = num_clusters == "auto"
+    factor = auto_factor(num_clusters)
+    auto = factor is not None
     k1 = min(max(num_kmeans, 2 if auto else num_clusters), n)
     if k1 == n and method == "kmeans-ahc":
         method = "ahc"
@@ -151,6 +150,11 @@ def _cluster(
         num_clusters, info["auto"] = choose_num_clusters(
             x, labels, centroids, linkage=like, seed=seed, device=device
         )
+        if factor != 1:
+            info["num_clusters_estimate"] = num_clusters
+            num_clusters = min(
+                max(1, round(factor * num_clusters)), n if method == "kmeans" else len(centroids)
+            )
         info["num_clusters_chosen"] = num_clusters
     if method == "kmeans":
         stats = info["kmeans"] = {}

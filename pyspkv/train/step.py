@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyspkv.base import distributed
 from pyspkv.batches.dataset import View
-from pyspkv.objectives.base import Losses
+from pyspkv.objectives.base import Losses, Mean
 
 
 @dataclass
@@ -36,6 +36,24 @@ def total_loss(losses: Losses, device: torch.device) -> Tensor:
     for (total, _), weight in zip(losses.terms.values(), weights):
         loss = loss + total * (distributed.world_size() / weight if weight > 0 else 0.0)
     return loss
+
+
+def loss_with_pull(
+    losses: Losses, pull: dict[str, Mean], normalize: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What is minimized, and the loss to log; the pull joins the terms of `losses`.
+
+    With terms of sum L and a pull P: L + P for both, or, if `normalize`, L / sg(L) + P and L (arXiv 2406.02285's code;
+    sg: no gradient, L of all ranks). Where L is not above 0, it is taken as it is.
+    """
+    if not pull or not normalize:
+        losses.terms.update(pull)
+        loss = total_loss(losses, device)
+        return loss, loss
+    loss = total_loss(losses, device)
+    losses.terms.update(pull)
+    value = distributed.all_reduce_sum(loss.detach().clone()) / distributed.world_size()
+    return loss / torch.where(value > 0, value, 1.0) + total_loss(Losses(pull), device), loss
 
 
 def step_result(loss: float, losses: Losses, views: dict[str, View], batch_size: int) -> StepResult:

@@ -45,7 +45,7 @@ from pyspkv.train.moved_labels import check_labels_out, write_labels
 from pyspkv.train.optimizers import build_optimizer, clip_gradients, drop_waiting, set_lr
 from pyspkv.train.run_folder import RunFolder
 from pyspkv.train.state import RunState
-from pyspkv.train.step import StepResult, step_result, total_loss
+from pyspkv.train.step import StepResult, loss_with_pull, step_result
 
 COLLAPSED = 0.01  # spread of a batch's unit embeddings below which they all point one way
 COLLAPSED_STEPS = 100  # this many such steps in a row stop the run
@@ -65,7 +65,8 @@ class Trainer:
         unlabeled: second data directory of semi-supervised objectives.
         dev, dev_trials: a declared list of other speakers, scored after every epoch; `best` is its lowest EER.
         init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
-        keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
+        keep_head: start from its heads and its gate too, which needs the same utterances and labels (large-margin
+            fine-tuning).
         labels_out: where the data directory with an objective's final labels goes, if it moves them.
         patience: stop after this many epochs in a row with a dev EER above the best; 0 never stops early.
     """
@@ -307,9 +308,9 @@ class Trainer:
             set_lr(optimizer, c.optim.lr, factor)
         with autocast(self.device, self.precision):
             losses: Losses = model(batch)
-            losses.terms.update(self.objective.pull())
-        loss = total_loss(losses, self.device)
-        value = loss.item()
+            pull = self.objective.pull()
+        loss, shown = loss_with_pull(losses, pull, self.objective.encoder.normalizes_loss, self.device)
+        value = shown.item()
         if not math.isfinite(value):
             self._stop(f"the loss is {value} at step {step}", batch)
         loss.backward()
@@ -335,6 +336,7 @@ class Trainer:
         record = {
             **values,
             **figures,
+            **{f"drift/{layer}": moved for layer, moved in self.objective.encoder.drift().items()},
             **dev,
             "lr": self._lr(),
             "audio_seconds": self.state.audio_seconds,
