@@ -27,7 +27,7 @@ def count_or_auto(text: str) -> int | str:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a clustering: those of bin.cluster, where --help explains them. num_clusters: as of `count_or_auto`."""
+    """Options of bin.cluster, explained by its --help. num_clusters: a result of `count_or_auto`."""
 
     num_clusters: int | str = "auto"
     method: str = "kmeans-ahc"

@@ -5,7 +5,6 @@ batch, scaled-dot-product attention (written out on a CPU) with each layer's gat
 nothing (the group norm of the first convolution leaves padded samples out, which transformers' does not).
 """
 
-import re
 from functools import cache
 from typing import Literal
 

@@ -6,7 +6,7 @@
 #   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -23,7 +23,7 @@ finetune=true       # run stage 5
 use_dev=false       # use the dev speakers to stop the training and to choose the epoch
 patience=0          # with --use-dev: stop after this many epochs without a lower dev EER; 0: never
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
-also_test=()        # further sets of --data that have trials, scored as test is
+also_test=()        # further test sets in --data, scored like test
 train_opts=()       # settings of stage 4, such as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
 reuse=              # folder of another experiment; its finished phases before --stage are reused
@@ -89,7 +89,7 @@ fi
 
 models=("${systems[@]/%//model}")
 models[0]+=$best
-if stage 6 "extract embeddings"; then # of the training data, too: its speakers are the AS-norm cohort
+if stage 6 "extract embeddings"; then # also of the training data: its speakers are the AS-norm cohort
   log_run steps/extract.sh "${extract_opts[@]}" "${models[@]}" --data "$data/$train_set" "${eval_sets[@]}"
   [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${models[@]}" --data "${tests[@]}"
