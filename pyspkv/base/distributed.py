@@ -87,6 +87,15 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
+def all_gather(x: Tensor) -> Tensor:
+    """`x` of all ranks [world, ...], in their order, no gradient. All ranks must hold the same shape."""
+    if world_size() == 1:
+        return x.detach()[None]
+    out = x.new_empty(world_size(), *x.shape)
+    dist.all_gather_into_tensor(out.view(-1), x.detach().contiguous().view(-1))
+    return out
+
+
 def broadcast(x: Tensor) -> Tensor:
     """Rank 0's `x` on every rank, in place."""
     if world_size() > 1:
