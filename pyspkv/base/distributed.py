@@ -103,6 +103,18 @@ def broadcast(x: Tensor) -> Tensor:
     return x
 
 
+def randn_like(x: Tensor) -> Tensor:
+    """Normal numbers of the shape of `x` [B, ...]: this rank's share of what one process would draw for all rows.
+
+    Ranks may have different B. Rank 0 draws, so the numbers follow from its random state.
+    """
+    if world_size() == 1:
+        return torch.randn_like(x)
+    sizes = all_gather(torch.tensor([len(x)], device=x.device))[:, 0].tolist()
+    drawn = broadcast(torch.randn_like(x.new_empty(sum(sizes), *x.shape[1:])))
+    return drawn.split(sizes)[rank()]
+
+
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
