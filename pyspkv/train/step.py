@@ -25,17 +25,22 @@ class StepResult:
     seconds: float
 
 
-def total_loss(losses: Losses, device: torch.device) -> Tensor:
-    """Sum of the terms' means over all ranks; times their number, as DDP averages the gradients over them."""
+def total_loss(losses: Losses, device: torch.device, asked: bool = False) -> tuple[Tensor, bool]:
+    """(loss, whether any rank was `asked` to end).
+
+    The loss is the sum of the terms' means over all ranks; times their number, as DDP averages the gradients over
+    them. The question travels with the weights, so that it costs no collective call of its own.
+    """
     own = [
         torch.as_tensor(weight, dtype=torch.float32, device=device).detach()
         for _, weight in losses.terms.values()
     ]
+    own.append(torch.full((), float(asked), device=device))
     weights = distributed.all_reduce_sum(torch.stack(own))
     loss = torch.zeros((), device=device)
     for (total, _), weight in zip(losses.terms.values(), weights):
         loss = loss + total * (distributed.world_size() / weight if weight > 0 else 0.0)
-    return loss
+    return loss, asked if distributed.world_size() == 1 else bool(weights[-1] > 0)
 
 
 def step_result(loss: float, losses: Losses, views: dict[str, View], batch_size: int) -> StepResult:

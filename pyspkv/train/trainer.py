@@ -3,7 +3,8 @@
 A run is a folder: config.yaml (resolved), run.json (command, versions, labels), train.jsonl (one record per log
 interval and epoch), tb/ (tensorboard), ckpt-<step>/, LATEST, best. Running the same command again resumes from LATEST
 and ends with the same digits as an unbroken run on the same machine: batches, dropout and masks are drawn from
-(seed, step), and the checkpoint holds everything else.
+(seed, step), and the checkpoint holds everything else. SIGTERM and SIGUSR1 end a run at its next step, with a
+checkpoint.
 """
 
 import math
@@ -24,6 +25,7 @@ from pyspkv.base import config as cfg
 from pyspkv.base.atomic import folder_lock
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.base.errors import UserError
+from pyspkv.base.processes import Asked
 from pyspkv.base.schedules import lr_factor
 from pyspkv.batches.augment import Augmenter
 from pyspkv.batches.dataset import (
@@ -68,6 +70,9 @@ class Trainer:
         keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
         labels_out: where the data directory with an objective's final labels goes, if it moves them.
         patience: stop after this many epochs in a row with a dev EER above the best; 0 never stops early.
+
+    Attributes:
+        stopped: `run` was asked to end by SIGTERM or SIGUSR1. It wrote a checkpoint, and the same run goes on from it.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Trainer:
     ):
         self.config, self.exp, self.init, self.keep_head = config, exp, init, keep_head
         self.labels_out, self.patience = labels_out and Path(labels_out), patience
+        self.asked, self.stopped = Asked(), False
         if patience < 0:
             raise UserError(f"--patience {patience} must not be below 0")
         if dev:
@@ -192,7 +198,7 @@ class Trainer:
         if self.finished and not self.labels_out:
             self._say(f"already trained: {self.exp}")
             return
-        with self._lock() as self.lock, distributed.peers(), worker_errors():
+        with self._lock() as self.lock, self.asked, distributed.peers(), worker_errors():
             self._start_or_resume()
             if self.state.done:
                 self._say(f"already trained: {self.exp}")
@@ -201,7 +207,7 @@ class Trainer:
                 self._save(Means())
             else:
                 self._train()
-            if self.labels_out and self.main:
+            if self.labels_out and self.main and not self.stopped:
                 write_labels(self.labels_out, self.objective, self.corpus.parts[0], self.corpus.classes)
                 self._say(f"labels: {self.labels_out}")
 
@@ -274,9 +280,15 @@ class Trainer:
                 self._end_epoch(log, batch.epoch, means, time.perf_counter() - epoch_start)
                 means, epoch_start = Means(), time.perf_counter()
                 if state.done:
+                    self.stopped = False
                     break
-            elif state.step % c.save_every_steps == 0:
+            elif state.step % c.save_every_steps == 0 or self.stopped:
                 self._save(means)
+            if self.stopped:
+                self._say(
+                    f"stopped by {self.asked.name} at step {state.step}: the same command goes on from there"
+                )
+                break
         step_log.close()
         distributed.barrier()
 
@@ -306,7 +318,7 @@ class Trainer:
         with autocast(self.device, self.precision):
             losses: Losses = model(batch)
             losses.terms.update(self.objective.pull())
-        loss = total_loss(losses, self.device)
+        loss, self.stopped = total_loss(losses, self.device, bool(self.asked.signal))
         value = loss.item()
         if not math.isfinite(value):
             self._stop(f"the loss is {value} at step {step}", batch)
