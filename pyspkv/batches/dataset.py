@@ -88,7 +88,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
+            if device.type != "cuda":
+                return x.to(device)
+            return x.pin_memory().to(device, non_blocking=True)  # a copy from other memory would wait
 
         columns: dict[str, Any] = {c: move(getattr(self, c)) for c in COLUMNS}
         views = {name: (move(wave), move(lengths)) for name, (wave, lengths) in self.views.items()}
