@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import ranks
 import test_trainer
+import torch
 import toy
 
 from pyspkv.base import config as cfg
 from pyspkv.data.datadir import DataDir
 from pyspkv.objectives.registry import ObjectiveConfig
+from pyspkv.objectives.ssrl import SSRL
+from pyspkv.score import extract
 from pyspkv.train.config import TrainConfig
 from pyspkv.train.trainer import Trainer
 
@@ -110,6 +113,55 @@ def check(
 @pytest.mark.parametrize("name", ["aam, gate", "ssrl", "cola", "cdvat"])
 def test_two_processes_have_the_losses_of_one(tmp_path, data, teacher, name):
     check(tmp_path, data, teacher, name, (2,), 2)
+
+
+def test_a_training_goes_on_with_its_own_number_of_processes_only(tmp_path, data):
+    """Other sums, other digits. A finished one is only read, and may be asked for by any number."""
+    config = cfg.validate(TrainConfig, {**BASE, **OBJECTIVES["aam"], "epochs": 2, "save_every_steps": 2})
+
+    test_trainer.stopped_at(3, Trainer(config, data[0], tmp_path / "one"))
+    assert (tmp_path / "one/LATEST").read_text() == "ckpt-2\n"
+    with pytest.raises(AssertionError, match="was started with 1 processes, now there are 2") as error:
+        ranks.run(2, trained, config, data, tmp_path / "one")
+    assert "UserError" in str(error.value) and "go on with 1 (--ngpu or --nproc, times --num-nodes)" in str(
+        error.value
+    )
+    assert (tmp_path / "one/LATEST").read_text() == "ckpt-2\n"
+    trained(config, data, tmp_path / "one")
+    ranks.run(2, trained, config, data, tmp_path / "one")  # finished
+
+
+def embedded(objective: dict, data: tuple, exp: Path) -> tuple[np.ndarray, int]:
+    """What an objective is given before its first step, and how many rows this rank has embedded itself."""
+    given, rows = [], []
+
+    def taken(self, x: torch.Tensor, label: torch.Tensor) -> None:
+        given.append(x.numpy())
+        raise toy.Killed
+
+    config = cfg.validate(TrainConfig, {**BASE, "objective": objective, "epochs": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SSRL, "init_from_embeddings", taken)
+        one = extract.embed_batches
+        patch.setattr(extract, "BATCH_SECONDS", {"cpu": 2})
+        patch.setattr(extract, "embed_batches", lambda *a: (rows.append(1) or found for found in one(*a)))
+        with pytest.raises(toy.Killed):
+            Trainer(config, data[0], exp).run()
+    return given[0], len(rows)
+
+
+def test_each_process_embeds_its_share_before_the_first_step(tmp_path, data):
+    """Those of one process, bit for bit; none is embedded twice."""
+    objective = OBJECTIVES["ssrl"]["objective"]
+    wanted, rows = embedded(objective, data, tmp_path / "1")
+    assert rows == len(wanted) == 64
+    config = cfg.validate(TrainConfig, {**BASE, "objective": objective, "epochs": 1})
+    encoder = Trainer(config, data[0], tmp_path / "x").objective.encoder.eval()
+    x = extract.embed(encoder, data[0], torch.device("cpu"), "fp32").x
+    np.testing.assert_allclose(wanted, x, atol=1e-5)
+    found = ranks.run(2, embedded, objective, data, tmp_path / "2")
+    assert all(np.array_equal(x, wanted) for x, _ in found)
+    assert sum(n for _, n in found) == 64 and all(n > 16 for _, n in found)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ class RunFolder:
         init: the model that the run starts from, as the user named it.
         label_hash: of the utterances and labels.
         init_digest: of the weights of all models that the run starts from.
+        processes: that train together, over all machines.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class RunFolder:
     init: str | None
     label_hash: str
     init_digest: str | None
+    processes: int = 1
 
     def saved_state(self) -> RunState | None:
         """Of the last checkpoint, None where there is none yet. UserError: it is of another run, with the first
@@ -45,6 +47,8 @@ class RunFolder:
         self._check_start()
         state = RunState.read(folder)
         state.check_end(self.config.epochs, folder)
+        if not state.done:
+            self._check_processes()
         if state.label_hash != self.label_hash:
             raise UserError(
                 "this training was started with other utterances or labels",
@@ -68,12 +72,25 @@ class RunFolder:
                 )
                 raise UserError(rule, file=self.path, hint=self._hint())
 
-    def _check_start(self) -> None:
+    def _record(self) -> dict[str, Any]:
         file = self.path / "run.json"
         try:
-            record = foreign.read_json(file, hint=BROKEN)
+            return foreign.read_json(file, hint=BROKEN)
         except OSError as err:
             raise UserError(f"cannot be read ({err.strerror})", file=file, hint=BROKEN) from None
+
+    def _check_processes(self) -> None:
+        """UserError: sums over another number of processes are rounded otherwise, so the digits would change."""
+        was = self._record().get("world", self.processes)
+        if was != self.processes:
+            raise UserError(
+                f"this training was started with {foreign.short(was)} processes, now there are {self.processes}",
+                file=self.path,
+                hint=f"go on with {foreign.short(was)} (--ngpu or --nproc, times --num-nodes), or use another --exp",
+            )
+
+    def _check_start(self) -> None:
+        record = self._record()
         if record.get("start", self.init_digest) != self.init_digest:
             was, now = record.get("init") or "none", self.init or "none"
             rule = f"this training was started from another model: {was}, now {now}"
@@ -92,6 +109,7 @@ class RunFolder:
             "label_hash": self.label_hash,
             "init": self.init,
             "start": self.init_digest,
+            "world": self.processes,
             **facts,
         }
         with atomic_file(self.path / "config.yaml") as f:

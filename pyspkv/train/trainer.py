@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,7 +38,7 @@ from pyspkv.batches.dataset import (
 )
 from pyspkv.data.datadir import DataDir
 from pyspkv.objectives.base import Losses, Objective, RunInfo
-from pyspkv.score.extract import embed
+from pyspkv.score.extract import embed_over_ranks
 from pyspkv.train.config import MAY_CHANGE_ON_RESUME, TrainConfig
 from pyspkv.train.dev import DevList, check_apart
 from pyspkv.train.log import Log, Means, StepLog, epoch_line
@@ -121,8 +120,9 @@ class Trainer:
     def _look_at_folder(self) -> None:
         """Whether `exp` is empty, this run under way, or finished. UserError: it is another run."""
         self.is_link = os.path.islink(self.exp)
+        processes = distributed.world_size()
         digests = self.corpus.label_hash(), self._init_digest()
-        self.folder = RunFolder(self.exp, self.config, MAY_CHANGE_ON_RESUME, self.init, *digests)
+        self.folder = RunFolder(self.exp, self.config, MAY_CHANGE_ON_RESUME, self.init, *digests, processes)
         saved = self.folder.saved_state()
         self.finished = saved is not None and saved.done
         if self.is_link and not self.finished:
@@ -222,7 +222,7 @@ class Trainer:
         if self.main:
             dev = str(self.dev.data.path) if self.dev else None
             facts = {"num_utterances": len(self.corpus), "precision": self.precision, "dev": dev}
-            self.folder.record(self.corpus.classes, {**facts, "world": distributed.world_size()})
+            self.folder.record(self.corpus.classes, facts)
         self._say(
             f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
             f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
@@ -233,11 +233,12 @@ class Trainer:
     def _init_from_embeddings(self) -> None:
         """What an objective needs to know about the training data before the first step."""
         encoder = self.objective.encoder.eval()
-        parts = [
-            embed(encoder, part, self.device, self.precision, allow_pipes=self.config.allow_pipes).x
-            for part in self.corpus.parts
-        ]
-        embeddings = torch.from_numpy(np.concatenate(parts)).to(self.device)
+        embeddings = torch.cat(
+            [
+                embed_over_ranks(encoder, part, self.device, self.precision, self.config.allow_pipes)
+                for part in self.corpus.parts
+            ]
+        )
         label = torch.from_numpy(self.corpus.label).to(self.device)
         self.objective.init_from_embeddings(embeddings, label)
 
