@@ -5,7 +5,7 @@
 # It leaves "hash attempt code" in FOLDER/../done.<number> or failed.<number>; neither if SLURM has ended the task, and
 # again.<number> if the command asks to be run again (exit code 75: a training that was told to end has saved its state).
 set -uo pipefail
-folder=$1 stopped='' asked='' child='' requeue=75
+folder=$1 stopped='' child=''
 mapfile -t tasks < "$folder/tasks" || exit 1
 read -r number hash attempt <<< "${tasks[SLURM_ARRAY_TASK_ID]}"
 while IFS= read -r -d '' pair; do export "${pair?}"; done < "$folder/environment"
@@ -45,7 +45,7 @@ fi
 
 trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2> /dev/null' TERM # scancel, preemption, a time limit
 case " ${command[*]} " in # --signal: some time before the limit; anything but a training would die of it
-  *" pyspkv.bin.train "*) trap 'asked=1; [ -z "$child" ] || kill -USR1 "$child" 2> /dev/null' USR1 ;;
+  *" pyspkv.bin.train "*) trap '[ -z "$child" ] || kill -USR1 "$child" 2> /dev/null' USR1 ;;
   *) trap : USR1 ;;
 esac
 start=$SECONDS code=0
@@ -62,7 +62,7 @@ wait "$child" || code=$?
 printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
 if [ "$code" -eq 0 ]; then
   mark "done" 0
-elif [ "$code" -eq "$requeue" ] || { [ -n "$asked" ] && [ "$code" -gt 128 ]; }; then
+elif [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then # it was asked, by SIGUSR1 perhaps before it could listen
   mark again "$code"
 elif [ -z "$stopped" ]; then
   mark failed "$code"
