@@ -102,9 +102,8 @@ def _calls() -> tuple[int, int, int]:
     """(layers, collective calls forward, calls backward) of the recipes' ECAPA."""
     encoder = cfg.build(cfg.validate(EncoderConfig, yaml.safe_load(CONFIG)["encoder"])).train()
     calls = []
-    for name in ("all_reduce", "all_gather_into_tensor"):
-        original = getattr(dist, name)
-        setattr(dist, name, lambda *a, original=original, **k: (calls.append(1), original(*a, **k)))
+    original = dist.all_reduce
+    dist.all_reduce = lambda *a, **k: (calls.append(1), original(*a, **k))
     y = encoder(torch.randn(3, 8000), torch.full((3,), 8000))
     forward = len(calls)
     y.square().sum().backward()

@@ -67,6 +67,7 @@ class Jobs:
     def __init__(self, slurm: Cluster, folder: Path):
         self.slurm, self.folder = slurm, folder
         self.env = {**ENV, "SLURM_CONF": str(slurm.conf), "PATH": slurm_cluster.PATH}
+        self.started: list[subprocess.Popen] = []  # each with a session of its own
 
     def start(self, *words) -> subprocess.Popen:
         return subprocess.Popen(
@@ -101,7 +102,12 @@ class Jobs:
 
 @pytest.fixture
 def jobs(slurm, tmp_path):
-    yield Jobs(slurm, tmp_path)
+    made = Jobs(slurm, tmp_path)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.communicate()
     subprocess.run(["scancel", f"--user={os.getuid()}"], env=slurm.env, capture_output=True)
     slurm.wait_idle()
 
@@ -578,8 +584,15 @@ class Training:
             if self.process.returncode == 0:
                 return False
         self.calls += 1
-        self.process = subprocess.Popen(self.words, env=self.jobs.env, stderr=subprocess.PIPE,
-                                        stdout=subprocess.DEVNULL, text=True)  # fmt: skip
+        self.process = subprocess.Popen(
+            self.words,
+            env=self.jobs.env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self.jobs.started.append(self.process)
         return True
 
     def start(self) -> int:

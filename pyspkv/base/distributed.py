@@ -91,9 +91,10 @@ def all_gather(x: Tensor) -> Tensor:
     """`x` of all ranks [world, ...], in their order, no gradient. All ranks must hold the same shape."""
     if world_size() == 1:
         return x.detach()[None]
-    out = x.new_empty(world_size(), *x.shape)
-    dist.all_gather_into_tensor(out.view(-1), x.detach().contiguous().view(-1))
-    return out
+    full = x.new_zeros(world_size(), *x.shape)
+    full[rank()] = x.detach()
+    dist.all_reduce(full)  # what is added to x are zeros
+    return full
 
 
 def broadcast(x: Tensor) -> Tensor:
