@@ -578,6 +578,8 @@ class Training:
         """Whether it is still under way; a call that has failed is started anew."""
         if self.process and self.process.poll() is None:
             return True
+        if self.process and self.process.returncode == 0 and self.process.stderr.closed:
+            return False
         if self.process:
             self.said.append(self.process.communicate()[1])
             assert "Traceback" not in self.said[-1], self.said[-1]

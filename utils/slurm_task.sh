@@ -58,6 +58,9 @@ while :; do # a signal ends `wait` before the child has ended
 done
 code=0
 wait "$child" || code=$?
+if [ -n "$stopped" ] && [ "$nodes" -gt 1 ] && [ "$code" -eq 0 ]; then
+  code=143 # an srun that SLURM ends does not learn what its tasks came to, and returns 0
+fi
 [ "$code" -le 128 ] || sleep 2 # the signal that ended it may be on its way to this script
 printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
 if [ "$code" -eq 0 ]; then
