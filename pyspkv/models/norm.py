@@ -87,7 +87,7 @@ class BatchNorm(nn.BatchNorm1d):
 
 @contextmanager
 def frozen_statistics(module: nn.Module):
-    """Passes inside normalize by their own batch, and leave the running statistics as they are."""
+    """Within it, passes normalize by their own batch and do not change the running statistics."""
     norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
     momenta = [m.momentum for m in norms]
     try:

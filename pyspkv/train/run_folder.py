@@ -1,4 +1,4 @@
-"""The record of a training (config.yaml, run.json, classes.txt), and whether a folder holds this very run."""
+"""The record of a training (config.yaml, run.json, classes.txt), and the check that a folder holds this same run."""
 
 import json
 import sys
@@ -19,14 +19,15 @@ from pyspkv.train.state import BROKEN, RunState
 
 @dataclass
 class RunFolder:
-    """One run, and the folder `path` that it has or will have.
+    """One run, and its folder `path`, which need not exist yet.
 
     Args:
-        config: the resolved config; `may_change` are its keys that a resumed run may set anew.
+        config: the resolved config.
+        may_change: keys of the config that a resumed run may change.
         init: the model that the run starts from, as the user named it.
-        label_hash: of the utterances and labels.
-        init_digest: of the weights of all models that the run starts from.
-        processes: that train together, over all machines.
+        label_hash: hash of the utterances and labels.
+        init_digest: hash of the weights of all models that the run starts from.
+        processes: number of processes that train together, over all machines.
     """
 
     path: Path
@@ -38,8 +39,10 @@ class RunFolder:
     processes: int = 1
 
     def saved_state(self) -> RunState | None:
-        """Of the last checkpoint, None where there is none yet. UserError: it is of another run, with the first
-        difference."""
+        """The state of the last checkpoint, or None if there is none yet.
+
+        UserError: the folder belongs to another run; the message names the first difference.
+        """
         folder = checkpoint.latest(self.path)
         if folder is None:
             return None
@@ -80,7 +83,10 @@ class RunFolder:
             raise UserError(f"cannot be read ({err.strerror})", file=file, hint=BROKEN) from None
 
     def _check_processes(self) -> None:
-        """UserError: sums over another number of processes are rounded otherwise, so the digits would change."""
+        """Raise UserError if the run was started with another number of processes.
+
+        Sums over another number of processes round differently, so the digits would change.
+        """
         was = self._record().get("world", self.processes)
         if was != self.processes:
             raise UserError(
@@ -97,7 +103,7 @@ class RunFolder:
             raise UserError(rule, file=self.path, hint=self._hint())
 
     def record(self, classes: list[str], facts: dict[str, Any]) -> None:
-        """Write down what the run is, before its first step. facts: more for run.json."""
+        """Write the record of the run before its first step. `facts` are further entries of run.json."""
         run = {
             "command": sys.argv,
             "git": git_id(),

@@ -1,4 +1,4 @@
-"""From an objective's `Losses` to the number that is minimised, and to the numbers that are logged."""
+"""The number that is minimised and the numbers that are logged, both from an objective's `Losses`."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from pyspkv.objectives.base import Losses
 
 @dataclass
 class StepResult:
-    """What a step leaves.
+    """The results of a step that the trainer needs.
 
     Args:
-        stats: (sum, weight) of all that is logged.
-        spread: of the batch's embeddings, None where the objective tells none.
-        seconds: of audio that the network took, per utterance.
+        stats: (sum, weight) of each logged quantity.
+        spread: spread of the batch's embeddings, or None if the objective does not give it.
+        seconds: seconds of audio per utterance that the network processed.
     """
 
     stats: dict[str, tuple[float, float]]
@@ -26,10 +26,10 @@ class StepResult:
 
 
 def total_loss(losses: Losses, device: torch.device, asked: bool = False) -> tuple[Tensor, bool]:
-    """(loss, whether any rank was `asked` to end).
+    """The loss, and whether any rank was `asked` to end.
 
-    The loss is the sum of the terms' means over all ranks; times their number, as DDP averages the gradients over
-    them. The question travels with the weights, so that it costs no collective call of its own.
+    The loss is the sum of the terms' means over all ranks. It is multiplied by the number of ranks, because DDP
+    averages the gradients over them. `asked` is summed together with the weights, so it costs no further call.
     """
     own = [
         torch.as_tensor(weight, dtype=torch.float32, device=device).detach()
@@ -44,7 +44,7 @@ def total_loss(losses: Losses, device: torch.device, asked: bool = False) -> tup
 
 
 def step_result(loss: float, losses: Losses, views: dict[str, View], batch_size: int) -> StepResult:
-    """Of this rank's `batch_size` utterances."""
+    """The result of a step for this rank's `batch_size` utterances."""
     means = losses.terms | losses.stats
     if losses.spread is not None:
         means["spread"] = losses.spread

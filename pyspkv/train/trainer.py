@@ -1,4 +1,4 @@
-"""The training loop: one for every objective, on a CPU, a GPU, or several under torchrun.
+"""The training loop of every objective, on a CPU, on a GPU, or in several processes.
 
 A run is a folder: config.yaml (resolved), run.json (command, versions, labels), train.jsonl (one record per log
 interval and epoch), tb/ (tensorboard), ckpt-<step>/, LATEST, best. Running the same command again resumes from LATEST
@@ -48,26 +48,27 @@ from pyspkv.train.run_folder import RunFolder
 from pyspkv.train.state import RunState
 from pyspkv.train.step import StepResult, step_result, total_loss
 
-COLLAPSED = 0.01  # spread of a batch's unit embeddings below which they all point one way
-COLLAPSED_STEPS = 100  # this many such steps in a row stop the run
+COLLAPSED = 0.01  # below this spread, all unit embeddings of a batch point in nearly the same direction
+COLLAPSED_STEPS = 100  # number of such steps in a row that stops the run
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:
-    """Of all that is random inside the model in a step; below 2^63, as torch wants it, up to 10^14 steps."""
+    """The seed of everything random inside the model in one step. It is below 2^63 (torch) up to 10^14 steps."""
     return (seed * 1_000_003 + step) * 4_099 + rank
 
 
 class Trainer:
-    """Train `config` on `data`; see the module for what appears in `exp`.
+    """Train `config` on `data`. The module's docstring says what appears in `exp`.
 
-    An `exp` that is a symbolic link is another run's model and only read: it must be trained to its end, from the same.
+    If `exp` is a symbolic link, it is the model of another run and is only read. That run must be finished, and have
+    the same config and data.
 
     Args:
         unlabeled: second data directory of semi-supervised objectives.
-        dev, dev_trials: a declared list of other speakers, scored after every epoch; `best` is its lowest EER.
+        dev, dev_trials: trials of other speakers, scored after every epoch. `best` is the epoch with the lowest EER.
         init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
-        keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
-        labels_out: where the data directory with an objective's final labels goes, if it moves them.
+        keep_head: start from its heads too (large-margin fine-tuning). Utterances and labels must be the same.
+        labels_out: folder for a data directory with the final labels, if the objective changes labels.
         patience: stop after this many epochs in a row with a dev EER above the best; 0 never stops early.
 
     Attributes:
@@ -118,7 +119,7 @@ class Trainer:
         self.precision = choose_precision(self.config.precision, self.device)
 
     def _look_at_folder(self) -> None:
-        """Whether `exp` is empty, this run under way, or finished. UserError: it is another run."""
+        """Find out whether `exp` is empty, holds this run unfinished, or finished. UserError: it holds another run."""
         self.is_link = os.path.islink(self.exp)
         processes = distributed.world_size()
         digests = self.corpus.label_hash(), self._init_digest()
@@ -133,14 +134,14 @@ class Trainer:
             )
 
     def _init_digest(self) -> str | None:
-        """Of the weights of all models that the run starts from."""
+        """Hash of the weights of all models that the run starts from; None: it starts from random weights."""
         models = [self.init] if self.init else []
         for config in (self.config.objective, self.config.encoder):
             models += cfg.class_of(config).needs_models(config)
         return " ".join(checkpoint.digest(model) for model in models) or None
 
     def _build(self) -> None:
-        """Sampler, model and optimizers; a run that is finished needs them for the labels that it moved only."""
+        """Build sampler, model and optimizers. A finished run needs them only to write the labels that it changed."""
         config, data = self.config, self.corpus.parts[0]
         columns = {c: getattr(self.corpus, c) for c in ROW_COLUMNS}
         self.sampler = cfg.build(config.sampler, self.corpus.label, config.batch_size, config.seed, columns)
@@ -212,7 +213,9 @@ class Trainer:
                 self._say(f"labels: {self.labels_out}")
 
     def _start_or_resume(self) -> None:
-        saved = self.folder.saved_state()  # again: before the lock was had, another run may have been here
+        saved = (
+            self.folder.saved_state()
+        )  # read again: another run may have been here before the lock was taken
         if saved is None:
             self._start()
         else:
@@ -231,7 +234,7 @@ class Trainer:
             self._init_from_embeddings()
 
     def _init_from_embeddings(self) -> None:
-        """What an objective needs to know about the training data before the first step."""
+        """Embed the training data by the encoder of the start, for objectives that begin with it."""
         encoder = self.objective.encoder.eval()
         embeddings = torch.cat(
             [
@@ -246,15 +249,17 @@ class Trainer:
         if not self.built:
             self._build()
         steps, folder = self.sampler.steps, checkpoint.latest(self.exp)
-        assert folder is not None  # `saved` lies in it
+        assert folder is not None  # `saved` was read from it
         saved.check_step(steps, self.config.epochs, folder)
         checkpoint.restore(folder, self.objective, self.optimizers, last=steps * self.config.epochs)
-        self.state = saved if self.main else replace(saved, means={})  # rank 0 carries the sums on
+        self.state = saved if self.main else replace(saved, means={})  # rank 0 keeps the sums
         if not saved.done:
             self._say(f"resuming {self.exp} at step {saved.step}")
 
     def _train(self) -> None:
-        if self.augmenter:  # only now: until it is locked, the rooms' folder may be another run's
+        if (
+            self.augmenter
+        ):  # not earlier: before the lock is taken, another run may be writing the rooms' folder
             distributed.barrier()
             self.augmenter.make_rooms()
         model: torch.nn.Module = self.objective
@@ -294,7 +299,7 @@ class Trainer:
         distributed.barrier()
 
     def _batches(self) -> Iterator[Batch | Exception]:
-        """From the step that comes next to the end of the run."""
+        """The batches from the next step to the end of the run."""
         return loader(
             Batches(self.corpus, self.views, self.augmenter, self.config.seed),
             self.sampler,
@@ -309,7 +314,7 @@ class Trainer:
 
     def _step(self, model, batch: Batch, step: int) -> StepResult:
         c = self.config
-        # All that is random inside the model is a function of (seed, step, rank).
+        # Everything random inside the model is a function of (seed, step, rank).
         torch.manual_seed(_seed_of(c.seed, step, distributed.rank()))
         self.objective.before_step(step)
         factor = lr_factor(c.optim.lr_schedule, self.objective.epoch_now, c.epochs)
@@ -356,8 +361,10 @@ class Trainer:
         self._say(epoch_line(epoch, self.config.epochs, record))
 
     def _evaluate(self, dev: DevList) -> dict[str, float]:
-        """EER of the declared dev list, a teacher's and its student's; every rank computes it alike, so that all stop
-        together."""
+        """EER of the dev list, by the teacher and by its student where there are both.
+
+        Every rank computes it, so that all stop after the same epoch.
+        """
         modules = {"dev_eer": self.objective.eval_module}
         if self.objective.eval_module != "encoder":
             modules["dev_eer_student"] = "encoder"
@@ -395,7 +402,7 @@ class Trainer:
             print(text, flush=True)
 
     def _lock(self):
-        """Only one run writes into `exp`; the others of its processes and a reader of finished models write nothing."""
+        """The lock that lets one run at a time write into `exp`. Rank 0 takes it; the other ranks write nothing."""
         return folder_lock(self.exp) if self.main and not self.finished else nullcontext()
 
     def _save(self, means: Means, best: bool = False) -> None:
