@@ -610,7 +610,10 @@ class Training:
                 return True
             for task in self.jobs.slurm.queue():  # SLURM holds a requeued job back for two minutes
                 if task.split()[1] == "PENDING":
-                    self.jobs.slurm.call("scontrol", "update", f"JobId={task.split()[0]}", "StartTime=now")
+                    words = ["scontrol", "update", f"JobId={task.split()[0]}", "StartTime=now"]
+                    subprocess.run(
+                        words, env=self.jobs.env, capture_output=True
+                    )  # it may have started just now
             assert time.monotonic() < end, f"not within {seconds} s; {self.said}"
             time.sleep(0.2)
         return False
