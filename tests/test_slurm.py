@@ -1,6 +1,7 @@
 """Both job runners take the same calls; slurm.sh against a real SLURM of three nodes, whatever breaks meanwhile."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -638,6 +639,7 @@ def kill_a_worker(slurm: Cluster, rng: random.Random) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_training_over_two_nodes_is_stopped_again_and_again(jobs):
     """Requeued, killed and signalled SPKV_STOPS times at random moments, it ends in the bytes of an unbroken run."""
     stops, seconds = (
@@ -694,11 +696,16 @@ def test_a_training_over_two_nodes_is_stopped_again_and_again(jobs):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_training_longer_than_its_time_limit(jobs):
     """SLURM's signal before the limit: a checkpoint, another job, and the bytes of an unbroken run."""
     data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
     (jobs.folder / "config.yaml").write_text(ENCODER.replace("channels: 16", "channels: 256") + TRAIN)
-    sizes = ("epochs=800", "objective.crop_seconds=0.6", "save_every_steps=100000")
+    probe = Training(jobs, "probe", data=data, sizes=("epochs=6",))
+    assert not probe.wait(lambda: False)
+    records = map(json.loads, (probe.exp / "train.jsonl").read_text().splitlines())
+    fastest = min(r["seconds"] for r in records if r["kind"] == "epoch")
+    sizes = (f"epochs={round(80 / fastest)}", "save_every_steps=100000")  # 80 s or more
     whole = Training(jobs, "whole", data=data, sizes=sizes)
     start = time.monotonic()
     assert not whole.wait(lambda: False, 900)
