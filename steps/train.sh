@@ -38,9 +38,8 @@ export SPKV_NGPU="$ngpu"
 launch=()
 [ "$nproc" -eq 1 ] || launch=(pyspkv.bin.launch --nproc "$nproc")
 read -ra cmd <<< "$cmd"
-if [ "$num_nodes" -gt 1 ]; then # the runner starts torchrun on each machine, with the rendezvous address
-  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as in pyspkv.bin.launch, because another number of threads gives other digits
-  launch=(torch.distributed.run --nproc-per-node "$nproc" -m) cmd+=(--num-nodes "$num_nodes")
+if [ "$num_nodes" -gt 1 ]; then # the runner starts the launcher on each of them and tells it where they meet
+  launch=(pyspkv.bin.launch --nproc "$nproc") cmd+=(--num-nodes "$num_nodes")
 fi
 log_run "${cmd[@]}" --gpu "$ngpu" "$model.log" \
   python -m "${launch[@]}" pyspkv.bin.train "${args[@]}"

@@ -2,7 +2,10 @@
 failures.
 """
 
+import contextlib
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -16,6 +19,7 @@ import toy
 from slurm_cluster import Cluster, wait_until
 from test_grid import RECIPE
 
+from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.jobs import array
@@ -66,6 +70,7 @@ class Jobs:
     def __init__(self, slurm: Cluster, folder: Path):
         self.slurm, self.folder = slurm, folder
         self.env = {**ENV, "SLURM_CONF": str(slurm.conf), "PATH": slurm_cluster.PATH}
+        self.started: list[subprocess.Popen] = []  # each with a session of its own
 
     def start(self, *words) -> subprocess.Popen:
         return subprocess.Popen(
@@ -100,7 +105,12 @@ class Jobs:
 
 @pytest.fixture
 def jobs(slurm, tmp_path):
-    yield Jobs(slurm, tmp_path)
+    made = Jobs(slurm, tmp_path)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.communicate()
     subprocess.run(["scancel", f"--user={os.getuid()}"], env=slurm.env, capture_output=True)
     slurm.wait_idle()
 
@@ -550,7 +560,7 @@ def test_a_recipe_on_two_nodes_ends_in_the_digits_of_one_machine(jobs, recipe):
 
 @pytest.mark.slow
 def test_training_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
-    """torchrun under srun, one process on each of two nodes; and on one machine two processes."""
+    """The launcher under srun, one process on each of two nodes; and on one machine two processes."""
     data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
     (jobs.folder / "config.yaml").write_text(ENCODER + TRAIN)
     weights = []
@@ -567,8 +577,164 @@ def test_training_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
         assert done.returncode == 0, done.stdout + done.stderr + log
         (file,) = (jobs.folder / name).rglob("model.safetensors")
         weights.append(file.read_bytes())
-    assert "srun" not in log.splitlines()[0] and "torch.distributed.run" in log.splitlines()[0]
+    assert "srun" not in log.splitlines()[0] and "pyspkv.bin.launch" in log.splitlines()[0]
     assert weights[0] == weights[1]
+
+
+class Training:
+    """A training by steps/train.sh as SLURM jobs. A call that has failed is given again, as a user would."""
+
+    def __init__(self, jobs: Jobs, name: str, *options, data, sizes: tuple):
+        self.jobs, self.exp = jobs, jobs.folder / name
+        words = [ROOT / "steps/train.sh", *options, jobs.folder / "config.yaml", data.path, self.exp, *sizes]
+        self.words, self.calls, self.said = list(map(str, words)), 0, []
+        self.process: subprocess.Popen | None = None
+
+    def go_on(self) -> bool:
+        """Whether it is still under way; a call that has failed is started anew."""
+        if self.process and self.process.poll() is None:
+            return True
+        if self.process and self.process.returncode == 0 and self.process.stderr.closed:
+            return False
+        if self.process:
+            self.said.append(self.process.communicate()[1])
+            assert "Traceback" not in self.said[-1], self.said[-1]
+            if self.process.returncode == 0:
+                return False
+        self.calls += 1
+        self.process = subprocess.Popen(
+            self.words,
+            env=self.jobs.env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self.jobs.started.append(self.process)
+        return True
+
+    def start(self) -> int:
+        """A number that changes when the training starts anew (it writes its log again, as another file)."""
+        file = self.exp / "train.jsonl"
+        return file.stat().st_ino if file.exists() else 0
+
+    def wait(self, holds, seconds: float = 300) -> bool:
+        """Whether it holds before the training has come to its end."""
+        end = time.monotonic() + seconds
+        while self.go_on():
+            if holds():
+                return True
+            for task in self.jobs.slurm.queue():  # SLURM holds a requeued job back for two minutes
+                if task.split()[1] == "PENDING":
+                    words = ["scontrol", "update", f"JobId={task.split()[0]}", "StartTime=now"]
+                    subprocess.run(
+                        words, env=self.jobs.env, capture_output=True
+                    )  # it may have started just now
+            assert time.monotonic() < end, f"not within {seconds} s; {self.said}"
+            time.sleep(0.2)
+        return False
+
+    def weights(self) -> bytes:
+        return (checkpoint.latest(self.exp) / "model.safetensors").read_bytes()
+
+
+def kill_a_worker(slurm: Cluster, rng: random.Random) -> bool:
+    def is_worker(pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return b"pyspkv.bin.train" in words and b"pyspkv.bin.launch" not in words and b"-u" in words
+
+    workers = [pid for node in slurm.nodes for pid in slurm.jobs_of(node) if is_worker(pid)]
+    if workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+    return bool(workers)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_training_over_two_nodes_is_stopped_again_and_again(jobs):
+    """Requeued, killed and signalled SPKV_STOPS times at random moments, it ends in the bytes of an unbroken run."""
+    stops, seconds = (
+        int(os.environ.get("SPKV_STOPS", "4")),
+        float(os.environ.get("SPKV_STOPS_SECONDS", "600")),
+    )
+    data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
+    (jobs.folder / "config.yaml").write_text(ENCODER + TRAIN)
+    sizes = (
+        f"epochs={int(os.environ.get('SPKV_STOPS_EPOCHS', 25 * stops))}",
+        "save_every_steps=10",
+        "log_every_steps=1",
+    )
+    whole = Training(jobs, "whole", "--nproc", 2, data=data, sizes=sizes)
+    assert not whole.wait(lambda: False) and whole.calls == 1
+    broken = Training(jobs, "broken", "--num-nodes", 2, "--cmd", "slurm.sh", data=data, sizes=sizes)
+    log = jobs.folder / "broken/train.jsonl"
+    rng, times, begin = random.Random(0), {"requeue": [], "kill -9": [], "SIGUSR1": []}, time.monotonic()
+    kinds = [k for _ in range(stops) for k in rng.sample(sorted(times), 3)][:stops]
+    while kinds and time.monotonic() - begin < seconds:
+        starting = rng.random() < 0.3  # it may be stopped before it has taken a step
+        if not broken.wait(lambda starting=starting: starting or (broken.start() and log.stat().st_size > 0)):
+            break
+        if not broken.wait(lambda: any("RUNNING" in task for task in jobs.slurm.queue())):
+            break
+        time.sleep(rng.uniform(0, 4))
+        running = [task.split()[0] for task in jobs.slurm.queue() if "RUNNING" in task]
+        if not running:
+            continue
+        before, start = broken.start(), time.monotonic()
+        if kinds[0] == "requeue":
+            if subprocess.run(
+                ["scontrol", "requeue", running[0]], env=jobs.env, capture_output=True
+            ).returncode:
+                continue
+        elif kinds[0] == "SIGUSR1":
+            subprocess.run(["scancel", "--signal=USR1", running[0]], env=jobs.env, capture_output=True)
+        elif not kill_a_worker(jobs.slurm, rng):
+            continue
+        if not broken.wait(lambda before=before: broken.start() != before):
+            break
+        times[kinds.pop(0)].append(time.monotonic() - start)
+        print(
+            f"{sum(map(len, times.values()))} stops",
+            {k: [round(t) for t in v] for k, v in times.items()},
+            flush=True,
+        )
+    broken.wait(lambda: False, seconds)
+    print(
+        f"{broken.calls} calls",
+        {k: (len(v), sum(v) / max(len(v), 1), max(v, default=0)) for k, v in times.items()},
+    )
+    assert broken.weights() == whole.weights() and all(times.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_training_longer_than_its_time_limit(jobs):
+    """SLURM's signal before the limit: a checkpoint, another job, and the bytes of an unbroken run."""
+    data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
+    (jobs.folder / "config.yaml").write_text(ENCODER.replace("channels: 16", "channels: 256") + TRAIN)
+    probe = Training(jobs, "probe", data=data, sizes=("epochs=6",))
+    assert not probe.wait(lambda: False)
+    records = map(json.loads, (probe.exp / "train.jsonl").read_text().splitlines())
+    fastest = min(r["seconds"] for r in records if r["kind"] == "epoch")
+    sizes = (f"epochs={round(80 / fastest)}", "save_every_steps=100000")  # 80 s or more
+    whole = Training(jobs, "whole", data=data, sizes=sizes)
+    start = time.monotonic()
+    assert not whole.wait(lambda: False, 900)
+    print(f"unbroken: {time.monotonic() - start:.0f} s")
+    (jobs.folder / "conf").write_text("command sbatch --export=ALL --time 1\n")
+    jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
+    cmd = ("--cmd", "slurm.sh --signal 20")
+    broken = Training(jobs, "broken", *cmd, data=data, sizes=sizes)
+    start = time.monotonic()
+    assert not broken.wait(lambda: False, 900)
+    log = (jobs.folder / "broken.log").read_text()
+    print(f"{time.monotonic() - start:.0f} s, {log.count('stopped by SIGUSR1')} stops")
+    assert broken.calls == 1 and log.count("stopped by SIGUSR1 at step") >= 1
+    assert broken.weights() == whole.weights()
 
 
 def test_cells_of_a_grid_are_jobs(jobs):

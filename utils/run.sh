@@ -11,7 +11,7 @@
 #   --num-threads N    OMP_NUM_THREADS of each job
 #   --gpu N            GPUs of each job, set by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if necessary
 #   --show true|false  copy the output of a single job without JOB to stdout (default: on a terminal)
-#   --config, --mem, --name, --time, --num-nodes 1    accepted, as slurm.sh has them, but without effect
+#   --config, --mem, --name, --time, --signal, --num-nodes 1    accepted, as slurm.sh has them, but without effect
 # Exit code: 0 if all jobs succeeded; else 1, after the names and last lines of the failed logs.
 set -euo pipefail
 
@@ -32,7 +32,7 @@ while :; do
   option=${option//_/-}
   case $option in
     --help) sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 0 ;;
-    --max-jobs-run | --num-threads | --gpu | --show | --config | --mem | --name | --time | --num-nodes) ;;
+    --max-jobs-run | --num-threads | --gpu | --show | --config | --mem | --name | --time | --signal | --num-nodes) ;;
     *) die "unknown option $1; see utils/run.sh --help" ;;
   esac
   if [[ $1 == *=* ]]; then
@@ -103,21 +103,21 @@ declare -A log_of slot_of
 failed=() free=()
 for ((i = 0; i < max; i++)); do free+=("$i"); done
 
-stop() { # end the process group of every job: by SIGTERM, after five seconds by SIGKILL
+stop() { # CODE SECONDS: every job is a process group: end all that it started, the stubborn after so many seconds
   trap '' INT TERM HUP
-  local pid
+  local pid k
   for pid in "${!log_of[@]}"; do kill -TERM -- "-$pid" 2> /dev/null || true; done
-  for _ in {1..50}; do
+  for ((k = 0; k < 10 * $2; k++)); do
     for pid in "${!log_of[@]}"; do kill -0 -- "-$pid" 2> /dev/null || unset "log_of[$pid]"; done
     [ "${#log_of[@]}" -gt 0 ] || break
     sleep 0.1
   done
   for pid in "${!log_of[@]}"; do kill -KILL -- "-$pid" 2> /dev/null || true; done
-  echo "run.sh: stopped" >&2
+  echo "run.sh: stopped; the same command goes on" >&2
   exit "$1"
 }
-trap 'stop 130' INT
-trap 'stop 143' TERM HUP
+trap 'stop 130 5' INT
+trap 'stop 143 60' TERM HUP # a training first ends its step and saves its state
 
 reap() { # wait for one job
   local pid='' code=0

@@ -98,11 +98,33 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
+def all_gather(x: Tensor) -> Tensor:
+    """`x` of all ranks [world, ...], in their order, no gradient. All ranks must hold the same shape."""
+    if world_size() == 1:
+        return x.detach()[None]
+    full = x.new_zeros(world_size(), *x.shape)
+    full[rank()] = x.detach()
+    dist.all_reduce(full)  # what is added to x are zeros
+    return full
+
+
 def broadcast(x: Tensor) -> Tensor:
     """Copy rank 0's `x` to every rank, in place."""
     if world_size() > 1:
         dist.broadcast(x, 0)
     return x
+
+
+def randn_like(x: Tensor) -> Tensor:
+    """Normal numbers of the shape of `x` [B, ...]: this rank's share of what one process would draw for all rows.
+
+    Ranks may have different B. Rank 0 draws, so the numbers follow from its random state.
+    """
+    if world_size() == 1:
+        return torch.randn_like(x)
+    sizes = all_gather(torch.tensor([len(x)], device=x.device))[:, 0].tolist()
+    drawn = broadcast(torch.randn_like(x.new_empty(sum(sizes), *x.shape[1:])))
+    return drawn.split(sizes)[rank()]
 
 
 class _AllSum(torch.autograd.Function):

@@ -9,10 +9,18 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from pyspkv.base.errors import UserError
+
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the exit code of a training that was asked to end and goes on if run again
+ASKS_TO_END = (
+    signal.SIGTERM,
+    signal.SIGUSR1,
+)  # SLURM sends the second one by --signal, some time before the limit
 
 
 class PeerLost(UserError):
@@ -56,6 +64,33 @@ class Stopped:
 
     def _note(self, number: int, _) -> None:
         self.signal = self.signal or number
+
+
+class Asked:
+    """Within it, SIGTERM and SIGUSR1 do not end this process: `signal` is the number of the first that came, or 0.
+
+    Outside the main thread Python allows no handlers, and the signals do what they did before.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Asked":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in ASKS_TO_END}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _) -> None:
+        self.signal = self.signal or number
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.signal).name if self.signal else "a signal to another process"
 
 
 def wait(processes: Sequence[subprocess.Popen], seconds: float, until=lambda: False) -> bool:

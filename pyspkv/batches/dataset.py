@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
 from pyspkv.base.errors import UserError
-from pyspkv.base.processes import end_with_parent
+from pyspkv.base.processes import ASKS_TO_END, end_with_parent
 from pyspkv.batches.augment import Augmenter, Profile, change_speed, source_length
 from pyspkv.batches.sampler import Sampler, rank_slice
 from pyspkv.data.datadir import DataDir
@@ -88,7 +88,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
+            if device.type != "cuda":
+                return x.to(device)
+            return x.pin_memory().to(device, non_blocking=True)  # a copy from other memory would wait
 
         columns: dict[str, Any] = {c: move(getattr(self, c)) for c in COLUMNS}
         views = {name: (move(wave), move(lengths)) for name, (wave, lengths) in self.views.items()}
@@ -299,6 +301,8 @@ def _shared(batch: Batch) -> Batch:
 
 def _start_worker(on_fork: Callable[[], None]) -> None:
     end_with_parent()
+    for number in ASKS_TO_END:  # sent to the whole job: the training still needs batches for its last step
+        signal.signal(number, signal.SIG_IGN)
     on_fork()
     # Batches are handed over by a socket in the temporary folder, and a socket's path has at most 107 bytes.
     if len(os.fsencode(tempfile.gettempdir())) > 107 - len("/pymp-12345678/listener-12345678"):
@@ -356,9 +360,9 @@ def worker_errors():
     sys.unraisablehook = hook
     try:
         yield
-    except Exception as err:
-        _end_workers()
-        if why := _why(err):
+    except BaseException as err:
+        _end_workers()  # Python would ask them by SIGTERM, which they ignore, and wait for ever
+        if isinstance(err, Exception) and (why := _why(err)):
             raise why from None
         raise
     finally:

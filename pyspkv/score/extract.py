@@ -206,3 +206,18 @@ def embed(
         x[row] = vector
     assert x is not None  # a data directory has utterances
     return Embeddings(list(data.utts), x, np.arange(len(data.utts) + 1))
+
+
+def embed_over_ranks(
+    encoder, data: DataDir, device: torch.device, precision: str, allow_pipes: bool = False
+) -> torch.Tensor:
+    """All embeddings of `data` float32 [N, D] on `device`, in its order, on every rank: each embeds its share.
+
+    The batches are those of one process, so the digits are, too. UserError: as `embed`.
+    """
+    batches = Batches(data, device, encoder.min_samples, allow_pipes)
+    own = batches.share(distributed.rank() + 1, distributed.world_size())
+    x = np.zeros((len(data.utts), encoder.embed_dim), np.float32)
+    for row, (vector,) in embed_batches([encoder], batches, own, device, precision):
+        x[row] = vector
+    return distributed.all_reduce_sum(torch.from_numpy(x).to(device))  # of the others a row is zero

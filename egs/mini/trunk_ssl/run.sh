@@ -34,6 +34,7 @@ compare_with=()     # folders of experiments that the report compares with this 
 seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
+num_nodes=1         # machines of a training, from 1, each with these GPUs; more than one need cmd_backend=slurm
 allow_pipes=false   # run the commands in wav.scp
 exp=$recipe/exp     # folder of results
 data=$recipe/data   # folder of the data directories
@@ -61,6 +62,7 @@ fi
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
+[ "$num_nodes" -eq 1 ] || train_opts+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 student_settings=("${settings[@]}") init=()
 if [ -n "$trunk" ] && grep -Eqs "name: *(wavlm|trunk)" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}"; then
