@@ -45,7 +45,8 @@ NOT_MEASURED = (
     "With labeled speakers of no training, `pyspkv datadir make-trials DIR` makes trials; then run stages 6 to 8.",
 )
 AGAIN = "make it again: run stages 4 and 7"
-VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the training mean, AS-normed, with crops
+# Of the headline list: less the training mean, AS-normed, with crops, calibrated with quality measures.
+VARIANTS = ("mean", "asnorm", "crops", "qmf")
 
 
 def read_json(path: Path) -> dict:

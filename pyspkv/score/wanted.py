@@ -5,7 +5,7 @@ was made from, so that what is up to date is kept.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyspkv.base import foreign
@@ -29,38 +29,57 @@ class Wanted:
     top_n: int = 300
     crops: bool = False
     compare: str | None = None
+    qmf: bool = False
 
 
 @dataclass(frozen=True)
 class Part:
-    """One score file of a system. kind: dev, plain, crops, mean or asnorm."""
+    """One score file of a system. kind: dev, plain, crops, mean, asnorm or qmf (of the dev list: fit-qmf)."""
 
     kind: str
     name: str  # of the trial list
     data: str  # its data directory
     cohort: str = "train"  # the set whose mean is subtracted, and whose speakers are the AS-norm cohort
+    with_cohort: bool = False  # of a qmf part: it takes AS-normed scores
 
     @property
     def stem(self) -> str:
-        return self.name if self.kind in ("dev", "plain") else f"{self.name}-{self.kind}"
+        return self.name if self.kind in ("dev", "plain") else f"{self.name}-{self.kind.removeprefix('fit-')}"
 
     @property
     def sets(self) -> list[str]:
         """The sets of embeddings that it needs."""
         more = {"crops": [f"{self.name}-crops"], "mean": [self.cohort], "asnorm": [self.cohort]}
-        return [self.name, *more.get(self.kind, [])]
+        return [self.name, *([self.cohort] if self.with_cohort else more.get(self.kind, []))]
+
+
+def dev_name(dev: str) -> str:
+    return os.path.basename(os.path.abspath(dev))
 
 
 def parts_of(request: Wanted) -> list[Part]:
-    """What is wanted of every system, in the order in which it is made. UserError: two files of one name."""
-    parts = [Part("dev", os.path.basename(os.path.abspath(request.dev)), request.dev)] if request.dev else []
+    """What is wanted of every system, in the order in which it is made.
+
+    UserError: two files of one name; quality measures without a dev list.
+    """
+    normed = request.qmf and bool(request.cohort_data)
+    parts = []
+    if request.dev:
+        dev = Part("dev", dev_name(request.dev), request.dev)
+        parts = [
+            dev,
+            *([replace(dev, kind="fit-qmf", cohort=request.cohort_set, with_cohort=normed)] * request.qmf),
+        ]
+    elif request.qmf:
+        raise UserError("quality measures need a dev list to be fitted on", hint="give --dev, or no --qmf")
     kinds = [
         "plain",
         *(["crops"] if request.crops else []),
         *(["mean", "asnorm"] if request.cohort_data else []),
+        *(["qmf"] if request.qmf else []),
     ]
     parts += [
-        Part(kind, name, data, request.cohort_set)
+        Part(kind, name, data, request.cohort_set, normed and kind == "qmf")
         for name, data in zip(request.name, request.data)
         for kind in kinds
     ]
@@ -78,7 +97,10 @@ def parts_of(request: Wanted) -> list[Part]:
 def unwanted(system: str, request: Wanted, parts: list[Part]) -> list[Path]:
     """Files of variants that the options do not include: they came from other embeddings or another cohort."""
     kinds = [*([] if request.crops else ["crops"]), *([] if request.cohort_data else ["mean", "asnorm"])]
-    stems = {f"{name}-{kind}" for name in request.name for kind in kinds} - {part.stem for part in parts}
+    kinds += [] if request.qmf else ["qmf"]
+    stems = {f"{name}-{kind}" for name in request.name for kind in kinds}
+    stems |= {f"{dev_name(request.dev)}-qmf"} if request.dev else set()
+    stems -= {part.stem for part in parts}
     files = [Path(system, "score", stem + end) for stem in sorted(stems) for end in (".scores", ".json")]
     return [f for f in files if os.path.lexists(f)]
 
@@ -140,13 +162,19 @@ def outputs(system: str, part: Part | None) -> list[Path]:
     if part is None:
         return [score / ".lock", score / "made_by"]
     files = [score / f"{part.stem}.scores", score / f"{part.stem}.json"]
-    return files + ([calibration_of(system)] if part.kind == "dev" else [])
+    fitted = {"dev": calibration_of, "fit-qmf": qmf_of}
+    return files + ([fitted[part.kind](system)] if part.kind in fitted else [])
 
 
-def calibration_of(system: str) -> Path:
+def calibration_of(system: str, name: str = "calibration.json") -> Path:
     """With the model, where `verify` finds it; in the system's folder, where the model is another experiment's."""
     own = Path(system, "model").resolve().is_relative_to(Path(system).resolve())
-    return Path(system, "model/calibration.json" if own else "calibration.json")
+    return Path(system, "model" if own else "", name)
+
+
+def qmf_of(system: str) -> Path:
+    """The calibration with quality measures, beside the other one."""
+    return calibration_of(system, "qmf.json")
 
 
 def stamp(path: str | Path) -> list[int] | None:
@@ -196,13 +224,19 @@ class Inputs:
             "data": {name: self.file(f"{part.data}/{name}") for name in tables},
             "embeddings": [self.embeddings(f"{system}/embed/{name}") for name in part.sets],
         }
-        if part.kind == "dev":
-            out["source"] = f"{part.data}/trials"  # as calibration.json names it
+        if part.kind in ("dev", "fit-qmf"):  # as calibration.json and qmf.json name them
+            out["source"] = f"{part.data}/trials"
+            out |= {"cohort_source": request.cohort_data} if part.with_cohort else {}
         if part.kind == "plain":
             out["calibration"] = stamp(calibration_of(system))
             if other := compared_to(request, system, part):
                 out["compare"] = [os.path.abspath(other), self.file(other)]
-        if part.kind == "asnorm":
+        if part.kind in ("qmf", "fit-qmf"):
+            tables = ["utt2dur", "utt2num_frames", "utt2num_samples", "segments", "reco2dur", "wav.scp"]
+            out["durations"] = {name: self.file(f"{part.data}/{name}") for name in tables}
+        if part.kind == "qmf":
+            out["calibration"] = stamp(qmf_of(system))
+        if part.kind == "asnorm" or part.with_cohort:
             utt2spk = f"{request.cohort_data}/utt2spk"
             out["cohort"] = [os.path.abspath(utt2spk), self.file(utt2spk), request.top_n]
         return out

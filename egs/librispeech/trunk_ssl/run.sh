@@ -26,6 +26,7 @@ cluster_opts=(--whiten 0.75 --linkage average --metric cosine) # options of bin.
 finetune=true       # run stage 5
 label_noise=0.0     # for an experiment: share of each round's labels to make wrong; round<r>/corrupted lists them
 crops=15            # number of 4 s crops to score with, in addition to the whole utterance; 0: none
+qmf=false           # score with quality measures, too (NAME-qmf; fitted on dev)
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 round_opts=()       # settings of stage 4
 finetune_opts=()    # settings of stage 5
@@ -80,6 +81,7 @@ for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 eval_sets=() dev_opts=() unscored=true # dev and test may be missing: the rest is done without them
 has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
+! $qmf || dev_opts+=(--qmf true)
 ! has test || { eval_sets+=("$data/test"); unscored=false; }
 
 if stage 2 "check the data directories"; then

@@ -24,6 +24,7 @@ ensemble=false      # cluster the joined embeddings of all phases so far, not th
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
 finetune=true       # run stage 5
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
+qmf=false           # score with quality measures, too (NAME-qmf; fitted on dev)
 also_test=()        # further sets of --data that have trials, scored as test is
 versus=             # phase that the EERs of the others are compared to, paired, as pretrain; empty: none
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
@@ -81,6 +82,7 @@ for r in $(seq "$num_rounds"); do rounds+=("$exp/round$r"); done
 eval_sets=() dev_opts=() unscored=true # dev and test may be missing: the rest is done without them
 has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
+! $qmf || dev_opts+=(--qmf true)
 ! has test || { eval_sets+=("${tests[@]}"); unscored=false; }
 
 if stage 2 "check the data directories"; then
