@@ -159,7 +159,7 @@ class System:
         self._sets: dict[str, Embeddings] = {}
         self._unit_means: dict[str, np.ndarray] = {}
         self._cohort: tuple[str, np.ndarray] | None = None
-        self._last_normed: tuple[str, Cohort, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+        self._last_normed: tuple[TrialList, Cohort, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
         self._plain: tuple[str, scoring.Sides, np.ndarray] | None = None
 
     def _scp(self, name: str) -> str:
@@ -210,12 +210,12 @@ class System:
     def _normed(self, trials: TrialList, cohort: Cohort) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """AS-normed scores, and the cohort mean of either side, float64 [n] each."""
         sides = self._plain_sides(trials)[0]
-        if self._last_normed is None or self._last_normed[:2] != (trials.name, cohort):
+        if self._last_normed is None or self._last_normed[0] is not trials or self._last_normed[1] != cohort:
             directions, top_n = self._cohort_directions(trials, cohort)
             of = scoring.sides_statistics(*sides, directions, top_n)
             scores = scoring.as_norm(*sides, directions, top_n, of)
             means = of.enrol_mean[sides.i], of.test_mean[sides.j]
-            self._last_normed = trials.name, cohort, (scores, *means)
+            self._last_normed = trials, cohort, (scores, *means)
         return self._last_normed[2]
 
     def _cohort_directions(self, trials: TrialList, cohort: Cohort) -> tuple[np.ndarray, int]:

@@ -2,9 +2,9 @@
 
     llr = offset + sum over columns c of  weight[c] (x[c] - center[c]) / spread[c]
 
-The columns are the score and the quality measures. Weights are those of logistic regression on dev trials: quality-aware
-calibration of Thienpondt et al., "The IDLab VoxSRC-20 Submission", ICASSP 2021 (arXiv 2010.11255). A measure of a trial
-is the smaller or the larger one of its two sides, so that swapping the sides changes nothing.
+The columns are the score and the quality measures. Weights are those of logistic regression on dev trials: the
+quality-aware calibration of Thienpondt et al., "The IDLab VoxSRC-20 Submission", ICASSP 2021 (arXiv 2010.11255). A
+measure of a trial is the smaller or the larger one of its two sides, so that swapping the sides changes nothing.
 """
 
 import json

@@ -79,7 +79,7 @@ def parts_of(request: Wanted) -> list[Part]:
         *(["qmf"] if request.qmf else []),
     ]
     parts += [
-        Part(kind, name, data, request.cohort_set, normed and kind == "qmf")
+        Part(kind, name, data, request.cohort_set, with_cohort=normed and kind == "qmf")
         for name, data in zip(request.name, request.data)
         for kind in kinds
     ]
