@@ -32,11 +32,14 @@ def parse() -> argparse.Namespace:
 
 def record_of(source: Path, names: str | None, utts: list[str]) -> dict:
     """What the embeddings depend on. `model` stands for the model: sets of two models are not scored together."""
-    from pyspkv.bin.import_checkpoint import source_digest
     from pyspkv.clustering.made import content_digest
 
-    vectors = content_digest(source) if source.suffix == ".scp" else source_digest(source)
-    listed = source_digest(Path(names)) if names else None
+    def digest(file: Path) -> str:
+        with open(file, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+
+    vectors = content_digest(source) if source.suffix == ".scp" else digest(source)
+    listed = digest(Path(names)) if names else None
     ids = hashlib.sha256("\n".join(utts).encode("utf-8", "surrogateescape")).hexdigest()
     return {
         "model": vectors,
@@ -70,7 +73,7 @@ def main() -> None:
                 raise UserError("contains other embeddings", file=out, hint=hint)
             print(f"imported already: {out}")
             return
-        from pyspkv.models import embedding_import
+        from pyspkv.score import embedding_import
 
         names, vectors = embedding_import.read(source, Path(args.names) if args.names else None)
         rows = match(names, data, source)
