@@ -80,4 +80,4 @@ def _paired(names: list[str], x: np.ndarray, file: Path) -> tuple[list[str], Seq
     if not isinstance(x, np.ndarray) or x.dtype.kind != "f" or x.ndim != 2 or len(x) != len(names):
         shape = f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else "an archive"
         raise UserError(f"holds {shape} for {len(names)} names, not floats [{len(names)}, D]", file=file)
-    return names, x
+    return names, list(x)
