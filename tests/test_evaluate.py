@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kaldiio
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from pyspkv.score import calibration
 DIM = 6
 ROOT = Path(evaluate.__file__).parents[2]
 ALL = ["--dev", "data/dev", "--cohort-data", "data/train", "--top-n", "5", "--crops"]
+QMF = [*ALL, "--qmf"]
 
 
 def utts(letter, speakers=8):
@@ -30,6 +32,7 @@ def make_data(name, enrol_map=False):
     folder, ids = Path("data", name), utts(name[0])
     folder.mkdir(parents=True)
     (folder / "utt2spk").write_text("".join(f"{u} {u[:2]}\n" for u in ids))
+    (folder / "utt2dur").write_text("".join(f"{u} {1 + k % 5}.5\n" for k, u in enumerate(ids)))
     pairs = [(a, b) for k, a in enumerate(ids) for b in ids[k + 1 :]]
     if enrol_map:
         models = {f"m{u[:2]}": [v for v in ids if v[:2] == u[:2]][:2] for u in ids}
@@ -259,6 +262,12 @@ CHANGES = {
     ),
     "trials": lambda: rewrite("data/test/trials", lambda raw: raw[: raw.rindex(b"\n", 0, -1) + 1]),
     "dev trials": lambda: rewrite("data/dev/trials", lambda raw: raw[: raw.rindex(b"\n", 0, -1) + 1]),
+    "durations": lambda: rewrite("data/test/utt2dur", lambda raw: raw.replace(b" 1.5", b" 2.5", 3)),
+    "dev durations": lambda: rewrite("data/dev/utt2dur", lambda raw: raw.replace(b" 1.5", b" 2.5", 3)),
+    "calibration with quality measures": lambda: rewrite(
+        "a/model/qmf.json", lambda raw: raw.replace(b"1", b"2", 1)
+    ),
+    "no calibration with quality measures": lambda: os.unlink("a/model/qmf.json"),
     "cohort": lambda: rewrite("data/train/utt2spk", lambda raw: raw.replace(b" t7", b" t6")),
     "enrolment": lambda: Path("data/test/enrol_map").write_text("t0-0 t0-1 t0-2\n"),
     "calibration": lambda: rewrite("a/model/calibration.json", lambda raw: raw.replace(b": 0.5", b": 0.4")),
@@ -274,7 +283,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_files_are_made_again_after_any_change(place, call, what):
-    args = ["--systems", *"ab", "--data", "data/test", "--compare", "b", *ALL]
+    args = ["--systems", *"ab", "--data", "data/test", "--compare", "b", *QMF]
     call(*args)
     CHANGES[what]()
     assert "up to date: a/score" not in call(*args)
@@ -292,7 +301,7 @@ def test_files_are_made_again_after_any_change(place, call, what):
     ["--top-n 4", "--compare c", "--compare=", "--cohort-data data/cohort", "--dev data/./dev"],
 )
 def test_other_options_make_the_files_again(place, call, change):
-    args = ["--systems", *"abc", "--data", "data/test", "--compare", "b", *ALL]
+    args = ["--systems", *"abc", "--data", "data/test", "--compare", "b", *QMF]
     call(*args)
     Path("data/cohort").mkdir()
     Path("data/cohort/utt2spk").write_text("".join(f"{u} s{k % 7}\n" for k, u in enumerate(utts("t"))))
@@ -316,7 +325,7 @@ def test_a_moved_experiment_names_its_new_place(place, call):
 
 def test_variants_that_are_not_asked_for_go_and_come_back(place, call):
     args = ["--systems", "a", "--data", "data/test"]
-    call(*args, *ALL)
+    call(*args, *QMF)
     full = contents("a")
     Path("a/score/of-mine.json").write_text("{}")
     said = call(*args, "--dev", "data/dev")
@@ -324,7 +333,7 @@ def test_variants_that_are_not_asked_for_go_and_come_back(place, call):
     assert names == {"dev.json", "dev.scores", "test.json", "test.scores", "of-mine.json"}
     assert "up to date" in said
     Path("a/score/of-mine.json").unlink()
-    call(*args, *ALL)
+    call(*args, *QMF)
     assert contents("a") == full
 
 
@@ -363,6 +372,7 @@ def test_missing_embeddings_are_named_with_their_command(place, call, missing):
         (["--systems", "a", "--data", "data/test", "--name", "../test"], "cannot be the name"),
         (["--systems", "a", "--data", "data/test", "--name", ""], "cannot be the name"),
         (["--systems", "a", "--data", "data/test", "--compare", "b"], "b/score/test.scores: no such score file"),
+        (["--systems", "a", "--data", "data/test", "--qmf"], "quality measures need a dev list"),
     ],
 )  # fmt: skip
 def test_wrong_calls_write_nothing(place, call, args, says):
@@ -452,7 +462,7 @@ def test_any_other_failure_ends_it_and_leaves_the_calibration(place, call, monke
 
 
 def test_killed_at_any_write_the_next_run_ends_well(place, call, monkeypatch):
-    args = ["--systems", *"ab", "--data", "data/test", "--compare", "b", *ALL]
+    args = ["--systems", *"ab", "--data", "data/test", "--compare", "b", *QMF]
     call(*args)
     want = contents(*"ab")
     for system in "ab":
@@ -496,14 +506,22 @@ def test_one_writer_a_folder(place, call):
 
 
 @pytest.mark.parametrize(
-    "name", ["score/test.scores", "score/made_by", "score/.lock", "model/calibration.json"]
+    "name",
+    [
+        "score/test.scores",
+        "score/made_by",
+        "score/.lock",
+        "model/calibration.json",
+        "model/qmf.json",
+        "score/dev-qmf.json",
+    ],
 )
 def test_nothing_is_written_through_a_link(place, call, name):
     Path("precious").write_text("mine")
     Path("a/score").mkdir()
     Path("a", name).symlink_to("../../precious")
     with pytest.raises(UserError, match="is a link") as err:
-        call("--systems", "a", "--data", "data/test", "--dev", "data/dev")
+        call("--systems", "a", "--data", "data/test", "--dev", "data/dev", "--qmf")
     assert Path("precious").read_text() == "mine"
     subprocess.run(str(err.value).splitlines()[1].removeprefix("  hint: "), shell=True, check=True)
     call("--systems", "a", "--data", "data/test", "--dev", "data/dev")
@@ -535,3 +553,81 @@ def test_older_calibrations_stay_in_use_without_dev(place, call):
     Path("a/model/calibration.json").write_text("[" * 100000)
     with pytest.raises(UserError, match="is not a calibration"):
         call("--systems", "a", "--data", "data/test")
+
+
+def test_scores_with_quality_measures_are_those_of_the_formula(place, call):
+    """From qmf.json and the files alone: AS-normed scores, durations, lengths of embeddings; models are summed up."""
+    said = call("--systems", "a", "--data", "data/other", *QMF, "--cohort-set", "train")
+    columns = json.loads(Path("a/model/qmf.json").read_text())
+    names = [f"{m}_{end}" for m in ("log_seconds", "norm", "cohort_mean") for end in ("min", "max")]
+    assert [*columns["columns"]] == ["score", *names] and not columns["constant"]
+    assert columns["sources"] == {"trials": "data/dev/trials", "durations": "data/dev/utt2dur", "scores": "asnorm",
+                                  "cohort": "data/train/utt2spk"}  # fmt: skip
+    vectors = kaldiio.load_scp("a/embed/other/embedding.scp")
+    train = kaldiio.load_scp("a/embed/train/embedding.scp")
+    seconds = dict(line.split() for line in Path("data/other/utt2dur").read_text().splitlines())
+    models = {m: us for m, *us in map(str.split, Path("data/other/enrol_map").read_text().splitlines())}
+    unit = {u: v / np.linalg.norm(v) for u, v in vectors.items()}
+    cohort = [
+        np.mean([v / np.linalg.norm(v) for u, v in train.items() if u[:2] == f"t{s}"], 0) for s in range(8)
+    ]
+    cohort = np.stack([c / np.linalg.norm(c) for c in cohort])
+    own = {"asnorm": [], "qmf": []}
+    for kind, out in own.items():
+        for line in Path(f"a/score/other-{kind}.scores").read_text().splitlines():
+            out.append(line.split())
+    for (enrol, test, s), (_, _, llr) in zip(*own.values()):
+        sides = []
+        for name in (enrol, test):
+            members = models.get(name, [name])
+            mean = np.mean([unit[u] for u in members], 0)
+            top = np.sort(cohort @ (mean / np.linalg.norm(mean)))[-5:]
+            length = np.mean([np.linalg.norm(vectors[u]) for u in members])
+            sides.append([np.log(sum(float(seconds[u]) for u in members)), length, top.mean()])
+        x = [float(s), *(pick(pair) for pair in zip(*sides) for pick in (min, max))]
+        parts = [
+            c["weight"] * (v - c["center"]) / c["spread"] for v, c in zip(x, columns["columns"].values())
+        ]
+        assert float(llr) == pytest.approx(columns["offset"] + sum(parts), abs=1e-4)
+    figures = json.loads(Path("a/score/other-qmf.json").read_text())
+    assert {"eer", "eer_ci_low", "min_dcf_0.01", "act_dcf_0.01", "cllr"} <= figures.keys()
+    (row,) = [line.split() for line in said.splitlines() if line.startswith("a ")]
+    assert row[-2:] == [f"{figures['eer']:.2f}", f"{figures['cllr']:.4f}"]
+
+
+def test_without_a_cohort_quality_measures_calibrate_cosines(place, call, capsys):
+    call("--systems", "a", "--data", "data/test", "--dev", "data/dev", "--qmf")
+    found = json.loads(Path("a/model/qmf.json").read_text())
+    assert found["sources"]["scores"] == "cosine" and "cohort_mean_min" not in found["columns"]
+
+
+def test_missing_durations_are_an_error_and_leave_what_stands(place, call):
+    args = ["--systems", "a", "--data", "data/test", *QMF]
+    call(*args)
+    before = contents("a")
+    rewrite("data/dev/utt2dur", lambda raw: raw.split(b"\n", 2)[2])
+    with pytest.raises(
+        UserError, match="data/dev/utt2dur: has no line for 2 utterances of the trials; .* d0-0"
+    ):
+        call(*args)
+    os.unlink("data/dev/utt2dur")
+    with pytest.raises(UserError, match="data/dev: durations are not known"):
+        call(*args)
+    assert contents("a") == before
+
+
+def test_scores_that_quality_measures_cannot_calibrate(place, call, capsys):
+    """All dev embeddings are one: a warning, the older calibration and its scores go, the rest is there."""
+    args = ["--systems", "a", "--data", "data/test", "--dev", "data/dev", "--qmf"]
+    call(*args)
+    assert Path("a/score/test-qmf.scores").exists()
+    with EmbeddingWriter(Path("a/embed/dev")) as write:
+        for u in utts("d"):
+            write(u, np.ones(DIM))
+    for _ in range(2):  # nothing stands for it: it is tried again
+        sys.argv, old = ["x", *args], sys.argv
+        evaluate.main()
+        sys.argv = old
+        assert "a has no scores with quality measures: all scores are equal" in capsys.readouterr().err
+        assert not [f for f in (*Path("a/score").iterdir(), *Path("a/model").iterdir()) if "qmf" in f.name]
+        assert Path("a/score/test.json").exists()

@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
         prog="python -m pyspkv.bin.evaluate",
         description="Score systems on trial lists, from SYSTEM/embed/NAME/embedding.scp. It writes "
         "SYSTEM/score/NAME.scores and .json, and with --dev SYSTEM/model/calibration.json. Which variants (NAME-crops, "
-        "NAME-mean, NAME-asnorm) there are follows from the options; files of other variants are removed.",
+        "NAME-mean, NAME-asnorm, NAME-qmf) there are follows from the options; files of other variants are removed.",
     )
     # fmt: off
     p.add_argument("--systems", required=True, nargs="+", metavar="DIR", help="folders with embed/ and model/")
@@ -42,6 +42,9 @@ def parse_args() -> argparse.Namespace:
                    help="cohort speakers per side in AS-norm; all of them if there are fewer (default: 300)")
     p.add_argument("--crops", action="store_true",
                    help="adds NAME-crops: mean of the scores with embed/NAME and with embed/NAME-crops")
+    p.add_argument("--qmf", action="store_true",
+                   help="adds NAME-qmf: log-likelihood ratios from the score (AS-normed where there is a cohort), "
+                   "durations, lengths of embeddings and cohort means. Fitted on --dev; SYSTEM/model/qmf.json")
     p.add_argument("--compare", metavar="DIR",
                    help="a system with the same lists: adds a paired bootstrap of the EERs. Its score files "
                    "must exist, unless it is among --systems; then it is scored first")

@@ -29,6 +29,7 @@ FIGURES = {  # key of a row: decimals, divisor, title
     "eer_mean": (2, 1, "EER %, less mean"),
     "eer_asnorm": (2, 1, "EER %, AS-norm"),
     "eer_crops": (2, 1, "EER %, with crops"),
+    "eer_qmf": (2, 1, "EER %, with quality measures"),
     "eer_zero": (2, 1, "EER %, no step of fine-tuning"),
     "cllr": (3, 1, "Cllr"),
     "num_clusters": (0, 1, "clusters"),

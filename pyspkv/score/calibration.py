@@ -93,7 +93,7 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
         raise CalibrationError(f"scores from {s.min():.3g} to {s.max():.3g} cannot be calibrated in floats")
     x = np.stack([(s - center) / spread, np.ones(len(s))])
     logit = np.log(prior / (1 - prior))
-    w = _newton(x, y, weight, logit)
+    w = newton(x, y, weight, logit)
     with np.errstate(over="ignore", invalid="ignore"):
         scale, offset = w[0] / spread, w[1] - w[0] * center / spread
         threshold = (-logit - offset) / scale if scale else 0.0
@@ -115,20 +115,25 @@ def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Ca
     )
 
 
-def _newton(x: np.ndarray, y: np.ndarray, weight: np.ndarray, logit: float) -> np.ndarray:
-    """Slope and offset [2] of the weighted logistic regression of y [n] (0 or 1) on x [2, n], whose second row is 1."""
-    penalty = np.array([1e-9, 0.0])
+def newton(x: np.ndarray, y: np.ndarray, weight: np.ndarray, logit: float) -> np.ndarray:
+    """Weights [q] of the logistic regression of y [n] (0 or 1), weighted by `weight` [n], on x [q, n].
+
+    The last row of x is 1: its weight is the offset. The other rows are standardized, and each has a penalty of
+    1e-9 / 2 on its squared weight, which keeps separable and collinear columns finite.
+    """
+    penalty = np.append(np.full(len(x) - 1, 1e-9), 0.0)
+    offset = np.append(np.zeros(len(x) - 1), 1e-12)
 
     def cost(w: np.ndarray) -> float:
         z = w @ x + logit
         return float(weight @ np.logaddexp(0, np.where(y > 0, -z, z)) + penalty @ w**2 / 2)
 
-    w = np.zeros(2)
+    w = np.zeros(len(x))
     here = cost(w)
     for _ in range(200):
         p = 1 / (1 + np.exp(-np.clip(w @ x + logit, -500, 500)))
         gradient = x @ (weight * (p - y)) + penalty * w
-        hessian = (x * (weight * p * (1 - p))) @ x.T + np.diag(penalty + [0, 1e-12])
+        hessian = (x * (weight * p * (1 - p))) @ x.T + np.diag(penalty + offset)
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
         while (there := cost(w - size * step)) > here and size > 1e-10:

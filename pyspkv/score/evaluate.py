@@ -20,6 +20,7 @@ from pyspkv.score.wanted import (
     in_order,
     outputs,
     parts_of,
+    qmf_of,
     read_made_by,
     refuse_link,
     unwanted,
@@ -27,7 +28,7 @@ from pyspkv.score.wanted import (
 )
 
 if TYPE_CHECKING:
-    from pyspkv.score.evaluation import System, TrialList
+    from pyspkv.score.evaluation import Cohort, System, TrialList
 
 
 def evaluate(request: Wanted) -> list[str]:
@@ -61,14 +62,45 @@ def _make(system: "System", trials: "TrialList", part: Part, request: Wanted) ->
             print(f"warning: {folder} is scored without calibration: {path}: {why}", file=sys.stderr)
     elif kind == "plain":
         llr = Calibration.read(calibration) if calibration.exists() else None
-        evaluation.write(trials, path, system.plain(trials), llr, compared_to(request, folder, part))
+        other = compared_to(request, folder, part)
+        evaluation.write(trials, path, system.plain(trials), llr.llr if llr else None, other)
     elif kind == "asnorm":
-        scores = system.asnorm(trials, f"{request.cohort_data}/utt2spk", request.top_n, part.cohort)
-        evaluation.write(trials, path, scores)
+        evaluation.write(trials, path, system.asnorm(trials, _cohort(part, request)))
+    elif kind in ("qmf", "fit-qmf"):
+        _make_qmf(system, trials, part, request)
     elif kind == "mean":
         evaluation.write(trials, path, system.mean(trials, part.cohort))
     else:
         evaluation.write(trials, path, system.crops(trials))
+
+
+def _cohort(part: Part, request: Wanted) -> "Cohort":
+    from pyspkv.score.evaluation import Cohort
+
+    return Cohort(f"{request.cohort_data}/utt2spk", part.cohort, request.top_n)
+
+
+def _make_qmf(system: "System", trials: "TrialList", part: Part, request: Wanted) -> None:
+    """Write the scores of a list that are calibrated with quality measures; of the dev list, fit them first.
+
+    Where they cannot be fitted, the files of an older fit are removed, and none are written.
+    """
+    from pyspkv.score import evaluation
+    from pyspkv.score.qmf import QMF
+
+    folder, fitted = system.folder, qmf_of(system.folder)
+    cohort = _cohort(part, request) if part.with_cohort else None
+    if part.kind == "fit-qmf" and (
+        why := evaluation.calibrate_with_measures(system, trials, cohort, str(fitted))
+    ):
+        fitted.unlink(missing_ok=True)
+        print(f"warning: {folder} has no scores with quality measures: {why}", file=sys.stderr)
+    if not fitted.exists():
+        for file in outputs(folder, part)[:2]:
+            file.unlink(missing_ok=True)
+        return
+    llr = QMF.read(fitted).llr(*system.with_measures(trials, cohort))
+    evaluation.write(trials, f"{folder}/score/{part.stem}.scores", llr, lambda written: written)
 
 
 def _warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
@@ -100,7 +132,8 @@ def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Par
         known = read_made_by(folder) | {part.stem: entry(folder, part, before)}
         with atomic_file(Path(folder, "score/made_by")) as f:
             f.write(json.dumps(known, indent=1) + "\n")
-        made.append(part.stem)
+        if outputs(folder, part)[0].exists():
+            made.append(part.stem)
     if gone:
         print(f"removed, because the options do not include them: {' '.join(map(str, gone))}")
     print(f"{folder}/score: {', '.join(made)}" if made else f"up to date: {folder}/score")
@@ -132,18 +165,20 @@ def _update(systems: list[str], request: Wanted, parts: list[Part]) -> None:
 
 def table(systems: list[str], request: Wanted) -> str:
     """Format the figures of all systems and lists, from the JSON files, as text."""
-    rows = [("system", "list", "EER %", "95 % interval", "minDCF(0.01)", "Cllr", "EER % AS-norm")]
+    head = ["system", "list", "EER %", "95 % interval", "minDCF(0.01)", "Cllr", "EER % AS-norm"]
+    rows = [head + ["EER % QMF", "Cllr QMF"] * request.qmf]
     lists = [part.stem for part in parts_of(request) if part.kind == "plain"]
     for system in systems:
         for name in lists:
-            found, norm = (
-                read_figures(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm")
+            found, norm, quality = (
+                read_figures(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm", "-qmf")
             )
             low, high = found.get("eer_ci_low"), found.get("eer_ci_high")
             interval = "-" if low is None or high is None else f"{low:.2f} .. {high:.2f}"
             figures = [(found, "eer", 2), (found, "min_dcf_0.01", 4), (found, "cllr", 4), (norm, "eer", 2)]
-            eer, dcf, cllr, normed = (f"{m[k]:.{n}f}" if k in m else "-" for m, k, n in figures)
-            rows.append((system, name, eer, interval, dcf, cllr, normed))
+            figures += [(quality, "eer", 2), (quality, "cllr", 4)] if request.qmf else []
+            eer, *rest = (f"{m[k]:.{n}f}" if k in m else "-" for m, k, n in figures)
+            rows.append([system, name, eer, interval, *rest])
     width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) if c < 2 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, width)))

@@ -5,7 +5,8 @@ files are needed; this module makes them.
 """
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -18,8 +19,8 @@ from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
 from pyspkv.data.ark import Embeddings, read_embeddings
 from pyspkv.data.trials import read_trials
-from pyspkv.score import metrics, scoring
-from pyspkv.score.calibration import Calibration, CalibrationError, fit
+from pyspkv.score import metrics, qmf, scoring
+from pyspkv.score.calibration import CalibrationError, fit
 
 
 @dataclass
@@ -55,6 +56,14 @@ class TrialList:
         return chain(enrol, test, *(self.models or {}).values())
 
     @cached_property
+    def durations(self) -> tuple[dict[str, float], str]:
+        """Seconds of each utterance behind its trials, and the file that they are from."""
+        enrol, test, _ = self.trials
+        models = self.models or {}
+        members = chain.from_iterable(models.get(name, [name]) for name in dict.fromkeys(enrol))
+        return qmf.durations(self.data, chain(members, test))
+
+    @cached_property
     def units(self) -> metrics.Resampling:
         """The speakers that the bootstrap draws."""
         return metrics.resampling(*self.trials, f"{self.data}/utt2spk", self.enrol_map)
@@ -75,23 +84,23 @@ class TrialList:
 
 
 def write(
-    trials: TrialList, path: str, scores: np.ndarray, llr: Calibration | None = None, other: str | None = None
-):
-    """Write the score file `path` (NAME.scores) and its metrics beside it (NAME.json).
+    trials: TrialList,
+    path: str,
+    scores: np.ndarray,
+    llr: Callable[[np.ndarray], np.ndarray] | None = None,
+    other: str | None = None,
+) -> np.ndarray:
+    """Write the score file `path` and its metrics beside it, `.json` in place of `.scores`.
 
-    Args:
-        scores: float64 [n], in the order of the trials.
-        llr: adds actDCF and Cllr of the scores calibrated with it.
-        other: a score file; adds the paired bootstrap of the EER difference.
-
-    Returns the scores as read back from the file (9 digits), float64 [n]; the metrics are computed from
-    these.
+    Metrics are of the scores as they stand in the file. llr, which makes log-likelihood ratios of them, adds actDCF
+    and Cllr; other, a score file, adds the paired bootstrap against it. The scores as written, float64 [n], are
+    returned.
     """
     enrol, test, target = trials.trials
     scoring.write_scores(path, enrol, test, scores)
     scores = scoring.read_scores(path, enrol, test)
     units, replicates, eers = trials.units, metrics.replicates_for(len(target)), trials.eers(scores)
-    out: dict[str, Any] = metrics.summary(scores, target, llr=llr.llr(scores) if llr else None)
+    out: dict[str, Any] = metrics.summary(scores, target, llr=llr(scores) if llr else None)
     out |= metrics.bootstrap(scores, target, units, replicates, eers)
     if other:
         their, their_eers = trials.other(other)
@@ -117,6 +126,36 @@ def calibrate(trials: TrialList, scores: np.ndarray, path: str) -> str | None:
     return None
 
 
+def calibrate_with_measures(
+    system: "System", trials: TrialList, cohort: "Cohort | None", path: str
+) -> str | None:
+    """Fit a calibration with quality measures on dev trials and write it to `path`; None, or why it cannot be fitted.
+
+    Prints the weights, and warns of those that are hard to believe.
+    """
+    scores, measures = system.with_measures(trials, cohort)
+    sources = {"trials": trials.file, "durations": trials.durations[1]}
+    sources |= {"scores": "asnorm", "cohort": cohort.utt2spk} if cohort else {"scores": "cosine"}
+    try:
+        result = qmf.fit(scores, measures, trials.trials[2], 0.5, sources)
+    except CalibrationError as err:
+        return str(err)
+    print(f"{path}: {result}")
+    for sign in result.signs():
+        print(f"warning: {path}: {sign}", file=sys.stderr)
+    result.write(path)
+    return None
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The AS-norm cohort: the (pseudo-)speakers of the file `utt2spk` in the embeddings `set`, `top_n` for a side."""
+
+    utt2spk: str
+    set: str
+    top_n: int
+
+
 class System:
     """The embeddings of one system. Each set is read once and each score computed once."""
 
@@ -125,6 +164,7 @@ class System:
         self._sets: dict[str, Embeddings] = {}
         self._unit_means: dict[str, np.ndarray] = {}
         self._cohort: tuple[str, np.ndarray] | None = None
+        self._last_normed: tuple[TrialList, Cohort, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
         self._plain: tuple[str, scoring.Sides, np.ndarray] | None = None
 
     def _scp(self, name: str) -> str:
@@ -170,20 +210,46 @@ class System:
         mean = x.mean(0, dtype=np.float64).astype(np.float32)
         return scoring.cosine(*self._sides(trials, trials.name, mean))
 
-    def asnorm(self, trials: TrialList, utt2spk: str, top_n: int, cohort_set: str) -> np.ndarray:
-        """AS-normed scores, float64 [n].
-
-        The cohort consists of the (pseudo-)speakers of `utt2spk`, with embeddings in the set `cohort_set`. If
-        there are fewer than `top_n`, all are used. UserError: the cohort has fewer than 2 speakers.
-        """
+    def _normed(self, trials: TrialList, cohort: Cohort) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """AS-normed scores, and the cohort mean of either side, float64 [n] each."""
         sides = self._plain_sides(trials)[0]
-        if self._cohort is None or self._cohort[0] != utt2spk:
-            train = self._set(cohort_set, self._set(trials.name).dim)
-            means = scoring.speaker_means(train.ids, scoring.unit_means(train), utt2spk)
-            self._cohort = utt2spk, means
-            if len(means) < top_n:
-                print(f"{utt2spk} has {len(means)} (pseudo-)speakers, all are used as the AS-norm cohort")
-        cohort = self._cohort[1]
-        if len(cohort) < 2:
-            raise UserError("AS-norm needs a cohort of at least 2 speakers", file=utt2spk)
-        return scoring.as_norm(*sides, cohort, min(top_n, len(cohort)))
+        if self._last_normed is None or self._last_normed[0] is not trials or self._last_normed[1] != cohort:
+            directions, top_n = self._cohort_directions(trials, cohort)
+            of = scoring.sides_statistics(*sides, directions, top_n)
+            scores = scoring.as_norm(*sides, directions, top_n, of)
+            means = of.enrol_mean[sides.i], of.test_mean[sides.j]
+            self._last_normed = trials, cohort, (scores, *means)
+        return self._last_normed[2]
+
+    def _cohort_directions(self, trials: TrialList, cohort: Cohort) -> tuple[np.ndarray, int]:
+        """Directions of the cohort's speakers, float32 [C, D], and how many of them AS-norm takes."""
+        if self._cohort is None or self._cohort[0] != cohort.utt2spk:
+            train = self._set(cohort.set, self._set(trials.name).dim)
+            means = scoring.speaker_means(train.ids, scoring.unit_means(train), cohort.utt2spk)
+            self._cohort = cohort.utt2spk, means
+            if len(means) < cohort.top_n:
+                what = f"has {len(means)} (pseudo-)speakers, all are used as the AS-norm cohort"
+                print(f"{cohort.utt2spk} {what}")
+        means = self._cohort[1]
+        if len(means) < 2:
+            raise UserError("AS-norm needs a cohort of at least 2 speakers", file=cohort.utt2spk)
+        return means, min(cohort.top_n, len(means))
+
+    def asnorm(self, trials: TrialList, cohort: Cohort) -> np.ndarray:
+        """AS-normed scores, float64 [n]; of a cohort of fewer than `top_n` speakers all are used."""
+        return self._normed(trials, cohort)[0]
+
+    def with_measures(
+        self, trials: TrialList, cohort: Cohort | None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Scores, float64 [n], and quality measures of the trials, name -> [n]: what `qmf` calibrates.
+
+        The scores are AS-normed where there is a cohort, else cosines.
+        """
+        if cohort:
+            scores, enrol_means, test_means = self._normed(trials, cohort)
+            means = enrol_means, test_means
+        else:
+            scores, means = self.plain(trials), None
+        lengths, seconds = qmf.norms(self._set(trials.name)), trials.durations[0]
+        return scores, qmf.measures(trials.trials[:2], trials.models, seconds, lengths, means)

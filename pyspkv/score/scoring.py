@@ -236,27 +236,50 @@ def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np
     return mean, std
 
 
-def as_norm(
-    enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray, cohort: np.ndarray, top_n: int
-) -> np.ndarray:
-    """Adaptive symmetric score normalization (AS-norm) of cosine scores, float64 [n].
+class CohortStatistics(NamedTuple):
+    """Of both sides' rows, float64 [E] and [T]: mean and deviation of the top cohort scores. Unused rows: 0 and 1."""
 
-    s' = ((s - mean_e) / std_e + (s - mean_t) / std_t) / 2. mean_e and std_e (population) are over the `top_n`
-    cohort entries closest to the enrolment side, mean_t and std_t over those closest to the test side. This
-    is "adaptive S-norm 1" of Matejka et al., "Analysis of score normalization in multilingual speaker
-    recognition", Interspeech 2017. Statistics are computed once for each row that occurs in a trial.
-    UserError: as in `cohort_statistics`; an embedding is zero; the closest cohort scores of an utterance are
-    all equal.
-    """
-    scores = cosine(enrol, test, i, j)
+    enrol_mean: np.ndarray
+    enrol_std: np.ndarray
+    test_mean: np.ndarray
+    test_std: np.ndarray
+
+
+def sides_statistics(
+    enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray, cohort: np.ndarray, top_n: int
+) -> CohortStatistics:
+    """What AS-norm takes from the cohort, once for each row of the sides that occurs in a trial."""
     used_e, used_t = np.zeros(len(enrol), bool), np.zeros(len(test), bool)
     used_e[i], used_t[j] = True, True
     if enrol is test:
         used_e = used_t = used_e | used_t
     stats_t = _spread(test, used_t, cohort, top_n)
     stats_e = stats_t if enrol is test else _spread(enrol, used_e, cohort, top_n)
-    z_e = (scores - stats_e[0][i]) / stats_e[1][i]
-    z_t = (scores - stats_t[0][j]) / stats_t[1][j]
+    return CohortStatistics(*stats_e, *stats_t)
+
+
+def as_norm(
+    enrol: np.ndarray,
+    test: np.ndarray,
+    i: np.ndarray,
+    j: np.ndarray,
+    cohort: np.ndarray,
+    top_n: int,
+    statistics: CohortStatistics | None = None,
+) -> np.ndarray:
+    """Adaptive symmetric score normalization (AS-norm) of cosine scores, float64 [n].
+
+    s' = ((s - mean_e) / std_e + (s - mean_t) / std_t) / 2. mean_e and std_e (population) are over the `top_n`
+    cohort entries closest to the enrolment side, mean_t and std_t over those closest to the test side. This
+    is "adaptive S-norm 1" of Matejka et al., "Analysis of score normalization in multilingual speaker
+    recognition", Interspeech 2017. statistics: the result of `sides_statistics`, if it is known already.
+    UserError: as in `cohort_statistics`; an embedding is zero; the closest cohort scores of an utterance are
+    all equal.
+    """
+    scores = cosine(enrol, test, i, j)
+    of = statistics or sides_statistics(enrol, test, i, j, cohort, top_n)
+    z_e = (scores - of.enrol_mean[i]) / of.enrol_std[i]
+    z_t = (scores - of.test_mean[j]) / of.test_std[j]
     return (z_e + z_t) / 2
 
 

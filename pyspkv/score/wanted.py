@@ -8,7 +8,7 @@ what each score file was made from; files that are up to date are kept.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pyspkv.base import foreign
@@ -32,17 +32,19 @@ class Wanted:
     top_n: int = 300
     crops: bool = False
     compare: str | None = None
+    qmf: bool = False
 
 
 @dataclass(frozen=True)
 class Part:
-    """One score file of a system. kind: dev, plain, crops, mean or asnorm."""
+    """One score file of a system. kind: dev, plain, crops, mean, asnorm or qmf (of the dev list: fit-qmf)."""
 
     kind: str
     name: str  # name of the set of embeddings
     data: str  # its data directory
     cohort: str = "train"  # the set whose mean is subtracted, and whose speakers are the AS-norm cohort
     further: str = ""  # X of the list trials_X; empty: trials
+    with_cohort: bool = False  # for a qmf part: it uses AS-normed scores
 
     @property
     def trials(self) -> str:
@@ -55,13 +57,19 @@ class Part:
 
     @property
     def stem(self) -> str:
-        return self.list_name if self.kind in ("dev", "plain") else f"{self.list_name}-{self.kind}"
+        """Name of the score file without its ending."""
+        kind = self.kind.removeprefix("fit-")
+        return self.list_name if kind in ("dev", "plain") else f"{self.list_name}-{kind}"
 
     @property
     def sets(self) -> list[str]:
         """The embedding sets that it needs."""
         more = {"crops": [f"{self.name}-crops"], "mean": [self.cohort], "asnorm": [self.cohort]}
-        return [self.name, *more.get(self.kind, [])]
+        return [self.name, *([self.cohort] if self.with_cohort else more.get(self.kind, []))]
+
+
+def dev_name(dev: str) -> str:
+    return os.path.basename(os.path.abspath(dev))
 
 
 def further_lists(data: str) -> list[str]:
@@ -71,18 +79,29 @@ def further_lists(data: str) -> list[str]:
 
 
 def parts_of(request: Wanted) -> list[Part]:
-    """What is wanted of every system, in the order in which it is made. UserError: two files of one name.
+    """The score files that every system needs, in the order of making.
 
     A data directory may have further lists, trials_X, beside its trials: all are scored from the same embeddings.
+    UserError: two files have the same name; quality measures without a dev list.
     """
-    parts = [Part("dev", os.path.basename(os.path.abspath(request.dev)), request.dev)] if request.dev else []
+    normed = request.qmf and bool(request.cohort_data)
+    parts = []
+    if request.dev:
+        dev = Part("dev", dev_name(request.dev), request.dev)
+        parts = [
+            dev,
+            *([replace(dev, kind="fit-qmf", cohort=request.cohort_set, with_cohort=normed)] * request.qmf),
+        ]
+    elif request.qmf:
+        raise UserError("quality measures need a dev list to be fitted on", hint="give --dev, or no --qmf")
     kinds = [
         "plain",
         *(["crops"] if request.crops else []),
         *(["mean", "asnorm"] if request.cohort_data else []),
+        *(["qmf"] if request.qmf else []),
     ]
     parts += [
-        Part(kind, name, data, request.cohort_set, further)
+        Part(kind, name, data, request.cohort_set, further, with_cohort=normed and kind == "qmf")
         for name, data in zip(request.name, request.data)
         for further in ["", *further_lists(data)]
         for kind in kinds
@@ -101,8 +120,11 @@ def parts_of(request: Wanted) -> list[Part]:
 def unwanted(system: str, request: Wanted, parts: list[Part]) -> list[Path]:
     """Score files of variants that the options do not include: they belong to other embeddings or cohorts."""
     kinds = [*([] if request.crops else ["crops"]), *([] if request.cohort_data else ["mean", "asnorm"])]
+    kinds += [] if request.qmf else ["qmf"]
     names = {part.list_name for part in parts if part.kind == "plain"}
-    stems = {f"{name}-{kind}" for name in names for kind in kinds} - {part.stem for part in parts}
+    stems = {f"{name}-{kind}" for name in names for kind in kinds}
+    stems |= {f"{dev_name(request.dev)}-qmf"} if request.dev else set()
+    stems -= {part.stem for part in parts}
     files = [Path(system, "score", stem + end) for stem in sorted(stems) for end in (".scores", ".json")]
     return [f for f in files if os.path.lexists(f)]
 
@@ -168,16 +190,22 @@ def outputs(system: str, part: Part | None) -> list[Path]:
     if part is None:
         return [score / ".lock", score / "made_by"]
     files = [score / f"{part.stem}.scores", score / f"{part.stem}.json"]
-    return files + ([calibration_of(system)] if part.kind == "dev" else [])
+    fitted = {"dev": calibration_of, "fit-qmf": qmf_of}
+    return files + ([fitted[part.kind](system)] if part.kind in fitted else [])
 
 
-def calibration_of(system: str) -> Path:
-    """Path of calibration.json: in the model folder, where `verify` finds it.
+def calibration_of(system: str, name: str = "calibration.json") -> Path:
+    """Path of calibration.json, or `name`: in the model folder, where `verify` finds it.
 
     If the model belongs to another experiment (a link), the path is in the system's own folder.
     """
     own = Path(system, "model").resolve().is_relative_to(Path(system).resolve())
-    return Path(system, "model/calibration.json" if own else "calibration.json")
+    return Path(system, "model" if own else "", name)
+
+
+def qmf_of(system: str) -> Path:
+    """The calibration with quality measures, beside the other one."""
+    return calibration_of(system, "qmf.json")
 
 
 def stamp(path: str | Path) -> list[int] | None:
@@ -231,13 +259,19 @@ class Inputs:
             "data": {name: self.file(f"{part.data}/{name}") for name in tables},
             "embeddings": [self.embeddings(f"{system}/embed/{name}") for name in part.sets],
         }
-        if part.kind == "dev":
-            out["source"] = part.trials  # as calibration.json names it
+        if part.kind in ("dev", "fit-qmf"):  # as calibration.json and qmf.json name them
+            out["source"] = part.trials
+            out |= {"cohort_source": request.cohort_data} if part.with_cohort else {}
         if part.kind == "plain":
             out["calibration"] = stamp(calibration_of(system))
             if other := compared_to(request, system, part):
                 out["compare"] = [os.path.abspath(other), self.file(other)]
-        if part.kind == "asnorm":
+        if part.kind in ("qmf", "fit-qmf"):
+            tables = ["utt2dur", "utt2num_frames", "utt2num_samples", "segments", "reco2dur", "wav.scp"]
+            out["durations"] = {name: self.file(f"{part.data}/{name}") for name in tables}
+        if part.kind == "qmf":
+            out["calibration"] = stamp(qmf_of(system))
+        if part.kind == "asnorm" or part.with_cohort:
             utt2spk = f"{request.cohort_data}/utt2spk"
             out["cohort"] = [os.path.abspath(utt2spk), self.file(utt2spk), request.top_n]
         return out

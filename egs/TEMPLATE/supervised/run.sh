@@ -21,6 +21,7 @@ finetune=true       # run stage 5
 use_dev=false       # use the dev speakers to stop the training and to choose the epoch
 patience=0          # with --use-dev: stop after this many epochs without a lower dev EER; 0: never
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
+qmf=false           # score with quality measures, too (NAME-qmf; fitted on dev)
 also_test=()        # further test sets in --data, scored like test
 train_opts=()       # settings of stage 4, such as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
@@ -96,7 +97,7 @@ if stage 7 "score"; then
   for name in test "${also_test[@]}"; do
     log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
       --cohort-data "$data/$train_set" --cohort-set "${train_set##*/}" \
-      --crops "$use_crops" "${systems[@]}" "$data/$name" "$name"
+      --crops "$use_crops" --qmf "$qmf" "${systems[@]}" "$data/$name" "$name"
   done
 fi
 

@@ -19,6 +19,7 @@ num_clusters=133    # number of pseudo-speakers at the start; best a third more 
 cluster_opts=(--method kmeans) # options of bin.cluster
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
+qmf=false           # score with quality measures, too (NAME-qmf; fitted on dev)
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 round_opts=()       # settings of stage 4
 reuse=              # folder of another experiment; its finished phases before --stage are reused
@@ -96,7 +97,7 @@ if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
   log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
-    --cohort-data "$exp/round1/data_out" --crops "$use_crops" "${systems[@]}" "$data/test" test
+    --cohort-data "$exp/round1/data_out" --crops "$use_crops" --qmf "$qmf" "${systems[@]}" "$data/test" test
 fi
 
 if stage 8 "report"; then

@@ -24,6 +24,7 @@ ensemble=false      # cluster the joined embeddings of all earlier phases, not o
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
 finetune=false      # run stage 5
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
+qmf=false           # score with quality measures, too (NAME-qmf; fitted on dev)
 also_test=()        # further test sets in --data, scored like test
 versus=pretrain     # phase, such as pretrain, with which all EERs are compared (paired); empty: none
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
@@ -74,6 +75,7 @@ for r in $(seq "$num_rounds"); do rounds+=("$exp/round$r"); done
 eval_sets=() dev_opts=() unscored=true # without dev or test, all other work is still done
 has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # before stage 1, a dry run assumes that it exists
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
+! $qmf || dev_opts+=(--qmf true)
 ! has test || { eval_sets+=("${tests[@]}"); unscored=false; }
 
 if stage 2 "check the data directories"; then

@@ -23,6 +23,7 @@ finetune=true       # run stage 5
 use_dev=false       # use the dev speakers to stop the training and to choose the epoch
 patience=0          # with --use-dev: stop after this many epochs without a lower dev EER; 0: never
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
+qmf=false           # score with quality measures, too (NAME-qmf; fitted on dev)
 also_test=()        # further test sets in --data, scored like test
 train_opts=()       # settings of stage 4, such as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
@@ -31,6 +32,7 @@ compare_with=()     # folders of experiments that the report compares with this 
 seed=0              # seed of training
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
+num_nodes=1         # machines of a training, from 1, each with these GPUs; more than one need cmd_backend=slurm
 allow_pipes=false   # run the commands in wav.scp
 exp=$recipe/exp     # folder of results
 data=$recipe/data   # folder of the data directories
@@ -59,6 +61,7 @@ fi
 how=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || how+=(--allow-pipes true)
 extract_opts=("${how[@]}" --nj "$nj")
+[ "$num_nodes" -eq 1 ] || how+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 tests=("$data/test" "${also_test[@]/#/$data/}")
 dev=() best=''
@@ -102,7 +105,7 @@ if stage 7 "score"; then
   for name in test "${also_test[@]}"; do
     log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
       --cohort-data "$data/$train_set" --cohort-set "${train_set##*/}" \
-      --crops "$use_crops" "${systems[@]}" "$data/$name" "$name"
+      --crops "$use_crops" --qmf "$qmf" "${systems[@]}" "$data/$name" "$name"
   done
 fi
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "from-nemo": ("from_nemo", "a manifest of NeMo becomes a data directory"),
     "from-wespeaker": ("from_wespeaker", "a raw.list of WeSpeaker becomes a data directory"),
     "from-huggingface": ("from_huggingface", "a data set saved with save_to_disk becomes a data directory"),
+    "from-labels": ("from_labels", "LIST SRC DST: a published list of pseudo-labels gives SRC its speakers"),
     "to-wespeaker": ("to_list", "write a data directory as WeSpeaker's raw.list"),
     "to-jsonl": ("to_list", "write a data directory as a manifest of NeMo (JSON lines)"),
     "to-csv": ("to_list", "write a data directory as a table"),
