@@ -1,4 +1,4 @@
-"""docs/howto/*.md and docs/python.md: their worked examples are run as they stand there, on toy data."""
+"""docs/howto/*.md and docs/python.md: their worked examples are run as printed, on toy data."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def commands(page: str, language: str = "sh") -> list[str]:
 
 
 def edited(text: str, diff: str) -> str:
-    """A file after the edit that a diff block shows; its lines must stand there exactly once."""
+    """A file after the edit that a diff block shows; the old lines must occur exactly once."""
     lines = [(line[:1], line[1:]) for line in diff.splitlines(keepends=True)]
     old = "".join(rest for sign, rest in lines if sign in " -")
     assert text.count(old) == 1, "the page shows lines that the file does not have"
@@ -55,11 +55,43 @@ def write(root: Path, page: str) -> None:
 def sh(root: Path, script: str) -> str:
     env = {**os.environ, "HOME": str(root), "OMP_NUM_THREADS": "1", "SPKV_PYTHON": sys.executable}
     env |= {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    env.pop("SPKV_ROOT", None)  # of the checkout that runs the tests
+    env.pop("SPKV_ROOT", None)  # the tree of the checkout that runs the tests
     call = ["bash", "-c", f"set -euo pipefail\n{script}"]
     done = subprocess.run(call, env=env, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
+
+
+def published(root: Path) -> None:
+    """Stand-ins for the corpora and downloads of start_from_published_weights.md: true names, small sizes."""
+    import test_wavlm
+    import torch
+
+    rng, data = np.random.default_rng(0), {}
+    for corpus, speakers, first in (("vox1", 6, 10001), ("vox2", 5, 1)):
+        read = toy.make(root / "made" / corpus, speakers=speakers, utts=4, seconds=1.1, seed=first)
+        data[corpus] = []
+        for utt in read.utts:
+            spk, k = (int(part[1:]) for part in utt.split("-"))
+            name = f"id{first + spk:05d}/video{k // 2}/{k:05d}.wav"
+            file = root / "corpora" / corpus / "dev/wav" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(read.wav[utt], file)
+            data[corpus].append(name)
+    named = [name for name in data["vox1"] if name < "id10005"]
+    pairs = [(a, b) for k, a in enumerate(named) for b in named[k + 1 :]]
+    lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a, b in pairs]
+    (root / "corpora/veri_test2.txt").write_text("".join(lines))
+    for kind in ("musan/noise", "musan/speech", "musan/music", "rirs"):
+        (root / "corpora" / kind).mkdir(parents=True)
+        soundfile.write(root / f"corpora/{kind}/a.wav", 0.1 * rng.standard_normal(16000), 16000)
+    (root / "downloads").mkdir()
+    test_wavlm.foreign(root / "downloads", "authors", test_wavlm.build(layers=12))
+    center = rng.standard_normal((6, 512))
+    vectors = {name: center[[int(name[2:7])]] + 0.3 * rng.standard_normal((1, 512)) for name in data["vox2"]}
+    torch.save({name: torch.tensor(v).float() for name, v in vectors.items()}, root / "downloads/dino.pt")
+    labels = "".join(f"{7 * int(name[2:7])} {name}\n" for name in data["vox2"])
+    (root / "downloads/pseudo_labels.txt").write_text(labels)
 
 
 @pytest.fixture
@@ -168,7 +200,7 @@ def test_python_page(tmp_path, monkeypatch):
 
 
 def test_your_own_audio(tmp_path):
-    """The page's commands on noise of 22 speakers, but for the ones that take a model."""
+    """The page's commands on noise of 22 speakers, except those that need a model."""
     page, rng = "howto/use_your_own_audio.md", np.random.default_rng(0)
     for s, session, u in np.ndindex(22, 2, 2):
         file = tmp_path / f"audio/spk{s:02d}/day{session}/{u}.wav"
@@ -189,6 +221,57 @@ def test_your_own_audio(tmp_path):
     sh(tmp_path, as_installed + voxceleb)
     [line] = DataDir.read(tmp_path / "data/vox1").trials["trials"]
     assert line == f"{spk[0]}-day0-0 {spk[1]}-day1-1 nontarget"
+
+
+PUBLISHED = "howto/start_from_published_weights.md"
+
+
+@pytest.fixture
+def vox(tree):
+    """A copy of the repository with egs/voxceleb/trunk_ssl at a small size, and the page's corpora and downloads."""
+    shutil.copytree(ROOT / "local", tree / "local")
+    shutil.copytree(ROOT / "egs/voxceleb/trunk_ssl", tree / "egs/voxceleb/trunk_ssl",
+                    ignore=shutil.ignore_patterns("conf", "data", "exp"))  # fmt: skip
+    shutil.copytree(ROOT / "tests/conf/wavlm", tree / "egs/voxceleb/trunk_ssl/conf")
+    published(tree)
+    return tree
+
+
+def test_published_files_by_single_commands(vox):
+    import torch
+
+    _, model, _, embeddings, _, labels = commands(PUBLISHED)
+    tensors = torch.load(vox / "downloads/model000000018.model", weights_only=True)
+    assert len(tensors) == 259 and {k.split(".")[0] for k in tensors} == {"__S__", "__L__"}
+    python = "unset SPKV_ROOT; . ./path.sh\nv=corpora; d=egs/voxceleb/trunk_ssl/data\n"
+    data = "python local/voxceleb.py --trials $v/veri_test2.txt $v/vox1 $v/vox2 $d > /dev/null\n"
+    said = sh(vox, python + data + model + embeddings + labels)
+    assert "12 layers of 32, with its MHFA" in said and "20 embeddings of 512 dimensions" in said
+    got = DataDir.read(vox / "data/round1")
+    want = {
+        utt: str(7 * int(utt[2:7])) for utt in DataDir.read(vox / "egs/voxceleb/trunk_ssl/data/train").utts
+    }
+    assert dict(zip(got.utts, got.spk)) == want and len(want) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_published_files_through_the_recipe(vox):
+    model, _, embeddings, _, labels, _ = commands(PUBLISHED)
+    more = " --nj 1 --crops 1 --num-clusters 5"
+    shown = sh(vox, model.rstrip().replace("--num-cohort 20000", "--num-cohort 12") + more)
+    assert "stage 3" not in shown and "stage 5" not in shown
+    assert "12 has 12 (pseudo-)speakers" in shown.replace("/utt2spk", "")
+    report = (vox / "exp/published/report.md").read_text()
+    for name in ("test", "test-crops", "test-asnorm"):
+        assert f"| published | {name} |" in report
+    for block, exp in ((embeddings, "from_embeddings"), (labels, "from_labels")):
+        shown = sh(vox, block.rstrip() + more + " --finetune false")
+        assert "pretrain/model" not in shown
+        (found,) = json.loads((vox / "exp" / exp / "results.json").read_text())["rounds"]
+        assert (
+            found["nmi"] == pytest.approx(1) and found["eer"] is not None
+        )  # stand-ins without a wrong label
 
 
 def own_recipe(tree, audio: Path, speakers: int, *more: str) -> dict:

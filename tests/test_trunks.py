@@ -345,7 +345,7 @@ def test_gradients_of_the_whole_trunk_are_those_of_transformers(kind, tmp_path, 
 
 def test_pull_is_on_what_is_not_frozen(tmp_path, imported):
     source = folder(tmp_path / "hf", theirs("whisper"))
-    encoder = imported(source, l2_sp_weight=0.5, lora_rank=2)
+    encoder = imported(source, l2_sp_weight=0.5, pull_form="squared", lora_rank=2)
     assert encoder.pull().item() == 0
     with torch.no_grad():
         for p in encoder.parameters():

@@ -4,7 +4,8 @@ Hugging Face folder of WavLM, Whisper, wav2vec 2.0, XLS-R, HuBERT or w2v-BERT 2.
     python -m pyspkv.bin.import_checkpoint --from WavLM-Base+.pt --out exp/wavlm_base_plus
     python -m pyspkv.bin.import_checkpoint --from whisper-tiny.en --out exp/whisper --layers 3
 
-DIR then works wherever a model does: bin.extract, bin.verify, --init, encoder.pretrained.
+The folder can be used like any model: by bin.extract, bin.verify, --init, encoder.pretrained. A speaker model
+is one that the authors have fine-tuned with MHFA.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def parse() -> argparse.Namespace:
 
 
 def source_digest(source: Path) -> str:
-    """SHA-256 of a checkpoint file, or of a folder's files one after the other by name."""
+    """SHA-256 of a checkpoint file, or of all files of a folder in the order of their names."""
     found = hashlib.sha256()
     for file in sorted(p for p in source.iterdir() if p.is_file()) if source.is_dir() else [source]:
         with open(file, "rb") as f:
@@ -58,7 +59,7 @@ def weights_digest(files: list[Path]) -> dict[str, str]:
 
 
 def is_made_of(record: Path, made_of: dict) -> bool:
-    """Whether the run.json of a finished import names the same source and options. UserError: it is none."""
+    """Whether run.json of a finished import names the same source and options. UserError: it is damaged."""
     hint = "give another --out, or remove this folder"
     found = read_json(record, hint=hint) if record.exists() else {}
     return all(found.get(key) == value for key, value in made_of.items())
@@ -119,7 +120,7 @@ def read_wavlm(source: Path, pooling: Any, layers: int | None) -> tuple[Any, dic
     weights = {f"trunk.{k}": v for k, v in trunk.items()}
     part = backend if pooling == "mhfa" else {}
     weights |= {f"backend.{k}": v for k, v in part.items()}
-    # The mask of pre-training is not used to embed: a model saved without it gets the one that was made.
+    # Embedding does not use the mask vector of pre-training, so a checkpoint without it gets the initial one.
     made = {"trunk.masked_spec_embed"} - weights.keys() | ({"backend."} if not part else set())
     what = "with its MHFA" if part else f"pooling: {pooling}"
     with_head = f", {len(head)} class centers left out" if head is not None else ""

@@ -54,11 +54,17 @@ class Encoder(nn.Module):
     def load_pretrained(self) -> None:
         """Before a training: load pre-trained parts that the config names. Extraction has no need of them."""
 
-    def pull(self, match_released_code: bool = False) -> Tensor | None:
-        """Penalty that holds the weights near the pre-trained ones, if the encoder has one.
-
-        match_released_code: in the form that the encoder's authors released.
-        """
+    def pull(self) -> Tensor | None:
+        """Penalty that holds the weights near the pre-trained ones, if the encoder has one (`models.pull`)."""
         return None
+
+    @property
+    def normalizes_loss(self) -> bool:
+        """Beside a pull, the main loss L is minimized as L / sg(L)."""
+        return False
+
+    def drift(self) -> dict[str, float]:
+        """Layer -> relative distance of its weights from the pre-trained ones; empty where there are none."""
+        return {}
 
     mask = staticmethod(frame_mask)

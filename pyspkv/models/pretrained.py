@@ -1,13 +1,14 @@
 """What encoders with a pre-trained trunk share: the start from a model folder, and the pull back to it (L2-SP)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pyspkv.base.errors import UserError
 from pyspkv.models.encoder import Encoder
+from pyspkv.models.pull import drift, pull
 
 
 class PretrainedEncoder(Encoder):
@@ -39,8 +40,7 @@ class PretrainedEncoder(Encoder):
         folder = ckpt.resolve_model(c.pretrained)
         theirs = {k[6:]: v for k, v in ckpt.encoder_weights(folder).items() if k.startswith("trunk.")}
         self.load_trunk(theirs, folder)
-        if c.l2_sp_weight:
-            self.anchor = [p.detach().clone() for p in self._pulled()]
+        self.anchor = [p.detach().clone() for p in self._pulled()]
 
     def load_trunk(self, theirs: dict[str, Tensor], folder: Path) -> None:
         """Load the trunk's tensors `theirs`. UserError: they are those of another trunk."""
@@ -51,18 +51,23 @@ class PretrainedEncoder(Encoder):
     def _pulled(self) -> list[nn.Parameter]:
         return [p for p in self.trunk.parameters() if p.requires_grad]
 
-    def pull(self, match_released_code: bool = False) -> Tensor | None:
-        """weight x sum of squared distances.
-
-        match_released_code: weight x R / (its value + 1e-5), R the sum of the norms.
-        """
-        if not self.anchor:
+    def pull(self) -> Tensor | None:
+        c = self.config
+        if not self.anchor or not c.l2_sp_weight:
             return None
         params = self._pulled()
         self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params)]
-        gaps = [p - a for p, a in zip(params, self.anchor)]
-        if not match_released_code:
-            total: Any = sum(gap.square().sum() for gap in gaps)
-            return self.config.l2_sp_weight * total
-        norms = sum(torch.linalg.vector_norm(gap) for gap in gaps)
-        return self.config.l2_sp_weight * norms / (norms.detach() + 1e-5)
+        return pull(params, self.anchor, c.l2_sp_weight, c.pull_form)
+
+    @property
+    def normalizes_loss(self) -> bool:
+        return self.config.pull_form == "norms"
+
+    def drift(self) -> dict[str, float]:
+        if not self.anchor:
+            return {}
+        name = {id(p): name for name, p in self.trunk.named_parameters()}
+        pulled = self._pulled()
+        layers = [re.search(r"(?:^|\.)layers\.(\d+)\.", name[id(p)]) for p in pulled]
+        parts = [f"layer{int(layer[1]) + 1}" if layer else "front" for layer in layers]
+        return drift(parts, pulled, self.anchor)

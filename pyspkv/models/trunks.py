@@ -20,6 +20,7 @@ from pyspkv.models import lora
 from pyspkv.models.layer_pooling import Pooling, make_pooling, mixture
 from pyspkv.models.norm import BatchNorm
 from pyspkv.models.pretrained import PretrainedEncoder
+from pyspkv.models.pull import PullForm
 from pyspkv.models.trunk_arch import Arch, Family, parse_arch
 
 
@@ -94,8 +95,14 @@ class TrunkConfig(Config):
     )
     l2_sp_weight: NotNegative = Field(
         0.0,
-        description="Weight of the squared distance to the weights of `pretrained` (L2-SP), of what is not frozen. "
-        "Raise it when the fine-tuned trunk forgets.",
+        description="Weight of the pull to the weights of `pretrained` (L2-SP), of what is not frozen. Raise it when "
+        "the fine-tuned trunk forgets.",
+    )
+    pull_form: PullForm = Field(
+        "norms",
+        description="Form of that pull. norms: the sum of the distances divided by its own value, and the main loss "
+        "divided by its own value, too (released for arXiv 2406.02285). squared: the sum of the squared distances, far "
+        "stronger at the same weight.",
     )
     lora_rank: int = Field(
         0,

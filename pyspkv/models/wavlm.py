@@ -20,6 +20,7 @@ from pyspkv.base.guarded import transformers
 from pyspkv.models.layer_pooling import Pooling, make_pooling, mixture
 from pyspkv.models.norm import BatchNorm
 from pyspkv.models.pretrained import PretrainedEncoder
+from pyspkv.models.pull import PullForm
 
 CONV_KERNELS, CONV_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # stride 320, receptive field 400
 
@@ -85,8 +86,14 @@ class WavLMConfig(Config):
     )
     l2_sp_weight: NotNegative = Field(
         0.0,
-        description="Weight of the squared distance to the weights of `pretrained` (L2-SP). The paper has "
-        "0.01. Raise it when the fine-tuned trunk forgets.",
+        description="Weight of the pull to the weights of `pretrained` (L2-SP). The paper has 0.01. Raise it "
+        "when the fine-tuned trunk forgets.",
+    )
+    pull_form: PullForm = Field(
+        "norms",
+        description="Form of that pull. norms: as released for arXiv 2406.02285, the sum of the distances "
+        "divided by its own value, and the main loss divided by its own value, too. squared: the sum of the "
+        "squared distances, far stronger at the same weight.",
     )
     gradient_checkpointing: bool = Field(
         False,

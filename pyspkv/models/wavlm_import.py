@@ -85,6 +85,15 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | Non
     return _trunk(trunk), {k: v.float() for k, v in backend.items()}, head.get("weight")
 
 
+def named_tensors(path: Path) -> dict[str, Tensor]:
+    """A dictionary name -> tensor of floats, as torch.save writes one. UserError: it is another thing. Nothing in the
+    file is executed."""
+    found = _load(path)
+    if not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError("contains no dictionary of tensors", file=path)
+    return _sound(found, path)
+
+
 def _load(path: Path) -> dict:
     """The dictionary in a checkpoint file. Nothing in it is executed; what torch says of a broken file, which may be
     the advice to load it unsafely, is not passed on."""
@@ -94,7 +103,7 @@ def _load(path: Path) -> dict:
     with open(path, "rb") as f:
         zipped = f.read(4) == b"PK\x03\x04"
     if zipped:
-        _check_zip(path)
+        check_zip(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -122,7 +131,7 @@ def _why(err: BaseException) -> str:
     return f" without running its code ({type(err).__name__})"
 
 
-def _check_zip(path: Path) -> None:
+def check_zip(path: Path) -> None:
     """UserError: the archive that torch writes is cut short, or its parts are packed or lie over one another."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Bring the scores and metrics of whole systems up to date: SYSTEM/score/NAME.scores and .json (`evaluate`)."""
+"""Bring the scores and metrics of systems up to date: SYSTEM/score/NAME.scores and NAME.json (`evaluate`)."""
 
 import json
 import sys
@@ -20,6 +20,7 @@ from pyspkv.score.wanted import (
     in_order,
     outputs,
     parts_of,
+    qmf_of,
     read_made_by,
     refuse_link,
     unwanted,
@@ -27,15 +28,16 @@ from pyspkv.score.wanted import (
 )
 
 if TYPE_CHECKING:
-    from pyspkv.score.evaluation import System, TrialList
+    from pyspkv.score.evaluation import Cohort, System, TrialList
 
 
 def evaluate(request: Wanted) -> list[str]:
-    """Score, calibrate and measure systems on trial lists; what is up to date is kept.
+    """Score, calibrate and measure systems on trial lists; files that are up to date are kept.
 
-    Written are SYSTEM/score/LIST.scores and .json, with request.dev the calibration, and the variants of `request`;
-    other variants of these lists are removed. Returns the systems, each once, in the order in which they were scored.
-    UserError: a list, embeddings or the system to compare to are not there; embeddings of another model.
+    Writes SYSTEM/score/LIST.scores and .json, the variants of `request` and, with request.dev, the
+    calibration. Removes variants of these lists that `request` does not include. Returns the systems, each
+    once, in the order of scoring. UserError: a list, embeddings or the system to compare with do not exist;
+    embeddings come from different models.
     """
     parts, systems = parts_of(request), in_order(request)
     check_there(systems, request, parts)
@@ -60,23 +62,57 @@ def _make(system: "System", trials: "TrialList", part: Part, request: Wanted) ->
             print(f"warning: {folder} is scored without calibration: {path}: {why}", file=sys.stderr)
     elif kind == "plain":
         llr = Calibration.read(calibration) if calibration.exists() else None
-        evaluation.write(trials, path, system.plain(trials), llr, compared_to(request, folder, part))
+        other = compared_to(request, folder, part)
+        evaluation.write(trials, path, system.plain(trials), llr.llr if llr else None, other)
     elif kind == "asnorm":
-        scores = system.asnorm(trials, f"{request.cohort_data}/utt2spk", request.top_n, part.cohort)
-        evaluation.write(trials, path, scores)
+        evaluation.write(trials, path, system.asnorm(trials, _cohort(part, request)))
+    elif kind in ("qmf", "fit-qmf"):
+        _make_qmf(system, trials, part, request)
     elif kind == "mean":
         evaluation.write(trials, path, system.mean(trials, part.cohort))
     else:
         evaluation.write(trials, path, system.crops(trials))
 
 
+def _cohort(part: Part, request: Wanted) -> "Cohort":
+    from pyspkv.score.evaluation import Cohort
+
+    return Cohort(f"{request.cohort_data}/utt2spk", part.cohort, request.top_n)
+
+
+def _make_qmf(system: "System", trials: "TrialList", part: Part, request: Wanted) -> None:
+    """Write the scores of a list that are calibrated with quality measures; of the dev list, fit them first.
+
+    Where they cannot be fitted, the files of an older fit are removed, and none are written.
+    """
+    from pyspkv.score import evaluation
+    from pyspkv.score.qmf import QMF
+
+    folder, fitted = system.folder, qmf_of(system.folder)
+    cohort = _cohort(part, request) if part.with_cohort else None
+    if part.kind == "fit-qmf" and (
+        why := evaluation.calibrate_with_measures(system, trials, cohort, str(fitted))
+    ):
+        fitted.unlink(missing_ok=True)
+        print(f"warning: {folder} has no scores with quality measures: {why}", file=sys.stderr)
+    if not fitted.exists():
+        for file in outputs(folder, part)[:2]:
+            file.unlink(missing_ok=True)
+        return
+    llr = QMF.read(fitted).llr(*system.with_measures(trials, cohort))
+    evaluation.write(trials, f"{folder}/score/{part.stem}.scores", llr, lambda written: written)
+
+
 def _warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
-    """Name the utterances of a list's trials that extraction has found without a signal. No audio is opened."""
+    """Warn of utterances in a list's trials that have no signal, as extraction has recorded.
+
+    No audio is opened.
+    """
     from pyspkv.audio import silence
 
     scp = Path(folder, "embed", part.name, "embedding.scp")
     if part.kind in ("dev", "plain"):  # the variants have the same trials
-        silence.warn(silence.among([scp], trials.utts()), f"{part.data}/trials")
+        silence.warn(silence.among([scp], trials.utts()), part.trials)
 
 
 def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inputs: Inputs) -> None:
@@ -96,18 +132,20 @@ def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Par
         known = read_made_by(folder) | {part.stem: entry(folder, part, before)}
         with atomic_file(Path(folder, "score/made_by")) as f:
             f.write(json.dumps(known, indent=1) + "\n")
-        made.append(part.stem)
+        if outputs(folder, part)[0].exists():
+            made.append(part.stem)
     if gone:
         print(f"removed, because the options do not include them: {' '.join(map(str, gone))}")
     print(f"{folder}/score: {', '.join(made)}" if made else f"up to date: {folder}/score")
 
 
 def _all_stand(folder: str, request: Wanted, parts: list[Part], inputs: Inputs) -> bool:
+    """Whether all score files of a system are up to date and none must be removed."""
     return not unwanted(folder, request, parts) and all(up_to_date(folder, part, inputs) for part in parts)
 
 
 def _update(systems: list[str], request: Wanted, parts: list[Part]) -> None:
-    """Make what is not up to date; nothing heavy is loaded where all is."""
+    """Make the files that are out of date. If none is, nothing heavy is imported."""
     looked = Inputs(request)
     if all(_all_stand(system, request, parts, looked) for system in systems):
         for system in systems:
@@ -116,28 +154,31 @@ def _update(systems: list[str], request: Wanted, parts: list[Part]) -> None:
     from pyspkv.base.atomic import folder_lock
     from pyspkv.score.evaluation import TrialList
 
-    lists = {part.name: TrialList(part.name, part.data) for part in parts}
+    lists = {part.list_name: TrialList(part.name, part.data, part.trials) for part in parts}
     with ExitStack() as locks:
         for system in systems:
             locks.enter_context(folder_lock(Path(system, "score")))
-        inputs = Inputs(request)  # read again, now that nobody else writes
+        inputs = Inputs(request)  # read again under the locks: no other process writes now
         for system in systems:
-            _evaluate_system(system, {part.stem: lists[part.name] for part in parts}, parts, inputs)
+            _evaluate_system(system, {part.stem: lists[part.list_name] for part in parts}, parts, inputs)
 
 
 def table(systems: list[str], request: Wanted) -> str:
-    """The figures of all systems and lists, from the JSON files."""
-    rows = [("system", "list", "EER %", "95 % interval", "minDCF(0.01)", "Cllr", "EER % AS-norm")]
+    """Format the figures of all systems and lists, from the JSON files, as text."""
+    head = ["system", "list", "EER %", "95 % interval", "minDCF(0.01)", "Cllr", "EER % AS-norm"]
+    rows = [head + ["EER % QMF", "Cllr QMF"] * request.qmf]
+    lists = [part.stem for part in parts_of(request) if part.kind == "plain"]
     for system in systems:
-        for name in request.name:
-            found, norm = (
-                read_figures(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm")
+        for name in lists:
+            found, norm, quality = (
+                read_figures(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm", "-qmf")
             )
             low, high = found.get("eer_ci_low"), found.get("eer_ci_high")
             interval = "-" if low is None or high is None else f"{low:.2f} .. {high:.2f}"
             figures = [(found, "eer", 2), (found, "min_dcf_0.01", 4), (found, "cllr", 4), (norm, "eer", 2)]
-            eer, dcf, cllr, normed = (f"{m[k]:.{n}f}" if k in m else "-" for m, k, n in figures)
-            rows.append((system, name, eer, interval, dcf, cllr, normed))
+            figures += [(quality, "eer", 2), (quality, "cllr", 4)] if request.qmf else []
+            eer, *rest = (f"{m[k]:.{n}f}" if k in m else "-" for m, k, n in figures)
+            rows.append([system, name, eer, interval, *rest])
     width = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(w) if c < 2 else cell.rjust(w) for c, (cell, w) in enumerate(zip(row, width)))
@@ -146,7 +187,10 @@ def table(systems: list[str], request: Wanted) -> str:
 
 
 def read_figures(path: Path) -> dict:
-    """Those figures of a metrics file that `table` shows; {} if it does not exist. UserError: one is not a number."""
+    """Read the figures of a metrics file that `table` shows; {} if it does not exist.
+
+    UserError: one is not a number.
+    """
     hint = command_line("rm", path)
     found = foreign.read_json(path, hint=hint) if path.exists() else {}
     keys = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")

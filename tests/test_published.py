@@ -1,0 +1,228 @@
+"""Published embeddings and pseudo-labels: names are matched by a stated rule, and nothing in a file is run."""
+
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pyspkv.base.errors import UserError
+from pyspkv.bin import datadir, import_embeddings
+from pyspkv.data.ark import EmbeddingWriter, read_embeddings
+from pyspkv.data.datadir import DataDir
+from pyspkv.data.published_names import end_of, match
+
+NAMES = [
+    "id2/vB/00001.wav",
+    "id1/vA/00001.wav",
+    "id1/vA/00002.wav",
+    "id9/vZ/00001.wav",
+]  # the last is of no utterance
+UTTS = ["id1-vA-00001", "id1-vA-00002", "id2-vB-00001"]
+ROWS = [1, 2, 0]
+
+
+@pytest.fixture
+def train(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "wav.scp").write_text("".join(f"{u} /vox2/dev/aac/{u.replace('-', '/')}.m4a\n" for u in UTTS))
+    for name in ("utt2spk", "spk2utt"):
+        (folder / name).write_text("".join(f"{u} {u}\n" for u in UTTS))
+    return folder
+
+
+def test_names_are_ids_or_ends_of_paths(train):
+    data = DataDir.read(train)
+    assert match(NAMES, data, "x") == ROWS
+    assert match([UTTS[2], "/other/place/id1/vA/00002.flac", UTTS[0]], data, "x") == [2, 1, 0]
+    assert match(["vB/00001", "vA/00002.wav", "vA/00001.wav"], data, "x") == [2, 1, 0]
+    assert end_of("a/b/c/d.e.wav") == "b/c/d.e" and end_of("d") == "d"
+    (train / "utt2path").write_text("".join(f"{u} p/{k}.wav\n" for k, u in enumerate(UTTS)))
+    assert match(["p/2.wav", "p/0.wav", "p/1.wav"], DataDir.read(train), "x") == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (NAMES[1:3], "x: has no line for 1 of 3 utterances of .*; the first is id2-vB-00001; a name there is 'id1"),
+        ([], "has no line for 3 of 3 utterances"),
+        (["a", "b"], "has no line for 3 of 3 utterances"),
+        ([*NAMES, "x/id1/vA/00002.m4a"], "names one utterance twice: 'id1/vA/00002.wav' and 'x/id1/vA/00002.m4a'"),
+        ([*NAMES, UTTS[0]], "names one utterance twice: 'id1-vA-00001' and 'id1/vA/00001.wav'"),
+        ([*NAMES, "vA/00001.wav"], "names one utterance twice"),
+        (["00001.wav", "00002.wav"], "'00001.wav' is the end of two paths, those of id1-vA-00001 and id2-vB-00001"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_double_is_counted_and_named(train, names, says):
+    with pytest.raises(UserError, match=says):
+        match(names, DataDir.read(train), "x")
+
+
+# ---- labels -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("order", ["label path", "path label"])
+def test_labels_of_either_order_become_speakers(train, tmp_path, capsys, order):
+    lines = [(f"{k % 2}", name) for k, name in enumerate(NAMES)]
+    text = "".join(" ".join(pair if order == "label path" else pair[::-1]) + "\n" for pair in lines)
+    (tmp_path / "list").write_text(text)
+    words = ["from-labels", str(tmp_path / "list"), str(train), str(tmp_path / "out")]
+    datadir.main(words)
+    got = DataDir.read(tmp_path / "out")
+    assert (got.utts, got.spk) == (UTTS, ["1", "0", "0"])
+    assert got.wav == DataDir.read(train).wav
+    assert "1 of 4 lines are of no utterance" in capsys.readouterr().out
+    before = os.stat(tmp_path / "out/utt2spk").st_mtime_ns
+    datadir.main(words)
+    assert "kept" in capsys.readouterr().out and os.stat(tmp_path / "out/utt2spk").st_mtime_ns == before
+    (tmp_path / "list").write_text(text.replace("0 id1", "2 id1").replace(".wav 0", ".wav 2"))
+    with pytest.raises(UserError, match="out: has other labels than the list gives"):
+        datadir.main(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("1 a b\n", "list:1: the line must be"), ("\n", "contains no label"), ("1 a\n2\n", "list:2: the line must be"),
+     ("1 id1/vA/00001.wav\n", "has no line for 2 of 3")],
+)  # fmt: skip
+def test_lists_of_labels_that_cannot_be_used(train, tmp_path, text, says):
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(UserError, match=says):
+        datadir.main(["from-labels", str(tmp_path / "list"), str(train), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+# ---- embeddings -------------------------------------------------------------------------------------------------
+@pytest.fixture
+def call(train, tmp_path, monkeypatch, capsys):
+    def run(source, *options):
+        words = ["x", "--from", source, "--data", train, "--out", tmp_path / "out", *options]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        import_embeddings.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def vectors():
+    return np.random.default_rng(0).standard_normal((len(NAMES), 5)).astype(np.float32)
+
+
+def save(folder, form, x):
+    if form == "pt":
+        torch.save({name: torch.tensor(v) for name, v in zip(NAMES, x)}, folder / "dino.pt")
+    elif form == "pt of rows":
+        torch.save({name: torch.tensor(v)[None].half() for name, v in zip(NAMES, x)}, folder / "dino.pt")
+    elif form == "npz":
+        np.savez(folder / "dino.npz", **dict(zip(NAMES, x)))
+    elif form == "npz of two":
+        np.savez(folder / "dino.npz", utts=np.array(NAMES), embeddings=x)
+    elif form == "npy":
+        np.save(folder / "dino.npy", x)
+        (folder / "names").write_text("\n".join(NAMES) + "\n")
+        return folder / "dino.npy", "--names", folder / "names"
+    else:
+        with EmbeddingWriter(folder / "scp") as write:
+            for name, v in zip(NAMES, x):
+                write(name, v)
+        return (folder / "scp/embedding.scp",)
+    return (next(folder.glob("dino.*")),)
+
+
+@pytest.mark.parametrize("form", ["pt", "pt of rows", "npz", "npz of two", "npy", "scp"])
+def test_embeddings_of_every_form(tmp_path, call, form):
+    x = vectors()
+    source = save(tmp_path, form, x)
+    said = call(*source)
+    assert "3 embeddings of 5 dimensions" in said and "1 of 4 names are of no utterance" in said
+    got = read_embeddings(tmp_path / "out/embedding.scp")
+    assert got.ids == UTTS
+    np.testing.assert_allclose(got.x, x[ROWS], rtol=1e-3 if form == "pt of rows" else 0)
+    assert "imported already" in call(*source)
+    save(tmp_path, form, x + 1)
+    with pytest.raises(UserError, match="out: contains other embeddings"):
+        call(*source)
+    np.testing.assert_array_equal(read_embeddings(tmp_path / "out/embedding.scp").x, got.x)
+
+
+class Bomb:
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return os.mkdir, (self.file,)
+
+
+@pytest.mark.parametrize("form", ["pt", "npy", "npz", "plain"])
+def test_nothing_in_a_file_is_run(tmp_path, call, form):
+    bomb, options = Bomb(tmp_path / "ran"), ()
+    file = tmp_path / f"x.{form}"
+    if form == "pt":
+        torch.save({NAMES[0]: bomb}, file)
+    elif form == "npy":
+        np.save(file, np.array({NAMES[0]: bomb}, dtype=object), allow_pickle=True)
+        (tmp_path / "names").write_text("\n".join(NAMES))
+        options = ("--names", tmp_path / "names")
+    elif form == "npz":
+        np.savez(file, a=np.array([bomb], dtype=object))
+    else:
+        file.write_bytes(pickle.dumps({NAMES[0]: bomb}))
+    with pytest.raises(UserError, match=rf"x\.{form}: "):
+        call(file, *options)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out/embedding.scp").exists()
+
+
+def test_files_that_hold_something_else_are_named(tmp_path, call):
+    x = vectors()
+    np.savez(tmp_path / "odd.npz", **{NAMES[0]: np.arange(3)})
+    np.savez(tmp_path / "short.npz", names=np.array(NAMES[:2]), x=x)
+    np.savez_compressed(tmp_path / "packed.npz", **{NAMES[0]: np.zeros(100000, np.float32)})
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "short.npz").read_bytes()[:-30])
+    np.save(tmp_path / "some.npy", x)
+    (tmp_path / "names").write_text("a b\n")
+    torch.save([torch.zeros(3)], tmp_path / "list.pt")
+    torch.save({"a": torch.zeros(3), "b": 1}, tmp_path / "mixed.pt")
+    torch.save({name: torch.full((5,), float("nan")) for name in NAMES}, tmp_path / "nan.pt")
+    torch.save({name: torch.zeros(3 + k) for k, name in enumerate(NAMES)}, tmp_path / "dims.pt")
+    for name, says in (
+        ("odd.npz", "holds no floats"), ("short.npz", "for 2 names"), ("packed.npz", "is packed"),
+        ("cut.npz", "cut short"), ("some.npy", "has no names"), ("list.pt", "no dictionary of tensors"),
+        ("mixed.pt", "no dictionary of tensors"), ("nan.pt", "NaN"), ("dims.pt", "has shape"),
+        ("gone.pt", "no such file"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            call(tmp_path / name)
+    with pytest.raises(UserError, match="for 2 names"):
+        call(tmp_path / "some.npy", "--names", tmp_path / "names")
+    assert not (tmp_path / "out/embedding.scp").exists()
+
+
+def test_an_extraction_is_not_overwritten_and_a_killed_import_goes_on(tmp_path, call, monkeypatch):
+    (source,) = save(tmp_path, "pt", vectors())
+    with EmbeddingWriter(tmp_path / "out") as write:
+        write(UTTS[0], np.ones(4))
+    before = (tmp_path / "out/embedding.ark").read_bytes()
+    with pytest.raises(UserError, match="contains other embeddings"):
+        call(source)
+    assert (tmp_path / "out/embedding.ark").read_bytes() == before
+    for file in (tmp_path / "out").iterdir():
+        file.unlink()
+    real, left = os.replace, [0]
+
+    def replace(*names):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        real(*names)
+
+    monkeypatch.setattr("pyspkv.base.atomic.os.replace", replace)
+    for allowed in range(10):
+        left[0] = allowed
+        try:
+            call(source)
+            break
+        except KeyboardInterrupt:
+            assert not (tmp_path / "out/embedding.scp").exists()
+    assert allowed > 1
+    assert read_embeddings(tmp_path / "out/embedding.scp").ids == UTTS
