@@ -18,12 +18,15 @@ round=1             # first round of stage 4, from 1
 num_rounds=3        # number of rounds, from 1
 trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a wavlm or trunk student starts from it
 student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
-labels_from=pretrain # what gives the first clusters (pretrain|trunk): DINO, or the mean of the trunk's states
+trunk_layers=0      # lowest layers of the trunk whose states give its own embeddings; 0: all
+labels_from=pretrain # what gives the first clusters (pretrain|trunk|both): the first stage's model, the trunk as it is
 round_init=none     # what rounds start from (pretrain|none): DINO's model; none: the trunk, or from scratch
 num_clusters=auto   # number of pseudo-speakers; auto estimates it without labels
 cluster_opts=(--whiten 0.75) # options of bin.cluster
 finetune=true       # run stage 5
 label_noise=0.0     # for an experiment: share of each round's labels to make wrong; round<r>/corrupted lists them
+also_test=()        # further sets of --data that have trials, scored as test is
+versus=             # phase that the EERs of the others are compared to, paired, as pretrain; empty: none
 crops=15            # number of 4 s crops to score with, in addition to the whole utterance; 0: none
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 round_opts=()       # settings of stage 4
@@ -52,7 +55,7 @@ if stage 1 "data directories from the corpus"; then
 fi
 
 # -- the same in every trunk_ssl recipe from here on (utils/sync_recipes.sh)
-[ "$labels_from" = pretrain ] || [ -n "$trunk" ] || po_die "--labels-from trunk needs --trunk"
+[ "$labels_from" = pretrain ] || [ -n "$trunk" ] || po_die "--labels-from $labels_from needs --trunk"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
@@ -64,6 +67,8 @@ fi
 labels=data # of a round: what stages 4 and 5 train on
 [ "$label_noise" = 0.0 ] || labels=noisy_data
 [ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
+tests=("$data/test" "${also_test[@]/#/$data/}")
+case $labels_from in both) first=("$exp/pretrain" "$exp/trunk") ;; *) first=("$exp/$labels_from") ;; esac
 systems=("$exp/pretrain")
 [ -z "$trunk" ] || systems+=("$exp/trunk")
 for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
@@ -73,16 +78,19 @@ for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 eval_sets=() dev_opts=() unscored=true # dev and test may be missing: the rest is done without them
 has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
-! has test || { eval_sets+=("$data/test"); unscored=false; }
+! has test || { eval_sets+=("${tests[@]}"); unscored=false; }
 
 if stage 2 "check the data directories"; then
   log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
-if stage 3 "DINO"; then
+if stage 3 "pre-train without labels"; then
   if [ -n "$trunk" ]; then # with MHFA for the student; with mean pooling a system of its own
+    lowest=()
+    [ "$trunk_layers" -eq 0 ] || lowest=(--layers "$trunk_layers")
     log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk_mhfa/model" --pooling mhfa
-    log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk/model" --pooling mean
+    log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk/model" --pooling mean \
+      "${lowest[@]}"
   fi
   log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
     "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
@@ -90,11 +98,11 @@ fi
 
 if stage 4 "rounds of clustering and training"; then
   for r in $(seq "$round" "$num_rounds"); do
-    from=$exp/$labels_from previous=()
-    [ "$r" -eq 1 ] || from=$exp/round$((r - 1)) previous=(--previous "$exp/round$((r - 1))/data")
-    log_run steps/extract.sh "${extract_opts[@]}" "$from/model" --data "$data/train"
+    from=("${first[@]}") previous=()
+    [ "$r" -eq 1 ] || { from=("$exp/round$((r - 1))"); previous=(--previous "$exp/round$((r - 1))/data"); }
+    log_run steps/extract.sh "${extract_opts[@]}" "${from[@]/%//model}" --data "$data/train"
     log_run steps/cluster.sh --cmd "$train_cmd" --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
-      "$from/embed/train/embedding.scp" "$data/train" "$exp/round$r/data" "${cluster_opts[@]}"
+      "${from[@]/%//embed/train/embedding.scp}" "$data/train" "$exp/round$r/data" "${cluster_opts[@]}"
     [ "$label_noise" = 0.0 ] ||
       log_run python -m pyspkv.bin.datadir corrupt --share "$label_noise" --seed "$seed" \
         --list "$exp/round$r/corrupted" "$exp/round$r/data" "$exp/round$r/noisy_data"
@@ -112,7 +120,7 @@ fi
 if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
   log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
   $unscored || [ "$crops" -eq 0 ] ||
-    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
+    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "${tests[@]}"
 fi
 
 has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
@@ -120,8 +128,10 @@ has dev || echo "there is no $data/dev: nothing is calibrated, and no model has 
 if ! $unscored && stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
-    --cohort-data "$exp/round$num_rounds/data" --crops "$use_crops" "${systems[@]}" "$data/test" test
+  for name in test "${also_test[@]}"; do
+    log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" --cohort-data "$exp/round$num_rounds/data" \
+      --crops "$use_crops" --compare "${versus:+$exp/$versus}" "${systems[@]}" "$data/$name" "$name"
+  done
 fi
 
 if stage 8 "report"; then
