@@ -3,20 +3,19 @@
     python -m pyspkv.bin.cluster --embeddings embed/embedding.scp --data data --out-data round1/data \\
         --num-clusters 7500 --report round1/report.json
 
-Existing labels are kept if they were made from the same embeddings with the same options, or were edited by hand since;
-anything else is an error.
+Existing labels are kept if they were made from the same embeddings with the same options (they may have been
+edited by hand since). Otherwise they are an error.
 """
 
 import argparse
 import os
-import re
 import sys
 from pathlib import Path
 
-from pyspkv.base.errors import UserError, natural, run
+from pyspkv.base.errors import natural, run
+from pyspkv.clustering.options import MOST, count_or_auto
 
 METHODS = ("kmeans-ahc", "kmeans", "ahc")
-MOST = 10**9  # of what is counted here
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -39,7 +38,12 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument(
         "--method", choices=METHODS, default="kmeans-ahc", help="k-means then AHC, or one of the two"
     )
-    p.add_argument("--num-clusters", default="auto", metavar="K", help="number of clusters, or auto")
+    p.add_argument(
+        "--num-clusters",
+        default="auto",
+        metavar="K",
+        help="number of clusters, auto, or auto*F (F times auto)",
+    )
     p.add_argument(
         "--num-kmeans",
         type=int,
@@ -48,7 +52,11 @@ def parse(argv=None) -> argparse.Namespace:
         help="k-means centroids; 0: N / 22, or AHC alone if N is at most 20,000",
     )
     p.add_argument(
-        "--iterations", type=int, default=20, metavar="N", help="maximum number of k-means iterations"
+        "--iterations",
+        type=int,
+        default=300,
+        metavar="N",
+        help="maximum number of k-means iterations; it stops where it converges",
     )
     p.add_argument(
         "--whiten",
@@ -71,12 +79,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--report", metavar="FILE", help="report.json (default: next to --out-data)")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = p.parse_args(argv)
-    if args.num_clusters != "auto":
-        if not re.fullmatch("[0-9]{1,9}", args.num_clusters) or int(args.num_clusters) < 1:
-            given = args.num_clusters if len(args.num_clusters) < 40 else args.num_clusters[:37] + "..."
-            rule = f"--num-clusters {given}: a number from 1 to {MOST - 1}, or auto"
-            raise UserError(rule, hint="use --num-clusters auto")
-        args.num_clusters = int(args.num_clusters)
+    args.num_clusters = count_or_auto(args.num_clusters)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
         p.error(f"--whiten {args.whiten}: must be from 0 to 1")
     for name, least in {"num_kmeans": 0, "min_size": 1, "iterations": 1}.items():
@@ -90,17 +93,18 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def draw(report: dict, path: Path) -> None:
-    """The curve that --num-clusters auto has chosen from, beside the report."""
+    """Draw the curve from which --num-clusters auto has chosen, beside the report."""
     if report.get("auto"):
         from pyspkv.report import plots
 
         file = path.with_suffix(".num_clusters.png")
-        plots.num_clusters(report["auto"], report["num_clusters_chosen"], file)
+        estimate = report.get("num_clusters_estimate", report["num_clusters_chosen"])
+        plots.num_clusters(report["auto"], estimate, file)
 
 
 def main() -> None:
     args = parse()
-    # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
+    # Threads that spin at barriers take 5 times as long on a busy machine. Set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pyspkv.clustering.options import Options
     from pyspkv.clustering.round import make_round
@@ -119,7 +123,7 @@ def main() -> None:
 
 
 def warn(folder: Path) -> None:
-    """Say at once where the labels just made are no good."""
+    """Print the signs of trouble of the labels just made."""
     from pyspkv.data.datadir import DataDir
     from pyspkv.report import warnings
 

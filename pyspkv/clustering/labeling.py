@@ -1,4 +1,4 @@
-"""Embeddings to pseudo-labels: unit vectors in a data directory's order, clusters, their names and the report."""
+"""From embeddings to pseudo-labels: unit vectors in a data directory's order, clusters, names, report."""
 
 import logging
 import re
@@ -30,13 +30,15 @@ def label_round(
     """Cluster unit vectors x float32 [N, D], in the order of data.utts.
 
     Args:
-        previous: the round before; clusters that match one of its get its name.
-        truth: the true speakers [N], for `diagnostics` in the report alone.
-        checkpoint: file that a killed k-means goes on from; see `kmeans`.
+        previous: data directory of the round before; a cluster that matches one of its clusters gets that
+            name.
+        truth: true speakers [N], used only for `diagnostics` in the report.
+        checkpoint: file from which a killed k-means resumes; see `kmeans`.
 
-    Returns `data` with clusters c00000, c00001, ... for speakers, without those below options.min_size, and the report
-    (what report.json holds, but for what the labels were made of). Utterances with one embedding are warned of.
-    UserError: impossible options; no cluster is large enough; `previous` shares no utterance.
+    Returns `data` with the clusters c00000, c00001, ... as speakers, without the clusters below
+    options.min_size, and the report (report.json without `asked` and `embeddings`). Utterances that share an
+    embedding are named in a warning. UserError: impossible options; no cluster is large enough; `previous`
+    shares no utterance with `data`.
     """
     options.check(len(x), data.path)
     k1 = options.centroids(len(x))
@@ -78,7 +80,7 @@ def label_round(
 
 
 def _cluster_numbers(names: Sequence[str]) -> np.ndarray | None:
-    """`c00012` -> 12, int64 [N]; None unless all names are those of `label_round`, one for each number."""
+    """`c00012` -> 12, int64 [N]; None unless all names have the form that `label_round` gives."""
     if not all(re.fullmatch(r"c[0-9]{1,8}", name) for name in names):
         return None
     numbers = np.array([int(name[1:]) for name in names], dtype=np.int64)
@@ -86,9 +88,10 @@ def _cluster_numbers(names: Sequence[str]) -> np.ndarray | None:
 
 
 def match_previous(labels: np.ndarray, utts: Sequence[str], previous: DataDir) -> tuple[np.ndarray, dict]:
-    """Ids matched to the previous round's (int64 [N]) and the stability figures over the common utterances.
+    """Match clusters with the previous round's: new ids int64 [N], stability over common utterances.
 
-    Speakers of another source than `label_round` are numbered in the order of their names.
+    Speakers of `previous` that `label_round` has not named are numbered in the order of their names.
+    UserError: no utterance in common.
     """
     old_of = dict(zip(previous.utts, previous.spk))
     common = np.array([u in old_of for u in utts])
@@ -108,7 +111,10 @@ def match_previous(labels: np.ndarray, utts: Sequence[str], previous: DataDir) -
 
 
 def side_by_side(scps: Sequence[str], data: DataDir, power: float | None) -> np.ndarray:
-    """float32 [N, D] unit vectors in the order of data.utts: each model's, whitened by `power`, side by side."""
+    """Concatenated unit vectors of several models, float32 [N, D], in the order of data.utts.
+
+    power: strength of whitening, applied to each model's vectors; None: no whitening.
+    """
     parts = []
     for scp in scps:
         x = unit_vectors(read_embeddings(scp), data, scp)
@@ -117,7 +123,10 @@ def side_by_side(scps: Sequence[str], data: DataDir, power: float | None) -> np.
 
 
 def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
-    """float32 [N, D] unit vectors in the order of data.utts. UserError names utterances without an embedding."""
+    """float32 [N, D] unit vectors in the order of data.utts.
+
+    UserError: utterances have no embedding, or a zero one.
+    """
     row = {u: i for i, u in enumerate(emb.ids)}
     missing = [u for u in data.utts if u not in row]
     if missing:
