@@ -822,7 +822,7 @@ def test_the_loss_beside_a_pull(monkeypatch, normalize):
     def step(pull):
         losses = Losses({"a": (3 * x[0], 3), "b": (x[0] * x[1], 1)})
         x.grad = None
-        loss, shown = loss_with_pull(losses, pull, normalize, torch.device("cpu"))
+        loss, shown, _ = loss_with_pull(losses, pull, normalize, torch.device("cpu"))
         loss.backward()
         assert ("pull" in losses.terms) == bool(pull), "what is logged"
         return loss.item(), shown.item(), x.grad.tolist()

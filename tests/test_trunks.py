@@ -18,7 +18,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import transformers
 from pyspkv.bin import import_checkpoint
 from pyspkv.models import trunk_fronts
-from pyspkv.models.load import _Shapes, load_encoder
+from pyspkv.models.load import _Shapes, load_encoder, resolved
 from pyspkv.models.registry import EncoderConfig
 from pyspkv.train.config import TrainConfig
 from pyspkv.train.trainer import Trainer
@@ -84,7 +84,7 @@ def imported(monkeypatch, capsys, tmp_path):
         if not changes:
             return encoder
         fields = {"name": "trunk", "pretrained": str(tmp_path / out), **POOL, **changes}
-        config = cfg.class_of(encoder.config).resolved(cfg.validate(EncoderConfig, fields))
+        config = resolved(cfg.validate(EncoderConfig, fields))
         torch.manual_seed(1)
         encoder = cfg.build(config)
         encoder.load_pretrained()
@@ -460,7 +460,7 @@ def test_a_trunk_without_sizes(tmp_path, imported):
     config = cfg.validate(EncoderConfig, fields)
     checkpoint.save_import(tmp_path / "other", cfg.build(config), config, {})
     with pytest.raises(UserError, match="its encoder is 'ecapa', not 'trunk'"):
-        cfg.class_of(nothing).resolved(nothing.model_copy(update={"pretrained": str(tmp_path / "other")}))
+        resolved(nothing.model_copy(update={"pretrained": str(tmp_path / "other")}))
 
 
 # ---- foreign folders

@@ -53,7 +53,7 @@ class Nodes:
         if not (address and port.isdecimal()):
             raise UserError(
                 "SPKV_HEAD is not ADDRESS:PORT of the first machine",
-                hint="utils/slurm.sh --num-nodes sets it",
+                hint="the job runner slurm.sh sets it",
             )
         return cls(int(number), int(this), address, int(port))
 

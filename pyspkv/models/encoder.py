@@ -47,11 +47,6 @@ class Encoder(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
     @staticmethod
-    def resolved(config):
-        """The config with all that it takes from the models that it names: a model folder needs no other."""
-        return config
-
-    @staticmethod
     def needs_models(config) -> list[str]:
         """`DIR[@best|last]` of the trained models that `load_pretrained` reads; their weights identify the run."""
         return []

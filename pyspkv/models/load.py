@@ -11,11 +11,20 @@ from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.registry import EncoderConfig
+from pyspkv.models.trunks import TrunkConfig
 
 
 def encoder_config(folder: Path) -> EncoderConfig:
     """The encoder's config from config.yaml of the model folder (next to its checkpoints)."""
     return cfg.read_section(folder.parent / "config.yaml", "encoder", EncoderConfig)
+
+
+def resolved(config: EncoderConfig) -> EncoderConfig:
+    """The config with all that it takes from the model that it names: a model folder needs no other one."""
+    if not isinstance(config, TrunkConfig) or config.family is not None or not config.pretrained:
+        return config
+    folder = checkpoint.resolve_model(config.pretrained)
+    return config.with_sizes_of(encoder_config(folder), folder)
 
 
 def load_encoder(model: str | Path, which: str = "last") -> Encoder:

@@ -142,6 +142,21 @@ class TrunkConfig(Config):
                 raise ValueError(f"layers is {self.layers}, but the trunk has {depth}")
         return self
 
+    def with_sizes_of(self, pretrained: Config, file) -> "TrunkConfig":
+        """With family, sizes and layers of `pretrained`, the config of the model that the field of this name names.
+        UserError: it is no trunk, or one of fewer layers than `layers`."""
+        if not isinstance(pretrained, TrunkConfig):
+            name = getattr(pretrained, "name", "")
+            hint = f"use encoder.name: {name}" if name == "wavlm" else "import a trunk"
+            raise UserError(f"its encoder is '{name}', not 'trunk'", file=file, hint=hint)
+        most = pretrained.layers or pretrained.sizes().depth
+        if self.layers > most:
+            raise UserError(f"encoder.layers is {self.layers}, but the trunk has {most}", file=file)
+        layers = self.layers or pretrained.layers
+        return self.model_copy(
+            update={"family": pretrained.family, "arch": pretrained.arch, "layers": layers}
+        )
+
     def sizes(self) -> Arch:
         """The sizes of the whole network, of which `layers` are used."""
         if self.family is None:
@@ -181,25 +196,6 @@ class Trunk(PretrainedEncoder):
             part.requires_grad_(False)
 
     # ---- training
-
-    @staticmethod
-    def resolved(config: TrunkConfig) -> TrunkConfig:
-        """With family, sizes and layers of `pretrained`, where the config has none."""
-        from pyspkv.base import checkpoint as ckpt
-        from pyspkv.models.load import encoder_config
-
-        if config.family is not None or not config.pretrained:
-            return config
-        folder = ckpt.resolve_model(config.pretrained)
-        theirs: Any = encoder_config(folder)
-        if not isinstance(theirs, TrunkConfig):
-            hint = f"use encoder.name: {theirs.name}" if theirs.name == "wavlm" else "import a trunk"
-            raise UserError(f"its encoder is '{theirs.name}', not 'trunk'", file=folder, hint=hint)
-        most = theirs.layers or theirs.sizes().depth
-        if config.layers > most:
-            raise UserError(f"encoder.layers is {config.layers}, but the trunk has {most}", file=folder)
-        layers = config.layers or theirs.layers
-        return config.model_copy(update={"family": theirs.family, "arch": theirs.arch, "layers": layers})
 
     def load_trunk(self, theirs: dict[str, Tensor], folder) -> None:
         """Of the layers in use; low-rank updates stay new, those of `theirs` are left out."""

@@ -46,8 +46,8 @@ NOT_MEASURED = (
     "trials; then run stages 6 to 8.",
 )
 AGAIN = "make it again: run stages 4 and 7"
-# Variants of the headline scores: training mean subtracted, AS-normed, averaged with the scores of crops, with
-# quality measures.
+# Variants of the headline scores: training mean subtracted, AS-normed, averaged with the scores of crops, calibrated
+# with quality measures.
 VARIANTS = ("mean", "asnorm", "crops", "qmf")
 
 

@@ -272,8 +272,7 @@ def as_norm(
     s' = ((s - mean_e) / std_e + (s - mean_t) / std_t) / 2. mean_e and std_e (population) are over the `top_n`
     cohort entries closest to the enrolment side, mean_t and std_t over those closest to the test side. This
     is "adaptive S-norm 1" of Matejka et al., "Analysis of score normalization in multilingual speaker
-    recognition", Interspeech 2017. statistics: those of `sides_statistics`, if they are known
-    already.
+    recognition", Interspeech 2017. statistics: the result of `sides_statistics`, if it is known already.
     UserError: as in `cohort_statistics`; an embedding is zero; the closest cohort scores of an utterance are
     all equal.
     """

@@ -44,7 +44,7 @@ class Part:
     data: str  # its data directory
     cohort: str = "train"  # the set whose mean is subtracted, and whose speakers are the AS-norm cohort
     further: str = ""  # X of the list trials_X; empty: trials
-    with_cohort: bool = False  # of a qmf part: it takes AS-normed scores
+    with_cohort: bool = False  # for a qmf part: it uses AS-normed scores
 
     @property
     def trials(self) -> str:
@@ -57,8 +57,9 @@ class Part:
 
     @property
     def stem(self) -> str:
-        end = self.kind.removeprefix("fit-")
-        return self.list_name if self.kind in ("dev", "plain") else f"{self.list_name}-{end}"
+        """Name of the score file without its ending."""
+        kind = self.kind.removeprefix("fit-")
+        return self.list_name if kind in ("dev", "plain") else f"{self.list_name}-{kind}"
 
     @property
     def sets(self) -> list[str]:
@@ -78,10 +79,10 @@ def further_lists(data: str) -> list[str]:
 
 
 def parts_of(request: Wanted) -> list[Part]:
-    """What is wanted of every system, in the order in which it is made.
+    """The score files that every system needs, in the order of making.
 
     A data directory may have further lists, trials_X, beside its trials: all are scored from the same embeddings.
-    UserError: two files of one name; quality measures without a dev list.
+    UserError: two files have the same name; quality measures without a dev list.
     """
     normed = request.qmf and bool(request.cohort_data)
     parts = []
@@ -194,7 +195,7 @@ def outputs(system: str, part: Part | None) -> list[Path]:
 
 
 def calibration_of(system: str, name: str = "calibration.json") -> Path:
-    """Path of calibration.json, or of the file `name`: in the model folder, where `verify` finds it.
+    """Path of calibration.json, or `name`: in the model folder, where `verify` finds it.
 
     If the model belongs to another experiment (a link), the path is in the system's own folder.
     """

@@ -37,6 +37,7 @@ from pyspkv.batches.dataset import (
     worker_errors,
 )
 from pyspkv.data.datadir import DataDir
+from pyspkv.models.load import resolved
 from pyspkv.objectives.base import Losses, Objective, RunInfo
 from pyspkv.score.extract import embed_over_ranks
 from pyspkv.train.config import MAY_CHANGE_ON_RESUME, TrainConfig
@@ -90,8 +91,7 @@ class Trainer:
         labels_out: Path | None = None,
         patience: int = 0,
     ):
-        encoder = cfg.class_of(config.encoder).resolved(config.encoder)
-        self.config = config = config.model_copy(update={"encoder": encoder})
+        self.config = config = config.model_copy(update={"encoder": resolved(config.encoder)})
         self.exp, self.init, self.keep_head = exp, init, keep_head
         self.labels_out, self.patience = labels_out and Path(labels_out), patience
         self.asked, self.stopped = Asked(), False

@@ -20,14 +20,17 @@ trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a 
 student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
 published=          # file of a published speaker model: it is scored alone (stages 1, 2 and 6 to 8), nothing is trained
 num_cohort=20000    # number of training utterances that are the AS-norm cohort of --published
-embeddings=         # file of published embeddings of train, for the first clusters: no DINO is trained
-labels=             # file of published pseudo-labels of train, as "label path" lines, for round 1: no DINO is trained
-labels_from=pretrain # source of the first clusters (pretrain|trunk): DINO, or the mean of the trunk's states
-round_init=none     # start of the rounds (pretrain|none): DINO's model; none: the trunk, or from scratch
+embeddings=         # file of published embeddings of train, for the first clusters: nothing is pre-trained
+labels=             # file of published pseudo-labels of train, as "label path" lines, for round 1: nothing is pre-trained
+trunk_layers=0      # number of lowest layers of the trunk that give its own embeddings; 0: all
+labels_from=pretrain # source of the first clusters (pretrain|trunk|both): stage 3's model, the trunk as it is
+round_init=none     # start of the rounds (pretrain|none): stage 3's model; none: the trunk, or from scratch
 num_clusters=auto   # number of pseudo-speakers; auto estimates it without labels
 cluster_opts=(--whiten 0.75) # options of bin.cluster
 finetune=true       # run stage 5
 label_noise=0.0     # experiment: share of each round's labels to make wrong; round<r>/corrupted lists them
+also_test=()        # further sets of --data that have trials, scored as test is
+versus=             # phase that the EERs of the others are compared to, paired, as pretrain; empty: none
 crops=15            # number of 4 s crops to score with, in addition to the whole utterance; 0: none
 qmf=false           # score with quality measures, too (NAME-qmf; fitted on dev)
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
@@ -58,10 +61,10 @@ if stage 1 "data directories from the corpus"; then
 fi
 
 # -- the same in every trunk_ssl recipe from here on (utils/sync_recipes.sh)
-[ "$labels_from" = pretrain ] || [ -n "$trunk" ] || po_die "--labels-from trunk needs --trunk"
-dino=true cohort=$exp/round$num_rounds/data cohort_set=train cohort_data=$data/train
+[ "$labels_from" = pretrain ] || [ -n "$trunk" ] || po_die "--labels-from $labels_from needs --trunk"
+pretrains=true cohort=$exp/round$num_rounds/data cohort_set=train cohort_data=$data/train
 [ -z "$embeddings" ] || [ -z "$labels" ] || po_die "give --embeddings or --labels, not both"
-[ -z "$embeddings$labels" ] || dino=false labels_from=imported round_init=none
+[ -z "$embeddings$labels" ] || pretrains=false labels_from=imported round_init=none
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
@@ -74,8 +77,11 @@ fi
 labeled=data # folder in a round that stages 4 and 5 train on
 [ "$label_noise" = 0.0 ] || labeled=noisy_data
 [ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
+tests=("$data/test" "${also_test[@]/#/$data/}")
+first=("$exp/$labels_from")
+[ "$labels_from" != both ] || first=("$exp/pretrain" "$exp/trunk")
 systems=()
-! $dino || systems+=("$exp/pretrain")
+! $pretrains || systems+=("$exp/pretrain")
 [ -z "$trunk" ] || systems+=("$exp/trunk")
 for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 ! $finetune || systems+=("$exp/finetune")
@@ -87,33 +93,37 @@ eval_sets=() dev_opts=() unscored=true # without dev or test, all other work is 
 has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # before stage 1, a dry run assumes that it exists
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
 ! $qmf || dev_opts+=(--qmf true)
-! has test || { eval_sets+=("$data/test"); unscored=false; }
+! has test || { eval_sets+=("${tests[@]}"); unscored=false; }
 
 if stage 2 "check the data directories"; then
   log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
-if [ -z "$published" ] && stage 3 "DINO"; then
+if [ -z "$published" ] && stage 3 "pre-train without labels"; then
   if [ -n "$trunk" ]; then # with MHFA for the student; with mean pooling as a system of its own
+    lowest=()
+    [ "$trunk_layers" -eq 0 ] || lowest=(--layers "$trunk_layers")
     log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk_mhfa/model" --pooling mhfa
-    log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk/model" --pooling mean
+    log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk/model" --pooling mean \
+      "${lowest[@]}"
   fi
   [ -z "$embeddings" ] || log_run python -m pyspkv.bin.import_embeddings --from "$embeddings" --data "$data/train" \
     --out "$exp/imported/embed/train"
-  ! $dino || log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
+  ! $pretrains || log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
     "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
 fi
 
 if [ -z "$published" ] && stage 4 "rounds of clustering and training"; then
   for r in $(seq "$round" "$num_rounds"); do
-    from=$exp/$labels_from previous=()
-    [ "$r" -eq 1 ] || from=$exp/round$((r - 1)) previous=(--previous "$exp/round$((r - 1))/data")
+    from=("${first[@]}") previous=()
+    [ "$r" -eq 1 ] || { from=("$exp/round$((r - 1))"); previous=(--previous "$exp/round$((r - 1))/data"); }
     if [ "$r" -eq 1 ] && [ -n "$labels" ]; then
       log_run python -m pyspkv.bin.datadir from-labels "$labels" "$data/train" "$exp/round1/data"
     else
-      [ "$from" = "$exp/imported" ] || log_run steps/extract.sh "${extract_opts[@]}" "$from/model" --data "$data/train"
+      [ "${from[0]}" = "$exp/imported" ] ||
+        log_run steps/extract.sh "${extract_opts[@]}" "${from[@]/%//model}" --data "$data/train"
       log_run steps/cluster.sh --cmd "$train_cmd" --num-clusters "$num_clusters" --seed "$seed" "${previous[@]}" \
-        "$from/embed/train/embedding.scp" "$data/train" "$exp/round$r/data" "${cluster_opts[@]}"
+        "${from[@]/%//embed/train/embedding.scp}" "$data/train" "$exp/round$r/data" "${cluster_opts[@]}"
     fi
     [ "$label_noise" = 0.0 ] ||
       log_run python -m pyspkv.bin.datadir corrupt --share "$label_noise" --seed "$seed" \
@@ -135,7 +145,7 @@ if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are t
   [ -z "$published" ] || [ -d "$cohort" ] || log_run utils/subset_data_dir.sh "$data/train" "$num_cohort" "$cohort"
   log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$cohort_data" "${eval_sets[@]}"
   $unscored || [ "$crops" -eq 0 ] ||
-    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
+    log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "${tests[@]}"
 fi
 
 has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
@@ -143,8 +153,10 @@ has dev || echo "there is no $data/dev: nothing is calibrated, and no model has 
 if ! $unscored && stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
-    --cohort-data "$cohort" --cohort-set "$cohort_set" --crops "$use_crops" "${systems[@]}" "$data/test" test
+  for name in test "${also_test[@]}"; do
+    log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" --cohort-data "$cohort" --cohort-set "$cohort_set" \
+      --crops "$use_crops" --compare "${versus:+$exp/$versus}" "${systems[@]}" "$data/$name" "$name"
+  done
 fi
 
 if stage 8 "report"; then
