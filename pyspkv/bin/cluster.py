@@ -25,6 +25,14 @@ def parse(argv=None) -> argparse.Namespace:
         description="Cluster embeddings; write a data directory whose utt2spk holds the clusters.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add_options(p)
+    args = p.parse_args(argv)
+    check(p, args)
+    return args
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    """The options of a clustering; bin.kmeans has them too."""
     p.add_argument(
         "--embeddings",
         required=True,
@@ -70,7 +78,10 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--seed", type=natural, default=0)
     p.add_argument("--report", metavar="FILE", help="report.json (default: next to --out-data)")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    args = p.parse_args(argv)
+
+
+def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Ends the program where `add_options` has got what it cannot be; num_clusters becomes an int."""
     if args.num_clusters != "auto":
         if not re.fullmatch("[0-9]{1,9}", args.num_clusters) or int(args.num_clusters) < 1:
             given = args.num_clusters if len(args.num_clusters) < 40 else args.num_clusters[:37] + "..."
@@ -86,7 +97,6 @@ def parse(argv=None) -> argparse.Namespace:
         p.error(
             "--linkage ward is defined for --metric euclidean (embeddings are length-normalized in any case)"
         )
-    return args
 
 
 def draw(report: dict, path: Path) -> None:
@@ -109,13 +119,17 @@ def main() -> None:
     path = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
     more = {"previous": args.previous, "truth": args.truth, "device": args.device}
     report = make_round(args.embeddings, args.data, args.out_data, options, report=path, draw=draw, **more)
-    if report is None:
-        return
+    if report is not None:
+        say(report, path, args.out_data)
+
+
+def say(report: dict, path: Path, out_data: str) -> None:
+    """What was found, and at once where the labels are no good."""
     s = report["sizes"]
     print(f"{s['num_clusters']} clusters, sizes {s['size_min']} / {s['size_median']:g} / {s['size_max']} "
           f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip
-    print(f"data directory: {args.out_data}")
-    warn(Path(args.out_data))
+    print(f"data directory: {out_data}")
+    warn(Path(out_data))
 
 
 def warn(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Pseudo-labels from embeddings: the public calls (k-means, Ward and other AHC, the two steps together)."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from pyspkv.base.errors import UserError
 from pyspkv.clustering.agglomerative import agglomerate
 from pyspkv.clustering.kmeans import kmeans, sums_of
+from pyspkv.clustering.options import Options
 from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_HINT, l2_normalize
 
 
@@ -139,11 +142,9 @@ def _cluster(
     if auto:
         from pyspkv.clustering.num_clusters import choose_num_clusters
 
-        like = "average" if linkage == "average" and metric == "cosine" else "ward"
-        num_clusters, info["auto"] = choose_num_clusters(
-            x, labels, centroids, linkage=like, seed=seed, device=device
+        num_clusters = _chosen(
+            info, linkage, metric, device, partial(choose_num_clusters, x, labels, centroids, seed=seed)
         )
-        info["num_clusters_chosen"] = num_clusters
     if method == "kmeans":
         stats = info["kmeans"] = {}
         labels, _ = kmeans(x, num_clusters, seed, max_iter, device=device, progress=True, stats=stats)
@@ -153,6 +154,28 @@ def _cluster(
         tree = ahc(rows, num_clusters, linkage=linkage, metric=metric, device=device, progress=_bar(linkage))
         labels = tree[labels] if two else tree
     return labels, info
+
+
+def cut_centroids(
+    centroids: np.ndarray, options: Options, device: str, info: dict, choose: Callable[..., tuple[int, list]]
+) -> np.ndarray:
+    """The second step alone: AHC of k-means centroids [K1, D]; int64 labels [K1] from 0.
+
+    choose(linkage=, device=): what `choose_num_clusters` gives, for --num-clusters auto; `info` gets it.
+    """
+    num, linkage, metric = options.num_clusters, options.linkage, options.metric
+    if isinstance(num, str):
+        num = _chosen(info, linkage, metric, device, choose)
+    return ahc(centroids, num, linkage=linkage, metric=metric, device=device, progress=_bar(linkage))
+
+
+def _chosen(
+    info: dict, linkage: str, metric: str, device: str, choose: Callable[..., tuple[int, list]]
+) -> int:
+    like = "average" if linkage == "average" and metric == "cosine" else "ward"
+    num, info["auto"] = choose(linkage=like, device=device)
+    info["num_clusters_chosen"] = num
+    return num
 
 
 def _bar(name: str):

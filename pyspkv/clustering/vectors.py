@@ -41,9 +41,11 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
     for first in range(0, len(x), 8192):
         part = x[first : first + 8192] - mean
         covariance += part.T @ part
-    if np.trace(covariance) < 1e-9 * len(x):  # of unit vectors: 1 - |mean|^2
-        raise UserError(COLLAPSED, hint=COLLAPSED_HINT)
-    axes = whitening(covariance / len(x), power)
+    return shrink(x, mean, whitening(covariance / len(x), power))
+
+
+def shrink(x: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Rows of x float32 [N, D] minus the mean [D], times axes [D, D], on the unit sphere again; in place."""
     for first in range(0, len(x), 8192):
         x[first : first + 8192] = (x[first : first + 8192] - mean.astype(np.float32)) @ axes
     unit_rows(x)
@@ -53,7 +55,9 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
 def whitening(covariance: np.ndarray, power: float) -> np.ndarray:
     """covariance [D, D]^(-power / 2), float32; eigenvalues count at least 1e-3 of the largest.
 
-    The symmetric root: unlike principal axes it has no sign of its own.
+    The symmetric root: unlike principal axes it has no sign of its own. UserError: all vectors are one.
     """
+    if np.trace(covariance) < 1e-9:  # of unit vectors: 1 - |mean|^2
+        raise UserError(COLLAPSED, hint=COLLAPSED_HINT)
     values, axes = np.linalg.eigh(covariance)
     return (axes * np.maximum(values, 1e-3 * values[-1]) ** (-power / 2) @ axes.T).astype(np.float32)
