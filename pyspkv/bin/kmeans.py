@@ -59,7 +59,8 @@ def main() -> None:
     if args.step == "assign":
         from pyspkv.clustering import kmeans_parts
 
-        kmeans_parts.assign(folder, *args.part, device=args.device)
+        k, n = args.part
+        kmeans_parts.assign(folder, k, n, args.device)
     elif args.step == "update":
         from pyspkv.clustering import kmeans_parts
 

@@ -564,7 +564,7 @@ def _whitening(plan: Plan) -> None:
     for more in found:
         for name in total:
             total[name] += more[name]
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for s in range(len(plan.dims)):
         mean = total[f"sum{s}"] / plan.n
         covariance = total[f"products{s}"] / plan.n - np.outer(mean, mean)
