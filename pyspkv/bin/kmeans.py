@@ -16,8 +16,8 @@ import shutil
 from pathlib import Path
 
 from pyspkv.base.errors import run
-from pyspkv.bin import cluster
-from pyspkv.bin.extract import part, parts
+from pyspkv.base.parts import part, parts
+from pyspkv.clustering.arguments import add_options, check
 
 STEPS = {
     "start": "begin: draw the first centroids",
@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
         formatter = argparse.ArgumentDefaultsHelpFormatter
         s = subs.add_parser(name, help=about, description=about, formatter_class=formatter)
         if name in ("start", "finish"):
-            cluster.add_options(s)
+            add_options(s)
         else:
             s.add_argument("--out-data", required=True, metavar="DIR", help="the --out-data of start")
             s.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
             s.add_argument("--part", type=part, required=True, metavar="K/N", help="part K of N")
     args = p.parse_args()
     if args.step in ("start", "finish"):
-        cluster.check(p, args)
+        check(p, args)
     return args
 
 
@@ -74,16 +74,17 @@ def start_or_finish(args: argparse.Namespace, folder: Path) -> None:
     from pyspkv.clustering.options import Options
     from pyspkv.clustering.round import asked_of, make_round
     from pyspkv.data.datadir import check_replaceable
+    from pyspkv.report.clusters import draw, say
 
     options = Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__})
     report = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
     if args.step == "finish":
-        more = {"previous": args.previous, "truth": args.truth, "device": args.device, "draw": cluster.draw}
+        more = {"previous": args.previous, "truth": args.truth, "device": args.device, "draw": draw}
         found = make_round(
             args.embeddings, args.data, args.out_data, options, report=report, parts=folder, **more
         )
         if found is not None:
-            cluster.say(found, report, args.out_data)
+            say(found, report, args.out_data)
         return
     asked = asked_of(options, args.data, args.out_data, args.previous)
     if made.is_kept(args.out_data, report, asked, args.embeddings):

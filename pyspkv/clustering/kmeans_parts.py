@@ -433,7 +433,7 @@ def memory(plan: Plan) -> int:
     """Bytes that the job of a part needs, about (checked in the benchmarks)."""
     rows, cells = min(BLOCK, -(-plan.n // plan.parts)), km.default_cells(plan.k) > 1
     search = rows * km.PROBES * 28 if cells else 2 * km.BLOCK
-    return 10 * rows * plan.dim + search + 32 * plan.k * plan.dim + 12 * plan.n // plan.parts + (350 << 20)
+    return 6 * rows * plan.dim + search + 24 * plan.k * plan.dim + 36 * plan.n // plan.parts + (300 << 20)
 
 
 def _say_costs(plan: Plan, device: str) -> None:

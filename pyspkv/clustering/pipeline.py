@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyspkv.base.errors import UserError
 from pyspkv.clustering.agglomerative import agglomerate
 from pyspkv.clustering.kmeans import kmeans, sums_of
-from pyspkv.clustering.options import Options
 from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_HINT, l2_normalize
+
+if TYPE_CHECKING:
+    from pyspkv.clustering.options import Options
 
 
 def ward(
@@ -157,7 +159,11 @@ def _cluster(
 
 
 def cut_centroids(
-    centroids: np.ndarray, options: Options, device: str, info: dict, choose: Callable[..., tuple[int, list]]
+    centroids: np.ndarray,
+    options: "Options",
+    device: str,
+    info: dict,
+    choose: Callable[..., tuple[int, list]],
 ) -> np.ndarray:
     """The second step alone: AHC of k-means centroids [K1, D]; int64 labels [K1] from 0.
 
