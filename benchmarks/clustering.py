@@ -1,4 +1,4 @@
-"""Clustering side by side: each method in a process of its own, wall seconds and peak memory, ratios.
+"""Compare clustering methods: wall time and peak memory of each, in a separate process, and ratios.
 
     python benchmarks/clustering.py ward --num 20000            # ours and scikit-learn, same partition?
     python benchmarks/clustering.py ward --num 50000 --only ours
@@ -8,9 +8,9 @@
     python benchmarks/clustering.py full                        # ark/scp -> data directory by bin.cluster
     python benchmarks/clustering.py growth                      # 10 k, 100 k, 1 M, with a plot
 
-Peak memory is the whole process's (VmHWM), Python and libraries included. Inputs are made by
-synthetic_embeddings.py and kept in --work. Seconds are of the method, without imports and reading; `full` is the
-whole command.
+Peak memory is that of the whole process (VmHWM), including Python and libraries. The inputs are made by
+synthetic_embeddings.py and kept in --work. Times are those of the method, without imports and reading; for
+`full` they are those of the whole command.
 """
 
 import argparse
@@ -33,12 +33,12 @@ FULL = 1_092_009
 
 
 def ratio(n: int) -> tuple[int, int]:
-    """(k-means centroids, clusters) in the paper's proportion: 50,000 and 7,500 for 1,092,009."""
+    """(k-means centroids, clusters) in the paper's proportion: 50,000 and 7,500 for n = 1,092,009."""
     return round(n * 50_000 / FULL), round(n * 7_500 / FULL)
 
 
 def made(work: Path, n: int) -> Path:
-    """x.npy and speaker.npy of n synthetic embeddings."""
+    """Folder with x.npy and speaker.npy of n synthetic embeddings, which are made if necessary."""
     folder = work / f"n{n}"
     if not (folder / "speaker.npy").exists():
         from synthetic_embeddings import generate
@@ -50,7 +50,7 @@ def made(work: Path, n: int) -> Path:
     return folder
 
 
-# ---- what runs in the child process: method name -> function of x ----------------------------------------
+# ---- methods, run in a child process: name -> function of x ------------------------------------------------
 def _ward_ours(x, n, args):
     from pyspkv.clustering.pipeline import ward
 
@@ -123,7 +123,7 @@ def _kmeans_sklearn(x, n, args, minibatch=False, **options):
 
 
 def _kmeans_hierarchical(x, n, args):
-    """k-means into sqrt(k) cells, then k-means within each, centroids in proportion to its points."""
+    """k-means into sqrt(k) cells, then k-means in each, with centroids in proportion to its points."""
     from pyspkv.clustering.pipeline import kmeans, ward
 
     k1, k = ratio(n)
@@ -184,7 +184,7 @@ CASES = {
 
 
 def child(args) -> None:
-    """Run one case; print a JSON line."""
+    """Run one method; print its time and memory as a JSON line."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
@@ -194,7 +194,7 @@ def child(args) -> None:
     labels = go()
     seconds = time.time() - start
     np.save(args.labels, labels)
-    # not ru_maxrss, which a process inherits from the one that started it
+    # ru_maxrss would not do, because a process inherits it from its parent
     peak = next(
         int(line.split()[1]) / 1024**2 for line in open("/proc/self/status") if line.startswith("VmHWM")
     )
@@ -202,7 +202,7 @@ def child(args) -> None:
 
 
 def case(name: str, n: int, args) -> dict:
-    """Run `name` in its own process: seconds, peak_gib, labels."""
+    """Run the method `name` in a separate process: seconds, peak_gib and labels."""
     made(args.work, n)
     labels = args.work / "labels.npy"
     command = [sys.executable, __file__, "child", "--case", name, "--num", str(n), "--labels", str(labels),
@@ -216,7 +216,7 @@ def case(name: str, n: int, args) -> dict:
 
 
 def environment() -> dict:
-    # passive: no spinning at OpenMP barriers, which on a busy machine costs all methods several times the time
+    # Passive waiting: on a busy machine, spinning at OpenMP barriers makes all methods several times slower.
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
 
 
@@ -228,11 +228,13 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=("ward", "pipeline", "kmeans", "constrained", "full", "growth", "child"))
     p.add_argument("--num", type=int, default=0, help="points (default: that of the table in RESULTS.md)")
-    p.add_argument("--only", default="", help="run the methods whose names hold this")
+    p.add_argument("--only", default="", help="only run methods whose names contain this")
     p.add_argument("--work", type=Path, default=Path("/tmp/pyspkv_bench"))
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--iterations", type=int, default=10)
-    p.add_argument("--probes", type=int, default=PROBES, help="cells that a point looks into")
+    p.add_argument(
+        "--probes", type=int, default=PROBES, help="number of cells in which a point looks for centroids"
+    )
     p.add_argument("--device", default="cpu")
     p.add_argument("--case", help=argparse.SUPPRESS)
     p.add_argument("--labels", help=argparse.SUPPRESS)
@@ -270,7 +272,7 @@ def truth(n: int, got: dict, args) -> None:
 
 
 def full(n: int, args) -> dict:
-    """bin.cluster from ark/scp to a written data directory, as a user calls it."""
+    """bin.cluster from ark/scp to a written data directory, called as a user would."""
     folder = args.work / f"full{n}"
     if not (folder / "utt2spk_true").exists():
         subprocess.run(
@@ -296,7 +298,7 @@ def full(n: int, args) -> dict:
 
 
 def growth(args) -> None:
-    """Seconds and memory of the two steps and of faiss + scikit-learn (up to 100,000) as N grows."""
+    """Time and memory of both steps, and of faiss + scikit-learn (up to 100,000 points), as N grows."""
     import matplotlib
 
     matplotlib.use("Agg")

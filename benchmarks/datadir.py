@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def make(path: Path, utts: int, speakers: int) -> dict[str, list[str]]:
-    """A directory as stage 1 would write it for VoxCeleb2."""
+    """Make a directory as stage 1 would write it for VoxCeleb2."""
     rng = random.Random(0)
     files: dict[str, list[str]] = {"wav.scp": [], "utt2spk": [], "utt2dur": [], "utt2num_samples": []}
     by_spk: dict[str, list[str]] = {}
@@ -44,7 +44,7 @@ def write(path: Path, files: dict[str, list[str]]) -> None:
 
 
 def measure(name: str, *args: str) -> None:
-    """Run one sub-command under a small parent, whose RUSAGE_CHILDREN then holds its peak alone."""
+    """Run one subcommand under a small parent process, so that RUSAGE_CHILDREN gives its peak memory only."""
     code = (
         "import resource, subprocess, sys, time; t = time.perf_counter(); "
         "rc = subprocess.run([sys.executable, '-m', 'pyspkv.bin.datadir', *sys.argv[1:]]).returncode; "

@@ -1,4 +1,5 @@
-"""Drawing batches from a log of the paper's size (927,000 dialogues), and sessionizing one, beside a training step.
+"""Time to draw batches from a log of the paper's size (927,000 dialogues) and to sessionize it, against a
+training step.
 
 OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/dialogues.py [--dialogues 927000] [--batch 256] [--devices 300000]
 """
@@ -20,7 +21,7 @@ from pyspkv.objectives.registry import ObjectiveConfig
 
 
 def step_seconds(num: int) -> float:
-    """One optimizer step of ECAPA-512 on num dialogues of two crops of 2 s: the median of three."""
+    """Seconds of an optimizer step of ECAPA-512 on `num` dialogues with two crops of 2 s; median of three."""
     encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "ecapa"}))
     o = cfg.build(
         cfg.validate(ObjectiveConfig, {"name": "dialogue"}), encoder, RunInfo(100, 3, 10, 10)
@@ -47,7 +48,10 @@ def main() -> None:
     p.add_argument("--devices", type=int, default=300_000)
     p.add_argument("--batch", type=int, default=256, help="dialogues in a batch")
     p.add_argument(
-        "--step", type=int, default=16, help="dialogues in the training step that is timed (0: none)"
+        "--step",
+        type=int,
+        default=16,
+        help="number of dialogues in the training step that is timed (0: none)",
     )
     args = p.parse_args()
     rng = np.random.default_rng(0)

@@ -1,4 +1,5 @@
-"""Cost of gated label learning beside supervised training on as many strong rows: milliseconds of a step.
+"""Cost of gated label learning against supervised training on the same number of augmented rows: milliseconds
+a step.
 
 export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296   # as steps/train.sh
 OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/gll.py [--labeled 100] [--unlabeled 100] [--channels 128]
@@ -62,7 +63,7 @@ def main() -> None:
         "gll": build(args, {"name": "gll", "gate": {"name": "flexible"}}),
     }
     times: dict[str, list[float]] = {name: [] for name in systems}
-    for turn in range(args.turns + 1):  # in turns: the machine's load hits both alike
+    for turn in range(args.turns + 1):  # alternate, so that the machine's load affects both in the same way
         for name, (o, optimizer) in systems.items():
             ms = step(o, optimizer, batch(o, *num))
             if turn:

@@ -1,11 +1,11 @@
-"""Which label-free criterion finds the number of speakers? One Ward tree of k-means centroids, cut by each.
+"""Compare label-free criteria for the number of speakers. All cut the same Ward tree of k-means centroids.
 
-    python benchmarks/num_clusters.py                  # the synthetic sets on which the rule's constants were set
-    python benchmarks/num_clusters.py --held-out       # other sizes, sessions, noises, seeds
+    python benchmarks/num_clusters.py               # the synthetic sets that the rule's constants were tuned on
+    python benchmarks/num_clusters.py --held-out    # other sizes, sessions, noises, seeds
     python benchmarks/num_clusters.py --real exp/pretrain/embed/train/embedding.scp data/truth/train_utt2spk
 
-Each row: the true number and what every criterion chose, as a ratio to the truth. Real embeddings are half-whitened, as
-the recipes do.
+Each row has the true number, and the choice of each criterion divided by it. Real embeddings are whitened
+with power 0.5, as in the recipes.
 """
 
 import argparse
@@ -20,7 +20,10 @@ from pyspkv.clustering.num_clusters import choose_num_clusters
 
 
 def eigengap(centroids: np.ndarray, neighbors: int = 10) -> int:
-    """Largest gap of the smallest eigenvalues of the kNN graph's normalized Laplacian (von Luxburg 2007, 8.3)."""
+    """Number of clusters by the largest gap among the smallest eigenvalues of a kNN graph's Laplacian.
+
+    The Laplacian is normalized. Source: von Luxburg 2007, section 8.3.
+    """
     from scipy.sparse.csgraph import laplacian
     from sklearn.neighbors import kneighbors_graph
 
@@ -43,7 +46,8 @@ def choose(x: np.ndarray, k1: int, seed: int = 0) -> dict[str, int]:
         np.add.at(total, cut, sums)
         size = np.bincount(cut, counts, len(total)).astype(int)
         curve.append(quality.silhouette(x[rows], cut[labels[rows]], total, size)["silhouette"])
-    # stability: trees of two halves, compared on the points of both through their nearest centroids
+    # stability: trees of two halves are compared on all points, each assigned to the nearest centroid of
+    # either half
     half = np.random.default_rng([seed, 1]).permutation(len(x))
     sides = [np.sort(half[: len(x) // 2]), np.sort(half[len(x) // 2 :])]
     parts = []
@@ -74,7 +78,7 @@ HELD_OUT_NOISE = ((0.6, 1.1), (0.9, 1.0), (1.0, 1.4))
 
 
 def synthetic(sizes, noises):
-    """Yields (name, x [N, D], truth [N], k-means centroids)."""
+    """Yield (name, x [N, D], truth [N], k-means centroids)."""
     for n, speakers in sizes:
         for session, noise in noises:
             x, truth, _ = generate(n, num_speakers=speakers, session=session, noise=noise, seed=n)

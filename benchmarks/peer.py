@@ -1,13 +1,16 @@
-"""Ours beside sslsv (github.com/theolepage/sslsv), given its checkout: training step, extraction, data path.
+"""Compare our speed with sslsv (github.com/theolepage/sslsv), given its checkout: training, extraction, data
+loading.
 
     git clone https://github.com/theolepage/sslsv /tmp/sslsv
     OMP_NUM_THREADS=2 python benchmarks/peer.py --sslsv /tmp/sslsv [score step extract data] [--profile]
 
-Both sides take turns in one process, and each figure is the median of the turns. `step`: ECAPA-TDNN-512, 80 mel
-bands, 192 dimensions, 3 s crops, batch 32, AAM-softmax over 1,000 classes, one whole optimizer step in fp32 (and bf16
-for ours). `extract`: the same encoders in evaluation mode. `data`: decode, crop 3 s, reverberate, add noise, of the
-same files, no model. `score`: AS-norm of trials drawn as in VoxCeleb1-H.
-sslsv reads its responses and noises from files, as its users do; ours reads the same files.
+Both sides alternate in one process, and each figure is the median over the turns.
+- `step`: ECAPA-TDNN-512, 80 mel bands, 192 dimensions, 3 s crops, batch 32, AAM-softmax over 1,000 classes;
+  one complete optimizer step in fp32 (ours also in bf16).
+- `extract`: the same encoders in evaluation mode.
+- `data`: decode, crop 3 s, reverberate and add noise, with the same files and no model. sslsv reads its
+  impulse responses and noises from files, as its users do; ours reads the same files.
+- `score`: AS-norm of trials drawn as in VoxCeleb1-H.
 """
 
 import argparse
@@ -38,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def take_turns(sides: dict, turns: int = 5, repeats: int = 1) -> dict[str, float]:
-    """Median seconds of each side's call over alternating turns, after one of each that is not counted."""
+    """Median seconds of each side's call over alternating turns; a first call of each is not counted."""
     seconds = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name, call in sides.items():
@@ -51,13 +54,14 @@ def take_turns(sides: dict, turns: int = 5, repeats: int = 1) -> dict[str, float
 
 
 def report(what: str, seconds: dict[str, float], items: int, unit: str, base: str = "sslsv") -> None:
+    """Print the speed of each side, and its ratio to `base`."""
     print(f"{what}: {items} {unit} a call, {torch.get_num_threads()} threads")
     for name, s in seconds.items():
         print(f"  {name:<18} {items / s:8.1f} {unit}/s   {seconds[base] / s:5.2f} x {base}", flush=True)
 
 
 def speech(folder: Path, count: int, seconds: float = 8.0) -> DataDir:
-    """`count` recordings of colored noise as FLAC, one a speaker: content does not matter for speed."""
+    """`count` recordings of coloured noise as FLAC, one a speaker; the content does not affect speed."""
     rng = np.random.default_rng(0)
     wav = {}
     (folder / "flac").mkdir(parents=True)
@@ -195,7 +199,7 @@ def data_path(args, folder: Path) -> None:
 
 
 def scoring_loop(args, folder: Path) -> None:
-    """AS-norm over 118,000 utterances and a cohort of 6,000, top 300: statistics, then the trials; ours in one call."""
+    """AS-norm with 118,000 utterances, a cohort of 6,000 and top 300, timed on both sides."""
     from types import SimpleNamespace
     from unittest.mock import MagicMock
 
@@ -203,12 +207,12 @@ def scoring_loop(args, folder: Path) -> None:
 
     from pyspkv.score import scoring
 
-    for name in ("pandas", "wandb"):  # what their other modules import
+    for name in ("pandas", "wandb"):  # imported by sslsv's other modules
         sys.modules.setdefault(name, MagicMock())
     theirs = importlib.import_module("sslsv.evaluations.CosineSVEvaluation")
     x, i, j, _, cohort = data(118_000, 552_536, 6_000)
     keys = [f"u{k:06d}" for k in range(len(x))]
-    few = 20_000  # of the trials for their loop
+    few = 20_000  # number of trials for sslsv's loop
     peer = object.__new__(theirs.CosineSVEvaluation)
     peer.verbose = False
     peer.task_config = SimpleNamespace(score_norm=theirs.ScoreNormEnum.ASNORM, score_norm_cohort_size=300)
@@ -237,7 +241,7 @@ def scoring_loop(args, folder: Path) -> None:
     start = time.perf_counter()
     scoring.cohort_statistics(x, cohort, 300)
     apart = (seconds - (time.perf_counter() - start)) / len(i)
-    # their deviation divides by n - 1
+    # sslsv's standard deviation divides by n - 1
     off = np.abs(scores * np.sqrt(300 / 299) - ours[:few]).max()
     total = statistics_s + loop * len(i)
     print(f"scoring: {len(i)} trials, largest difference {off:.1e}")
@@ -257,8 +261,8 @@ PARTS = {"score": scoring_loop, "step": step, "extract": extract, "data": data_p
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
-    p.add_argument("--sslsv", required=True, type=Path, help="its checkout")
-    p.add_argument("--profile", action="store_true", help="where our step's time goes")
+    p.add_argument("--sslsv", required=True, type=Path, help="checkout of sslsv")
+    p.add_argument("--profile", action="store_true", help="print where the time of our step goes")
     args = p.parse_args()
     sys.path.insert(0, str(args.sslsv))
     for part in args.parts or PARTS:

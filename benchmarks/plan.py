@@ -1,8 +1,9 @@
-"""How near `pyspkv plan` comes: its minutes of each training against the wall time of that training.
+"""Accuracy of `pyspkv plan`: its estimate for each training against the wall time of that training.
 
     python benchmarks/plan.py DATA --conf CONF [--stages pretrain round2]
 
-DATA is any data directory; its utterances are dealt to N / 20 made-up speakers for the stages that train on classes.
+DATA is any data directory. For stages that train on classes its utterances are assigned to N / 20 made-up
+speakers.
 """
 
 import argparse

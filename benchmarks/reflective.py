@@ -1,5 +1,6 @@
-"""SSRL's costs: one epoch's end at VoxCeleb2 size on synthetic losses and votes, and a step in which labels move beside
-a plain one of the same student crops (encoder and crops of egs/mini/ssrl, forward, backward, optimizer, teacher).
+"""Costs of SSRL. `end`: the end of an epoch at VoxCeleb2 size, on synthetic losses and votes. `step`: a step
+in which labels move, against a plain step (encoder and crops of egs/mini/ssrl; forward, backward, optimizer,
+teacher).
 
 OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/reflective.py [end|step] [--rows 1092009] [--classes 8000]
 """
@@ -26,14 +27,14 @@ def end_of_epoch(args) -> None:
     encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "ecapa", "channels": 16, "embed_dim": 256}))
     spec = {"name": "ssrl", "merge_ratio": 0.7, "split_ratio": 0.65, "min_cluster_size": 8}
     o = cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(args.rows, args.classes, 2275, 105))
-    label = torch.randint(args.classes * 9 // 10, (args.rows,))  # the others are dead
+    label = torch.randint(args.classes * 9 // 10, (args.rows,))  # the other classes are empty
     o.label.copy_(label)
     o.side.copy_(torch.randint(2, (args.rows,)))
     o.seen.copy_(torch.bincount(2 * label + o.side, minlength=2 * args.classes).view(-1, 2))
     direction = torch.nn.functional.normalize(torch.randn(args.classes, 1, 256), dim=-1)
     for sums in (o.sums, o.whitened_sums):
         sums.copy_(0.8 * o.seen[..., None] * direction)
-    o.whitened_sums[::50, 1] = 0.0  # halves that are apart
+    o.whitened_sums[::50, 1] = 0.0  # the two halves of these classes disagree
     o.queue[:] = label[:, None]
     moved = torch.rand(args.rows) < 0.1
     o.vote.copy_(torch.where(moved, torch.randint(args.classes, (args.rows,)), label))
@@ -49,7 +50,7 @@ def end_of_epoch(args) -> None:
 
 
 def build(file: str):
-    """(objective, optimizer, batch) of a config of the recipe; its labels have begun to move."""
+    """(objective, optimizer, batch) for one of the recipe's configs, at a time when its labels move."""
     from pyspkv.train.config import TrainConfig
 
     torch.manual_seed(0)

@@ -1,9 +1,10 @@
-"""CPU seconds of two checkouts, in alternating turns: what checks, locks and records cost.
+"""CPU time of two checkouts in alternating turns, to find the cost of checks, locks and records.
 
     python benchmarks/reliability_cost.py --before ../old --after . [--turns 5] [--utts 1092009]
 
-validate: a data directory of so many utterances; extract: 200 utterances of 3 s by a small ECAPA-TDNN; train: an epoch
-of 60 steps. Each turn is a process of its own with one thread; its user and system time, all children's included.
+validate: a data directory of --utts utterances; extract: 200 utterances of 3 s by a small ECAPA-TDNN; train:
+an epoch of 60 steps. Each turn is a separate process with one thread; its user and system time includes all
+children.
 """
 
 import argparse
@@ -36,7 +37,7 @@ precision: fp32
 
 
 def speech(folder: Path, speakers: int, each: int, seconds: float) -> Path:
-    """A data directory of noisy harmonic tones; its path."""
+    """Write a data directory of noisy harmonic tones; return its path."""
     rng, t = np.random.default_rng(0), np.arange(int(seconds * 16000)) / 16000
     (folder / "wav").mkdir(parents=True)
     lines = {"wav.scp": [], "utt2spk": [], "spk2utt": []}
@@ -77,7 +78,9 @@ def main() -> None:
         "--after", type=lambda text: Path(text).resolve(), required=True, metavar="DIR", help="another"
     )
     p.add_argument("--turns", type=int, default=5)
-    p.add_argument("--utts", type=int, default=1_092_009, help="of the validated directory")
+    p.add_argument(
+        "--utts", type=int, default=1_092_009, help="utterances of the directory that is validated"
+    )
     p.add_argument("--only", nargs="+", default=["validate", "extract", "train"])
     args = p.parse_args()
     from datadir import make  # benchmarks/datadir.py

@@ -22,7 +22,7 @@ def peak_gib() -> float:
 
 
 def data(num_utt: int, num_trials: int, num_cohort: int, dim: int = 256):
-    """Directions [N, D] of 1,251 speakers, trials (i, j, target), cohort directions [C, D] of other speakers."""
+    """Directions [N, D] of 1,251 speakers, trials (i, j, target), cohort [C, D] of other speakers."""
     rng = np.random.default_rng(0)
     spk = np.sort(rng.integers(1251, size=num_utt))
     x = rng.standard_normal((1251, dim), dtype=np.float32)[spk]
@@ -55,8 +55,8 @@ def main() -> None:
     p.add_argument("--utterances", type=int, default=118_000)
     p.add_argument("--cohort", type=int, default=6_000)
     p.add_argument("--top-n", type=int, default=300)
-    p.add_argument("--scores", type=int, default=10_000_000, help="of the metrics benchmark")
-    p.add_argument("--sample", type=int, default=1_000, help="trials of the plain AS-norm loop")
+    p.add_argument("--scores", type=int, default=10_000_000, help="number of scores for the metrics")
+    p.add_argument("--sample", type=int, default=1_000, help="number of trials for the plain AS-norm loop")
     args = p.parse_args()
 
     x, i, j, target, cohort = data(args.utterances, args.trials, args.cohort)
@@ -79,7 +79,7 @@ def main() -> None:
         plain_as_norm(x[a], x[b], cohort, args.top_n)
     loop_norm_s = (time.perf_counter() - start) / sample
 
-    exact, cohort = x.astype(np.float64), cohort.astype(np.float64)  # what float32 should come to
+    exact, cohort = x.astype(np.float64), cohort.astype(np.float64)  # reference for the float32 results
     pairs = list(zip(i[:sample], j[:sample]))
     off = (
         np.abs(raw[:sample] - [plain_cosine(exact[a], exact[b]) for a, b in pairs]).max(),

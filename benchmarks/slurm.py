@@ -1,9 +1,10 @@
-"""Wall time of utils/slurm.sh beside utils/run.sh: the same jobs, as many at a time, on a SLURM of this machine.
+"""Wall time of utils/slurm.sh against utils/run.sh for the same jobs, on a SLURM cluster simulated on this
+machine.
 
     python benchmarks/slurm.py [--jobs 50] [--seconds 10] [--nodes 2] [--cpus 5] [--turns 1]
 
-The jobs sleep, so that nodes may pretend to have more CPUs than there are. Needs Debian's slurmctld, slurmd,
-slurm-client and munge; the daemons run in a temporary folder and listen on 127.0.0.1 alone.
+The jobs sleep, so the nodes can claim more CPUs than there are. Needs Debian's slurmctld, slurmd,
+slurm-client and munge; the daemons run in a temporary folder and listen on 127.0.0.1 only.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from slurm_cluster import Cluster  # noqa: E402
 
 
 def wall(runner: str, folder: Path, env: dict, jobs: int, at_once: int, seconds: float) -> float:
-    """Seconds from the call to its end."""
+    """Wall time in s of one call."""
     words = [ROOT / "utils" / runner, "--max-jobs-run", at_once, f"JOB=1:{jobs}", f"log/{runner}.JOB.log"]
     start = time.monotonic()
     subprocess.run([str(w) for w in [*words, "sleep", seconds]], cwd=folder, env=env, check=True)
@@ -31,7 +32,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("jobs", 50), ("nodes", 2), ("cpus", 5), ("turns", 1)):
         p.add_argument(f"--{name}", type=int, default=value)
-    p.add_argument("--seconds", type=float, default=10.0, help="that a job takes")
+    p.add_argument("--seconds", type=float, default=10.0, help="length of a job")
     args = p.parse_args()
     at_once = args.nodes * args.cpus
     with tempfile.TemporaryDirectory() as name:

@@ -2,10 +2,10 @@
 
     python benchmarks/synthetic_embeddings.py --num-utts 1092009 --out DIR   # ark/scp, data directory, utt2spk_true
 
-Speaker s has a center, each of its sessions (about 7.5 utterances, as VoxCeleb2's videos) an offset, each utterance
-noise whose scale varies (log-normal: some utterances are poor). The sum is put on the unit sphere. At the full
-size there are 5,994 speakers; at N utterances, N / 182.2. The default noise is set such that k-means + AHC has
-an NMI near 0.95, as the paper's authors report for DINO embeddings.
+Each speaker has a center, each session (about 7.5 utterances, like VoxCeleb2's videos) an offset from it, and
+each utterance noise whose scale varies (log-normal: some utterances are poor). The sums are
+length-normalized. The full size has 5,994 speakers; N utterances have N / 182.2. With the default noise,
+k-means + AHC reaches an NMI near 0.95, which the paper's authors report for DINO embeddings.
 """
 
 import argparse
@@ -17,7 +17,7 @@ FULL_UTTS, FULL_SPEAKERS, UTTS_PER_SESSION = 1_092_009, 5_994, 7.5
 
 
 def speaker_counts(num_utts: int, num_speakers: int, rng: np.random.Generator) -> np.ndarray:
-    """Long-tailed counts (log-normal, 20 to 1,000 where that can be) that sum to num_utts: int64 [S]."""
+    """Long-tailed counts (log-normal, from 20 to 1,000 if possible) that sum to num_utts: int64 [S]."""
     share = np.clip(np.exp(rng.normal(0, 0.65, num_speakers)), 0.13, 6.5)
     counts = np.maximum((share / share.sum() * num_utts).astype(np.int64), 1)
     while (gap := num_utts - counts.sum()) != 0:
@@ -28,7 +28,7 @@ def speaker_counts(num_utts: int, num_speakers: int, rng: np.random.Generator) -
 
 def generate(num_utts: int, *, dim: int = 256, num_speakers: int | None = None, session: float = 1.0,
              noise: float = 1.1, spread: float = 0.35, seed: int = 0):  # fmt: skip
-    """Unit float32 [N, dim], speakers int64 [N], sessions int64 [N], in shuffled order."""
+    """Unit vectors float32 [N, dim], speakers int64 [N] and sessions int64 [N], in shuffled order."""
     rng = np.random.default_rng(seed)
     if num_speakers is None:
         num_speakers = max(2, round(num_utts * FULL_SPEAKERS / FULL_UTTS))
@@ -55,7 +55,7 @@ def generate(num_utts: int, *, dim: int = 256, num_speakers: int | None = None, 
 
 
 def write(out: Path, x: np.ndarray, speaker: np.ndarray) -> None:
-    """out/embed/embedding.scp, out/data (speakers unknown) and out/utt2spk_true."""
+    """Write out/embed/embedding.scp, out/data (without speakers) and out/utt2spk_true."""
     from pyspkv.data.ark import EmbeddingWriter
     from pyspkv.data.datadir import DataDir
 

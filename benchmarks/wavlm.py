@@ -1,15 +1,16 @@
-"""A WavLM-Base+ MHFA step and extraction: ours beside transformers' own forward pass and the authors' code.
+"""Compare the speed of WavLM-Base+ with MHFA: ours, transformers' own forward pass, and the authors' code.
 
     git clone https://github.com/theolepage/wavlm_ssl_sv /tmp/wavlm_ssl_sv
     OMP_NUM_THREADS=2 python benchmarks/wavlm.py [--authors /tmp/wavlm_ssl_sv] [step extract memory]
     python benchmarks/wavlm.py --device cuda --batch 120 --authors /tmp/wavlm_ssl_sv
 
-`step`: 3 s crops, batch 8 (`--batch`), AAM-softmax over 7,500 classes, forward, backward and AdamW on the transformer
-layers, MHFA and the classes, convolutions frozen. `extract`: evaluation mode, the same crops. All sides take turns in
-one process.
-With them the floating-point operations of one utterance, and, on a GPU, each side's share of the bf16 peak, which is
-measured as well: products of 8,192 x 8,192 matrices.
-`memory`: peak of one of our steps with the gate closed, so that the clean pass of label correction is taken.
+`step`: 3 s crops, batch 8 (`--batch`), AAM-softmax over 7,500 classes; forward, backward and AdamW on the
+transformer layers, MHFA and the classes, with frozen convolutions. `extract`: evaluation mode, the same
+crops. All sides alternate in one process.
+
+Both also print the floating-point operations of one utterance and, on a GPU, each side's share of the bf16
+peak, which is measured with products of 8,192 x 8,192 matrices.
+`memory`: peak memory of one of our steps with a closed gate, so that label correction makes its clean pass.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from pyspkv.objectives.base import RunInfo
 from pyspkv.objectives.registry import ObjectiveConfig
 
 SAMPLES, CLASSES = 48_240, 7500
-BASE_PLUS = {  # the cfg of WavLM-Base+.pt, as far as the authors' class has no such default
+BASE_PLUS = {  # cfg of WavLM-Base+.pt, where it differs from the defaults of the authors' class
     "extractor_mode": "default", "encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072,
     "encoder_attention_heads": 12, "activation_fn": "gelu", "dropout": 0.1, "attention_dropout": 0.1,
     "activation_dropout": 0.0, "encoder_layerdrop": 0.05, "dropout_input": 0.1, "dropout_features": 0.1,
@@ -46,7 +47,7 @@ BASE_PLUS = {  # the cfg of WavLM-Base+.pt, as far as the authors' class has no 
 
 
 class Transformers(WavLM):
-    """The same weights under transformers' own forward pass, convolutions frozen its way."""
+    """The same weights with transformers' own forward pass and its way to freeze convolutions."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -74,13 +75,13 @@ def authors_model(checkout: Path, folder: Path) -> torch.nn.Module:
 
 
 class Step:
-    """One training step of an encoder called with waves [B, T], in plain torch."""
+    """One training step, in plain torch, of an encoder that takes waves [B, T]."""
 
     def __init__(self, encoder, call, device: torch.device):
         self.encoder, self.call, self.device = encoder.to(device).train(), call, device
         self.weight = torch.nn.Parameter(0.02 * torch.randn(CLASSES, 256, device=device))
         params = [p for p in encoder.parameters() if p.requires_grad]
-        fused = True if type(encoder) is WavLM else None  # as our trainer has it
+        fused = True if type(encoder) is WavLM else None  # as in our trainer
         self.optimizer = torch.optim.AdamW([*params, self.weight], lr=1e-5, fused=fused)
 
     def __call__(self, wave, label, precision: str) -> None:
@@ -101,7 +102,7 @@ def call_ours(encoder, wave):
 
 
 def sides(args, folder: Path) -> dict:
-    """Name -> (encoder, how it is called, precision)."""
+    """Name -> (encoder, function that calls it, precision)."""
     hf, own = ours(Transformers), ours()
     out = {f"transformers {p}": (hf, call_ours, p) for p in ("fp32", "bf16")}
     out |= {f"ours {p}": (own, call_ours, p) for p in ("fp32", "bf16")}
@@ -112,7 +113,7 @@ def sides(args, folder: Path) -> dict:
 
 
 def synchronized(call, device: torch.device):
-    """`call`, which returns when the GPU has done it."""
+    """Wrap `call` so that it returns only when the GPU has finished."""
     if device.type == "cpu":
         return call
 
@@ -124,16 +125,16 @@ def synchronized(call, device: torch.device):
 
 
 def peak(device: torch.device) -> float:
-    """Floating-point operations a second of large bf16 products of random numbers."""
+    """Floating-point operations per second in large bf16 products of random matrices."""
     a, b = torch.randn(2, 8192, 8192, device=device, dtype=torch.bfloat16)
     product = synchronized(lambda: [a @ b for _ in range(10)], device)
     return 10 * 2 * 8192**3 / take_turns({"peak": product}, 5)["peak"]
 
 
 def compare(what: str, calls: dict, one, args) -> None:
-    """Times the calls and prints them beside one utterance's operations, counted in one().
+    """Time the calls, and print them with the operations of one utterance, which are counted in one().
 
-    On a CPU the base is the authors' code in fp32, as they run it; on a GPU it has bf16 as well.
+    The base is the authors' code: in fp32 on a CPU, as they run it, and in bf16 too on a GPU.
     """
     with FlopCounterMode(display=False) as flops:
         one()
@@ -172,7 +173,7 @@ def extract(args, folder: Path) -> None:
     for name, side in found.items():
         side[0].eval().to(args.device)
         calls[name] = lambda side=side: embed(*side)
-    own = copy.deepcopy(found["ours bf16"][0])  # whose weights are packed once, as in extraction
+    own = copy.deepcopy(found["ours bf16"][0])  # its weights are packed once, as in extraction
     calls["ours bf16"] = lambda: embed(own, call_ours, "bf16")
     cpu = ours().eval()
     with packed(own, args.device, "bf16"):

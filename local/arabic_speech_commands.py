@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Arabic Speech Commands with its official split by speaker -> data directories and trials (val is dev).
+"""Arabic Speech Commands with its official split by speaker -> data directories and trials (val becomes dev).
 
-The lists {train,val,test}.csv name rounds and .wav files that a copy may not hold: a .flac of the same name serves
-as well, and what is missing is counted and left out. Utterance id: speaker-keyword-round, blanks as `_`.
+The lists {train,val,test}.csv name .wav files that a copy of the corpus may lack. A .flac file of the same
+name is used as well; files that are missing are counted and left out. Utterance id: speaker-keyword-round,
+blanks as `_`.
 """
 
 import argparse
@@ -22,7 +23,10 @@ _TRIAL = re.compile(r"(\d{8}-\D+-\d\d) (\d{8}-\D+-\d\d) (target|nontarget)")
 
 
 def read_list(root: Path, name: str) -> tuple[dict[str, str], int]:
-    """(utterance -> file of those present, number of rows) of an official list."""
+    """Read an official list: (utterance -> file, for the files that exist; number of rows in the list).
+
+    Raises UserError when there is no such list, a line has another form, or none of the files exists.
+    """
     file, wav, rows = root / f"{name}.csv", {}, 0
     if not file.exists():
         raise UserError(
@@ -46,7 +50,7 @@ def read_list(root: Path, name: str) -> tuple[dict[str, str], int]:
 
 
 def given_trials(file: Path, known: set[str]) -> list[str]:
-    """A given list with our ids: its keywords may hold blanks."""
+    """Read a given trial list and convert it to our ids, because its keywords may hold blanks."""
     out = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         match = _TRIAL.fullmatch(line)
@@ -61,7 +65,10 @@ def given_trials(file: Path, known: set[str]) -> list[str]:
 
 
 def own_trials(data: DataDir, seed: int) -> list[str]:
-    """The rule of the given lists: never one keyword twice; 6,000 targets of two rounds, 18,000 nontargets."""
+    """Make trials by the rule of the published lists, at most 6,000 target and 18,000 nontarget ones.
+
+    The two sides never have the same keyword, and those of a target trial come from different rounds.
+    """
     from pyspkv.data.make_trials import make_trials
 
     keyword = {u: u.split("-")[1] for u in data.utts}
@@ -81,7 +88,7 @@ def own_trials(data: DataDir, seed: int) -> list[str]:
 
 
 def other_trials(data: DataDir, targets: int, nontargets: int, seed: int) -> list[str]:
-    """Pairs of another word and another round: all, or so many drawn."""
+    """Make trials from pairs of different words and rounds: all, or random samples of the given sizes."""
     import numpy as np
 
     word, number, spk = (np.unique(x, return_inverse=True)[1] for x in (
@@ -99,12 +106,16 @@ def other_trials(data: DataDir, targets: int, nontargets: int, seed: int) -> lis
 
 
 def make_fold(args: argparse.Namespace) -> None:
-    """Speaker folds for dialogues: of the 30 speakers of all three lists, a fold tests on 6.
+    """Make one speaker fold for the dialogue recipe: of the 30 speakers in all three lists, it tests on 6.
 
-    DATADIR gets `speech` (the other 24, with true speakers: what dialogues are simulated from), `labeled-<n>` (n of
-    them with 20 s each, nested in n), `dev` (6 that are in no labeled set) and `test`, both with trials, and
-    truth/utt2session (the round) and truth/utt2content (word and round). Dialogue pre-training uses all 24 without
-    labels, dev included.
+    DATADIR gets:
+    - `speech`: the other 24 with true speakers, from which dialogues are simulated;
+    - `labeled-<n>`: 20 utterances of one second from each of n of these, smaller sets being part of larger
+      ones;
+    - `dev`: 6 of the 24 that are in no labelled set, and `test`, both with trials;
+    - truth/utt2session (the round) and truth/utt2content (word and round).
+
+    Dialogue pre-training uses all 24 without labels, including dev.
     """
     import numpy as np
 
@@ -132,7 +143,7 @@ def make_fold(args: argparse.Namespace) -> None:
         )
 
     def of(names, per: int | None = None) -> list[str]:
-        """The utterances of these speakers, or so many drawn of each."""
+        """The utterances of these speakers; with `per`, so many of each at random."""
         out = []
         for spk in names:
             own = [u for u, s in zip(data.utts, data.spk) if s == spk]
@@ -151,7 +162,7 @@ def make_fold(args: argparse.Namespace) -> None:
     write("speech", of(sorted(set(speakers) - set(test))))
     write("dev", of(dev, 2 * args.utts), targets=4000)
     write("test", of(test), targets=20000)
-    for old in args.dir.glob("labeled-*"):  # of another fold it may hold what is test here
+    for old in args.dir.glob("labeled-*"):  # sets of another fold may hold speakers of this test set
         shutil.rmtree(old)
     for n in args.num_labeled_spk:
         write(f"labeled-{n}", of(rest[:n], args.utts))
@@ -179,10 +190,10 @@ def main() -> int:
         "dir", metavar="DATADIR", type=Path, help="output folder of train, train_labeled, dev, test and truth"
     )
     p.add_argument(
-        "--dev-trials", type=Path, help="a given trial list (default: trials are made by the same rule)"
+        "--dev-trials", type=Path, help="trial list to use; without it, trials are made by the same rule"
     )
     p.add_argument(
-        "--test-trials", type=Path, help="a given trial list (default: trials are made by the same rule)"
+        "--test-trials", type=Path, help="trial list to use; without it, trials are made by the same rule"
     )
     p.add_argument("--seed", type=natural, default=0, help="seed of trials, folds and labeled sets")
     folds = p.add_argument_group("speaker folds for dialogues")

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """LibriSpeech as published (ROOT/part/speaker/chapter/*.flac) -> data directories and trials.
 
-Speakers held out of the training parts make dev. Long recordings of train and dev are cut into equal pieces of at
-least --segment-seconds by a `segments` file; test keeps its files whole, with the file stems as utterance ids.
+Some speakers of the training parts are held out as dev. Long recordings of train and dev are cut into equal
+segments of at least --segment-seconds. Test recordings stay whole, with the names of the files as utterance
+ids.
 """
 
 import argparse
@@ -36,7 +37,11 @@ def find_audio(root: Path, part: str) -> dict[str, str]:
 
 
 def cut(wav: dict[str, str], seconds: float) -> dict[str, tuple[str, float, float]]:
-    """Segments `recording-SSSSSSS-EEEEEEE` (hundredths of a second) of at least `seconds`, without a rest."""
+    """Cut recordings completely into segments `recording-SSSSSSS-EEEEEEE` (times in 1/100 s).
+
+    The segments of a recording are equally long, at least `seconds` (or the whole recording, if it is
+    shorter). UserError when a file cannot be read.
+    """
     import numpy as np
     import soundfile
     from tqdm import tqdm

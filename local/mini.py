@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
 """Make the corpus of egs/mini: synthetic speakers in several sessions each, as Kaldi data directories.
 
-A speaker is a voice variant x accent x pitch x intonation x tempo x vocal-tract factor x spectral color; a session
-adds a room, a microphone, a noise, a level and the day's voice; an utterance varies a little more. Rooms and
-microphones are shared by the sessions of all speakers of a split, so a channel does not give a speaker away.
-Each session is a function of (options, seed, its name): the order and number of jobs do not matter, and a killed
-run, started again, makes what is missing.
+A speaker has a voice variant, accent, pitch, intonation, tempo, vocal-tract factor and spectral color. A
+session adds a room, a microphone, a noise, a level and a daily variation of the voice; each utterance varies
+a little more. The sessions of all speakers in a split share rooms and microphones, so a channel does not
+reveal the speaker.
+
+Each session depends only on the options, the seed and its name. So the order and number of jobs do not
+matter, and after a kill a second run makes what is missing.
 """
 
 import os
 
 from pyspkv.base.errors import guard
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: one process per job is enough
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy is imported; the jobs already use all cores
 if __name__ == "__main__":
-    guard()  # before numpy likewise, which takes its time: Ctrl-C ends in one line
+    guard()  # before numpy is imported, which takes a while, so that Ctrl-C prints one line
 
 import argparse
 import ctypes
@@ -83,11 +85,13 @@ word work world worry write yard year yellow yesterday young""".split()  # noqa:
 
 @dataclass(frozen=True)
 class Speaker:
+    """Properties of a synthetic speaker."""
+
     id: str
     variant: str
     gender: str
     accent: str
-    pitch: float  # espeak's units around the variant's own (50)
+    pitch: float  # in espeak's units, where 50 is the variant's own pitch
     intonation: float
     rate: float  # words per minute
     tract: float  # factor on pitch and formants, by resampling
@@ -95,25 +99,28 @@ class Speaker:
 
 
 def generator(args, *name) -> np.random.Generator:
-    """Randomness of a named thing."""
+    """Random generator that depends only on the seed and a name."""
     return np.random.default_rng([args.seed, zlib.crc32(" ".join(map(str, name)).encode())])
 
 
 def make_speakers(args, split: str) -> list[Speaker]:
-    """The split's speakers. The first n are the same whatever the number of speakers, but for `tract`."""
+    """The speakers of a split.
+
+    With another number of speakers the first ones stay the same, except for `tract`.
+    """
     prefix, _ = SPLITS[split]
     num = getattr(args, f"num_{split}_spk")
     rng = generator(args, "speakers", split)
     own = {}
     for gender in "fm":
-        # shares of one shuffled list: no variant is in two splits
+        # Each split takes a share of one shuffled list, so no variant is in two splits.
         names = [v for v, g in espeak.variants().items() if g == gender]
         generator(args, "variants", gender).shuffle(names)
         ends = np.rint(np.cumsum([0, *(share for _, share in SPLITS.values())]) * len(names)).astype(int)
         at = list(SPLITS).index(split)
         own[gender] = names[ends[at] : ends[at + 1]]
     genders = ["f" if i % 5 in (1, 3) else "m" for i in range(num)]
-    # Speakers of one variant get vocal tracts spread over the range, never two alike.
+    # Speakers with the same variant get different vocal-tract factors, spread over the range.
     tracts = {}
     for gender in "fm":
         count = -(-genders.count(gender) // len(own[gender]))
@@ -142,7 +149,7 @@ def make_speakers(args, split: str) -> list[Speaker]:
 
 
 def make_microphones(args, split: str) -> list[tuple]:
-    """(dB at KNOTS, low corner Hz, high corner Hz) of the split's microphones."""
+    """Microphones of a split: (gains in dB at KNOTS, lower cut-off Hz, upper cut-off Hz)."""
     rng = generator(args, "microphones", split)
     return [
         (tuple(rng.normal(0, args.mic_db, len(KNOTS))), rng.uniform(40, 250), rng.uniform(*args.bandwidth))
@@ -151,12 +158,12 @@ def make_microphones(args, split: str) -> list[tuple]:
 
 
 def tempo(args, speaker: Speaker, rate: float) -> int:
-    """espeak's rate such that the words per minute are right after the resampling by `tract`."""
+    """espeak's rate, such that resampling by `tract` gives the wanted words per minute."""
     return int(np.clip(round(rate / speaker.tract), 80, 450))
 
 
 class Maker:
-    """What the jobs share; forked into them."""
+    """Data that all jobs share; it reaches them by fork."""
 
     def __init__(self, args):
         self.args = args
@@ -170,7 +177,7 @@ class Maker:
         return [(u, self.args.dir / "audio" / split / speaker.id / f"{u}.flac") for u in ids]
 
     def make_session(self, task: tuple[str, int, int]) -> None:
-        """Speak and record one session; files appear whole."""
+        """Synthesize and record one session. Its files are written atomically."""
         args, (split, row, session) = self.args, task
         speaker = self.speakers[split][row]
         rng = generator(args, "session", speaker.id, session)
@@ -198,7 +205,7 @@ class Maker:
                 )
             )
             plans.append((seconds, speaker.tract * np.exp(rng.normal(0, 0.012 * j)), rng.normal(0, 1.5)))
-        if kind == "babble":  # of this split's voices, so that no test variant is in training
+        if kind == "babble":  # by voices of this split only, so that no test variant is heard in training
             talkers = rng.choice(len(self.speakers[split]), 4)
             for t in (self.speakers[split][i] for i in talkers):
                 text = " ".join(rng.choice(WORDS, 14))
@@ -229,7 +236,7 @@ _maker: Maker | None = None
 
 
 def _start_worker() -> None:
-    """A job ends with its parent, also when that is killed, and leaves Ctrl-C to it."""
+    """End the job with its parent, even if that is killed, and leave Ctrl-C to the parent."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -251,7 +258,7 @@ def synthesize(maker: Maker) -> None:
         for session in range(args.sessions)
         if not all(path.exists() for _, path in maker.session_files(split, speaker, session))
     ]
-    for stale in (args.dir / "audio").rglob(".*"):  # a killed run's temporary files
+    for stale in (args.dir / "audio").rglob(".*"):  # temporary files of a killed run
         stale.unlink()
     if not todo:
         return
@@ -268,7 +275,7 @@ def synthesize(maker: Maker) -> None:
 
 
 def write_dirs(maker: Maker) -> None:
-    """The data directories, the truth and the trials; whole folders, after all audio is there."""
+    """Write the data directories, the truth and the trials, after all audio exists."""
     import soundfile
 
     args, root = maker.args, maker.args.dir
@@ -317,7 +324,7 @@ def write_table(path: Path, rows) -> None:
 
 
 def write_noise(args) -> None:
-    """A data directory of noises for augmentation: the same kinds, other realisations than any session's."""
+    """Write a data directory of noises for augmentation: the kinds of the sessions, other realisations."""
     wav = {}
     for i in range(args.num_noises):
         utt = f"noise-{i:03d}"
@@ -352,7 +359,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="output folder of train, train_labeled, dev, test, noise and truth",
     )
     p.add_argument("--nj", type=int, default=2, help="number of processes")
-    p.add_argument("--seed", type=natural, default=0, help="seed of everything")
+    p.add_argument("--seed", type=natural, default=0, help="seed of all random choices")
     p.add_argument("--num-train-spk", type=int, default=100, help="number of training speakers")
     p.add_argument("--num-dev-spk", type=int, default=20, help="number of dev speakers")
     p.add_argument("--num-test-spk", type=int, default=40, help="number of test speakers")
@@ -411,7 +418,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_options(args) -> None:
-    """Refuse to mix files of two sets of options in one folder."""
+    """UserError when the folder already holds a corpus that was made with other options."""
     file = args.dir / "mini.json"
     options = {k: v for k, v in sorted(vars(args).items()) if k not in ("dir", "nj")}
     text = json.dumps(options, indent=1) + "\n"

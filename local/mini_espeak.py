@@ -1,7 +1,7 @@
-"""Speech from text by espeak-ng (the wheel espeakng-loader), deterministically.
+"""Synthesize speech by espeak-ng (the wheel espeakng-loader), reproducibly.
 
-espeak-ng's waves depend on what the process has spoken before, and no call resets that. `speak` therefore
-forks: each call's list of utterances comes from a fresh library state, so it is a function of its arguments.
+espeak-ng's output depends on what the process has spoken before, and no call resets that state. `speak`
+therefore forks a process for each call, so that its result depends only on its arguments.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _RETRIEVAL, _CHARS_UTF8 = 1, 1  # AUDIO_OUTPUT_RETRIEVAL, espeakCHARS_UTF8
 
 @dataclass(frozen=True)
 class Utterance:
-    """What to say and how. Ranges as espeak's: pitch and intonation range 0-99 (50 normal), words per minute."""
+    """A text and how to speak it. pitch and range: 0 to 99, 50 is normal; rate: words per minute."""
 
     text: str
     voice: str  # "en-us+f3"
@@ -31,10 +31,10 @@ class Utterance:
 
 
 def variants() -> dict[str, str]:
-    """Name -> "f" or "m" of the voice variants whose speech can be repeated, sorted.
+    """Voice variants that can be reproduced, sorted: name -> "f" or "m".
 
-    Left out are variants with breath noise (its filters start from memory that nobody has set, so each process
-    speaks differently) and effects that are no voices.
+    Left out are variants with breath noise (espeak's filters start from uninitialized memory, so each process
+    sounds different) and effects that are not voices.
     """
     from pathlib import Path
 
@@ -53,6 +53,7 @@ def variants() -> dict[str, str]:
 
 
 def _speak_all(utterances: list[Utterance]) -> list[bytes]:
+    """Speak in this process: samples of each utterance as bytes. UserError when espeak-ng fails."""
     import espeakng_loader
 
     lib = ctypes.CDLL(espeakng_loader.get_library_path())
@@ -83,10 +84,13 @@ def _speak_all(utterances: list[Utterance]) -> list[bytes]:
 
 
 def speak(utterances: list[Utterance]) -> list[np.ndarray]:
-    """One int16 array [n] at 22050 Hz per utterance; a function of the list. The caller must not use threads."""
+    """Speak utterances: one int16 array [n] at 22050 Hz for each. The result depends only on the list.
+
+    The caller must not use threads, because this forks. UserError when espeak-ng fails.
+    """
     read, write = os.pipe()
     pid = os.fork()
-    if pid == 0:  # the child: whatever happens, it must not return into the caller's code
+    if pid == 0:  # in the child, which must never return into the caller's code
         os.close(read)
         try:
             result = _speak_all(utterances)
@@ -103,7 +107,8 @@ def speak(utterances: list[Utterance]) -> list[np.ndarray]:
     os.waitpid(pid, 0)
     if not raw:
         raise UserError("espeak-ng stopped while speaking", hint="run it again; existing files are kept")
-    result = pickle.loads(raw)  # our own child's bytes
+        # These bytes come from our own child, so unpickling them is safe.
+    result = pickle.loads(raw)
     if isinstance(result, str):
         raise UserError(result)
     return [np.frombuffer(b, np.int16) for b in result]

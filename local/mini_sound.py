@@ -1,4 +1,4 @@
-"""Signal processing of the synthetic corpus: from espeak's samples to a recording in a room."""
+"""Signal processing for the synthetic corpus: turns espeak's samples into a recording in a room."""
 
 import io
 from pathlib import Path
@@ -10,11 +10,11 @@ from pyspkv.audio.reader import SAMPLE_RATE
 from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
 
-KNOTS = np.geomspace(80, 8000, 8)  # Hz, of the curves of speakers and microphones
+KNOTS = np.geomspace(80, 8000, 8)  # Hz: points at which frequency responses are given
 
 
 def curve(freqs: np.ndarray, knots_db, low: float = 0.0, high: float = 0.0) -> np.ndarray:
-    """Gain at `freqs` (Hz): dB values at KNOTS, joined in log frequency, and 12 dB/octave beyond low and high."""
+    """Gain at `freqs` (Hz): `knots_db` at KNOTS, interpolated in log f; 12 dB/octave outside low..high."""
     f = np.maximum(freqs, 20.0)
     gain = 10 ** (np.interp(np.log(f), np.log(KNOTS), knots_db) / 20)
     if low:
@@ -25,7 +25,7 @@ def curve(freqs: np.ndarray, knots_db, low: float = 0.0, high: float = 0.0) -> n
 
 
 def shaped(x: np.ndarray, gain=None, rir: np.ndarray | None = None) -> np.ndarray:
-    """`x` convolved with `rir` and times gain(freqs) in the frequency domain; float32, same length."""
+    """`x` [n] convolved with `rir` and multiplied by gain(freqs) in the frequency domain; float32 [n]."""
     from scipy import fft
 
     length = len(x) + (0 if rir is None else len(rir))
@@ -39,7 +39,11 @@ def shaped(x: np.ndarray, gain=None, rir: np.ndarray | None = None) -> np.ndarra
 
 
 def noise(rng: np.random.Generator, kind: str, num: int, color: float, fixed: float) -> np.ndarray:
-    """`num` samples of noise, RMS 1. `color` = slope of its spectrum (0 white, 2 brown); `fixed` in [0, 1)."""
+    """`num` samples of noise with RMS 1.
+
+    kind: one of NOISES. color: slope of the spectrum (0 white, 2 brown). fixed: a number in [0, 1) that sets
+    further properties, such as the frequency of hum.
+    """
     x = shaped(rng.standard_normal(num, np.float32), lambda f: np.maximum(f, 50.0) ** (-color / 2))
     x /= x.std()
     time = np.arange(num) / SAMPLE_RATE
@@ -62,7 +66,10 @@ def noise(rng: np.random.Generator, kind: str, num: int, color: float, fixed: fl
 
 
 def samples(pcm: np.ndarray, tract: float, seconds: float) -> np.ndarray:
-    """espeak's int16 at 22.05 kHz as float at 16 kHz with pitch and formants times `tract`, `seconds` at most."""
+    """Convert espeak's int16 samples at 22.05 kHz to float at 16 kHz, at most `seconds` long, with RMS 1.
+
+    tract: factor on pitch and formants, applied by resampling. UserError when the samples are silent.
+    """
     import soxr
 
     loud = np.flatnonzero(np.abs(pcm) > 300)
@@ -77,10 +84,11 @@ def samples(pcm: np.ndarray, tract: float, seconds: float) -> np.ndarray:
 
 
 def write_flac(path: Path, x: np.ndarray) -> None:
+    """Write x [n] in [-1, 1] at 16 kHz as 16-bit FLAC, atomically."""
     import soundfile
 
     pcm = np.rint(np.clip(x, -1, 1) * 32767).astype(np.int16)
     with atomic_file(path, "wb") as f:
-        whole = io.BytesIO()  # soundfile itself meets a full disk with an AssertionError
+        whole = io.BytesIO()  # because soundfile raises an AssertionError when the disk is full
         soundfile.write(whole, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         f.write(whole.getvalue())

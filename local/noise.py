@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Audio files, or folders of them -> one data directory (each file its own speaker) for augmentation lists.
+"""Audio files, or folders of them -> one data directory for augmentation, with each file its own speaker.
 
-Long recordings are cut by a `segments` file, so that a list of two recordings still gives many draws.
+Long recordings are cut into segments, so that even two recordings give many different noises.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> int:
                 raise UserError("contains no samples", file=file)
             hundredths = max(1, info.frames * 100 // info.samplerate)
             step = round(args.segment_seconds * 100) or hundredths
-            # a rest shorter than half a piece goes with the piece before it
+            # a remainder shorter than half a segment is added to the segment before it
             count = max(1, (hundredths + step // 2) // step)
             ends = [*range(0, count * step, step), hundredths]
             for a, b in zip(ends, ends[1:]):

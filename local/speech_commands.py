@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Google Speech Commands (ROOT/<word>/<speaker>_nohash_<n>.opus, or .flac, .wav), as test sets of one-second words.
+"""Google Speech Commands (ROOT/<word>/<speaker>_nohash_<n>.opus, or .flac, .wav) -> test sets of one-second
+words.
 
-ROOT/dev_speakers and test_speakers list the speakers of each set; other speakers are left out. Utterance id:
-speaker-word-n. Training sees none of it.
+ROOT/dev_speakers and ROOT/test_speakers list the speakers of each set; other speakers are left out. Nothing
+of this corpus is used in training. Utterance id: speaker-word-n.
 """
 
 import argparse
@@ -19,7 +20,7 @@ _NAME = re.compile(r"([0-9a-z]+)_nohash_([0-9]+)\.(opus|flac|wav)")
 
 
 def find_audio(root: Path) -> dict[str, dict[str, str]]:
-    """Speaker -> utterance -> file. UserError: nothing is there, or a file twice."""
+    """Speaker -> utterance -> file. UserError when there is no audio, or an utterance has two files."""
     found: dict[str, dict[str, str]] = {}
     for file in sorted(root.glob("*/*_nohash_*")):
         word, name = file.parent.name, _NAME.fullmatch(file.name)
@@ -35,7 +36,7 @@ def find_audio(root: Path) -> dict[str, dict[str, str]]:
 
 
 def read_set(root: Path, name: str, found: dict[str, dict[str, str]]) -> DataDir:
-    """The utterances of a list's speakers. UserError: the list is not there, or one of its speakers."""
+    """The utterances of a list's speakers. UserError when the list, or a speaker's audio, does not exist."""
     listed = root / f"{name}_speakers"
     wav = {}
     for line, speaker in speakers_of(listed, WHERE):
@@ -48,7 +49,10 @@ def read_set(root: Path, name: str, found: dict[str, dict[str, str]]) -> DataDir
 
 
 def trials_of(data: DataDir, given: Path | None, seed: int) -> list[str]:
-    """A given list; else pairs of two words: all of a speaker, and three times as many of two speakers."""
+    """The lines of a given list; else trials of two different words.
+
+    These are all pairs of one speaker and up to three times as many pairs of different speakers.
+    """
     from pyspkv.data.make_trials import make_trials
 
     if given:
@@ -66,7 +70,7 @@ def main() -> int:
     )
     p.add_argument("root", metavar="ROOT", type=Path, help="the corpus's folder")
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where speech_commands_dev and speech_commands_test go"
+        "dir", metavar="DATADIR", type=Path, help="folder for speech_commands_dev and speech_commands_test"
     )
     add_trial_options(p)
     args = p.parse_args()

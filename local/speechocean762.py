@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """speechocean762 (ROOT/{train,test}/<speaker>/<utterance>.opus, or .flac, .wav) -> data directories and trials.
 
-ROOT/train_speakers, dev_speakers and test_speakers list the speakers of each set (dev is cut off the official train),
-spk2gender and spk2age describe them. Utterance id: the file's stem.
+ROOT/train_speakers, dev_speakers and test_speakers list the speakers of each set (dev speakers come from the
+official training set); spk2gender and spk2age describe them. Utterance id: name of the file without
+extension.
 """
 
 import argparse
@@ -20,7 +21,10 @@ WHERE = "give the corpus's folder, with train/, test/ and the lists of speakers"
 
 
 def read_set(root: Path, name: str) -> DataDir:
-    """The utterances of a list's speakers. UserError: the list, a speaker's audio or description is not there."""
+    """The utterances of a list's speakers.
+
+    UserError when the list, or a speaker's audio or table line, is missing.
+    """
     listed, wav, spk = root / f"{name}_speakers", {}, {}
     for line, speaker in speakers_of(listed, WHERE):
         folder = root / FOLDERS[name] / speaker
@@ -40,7 +44,7 @@ def read_set(root: Path, name: str) -> DataDir:
 
 
 def described(file: Path, kind: str, speakers: list[str]) -> dict[str, str]:
-    """The lines of these speakers. UserError: one has none."""
+    """The lines of these speakers in a table. UserError when one is missing."""
     if not file.is_file():
         raise UserError("no such file", file=file, hint=WHERE)
     known = read_table(file, kind)
@@ -50,7 +54,8 @@ def described(file: Path, kind: str, speakers: list[str]) -> dict[str, str]:
 
 
 def trials_of(data: DataDir, given: Path | None, seed: int) -> list[str]:
-    """A given list; else all pairs of a speaker, and four times as many of two speakers of one gender."""
+    """A given list's lines; else all pairs of one speaker, and up to four nontargets of one gender for
+    each."""
     from pyspkv.data.make_trials import make_trials
 
     if given:
@@ -67,7 +72,7 @@ def main() -> int:
     )
     p.add_argument("root", metavar="ROOT", type=Path, help="the corpus's folder")
     p.add_argument(
-        "dir", metavar="DATADIR", type=Path, help="where train, train_labeled, dev, test, truth go"
+        "dir", metavar="DATADIR", type=Path, help="output folder of train, train_labeled, dev, test and truth"
     )
     add_trial_options(p)
     args = p.parse_args()

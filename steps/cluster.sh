@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Cluster embeddings into pseudo-speakers: a new data directory whose utt2spk is the clusters. Several embedding.scp of
-# the same utterances are joined. Existing labels are kept if the options are the same; other options are an error.
+# Cluster embeddings into pseudo-speakers, and write a data directory with these in utt2spk. Several embedding.scp of the
+# same utterances are joined. Existing labels are kept if the options are the same; other options are an error.
 # --nj N may also stand among the options of bin.cluster, as in a recipe's --cluster-opts "--nj 32".
 # Usage: steps/cluster.sh [options] <embedding.scp>... <data-dir> <new-data-dir> [options of bin.cluster]
 #   e.g. steps/cluster.sh --num-clusters auto exp/pretrain/embed/train/embedding.scp data/train exp/round1/data

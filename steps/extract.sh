@@ -26,7 +26,7 @@ fi
 [ "$crops" -eq 0 ] || args+=(--crops "$crops")
 ! $allow_pipes || args+=(--allow-pipes)
 
-gpu=0 # each job has one
+gpu=0 # GPUs of each job
 if [ "$ngpu" -gt 0 ]; then
   CUDA_VISIBLE_DEVICES=$(cut -d, -f1-"$ngpu" <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((ngpu - 1)))}") gpu=1
 else

@@ -3,7 +3,7 @@
 # Usage: steps/report.sh [options] <exp-dir> [<exp-dir> to compare with ...]
 set -euo pipefail
 truth=           # true utt2spk of the training data, for diagnostics only
-unscored=false   # there are no test trials: report what else there is
+unscored=false   # there are no test trials: report everything else
 dry_run=false    # only print the commands
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh

@@ -2,6 +2,7 @@
 # Score the trials of systems and print their metrics: <system-dir>/score/<name>.scores and .json.
 # Usage: steps/score.sh [options] <system-dir>... <data-dir with trials> <name>
 #   e.g. steps/score.sh --dev data/dev exp/pretrain exp/round1 data/test test
+# Further lists of the data directory, trials_X, are scored as <name>_X from the same embeddings.
 # Needs <system-dir>/embed/<name>; with --dev, also embed/dev: the threshold and the calibration are fitted on its
 # trials and stored with the model. With --cohort-data it adds <name>-mean, scores after the mean of embed/train is
 # subtracted, and <name>-asnorm, AS-norm with the pseudo-speakers of embed/train. With --crops true it adds <name>-crops,

@@ -8,7 +8,7 @@ ngpu=0          # GPUs; 0 uses the CPU
 nproc=1         # processes on the CPU, from 1 (with --ngpu 0)
 num_nodes=1     # machines, from 1, each with this number of GPUs or processes; more than one need slurm.sh
 init=           # start from this model's encoder: DIR, DIR@best
-keep_head=false # with --init: its classes too (same labels)
+keep_head=false # with --init: its classes and its gate too (same labels)
 labels_out=     # data directory to write, with the final labels of objectives that change labels
 unlabeled=     # second data directory, for semi-supervised objectives
 dev=            # data directory of dev speakers, with trials: gives @best
@@ -31,16 +31,15 @@ args=(--config "${configs[@]}" --data "$data" --exp "$model")
 ! $allow_pipes || set -- "$@" allow_pipes=true
 [ $# -eq 0 ] || args+=(--set "$@")
 
-# Keep the memory that a training step frees for the next one: by default glibc maps and clears each tensor over 32 MiB.
+# Reuse freed memory in the next training step. By default glibc maps and clears new memory for each tensor over 32 MiB.
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 if [ "$ngpu" -gt 0 ]; then nproc=$ngpu; else export CUDA_VISIBLE_DEVICES=; fi
 export SPKV_NGPU="$ngpu"
 launch=()
 [ "$nproc" -eq 1 ] || launch=(pyspkv.bin.launch --nproc "$nproc")
 read -ra cmd <<< "$cmd"
-if [ "$num_nodes" -gt 1 ]; then # the runner starts torchrun on each of them and tells it where they meet
-  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # as pyspkv.bin.launch has it: more threads give other digits
-  launch=(torch.distributed.run --nproc-per-node "$nproc" -m) cmd+=(--num-nodes "$num_nodes")
+if [ "$num_nodes" -gt 1 ]; then # the runner starts the launcher on each of them and tells it where they meet
+  launch=(pyspkv.bin.launch --nproc "$nproc") cmd+=(--num-nodes "$num_nodes")
 fi
 log_run "${cmd[@]}" --gpu "$ngpu" "$model.log" \
   python -m "${launch[@]}" pyspkv.bin.train "${args[@]}"

@@ -1,7 +1,7 @@
-"""A real SLURM of a few nodes on this machine, in a folder of its own: for tests and benchmarks/slurm.py.
+"""A real SLURM of a few nodes on this machine, in a folder of its own, for tests and benchmarks/slurm.py.
 
-The daemons are Debian's (slurmctld, slurmd, munged). Nodes pretend to have more CPUs than there are, so that jobs that
-sleep run side by side. Everything listens on 127.0.0.1 alone.
+The daemons come from Debian (slurmctld, slurmd, munged). The nodes claim more CPUs than the machine has, so
+that sleeping jobs run side by side. Everything listens on 127.0.0.1 only.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun")
-PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where the daemons lie
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # folders with the daemons
 
 CONF = """\
 ClusterName=spkv
@@ -81,7 +81,7 @@ def free_ports(number: int) -> list[int]:
 
 
 class Cluster:
-    """`nodes` nodes n1, n2, ... of `cpus` pretended CPUs and 2 pretended GPUs each."""
+    """A cluster of `nodes` nodes n1, n2, ... with `cpus` claimed CPUs and 2 claimed GPUs each."""
 
     def __init__(self, folder: Path, nodes: int = 2, cpus: int = 8, max_array: int = 1001):
         self.dir, self.nodes = folder, [f"n{i + 1}" for i in range(nodes)]
@@ -130,7 +130,7 @@ class Cluster:
         return int(file.read_text()) if file.exists() and file.read_text().strip() else None
 
     def end(self, name: str, how: int = signal.SIGTERM) -> None:
-        """End a daemon, and wait until it has gone."""
+        """End a daemon and wait until it is gone."""
         if pid := self.pid(name):
             try:
                 os.kill(pid, how)
@@ -140,15 +140,16 @@ class Cluster:
             (self.dir / "run" / f"{name}.pid").unlink(missing_ok=True)
 
     def kill_node(self, node: str) -> None:
-        """As when the power goes: slurmd, the steps' daemons and every job of that node, without a word."""
+        """Kill slurmd, the daemons of job steps and every job of a node at once, as in a power failure."""
         self.end(f"slurmd.{node}", signal.SIGKILL)
-        for how in (signal.SIGSTOP, signal.SIGKILL):  # all at once: none shall see another one die
+        # at once, so that no process can react to the death of another
+        for how in (signal.SIGSTOP, signal.SIGKILL):
             for pid in self.jobs_of(node):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, how)
 
     def jobs_of(self, node: str) -> list[int]:
-        """Processes of jobs on a node, and the daemons that look after them."""
+        """The processes of jobs on a node, and the daemons that supervise them."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -179,7 +180,7 @@ class Cluster:
         wait_until(idle, seconds, "every node to be idle")
 
     def queue(self) -> list[str]:
-        """`job state node` of every task that waits or runs."""
+        """Lines `job state node` of every task that waits or runs."""
         return self.call("squeue", "-h", "-r", "-o", "%i %T %N").splitlines()
 
     def stop(self) -> None:

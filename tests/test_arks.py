@@ -1,4 +1,4 @@
-"""What stands where an ark of embeddings should: pipes, devices, headers that promise too much, endless text."""
+"""Files that are not arks: pipes, devices, false sizes in headers, endless text."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ def test_only_plain_files_are_arks(tmp_path, monkeypatch, kind):
     elif kind == "device":
         ark = "/dev/zero"
     elif kind == "socket":
-        monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+        monkeypatch.chdir(tmp_path)  # the path of a socket must be short
         socket.socket(socket.AF_UNIX).bind("ark")
     else:
         os.mkfifo(ark)
@@ -41,7 +41,7 @@ def test_only_plain_files_are_arks(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("offset", ["9" * 19, "9" * 30, "9" * 5000])
-def test_an_offset_beyond_any_file(tmp_path, offset):
+def test_an_offset_beyond_the_end_of_the_file_is_refused(tmp_path, offset):
     (tmp_path / "ark").write_bytes(VECTOR)
     with pytest.raises(UserError, match="scp:2: the offset is larger"):
         ask(tmp_path, f"u1 {tmp_path}/ark:0\nu2 {tmp_path}/ark:{offset}\n")
@@ -50,12 +50,12 @@ def test_an_offset_beyond_any_file(tmp_path, offset):
 
 
 @pytest.mark.parametrize("place", ["\u00b2", "\u0663", "1_0", "-1", "+1", ""])
-def test_what_is_no_offset_is_part_of_the_name(tmp_path, place):
+def test_a_colon_without_a_number_belongs_to_the_file_name(tmp_path, place):
     (tmp_path / f"ark:{place}").write_bytes(VECTOR)
     assert ask(tmp_path, f"u1 {tmp_path}/ark:{place}\n").x.tolist() == [[1, 2, 3]]
 
 
-def test_a_byte_order_mark_and_a_nul(tmp_path):
+def test_an_scp_with_a_byte_order_mark_or_a_nul_byte(tmp_path):
     (tmp_path / "ark").write_bytes(VECTOR)
     assert ask(tmp_path, f"\ufeffu1 {tmp_path}/ark:0\n").ids == ["u1"]
     with pytest.raises(UserError, match="scp:1: u1 .*cannot open the ark"):
@@ -83,8 +83,10 @@ def test_figures_of_a_header_are_checked_before_memory_is_taken(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["V", "M"])
-def test_many_lines_of_one_huge_entry_are_not_taken(tmp_path, kind):
-    """A sparse file of 40 GB costs its maker nothing; what it claims must fit into this machine's memory."""
+def test_many_lines_of_one_huge_entry_are_refused(tmp_path, kind):
+    """A sparse file of 40 GB costs an attacker nothing, so its claimed size must be checked against this
+    machine's memory.
+    """
     n = 10**10
     dim = (
         struct.pack("<i", 10**5) + b"\4" + struct.pack("<i", n // 10**5)

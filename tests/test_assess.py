@@ -1,4 +1,4 @@
-"""Any model on any prepared test set: one command and one table; the smallest difference is recomputed here."""
+"""bin.assess: any model on any prepared test set gives a table; the smallest difference is checked."""
 
 import json
 import subprocess
@@ -67,7 +67,7 @@ def test_one_table(place):
     assert "is of another model" in text
 
 
-def test_a_list_alone_is_bounded(tmp_path):
+def test_one_model_without_a_cohort_gives_an_upper_bound(tmp_path):
     (tmp_path / "score").mkdir()
     found = {"eer": 5.0, "eer_ci_low": 4.0, "eer_ci_high": 7.0, "eer_ci_units": 40}
     (tmp_path / "score/test.json").write_text(json.dumps(found))

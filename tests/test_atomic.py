@@ -76,7 +76,7 @@ def test_a_reader_never_misses_a_folder_that_is_being_replaced(tmp_path):
         assert sorted(os.listdir(path)) in (
             ["a", "b"],
             [],
-        )  # [] only of a folder just exchanged and being removed
+        )  # [] only if the folder has just been exchanged and is being removed
         assert path.exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -85,7 +85,9 @@ def test_a_reader_never_misses_a_folder_that_is_being_replaced(tmp_path):
 
 @pytest.mark.parametrize("kind", ["file", "dir"])
 def test_links_lead_out_of_the_folder_only_where_the_user_named_them(tmp_path, kind):
-    """What is below the folder that was given may come from a stranger; the name that was given is the user's own."""
+    """Links below the given folder may come from a stranger and are not followed; the given path itself may
+    be a link.
+    """
     write = {"file": _file, "dir": _folder}[kind]
     away, folder = tmp_path / "away", tmp_path / "given"
     (away / "x").mkdir(parents=True)
@@ -108,7 +110,7 @@ def test_links_lead_out_of_the_folder_only_where_the_user_named_them(tmp_path, k
             write(folder / name, inside=inside)
         assert sorted(os.listdir(away)) == ["f", "x"] and sorted(os.listdir(tmp_path)) == ["away", "given"]
     assert (away / "f").read_text() == (away / "x" / "diary").read_text() == "dear"
-    # Named by the user: the link stays, and what it points to is replaced.
+    # The user gave this path, so the link stays and its target is replaced.
     (tmp_path / "disk").symlink_to(away)
     write(folder / "link", own=True)
     write(tmp_path / "disk" / "new")
@@ -144,7 +146,7 @@ with atomic_file(sys.argv[1] + "/f") as f, atomic_dir(sys.argv[1] + "/d") as d:
 """
 
 
-def test_what_killed_writers_left_goes_and_what_is_alive_stays(tmp_path):
+def test_files_of_killed_writers_are_removed_and_files_of_living_ones_kept(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def hang():
@@ -160,7 +162,7 @@ def test_what_killed_writers_left_goes_and_what_is_alive_stays(tmp_path):
         ".f.original",
         ".d.backups",
         ".g.ab12cd34.tmp",
-    )  # are nobody's litter
+    )  # temporary files that no living process owns
     for name in mine:
         (tmp_path / name).write_text("mine")
     killed, alive = hang(), hang()
@@ -169,7 +171,8 @@ def test_what_killed_writers_left_goes_and_what_is_alive_stays(tmp_path):
     assert len(os.listdir(tmp_path)) == len(mine) + 4
     subprocess.run([sys.executable, "-c", WRITES, tmp_path], env=env, check=True)
     held = {p.name for p in tmp_path.iterdir()} - {*mine, "f", "d"}
-    assert len(held) == 2 and all((tmp_path / name).exists() for name in mine)  # those of the living one
+    # temporary files of a living process
+    assert len(held) == 2 and all((tmp_path / name).exists() for name in mine)
     assert (tmp_path / "f").read_text() == "whole" and os.listdir(tmp_path / "d") == []
     alive.kill()
     alive.wait()
@@ -177,8 +180,11 @@ def test_what_killed_writers_left_goes_and_what_is_alive_stays(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {*mine, "f", "d"}
 
 
-def test_without_exchange_the_only_whole_folder_is_no_litter(tmp_path, monkeypatch):
-    """A kill between the two renames leaves the old folder aside: it goes once another whole one stands."""
+def test_without_exchange_the_only_complete_folder_is_kept(tmp_path, monkeypatch):
+    """A kill between the two renames leaves the old folder aside.
+
+    It is removed once another complete one exists.
+    """
     monkeypatch.setattr(atomic, "exchange", lambda a, b: False)
     old = tmp_path / ".d.0123abcd.old"
     old.mkdir()

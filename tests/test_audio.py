@@ -1,4 +1,4 @@
-"""pyspkv.audio.reader against soundfile and soxr used directly on whole files."""
+"""pyspkv.audio.reader against soundfile and soxr, which are used directly on whole files."""
 
 import pickle
 
@@ -41,7 +41,7 @@ def data_dir(path, wav, segments=None, **extra):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Folder with a file of each kind, and what soundfile + mean + soxr make of each whole file."""
+    """A folder with a file of each kind, and each whole file as soundfile + mean + soxr give it."""
     folder = tmp_path_factory.mktemp("audio")
     truth = {}
     for name, (rate, channels, options) in KINDS.items():
@@ -106,7 +106,7 @@ def test_crop_decodes_only_the_crop(files, monkeypatch):
 def test_flac_is_libsndfiles_to_the_bit(tmp_path, subtype, channels, monkeypatch):
     file = tmp_path / "a.FLAC"
     soundfile.write(file, signal(25000, channels), 16000, format="FLAC", subtype=subtype)
-    monkeypatch.setattr(soundfile, "SoundFile", None)  # is not asked
+    monkeypatch.setattr(soundfile, "SoundFile", None)  # here soundfile must not be called
     reader = AudioReader(data_dir(tmp_path, {"a": str(file)}))
     found = [reader.read(0), reader.read(0, 33333, 5000), reader.read(0, 49990, 100)]
     monkeypatch.undo()
@@ -149,16 +149,18 @@ def test_segments(files, name):
     assert [reader.num_samples(i) for i in (0, 2)] == [12000, 1600]
     np.testing.assert_allclose(reader.read(0), whole[4000:16000], atol=1e-5)
     np.testing.assert_allclose(reader.read(0, 100, 500), whole[4100:4600], atol=1e-5)
-    np.testing.assert_allclose(reader.read(1), whole[24000:], atol=1e-5)  # 0.3 s past the end is cut
+    np.testing.assert_allclose(reader.read(1), whole[24000:], atol=1e-5)  # 0.3 s beyond the end are cut off
     assert (
         reader.num_samples(1) == 12800
-    )  # as drawn by before the file was seen, whatever this process has read
+    )  # as drawn before the file was read, whatever this process has read since
     np.testing.assert_allclose(reader.read(1, 12000, 800, back=True), whole[-800:], atol=1e-5)
     np.testing.assert_allclose(reader.read(1, 100, 12700, back=True), whole[24000:], atol=1e-5)
 
 
 def test_lengths_do_not_depend_on_what_was_read(files):
-    """A rounded utt2dur: a resumed run must draw the crops of one that was never killed, cached or not."""
+    """With a rounded utt2dur, a resumed run must draw the same crops as a run that was never killed, cached
+    or not.
+    """
     folder, truth = files
     data = data_dir(folder, {"u": str(folder / "plain.wav")}, utt2dur={"u": "2.01"})
     reader, held = AudioReader(data), AudioReader(data, cache_mb=1)
@@ -206,7 +208,8 @@ def test_preload(files, capsys):
     names = ["plain.flac", "8k.wav", "stereo.flac", "44k.flac"]
     data = data_dir(folder, {f"u{i}": str(folder / n) for i, n in enumerate(names)})
     disk = AudioReader(data)
-    # The first is held in 16 bits; resampled ones are not, so that after the second all are in 32.
+    # The first file is cached in 16 bits. Resampled audio is not, so after the second file all are in 32
+    # bits.
     for mb, rows in ((1 * 64000, 1), (3 * 64000, 1), (6 * 64000, 3), (9 * 64000, 4)):
         held = AudioReader(data, cache_mb=mb / 2**20)
         assert held.preload() == rows
@@ -216,7 +219,7 @@ def test_preload(files, capsys):
             assert held.num_samples(row) == disk.num_samples(row)
             got, want = held.read(row), disk.read(row)
             np.testing.assert_array_equal(got, want)
-            got[:] = 0  # a caller may change what it was given
+            got[:] = 0  # the caller may modify the array that it got
             np.testing.assert_allclose(held.read(row, 99, 1000), disk.read(row, 99, 1000), atol=1e-6)
     with pytest.raises(UserError, match="sample 32000 does not exist; there are 32000"):
         held.read(0, 32000, 5)
@@ -235,7 +238,7 @@ def test_pipes(files, tmp_path):
     )
     streamed = bytearray(
         (folder / "plain.wav").read_bytes()
-    )  # sox and ffmpeg cannot go back to write the size
+    )  # sox and ffmpeg write to a pipe, so they cannot go back and write the size
     at = streamed.index(b"data")
     streamed[4:8] = streamed[at + 4 : at + 8] = b"\xff\xff\xff\xff"
     (tmp_path / "streamed").write_bytes(streamed)
@@ -247,7 +250,7 @@ def test_pipes(files, tmp_path):
 
 
 def break_files(folder):
-    """Broken entry -> what the message must say."""
+    """Damaged entry -> what the message must contain."""
     (folder / "empty.wav").touch()
     (folder / "text.wav").write_text("this is no audio\n")
     soundfile.write(folder / "none.wav", np.zeros(0), 16000)
@@ -271,7 +274,7 @@ def break_files(folder):
         "none.wav": "contains no samples",
         "nan.wav": "non-finite",
         "cut.flac": "cut short|damaged",
-        "bad.ark:3": r"no WAV \(RIFF\) at byte 3",
+        "bad.ark:3": r"at byte 3 of .* neither a WAV \(RIFF\)",
         "gone.ark:3": "gone.ark does not exist",
         "some.ark:3[0:5]": r"has a range \[0:5\]",
         ".": "is a folder|cannot be read by libsndfile",

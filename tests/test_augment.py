@@ -57,7 +57,7 @@ def decibel(x):
 
 
 @pytest.mark.parametrize("kind", ["noise", "babble", "music"])
-def test_snr_is_the_profiles(lists, kind):
+def test_the_measured_snr_is_that_of_the_profile(lists, kind):
     aug = Augmenter(
         AugmentConfig(
             **{f"{kind}_list": lists[f"{kind}_list"]}, prob=1, reverb_weight=0, both_weight=0, rir_bank=0
@@ -82,7 +82,7 @@ def test_babble_and_music_together_have_each_its_snr(lists):
     drawn = [aug.draw(np.random.default_rng((5, i))) for i in range(6000)]
     names = [f"{p.rir >= 0} {p.kind} {p.also.kind if p.also else ''}" for p in drawn]
     assert len(set(names)) == 6
-    for name in set(names):  # four standard deviations
+    for name in set(names):  # tolerance of four standard deviations
         assert names.count(name) / 6000 == pytest.approx(1 / 6, abs=0.02)
     both = next(p for p in drawn if p.also)
     assert 13 <= both.snr <= 20 and 5 <= both.also.snr <= 15
@@ -91,6 +91,47 @@ def test_babble_and_music_together_have_each_its_snr(lists):
     np.testing.assert_allclose(aug.apply(wave, both), wave + one + other, atol=1e-6)
     with pytest.raises(UserError, match="babble_music needs lists of both"):
         Augmenter(AugmentConfig(noise_list=lists["noise_list"], babble_music=True))
+
+
+def chain(profile):
+    while profile is not None and profile.kind:
+        yield profile
+        profile = profile.also
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_every_talker_of_a_babble_may_have_its_own_snr(lists, each):
+    """Levels of the sums, measured: 16.5 dB (13 to 20 by the range) against about 9 dB with 3 to 8 talkers."""
+    config = {"prob": 1.0, "reverb_weight": 0, "both_weight": 0, "rir_bank": 0, "babble_snr_each": each}
+    aug, wave = Augmenter(AugmentConfig(babble_list=lists["babble_list"], **config)), speech()
+    levels, talkers = [], []
+    for i in range(300):
+        profile = aug.draw(np.random.default_rng((7, i)))
+        parts = list(chain(profile))
+        rows = [row for part in parts for row in part.rows]
+        assert 3 <= len(rows) <= 8 and all(13 <= part.snr <= 20 for part in parts)
+        assert len(parts) == (len(rows) if each else 1)
+        talkers.append(len(rows))
+        levels.append(decibel(wave) - decibel(aug.apply(wave, profile) - wave))
+        if each and i < 20:
+            for part in parts:  # alone, each has the SNR that it was given
+                alone = aug.apply(wave, replace(part, also=None)) - wave
+                assert decibel(wave) - decibel(alone) == pytest.approx(part.snr, abs=0.02)
+            assert len({part.snr for part in parts}) == len(parts)
+    assert set(talkers) == set(range(3, 9))
+    assert np.mean(levels) == pytest.approx(9.0 if each else 16.5, abs=0.5)
+
+
+def test_talkers_with_their_own_snr_beside_music(lists):
+    config = {"prob": 1.0, "additive_weight": 1, "reverb_weight": 0, "both_weight": 0, "babble_music": True}
+    aug = Augmenter(AugmentConfig(**lists, **config, babble_snr_each=True))
+    drawn = [list(chain(aug.draw(np.random.default_rng((8, i))))) for i in range(400)]
+    both = [parts for parts in drawn if len({part.kind for part in parts}) == 2]
+    assert len(both) / 400 == pytest.approx(0.25, abs=0.09)
+    for parts in both:
+        *talkers, music = parts
+        assert {p.kind for p in talkers} == {"babble"} and 3 <= len(talkers) <= 8
+        assert music.kind == "music" and 5 <= music.snr <= 15 and music.also is None
 
 
 def test_snr_after_reverberation(lists):
@@ -114,16 +155,19 @@ def test_reverberation_is_the_aligned_convolution(lists):
     aug = Augmenter(AugmentConfig(rir_list=lists["rir_list"], prob=1))
     for row in (0, 1):
         h, _ = soundfile.read(lists["rir_list"].replace("wav.scp", f"{row}.wav"))
-        h = h[40:, 0]  # the first channel, from its peak
+        h = h[40:, 0]  # the first channel, starting at its peak
         expected = np.convolve(speech(), h / np.sqrt(np.sum(h**2)))[:32000]
-        # the response is cut where 1e-6 of its energy is left
+        # the response is cut where 1e-6 of its energy remains
         np.testing.assert_allclose(aug.apply(speech(), Profile(rir=row)), expected, atol=2e-3)
         assert decibel(expected) == pytest.approx(decibel(speech()), abs=1)
     assert aug.apply(speech(999), Profile(rir=1)).shape == (999,)
 
 
 def test_a_profile_is_an_augmentation(lists):
-    """Same profile twice, from another object, after other calls: same samples. It is hashable and small."""
+    """The same profile gives the same samples twice, from another object and after other calls.
+
+    It is hashable and small.
+    """
     config = AugmentConfig(**lists, prob=1)
     one, two = Augmenter(config), Augmenter(config)
     drawn = [one.draw(np.random.default_rng((3, i)), (0.9, 1.0, 1.1)[i % 3]) for i in range(30)]
@@ -133,7 +177,8 @@ def test_a_profile_is_an_augmentation(lists):
     first = [one.apply(speech(), p) for p in drawn]
     for p, x in reversed(list(zip(drawn, first))):
         np.testing.assert_array_equal(two.apply(speech(), p), x)
-    # nor do its neighbors in a batch matter, to the bit: runs on one and on two processes see the same crops
+    # and independent of the other crops in a batch, bit for bit: runs on one and two processes see the same
+    # crops
     drawn = [replace(p, speed=1.0) for p in drawn]
     alone = np.stack([one.apply(speech(), p) for p in drawn])
     for size in (3, 5, 8, 30):
@@ -141,7 +186,7 @@ def test_a_profile_is_an_augmentation(lists):
         for k in range(0, 30, size):
             two.apply_to_batch(waves[k : k + size], drawn[k : k + size])
         np.testing.assert_array_equal(waves, alone)
-    # two crops of one profile get the same noise: the difference of outputs is that of the inputs
+    # two crops with one profile get the same noise, so their outputs differ as their inputs do
     p = Profile(kind="noise", rows=(0,), offsets=(0.3,), snr=5.0)
     a, b = speech(seed=1), speech(seed=2)
     na, nb = one.apply(a, p) - a, one.apply(b, p) - b
@@ -171,7 +216,7 @@ def test_probability_and_weights(lists):
         for wet in (True, False)
         for add in (True, False)
     }
-    # four standard deviations of a share of 4000 are below 0.031
+    # four standard deviations of a share over 4000 draws are below 0.031
     assert share[False, False] == pytest.approx(0.4, abs=0.031)
     assert share[True, False] == pytest.approx(0.15, abs=0.031)
     assert share[False, True] == pytest.approx(0.3, abs=0.031)
@@ -248,7 +293,7 @@ def test_weights_that_are_all_0_are_refused():
         cfg.validate(AugmentConfig, weights, "augment")
 
 
-def test_cache_gives_the_same(lists):
+def test_cached_noise_gives_the_same_samples(lists):
     disk = Augmenter(AugmentConfig(noise_list=lists["noise_list"], prob=1, rir_bank=0))
     held = Augmenter(AugmentConfig(noise_list=lists["noise_list"], prob=1, rir_bank=0, cache_mb=1))
     for i in range(5):
@@ -277,7 +322,7 @@ def test_bank_is_fixed_and_kept(tmp_path, monkeypatch):
     args = (4, 7, (0.1, 0.3), (0.5, 2.0))
     fresh, kept = rir.bank(*args), rir.bank(*args, tmp_path)
     assert [p.name[:9] for p in tmp_path.iterdir()] == ["rir_bank-"]
-    monkeypatch.setattr(rir, "simulate", None)  # from here on only the file can answer
+    monkeypatch.setattr(rir, "simulate", None)  # from here on the bank can only come from the file
     for a, b, c in zip(fresh, kept, rir.bank(*args, tmp_path)):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
@@ -287,7 +332,7 @@ def test_bank_is_fixed_and_kept(tmp_path, monkeypatch):
     assert {aug.draw(np.random.default_rng(i)).rir for i in range(60)} == {0, 1, 2, 3}
 
 
-def test_a_damaged_bank_is_made_anew_with_a_word(tmp_path, caplog):
+def test_a_damaged_bank_is_made_again_with_a_warning(tmp_path, caplog):
     args = (3, 7, (0.1, 0.2), (0.5, 1.0), tmp_path)
     want = rir.bank(*args)
     (path,) = tmp_path.iterdir()
@@ -328,8 +373,11 @@ def test_a_damaged_bank_is_made_anew_with_a_word(tmp_path, caplog):
     assert not caplog.text
 
 
-def test_a_short_reverberation_and_a_far_source_find_their_room():
-    """Room 94 of seed 27 draws 0.101 s, for which its first size is too large; no room of 0.15 s holds 5 m."""
+def test_rooms_exist_for_short_reverberation_and_far_sources():
+    """Room 94 of seed 27 draws 0.101 s, for which its first size is too large.
+
+    No room with 0.15 s is 5 m long.
+    """
     assert np.isfinite(rir.simulate(np.random.default_rng((27, 94)), (0.1, 0.7), (0.5, 4.0))).all()
     for seed in range(6):
         assert len(rir.simulate(np.random.default_rng(seed), (0.15, 0.2), (5.0, 5.0)))

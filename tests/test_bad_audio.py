@@ -1,4 +1,6 @@
-"""Audio that must be refused, or read as what it is: cut files, unknown lengths, other scales, silence, odd codecs."""
+"""Audio that must be refused or read correctly: cut files, unknown lengths, other scales, silence, odd
+codecs.
+"""
 
 import io
 import os
@@ -22,7 +24,7 @@ RATE = 16000
 
 
 def noise(seconds=1.0, rate=RATE, channels=1, seed=0):
-    """Noise whose loudness changes, so that lossy codecs switch their blocks."""
+    """Noise of changing loudness, so that lossy codecs switch their block sizes."""
     n = round(seconds * rate)
     level = 0.02 + 0.2 * (np.sin(np.arange(n) * 17 / rate) > 0)[:, None]
     x = np.random.default_rng(seed).standard_normal((n, channels)) * level
@@ -33,7 +35,7 @@ def coded(form, subtype="PCM_16", x=None, rate=RATE):
     """The bytes of a file that libsndfile writes."""
     x = noise(rate=rate) if x is None else x
     out = io.BytesIO()
-    if subtype in UNSEEKABLE:  # soundfile writes them into a path only
+    if subtype in UNSEEKABLE:  # soundfile can write these formats only to a path
         raise ValueError(subtype)
     soundfile.write(out, x, rate, format=form, subtype=subtype)
     return out.getvalue()
@@ -45,7 +47,7 @@ def one(entry, allow_pipes=False, folder=None, **table):
 
 
 def whole(raw):
-    """What soundfile decodes of a sound file."""
+    """A complete file as soundfile decodes it."""
     return soundfile.read(io.BytesIO(raw), dtype="float32")[0]
 
 
@@ -92,16 +94,16 @@ def test_cut_files_are_refused_and_whole_ones_are_not(tmp_path, form, subtype):
             one(file).read(0)
         if subtype in ("PCM_16", "PCM_24") and form not in ("CAF", "FLAC"):
             with pytest.raises(UserError, match=r"promises 1.000 s, 0\.\d+ s are there\n  hint: "):
-                one(file).read(0, 5, 10)  # and before any sample is read
+                one(file).read(0, 5, 10)  # also before any sample is read
             with pytest.raises(UserError, match="cut short"):
                 one(file).num_samples(0)
-    for part in (0.5, 0.93):  # by a command
+    for part in (0.5, 0.93):  # also from a command
         file.write_bytes(raw[: int(len(raw) * part)])
         with pytest.raises(UserError, match=r"cut short|damaged|cannot be read by"):
             one(f"cat '{file}' |", allow_pipes=True).read(0)
 
 
-def test_one_missing_sample_is_told_and_less_is_not(tmp_path):
+def test_one_missing_sample_is_reported_and_less_is_not(tmp_path):
     raw = coded("WAV", "PCM_24", noise(channels=2))
     (tmp_path / "a.wav").write_bytes(raw[:-5])
     assert one(tmp_path / "a.wav").num_samples(0) == RATE - 1
@@ -133,7 +135,7 @@ def test_odd_but_sound_files_are_read(tmp_path):
         assert n is None or len(found) == n, name
         expected = whole(made)
         np.testing.assert_array_equal(found, expected[: len(found)], err_msg=name)
-    file.write_bytes(before + raw[at:-RATE])  # cut behind chunks that are longer than what is read at once
+    file.write_bytes(before + raw[at:-RATE])  # cut behind chunks that are longer than one read
     with pytest.raises(UserError, match=r"promises 1.000 s, 0.500 s"):
         one(file).read(0)
 
@@ -148,7 +150,7 @@ def put(raw, at, form, *values):
 
 
 def unknown():
-    """Name -> (bytes of a file, what a sound one holds)."""
+    """Name -> (bytes of a file with unknown length, samples of the complete file)."""
     out = {}
     sizes = (0, 0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x7FFFFFDB, 0x80000000, 0xFFFFFFDB, 0xFFFFFFFE)
     raw = coded("WAV")
@@ -188,13 +190,16 @@ def test_unknown_lengths_are_read_to_the_end(tmp_path):
         np.testing.assert_array_equal(reader.read(0, 777, 999), expected[777:1776], err_msg=name)
         piped = one(f"cat '{file}' |", allow_pipes=True)
         np.testing.assert_array_equal(piped.read(0), expected, err_msg=name)
-        assert file.read_bytes() == raw  # read, not repaired
+        assert file.read_bytes() == raw  # the file is read, not repaired
 
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
 @pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (16000, 1), (16000, 2), (44100, 1), (48000, 2)])
 def test_mp3_without_a_tag(tmp_path, mode, rate, channels):
-    """libsndfile takes its length from the first frame's bit rate: here a third of it, of variable rate."""
+    """libsndfile estimates the length from the bit rate of the first frame: here a third of the true length,
+    because the bit
+    rate is variable.
+    """
     x, out, file = noise(6.0, rate, channels), io.BytesIO(), tmp_path / "a.mp3"
     x[rate : 3 * rate] *= 1e-4
     soundfile.write(
@@ -214,13 +219,16 @@ def test_mp3_without_a_tag(tmp_path, mode, rate, channels):
             reader = one(entry, allow_pipes=True)
             found = reader.read(0)
             assert len(found) == reader.num_samples(0)
-            late = int(np.argmax(np.correlate(found[:4000], sound[:1000])))  # no tag, no delay of the encoder
-            n = min(len(sound), len(found) - late) - 2500  # the end's padding is cut where a tag tells
+            # without a tag the encoder's delay is unknown
+            late = int(np.argmax(np.correlate(found[:4000], sound[:1000])))
+            # the padding at the end is cut only if a tag gives its length
+            n = min(len(sound), len(found) - late) - 2500
             assert n > 0.9 * len(sound)
-            delayed, same = found[late + 2500 : late + n], sound[2500:n]  # at 44.1 kHz not by whole samples
+            # at 44.1 kHz the cut is not at a whole sample
+            delayed, same = found[late + 2500 : late + n], sound[2500:n]
             assert np.corrcoef(delayed, same)[0, 1] > (0.9999 if rate != 44100 else 0.95)
             np.testing.assert_allclose(reader.read(0, 50000, 3000), found[50000:53000], atol=1e-6)
-    file.write_bytes(bare[: len(bare) // 2])  # nothing says that there was more
+    file.write_bytes(bare[: len(bare) // 2])  # nothing shows that there was more audio
     assert len(one(file).read(0)) == one(file).num_samples(0)
 
 
@@ -259,10 +267,10 @@ def test_float_files_of_another_scale(tmp_path, form, subtype):
             UserError, match=rf"(?s)float samples up to .*\n  hint: divide them by {divisor}\b"
         ):
             one(file).read(0)
-    file.write_bytes(coded(form, subtype, x / np.abs(x).max() * 1.9))  # overshoots
+    file.write_bytes(coded(form, subtype, x / np.abs(x).max() * 1.9))  # overshoots full scale
     assert np.abs(one(file).read(0)).max() == 1
     (tmp_path / "stereo").write_bytes(coded(form, subtype, np.hstack([x, -x]) * 9000))
-    with pytest.raises(UserError, match="float samples"):  # though the mean is silent
+    with pytest.raises(UserError, match="float samples"):  # although the mean of the channels is silent
         one(tmp_path / "stereo").read(0)
 
 
@@ -289,7 +297,7 @@ def test_codecs_may_overshoot(tmp_path):
 
 
 def silent_files(folder):
-    """Name -> what must be said of it."""
+    """Name -> what the message must say."""
     x = noise()
     waves = {
         "zero.wav": (np.zeros(RATE), "digital silence"),
@@ -318,7 +326,7 @@ def test_silence_is_recorded_and_named(tmp_path):
     names = [*reasons, "good.wav", "pause.wav", "left.wav", "quiet.wav"]
     reader = AudioReader(DataDir(None, names, names, {n: str(tmp_path / n) for n in names}))
     assert reader.silence_note() == ""
-    assert not reader.read(names.index("pause.wav"), 0, 100).any()  # a pause is no silent recording
+    assert not reader.read(names.index("pause.wav"), 0, 100).any()  # a recording with a pause is not silent
     assert not reader.silent
     for row in range(len(names)):
         reader.read(row)
@@ -349,7 +357,7 @@ def test_signal_problem_of_arrays():
 
 
 class Level(torch.nn.Module):
-    """Stands for an encoder."""
+    """A stand-in for an encoder."""
 
     min_samples = 400
 
@@ -357,7 +365,7 @@ class Level(torch.nn.Module):
         return wave.square().mean(-1, keepdim=True)
 
 
-def test_what_verifies_refuses_silence(tmp_path):
+def test_verification_refuses_silence(tmp_path):
     reasons = silent_files(tmp_path)
     soundfile.write(tmp_path / "good.wav", noise(), RATE)
     model = Model(Level().eval(), tmp_path, torch.device("cpu"), None)
@@ -411,8 +419,8 @@ def test_unseekable_codecs(tmp_path, form, subtype, monkeypatch):
     reader = AudioReader(data)
     for row, (first, last) in enumerate([(8000, 20000), (0, 4800), (24000, len(x))]):
         np.testing.assert_allclose(reader.read(row), x[first:last], atol=1e-6)
-        reader.read(row)[:] = 0  # what is held is not given away
-    assert len(opened) == 1  # decoded once a recording
+        reader.read(row)[:] = 0  # the cached array itself is not returned
+    assert len(opened) == 1  # each recording is decoded once
 
 
 def test_a_seek_that_fails_is_read_from_the_start(tmp_path, monkeypatch):
@@ -447,7 +455,7 @@ def test_lossy_crops_are_slices_of_the_whole(tmp_path, form, subtype, rate, leve
     file, seconds = tmp_path / f"a.{form.lower()}", 12.3
     x = noise(seconds, rate)
     with soundfile.SoundFile(file, "w", rate, 1, subtype, format=form, compression_level=level) as f:
-        for i in range(0, len(x), rate):  # libsndfile 1.2.2 cannot take all at once
+        for i in range(0, len(x), rate):  # libsndfile 1.2.2 cannot decode everything at once
             f.write(x[i : i + rate])
     rng, n = np.random.default_rng(1), round(seconds * RATE)
     near_end = n - rng.integers(0, 2 * RATE, 25)
@@ -508,7 +516,7 @@ def test_broken_archives(tmp_path):
     assert len(one(first).read(0)) == RATE
     with pytest.raises(UserError, match=r"promises 1.000 s, 0.500 s are there"):
         one(last).read(0)
-    # A length that is not known would take the entries behind it for samples.
+    # With an unknown length, the next entries would be read as samples.
     at = raw.index(b"data") + 4
     for size in (0, 0xFFFFFFFF):
         (tmp_path / "w.ark").write_bytes(put(raw, at, "<I", size))
@@ -524,14 +532,14 @@ def test_broken_archives(tmp_path):
             "cut short|damaged|cannot be read by libsndfile",
         ),
         ("d.ark", b"u AUDIO\x01\x05hello", "cannot be read by libsndfile"),
-        ("e.ark", b"u AUDIO", "no WAV"),
-        ("f.ark", b"u AUDIO\x00", "no WAV|cannot be read by libsndfile"),
-        ("g.ark", b"u PKL\x80\x04.", "no WAV"),
+        ("e.ark", b"u AUDIO", "neither a WAV"),
+        ("f.ark", b"u AUDIO\x00", "neither a WAV|cannot be read by libsndfile"),
+        ("g.ark", b"u PKL\x80\x04.", "neither a WAV"),
     ]:
         (tmp_path / name).write_bytes(made)
         with pytest.raises(UserError, match=why):
             one(f"{tmp_path / name}:2").read(0)
-    with pytest.raises(UserError, match="no WAV"):
+    with pytest.raises(UserError, match="neither a WAV"):
         one(f"{tmp_path / 'a.ark'}:99999").read(0)
 
 
@@ -542,7 +550,8 @@ def lying_files(folder):
     mp3 = coded("MP3", "MPEG_LAYER_III")
     at = max(mp3.find(b"Xing"), mp3.find(b"Info"))
     flac, wav = coded("FLAC"), coded("WAV")
-    info = int.from_bytes(flac[18:26], "big")  # 20 bits of rate, 3 of channels, 5 of bits, 36 of samples
+    # 20 bits of rate, 3 of channels, 5 of bits per sample, 36 of samples
+    info = int.from_bytes(flac[18:26], "big")
 
     def stream_info(rate=RATE, samples=RATE):
         return flac[:18] + (rate << 44 | info & (0xFF << 36) | samples).to_bytes(8, "big") + flac[26:]
@@ -627,7 +636,7 @@ def test_no_memory_is_an_error_of_the_user(tmp_path, monkeypatch):
         reader.read(0)
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
+def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "fifo.wav")
     os.mkfifo(tmp_path / "fifo.flac")
     (tmp_path / "folder.wav").mkdir()
@@ -645,7 +654,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
             one(tmp_path / name).read(0)
 
 
-def test_text_is_no_raw_audio_whatever_its_name(tmp_path):
+def test_text_is_not_read_as_raw_audio_whatever_its_name(tmp_path):
     for name in ("a.au", "a.snd", "a.gsm", "a.wav", "a.flac", "a.mp3", "a.raw"):
         (tmp_path / name).write_text("<html>404 not found</html>\n" * 300)
         with pytest.raises(UserError, match="cannot be read by libsndfile"):
@@ -675,7 +684,7 @@ def test_a_segment_to_the_end(tmp_path):
         AudioReader(data).num_samples(0)
 
 
-def test_the_mend_of_a_segment_beyond_the_end(tmp_path):
+def test_the_hint_for_a_segment_beyond_the_end_works(tmp_path):
     folder = tmp_path / "a b$(x)"
     folder.mkdir()
     soundfile.write(folder / "a.wav", noise(), RATE)
@@ -703,7 +712,7 @@ def test_a_command_runs_once_a_recording(tmp_path):
     assert (tmp_path / "runs").read_text() == "x\n" * 2
 
 
-def test_what_is_held_has_a_bound(monkeypatch):
+def test_cached_audio_has_a_bound(monkeypatch):
     monkeypatch.setattr(reader, "HELD_MB", 1)
     held = reader._Held(1000)
     for i in range(5):
@@ -734,7 +743,7 @@ def test_odd_names(tmp_path, name):
     x = noise()
     form = "FLAC" if name.endswith("flac") else "WAV"
     soundfile.write(str(tmp_path / name), x, RATE, format=form)
-    (tmp_path / "xy.wav").write_bytes(coded("WAV", x=noise(0.1)))  # that a pattern would find
+    (tmp_path / "xy.wav").write_bytes(coded("WAV", x=noise(0.1)))  # a glob pattern would match this name
     np.testing.assert_allclose(one(tmp_path / name).read(0), x[:, 0], atol=1 / 32767)
     ark = tmp_path / f"{name}.ark"
     kaldiio.save_ark(str(ark), {"u": (RATE, (x[:, 0] * 32767).astype("i2"))})

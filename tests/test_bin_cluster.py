@@ -38,11 +38,11 @@ def made(tmp_path_factory):
     data.utt_tables["utt2dur"] = dict.fromkeys(utts, "2.5")
     data.write(root / "data")
     with EmbeddingWriter(root / "embed") as w:
-        for u, e in zip(utts[::-1], x[::-1]):  # another order than the data directory
+        for u, e in zip(utts[::-1], x[::-1]):  # the order differs from the data directory's
             w(u, e)
     with EmbeddingWriter(
         root / "rows"
-    ) as w:  # three rows an utterance, of other lengths, with the same direction
+    ) as w:  # three rows per utterance with different lengths and the same direction
         for u, e in zip(utts, x):
             w(u, np.stack([e, 5 * e, 0.1 * e]))
     (root / "truth").write_text("".join(f"{u} s{t}\n" for u, t in zip(utts, truth)))
@@ -124,8 +124,12 @@ def test_rows_are_averaged_after_normalization(made, tmp_path):
     assert (tmp_path / "embed/data/utt2spk").read_bytes() == (tmp_path / "rows/data/utt2spk").read_bytes()
 
 
-def test_models_side_by_side_count_alike(made, tmp_path):
-    """Two halves of the axes, of other lengths: as one set of embeddings whose halves are normalized each."""
+def test_several_models_have_equal_weight(made, tmp_path):
+    """The two models are halves of the axes with different lengths.
+
+    The result equals one set of embeddings whose halves are
+    normalized separately.
+    """
     from pyspkv.data.ark import read_embeddings
 
     root, utts, truth = made
@@ -161,8 +165,50 @@ def test_small_clusters_are_dropped_and_auto_reports_its_curve(made, tmp_path):
     assert (tmp_path / "b/report.num_clusters.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_factor_on_the_estimated_number(made, tmp_path):
+    root, _, _ = made
+    found = {}
+    for factor in ("auto", "auto*1.25", "auto*100"):
+        for method in ("kmeans-ahc", "kmeans", "ahc"):
+            options = Options(num_clusters=factor, method=method, num_kmeans=90)
+            out = tmp_path / f"{factor}-{method}"
+            report = make_round([root / "embed/embedding.scp"], root / "data", out / "data", options)
+            assert report["num_clusters"] == report["num_clusters_chosen"]
+            found[factor, method] = report
+    for method, most in (("kmeans-ahc", 90), ("kmeans", 400), ("ahc", 400)):
+        estimate = found["auto", method]["num_clusters"]
+        assert "num_clusters_estimate" not in found["auto", method] and 17 <= estimate <= 24
+        more, all_of_them = found["auto*1.25", method], found["auto*100", method]
+        assert more["num_clusters_estimate"] == estimate and more["num_clusters"] == round(1.25 * estimate)
+        assert more["auto"] == found["auto", method]["auto"] and more["asked"]["num_clusters"] == "auto*1.25"
+        assert all_of_them["num_clusters"] == most
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [("auto", "auto"), ("auto*1", "auto"), ("auto*1.250", "auto*1.25"), ("auto*0.5", "auto*0.5"), ("007", 7)],
+)
+def test_ways_to_give_the_number_of_clusters(given, taken):
+    argv = ["--embeddings", "e", "--data", "d", "--out-data", "o", "--num-clusters", given]
+    assert cluster.parse(argv).num_clusters == taken
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["auto*", "auto*0", "auto*0.09", "auto*101", "auto*1e1", "auto*-2", "auto*nan", "auto * 2", "auto*1.25x", "2*auto",
+     "auto*.5", "Auto", "0", "-3", "1.5", "١٢", "auto*" + "9" * 60],
+)  # fmt: skip
+def test_other_numbers_of_clusters_are_refused(given):
+    argv = ["--embeddings", "e", "--data", "d", "--out-data", "o", f"--num-clusters={given}"]
+    with pytest.raises(
+        UserError, match=r"--num-clusters .*: a number from 1 to 999999999, auto, or auto\*F"
+    ) as err:
+        cluster.parse(argv)
+    assert "auto*1.25" in str(err.value) and len(str(err.value)) < 300
+
+
 def test_the_labels_come_last_and_never_over_their_source(made, tmp_path, monkeypatch):
-    """Killed before the labels, the next run makes both; after them, both are there."""
+    """A run killed before the labels are written leaves the report only; the next run makes both."""
     root, _, _ = made
     base = ["--embeddings", root / "embed/embedding.scp", "--data", root / "data", "--num-clusters", 20]
     done = run(*base, "--out-data", root / "data", ok=False)

@@ -54,7 +54,8 @@ def test_separable_scores_stay_finite_and_swapped_ones_are_refused():
     assert 0.2 < got.threshold < 0.8
     with pytest.raises(UserError, match="swapped"):
         calibration.fit(scores, scores < 0.5, 0.5, "test")
-    with pytest.raises(UserError, match="all scores are equal"):  # whose mean is not 1/3 in floats
+    # targets whose mean is not exactly 1/3 in floats
+    with pytest.raises(UserError, match="all scores are equal"):
         calibration.fit(np.full(100, 1 / 3), np.arange(100) < 50, 0.5, "test")
     with pytest.raises(UserError, match="all scores are equal"):
         calibration.fit(np.ones(4), scores > 0.5, 0.5, "test")
@@ -86,8 +87,8 @@ def test_file_round_trip_and_refusals(tmp_path):
     [[1, 2, 2, 1], [4, 3, 2, 1], [1e308, -1e308, 1e308, 0], [1e200, 1, 2, 3], [0, 0, 5e-324, 5e-324],
      [0, 1e-320, 1e-310, 2e-310], [1, 2, 3, np.nan], [0, 1, 2, np.inf], [7, 7, 7, 7]],
 )  # fmt: skip
-def test_what_cannot_be_calibrated_is_an_error_of_its_own(scores):
-    """Either finite figures, or CalibrationError: of bin.evaluate it means to go on without."""
+def test_impossible_calibrations_raise_calibration_error(scores):
+    """The result is finite, or a CalibrationError, and then bin.evaluate goes on without one."""
     target = np.array([False, False, True, True])
     try:
         got = calibration.fit(np.array(scores, float), target, 0.5, "x")
@@ -97,7 +98,7 @@ def test_what_cannot_be_calibrated_is_an_error_of_its_own(scores):
     assert scores[1] < scores[2]
 
 
-def test_one_kind_cannot_be_calibrated_but_a_wrong_prior_is_the_callers_fault():
+def test_one_kind_of_trial_raises_calibration_error_and_a_wrong_prior_user_error():
     for target in (np.ones(3, bool), np.zeros(3, bool)):
         with pytest.raises(calibration.CalibrationError, match="both kinds"):
             calibration.fit(np.arange(3.0), target, 0.5, "x")
@@ -106,8 +107,8 @@ def test_one_kind_cannot_be_calibrated_but_a_wrong_prior_is_the_callers_fault():
     assert not isinstance(err.value, calibration.CalibrationError)
 
 
-def test_the_fit_does_not_move_once_it_stands_still():
-    """Many iterations that change nothing are left out: Newton's method by hand ends at the same bits."""
+def test_skipped_iterations_would_not_change_the_fit():
+    """Iterations that change nothing are skipped: Newton's method without skipping ends at the same bits."""
     for seed in range(8):
         scores, target = gaussian(200, 900, seed)
         got = calibration.fit(scores, target, 0.5, "x")
@@ -234,7 +235,7 @@ def test_command_from_dev_trials_and_its_errors(tmp_path, monkeypatch):
     [("--num-trials", n) for n in ("0", "1" + "0" * 12, "9" * 5000, "x")]
     + [("--seed", n) for n in ("9" * 5000, "-1")],
 )
-def test_numbers_beyond_reason_are_usage_errors(monkeypatch, capsys, option):
+def test_numbers_out_of_range_are_usage_errors(monkeypatch, capsys, option):
     monkeypatch.setattr("sys.argv", ["x", "--from-data", "d", "--embeddings", "e", "--out", "o", *option])
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -1,4 +1,4 @@
-"""Run folders of strangers, and damaged ones: what cannot be trusted is refused with what to do."""
+"""Damaged or untrusted run folders are refused, with a hint."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["adam", "momentum", "plain"])
-def test_what_was_saved_goes_on_as_if_never_stopped(tmp_path, kind):
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path, kind):
     model, optimizers = make(kind)
     step(model, optimizers)
     checkpoint.save(tmp_path, 1, model, optimizers, STATE)
@@ -142,7 +142,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_damaged_run_is_refused_with_what_to_do(run, name):
+def test_a_damaged_run_is_refused_with_a_hint(run, name):
     folder, restore = run
     restore()
     FAULTS[name](folder)
@@ -162,7 +162,7 @@ def test_a_step_beyond_the_end_of_the_training(run):
         checkpoint.restore(run[0], *make(), last=2)
 
 
-def test_pipes_in_place_of_files_are_not_waited_for(run):
+def test_pipes_instead_of_files_do_not_block(run):
     folder, restore = run
     for name in ("state.json", "model.safetensors", "optim.safetensors"):
         shutil.copytree(folder.parent, saved := folder.parent.with_name("saved"))
@@ -175,7 +175,7 @@ def test_pipes_in_place_of_files_are_not_waited_for(run):
 
 
 def test_infinite_means_are_kept(run):
-    """An open gate's threshold is infinite."""
+    """The threshold of an open gate is infinite."""
     folder, restore = run
     change(means={"threshold": [float("inf"), 1.0]})(folder)
     assert restore()["means"] == {"threshold": [float("inf"), 1.0]}
@@ -206,7 +206,7 @@ def test_all_files_follow_the_umask(tmp_path):
         ("- 1", "must be a mapping"),
     ],
 )
-def test_a_config_that_asks_for_the_memory_is_refused_before_it_is_given(tmp_path, text, words):
+def test_a_config_of_absurd_size_is_refused_before_memory_is_allocated(tmp_path, text, words):
     config = cfg.validate(EncoderConfig, TINY)
     checkpoint.save_import(tmp_path / "m", cfg.build(config), config, {})
     assert load_encoder(tmp_path / "m").embed_dim == 16

@@ -1,4 +1,6 @@
-"""k-means (exact, IVF, constrained, resumed), the two steps, and the label-free number of clusters."""
+"""k-means (exact, IVF, constrained, resumed), the two steps together, and the number of clusters without
+labels.
+"""
 
 import numpy as np
 import pytest
@@ -21,15 +23,39 @@ def blobs(n, dim, clusters, noise, seed):
 
 
 def test_exact_kmeans_is_lloyds():
-    """Same start, same number of updates as scikit-learn's Lloyd: same labels and centroids."""
+    """Same start and same number of updates as scikit-learn's Lloyd: same labels and centroids."""
     x, _ = blobs(600, 8, 12, 0.5, 0)
     start = x[np.sort(np.random.default_rng([3, 0]).choice(600, 20, replace=False))]
     for steps in (1, 4, 60):
         labels, centroids = kmeans(x, 20, 3, steps, tol=0)
         ref = KMeans(20, init=start, n_init=1, max_iter=steps, tol=0, algorithm="lloyd").fit(x)
         assert np.array_equal(labels, ref.labels_)
-        if steps == 60:  # converged; before that scikit-learn returns the centers of the step before
+        # only after convergence: before it, scikit-learn returns the centers of the previous step
+        if steps == 60:
             np.testing.assert_allclose(centroids, ref.cluster_centers_, atol=1e-5)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
+def test_kmeans_stops_where_it_converges(spherical):
+    """By itself, before the cap, with nothing to gain: as good as scikit-learn's run to the end from the same start."""
+    x, _ = blobs(4000, 16, 30, 0.6, 7)
+    start = x[np.sort(np.random.default_rng([5, 0]).choice(4000, 60, replace=False))]
+    stats = {}
+    labels, c = kmeans(x, 60, 5, spherical=spherical, stats=stats)
+    assert stats["converged"] and 10 < stats["iterations"] < module.MAX_ITERATIONS
+    again, _ = module.Assigner(x)(c, module._bias(c, spherical))
+    sums, counts = module.sums_of(x, again, 60)
+    new = sums / counts[:, None]
+    if spherical:
+        new /= np.linalg.norm(new, axis=1, keepdims=True)
+    assert (again == labels).all() and np.abs(new - c).max() < 0.02, "a further step moves next to nothing"
+    if not spherical:
+        ref = KMeans(60, init=start, n_init=1, max_iter=1000, tol=0, algorithm="lloyd").fit(x)
+        assert stats["objective"] == pytest.approx(ref.inertia_ / 4000, rel=2e-5)
+    capped = {}
+    kmeans(x, 60, 5, 4, spherical=spherical, stats=capped)
+    assert capped["iterations"] == 4 and not capped["converged"]
+    assert capped["objective"] > stats["objective"] * 1.001
 
 
 def test_objective_is_the_mean_squared_distance():
@@ -42,7 +68,8 @@ def test_objective_is_the_mean_squared_distance():
         if spherical:
             np.testing.assert_allclose(np.linalg.norm(c, axis=1), 1, atol=1e-6)
         score = x @ c.T - (0 if spherical else (c**2).sum(1) / 2)
-        assert (score.max(1) - score[np.arange(500), labels]).max() < 1e-5  # nearest centroids, all of them
+        # the nearest centroids, found by comparing with all
+        assert (score.max(1) - score[np.arange(500), labels]).max() < 1e-5
 
 
 def test_cells_find_nearly_all_nearest_centroids():
@@ -73,18 +100,20 @@ def test_empty_clusters_are_repaired_and_counted():
     stats = {}
     labels, c = kmeans(
         x.astype(np.float32), 25, 0, 15, stats=stats
-    )  # copies as starts must leave clusters empty
+    )  # starting from copies must leave clusters empty
     assert stats["empty_repaired"] > 0
     assert len(np.unique(labels)) > 20 and np.isfinite(c).all()
 
 
 @pytest.mark.parametrize(("points", "copies", "k"), [(100, 3, 250), (40, 5, 150), (5, 10, 45)])
-def test_copies_below_the_number_of_clusters_end(points, copies, k):
-    """Copied or silent files: most clusters are empty at every step, and the donors must suffice."""
+def test_fewer_distinct_points_than_clusters(points, copies, k):
+    """Copied or silent files: most clusters are empty in every iteration, and there must be enough donors."""
     x = np.repeat(np.random.default_rng(0).normal(size=(points, 8)), copies, axis=0).astype(np.float32)
     for seed in range(3):
-        labels, c = kmeans(x, k, seed, 5)
+        stats = {}
+        labels, c = kmeans(x, k, seed, stats=stats)
         assert np.isfinite(c).all() and labels.max() < k
+        assert stats["converged"] and stats["iterations"] < 60
 
 
 def test_seeded_and_deterministic():
@@ -95,11 +124,13 @@ def test_seeded_and_deterministic():
     assert not np.array_equal(a[0], kmeans(x, 100, 6, cells=20, probes=5)[0])
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4])
-def test_a_killed_run_goes_on_with_the_same_digits(tmp_path, monkeypatch, stop_after):
+@pytest.mark.parametrize(("stop_after", "tol"), [(1, 0), (3, 0), (4, 0), (4, 3e-3), (6, 3e-3), (7, 3e-3)])
+def test_a_killed_run_goes_on_with_the_same_digits(tmp_path, monkeypatch, stop_after, tol):
     x, _ = blobs(3000, 16, 40, 0.8, 4)
-    args = {"k": 150, "seed": 1, "max_iter": 7, "cells": 20, "probes": 4, "tol": 0}
-    want = kmeans(x, **args)
+    args = {"k": 150, "seed": 1, "max_iter": 20 if tol else 7, "cells": 20, "probes": 4, "tol": tol}
+    stats = {}
+    want = kmeans(x, **args, stats=stats)
+    assert stats["iterations"] == 7 and stats["converged"] == (tol > 0)
     path, save, calls = tmp_path / "state.npz", module._save, []
 
     def killed(*a):
@@ -121,7 +152,7 @@ def test_a_killed_run_goes_on_with_the_same_digits(tmp_path, monkeypatch, stop_a
     )
 
 
-def test_a_damaged_or_foreign_state_is_made_anew_with_a_word(tmp_path, caplog):
+def test_a_damaged_or_foreign_state_is_replaced_with_a_warning(tmp_path, caplog):
     x, _ = blobs(400, 8, 10, 0.8, 4)
     args, path = {"k": 30, "seed": 1, "max_iter": 4, "tol": 0}, tmp_path / "state.npz"
     want = kmeans(x, **args, checkpoint=path)
@@ -169,7 +200,7 @@ def test_a_damaged_or_foreign_state_is_made_anew_with_a_word(tmp_path, caplog):
 
 # ---- constrained ------------------------------------------------------------------------------------------
 def plain_constrained(x, index, label, k, spherical, tol, max_iter=100):
-    """Constrained seed k-means (GLL, IJCAI 2024) by plain loops, word by word."""
+    """Constrained seed k-means as GLL (IJCAI 2024) describes it, by plain loops."""
     free = np.setdiff1d(np.arange(len(x)), index)
     c = np.stack([x[index[label == j]].mean(0) for j in range(k)])
     for _ in range(max_iter):
@@ -198,7 +229,7 @@ def test_constrained_is_the_plain_algorithm(spherical, tol):
     np.testing.assert_allclose(c, centroids, atol=1e-5)
 
 
-def test_bounds_leave_out_only_points_that_keep_their_centroid():
+def test_the_bounds_skip_only_points_that_keep_their_centroid():
     x, _ = blobs(3000, 24, 40, 0.5, 9)
     rng = np.random.default_rng(0)
     c, find = x[rng.choice(3000, 40, replace=False)].copy(), module.Bounded(x)
@@ -206,7 +237,7 @@ def test_bounds_leave_out_only_points_that_keep_their_centroid():
         np.testing.assert_array_equal(find(c), (x @ c.T).argmax(1))
         c = c + 0.1 * 0.4**step * rng.normal(size=c.shape).astype(np.float32)
         if step == 7:
-            c[3] = x[11]  # an empty cluster's new start
+            c[3] = x[11]  # the new start of an empty cluster
     assert 3000 * 2 < find.looked_at < 3000 * 8
 
 
@@ -255,7 +286,7 @@ def test_two_steps_find_the_speakers():
     assert set(labels) == set(range(60))
 
 
-def test_no_kmeans_where_there_are_no_fewer_centroids_than_points():
+def test_no_kmeans_if_there_are_as_many_centroids_as_points():
     x, _ = blobs(300, 16, 12, 0.6, 8)
     labels, info = cluster(x, "kmeans-ahc", 12, num_kmeans=300)
     np.testing.assert_array_equal(labels, ahc(x, 12))
@@ -271,7 +302,7 @@ def test_number_of_clusters_without_labels(method):
 
 
 def test_sessions_do_not_hide_the_speakers():
-    """Two peaks, 30 speakers with 8 tight sessions each: the coarser one is chosen."""
+    """The curve has two peaks for 30 speakers with 8 tight sessions each; the coarser one is chosen."""
     rng = np.random.default_rng(10)
     center = rng.normal(size=(30, 64))
     session = np.repeat(center, 8, axis=0) + 1.1 * rng.normal(size=(240, 64))
@@ -279,7 +310,7 @@ def test_sessions_do_not_hide_the_speakers():
     labels, c = kmeans(x, 600, 0)
     k, curve = choose_num_clusters(x, labels, c)
     best = max(curve, key=lambda p: p["silhouette"])
-    assert best["num_clusters"] > 150  # the highest peak is the sessions'
+    assert best["num_clusters"] > 150  # the highest peak belongs to the sessions
     assert 26 <= k <= 34
 
 
@@ -304,7 +335,7 @@ def test_zero_rows_and_impossible_counts():
 
 
 @pytest.mark.slow
-def test_hundred_thousand_points_in_proportion():
+def test_a_hundred_thousand_points_with_proportional_settings():
     import sys
     from pathlib import Path
 

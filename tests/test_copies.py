@@ -1,4 +1,4 @@
-"""Utterances that share their embedding: found but for rounding, and no group of speakers because of it."""
+"""Utterances that share their embedding are found despite rounding, and do not count as speakers."""
 
 import numpy as np
 import pytest
@@ -29,8 +29,11 @@ def test_copies_are_the_rows_of_one_vector(which, seed, rounding):
     assert shared(first).tolist() == [i for i, v in enumerate(which) if which.count(v) > 1]
 
 
-def test_near_is_not_equal_and_the_scale_is_that_of_the_set():
-    """A cosine distance of 1e-7 is no copy in an ordinary set; nor are neighbors in a set that is narrow itself."""
+def test_the_limit_for_copies_scales_with_the_spread_of_the_set():
+    """A cosine distance of 1e-7 is not a copy in an ordinary set.
+
+    Nor are neighbors copies in a set that is narrow itself.
+    """
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 24))
     near = np.concatenate([x, x + 5e-4 * rng.normal(size=x.shape)])
@@ -43,11 +46,13 @@ def test_near_is_not_equal_and_the_scale_is_that_of_the_set():
 @settings(deadline=None, max_examples=40)
 @given(st.integers(2, 7), st.integers(0, 999), st.floats(0, 1))
 def test_silhouette_of_clusters_of_copies_is_scikit_learns(points, seed, cut):
-    """Where each cluster is copies of one vector its center is that vector, and both definitions are one."""
+    """If each cluster is copies of one vector, its center is that vector, and both definitions of silhouette
+    agree.
+    """
     rng = np.random.default_rng(seed)
     which = np.concatenate([np.arange(points), rng.integers(0, points, 3 * points)])
     x = rng.normal(size=(points, 6)).astype(np.float32)[which]
-    labels = which + points * (rng.random(len(which)) < cut)  # some are cut into two clusters of one vector
+    labels = which + points * (rng.random(len(which)) < cut)  # some vectors have their copies in two clusters
     if len(set(labels)) == len(labels):
         return
     got = quality.similarity(x, labels)["silhouette"]
@@ -57,7 +62,7 @@ def test_silhouette_of_clusters_of_copies_is_scikit_learns(points, seed, cut):
 @settings(deadline=None, max_examples=80)
 @given(st.integers(0, 9999), st.sampled_from([0, 1e-9, 1e-7, 1e-5, 1e-3, 1]), st.booleans())
 def test_silhouette_is_bounded_and_that_of_exact_numbers(seed, spread, double):
-    """Random labels of copies and of vectors in a narrow cone, against loops in float64 of the same vectors."""
+    """Random labels for copies and for vectors in a narrow cone, against loops in float64."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=20) + spread * rng.normal(size=(12, 20))
     x = np.repeat(x, rng.integers(1, 4, 12), 0).astype(np.float32)
@@ -104,8 +109,8 @@ def test_copies_do_not_change_the_number_of_clusters(power, seed):
 
 
 @pytest.mark.parametrize("each", [3, 15])
-def test_copies_alone_are_a_cluster_each(each):
-    """A model that knows twenty points: they are no groups of each other, so twenty it is."""
+def test_ungrouped_sets_of_copies_become_a_cluster_each(each):
+    """A model that outputs only twenty distinct vectors, which form no groups: there are twenty clusters."""
     x = l2_normalize(np.repeat(np.random.default_rng(each).normal(size=(20, 64)), each, 0))
     labels, _ = cluster(x, "kmeans-ahc", "auto", num_kmeans=len(x))
     assert labels.tolist() == np.repeat(np.arange(20), each).tolist()

@@ -1,4 +1,4 @@
-"""Data directories: round trips, every kind of bad input, mending, cutting, kills in the middle of a write."""
+"""Data directories: round trips, every kind of bad input, repair, subsets, kills in the middle of a write."""
 
 import hashlib
 import multiprocessing
@@ -24,7 +24,7 @@ from pyspkv.data.tables import plain_number, whole_number
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A directory as Kaldi would hold it, by hand: recordings with segments, and all the files we know.
+# A directory in Kaldi's form, written by hand: recordings with segments, and all files that we know.
 KALDI = {
     "wav.scp": "r1 /data/r1.wav\nr2 sph2pipe -f wav /data/r2.sph |\nr3 foo.ark:123\n",
     "segments": "a-1 r1 0.00 1.50\na-2 r1 1.50 3.25\nb-1 r2 0 2\nc-1 r3 10.5 11\n",
@@ -77,7 +77,7 @@ def test_write_then_read_is_the_same(tmp_path):
     assert (tmp_path / "e" / "spk2utt").read_text() == KALDI["spk2utt"]
 
 
-def test_blanks_and_tabs_between_columns_are_one(tmp_path):
+def test_blanks_and_tabs_between_columns_are_equivalent(tmp_path):
     files = {
         "utt2spk": "u1\ts1\nu2   s1\n",
         "spk2utt": "s1 u1  u2 \n",
@@ -95,7 +95,7 @@ def test_truth_is_neither_read_nor_copied(tmp_path):
     assert not (tmp_path / "e" / "utt2spk_true").exists()
 
 
-# (file, new content or None to delete it, line in the message or None, words in the message); the hint follows
+# (file, new content or None to delete it, line in the message or None, words in the message); then the hint
 BAD = {
     "unsorted": ("utt2spk", "a-2 a\na-1 a\nb-1 b\nc-1 c\n", 2, "C order"),
     "duplicate": ("utt2spk", "a-1 a\na-1 a\nb-1 b\nc-1 c\n", 2, "twice"),
@@ -187,7 +187,7 @@ FIXABLE = [k for k in BAD if BAD[k][1] is not None and k not in ("empty file", "
 
 
 @pytest.mark.parametrize("kind", [*FIXABLE, "no spk2utt", "devices alone"])
-def test_fix_mends_it_and_a_second_fix_does_nothing(tmp_path, kind):
+def test_fix_repairs_it_and_a_second_fix_does_nothing(tmp_path, kind):
     name, text, _, _ = BAD[kind]
     path = put(tmp_path / "d", KALDI)
     if text is None:
@@ -199,7 +199,7 @@ def test_fix_mends_it_and_a_second_fix_does_nothing(tmp_path, kind):
     data = DataDir.read(path)
     assert set(data.utts) <= {"a-1", "a-2", "b-1", "c-1"}
     kept = contents(path / ".backup")
-    assert kept or kind == "no spk2utt"  # where nothing was replaced
+    assert kept or kind == "no spk2utt"  # if nothing was replaced there is no backup
     assert all(before[n] == kept[n] for n in kept)
     after = contents(path)
     assert all(after.get(n) == before[n] for n in before.keys() - kept.keys())
@@ -245,12 +245,12 @@ def test_fix_keeps_exactly_what_every_file_has(tmp_path):
 def test_fix_refuses_to_leave_nothing(tmp_path):
     path = put(tmp_path / "d", {**KALDI, "text": "z hello\n"})
     before = contents(path)
-    with pytest.raises(UserError, match="text: has no utterance of the other files"):
+    with pytest.raises(UserError, match="text: shares no utterance with the other files"):
         fix(path)
     assert contents(path) == before
 
 
-# What fix must refuse, with not one byte changed: file, its content, words of the refusal.
+# What fix must refuse without changing a byte: file, its content, words of the message.
 REFUSED = {
     "trials of another form": ("trials", "m1,a-2,target\nm1,c-1,nontarget\n", "2 of 2 lines cannot be read"),
     "trials with scores": (
@@ -301,7 +301,8 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_fix_refuses_and_changes_nothing(tmp_path, kind):
     name, text, words = REFUSED[kind]
-    files = {**KALDI, "utt2dur": KALDI["utt2dur"].replace("a-2 1.75", "a-2  1.75")}  # this it would hint
+    # following this hint would call fix
+    files = {**KALDI, "utt2dur": KALDI["utt2dur"].replace("a-2 1.75", "a-2  1.75")}
     path = put(tmp_path / "d", {**files, name: text})
     before = contents(path)
     with pytest.raises(UserError) as err:
@@ -311,8 +312,8 @@ def test_fix_refuses_and_changes_nothing(tmp_path, kind):
     assert contents(path) == before and [p for p in path.iterdir() if p.is_dir()] == []
 
 
-def test_fix_says_so_where_no_rule_mends(tmp_path, monkeypatch):
-    """What would be written is checked aside as `validate` would check it."""
+def test_fix_reports_what_it_cannot_repair(tmp_path, monkeypatch):
+    """Fix writes its result to the side first and checks it as `validate` would."""
     path = put(tmp_path / "d", {**KALDI, "utt2spk": "a-2 a\na-1 a\nb-1 b\nc-1 c\n"})
     before = contents(path)
     monkeypatch.setattr("pyspkv.data.fix.spk2utt_lines", lambda utts, spk: ["a b-1"])
@@ -348,7 +349,7 @@ def test_fix_makes_utt2spk_from_spk2utt(tmp_path):
         fix(path)
 
 
-def test_cutting_utt2spk_by_hand_and_mending_the_rest_is_kaldis_way(tmp_path):
+def test_a_shortened_utt2spk_defines_the_subset_as_in_kaldi(tmp_path):
     path = put(tmp_path / "d", {**KALDI, "utt2spk": "c-1 c\n"})
     fix(path)
     data = DataDir.read(path)
@@ -368,7 +369,7 @@ def test_an_end_of_minus_one_is_kept_by_every_tool(tmp_path):
     assert fix(path) == []
     run("subset", "--utt-list", _ids(tmp_path, "a-2\nc-1\n"), path, tmp_path / "sub")
     run("copy", "--utt-prefix", "x-", path, tmp_path / "copy")
-    for name in ("enrol_map", "trials"):  # whose models would have two meanings
+    for name in ("enrol_map", "trials"):  # its models would have two meanings
         (path / name).unlink()
     run("combine", tmp_path / "both", path, tmp_path / "copy")
     run("split", "--per-utt", path, 4)
@@ -407,7 +408,7 @@ def test_the_shortest_by_segments_need_the_recordings_lengths(tmp_path):
 
 @pytest.fixture
 def heard(tmp_path) -> Path:
-    """Recordings of 2 s and 1 s; of the segments one ends a little late, one much too late, one begins too late."""
+    """Recordings of 2 s and 1 s. One segment ends a little late, one much too late, one begins too late."""
     import numpy as np
     import soundfile
 
@@ -428,7 +429,7 @@ def test_fix_cuts_segments_to_the_audio(heard, options):
     run("fix", *options, heard)
     data = DataDir.read(heard)
     assert data.segments == {
-        "a": ("r1", 0, 2.4),  # within Kaldi's half second
+        "a": ("r1", 0, 2.4),  # within the half second that Kaldi allows
         "b": ("r1", 1.5, 2),
         "d": ("r2", 0.25, -1),
         "f": ("r2", 0, 1),
@@ -459,7 +460,7 @@ NO_NUMBERS = ["9" * 5000, "9" * 30, "9" * 19, "\u00b2", "\u0663", "1_0", "+1", "
 def test_whole_numbers_are_ascii_digits_of_a_sane_length(tmp_path, text, capsys):
     assert whole_number(text) is None
     path = put(tmp_path / "d", {**KALDI, "utt2num_samples": f"a-1 1\na-2 {text}\nb-1 1\nc-1 1\n"})
-    if text.strip() == text:  # a blank parts columns
+    if text.strip() == text:  # a blank separates columns
         with pytest.raises(UserError, match="utt2num_samples:2: "):
             DataDir.read(path)
     (path / "utt2num_samples").unlink()
@@ -490,7 +491,8 @@ def test_validate_checks_every_directory_it_is_given(tmp_path, capsys):
         f"{bad / 'spk2utt'}: no such file",
         f"error: {tmp_path / 'none'}: no such data directory",
     ]
-    assert capsys.readouterr().out.count("Successfully validated") == 2  # those behind a bad one too
+    # also the directories after a bad one
+    assert capsys.readouterr().out.count("Successfully validated") == 2
     with pytest.raises(UserError, match="utterances are in|4 utterances"):
         run("validate", good, "--disjoint", other)
     with pytest.raises(SystemExit):
@@ -541,7 +543,7 @@ def test_a_table_that_is_a_pipe_or_a_link_to_nowhere_is_named(tmp_path):
         "notes/text",
     ],
 )
-def test_nothing_of_others_goes_with_a_folder_that_is_replaced(tmp_path, place):
+def test_a_folder_with_files_of_others_is_not_replaced(tmp_path, place):
     data = DataDir.read(put(tmp_path / "d", KALDI))
     data.write_split(3)
     file = data.path / place
@@ -559,7 +561,7 @@ def test_nothing_of_others_goes_with_a_folder_that_is_replaced(tmp_path, place):
 
 
 # ---- cutting and joining -------------------------------------------------------------------------------------
-def test_subset_takes_everything_along(tmp_path):
+def test_subset_keeps_all_tables(tmp_path):
     data = DataDir.read(put(tmp_path / "d", KALDI))
     data.subset(["c-1", "a-2", "a-1"]).write(tmp_path / "e")
     assert {k: v.decode() for k, v in contents(tmp_path / "e").items()} == {
@@ -605,7 +607,7 @@ def test_combine(tmp_path):
     read = DataDir.read(tmp_path / "c")
     assert left_out == {"text"}
     assert read.utts == sorted([*a.utts, *other.utts])
-    assert len(read.wav) == 3  # the same recordings in both
+    assert len(read.wav) == 3  # both have the same recordings
     assert read.trials["trials"][4:] == ["z-a-1 z-a-2 target"]
 
 
@@ -692,7 +694,8 @@ def test_round_trip(tmp_path, data):
     for p in (tmp_path / "d").iterdir():
         if p.name != "trials":
             lines = p.read_bytes().split(b"\n")[:-1]
-            assert lines == sorted(lines, key=lambda line: line.split(b" ")[0])  # C order is byte order
+            # C order is the order of bytes
+            assert lines == sorted(lines, key=lambda line: line.split(b" ")[0])
 
 
 @relaxed
@@ -737,7 +740,7 @@ def test_split_is_a_partition_by_speaker(data, n, per_utt):
 @relaxed
 @given(data=directories())
 def test_speaker_prefix_gives_both_sort_orders(tmp_path, data):
-    """What Kaldi's validator checks: sorted by utterance, and the same lines sorted by speaker."""
+    """Kaldi's validator checks that lines sorted by utterance are sorted by speaker, too."""
     new = data.speaker_prefixed()
     new.write(tmp_path / "d")
     lines = (tmp_path / "d" / "utt2spk").read_bytes().split(b"\n")[:-1]
@@ -776,10 +779,11 @@ def test_kill_in_the_middle_leaves_a_whole_directory(tmp_path):
         time.sleep(pause)
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        if not path.exists():  # between the two renames: the old one is whole and the message says where
+        # killed between the two renames: the old directory is complete, and the message says where it is
+        if not path.exists():
             old = tmp_path / ".d.old"
             if not old.exists():
-                continue  # killed before the first was finished
+                continue  # killed before the first rename
             with pytest.raises(UserError, match="mv .*d.old"):
                 DataDir.read(path)
             old.rename(path)

@@ -1,4 +1,4 @@
-"""Processes that prepare batches: however one ends, the training ends with one clear error, soon."""
+"""Processes that prepare batches: however one ends, training soon ends with one clear error."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 
 def train(tmp_path, data, monkeypatch, then, workers=1):
-    """Train with `then(batch)` called in the worker on each batch that is made, from the fourth on."""
+    """Train, calling `then(batch)` in the worker on each batch from the fourth on."""
     made = Batches.batch
 
     def batch(self, epoch, step, rows):
@@ -84,7 +84,7 @@ def test_an_error_in_a_worker_is_the_users_error(tmp_path, data, monkeypatch, er
     ("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)", "/dev/shm is full"),
     ("unable to open shared memory object </torch_1_2> in read-write mode: Too many open files (24)", "ulimit"),
 ])  # fmt: skip
-def test_no_room_for_a_batch_is_told(tmp_path, data, monkeypatch, why, words):
+def test_a_full_dev_shm_is_reported(tmp_path, data, monkeypatch, why, words):
     monkeypatch.setattr(torch.Tensor, "share_memory_", lambda x: fail(RuntimeError(why))(x))
     with pytest.raises(UserError, match=words):
         train(tmp_path, data, monkeypatch, lambda batch: batch)
@@ -95,7 +95,7 @@ class Unsendable:
         raise OSError(errno.EMFILE, "Too many open files")
 
 
-def test_a_batch_that_cannot_be_sent_is_no_hang(tmp_path, data, monkeypatch):
+def test_a_batch_that_cannot_be_sent_does_not_hang(tmp_path, data, monkeypatch):
     def then(batch):
         batch.step = Unsendable()
         return batch
@@ -108,7 +108,7 @@ def test_a_batch_that_cannot_be_sent_is_no_hang(tmp_path, data, monkeypatch):
     (errno.ENOSPC, "/dev/shm is full"), (errno.EROFS, "/dev/shm cannot be written"), (errno.EMFILE, "ulimit"),
     (errno.EAGAIN, "cannot start a process"),
 ])  # fmt: skip
-def test_workers_that_cannot_start_are_told(tmp_path, data, monkeypatch, code, words):
+def test_workers_that_cannot_start_are_reported(tmp_path, data, monkeypatch, code, words):
     def queue():
         raise OSError(code, os.strerror(code))
 
@@ -128,7 +128,7 @@ def small_shm(size):
     reason="no mount of one's own is allowed here",
 )
 @pytest.mark.parametrize("size", ["16k", "256k"])
-def test_a_small_dev_shm_is_told(tmp_path, data, size):
+def test_a_small_dev_shm_is_reported(tmp_path, data, size):
     config(tmp_path)
     command = train_command(
         tmp_path, data, tmp_path / "exp", "--set", "num_workers=1", "objective.augment=false"
@@ -137,13 +137,13 @@ def test_a_small_dev_shm_is_told(tmp_path, data, size):
     assert done.returncode == 1
     lines = [
         line for line in done.stderr.splitlines() if not line.startswith("warning: ")
-    ]  # of a short training
+    ]  # for a short training
     assert len(lines) == 2 and lines[0] == f"error: /dev/shm is full ({size[:-1]} KB)"
     assert lines[1].startswith("  hint: set num_workers=0")
 
 
-def test_a_long_temporary_folder_is_no_hindrance(tmp_path, data):
-    """Its name and that of a socket in it are longer than a socket's path can be."""
+def test_a_long_temporary_folder_works(tmp_path, data):
+    """The path of a socket in this folder is longer than a socket's path may be."""
     temp = tmp_path / ("long" * 20)
     temp.mkdir()
     config(tmp_path)

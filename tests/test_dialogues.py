@@ -1,4 +1,6 @@
-"""Dialogue data: sessionize on every format with bad input, directory tools, simulation, contamination, compactness."""
+"""Dialogue data: sessionize on every format and bad input, directory tools, simulation, contamination,
+compactness.
+"""
 
 import csv
 import json
@@ -42,7 +44,7 @@ WANT = {"u1": "d1-0", "u2": "d1-0", "u3": "d1-200", "u5": "d1-200", "u7": "d2-50
 
 
 def write(folder: Path, kind: str, log=LOG) -> Path:
-    """The log in one of the three formats; the names of columns differ from the defaults in csv."""
+    """Write the log in one of the three formats; in csv, column names differ from the defaults."""
     if kind == "kaldi":
         log = sorted(log)
         path = folder / "kaldi"
@@ -90,7 +92,7 @@ def test_sessionize_makes_a_valid_directory(tmp_path, kind):
     audio = "/x/u1.wav" if kind == "kaldi" else str(tmp_path / "u1.wav")
     assert found.wav["u1"] == audio and (tmp_path / "gaps.png").stat().st_size > 1000
     assert "8 turns of 2 devices; 1 dropped" in done.stdout and "6 of 8 turns in 3 dialogues" in done.stdout
-    assert "the most in a batch" in done.stdout
+    assert "the largest possible batch" in done.stdout
     counts = dict(re.findall(r"^ +(\S.* s) +([1-9]\d*) #", done.stdout, re.M))
     names = ("< 1 s", "5-10 s", "10-20 s", "20-30 s", "120-300 s", "300-600 s")  # 0.5, 9.7, 18, 29, 178, 494
     assert counts == dict.fromkeys(names, "1")
@@ -246,7 +248,7 @@ def test_sessionize_keeps_its_thresholds(rows, max_gap, max_span, max_utts):
         assert len({device[r] for r in part}) == 1 and 2 <= len(part) <= max_utts
         assert (time[part][1:] - ends[:-1] <= max_gap).all()
         assert ends[-1] - time[part[0]] <= max_span or len(part) == 1
-    # two turns beside each other are apart only for a reason
+    # neighboring turns are in different dialogues only for a reason
     order = sorted(range(len(rows)), key=lambda r: (device[r], time[r]))
     for a, b in zip(order, order[1:]):
         if device[a] == device[b] and found[a] is None and found[b] is None:
@@ -305,7 +307,7 @@ def test_subset_split_copy_and_combine_carry_the_dialogue_files(tmp_path, labele
         sum(x == d for x in data.utt_tables["utt2dialogue"].values()) == 2 for d in some.dialogue2device
     )
     done = tool(cli, "validate", tmp_path / "all")
-    assert "utterances in a dialogue: 2: 24" in done.stdout and "of 4 devices" in done.stdout
+    assert "utterances in a dialogue: 2: 24" in done.stdout and "on 4 devices" in done.stdout
     (tmp_path / "list").write_text("s0\ns2\n")
     tool(cli, "subset", "--device-list", tmp_path / "list", tmp_path / "all", tmp_path / "rest")
     overlap = tool(cli, "validate", tmp_path / "some", "--disjoint", tmp_path / "all", code=1)
@@ -357,7 +359,7 @@ def test_disjoint_directories_pass_and_a_shared_device_does_not(labeled):
 
 # ---- simulation -----------------------------------------------------------------------------------------------------
 @given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 4), st.integers(0, 9))
-def test_cut_sizes_stay_in_range_where_they_can(n, low, more, seed):
+def test_dialogue_sizes_stay_in_range_if_possible(n, low, more, seed):
     high = low + more
     sizes = simulate.cut_sizes(n, low, high, np.random.default_rng(seed))
     assert sum(sizes) == n
@@ -424,7 +426,7 @@ def test_nothing_is_replaced_beside_a_foreign_file_and_an_evaluation_file_costs_
     tool("pyspkv.bin.simulate_dialogues", "--mixed-percent", "100", *args, code=1)
     assert truth.read_text() == before
     truth.write_text(before.split("\n", 1)[1])
-    assert "has not all dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
+    assert "lacks some dialogues" in " ".join(fix(tmp_path / "out/train_labeled"))
     assert DataDir.read(tmp_path / "out/train_labeled").utts == labeled.utts and not truth.exists()
 
 
@@ -480,7 +482,7 @@ def test_a_shared_channel_is_one_filter_a_dialogue_and_hides_the_band():
 
 
 def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
-    """An untrained encoder on voices of very different pitch; the truth only adds figures."""
+    """An untrained encoder on voices of very different pitch; the truth only adds figures to the output."""
     import torch
 
     from pyspkv.base import checkpoint
@@ -520,7 +522,7 @@ def test_score_dialogues_ranks_the_mixed_ones_first(tmp_path):
     assert "has no line for 7 dialogues" in done.stderr
 
 
-def test_of_a_long_dialogue_only_what_counts_is_embedded(tmp_path, monkeypatch):
+def test_only_the_first_utterances_of_a_long_dialogue_are_embedded(tmp_path, monkeypatch):
     import torch
 
     from pyspkv.objectives.dialogue import DialogueConfig

@@ -1,4 +1,4 @@
-"""DINO against the paper's double loop, and what its teacher, center and alarm remember."""
+"""DINO against the paper's double loop, and the state of its teacher, center and alarm."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_loss_is_the_papers_double_loop():
 def test_regularizers_are_zero_for_spread_and_uncorrelated_outputs():
     o = objective(regularized_dim=4, variance_weight=10.0, covariance_weight=1.0)
     x = 2 * torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
-    x = torch.cat([x, -x])  # uncorrelated columns of deviation above 1
+    x = torch.cat([x, -x])  # uncorrelated columns with a standard deviation above 1
     both = torch.cat([x, x])
     assert [v.item() for v in o.regularize(both, both)] == [0, 0]
     flat = torch.zeros(16, 4)

@@ -1,4 +1,4 @@
-"""docs/: the site builds without a warning, links lead somewhere, samples of files are what they say."""
+"""docs/: the site builds without warnings, links work, and sample files have the documented form."""
 
 import ast
 import importlib.util
@@ -31,13 +31,13 @@ LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 
 
 def anchors(page: Path) -> set[str]:
-    """What mkdocs makes of a page's headings."""
+    """The anchors that mkdocs makes of a page's headings."""
     heads = re.findall(r"^#+ +(.+?) *$", page.read_text(), re.M)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in heads}
 
 
 def broken(page: Path) -> list[str]:
-    """Links of a page to files or headings that are not there."""
+    """Links of a page to files or headings that do not exist."""
     out = []
     text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
     for link in LINK.findall(text):
@@ -147,9 +147,9 @@ FILES = sorted(ROOT.glob("pyspkv/*/**/[a-z]*.py"))
 
 
 def imported(file: Path, types: bool = True) -> set[str]:
-    """All that a file imports from pyspkv, at its top or within a function: modules, and names in them.
+    """All that a file imports from pyspkv, at its top or within functions: modules, and names in them.
 
-    types: also what only type checkers import.
+    types: include imports for type checkers only.
     """
     found, todo = set(), [ast.parse(file.read_text())]
     while todo:
@@ -169,7 +169,7 @@ def module_of(file: Path) -> str:
 
 
 def upward(floor: dict[str, int], arrows: dict[str, set[str]]) -> list[str]:
-    """Arrows between packages that do not go down; arrows: "package.module" -> what it imports."""
+    """Arrows between packages that do not go downwards. arrows: "package.module" -> what it imports."""
     out = []
     for module, names in arrows.items():
         own = module.split(".")[0]
@@ -179,7 +179,7 @@ def upward(floor: dict[str, int], arrows: dict[str, set[str]]) -> list[str]:
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
-    """Modules that import each other in a ring; [] where there is none."""
+    """Modules that import each other in a circle; [] if there is none."""
     graph = {}
     for module, names in arrows.items():
         whole = {name.removeprefix("pyspkv.") for name in names}
@@ -195,7 +195,7 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
 ARROWS = {module_of(file): imported(file) for file in FILES}
 
 
-def test_imports_go_down_the_floors_of_the_page():
+def test_imports_go_down_the_layers_of_the_architecture_page():
     page = (ROOT / "docs/architecture.md").read_text()
     floor = {
         name: int(number)
@@ -212,7 +212,7 @@ def test_imports_go_down_the_floors_of_the_page():
 
 
 def test_commands_are_thin():
-    """bin parses, calls and prints: no file of more than 150 lines, and none imports another."""
+    """bin only parses, calls and prints: no file has more than 150 lines, and none imports another."""
     for file in (ROOT / "pyspkv/bin").glob("*.py"):
         assert file.read_text().count("\n") <= 150, file.name
         assert not {name for name in imported(file) if name.startswith("pyspkv.bin")}, file.name

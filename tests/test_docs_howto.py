@@ -1,4 +1,4 @@
-"""docs/howto/*.md and docs/python.md: their worked examples are run as they stand there, on toy data."""
+"""docs/howto/*.md and docs/python.md: their worked examples are run as printed, on toy data."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def commands(page: str, language: str = "sh") -> list[str]:
 
 
 def edited(text: str, diff: str) -> str:
-    """A file after the edit that a diff block shows; its lines must stand there exactly once."""
+    """A file after the edit that a diff block shows; the old lines must occur exactly once."""
     lines = [(line[:1], line[1:]) for line in diff.splitlines(keepends=True)]
     old = "".join(rest for sign, rest in lines if sign in " -")
     assert text.count(old) == 1, "the page shows lines that the file does not have"
@@ -55,7 +55,7 @@ def write(root: Path, page: str) -> None:
 def sh(root: Path, script: str) -> str:
     env = {**os.environ, "HOME": str(root), "OMP_NUM_THREADS": "1", "SPKV_PYTHON": sys.executable}
     env |= {"PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
-    env.pop("SPKV_ROOT", None)  # of the checkout that runs the tests
+    env.pop("SPKV_ROOT", None)  # the tree of the checkout that runs the tests
     call = ["bash", "-c", f"set -euo pipefail\n{script}"]
     done = subprocess.run(call, env=env, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
@@ -168,7 +168,7 @@ def test_python_page(tmp_path, monkeypatch):
 
 
 def test_your_own_audio(tmp_path):
-    """The page's commands on noise of 22 speakers, but for the ones that take a model."""
+    """The page's commands on noise of 22 speakers, except those that need a model."""
     page, rng = "howto/use_your_own_audio.md", np.random.default_rng(0)
     for s, session, u in np.ndindex(22, 2, 2):
         file = tmp_path / f"audio/spk{s:02d}/day{session}/{u}.wav"

@@ -1,4 +1,4 @@
-"""docs/recipes.md: its worked examples are run as they stand there, at toy size."""
+"""docs/recipes.md: its worked examples are run as printed, at toy size."""
 
 import collections
 import os
@@ -18,17 +18,17 @@ from pyspkv.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/recipes.md").read_text()
-TOY = "--num-clusters 12 --nj 1 --finetune false"  # what the page's commands get besides
+TOY = "--num-clusters 12 --nj 1 --finetune false"  # arguments that are added to the page's commands
 
 
 def blocks(heading: str, language: str) -> list[str]:
-    """The code blocks of a language under the heading that begins so."""
+    """The code blocks of a language under the heading that begins with this text."""
     section = re.search(rf"(?ms)^## {heading}.*?(?=^## |\Z)", PAGE)[0]
     return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", section)
 
 
 def edited(text: str, diff: str) -> str:
-    """A file after the edit that a diff block shows; its lines must stand there exactly once."""
+    """A file after the edit that a diff block shows; the old lines must occur exactly once."""
     lines = [(line[:1], line[1:]) for line in diff.splitlines(keepends=True)]
     old = "".join(rest for sign, rest in lines if sign in " -")
     assert text.count(old) == 1, "the page shows lines that the template does not have"
@@ -37,7 +37,7 @@ def edited(text: str, diff: str) -> str:
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
-    """Runs a block of the page with bash, where ~ is a folder of the test."""
+    """Run a block of the page with bash, where ~ is a folder of the test."""
     home = tmp_path_factory.mktemp("home")
     env = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "SPKV_PYTHON": sys.executable}
 
@@ -90,7 +90,7 @@ def test_a_corpus_of_ones_own_outside_the_tree(own):
 
 
 def test_two_lines_in_a_stage(own, shell, tmp_path):
-    """Trained is what larger clusters hold, which is what bin.cluster --min-size gives, too; a dry run shows it."""
+    """Training uses the larger clusters, as with bin.cluster --min-size. A dry run shows the new command."""
     recipe = own[0]
     run_sh = recipe / "run.sh"
     before = run_sh.read_text()
@@ -145,7 +145,7 @@ def test_another_learning_rate_for_one_round(own, shell):
 
 
 def test_sync_leaves_an_owners_recipe_alone(tmp_path):
-    """A recipe without the template's line is its owner's, of whatever method; the others are carried along."""
+    """A recipe without the template's marker line belongs to its owner and stays; the others are updated."""
     for name in ("utils", "egs/TEMPLATE"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "path.sh", tmp_path)
@@ -167,13 +167,15 @@ def test_sync_leaves_an_owners_recipe_alone(tmp_path):
     assert "echo mine" not in (tmp_path / "egs/synced/ssl/run.sh").read_text()
 
 
-def test_only_a_wavlm_student_starts_from_the_trunk():
-    """Another student has no such setting: with an ECAPA-TDNN the trunk gives the first labels alone."""
+def test_only_a_wavlm_or_trunk_student_starts_from_the_trunk(tmp_path):
+    """Other students have no such setting: for an ECAPA-TDNN the trunk only gives the first labels."""
     small = str(ROOT / "egs/mini/trunk_ssl/conf/small_wavlm.yaml")
+    (tmp_path / "whisper.yaml").write_text("encoder:\n  name:  trunk\n  layers: 3\n")
     for recipe, options, starts in (
         ("mini", [], False),
         ("librispeech", ["--labels-from", "trunk"], False),
         ("mini", ["--student", small], True),
+        ("mini", ["--student", str(tmp_path / "whisper.yaml")], True),
         ("voxceleb", [], True),
     ):
         words = [
@@ -192,7 +194,10 @@ def test_only_a_wavlm_student_starts_from_the_trunk():
 
 
 def test_a_recipes_path_sh_may_be_sourced_in_a_shell(tmp_path):
-    """Another recipe's run.sh keeps to its own folder afterwards; where it finds no repository, the shell lives on."""
+    """run.sh of another recipe still uses its own folder afterwards.
+
+    Outside any repository, the shell does not exit.
+    """
     clean = {k: v for k, v in os.environ.items() if not k.startswith("SPKV_")}
     script = "cd egs/mini/ssl && . ./path.sh && ../../librispeech/ssl/run.sh --dry-run true --stop-stage 2"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=clean, capture_output=True, text=True)
@@ -207,8 +212,11 @@ READMES = [ROOT / "README.md", *sorted(ROOT.glob("egs/*/*/README.md"))]
 
 
 @pytest.mark.parametrize("page", READMES, ids=lambda p: str(p.parent.relative_to(ROOT)))
-def test_a_readmes_commands_are_taken(page, tmp_path):
-    """Every block with a run.sh: its options are refused or shown by a dry run. Blocks go on where one has `cd` to."""
+def test_commands_in_readmes_have_valid_options(page, tmp_path):
+    """Every block with a run.sh is started with --dry-run; options must be accepted.
+
+    `cd` in a block holds for the next ones.
+    """
     text = page.read_text()
     fenced = re.findall(r"(?ms)^```sh\n(.*?)^```", text)
     found = fenced + re.findall(r"(?m)(?:^    .*\n)+", re.sub(r"(?ms)^```.*?^```", "", text))
@@ -232,14 +240,17 @@ FIGURE = r"(?<![\d.])(?<!p = )[-+]?\d+\.\d+ (?:± \d+\.\d+|\([-+.\d]+ \.\. [-+.\
 
 @pytest.mark.parametrize("page", READMES[1:], ids=lambda p: str(p.parent.relative_to(ROOT)))
 def test_a_recipes_readme_is_short_and_its_figures_are_recorded(page):
-    """The same headings in all; every mean, interval and figure of two decimals is a row's, or in RESULTS.md."""
+    """All have the same headings.
+
+    Every mean, interval and figure with two decimals is in a result row or in RESULTS.md.
+    """
     text = page.read_text()
     assert re.findall(r"(?m)^## (.*)", text) == HEADINGS and len(text.split()) <= 600
     section = re.search(r"(?ms)^## Expected result$(.*?)^## ", text)[1]
     linked = [page.parent / name for name in re.findall(r"\]\(([^)\s]*RESULTS\.md)\)", section)]
     runs = [row for file in linked for row in results.read_rows(file.with_suffix(".jsonl"))]
     shown = "\n".join([*(file.read_text() for file in linked), *(f"{row['eer']:.2f}" for row in runs)])
-    if runs:  # else the recipe has not been run
+    if runs:  # otherwise the recipe has not been run
         figures = re.findall(FIGURE, section.replace("*", ""))
         lost = [f for f in figures if not re.search(rf"(?<![\d.]){re.escape(f)}(?![\d])", shown)]
         assert figures and not lost

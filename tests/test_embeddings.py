@@ -1,4 +1,4 @@
-"""Embeddings on disk, against kaldiio as the independent reader and writer."""
+"""Embeddings on disk against kaldiio, an independent reader and writer."""
 
 import os
 import pickle
@@ -33,7 +33,7 @@ def test_writer_output_is_read_by_kaldiio_and_by_us(tmp_path):
     rng = np.random.default_rng(0)
     want = arrays(rng, 20)
     with EmbeddingWriter(tmp_path / "out") as write:
-        for utt in rng.permutation(list(want)):  # extraction in order of length, say
+        for utt in rng.permutation(list(want)):  # as after extraction in order of length
             write(str(utt), want[utt])
     theirs = kaldiio.load_scp(str(tmp_path / "out/embedding.scp"))
     assert list(theirs) == sorted(want)
@@ -65,7 +65,7 @@ def test_several_arks_shuffled_lines_text_compressed_and_a_file_without_offset(t
         ark, scp = str(tmp_path / f"{name}.ark"), tmp_path / f"{name}.scp"
         if name == "t":
             part = {k: np.round(v, 3) for k, v in part.items()}
-            part["tutt000"][0, 0] = 1.0  # text files say "1", not "1.0"
+            part["tutt000"][0, 0] = 1.0  # text files contain "1", not "1.0"
         kaldiio.save_ark(ark, part, scp=str(scp), **options)
         want |= {k: kaldiio.load_mat(line.split()[1]) if name == "c" else part[k]
                  for line in scp.read_text().splitlines() for k in [line.split()[0]]}  # fmt: skip
@@ -88,7 +88,7 @@ def test_a_compressed_entry_of_impossible_size_is_refused(tmp_path):
 
 
 def test_vectors_beyond_one_chunk(tmp_path):
-    dim = CHUNK // 4 // 3  # three vectors and a bit a chunk
+    dim = CHUNK // 4 // 3  # a chunk holds three vectors and a bit
     want = {f"u{i}": np.full(dim, i, np.float32) for i in range(5)}
     with EmbeddingWriter(tmp_path) as write:
         for utt, x in want.items():
@@ -107,7 +107,7 @@ def test_vectors_of_matrix_entries_are_mean_directions(tmp_path):
 
 def test_normalize_leaves_a_zero_row_alone():
     np.testing.assert_allclose(normalize(np.array([[3.0, 4.0], [0, 0]], np.float32)), [[0.6, 0.8], [0, 0]])
-    tiny = normalize(np.array([[3e-30, 4e-30]], np.float32))  # squares underflow in float32
+    tiny = normalize(np.array([[3e-30, 4e-30]], np.float32))  # the squares underflow in float32
     np.testing.assert_allclose(tiny, [[0.6, 0.8]], rtol=1e-6)
 
 

@@ -1,8 +1,9 @@
-"""bin.evaluate against the single commands, one after another, and what it may keep or must make again."""
+"""bin.evaluate against the single commands, and which files it may keep or must make again."""
 
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,10 +58,12 @@ def make_system(folder, seed):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Data directories dev, test, other (with models) and train, and the systems a, b and c, in an empty folder."""
+    """Data directories dev, test, other (with enrolment models) and train, and systems a, b and c, in an
+    empty folder.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pyspkv.score.metrics.REPLICATES", 40)
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # thousands of small files
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # there are thousands of small files
     for name in ("dev", "test", "other", "train"):
         make_data(name, enrol_map=name == "other")
     for k, system in enumerate("abc"):
@@ -79,13 +82,13 @@ def call(monkeypatch, capsys):
 
 
 def contents(*systems):
-    """Every score file, metrics and calibration: path -> bytes."""
+    """Path -> bytes of every score file, metrics file and calibration."""
     files = [f for s in systems for f in (*Path(s).glob("score/*.*"), *Path(s).glob("model/*"))]
     return {str(f): f.read_bytes() for f in sorted(files) if f.name != ".lock"}
 
 
 def one_by_one(call, system, data, name, compare=None):
-    """The single commands in the order in which they depend on each other."""
+    """The single commands, in the order in which they depend on each other."""
 
     def make(data, sets, stem, scoring=(), measuring=()):
         out = f"{system}/score/{stem}"
@@ -110,7 +113,7 @@ def one_by_one(call, system, data, name, compare=None):
 
 
 def test_the_files_are_those_of_the_single_commands(place, call):
-    """Three systems, two lists, one of which has enrolment models; b is compared to."""
+    """Three systems and two lists, one with enrolment models; the others are compared with b."""
     for system in "bac":
         for name in ("test", "other"):
             one_by_one(call, system, f"data/{name}", name, None if system == "b" else "b")
@@ -121,7 +124,7 @@ def test_the_files_are_those_of_the_single_commands(place, call):
             f.unlink()
     said = call("--systems", *"abc", "--data", "data/test", "data/other", "--compare", "b", *ALL)
     assert contents(*"abc") == want
-    # the table, from the files
+    # the table that is made from the files
     table = [line.split() for line in said.splitlines()]
     found = json.loads(Path("c/score/other.json").read_text())
     (row,) = [line for line in table if line[:2] == ["c", "other"]]
@@ -147,12 +150,60 @@ def test_a_dev_list_of_another_name_and_names_of_ones_own(place, call):
     assert [line for line in said.splitlines() if line.startswith("a ")][0].split()[-1] == "-"
 
 
+def test_further_lists_are_scored_from_the_same_embeddings(place, call):
+    """data/test/trials_E is to give what a data directory of its own with these trials gives."""
+    lines = Path("data/test/trials").read_text().splitlines(keepends=True)
+    for name, kept in (("trials_E", lines[::2]), ("trials_H", lines[1::3]), ("trials.old", ["no trial\n"])):
+        Path("data/test", name).write_text("".join(kept))
+    said = call("--systems", "a", "b", "--data", "data/test", *ALL, "--compare", "a")
+    assert [line.split()[:2] for line in said.splitlines() if line[:2] == "b "] == [
+        ["b", "test"], ["b", "test_E"], ["b", "test_H"]]  # fmt: skip
+    one_list = json.loads(Path("b/score/test.json").read_text())
+    Path("other/data").mkdir(parents=True)
+    for x in "EH":
+        own = Path("other/data", f"test_{x}")
+        own.mkdir()
+        for table, of in (("utt2spk", "utt2spk"), ("trials", f"trials_{x}")):
+            (own / table).write_bytes(Path("data/test", of).read_bytes())
+    for system in "ab":
+        Path("other", system).mkdir()
+        for part in ("model", "embed"):
+            shutil.copytree(f"{system}/{part}", f"other/{system}/{part}")
+        for set_ in ("test", "test-crops"):
+            for x in "EH":
+                link = Path(f"other/{system}/embed", set_.replace("test", f"test_{x}"))
+                link.symlink_to(os.path.abspath(f"{system}/embed/{set_}"))
+    lists = [f"other/data/test_{x}" for x in "EH"]
+    call("--systems", "other/a", "other/b", "--data", *lists, *ALL, "--compare", "other/a")
+    files = sorted(p.name for p in Path("other/b/score").glob("test_*"))
+    assert len(files) == 16 and {f"test_{x}-{v}.json" for x in "EH" for v in ("asnorm", "crops", "mean")} < {
+        *files
+    }
+    for file in files:
+        ours, theirs = Path("b/score", file).read_text(), Path("other/b/score", file).read_text()
+        if file.endswith(".json"):
+            ours, theirs = json.loads(ours), json.loads(theirs)
+            x = file[5]
+            assert ours.pop("trials") == os.path.abspath(f"data/test/trials_{x}") and theirs.pop("trials")
+            assert ours.pop("scores") == os.path.abspath(f"b/score/{file[:-5]}.scores") and theirs.pop(
+                "scores"
+            )
+            assert (
+                ours["num_target"] + ours["num_nontarget"]
+                < one_list["num_target"] + one_list["num_nontarget"]
+            )
+        assert ours == theirs, file
+    assert "up to date" in call("--systems", "a", "b", "--data", "data/test", *ALL, "--compare", "a")
+    call("--systems", "a", "b", "--data", "data/test", "--dev", "data/dev")
+    assert not list(Path("a/score").glob("test_?-*"))
+
+
 def state(*systems):
     return {f: f.stat().st_mtime_ns for s in systems for f in Path(s).rglob("*") if f.name != ".lock"}
 
 
 def rewrite(path, change=lambda text: text):
-    """Another content, or the same written anew, with the old time stamp."""
+    """Write other content, or the same content again, with the old time stamp."""
     path, times = Path(path), os.stat(path)
     new = path.with_name("new")
     new.write_bytes(change(path.read_bytes()))
@@ -161,7 +212,7 @@ def rewrite(path, change=lambda text: text):
 
 
 def flip(raw):
-    """The same length, other numbers: the sign of the last float."""
+    """Change numbers but not the length: the sign of the last float."""
     return raw[:-1] + bytes([raw[-1] ^ 0x80])
 
 
@@ -173,12 +224,12 @@ def test_what_is_up_to_date_is_left_alone(place, call):
     assert said[:2] == ["up to date: b/score", "up to date: a/score"]
     assert said[2:] == first[2:]
     assert state(*"ab") == before
-    # Another list beside it leaves both; a system more leaves the others.
+    # Another list leaves both untouched; another system leaves the others untouched.
     call("--systems", *"ab", "--data", "data/other", "--compare", "b", *ALL)
     assert call(*args).splitlines()[:2] == said[:2]
     said = call("--systems", *"abc", "--data", "data/test", "--compare", "b", *ALL)
     assert "up to date: a/score" in said and "up to date: c/score" not in said
-    # A folder that cannot be written to is no hindrance.
+    # A folder without write permission is no problem.
     Path("a/score/.lock").unlink()
     assert call(*args).splitlines()[:2] == ["up to date: b/score", "up to date: a/score"]
     assert not Path("a/score/.lock").exists()
@@ -222,7 +273,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_whatever_changed_is_made_again(place, call, what):
+def test_files_are_made_again_after_any_change(place, call, what):
     args = ["--systems", *"ab", "--data", "data/test", "--compare", "b", *ALL]
     call(*args)
     CHANGES[what]()
@@ -240,7 +291,7 @@ def test_whatever_changed_is_made_again(place, call, what):
     "change",
     ["--top-n 4", "--compare c", "--compare=", "--cohort-data data/cohort", "--dev data/./dev"],
 )
-def test_other_options_are_no_old_result(place, call, change):
+def test_other_options_make_the_files_again(place, call, change):
     args = ["--systems", *"abc", "--data", "data/test", "--compare", "b", *ALL]
     call(*args)
     Path("data/cohort").mkdir()
@@ -351,12 +402,15 @@ def test_compared_to_a_system_that_is_scored_already(place, call):
 
 
 def test_scores_that_cannot_be_calibrated(place, call, capsys):
-    """Swapped labels on dev: a warning, no calibration, and the older one goes; the rest is there."""
+    """Swapped labels on dev: a warning, no calibration, and the older one is removed; all other files are
+    made.
+    """
     args = ["--systems", "a", "--data", "data/test", "--dev", "data/dev"]
     call(*args)
     assert Path("a/model/calibration.json").exists()
     ids = utts("d")
-    spk = {u: u[-1] for u in ids}  # each "speaker" is now one utterance of every voice: they score lower
+    # each "speaker" now has one utterance of every voice, so targets score lower
+    spk = {u: u[-1] for u in ids}
     Path("data/dev/utt2spk").write_text("".join(f"{u} {spk[u]}\n" for u in ids))
     pairs = [(a, b) for k, a in enumerate(ids) for b in ids[k + 1 :]]
     Path("data/dev/trials").write_text(
@@ -391,7 +445,7 @@ def test_any_other_failure_ends_it_and_leaves_the_calibration(place, call, monke
         with pytest.raises(type(failure)):
             call(*args)
         assert Path("a/model/calibration.json").read_bytes() == before
-        with pytest.raises(type(failure)):  # not taken for done
+        with pytest.raises(type(failure)):  # it does not count as done
             call(*args)
     call(*args)
     assert Path("a/model/calibration.json").read_bytes() != before
@@ -416,7 +470,7 @@ def test_killed_at_any_write_the_next_run_ends_well(place, call, monkeypatch):
     monkeypatch.setattr(atomic.os, "replace", replace)
     deaths = 0
     while True:
-        left = 3  # a part is two files, its record the third: every run gets on
+        left = 3  # a part has two files, and its record is the third: every run makes progress
         left += deaths % 3
         try:
             call(*args)
@@ -464,7 +518,7 @@ def test_a_cohort_of_fewer_speakers_is_used_whole(place, call):
     assert Path("a/score/test-asnorm.scores").read_bytes() == want
 
 
-def test_the_same_system_twice_is_done_once(place, call):
+def test_a_system_given_twice_is_scored_once(place, call):
     os.symlink("a", "link")
     said = call("--systems", "a", "./a", "link", "--data", "data/test")
     assert said.splitlines()[-1] == "scores and metrics are in a/score"

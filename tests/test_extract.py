@@ -94,26 +94,26 @@ def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_
     step("extract.sh", "--crops", 2, system / "model", test, system / "embed/test-crops")
     moved = {utt: (f"r-{utt}", 0.1, 0.6) for utt in data.utts}
     DataDir(test, data.utts, data.spk, reco, moved).write(test)
-    os.utime(test / "segments", (1, 1))  # whatever the clocks say
+    os.utime(test / "segments", (1, 1))  # whatever the time stamps are
     assert "up to date" not in step("extract.sh", "--nj", 2, system / "model", test, out)
     assert (vectors() != first).any()
     second = vectors()
-    # Another model, whose second job fails: no list stands that mixes the two.
+    # Another model, whose second job fails: no list may mix the two models.
     shutil.rmtree(system / "model")
     shutil.copytree(tmp_path / "other", system / "model")
     runner = tmp_path / "runner.sh"
     runner.write_text('#!/bin/bash\nrun.sh "${@/SPKV_JOB=1:2/SPKV_JOB=1:1}" && exit 1\n')
     runner.chmod(0o755)
     step("extract.sh", "--nj", 2, "--cmd", runner, system / "model", test, out, ok=False)
-    assert (vectors() == second).all()  # what stood stands, whole, until all parts are there
+    assert (vectors() == second).all()  # the old files stay complete until all parts exist
     step("extract.sh", "--nj", 2, system / "model", test, out)
     assert (vectors() != second).any(1).all()
-    # A copy's list points into the original, which may move on.
+    # The list of a copied folder points into the original, which may change.
     copy = tmp_path / "JOB copy"
     shutil.copytree(out, copy)
     assert "up to date" not in step("extract.sh", "--nj", 2, system / "model", test, copy)
     assert str(copy) in (copy / "embedding.scp").read_text()
-    # What stands is not lost to a wrong call.
+    # A wrong call does not lose existing embeddings.
     for wrong in (
         ["--nj", "abc", system / "model"],
         ["--nj", 1, tmp_path / "nowhere"],
@@ -123,7 +123,7 @@ def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_
         assert (copy / "embedding.scp").exists()
     said = step("extract.sh", "--ngpu", "one", system / "model", test, tmp_path / "new", ok=False)
     assert "--ngpu is a number from 0, not 'one'" in said and not (tmp_path / "new").exists()
-    # The first model's crops do not count beside the second's utterances.
+    # The first model's crops must not count for the second model's utterances.
     (test / "trials").write_text("s00-u00 s00-u01 target\ns00-u00 s01-u00 nontarget\n")
     step("score.sh", system, test, "test")
     assert (system / "score/test.json").exists() and not (system / "score/test-crops.json").exists()
@@ -137,7 +137,7 @@ def test_embeddings_are_kept_for_one_model_audio_and_options_alone(trained, tmp_
 def test_long_and_short_utterances_are_treated_as_documented(trained, monkeypatch):
     folder, data = trained
     encoder = load_encoder(folder / "model")
-    monkeypatch.setattr(embed_module, "MAX_SECONDS", 0.35)  # 0.6 s becomes two halves
+    monkeypatch.setattr(embed_module, "MAX_SECONDS", 0.35)  # 0.6 s become two halves
     got = embed(encoder, data, CPU, "fp32").x[0]
     wave = torch.from_numpy(soundfile.read(data.wav[data.utts[0]], dtype="float32")[0])
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_packed_products_are_autocasts_and_end_with_their_block(bias):
         return found
 
     before = passes()
-    layers[0].weight.mul_(2)  # weights change between directories, as in training
+    layers[0].weight.mul_(2)  # the weights change between directories, as in training
     assert not torch.equal(passes(), before)
     with pytest.raises(KeyError), packed(layers, CPU, "bf16"):
         raise KeyError

@@ -1,5 +1,8 @@
-"""bin.extract of several models and data directories, in parts: the same bytes however the work is divided, nothing
-taken for done that is not, and one writer a folder."""
+"""bin.extract of several models and data directories, in parts.
+
+The files are the same bytes however the work is divided; nothing unfinished counts as done; a folder has one
+writer.
+"""
 
 import json
 import os
@@ -32,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ECAPA = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 8, "se_channels": 4, "n_mels": 40}
 WAVLM = {"name": "wavlm", "layers": 1, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,
          "pos_conv_groups": 4, "embed_dim": 8, "mhfa_heads": 2, "mhfa_dim": 8}  # fmt: skip
-SMALL = {"cpu": 2}  # seconds a batch
+SMALL = {"cpu": 2}  # seconds per batch
 
 
 def model(folder: Path, seed: int, raw: dict = ECAPA) -> Path:
@@ -44,7 +47,7 @@ def model(folder: Path, seed: int, raw: dict = ECAPA) -> Path:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Two models, and data directories `a` and `b` of utterances of many lengths, `c` with segments."""
+    """Two models; data directories `a` and `b` with utterances of many lengths, and `c` with segments."""
     root = tmp_path_factory.mktemp("parts")
     models = [model(root / f"m{seed}/model", seed) for seed in (0, 1)]
     rng = np.random.default_rng(0)
@@ -62,7 +65,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """bin.extract in this process, in small batches; returns what it says."""
+    """bin.extract in this process, with small batches; returns what it prints."""
     monkeypatch.setattr(embed_module, "BATCH_SECONDS", SMALL)
 
     def call(*args) -> str:
@@ -74,7 +77,7 @@ def run(monkeypatch, capsys):
 
 
 def process(*args, before: str = "", **options) -> subprocess.Popen:
-    """The same in a process of its own, after the statements `before`."""
+    """bin.extract in a process of its own, after the statements `before`."""
     code = (
         f"import sys; import pyspkv.score.extract; pyspkv.score.extract.BATCH_SECONDS = {SMALL!r}\n{before}\n"
         "from pyspkv.bin.extract import main; from pyspkv.base.errors import run; run(main)"
@@ -90,7 +93,7 @@ def process(*args, before: str = "", **options) -> subprocess.Popen:
 
 
 def pair(folder: Path) -> tuple[bytes, str]:
-    """An ark's bytes, and its scp without the folder's name."""
+    """The bytes of an ark, and its scp without the folder's name."""
     return (folder / "embedding.ark").read_bytes(), (folder / "embedding.scp").read_text().replace(
         f"{folder}/", ""
     )
@@ -111,7 +114,7 @@ def test_the_same_bytes_for_any_number_of_parts(world, run, tmp_path, crops):
     assert len(read_embeddings(tmp_path / "whole/embedding.scp").ids) == 13
     for n in (1, 2, 3, 7, 20):  # there are fewer than 20 batches
         out = tmp_path / str(n)
-        for k in sorted(range(1, n + 1), key=lambda k: k * 7 % n):  # in whatever order
+        for k in sorted(range(1, n + 1), key=lambda k: k * 7 % n):  # in any order
             assert f"part {k} of {n}" in run(*what, "--out", out, "--part", f"{k}/{n}")
             assert not (out / "made_by").exists() and not (out / "embedding.scp").exists()
         said = run(*what, "--out", out, "--merge", n)
@@ -151,7 +154,7 @@ def test_killed_in_the_middle_and_run_again(world, run, tmp_path, part):
     run("--model", one, *what, "--out", tmp_path / "whole")
     if part:
         run("--model", one, *what, "--part", "1/3"), run("--model", one, *what, "--part", "3/3")
-    run("--model", two, *what, *part)  # what another model left there
+    run("--model", two, *what, *part)  # files left by another model
     fatal = (
         "import os, signal; from pyspkv.data.ark import EmbeddingWriter as W; call = W.__call__\n"
         "def fatal(self, *a):\n"
@@ -162,7 +165,7 @@ def test_killed_in_the_middle_and_run_again(world, run, tmp_path, part):
     killed = process("--model", one, *what, *part, before=fatal)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
-    assert [p.name for p in (tmp_path / "e").glob(".*.ark.*")]  # it was in the middle
+    assert [p.name for p in (tmp_path / "e").glob(".*.ark.*")]  # the process was in the middle of its work
     assert not (tmp_path / "e/made_by").exists()
     if part:
         with pytest.raises(UserError, match="part 2 of 3 is missing"):
@@ -185,7 +188,7 @@ def test_killed_between_the_files_and_their_record(world, run, monkeypatch, tmp_
         patch.setattr(embedding_folder, "_write_record", killed)
         run("--model", two, *what)
     first = pair(tmp_path)
-    assert "embeddings" in run("--model", one, *what)  # not taken for the first model's
+    assert "embeddings" in run("--model", one, *what)  # does not count as the first model's
     assert pair(tmp_path) != first
 
 
@@ -224,7 +227,7 @@ def test_merging_names_what_is_wrong_and_changes_nothing(world, run, tmp_path):
     (out / "part.3-of-3.made_by").write_text("[" * 100_000)
     refused("part 3 of 3 is missing")
     run("--model", one, *what, "--part", "3/3")
-    embed_module.BATCH_SECONDS = {"cpu": 1.5}  # as on another kind of machine; `run` puts it back
+    embed_module.BATCH_SECONDS = {"cpu": 1.5}  # as on a machine of another kind; `run` restores it
     (out / "part.1-of-3.scp").unlink()
     run("--model", one, *what, "--part", "1/3")
     refused("its parts were cut differently")
@@ -239,7 +242,7 @@ def test_several_models_and_directories_equal_single_calls(world, run, monkeypat
     short = DataDir.read(datas[0])
     soundfile.write(
         tmp_path / "click.wav", np.full(800, 0.1), 16000
-    )  # above one encoder's least, below the other's
+    )  # above the minimum length of one encoder, below that of the other
     short.wav[short.utts[0]] = str(tmp_path / "click.wav")
     short.write(tmp_path / "short")
     dirs = [tmp_path / "short", *datas[1:]]
@@ -353,10 +356,10 @@ def test_up_to_date_opens_no_audio_and_loads_no_torch(world, run, tmp_path):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (
         after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
-    )  # of a CPU, however busy it is
+    )  # CPU time, so a busy machine does not matter
     assert (
         "imported"
-        in subprocess.run(  # the stub does stop what is stale
+        in subprocess.run(  # the stub does stop an extraction that is out of date
             [sys.executable, "-m", "pyspkv.bin.extract", *map(str, what), "--precision", "bf16"],
             env={**os.environ, "PYTHONPATH": f"{tmp_path / 'stub'}:{ROOT}"},
             capture_output=True,
@@ -387,18 +390,18 @@ def test_what_the_embeddings_depend_on_makes_them_stale(world, run, tmp_path):
     before = pair(exp / "embed/a")
     time_of = os.stat(first)
     wave, rate = soundfile.read(first, dtype="int16")
-    soundfile.write(first, wave[::-1], rate)  # a repaired download of the same length
+    soundfile.write(first, wave[::-1], rate)  # a repaired download with the same length
     stale("a", "c")
     assert pair(exp / "embed/a") != before
     soundfile.write(first, wave[:-9], rate)
-    os.utime(first, ns=(time_of.st_atime_ns, time_of.st_mtime_ns))  # of the same time, but another length
+    os.utime(first, ns=(time_of.st_atime_ns, time_of.st_mtime_ns))  # the same time, but another length
     stale("a", "c")
     os.utime(last, ns=(1, 1))
     stale("a", "c")
     stale("a", "c", options=["--precision", "bf16"])
     segments = tmp_path / "c/segments"
     segments.write_text(segments.read_text().replace("0.01 0.15", "0.02 0.15"))
-    stale("a", "c")  # from bf16 back
+    stale("a", "c")  # back from bf16
     segments.write_text(segments.read_text().replace("0.02 0.15", "0.03 0.15"))
     stale("c")
     made.subset(made.utts[1:]).write(tmp_path / "a")
@@ -412,18 +415,18 @@ def test_what_the_embeddings_depend_on_makes_them_stale(world, run, tmp_path):
         if damage == "made_by":
             file.write_text("[" * 100_000)
         stale("a")
-    shutil.copytree(exp / "embed/a", exp / "copy")  # its scp points into the original
+    shutil.copytree(exp / "embed/a", exp / "copy")  # its scp points into the original folder
     assert "embeddings" in run(*what[:2], "--data", tmp_path / "a", "--out", exp / "copy")
     assert str(exp / "copy") in (exp / "copy/embedding.scp").read_text()
 
 
-def test_audio_in_archives_and_commands_is_looked_at_too(world, run, tmp_path):
+def test_changed_audio_in_archives_and_commands_is_noticed(world, run, tmp_path):
     _, (one, _), (data, *_) = world
     made = DataDir.read(data)
     made = made.subset(made.utts[:3])
     raw = [Path(made.wav[utt]).read_bytes() for utt in made.utts]
     (tmp_path / "x.ark").write_bytes(b"k " + raw[0])
-    shutil.copy(made.wav[made.utts[2]], tmp_path / "one:2")  # a file of that very name
+    shutil.copy(made.wav[made.utts[2]], tmp_path / "one:2")  # a file with exactly this name
     made.wav = dict(
         zip(made.utts, (f"{tmp_path}/x.ark:2", f"cat {made.wav[made.utts[1]]} |", f"{tmp_path}/one:2"))
     )
@@ -437,11 +440,11 @@ def test_audio_in_archives_and_commands_is_looked_at_too(world, run, tmp_path):
         os.utime(file, ns=(1, 1))
         with pytest.raises(UserError, match="commands are not run"):
             run(*what)
-        assert (tmp_path / "e/made_by").exists()  # found before anything was given up
+        assert (tmp_path / "e/made_by").exists()  # found before the old embeddings were removed
         assert "embeddings" in run(*what, "--allow-pipes")
 
 
-def test_audio_that_is_gone_is_found_before_older_embeddings_are_given_up(world, run, tmp_path):
+def test_missing_audio_is_found_before_old_embeddings_are_removed(world, run, tmp_path):
     _, (one, _), (_, _, data) = world
     made = DataDir.read(data)
     file = shutil.copy(made.wav["r-s01-u02"], tmp_path)
@@ -496,7 +499,8 @@ def test_one_part_at_a_time_and_others_beside_it(world, run, tmp_path):
 
 @pytest.mark.parametrize(
     "part, limit",
-    [([], 600), (["--part", "1/1"], 600), ([], 3)],  # within the ark; the lock's own few words
+    # within the ark; the lock file contains a few words of its own
+    [([], 600), (["--part", "1/1"], 600), ([], 3)],
 )
 def test_a_full_disk_names_the_file_and_keeps_what_stood(world, run, tmp_path, part, limit):
     _, (one, two), (data, *_) = world

@@ -1,4 +1,6 @@
-"""JSON that somebody else may have written, at every place where it is read: an error that names it, or not there."""
+"""JSON files that others may have written: each place that reads them raises an error that names the file, or
+counts the file as missing.
+"""
 
 import json
 import math
@@ -47,7 +49,7 @@ def refused(file, read):
     assert str(file) in str(err.value)
 
 
-def test_where_it_must_be_sound(file, tmp_path, monkeypatch):
+def test_damaged_files_that_are_needed_are_errors(file, tmp_path, monkeypatch):
     raw = file.read_bytes()
     refused(file, lambda: calibration.Calibration.read(file))
     refused(file, lambda: results.checked(raw, file, 1))
@@ -69,7 +71,7 @@ def test_where_it_must_be_sound(file, tmp_path, monkeypatch):
     refused(out, simulate_dialogues.main)
 
 
-def test_where_it_counts_as_absent(file, tmp_path):
+def test_damaged_files_that_are_optional_count_as_missing(file, tmp_path):
     raw = file.read_bytes()
     (tmp_path / "score").mkdir()
     (tmp_path / "score/made_by").write_bytes(raw)
@@ -84,7 +86,7 @@ def test_where_it_counts_as_absent(file, tmp_path):
     assert not train_log._is_record_until(raw.decode("utf-8", "replace"), 10**6)
 
 
-def test_the_table_of_figures_shows_numbers_alone(file):
+def test_the_table_of_figures_accepts_only_numbers(file):
     try:
         found = evaluate.read_figures(file)
     except UserError as err:
@@ -93,7 +95,7 @@ def test_the_table_of_figures_shows_numbers_alone(file):
         assert found == {}, "it holds no figure"
 
 
-def test_a_training_log_goes_on_from_whole_records():
+def test_a_training_log_continues_after_the_last_complete_record():
     lines = [
         '{"step": 3}',
         '{"step": 4, "loss": NaN}',
@@ -105,7 +107,7 @@ def test_a_training_log_goes_on_from_whole_records():
     assert [train_log._is_record_until(line, 5) for line in lines] == [True, True, False, False, False, False]
 
 
-def test_a_sound_record_is_read_as_ever(tmp_path):
+def test_a_valid_record_is_read(tmp_path):
     made = calibration.Calibration(3.0, -1.0, 0.3, 0.5, "x", 9, 9, 0.4)
     made.write(tmp_path / "c")
     assert calibration.Calibration.read(tmp_path / "c") == made
@@ -116,7 +118,7 @@ def test_a_sound_record_is_read_as_ever(tmp_path):
 # -- seeds, checkpoints and rooms
 
 
-def test_the_seed_of_a_step_is_what_it_was_and_never_overflows():
+def test_the_seed_of_a_step_is_unchanged_and_never_overflows():
     assert _seed_of(0, 0, 0) == 0 and _seed_of(1, 2, 3) == (1_000_003 + 2) * 4_099 + 3
     torch.manual_seed(_seed_of(2**31 - 1, 10**14, 4_098))
     with pytest.raises((RuntimeError, ValueError)):

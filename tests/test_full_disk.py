@@ -1,7 +1,8 @@
-"""The disk is full at any byte, in every entry point that writes: one error that names the file, and nothing is lost.
+"""The disk is full at any byte, in every entry point that writes: one error names the file, and nothing is
+lost.
 
-The disk is a limit on the size of a file (RLIMIT_FSIZE), which fails in the middle of a write as a full disk does, and
-a small tmpfs where this process may mount one.
+A limit on the size of a file (RLIMIT_FSIZE) stands for the full disk: it fails in the middle of a write, too.
+Where this process may mount one, a small tmpfs is filled as well.
 """
 
 import importlib
@@ -23,17 +24,18 @@ from pyspkv.data.datadir import DataDir
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "tests/conf"
-LIMITS = [0, 40, 400, 1500, 8000, 60_000]  # bytes: in a lock, a table, a record, an ark, a checkpoint
+# limits in bytes: within a lock, a table, a record, an ark, a checkpoint
+LIMITS = [0, 40, 400, 1500, 8000, 60_000]
 TRAIN = ["--config", str(CONF / "encoder.yaml"), str(CONF / "round.yaml")]
 SETTINGS = ["--set", "epochs=1", "batch_size=8", "save_every_steps=1", "augment.rir_bank=0", "num_workers=0"]
 LITTER = re.compile(r"\.(tmp|old)$|^\.(embedding|part|made_by)|^\.ckpt")
 LOOSE = re.compile(
     r"\.lock|/tb/|train\.jsonl$|run\.json$|\.png$|RESULTS\.|report\.json$|made_by$"
-)  # clocks in it
+)  # files that contain times
 
 
 def call(module: str, args: list, limit: int | None = None, fatal: int | None = None) -> tuple[int, str]:
-    """Run an entry point in a fork of this process, which has torch; exit code and stderr."""
+    """Run an entry point in a fork of this process, which has loaded torch; returns exit code and stderr."""
     main = importlib.import_module(module).main
     into, out = os.pipe()
     sys.stdout.flush()
@@ -144,21 +146,24 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def place(world: Path, here: Path) -> Path:
-    """A copy of all that is written to; its own name stands in no file of it."""
+    """A copy of everything that is written to; no file in it contains its path."""
     shutil.rmtree(here, ignore_errors=True)
     for name in ("exp", "half1", "broken"):
         shutil.copytree(world / name, here / name)
     shutil.copytree(world / "exp/second", here / "other")
-    (here / "exp/pretrain/score/made_by").unlink()  # its scores are to be made again
+    (here / "exp/pretrain/score/made_by").unlink()  # so that the scores must be made again
     return here
 
 
-SLOW = ("train, rooms", "cluster", "metrics", "report")  # seconds a call
+SLOW = ("train, rooms", "cluster", "metrics", "report")  # seconds per call
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in WRITERS])
 def test_a_full_disk(world, tmp_path, request, name):
-    """With each limit: an error of one or two lines that names a file of ours, or all is done; then it goes on."""
+    """For each limit: an error of one or two lines that names one of our files, or success.
+
+    Then the work can be resumed.
+    """
     module, words = WRITERS[name]
     here = tmp_path / "here"
     args = [str(w).replace("{root}", str(world)).replace("{here}", str(here)) for w in words]
@@ -195,7 +200,7 @@ def test_a_full_disk(world, tmp_path, request, name):
 
 @pytest.mark.parametrize("limit", [0, 400])
 def test_a_full_disk_while_a_corpus_is_made(tmp_path, limit):
-    """Stage 1 of egs/mini, whose recordings are written by processes of a pool."""
+    """Stage 1 of egs/mini, whose recordings are written by a pool of processes."""
     few = [f"--num-{name}-spk=4" for name in ("train", "dev", "test")]
     words = [sys.executable, "local/mini.py", tmp_path / "m", *few, "--sessions=2", "--utts-per-session=2"]
     done = subprocess.run(
@@ -206,7 +211,7 @@ def test_a_full_disk_while_a_corpus_is_made(tmp_path, limit):
     assert re.search(rf"^error: {tmp_path}/m/.*: File too large$", done.stderr, re.M), done.stderr
 
 
-def test_a_disk_that_is_really_full(world, tmp_path):
+def test_a_full_tmpfs(world, tmp_path):
     """The same with a tmpfs of 48 KB: data directories, embeddings and a training."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -220,7 +225,7 @@ def test_a_disk_that_is_really_full(world, tmp_path):
             ("extract", ["--model", world / "exp/pretrain/model", "--data", world / "data", "--out", disk / "e"]),
             ("datadir", ["copy", world / "data", disk / "copy"]),
         ]):  # fmt: skip
-            if number:  # fill it up but for a few KB
+            if number:  # leave only a few KB
                 with suppress(OSError), open(disk / "filler", "wb") as f:
                     while True:
                         f.write(bytes(512))

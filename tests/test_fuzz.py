@@ -1,7 +1,7 @@
-"""Files of strangers, mutated: a `UserError` or success, never another exception, within seconds and bounded memory.
+"""Mutated files give a `UserError` or success: no other exception, within seconds, with bounded memory.
 
-All targets share a minute of CPU time, or an hour with --slow. The cases are a function of SPKV_FUZZ_SEED (0), the
-target's name and their number; how many there are depends on the machine.
+All targets share a minute of CPU time, or an hour with --slow. A case depends on SPKV_FUZZ_SEED (0), the
+target's name and its number; the number of cases depends on the machine's speed.
 """
 
 import os
@@ -15,9 +15,9 @@ import pytest
 from fuzz import targets
 
 SEED = int(os.environ.get("SPKV_FUZZ_SEED", "0"))
-MINUTE, HOUR = 45, 3600  # CPU seconds of all targets; a minute has to hold the imports, too
-MOST_SECONDS, MOST_BYTES = 5, 400 << 20  # of a case
-# What has broken readers before, in YAML, JSON, UTF-8 and binary headers.
+MINUTE, HOUR = 45, 3600  # CPU seconds for all targets; a minute must include the imports
+MOST_SECONDS, MOST_BYTES = 5, 400 << 20  # CPU seconds for one case
+# Byte sequences that have broken readers before, in YAML, JSON, UTF-8 and binary headers.
 NASTY = [
     b"9" * 5000, b"[" * 2000, b'{"a":' * 2000, b"NaN", b"-Infinity", b"1e999", b"18446744073709551615", b"1_0", b"0b_",
     b"null", b"true", b"-5", b"[]", b"{}", b'"x"', b'"\\ud800"', b"\xff\xfe", b"\x00", b"\x7f" * 8, b"../", b"$$",
@@ -28,7 +28,7 @@ NASTY = [
 
 
 def mutated(rng: random.Random, sound: list[bytes]) -> bytes:
-    """A sound file with one to four pieces replaced; half of them near its start, where headers are."""
+    """A valid file with one to four pieces replaced, half of them near its start, where headers are."""
     data = rng.choice(sound)
     for _ in range(rng.randint(1, 4)):
         at = rng.randint(0, min(len(data), rng.choice([64, len(data)])))
@@ -39,12 +39,12 @@ def mutated(rng: random.Random, sound: list[bytes]) -> bytes:
 
 
 class TooSlow(BaseException):
-    """No `except Exception` of a reader shall take it for a damaged file."""
+    """A BaseException, so that no `except Exception` of a reader takes it for a damaged file."""
 
 
 @contextmanager
 def bounds():
-    """Nothing inside may ask for `MOST_BYTES` beyond what the process has; `case()` starts a case's clock."""
+    """Within it, the process may allocate at most `MOST_BYTES` more; `case()` starts the clock of a case."""
 
     def late(*_):
         raise TooSlow(f"a case took more than {MOST_SECONDS} s")

@@ -1,4 +1,4 @@
-"""On a GPU: losses, embeddings and labels are the CPU's, and a killed run ends with the same digits."""
+"""On a GPU, losses, embeddings and labels equal the CPU's, and a killed run ends with the same digits."""
 
 import json
 
@@ -18,7 +18,7 @@ from pyspkv.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-# nothing random inside the network, as the devices draw other numbers
+# no dropout, because the devices draw other random numbers
 STILL = {
     "objective.spec_augment": {"max_time_mask": 0},
     "augment.rir_bank": 0,
@@ -56,7 +56,7 @@ def test_losses_are_the_cpus(tmp_path, data, name, monkeypatch):
     Trainer(c, data, tmp_path / "cpu").run()
     found, wanted = losses(tmp_path / "gpu"), losses(tmp_path / "cpu")
     assert len(found) == len(wanted) == 12
-    np.testing.assert_allclose(found[:3], wanted[:3], rtol=1e-4)  # rounding grows from step to step
+    np.testing.assert_allclose(found[:3], wanted[:3], rtol=1e-4)  # rounding errors grow from step to step
     np.testing.assert_allclose(found, wanted, rtol=0.02)
 
 
@@ -68,9 +68,22 @@ def test_a_killed_run_ends_with_the_same_digits(tmp_path, data, name):
     test_trainer.assert_same(test_trainer.final(tmp_path / "killed"), test_trainer.final(tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("encoder", [{"name": "ecapa"}, {"name": "dvector"}, {"name": "wavlm", "layers": 3}])
+TRUNKS = [
+    {"name": "trunk", "family": family, "arch": arch}
+    for family, arch in (
+        ("whisper", {"d_model": 384}),
+        ("wav2vec2", {"num_hidden_layers": 2}),
+        ("wavlm", {"num_hidden_layers": 2, "feat_extract_norm": "layer", "do_stable_layer_norm": True}),
+        ("w2v_bert", {"num_hidden_layers": 2}),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "encoder", [{"name": "ecapa"}, {"name": "dvector"}, {"name": "wavlm", "layers": 3}, *TRUNKS]
+)
 def test_embeddings_are_the_cpus(tmp_path, encoder, monkeypatch):
-    """Of utterances of different lengths, so that there is padding."""
+    """The utterances differ in length, so that there is padding."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     data = toy.make(tmp_path, speakers=2, utts=2, seconds=1.0)
     longer = toy.make(tmp_path / "longer", speakers=1, utts=2, seconds=1.37, seed=1)

@@ -1,4 +1,4 @@
-"""A table of experiments on a fake recipe: cells, order, claims, kills, rows, tables."""
+"""Tables of experiments on a fake recipe: cells, order, claims, kills, rows, RESULTS.md."""
 
 import json
 import os
@@ -23,7 +23,8 @@ from pyspkv.experiments.grid import Table, looks
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-# Notes its words, refuses to run beside itself, takes --wait seconds in steps that it keeps, fails on --fail.
+# Notes its arguments, refuses to run twice at a time, takes --wait seconds in steps that it resumes, fails
+# on --fail.
 RECIPE = r"""#!/bin/bash
 set -eu
 exp= labels=0 wait=0 fail=false eer=10 seed=0
@@ -136,7 +137,7 @@ def test_products_options_and_order(recipe):
         ("seed: [0, 1]}\n    rows", "seed: [true]}\n    rows", r"seed"),
     ],
 )  # fmt: skip
-def test_a_fault_of_the_table_is_said_with_file_and_key(recipe, old, new, says):
+def test_an_error_in_the_table_names_file_and_key(recipe, old, new, says):
     assert PRODUCT.count(old) == 1
     with pytest.raises(UserError, match=says) as err:
         Table(table(recipe, PRODUCT.replace(old, new)))
@@ -145,7 +146,7 @@ def test_a_fault_of_the_table_is_said_with_file_and_key(recipe, old, new, says):
 
 
 def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, capsys):
-    text = PRODUCT.replace("init={exp:pre-{seed}}/m", "a b")  # the folder's name has a space
+    text = PRODUCT.replace("init={exp:pre-{seed}}/m", "a b")  # a folder name with a space
     path = table(recipe, text)
     assert call(monkeypatch, path, "--jobs", 2) == 0
     order = (recipe / "exp/order").read_text().split()
@@ -173,7 +174,8 @@ def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, caps
     call(monkeypatch, path, "--status")
     assert "10 done" in capsys.readouterr().out
 
-    # A row that was lost between the mark and RESULTS.jsonl comes back without a run; a row can be added later.
+    # A row that was lost between the mark and RESULTS.jsonl is written without a run. A row can be added
+    # later.
     (recipe / "RESULTS.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows(recipe)[1:]))
     more = text.replace("system: pretrain}", "system: pretrain}, {table: main, row: two, system: round2}")
     assert call(monkeypatch, table(recipe, more)) == 0
@@ -181,7 +183,7 @@ def test_runs_once_in_order_and_leaves_rows_and_tables(recipe, monkeypatch, caps
     assert {r["num_clusters"] for r in rows(recipe) if r["row"] == "two"} == {7}
 
 
-def test_a_row_may_hold_the_figure_of_the_start_and_a_trial_has_rows_of_its_own(recipe, monkeypatch):
+def test_rows_can_contain_the_starting_eer_and_other_trial_lists_get_their_own_rows(recipe, monkeypatch):
     text = """
 tables: {m: {title: M, base: a}}
 cells:
@@ -200,7 +202,7 @@ cells:
     assert lines["b"][-2:] == ["-5.00 (one seed: no interval)", "1 of 1"] and lines["a"][-2:] == ["-", "-"]
 
 
-def test_a_failed_cell_is_named_and_stops_only_what_waits_for_it(recipe, monkeypatch, capfd):
+def test_a_failed_cell_is_named_and_stops_only_cells_that_need_it(recipe, monkeypatch, capfd):
     text = """
 tables: {m: {title: M}}
 cells:
@@ -215,15 +217,15 @@ cells:
     err = capfd.readouterr().err
     assert "no such noise list" in err and f"failed: a (exit code 3: {recipe}/exp/grid/a/log/grid.log)" in err
     assert (
-        "failed: b (not run, for it waits for a)" in err and "failed: c (not run, for it waits for b)" in err
+        "failed: b (not run, because it needs a)" in err and "failed: c (not run, because it needs b)" in err
     )
-    assert "failed: e (done, but its rows are not written" in err and "has no system 'round9'" in err
+    assert "failed: e (done, but its rows cannot be written" in err and "has no system 'round9'" in err
     assert [r["row"] for r in rows(recipe)] == ["d"]
     call(monkeypatch, path, "--status")
     out = capfd.readouterr().out
     assert re.search(r"^a +failed", out, re.M) and re.search(r"^b +to do$", out, re.M)
     assert "2 done" in out and "2 to do" in out and "left, 1 at a time" in out
-    (recipe / "run.sh").write_text(RECIPE.replace("exit 3", "true"))  # repaired
+    (recipe / "run.sh").write_text(RECIPE.replace("exit 3", "true"))  # the cause is repaired
     assert call(monkeypatch, path) == 1 and not (recipe / "exp/grid/b/reuse").exists()
     assert (recipe / "exp/order").read_text().split().count("d") == 1, "what is done is not done again"
     assert {p.name for p in (recipe / "exp/grid").glob("[abcd]/grid.json")} == {"grid.json"}
@@ -243,7 +245,7 @@ def test_a_changed_cell_is_refused_with_the_difference(recipe, monkeypatch, caps
     shutil.rmtree(recipe / "exp/grid/a")
     assert call(monkeypatch, path, "--only", "a") == 0
     with pytest.raises(UserError, match=r"cell b has changed.* after {'a': .*\n  hint: rm -r .*grid/b'$"):
-        call(monkeypatch, path)  # made from another run of a
+        call(monkeypatch, path)  # made from an earlier run of a
     shutil.rmtree(recipe / "exp/grid/b")
     assert call(monkeypatch, path) == 0
     assert (recipe / "exp/order").read_text().split() == ["a", "c", "b", "a", "b"]
@@ -272,7 +274,7 @@ def test_the_dry_run_can_be_pasted_and_writes_nothing(recipe, monkeypatch, capsy
         call(monkeypatch, table(recipe, text), "--dry-run", "--exp", exp)
 
 
-def test_a_runner_is_put_before_the_command(recipe, monkeypatch):
+def test_the_runner_precedes_the_command(recipe, monkeypatch):
     path = table(recipe, "cells:\n  a: {}\n")
     assert call(monkeypatch, path, "--cmd", "utils/run.sh --num-threads 1") == 0
     assert "# Ended (code 0)" in (recipe / "exp/grid/a/log/grid.log").read_text()
@@ -320,14 +322,14 @@ def test_a_signal_lets_the_jobs_of_a_runner_end_in_their_own_time(recipe):
     ).exists()
 
 
-def test_what_a_killed_process_left_running_is_waited_for(recipe):
+def test_runs_that_a_killed_process_has_left_are_waited_for(recipe):
     path = table(recipe, "cells:\n  a: {options: {wait: 30}}\n")
     first = start(path)
     wait_for(lambda: (recipe / "exp/grid/a/step1").exists())
     first.kill()
     first.communicate()
     said, _ = start(path).communicate(timeout=30)
-    assert "other processes run the rest" in said and "1 of 1 cells are done" in said
+    assert "other processes run the remaining cells" in said and "1 of 1 cells are done" in said
     assert not (recipe / "exp/grid/a/two").exists()
 
 
@@ -401,7 +403,7 @@ def test_rows_replace_older_ones_and_any_text_survives(tmp_path):
     results.add_rows(path, [{**ROW, "eer": 6.0, "ended": "2026-02"}, {**ROW, "fold": 0}])
     results.add_rows(
         path, [{**ROW, "eer": 7.0, "ended": "2026-01"}, {**ROW, "fold": "0"}]
-    )  # older: it stays as it is
+    )  # an older row does not replace it
     assert [(r["eer"], r.get("fold")) for r in results.read_rows(path)] == [
         (5, None),
         (6, None),
@@ -414,7 +416,7 @@ def test_rows_replace_older_ones_and_any_text_survives(tmp_path):
 
 
 def test_differences_are_over_units_not_seeds():
-    """Against scipy's paired t test of fold means, and by hand; a seed that only one side has is no pair."""
+    """Against scipy's paired t test of fold means, and by hand. A seed that only one side has is left out."""
     from scipy import stats
 
     rng = np.random.default_rng(0)
@@ -443,7 +445,7 @@ cells: {}
 
 
 @pytest.mark.parametrize("column", [None, "4"])
-def test_a_tuning_fold_stands_apart_from_mean_interval_and_count(recipe, column):
+def test_a_tuning_fold_is_excluded_from_mean_interval_and_count(recipe, column):
     """By hand: without fold 0 the EERs are 9 and 7 beside 10 and 10, so 20 ± 14.14 %; fold 0 has 50 % by itself."""
     look = looks([table(recipe, TUNED.replace("FIGURES", "eer"))])
     eer = {"b": [10.0, 10.0, 10.0], "a": [5.0, 9.0, 7.0]}
@@ -464,13 +466,13 @@ def test_a_tuning_fold_stands_apart_from_mean_interval_and_count(recipe, column)
             *(f"{t}, fold 0 (tuned on)" for t in (head[1], head[2])),
         ]
         assert lines["a"] == ["2", "8.00 ± 1.41", "+20.00 (-107.06 .. +147.06)", "2 of 2", "5.00", "+50.00"]
-    look["T"].tuned_on = []  # as every other table: all folds count
+    look["T"].tuned_on = []  # like any other table: all folds count
     results.write_tables(recipe / "RESULTS.jsonl", look)
     assert "7.00 ± 2.00" in (recipe / "RESULTS.md").read_text()
 
 
 def cells(text, name):
-    """Rows of the table headed by `name` in a RESULTS.md: row name -> its other cells."""
+    """Rows of the table with the heading `name` in a RESULTS.md: row name -> its other cells."""
     part = text.split(name, 1)[1].split("\n\n", 2)[1].splitlines()
     lines = [re.split(r"(?<!\\) \| ", line[2:-2]) for line in part]
     return lines[0][1:], {line[0]: line[1:] for line in lines[2:]}

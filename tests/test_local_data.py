@@ -1,4 +1,4 @@
-"""local/*.py on small trees of the published layout, and on real speech where it is."""
+"""local/*.py on small trees in the published layout, and on real speech if it is available."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ def test_librispeech(librispeech, tmp_path):
     for data in (
         train,
         dev,
-    ):  # pieces cover each recording in order, each of 3 s at least where it is that long
+    ):  # pieces cover each recording in order, each at least 3 s long if the recording is
         reader = AudioReader(data)
         for reco, path in data.wav.items():
             pieces = sorted(v[1:] for v in data.segments.values() if v[0] == reco)
@@ -80,7 +80,7 @@ def test_librispeech(librispeech, tmp_path):
     assert sum(t.endswith(" target") for t in test.trials["trials"]) == 9
     again = local(
         "librispeech", *options, "--segment-seconds", 0, librispeech, tmp_path / "d"
-    )  # over the old one
+    )  # replaces the old directory
     assert "train: 5 speakers, 10 recordings, 10 utterances" in again
 
 
@@ -143,7 +143,7 @@ def test_arabic_speech_commands(tmp_path):
     assert train.utts == train.spk and "00000001-zoom_in-03" in train.utts
     assert (
         AudioReader(train).num_samples(train.utts.index("00000001-zoom_in-03")) == 1600
-    )  # a path with a blank
+    )  # a path with a space
     assert test.trials["trials"] == [
         "00000005-zoom_in-01 00000005-go-02 target",
         "00000005-go-01 00000006-zoom_in-03 nontarget",
@@ -251,6 +251,118 @@ def test_voxceleb(voxceleb, tmp_path):
         assert label == "nontarget" or a.rsplit("-", 1)[0] != b.rsplit("-", 1)[0], "targets are across videos"
 
 
+@pytest.fixture(scope="module")
+def voxceleb_lists(tmp_path_factory):
+    """Six speakers of VoxCeleb1 and eight of VoxCeleb2, who share a video; O names two of the six, E all, H four."""
+    root = tmp_path_factory.mktemp("VoxCelebLists")
+
+    def touch(place, speaker, video, k):
+        path = root / place / speaker / video / f"{k:05d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # only names are read
+        return f"{speaker}/{video}/{k:05d}.wav"
+
+    files = {
+        s: [touch("vox1/wav", f"id1000{s}", v, k) for v in ("-aB_c", "xyz") for k in (1, 2)] for s in range(6)
+    }
+    for s in range(8):
+        for v in ("shared", f"v{s}") if s else ("shared",):
+            for k in (1, 2):
+                touch("vox2/dev/aac", f"id2000{s}", v, k)
+    for name, speakers in (
+        ("veri_test2", [0, 1]),
+        ("list_test_all2", range(6)),
+        ("list_test_hard2", [2, 3, 4, 1]),
+    ):
+        pairs = [(s, t) for s in speakers for t in speakers if s <= t]
+        lines = [f"{int(s == t)} {files[s][0]} {files[t][3]}" for s, t in pairs]
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def prepare_lists(root, out, *lists, ok=True, options=()):
+    given = [word for name in lists for word in ("--trials", name)]
+    return local("voxceleb", *given, *options, root / "vox1", root / "vox2", out, ok=ok)
+
+
+def test_voxceleb_lists_share_one_test_directory(voxceleb_lists, tmp_path):
+    root, names = voxceleb_lists, ("veri_test2", "list_test_all2", "list_test_hard2")
+    out = prepare_lists(root, tmp_path / "d", *(root / f"{name}.txt" for name in names))
+    test = DataDir.read(tmp_path / "d/test")
+    assert list(test.trials) == ["trials", "trials_E", "trials_H", "trials_O"]
+    assert test.trials["trials"] == test.trials["trials_O"] and len(test.trials["trials_E"]) == 21
+    assert set(test.utts) == {u for lines in test.trials.values() for x in lines for u in x.split()[:2]}
+    assert len(test.utts) == 12 and "12 utterances, 3 trials, 3 trials_O, 21 trials_E, 10 trials_H" in out
+    for name, x in zip(names, "OEH"):
+        published = (root / f"{name}.txt").read_text().splitlines()
+        assert [line.endswith(" target") for line in test.trials[f"trials_{x}"]] == [
+            p[0] == "1" for p in published
+        ]
+
+
+def test_voxceleb_dev_speakers_of_a_list_of_all_are_held_out_of_voxceleb2(voxceleb_lists, tmp_path):
+    root = voxceleb_lists
+    out = prepare_lists(root, tmp_path / "d", root / "list_test_all2.txt", options=["--num-dev-spk", 3])
+    assert "dev speakers are of VoxCeleb2 and are left out of train" in out
+    sets = {name: DataDir.read(tmp_path / "d" / name) for name in ("train", "train_labeled", "dev", "test")}
+    dev = set(sets["dev"].spk)
+    assert sorted(dev) == (tmp_path / "d/dev_speakers").read_text().split() and len(dev) == 3
+    assert "id20000" not in dev, "with one video this speaker has no target trial"
+    assert set(sets["train_labeled"].spk) == {f"id2000{s}" for s in range(8)} - dev
+    assert not any(u.split("-")[0] in dev for u in sets["train"].utts)
+    assert not any(x.split("-")[0] in dev for x in (tmp_path / "d/truth/train_utt2spk").read_text().split())
+    kinds = {"target": 0, "nontarget": 0}
+    for line in sets["dev"].trials["trials"]:
+        a, b, kind = line.split()
+        (s, v, _), (t, w, _) = a.split("-"), b.split("-")
+        assert v != w and (s == t) == (kind == "target")
+        kinds[kind] += 1
+    assert kinds == {"target": 3 * 4, "nontarget": 3 * 12}  # of 16 pairs of two speakers 4 share the video
+    prepare_lists(
+        root, tmp_path / "e", root / "list_test_all2.txt", options=["--num-dev-spk", 3, "--seed", 1]
+    )
+    assert (tmp_path / "e/dev_speakers").read_text().split() != sorted(dev)
+    prepare_lists(root, tmp_path / "f", root / "list_test_hard2.txt", options=["--num-dev-spk", 3])
+    assert (tmp_path / "f/dev_speakers").read_text().split() == ["id10000", "id10005"]
+    assert len(set(DataDir.read(tmp_path / "f/train_labeled").spk)) == 8
+
+
+def test_voxceleb_without_dev_says_so(voxceleb_lists, tmp_path):
+    root, given = voxceleb_lists, ["--trials", voxceleb_lists / "list_test_all2.txt", voxceleb_lists / "vox1"]
+    out = local("voxceleb", *given, tmp_path / "d")
+    assert (
+        "nothing is calibrated: the trials name all speakers of VoxCeleb1, and there is no VoxCeleb2" in out
+    )
+    assert {p.name for p in (tmp_path / "d").iterdir()} == {"test", "dev_speakers"}
+    for s in range(3):
+        sound(tmp_path / f"unlabeled/wav/id{s}/v/1.wav", 0.1)
+    out = local("voxceleb", *given, tmp_path / "unlabeled", tmp_path / "e")
+    assert "too few labeled speakers with two videos" in out and not (tmp_path / "e/dev").exists()
+    assert len(DataDir.read(tmp_path / "e/train").utts) == 3
+    assert "--num-dev-spk is 0" in local(
+        "voxceleb", "--num-dev-spk", 0, *given, root / "vox2", tmp_path / "f"
+    )
+    prepare_lists(root, tmp_path / "g", root / "veri_test2.txt")
+    before = (tmp_path / "g/train/utt2spk").read_text()
+    said = local("voxceleb", "--num-dev-spk", 0, *given, root / "vox2", tmp_path / "g", ok=False)
+    assert "is of an earlier run" in said and f"rm -r {tmp_path}/g/dev" in said
+    assert (tmp_path / "g/train/utt2spk").read_text() == before and "id10005" not in before
+
+
+def test_voxceleb_names_of_lists(voxceleb_lists, tmp_path):
+    root = voxceleb_lists
+    (tmp_path / "a=b.txt").write_text((root / "veri_test2.txt").read_text())
+    prepare_lists(root, tmp_path / "d", tmp_path / "a=b.txt")
+    assert list(DataDir.read(tmp_path / "d/test").trials) == ["trials"]
+    hard = root / "list_test_hard2.txt"
+    said = prepare_lists(root, tmp_path / "e", tmp_path / "a=b.txt", hard, ok=False)
+    assert "has no official name of a list" in said and f"NAME={tmp_path}/a=b.txt" in said
+    assert "another list of the name H" in prepare_lists(root, tmp_path / "e", hard, f"H={hard}", ok=False)
+    assert not (tmp_path / "e").exists()
+    prepare_lists(root, tmp_path / "e", f"mine={tmp_path}/a=b.txt", hard)
+    assert list(DataDir.read(tmp_path / "e/test").trials) == ["trials", "trials_H", "trials_mine"]
+
+
 def test_voxceleb_errors(voxceleb, tmp_path):
     (tmp_path / "list").write_text("1 id10000/-aB_c/00001.wav\n")
     error = local(
@@ -285,12 +397,14 @@ def test_voxceleb_errors(voxceleb, tmp_path):
         tmp_path / "d",
         ok=False,
     )
-    assert "convert the .m4a files" in error
+    assert "convert the .m4a files first: python local/m4a_to_flac.py" in error
 
 
 @pytest.fixture
 def speechocean(tmp_path):
-    """Four training, two dev and two test speakers with three utterances each; another speaker is in no list."""
+    """Four training, two dev and two test speakers with three utterances each, and another speaker who is in
+    no list.
+    """
     root = tmp_path / "speechocean762"
     sets = {"train": "abcd", "dev": "ef", "test": "gh", None: "i"}
     for name, speakers in sets.items():
@@ -376,7 +490,7 @@ def test_speech_commands(words, tmp_path):
     assert test.trials["trials"] == (tmp_path / "given").read_text().splitlines()
     made = [line.split() for line in dev.trials["trials"]]
     assert sum(kind == "target" for *_, kind in made) == 8 and sum(kind == "nontarget" for *_, kind in made)
-    for a, b, kind in made:  # never of one word
+    for a, b, kind in made:  # never two utterances of one word
         assert a.split("-")[1] != b.split("-")[1] and (a[:2] == b[:2]) == (kind == "target")
 
 

@@ -1,4 +1,4 @@
-"""Trials by rules, lists of others, blind lists, speakers parted, and the summary of a directory."""
+"""Trials by rules, lists in other forms, blind lists, disjoint speakers, and the summary of a directory."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ SPEAKERS = {"a": 5, "b": 4, "c": 3, "d": 1}
 
 
 def directory(path: Path, **more) -> DataDir:
-    """Speakers with 5, 4, 3 and 1 utterances, two a session; a and c are f."""
+    """Speakers with 5, 4, 3 and 1 utterances, two per session; a and c are female."""
     spk = {f"{s}{k}": s for s, n in SPEAKERS.items() for k in range(n)}
     data = DataDir(path, list(spk), list(spk.values()), {u: f"/x/{s}/v/{u}.wav" for u, s in spk.items()})
     data.utt_tables["utt2session"] = {u: f"{u[0]}s{int(u[1]) // 2}" for u in spk}
@@ -112,7 +112,7 @@ def test_enrolment_models(tmp_path, seed):
     assert {t for _, t, _ in trials(tmp_path / "d/trials")} >= {"d0"}
 
 
-def test_the_seed_decides_and_what_stands_stays(tmp_path):
+def test_the_seed_decides_and_existing_trials_are_kept(tmp_path):
     directory(tmp_path / "d")
     words = ["make-trials", tmp_path / "d", "--enrol-utts", 1, "--nontargets-per-speaker", 2]
     dd(*words)
@@ -241,7 +241,7 @@ def test_summary_by_hand(tmp_path, capsys):
     rng = np.random.default_rng(0)
     waves = {f"a{k}": 0.1 * rng.standard_normal(16000 * (k + 1)) for k in range(3)}
     waves |= {"b0": waves["a0"], "b1": np.zeros(16000), "c0": 0.1 * rng.standard_normal(8000)}
-    waves["a1"][:320] = 1.0  # of 32000 samples: 1 %
+    waves["a1"][:320] = 1.0  # 1 % of 32000 samples
     waves["a2"][16000:] *= 1e-4  # two of three seconds are quiet
     for utt, wave in waves.items():
         soundfile.write(tmp_path / f"{utt}.wav", wave, 8000 if utt == "c0" else 16000, subtype="FLOAT")
@@ -276,7 +276,7 @@ def test_summary_by_hand(tmp_path, capsys):
     )
 
 
-def test_a_sound_directory_has_no_warning(tmp_path, capsys):
+def test_a_good_directory_gets_no_warning(tmp_path, capsys):
     rng = np.random.default_rng(0)
     utts = [f"{s}{k}" for s in "ab" for k in range(3)]
     for utt in utts:

@@ -25,7 +25,7 @@ def split(pairs):
 
 def test_hand_case():
     # descending: T .9  N .8  T .7  N .6  N .5: rejecting below .8 errs on 1 of 2 targets and 1 of 3 nontargets;
-    # between .7 and .8 FNR is 1/2 above .7 and 0 at .7, FPR 1/3 there: the crossing is at 1/3
+    # between .7 and .8, FNR is 1/2 just above .7 and 0 at .7, FPR is 1/3 throughout: the crossing is at 1/3
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
     target = np.array([1, 0, 1, 0, 0], bool)
     curve = metrics.Curve(scores, target)
@@ -57,9 +57,9 @@ def test_against_sklearn_and_a_scan_of_all_thresholds(pairs):
     rate, threshold = curve.eer()
     if len(np.unique(fpr)) == len(
         fpr
-    ):  # else the usual recipe's interpolation is ambiguous on a vertical step
+    ):  # otherwise the usual recipe's interpolation is ambiguous on a vertical step
         assert rate == pytest.approx(brentq(lambda x: 1 - x - interp1d(fpr, tpr)(x), 0, 1), abs=1e-9)
-    # independent: the segment of (FPR, FNR) points that meets the diagonal
+    # computed independently: the segment between (FPR, FNR) points that meets the diagonal
     d = (1 - tpr) - fpr
     k = int(np.argmax(d <= 0))
     share = d[k - 1] / (d[k - 1] - d[k])
@@ -88,8 +88,8 @@ def test_eer_and_min_dcf_do_not_change_under_a_monotone_map(pairs):
 
 @settings(max_examples=60, deadline=None)
 @given(lists, st.integers(0, 1000))
-def test_weights_are_repetition(pairs, seed):
-    """The weighted EER of a draw equals the EER of the list in which trials really stand that often."""
+def test_a_weight_is_the_number_of_repetitions(pairs, seed):
+    """The weighted EER of a draw equals the EER of a list in which every trial is repeated that often."""
     scores, target = split(pairs)
     rng = np.random.default_rng(seed)
     first = rng.integers(4, size=len(target))
@@ -108,7 +108,7 @@ def test_weights_are_repetition(pairs, seed):
 
 
 def test_draws_are_those_of_the_seed_and_the_same_for_every_list_of_scores():
-    """The crossing found by bisection is the one found by a look at every operating point, to the bit."""
+    """The crossing found by bisection is bit for bit the one found by checking every operating point."""
     rng = np.random.default_rng(0)
     for n, values in ((50, 5), (400, 1000), (3, 2)):
         first, second = rng.integers(6, size=(2, n))
@@ -125,7 +125,7 @@ def test_draws_are_those_of_the_seed_and_the_same_for_every_list_of_scores():
             for rate, times in zip(got, draws):
                 weight = times[units.a] * times[units.b]
                 points = []
-                for t in np.unique(scores):  # accept above t
+                for t in np.unique(scores):  # accept scores above t
                     miss, keep = weight[target & (scores <= t)].sum(), weight[~target & (scores <= t)].sum()
                     points.append((miss, keep))
                 all_t, all_n = weight[target].sum(), weight[~target].sum()
@@ -141,7 +141,7 @@ def test_draws_are_those_of_the_seed_and_the_same_for_every_list_of_scores():
 
 
 def trials_of(num_speakers, per_speaker, spread, seed):
-    """All pairs of utterances; score = closeness of noisy 6-dimensional speaker vectors."""
+    """All pairs of utterances; the score is the similarity of noisy 6-dimensional speaker vectors."""
     rng = np.random.default_rng(seed)
     spk = np.repeat(np.arange(num_speakers), per_speaker)
     x = rng.standard_normal((num_speakers, 6))[spk] + spread * rng.standard_normal((len(spk), 6))
@@ -150,7 +150,9 @@ def trials_of(num_speakers, per_speaker, spread, seed):
 
 
 def test_interval_over_speakers_covers_the_true_eer():
-    """25 test sets of 30 speakers: about 95 % of the intervals hold the EER of a very large set of speakers."""
+    """25 test sets of 30 speakers: about 95 % of the intervals contain the EER of a very large set of
+    speakers.
+    """
     scores, target, _, _ = trials_of(500, 4, 0.8, 99)
     truth = metrics.eer(scores, target)
     held = 0
@@ -163,7 +165,7 @@ def test_interval_over_speakers_covers_the_true_eer():
     assert held >= 20
 
 
-def test_paired_comparison_sees_what_two_intervals_cannot():
+def test_paired_comparison_finds_a_difference_that_single_intervals_hide():
     scores, target, a, b = trials_of(40, 5, 0.8, 3)
     rng = np.random.default_rng(0)
     worse = scores + 0.6 * rng.standard_normal(len(scores))

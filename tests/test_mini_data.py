@@ -1,4 +1,6 @@
-"""The synthetic corpus: same bytes for any number of jobs and after a kill; disjoint voices; what is in the folders."""
+"""The synthetic corpus: same bytes for any number of jobs and after a kill; disjoint voices; contents of its
+folders.
+"""
 
 import hashlib
 import os
@@ -36,7 +38,7 @@ def make(folder, *more, ok=True):
 
 
 def contents(folder):
-    """Relative path -> digest of every file, with the folder's own name taken out of the tables."""
+    """Relative path -> digest of every file, without the folder's own path in the tables."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes().replace(bytes(folder), b"")).hexdigest()
@@ -60,7 +62,7 @@ def test_folders(corpus):
         DataDir.read(corpus / "train"),
         (corpus / "truth" / "train_utt2spk").read_text().split("\n")[:-1],
     )
-    assert train.spk == train.utts  # no speaker is known in the training directory
+    assert train.spk == train.utts  # the training directory names no speaker
     assert not list((corpus / "train").glob("*true*"))
     labeled = DataDir.read(corpus / "train_labeled")
     assert truth == [f"{u} {s}" for u, s in zip(labeled.utts, labeled.spk)]
@@ -86,7 +88,7 @@ def test_splits_share_no_voice_and_trials_no_session(corpus):
             labels.append(label)
             assert (spk[a] == spk[b]) == (label == "target")
             assert session[a] != session[b] and gender[spk[a]] == gender[spk[b]]
-        # 2 x 2 cross-session pairs a speaker
+        # 2 x 2 cross-session pairs per speaker
         assert labels.count("target") == 4 * len(set(data.spk)) and labels.count("nontarget") > 20
 
 
@@ -98,7 +100,7 @@ def test_any_number_of_jobs_gives_the_same_bytes_and_so_does_a_killed_run(corpus
     while len(list(folder.glob("audio/*/*/*.flac"))) < 5:
         assert running.poll() is None and time.time() < deadline
         time.sleep(0.01)
-    os.kill(running.pid, signal.SIGKILL)  # the parent alone: its jobs must not live on
+    os.kill(running.pid, signal.SIGKILL)  # only the parent is killed: its jobs must not survive
     running.wait()
     for _ in range(500):
         if not [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(folder).encode() in read(p)]:
@@ -109,11 +111,11 @@ def test_any_number_of_jobs_gives_the_same_bytes_and_so_does_a_killed_run(corpus
     before = {p: p.stat().st_mtime_ns for p in folder.glob("audio/*/*/*.flac")}
     assert len(before) < 56 and not (folder / "train").exists()
     make(folder, "--nj", 1)
-    # whole sessions (here two files) are redone, everything else stays
+    # whole sessions (here two files) are made again, everything else is kept
     redone = sum(p.stat().st_mtime_ns != t for p, t in before.items())
     assert redone <= 1 and len(before) >= 5
     assert contents(folder) == contents(corpus)
-    assert make(folder, "--nj", 1)  # nothing left to do
+    assert make(folder, "--nj", 1)  # nothing is left to do
     assert contents(folder) == contents(corpus)
 
 
@@ -134,7 +136,7 @@ def test_other_seed_other_speech_and_no_mixture(corpus, tmp_path):
 
 
 def test_speech_is_a_function_of_the_list():
-    """Also after other speech, in another process state, and for every voice that is used."""
+    """It does not depend on other speech or on the process, for every voice that is used."""
     voices = list(espeak.variants())
     assert len(voices) > 60
     said = [espeak.Utterance("seven small boats", f"en-us+{v}", rate=300) for v in voices[::4]]

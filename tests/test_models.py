@@ -28,7 +28,7 @@ def build(spec):
 
 def test_fbank_equals_torchaudios_kaldi_fbank():
     torch.manual_seed(1)
-    wave = torch.randn(1, 8000) * 0.1 + 0.05  # an offset that Kaldi removes frame by frame
+    wave = torch.randn(1, 8000) * 0.1 + 0.05  # a constant offset, which Kaldi removes frame by frame
     want = torchaudio.compliance.kaldi.fbank(
         wave.double() * 32768, num_mel_bins=80, dither=0, low_freq=20, high_freq=7600
     )
@@ -39,7 +39,7 @@ def test_fbank_equals_torchaudios_kaldi_fbank():
 
 @pytest.mark.parametrize("noise", [0, 1, 30])
 def test_fbank_of_a_quiet_recording_with_an_offset(noise):
-    """16-bit steps of noise upon a tenth of full scale: nothing cancels."""
+    """Noise in 16-bit steps on top of a tenth of full scale: no digits are lost by cancellation."""
     generator = torch.Generator().manual_seed(0)
     steps = (torch.randn(1, 8000, generator=generator) * noise).round() + 3277
     want = torchaudio.compliance.kaldi.fbank(
@@ -75,7 +75,9 @@ def test_every_parameter_gets_a_gradient(spec):
 
 
 def test_ecapa_of_the_paper_has_the_papers_size():
-    """ECAPA-TDNN C=512 is given as 6.2 M, C=1024 as 14.7 M parameters (Desplanques et al. 2020, table 1)."""
+    """The paper gives 6.2 M parameters for ECAPA-TDNN C=512 and 14.7 M for C=1024 (Desplanques et al. 2020,
+    table 1).
+    """
     for channels, millions in ((512, 6.2), (1024, 14.7)):
         size = sum(p.numel() for p in build({"name": "ecapa", "channels": channels}).parameters())
         assert abs(size / 1e6 - millions) < 0.2

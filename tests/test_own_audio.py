@@ -1,4 +1,4 @@
-"""Folders and lists of audio to data directories and back: by hand-computed cases, round trips, and bad input."""
+"""Folders and lists of audio become data directories and back: cases by hand, round trips, bad input."""
 
 import ast
 import gzip
@@ -30,7 +30,7 @@ def wav(path: Path, seconds: float = 0.5, seed: int = 0, rate: int = RATE, silen
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
-    """Two speakers, two sessions each, an utterance a session."""
+    """Two speakers with two sessions each and an utterance per session."""
     monkeypatch.chdir(tmp_path)
     for k, name in enumerate(("anna/s1/a.wav", "anna/s2/a.flac", "ben/s1/b 1.wav", "ben/s3/c.ogg")):
         wav(tmp_path / "audio" / name, 0.5 + 0.25 * k, k)
@@ -109,7 +109,7 @@ def test_without_a_pattern_each_utterance_is_its_own_speaker(corpus, capsys):
     assert "no speaker is known" in capsys.readouterr().out
 
 
-def test_what_cannot_be_used_is_named(corpus, tmp_path, capsys):
+def test_unusable_files_are_named(corpus, tmp_path, capsys):
     wav(corpus / "anna/s1/silent.wav", silent=True)
     wav(corpus / "anna/s1/tiny.wav", 0.01)
     (corpus / "anna/s1/broken.wav").write_bytes(b"RIFF")
@@ -286,7 +286,7 @@ BAD = {
     "deep": ("jsonl", "[" * 100_000, ":1: is not JSON (nested deeper"),
     "half a character": ("jsonl", '{"path": "\\ud800"}', ":1: is not JSON"),
     "a line end": ("jsonl", '{"path": "a\\nb.wav"}', "no usable audio; the first: the name holds a line"),
-    "an ark's place": ("jsonl", '{"path": "/x/a.ark:17"}', "ends as a place in an ark"),
+    "an ark's place": ("jsonl", '{"path": "/x/a.ark:17"}', "ends like a place in an ark"),
     "gzip": ("jsonl.gz", b"\x1f\x8b\x08\x00", "is damaged gzip data"),
     "shards": ("wespeaker", "shards/shards_000.tar\n", "shard.list"),
     "no key": ("wespeaker", '{"key": "x", "spk": "y"}\n', "has no 'wav'"),
@@ -357,7 +357,7 @@ def test_diarized_recordings(tmp_path):
     assert DataDir.read(tmp_path / "d").spk == ["A", "A", "A", "B"]
 
 
-# What lhotse 1.33 writes (Recording, SupervisionSegment and MonoCut of its documentation).
+# The output of lhotse 1.33 (Recording, SupervisionSegment and MonoCut as in its documentation).
 RECORDING = {
     "id": "r", "sources": [{"type": "file", "channels": [0], "source": "r.wav"}], "sampling_rate": 16000,
     "num_samples": 48000, "duration": 3.0, "channel_ids": [0],
@@ -429,7 +429,7 @@ def tables(path) -> dict:
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "lhotse", "wespeaker"])
 @pytest.mark.parametrize("segmented", [False, True])
-def test_there_and_back(corpus, tmp_path, kind, segmented):
+def test_export_and_import_give_the_same_directory(corpus, tmp_path, kind, segmented):
     dd("from-folder", corpus, "d", "--pattern", "{speaker}/{session}/{utterance}")
     wav(corpus / "x/y.wav", 1)
     dd("from-folder", corpus / "x", "e")
@@ -448,7 +448,7 @@ def test_there_and_back(corpus, tmp_path, kind, segmented):
     manifests = ["from-lhotse", "--recordings", "out/recordings.jsonl.gz"]
     dd(*read.get(kind, [*manifests, "--supervisions", "out/supervisions.jsonl.gz"]), "back")
     found, before = tables("back"), tables("f")
-    if segmented and kind != "lhotse":  # these lists have no names of recordings
+    if segmented and kind != "lhotse":  # these lists do not contain names of recordings
         found, before = (
             {u: (t["wav.scp"][r], a, b) for u, (r, a, b) in t["segments"].items()} for t in (found, before)
         )
@@ -459,7 +459,7 @@ def test_there_and_back(corpus, tmp_path, kind, segmented):
         )
 
 
-def test_commands_and_arks_do_not_go_out(tmp_path):
+def test_commands_and_arks_are_not_exported(tmp_path):
     (tmp_path / "d").mkdir()
     for name, text in {"wav.scp": "u cat x |\n", "utt2spk": "u u\n", "spk2utt": "u u\n"}.items():
         (tmp_path / "d" / name).write_text(text)

@@ -1,4 +1,6 @@
-"""The package as one installs it: licences, ranges, the wheel, the command, start-up time, a broken torchaudio."""
+"""The installed package: licences, version ranges, the wheel, the command, start-up time, a broken
+torchaudio.
+"""
 
 import importlib.metadata
 import os
@@ -15,8 +17,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BY_HAND = {"kaldiio", "pyroomacoustics"}  # their metadata names no licence, or holds its text: see NOTICE
-HIDDEN_GPL = {"espeakng-loader"}  # carries libespeak-ng and says nothing of it in its metadata
+# packages whose metadata names no licence, or contains its text: see NOTICE
+BY_HAND = {"kaldiio", "pyroomacoustics"}
+HIDDEN_GPL = {"espeakng-loader"}  # contains libespeak-ng, which its metadata does not mention
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -52,7 +55,7 @@ def test_pins_lie_in_the_ranges_and_are_all_there():
 
 
 def closure(reqs: list[str]) -> set[str]:
-    """The installed packages that these need, and what those need."""
+    """These installed packages with all their dependencies."""
     found, todo = set(), [Requirement(r).name for r in reqs]
     while todo:
         name = plain(todo.pop())
@@ -64,7 +67,7 @@ def closure(reqs: list[str]) -> set[str]:
 
 
 def licence(name: str) -> str:
-    """As the metadata names it; "" where it does not."""
+    """The licence that the metadata names; "" if it names none."""
     md = importlib.metadata.metadata(name)
     named = [md.get("License-Expression") or "", (md.get("License") or "").partition("\n")[0]]
     named += [c for c in md.get_all("Classifier", []) if c.startswith("License ::") and "Lesser" not in c]
@@ -72,7 +75,9 @@ def licence(name: str) -> str:
 
 
 def is_gpl(text: str) -> bool:
-    """GPL or AGPL, as text or abbreviated; not the lesser one, nor with the exception of compilers' libraries."""
+    """Whether a licence is GPL or AGPL: in full or abbreviated, not LGPL, not with the exception for compiler
+    libraries.
+    """
     text = re.sub(r"(?i)lesser general public|lgpl|gpl-?[\w.+-]* with gcc-exception", "", text)
     return re.search(r"(?i)gpl|general public license", text) is not None
 
@@ -100,7 +105,7 @@ def test_notice_names_the_licence_of_each_dependency():
     want = needs(PROJECT["dependencies"] + extras["mini"] + extras["dev"])
     assert {plain(name) for name in named} == want.keys()
     assert "GPL-3.0" in named["espeakng-loader"]
-    for name in ("soxr", "torch", "pydantic", "PyYAML"):  # as their metadata says it
+    for name in ("soxr", "torch", "pydantic", "PyYAML"):  # as the metadata spells it
         assert named[name] in licence(name)
 
 
@@ -119,7 +124,9 @@ def test_licence_and_citation():
 
 # ---- the wheel and the command ----------------------------------------------------------------------------------
 def sources(folder: Path) -> Path:
-    """A copy, as building writes into it; with top folders that setuptools would take for packages."""
+    """A copy to build in, because building writes into it, with top folders that setuptools might take for
+    packages.
+    """
     import shutil
 
     shutil.copytree(ROOT / "pyspkv", folder / "pyspkv", ignore=shutil.ignore_patterns("__pycache__"))
@@ -248,7 +255,7 @@ SIZES = {
 
 
 def test_models_work_beside_a_broken_torchaudio(tmp_path):
-    """A stand-in that ends as the one for CUDA does where there is no CUDA; filterbanks give the same digits."""
+    """A stand-in fails like torchaudio for CUDA without CUDA; the filterbanks give the same digits."""
     import numpy as np
     import torch
 

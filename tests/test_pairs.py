@@ -75,7 +75,7 @@ def naive(name, e, device, w, b):
 
 
 def loss_of(name, e, device, w=10.0, weight=1.0):
-    """weight: of dialogue k as a negative, [N]."""
+    """weight: weight of dialogue k as a negative, [N]."""
     device, log_weight = torch.as_tensor(device), torch.as_tensor(weight).to(e).log()
     against = torch.where(device[:, None] != device, log_weight, -torch.inf)
     return LOSSES[name](e, e, against, torch.tensor(w).to(e))
@@ -86,12 +86,12 @@ def loss_of(name, e, device, w=10.0, weight=1.0):
 @pytest.mark.parametrize("device", [[0, 1, 2, 3], [0, 1, 1, 2]])
 def test_losses_equal_plain_loops_whatever_the_bias(name, m, device):
     e = unit(m=m)
-    for b in (-5.0, 0.0):  # b cancels in every softmax form, so the code has none
+    for b in (-5.0, 0.0):  # b cancels in every softmax loss, so the code has no b
         torch.testing.assert_close(loss_of(name, e, device), naive(name, e, device, 10.0, b))
 
 
 def test_two_dialogues_of_two_by_hand():
-    """e = (x, y), (y, y): cosines are 0 or 1, w = 1."""
+    """e = (x, y), (y, y): the cosines are 0 or 1, and w = 1."""
     x, y = torch.eye(2).double()
     e = torch.stack([torch.stack([x, y]), torch.stack([y, y])])
     one, zero = math.log(1 + math.e), math.log(2)
@@ -114,8 +114,10 @@ def test_permuted_dialogues_permute_their_losses(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_dialogues_of_one_device_do_not_touch_each_other(name):
-    """Moving another dialogue of the same device changes nothing for this one; moving a foreign one does."""
+def test_dialogues_of_one_device_do_not_repel_each_other(name):
+    """Moving another dialogue of the same device changes nothing for this dialogue; moving one of another
+    device does.
+    """
     e = unit(n=4).requires_grad_()
     loss_of(name, e, [0, 0, 1, 2])[0].backward()
     assert (e.grad[1] == 0).all() and (e.grad[2] != 0).any() and (e.grad[3] != 0).any()
@@ -131,7 +133,9 @@ def test_all_versus_all_of_pairs_is_nt_xent():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_negative_of_weight_three_counts_as_three(name):
-    """Weights of columns against copies: dialogue 2 thrice among the negatives, and none of dialogue 3."""
+    """Weights against copies of columns: dialogue 2 occurs three times among the negatives, dialogue 3 not at
+    all.
+    """
     e = unit(n=5)
     got = loss_of(name, e, range(5), 3.0, weight=[1.0, 1.0, 3.0, 0.0, 1.0])
     copies, device = e[[0, 1, 2, 2, 2, 4]], [0, 1, 2, 2, 2, 4]
@@ -232,7 +236,7 @@ def test_warm_up_then_ramp():
 
 
 def test_no_gradient_flows_through_the_weights():
-    """The gradient is that of the losses with the weights as constants."""
+    """The gradient equals that of the losses with the weights as constants."""
     data = batch([0, 0, 1, 1, 2, 2])
     o = objective(reject={"kind": "power", "warmup_epochs": [0.0, 0.0]})
     total, _ = o(data).terms["ava"]
@@ -404,7 +408,7 @@ def test_rejection_out_of_range_is_refused(wrong, words):
         cfg.build(cfg.validate(ObjectiveConfig, spec), encoder, RunInfo(8, 4, 1, 20))
 
 
-def test_rejection_that_never_begins_is_told(capsys):
+def test_rejection_that_never_begins_gives_a_warning(capsys):
     encoder = cfg.build(
         cfg.validate(EncoderConfig, {"name": "dvector", "hidden": 12, "layers": 1, "embed_dim": 8})
     )
@@ -591,7 +595,7 @@ def test_apc_predicts_frames_ahead_and_refuses_encoders_that_see_them():
     torch.testing.assert_close(o(data).terms["apc"][0], torch.stack(wrong).mean(0).sum())
     grouped = {id(p) for g in o.optimizers()["main"] for p in g["params"]}
     assert not grouped & {id(p) for p in encoder.fc.parameters()}
-    o(data).terms["apc"][0].backward()  # DDP waits for every gradient
+    o(data).terms["apc"][0].backward()  # DDP waits for the gradient of every parameter
     assert all(p.grad is not None for p in o.parameters() if p.requires_grad)
     ecapa = cfg.build(cfg.validate(EncoderConfig, {"name": "ecapa", "channels": 16, "mfa_channels": 24}))
     with pytest.raises(UserError, match="future"):

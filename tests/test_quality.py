@@ -1,4 +1,4 @@
-"""Cluster statistics, id matching, truth diagnostics against scikit-learn, scipy and counting by hand."""
+"""Cluster statistics, matching of ids and diagnostics, against scikit-learn, scipy and counting by hand."""
 
 import itertools
 

@@ -1,4 +1,6 @@
-"""README.md, the linters' pins and the notebook: figures are those of the rows, the notebook runs as it stands."""
+"""README.md, the linters' pins and the notebook: figures equal the recorded rows, and the notebook runs as it
+is.
+"""
 
 import json
 import re
@@ -16,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 GLL = "Arabic Speech Commands, ECAPA-64. Table 1"
 
-# recipe: how its table begins, column, rows of the three figures, rows whose minutes add up
+# recipe: first words of its table, column, rows of the three figures, rows whose minutes are added
 SOURCE = {
     "mini/ssl": ("egs/mini/ssl", None, "pretrain finetune supervised", "pretrain round1 round2 finetune"),
     "mini/ssrl": ("Classes also divide", None, "pretrain round1 supervised", "pretrain round1"),
@@ -59,7 +61,7 @@ SOURCE = {
         "dialogues, AvA|12 labelled, dialogues, AvA",
     ),
 }
-# fold 0 of the dialogues chose settings; the others have no rows of the whole recipe
+# settings for dialogues were chosen on fold 0; the other folds have no rows of the whole recipe
 FOLDS = {"librispeech/trunk_ssl": {1, 2, 3, 4}, "arabic_speech_commands/dialogue": {1, 2, 3, 4}}
 
 
@@ -68,7 +70,9 @@ def names(text: str) -> list[str]:
 
 
 def row_of(recipe: str) -> list[str]:
-    """README's last four cells: EER of the start, of the end with its interval, of true labels; minutes."""
+    """The last four cells of a row in README: EER at the start, at the end with its interval, with true
+    labels; minutes.
+    """
     table, column, figures, timed = SOURCE[recipe]
     rows = [
         r for r in results.read_rows(ROOT / f"egs/{recipe}/RESULTS.jsonl") if r["table"].startswith(table)
@@ -77,7 +81,7 @@ def row_of(recipe: str) -> list[str]:
     rows = [r for r in rows if column is None or r["column"] in (column, "all", "none")]
 
     def values(name: str, key: str) -> list[float]:
-        """One value for each fold or draw, the mean of its seeds; without those, one for each seed."""
+        """One value per fold or draw, the mean of its seeds; without folds and draws, one per seed."""
         unit = next((u for u in ("fold", "draw") if any(r.get(u) is not None for r in rows)), "seed")
         found = {}
         for r in rows:
@@ -121,7 +125,7 @@ def test_the_hooks_are_of_the_versions_that_the_tests_use():
         "ruff-check",
         "ruff-format",
         "shellcheck",
-        "mypy",  # of the environment, which has its pin
+        "mypy",  # the package in the environment, which is pinned
     }
 
 
@@ -139,7 +143,10 @@ def test_the_notebook_holds_no_output():
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch, capfd):
-    """Its cells in order, in one process; its scores and EER are those that the recipe's stage 7 wrote."""
+    """Its cells run in order in one process.
+
+    Its scores and EER are those that stage 7 of the recipe wrote.
+    """
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.setenv("SPKV_ROOT", str(ROOT))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

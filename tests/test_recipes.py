@@ -1,4 +1,6 @@
-"""Recipes end to end, small: what run.sh promises, whatever the corpus; and runs that are killed again and again."""
+"""Small recipes from end to end: what run.sh promises for any corpus, and runs that are killed again and
+again.
+"""
 
 import argparse
 import importlib
@@ -66,7 +68,7 @@ def call(script, *options, code=0, **more) -> subprocess.CompletedProcess:
 
 
 def figures(folder) -> tuple[dict, dict[str, str]]:
-    """results.json, and the bytes of everything that must not depend on how often a run was killed."""
+    """results.json, and the bytes of everything that must not depend on kills."""
     labels = {str(p.relative_to(folder)): p.read_text() for p in folder.glob("exp/round*/data/utt2spk")}
     scores = {str(p.relative_to(folder)): p.read_text() for p in folder.glob("exp/*/score/*.scores")}
     return json.loads((folder / "exp/results.json").read_text()), {**labels, **scores}
@@ -74,7 +76,7 @@ def figures(folder) -> tuple[dict, dict[str, str]]:
 
 # ---- commands in sight ------------------------------------------------------------------------------------------
 def python_commands(text: str) -> list[list[str]]:
-    """The words after `python` of every Python command that a dry run prints."""
+    """The words after `python` in every Python command that a dry run prints."""
     out = []
     for line in text.splitlines():
         words = shlex.split(line) if not line.startswith("==") else []
@@ -88,7 +90,7 @@ class Parsed(Exception):
 
 
 def parse(words: list[str], monkeypatch) -> None:
-    """Give a command's words to its own parser. Raises SystemExit where it refuses them."""
+    """Give a command's words to its own parser. SystemExit: the parser refuses them."""
     words = [word.replace("SPKV_JOB", "1") for word in words]
     if words[:3] == ["-m", "pyspkv.bin.launch", "--nproc"]:
         words = ["-m", *words[4:]]
@@ -125,7 +127,7 @@ VARIANTS = {
 @each_recipe("recipe")
 def test_a_dry_run_shows_commands_that_their_own_parsers_take(recipe, tmp_path, monkeypatch):
     """Without data, .venv and network, in under 3 s, and nothing is written."""
-    corpora = {"SPKV_CORPORA": "/corpora"}  # a folder that is not there
+    corpora = {"SPKV_CORPORA": "/corpora"}  # a folder that does not exist
     for options in VARIANTS[recipe.name]:
         before = sorted(p for p in recipe.rglob("*"))
         start = time.perf_counter()
@@ -146,7 +148,7 @@ def test_a_dry_run_shows_commands_that_their_own_parsers_take(recipe, tmp_path, 
 
 @pytest.mark.parametrize("method", ["ssl", "supervised"])
 def test_further_test_sets_are_extracted_and_scored_as_test_is(method, tmp_path):
-    """Each by its own name; of ssl, with paired differences from the phase that is named."""
+    """Each with its own name, and in ssl with paired differences from the phase that --versus names."""
     words = ["--also-test", "far near", *(["--versus", "round1"] if method == "ssl" else [])]
     shown = run(f"mini/{method}", tmp_path, *words, "--dry-run", "true").stdout
     shown = shown.replace(f"{tmp_path}/", "")
@@ -179,8 +181,10 @@ def test_a_recipe_is_whole_and_short(recipe):
     assert sourced == ['"$recipe/path.sh"', '"$recipe/cmd.sh"', "parse_options.sh"]
 
 
-def test_shipped_recipes_are_their_templates(tmp_path):
-    """Stages 2 to 8 line by line, and the options' names and help; a change of a template is carried into all."""
+def test_shipped_recipes_equal_their_templates(tmp_path):
+    """Stages 2 to 8, and names and help of the options, line by line. utils/sync_recipes.sh copies changes of
+    a template.
+    """
     call(ROOT / "utils/sync_recipes.sh", "--check", "true")
     for recipe in RECIPES:
         template = ROOT / "egs/TEMPLATE" / recipe.name / "run.sh"
@@ -213,7 +217,7 @@ def test_stages_are_numbered_alike():
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory):
-    """The whole of egs/mini/ssl at toy size, without interruption; every Python start is noted in `started`."""
+    """egs/mini/ssl at toy size, without interruption; every start of Python is noted in `started`."""
     folder = tmp_path_factory.mktemp("mini")
     note = folder / "python"
     note.write_text(
@@ -274,7 +278,9 @@ def test_rerunning_does_nothing_and_an_edited_round_is_refused(mini, tmp_path):
 
 
 def test_several_pre_trainings_give_labels_side_by_side(mini, tmp_path):
-    """The first round's clusters are those of both pre-trainings' embeddings, the second's of round 1's besides."""
+    """The first round clusters the joined embeddings of both pre-trainings, the second round also those of
+    round 1.
+    """
     words = ["--data", mini[0] / "data", "--num-pretrain=2", "--ensemble=true", "--stage=3", "--stop-stage=4"]
     run("mini/ssl", tmp_path, *MINI, *map(str, words), "--reuse", str(mini[0] / "exp"))
     assert (tmp_path / "exp/pretrain/model").is_symlink()
@@ -313,7 +319,9 @@ def test_wrong_options_stop_at_once(tmp_path, options, words):
 
 @each_recipe("recipe")
 def test_every_config_of_every_recipe_loads(recipe):
-    """With the encoder's config below it; gates and baselines of GLL on top of what they change."""
+    """Each is loaded after the config of the encoder; GLL's gates and baselines after the config that they
+    change.
+    """
     conf = recipe / "conf"
     encoders = ("encoder.yaml", "small_wavlm.yaml", "dvector.yaml")
     stacks = [[p] for p in sorted(conf.glob("*.yaml")) if p.name not in encoders]
@@ -330,7 +338,7 @@ def test_every_config_of_every_recipe_loads(recipe):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_kill_minus_nine_at_ten_random_moments(mini, tmp_path):
-    """One run that dies ten times, each time later than before, and is then run to its end."""
+    """One run is killed ten times, later each time, and then completed."""
     folder, _ = mini
     want = figures(folder)
     start = time.perf_counter()
@@ -351,14 +359,18 @@ def test_kill_minus_nine_at_ten_random_moments(mini, tmp_path):
 
 
 def test_librispeech_recipe_on_real_speech(corpora, tmp_path):
-    """Stages 1 and 2 on LibriSpeech's own layout, its path relative to the caller: counts from the corpus' README."""
+    """Stages 1 and 2 on LibriSpeech in its own layout, with a relative path: counts as in the README of the
+    corpus.
+    """
     run("librispeech/ssl", tmp_path, "--stop-stage", "2", SPKV_CORPORA=os.path.relpath(corpora))
     train, test = DataDir.read(tmp_path / "data/train"), DataDir.read(tmp_path / "data/test")
     assert len(train.wav) == 251 - 30 and train.spk == train.utts and len(test.utts) == 100
 
 
 def test_new_recipe_is_a_whole_folder_that_runs_anywhere(tmp_path, mini):
-    """Made outside the tree, refused a second time; run on egs/mini's data with a local/data.sh of one command."""
+    """Made outside the tree, refused a second time, run on egs/mini's data with a local/data.sh of one
+    command.
+    """
     new = ROOT / "utils/new_recipe.sh"
     for method in ("ssrl", "trunk_ssl", "gll", "dialogue", "supervised", "ssl"):
         call(new, "mine", method, "--dir", tmp_path)
@@ -378,7 +390,8 @@ def test_new_recipe_is_a_whole_folder_that_runs_anywhere(tmp_path, mini):
     link.symlink_to(recipe)
     call(link / "run.sh", *options, SPKV_ROOT=str(ROOT))
     assert (recipe / "exp/pretrain/model/LATEST").exists()
-    copy = tmp_path / "slurm_script"  # what sbatch makes of run.sh; it runs where sbatch was called
+    # a copy like the one that sbatch makes of run.sh; it runs in the folder where sbatch was called
+    copy = tmp_path / "slurm_script"
     shutil.copy(recipe / "run.sh", copy)
     words = [str(copy), "--dry-run", "true", "--stop-stage", "3"]
     done = subprocess.run(words, cwd=recipe, env=env(SPKV_ROOT=str(ROOT)), capture_output=True, text=True)
@@ -387,7 +400,7 @@ def test_new_recipe_is_a_whole_folder_that_runs_anywhere(tmp_path, mini):
 
 
 def test_reuse_links_what_is_finished_and_refuses_what_differs(mini, tmp_path):
-    """Embeddings and scores are made in the new experiment; the old one is not written to."""
+    """Embeddings and scores are made in the new experiment; nothing is written to the old one."""
     old = mini[0] / "exp"
     before = {p: p.stat().st_mtime_ns for p in old.rglob("*") if p.is_file()}
     given = ["--conf", ROOT / "tests/conf", "--data", mini[0] / "data", *MINI]
@@ -408,7 +421,7 @@ def test_reuse_links_what_is_finished_and_refuses_what_differs(mini, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_commands_in_wav_scp_pass_a_whole_recipe_only_where_they_are_allowed(mini, tmp_path):
-    """The same results as without them, in a folder whose name is hard on shells and patterns."""
+    """Same results as without commands, in a folder whose name is difficult for shells and patterns."""
     folder = tmp_path / "a [b] * \\c;$(touch hacked)"
     shutil.copytree(mini[0] / "data", folder / "data")
     for part in ("train", "dev", "test"):
@@ -425,8 +438,8 @@ def test_commands_in_wav_scp_pass_a_whole_recipe_only_where_they_are_allowed(min
     assert not list(tmp_path.rglob("hacked")) and not (ROOT / "hacked").exists()
 
 
-def test_one_run_an_experiment(tmp_path):
-    """A second run.sh in the same --exp is refused while the first one works."""
+def test_a_second_run_of_one_experiment_is_refused(tmp_path):
+    """A second run.sh with the same --exp is refused while the first one works."""
     (tmp_path / "exp/log").mkdir(parents=True)
     holder = subprocess.Popen(["flock", str(tmp_path / "exp/log/.lock"), "sleep", "60"])
     try:
@@ -440,7 +453,7 @@ def test_one_run_an_experiment(tmp_path):
 
 
 def test_the_end_of_run_sh_is_the_end_of_its_children(tmp_path):
-    """TERM to run.sh alone ends the Python that it started, and the run goes on later."""
+    """SIGTERM to run.sh alone ends the Python process that it started; the run can be resumed."""
     note = tmp_path / "python"
     note.write_text(f"#!/bin/bash\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
     note.chmod(0o755)
@@ -491,7 +504,7 @@ def test_trunk_recipe_trains_a_small_wavlm_on_dinos_labels(mini, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
-    """Labels from the trunk's pooled embeddings, a student that starts from it, crops in scoring."""
+    """Labels from the trunk's pooled embeddings, a student that starts from the trunk, crops in scoring."""
     import torch
 
     from pyspkv.models.wavlm import WavLM, WavLMConfig
@@ -522,9 +535,14 @@ def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("stage", ["pretrain", "round", "finetune"])
-def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
-    """egs/voxceleb/trunk_ssl at its true model size; only the batch and the noise lists are small."""
+@pytest.mark.parametrize(
+    "method, stage",
+    [("trunk_ssl", stage) for stage in ("pretrain", "round", "finetune")]
+    + [("ssl", stage) for stage in ("pretrain", "early_round", "round", "finetune")]
+    + [("supervised", stage) for stage in ("train", "finetune")],
+)
+def test_full_size_configs_take_a_step_on_random_audio(tmp_path, method, stage):
+    """Recipes of egs/voxceleb at their true model size; only the batch and the noise lists are small."""
     import numpy as np
     import soundfile
     import torch
@@ -538,9 +556,10 @@ def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
         wav[f"u{i}"] = str(tmp_path / f"u{i}.wav")
         soundfile.write(wav[f"u{i}"], 0.1 * rng.standard_normal(6 * 16000), 16000)
     data = DataDir(tmp_path / "data", list(wav), [f"s{i}" for i in range(4)], wav)
-    conf = ROOT / "egs/voxceleb/trunk_ssl/conf"
+    conf = ROOT / "egs/voxceleb" / method / "conf"
     small = ["batch_size=4", "epochs=1", "num_workers=0", "augment.rir_bank=2", "log_every_steps=1"]
-    if stage != "pretrain":
+    starts_from_trunk = method == "trunk_ssl" and stage != "pretrain"
+    if starts_from_trunk:
         torch.manual_seed(0)
         encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "wavlm"}))
         checkpoint.save_import(tmp_path / "trunk", encoder, encoder.config, {})
@@ -550,11 +569,13 @@ def test_full_size_configs_take_a_step_on_random_audio(tmp_path, stage):
     records = [json.loads(line) for line in (tmp_path / "exp/train.jsonl").read_text().splitlines()]
     last = records[-1]
     assert last["kind"] == "epoch" and np.isfinite(last["loss"])
-    assert ("pull" in last) is (stage != "pretrain")
+    assert ("pull" in last) is starts_from_trunk
 
 
-def test_ssrl_recipe_moves_labels_and_ssl_is_its_other_arm(mini, tmp_path):
-    """Plain rounds from the same pre-trained model are an ssl experiment that reuses it."""
+def test_ssrl_recipe_changes_labels_and_an_ssl_recipe_reuses_its_pretraining(mini, tmp_path):
+    """The comparison, plain rounds from the same pre-trained model, is an ssl experiment that reuses that
+    model.
+    """
     folder, _ = mini
     conf = tmp_path / "conf"
     conf.mkdir()
@@ -607,7 +628,7 @@ HOUSEHOLDS = ["--mode", "household", "--mixed-percent", 50]
 
 def test_dialogue_recipe_makes_dialogues_without_their_truth(tmp_path):
     done = dialogue_run(tmp_path, *HOUSEHOLDS, "--stop-stage", 2)
-    assert "of 4 devices, the most in a batch" in done.stdout
+    assert "on 4 devices (the largest possible batch)" in done.stdout
     again = dialogue_run(tmp_path, *HOUSEHOLDS, "--stop-stage", 1)
     assert f"up to date: {tmp_path}/data/household-50" in again.stdout
     other = ["--dialogue-opts", "--share 0.4:0.5", "--stop-stage", 1]
@@ -633,7 +654,7 @@ def test_dialogue_recipe_to_its_results_and_again(tmp_path):
     assert len(scores) == 2
     before = {p: p.stat().st_mtime_ns for p in exp.glob("*/model/LATEST")}
     shutil.rmtree(exp / "finetune/embed")
-    dialogue_run(tmp_path, *HOUSEHOLDS)  # from what is there, to the same digits
+    dialogue_run(tmp_path, *HOUSEHOLDS)  # resumed from the existing files, to the same digits
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert {p: p.read_text() for p in scores} == scores
     conf = ROOT / "tests/conf/dialogue"

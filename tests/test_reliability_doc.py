@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests that are there, marked as slow where they are."""
+"""The tests that docs/reliability.md names exist and are marked as slow if it says so."""
 
 import re
 from pathlib import Path

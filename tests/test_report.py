@@ -1,4 +1,4 @@
-"""An experiment folder as run.sh leaves it -> results.json, report.md, plots, RESULTS.md."""
+"""An experiment folder as run.sh leaves it gives results.json, report.md, plots, RESULTS.md."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def test_everything_with_a_truth_file(whole, exp, monkeypatch, capsys):
 
 
 def test_curves_are_of_the_folder_where_the_run_lies_now(exp, monkeypatch, capsys):
-    """A moved run, and another one at the old place."""
+    """The run was moved, and another run is in the old place."""
     moved = exp.rename(exp.with_name("moved"))
     report(monkeypatch, capsys, "--exp", moved)
     before = (moved / "plots/det.png").read_bytes()
@@ -158,7 +158,7 @@ def test_no_truth_no_diagnostics_and_phases_that_do_not_apply(exp, monkeypatch, 
 
 
 def test_round_ten_comes_after_round_two_and_an_unscored_phase_is_named(exp, monkeypatch, capsys):
-    monkeypatch.setattr(experiment, "draw", lambda *a: [])  # drawn in the tests above
+    monkeypatch.setattr(experiment, "draw", lambda *a: [])  # plots are tested above
     shutil.rmtree(exp / "finetune")
     shutil.copytree(exp / "round1", exp / "round10")
     (exp / "round1/score/test.json").unlink()
@@ -189,6 +189,29 @@ def test_bad_input_is_a_short_error_and_nothing_is_written(whole, exp, monkeypat
     shutil.rmtree(exp)
     exp.mkdir()
     fails("there are no scores at all")
+
+
+def test_lists_side_by_side_begin_with_the_headline(exp, monkeypatch, capsys):
+    for phase in SHIFT:
+        found = json.loads((exp / phase / "score/test.json").read_text())
+        for x, more in (("E", 1.25), ("O", 0), ("H", 2.5)):
+            changed = found | {"eer": found["eer"] + more}
+            (exp / phase / f"score/test_{x}.json").write_text(json.dumps(changed))
+        (exp / phase / "score/test_E-asnorm.json").write_text(json.dumps(found | {"eer": 0.125}))
+    report(monkeypatch, capsys, "--exp", exp)
+    out, page = json.loads((exp / "results.json").read_text()), (exp / "report.md").read_text()
+    assert list(out["lists"]) == ["O", "E", "H"]
+    plain = out["rounds"][1]["eer"]
+    assert out["lists"]["H"]["round2"]["eer"] == plain + 2.5 and out["lists"]["O"]["round2"]["eer"] == plain
+    assert (
+        out["lists"]["E"]["round2"]["eer_asnorm"] == 0.125 and "eer_asnorm" not in out["lists"]["O"]["round2"]
+    )
+    section = re.search(r"(?ms)^## Lists side by side\n\n(.*?)\n\n", page)[1].splitlines()
+    assert section[0].startswith(
+        "| system | O: EER % | O: 95 % interval | O: minDCF 0.01 | O: EER % AS-norm | E: EER"
+    )
+    [row] = [line.split(" | ") for line in section if line.startswith("| round2 ")]
+    assert (row[1], row[5], row[9]) == tuple(f"{plain + d:.2f}" for d in (0, 1.25, 2.5)) and row[8] == "0.12"
 
 
 def test_labels_that_are_speakers_names_have_their_share_of_right_ones(exp, monkeypatch, capsys):
@@ -243,7 +266,7 @@ def test_results_table_over_seeds(whole, exp, monkeypatch, capsys):
 
 
 def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_path):
-    """GLL's iterations have several trainings each; a link to one of them does not count twice."""
+    """GLL's iterations have several trainings each. A link to one of them is not counted twice."""
     for phase, models in (("round1", "TV"), ("round2", "TL")):
         for k, model in enumerate(models):
             epochs = [
@@ -268,7 +291,7 @@ def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_pa
     (tmp_path / "round1/model").symlink_to("L")
     found = recorded.row_of(
         tmp_path, ["round1", "round2"]
-    )  # the one with the lowest dev EER, at the cost of both
+    )  # the figures of the one with the lowest dev EER, and the cost of both
     assert (found["dev_eer"], found["wall_seconds"]) == (6.5, 2 * (90 + 93) + 1)
     dev = {"eer": 20.0, "min_dcf_0.01": 0.9, "min_dcf_0.05": 0.8}
     write_lines(tmp_path / "round2/score/dev.json", [json.dumps(dev)])
@@ -282,7 +305,7 @@ def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_pa
             recorded.systems(tmp_path)
 
 
-def test_questions_to_runs(tmp_path, monkeypatch, capsys):
+def test_queries_to_trainings(tmp_path, monkeypatch, capsys):
     from pyspkv.bin import query
 
     for name, best, confidence in (("T", 9.5, [0.1, 0.3, 0.2]), ("V", 8.0, [0.2]), ("L", 8.0, [0.2])):
@@ -313,7 +336,9 @@ def test_questions_to_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_labels_that_move_while_training(whole, exp, monkeypatch, capsys):
-    """The per-epoch table of a phase whose objective moved labels: sizes, changes, and weights by the truth."""
+    """The table per epoch of a phase whose objective changes labels: sizes, changes, and weights by the
+    truth.
+    """
     from safetensors.numpy import save_file
 
     root, _ = whole
@@ -368,7 +393,7 @@ def test_other_systems_are_reported_between_the_last_phase_and_supervised(whole,
 
 
 def test_what_a_gate_makes_of_labels_corrupted_on_purpose(tmp_path):
-    """Four utterances, two corrupted; the gate keeps out one of them and half of a good one."""
+    """Four utterances, two of them corrupted. The gate rejects one of these and half of a good one."""
     from safetensors.numpy import save_file
 
     write_lines(tmp_path / "data/utt2spk", ["a s0", "b s0", "c s1", "d s1"])
@@ -382,11 +407,11 @@ def test_what_a_gate_makes_of_labels_corrupted_on_purpose(tmp_path):
     scored = {"corrupted": {"test": {"eer": 9.0}, "test-crops": {"eer": 8.0}}}
     other = experiment.results(scored, {}, "test", {"corrupted": [found]})["others"]["corrupted"]
     assert (other["noise_recall"], other["eer_crops"]) == (found["noise_recall"], 8.0)
-    shutil.rmtree(tmp_path / "data")  # a system trained on another's labels
+    shutil.rmtree(tmp_path / "data")  # a system trained on labels of another one
     assert experiment.moving_labels(tmp_path, None) == []
 
 
-# -- what strangers may have written
+# -- files that others may have written
 
 SOUND = {"eer": 5.0, "min_dcf_0.01": 0.4, "min_dcf_0.05": 0.3}
 
@@ -401,7 +426,7 @@ def scored(folder, phase="pretrain", **more):
     "key", ["eer", "min_dcf_0.01", "eer_ci_low", "cllr", "num_target", "eer_difference", "threshold"]
 )
 @pytest.mark.parametrize("value", ["x", True, [1], {}, float("nan"), float("inf"), 10**30])
-def test_a_figure_that_is_none_is_named(tmp_path, monkeypatch, capsys, key, value):
+def test_a_figure_that_is_not_a_number_is_named(tmp_path, monkeypatch, capsys, key, value):
     scored(tmp_path, **{key: value})
     with pytest.raises(UserError, match=r"test\.json: (.*" + key.replace(".", r"\.") + " is |is not JSON)"):
         report(monkeypatch, capsys, "--exp", tmp_path)
@@ -469,7 +494,7 @@ def test_a_rounds_report_of_garbage(tmp_path, monkeypatch, capsys, text):
 
 
 def test_names_are_drawn_and_written_as_they_are(tmp_path, monkeypatch, capsys):
-    """matplotlib's formulas, HTML, links and bytes of no letters in the names of phases, lists and logged figures."""
+    """matplotlib formulas, HTML, links and undecodable bytes in names of phases, lists and logged figures."""
     exp = tmp_path / "<b>$x^{$"
     names = [
         "$$",
@@ -520,7 +545,7 @@ def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path, monkeypat
 
 
 def test_rows_of_strangers(tmp_path):
-    """Arrays of other sizes and kinds are of other utterances; a file that is none is named."""
+    """Arrays of other sizes or types belong to other utterances and are ignored; a damaged file is named."""
     from safetensors.numpy import save_file
 
     write_lines(tmp_path / "data/utt2spk", ["a s0", "b s0", "c s1"])
@@ -541,7 +566,7 @@ def test_rows_of_strangers(tmp_path):
         experiment.moving_labels(tmp_path, None)
 
 
-def test_gate_curves_and_questions_to_runs_of_strangers(tmp_path, monkeypatch, capsys):
+def test_gate_curves_and_queries_on_untrusted_trainings(tmp_path, monkeypatch, capsys):
     from pyspkv.bin import query
     from pyspkv.report import gate_curves
 

@@ -1,4 +1,4 @@
-"""Samplers are pure functions of (seed, epoch) and keep what they promise, for any labels."""
+"""Samplers are pure functions of (seed, epoch) and keep their guarantees for any labels."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.batches.dataset import draw_crop_start
-from pyspkv.batches.sampler import SamplerConfig, even, rank_slice, unique_label_batches
+from pyspkv.batches.sampler import SamplerConfig, even, pool_batches, rank_slice
 
 
 def make(name, label, batch, seed=0, source=None, **fields):
@@ -44,6 +44,56 @@ def test_one_per_label_never_repeats_a_label_in_a_batch(label, batch, epoch):
     assert all(len(set(label[step])) == batch for step in rows)
     assert len(np.unique(rows)) == rows.size
     assert np.bincount(label[rows.ravel()]).max() <= 4
+
+
+def greedy(label, batch, most):
+    """The plain way to as many batches as can be: each takes the labels that have most utterances left."""
+    left, batches = np.minimum(np.bincount(label), most), 0
+    while np.count_nonzero(left) >= batch:
+        left[np.argsort(-left, kind="stable")[:batch]] -= 1
+        batches += 1
+    return batches
+
+
+@given(st.lists(st.integers(0, 9), min_size=20, max_size=120), st.integers(1, 6), st.integers(1, 12))
+def test_one_per_label_has_as_many_batches_as_the_greedy_way(label, batch, most):
+    label = np.asarray(label)
+    if len(np.unique(label)) < batch:
+        return
+    sampler = make("unique_label", label, batch, max_per_label=most)
+    epochs = [sampler.epoch(e) for e in range(3)]
+    assert [len(rows) for rows in epochs] == [greedy(label, batch, most)] * 3
+    if epochs[0].size > 30:
+        assert (epochs[0] != epochs[1]).any()
+    np.testing.assert_array_equal(epochs[2], make("unique_label", label, batch, max_per_label=most).epoch(2))
+
+
+def test_one_per_label_loses_no_tail_of_clusters_like_voxcelebs():
+    """A tenth of VoxCeleb2, of its clusters (log-normal) and of a batch: all but a batch of what the 500 leave."""
+    rng = np.random.default_rng(0)
+    share = rng.lognormal(0, 1, 750)
+    count = 1 + rng.multinomial(108_000, share / share.sum())
+    label = rng.permutation(np.repeat(np.arange(750), count))
+    kept = np.minimum(count, 500)
+    used = np.zeros(750)
+    sampler = make("unique_label", label, 24, max_per_label=500)
+    for epoch in range(2):
+        rows = sampler.epoch(epoch)
+        assert all(len(set(label[step])) == 24 for step in rows)
+        assert len(np.unique(rows)) == rows.size > kept.sum() - 24
+        used += np.bincount(label[rows.ravel()], minlength=750) / 2
+    large = count >= np.quantile(count, 0.9)
+    assert used[large].sum() >= 0.98 * kept[large].sum()
+    assert (used <= kept).all()
+    # and none is at home in one part of the epoch: the largest are in its first and second half alike
+    half = len(rows) // 2
+    in_large = large[label[rows]].sum(1)
+    assert in_large[:half].mean() == pytest.approx(in_large[half:].mean(), rel=0.1)
+
+
+def test_fewer_labels_than_a_batch_are_named():
+    with pytest.raises(UserError, match="needs 6 labels for a batch, but there are 5"):
+        make("unique_label", np.repeat(np.arange(5), 20), 6)
 
 
 def test_one_per_label_uses_all_of_a_balanced_set():
@@ -128,7 +178,7 @@ def test_even_fills_as_many_batches_as_can_be_filled(label, size, seed):
 
 
 def dialogues(device, size, seed=0):
-    """Of dialogues of two utterances, one for each entry of `device`: epoch -> the dialogues of its batches."""
+    """Dialogues of two utterances, one for each entry of `device`: epoch -> the dialogues of its batches."""
     group = np.repeat(np.arange(len(device)), 2)
     columns = {"group": group, "device": np.repeat(device, 2), "source": 0 * group}
     config = cfg.validate(SamplerConfig, {"name": "dialogues"})
@@ -137,7 +187,10 @@ def dialogues(device, size, seed=0):
 
 
 def test_batches_of_dialogues_do_not_tell_busy_devices_from_others():
-    """Log-normal use: the batches' mean log use is as in random batches, at any place in the epoch."""
+    """Device usage is log-normal.
+
+    The mean log usage of a batch is as in random batches, anywhere in the epoch.
+    """
     rng = np.random.default_rng(0)
     weight = rng.lognormal(0, 1.5, 6000)
     device = rng.choice(6000, 30_000, p=weight / weight.sum())
@@ -155,7 +208,9 @@ def test_batches_of_dialogues_do_not_tell_busy_devices_from_others():
 
 
 def test_every_dialogue_comes_equally_often_and_devices_meet_by_chance():
-    """Devices of 1 to 12 dialogues, none with more than there are batches: 52 of 54 dialogues in each epoch."""
+    """Devices have 1 to 12 dialogues, at most as many as there are batches: 52 of 54 dialogues are in each
+    epoch.
+    """
     use = np.array([1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 12])
     device, epochs, size = np.repeat(np.arange(12), use), 400, 4
     epoch = dialogues(device, size)
@@ -167,7 +222,7 @@ def test_every_dialogue_comes_equally_often_and_devices_meet_by_chance():
     assert np.abs(times - share * epochs).max() < 4.5 * np.sqrt(share * (1 - share) * epochs)
     there = np.zeros((len(batches), 12))
     there[np.arange(len(batches))[:, None], device[batches]] = 1
-    by_step = there.reshape(epochs, steps, 12).mean(0)  # how often a device is in the t-th batch
+    by_step = there.reshape(epochs, steps, 12).mean(0)  # how often a device is in batch t
     p = share * use / steps
     assert np.abs(by_step - p).max() < 4.5 * np.sqrt(0.25 / epochs), "the same at any place in the epoch"
     met = there.T @ there / len(batches)
@@ -178,12 +233,12 @@ def test_every_dialogue_comes_equally_often_and_devices_meet_by_chance():
 def test_devices_of_equal_use_are_drawn_in_pools():
     device = np.repeat(np.arange(20), 6)
     rng = np.random.default_rng((0, 3))
-    assert (dialogues(device, 5)(3) == unique_label_batches(device, 120, 5, rng)).all()
+    assert (dialogues(device, 5)(3) == pool_batches(device, 5, rng)).all()
 
 
 @pytest.mark.parametrize("use", [[4, 9, 9, 30], [5, 5, 6, 6, 400]])
 def test_a_batch_of_nearly_all_devices(use):
-    """The busiest can be in every batch, and no more."""
+    """The busiest device can be in every batch, but only once."""
     device = np.repeat(np.arange(len(use)), use)
     batches = dialogues(device, 4)(0)
     most = {4: 4, 5: (5 + 5 + 6 + 6) // 3}[len(use)]

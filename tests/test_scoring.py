@@ -37,7 +37,7 @@ def pairwise(a, b):
 
 
 def plain_as_norm(a, b, cohort, top_n):
-    """One trial, as the paper writes it; the cohort entries may be matrices too."""
+    """AS-norm of one trial as the paper writes it; cohort entries may be matrices, too."""
     s = pairwise(a, b)
     out = 0.0
     for side in (a, b):
@@ -78,7 +78,8 @@ def test_cosine_over_block_borders(monkeypatch):
     x = rng.standard_normal((40, 3)).astype(np.float32)
     i, j = rng.integers(40, size=(2, 1000))
     want = (x @ x.T)[i, j]
-    for block in (7, 1000):  # 1000 trials fill 40 x 40: by product; 300 do not: gathered
+    # 1000 trials fill the 40 x 40 matrix enough for a product; 300 do not, and rows are gathered
+    for block in (7, 1000):
         monkeypatch.setattr(scoring, "BLOCK", block)
         np.testing.assert_allclose(scoring.cosine(x, x, i, j), want, atol=1e-6)
         np.testing.assert_allclose(scoring.cosine(x, x, i[:300], j[:300]), want[:300], atol=1e-6)
@@ -126,7 +127,7 @@ def test_as_norm_with_mean_is_the_plain_loop(tmp_path, call, matrices):
         got, said = call(trials, enrol=u, test=u, cohort=c, top_n=10, mean=given_mean)
         np.testing.assert_allclose(got, want, atol=1e-5)
         assert "cohort: 40 utterances" in said
-    # the two sides from different files: statistics are computed for each
+    # the two sides come from different files, so statistics are computed for each
     copy = write(tmp_path / "copy", x)
     np.testing.assert_allclose(
         call(trials, enrol=copy, test=u, cohort=c, top_n=10, mean=c)[0], want, atol=1e-5
@@ -152,7 +153,7 @@ def test_cohort_of_pseudo_speakers(tmp_path, call):
 
 
 def test_several_sets_give_the_mean_of_their_scores(tmp_path, call):
-    """The paper's scoring: crops [n, D] and the whole utterance."""
+    """The scoring of the paper: crops [n, D] and the whole utterance."""
     rng = np.random.default_rng(3)
     whole = write(tmp_path / "whole", {u: rng.standard_normal(4) for u in "abc"})
     crops = write(tmp_path / "crops", {u: rng.standard_normal((5, 4)) for u in "abc"})
@@ -218,7 +219,7 @@ def test_bad_input_is_a_short_error_and_leaves_the_old_scores(tmp_path, call):
 
 
 def test_command_line_itself(tmp_path):
-    """Exit code, no traceback, and light: scoring needs neither torch nor sklearn nor matplotlib."""
+    """Exit code, no traceback, and light imports: scoring needs neither torch nor sklearn nor matplotlib."""
     code = (
         "import runpy, sys; sys.argv = ['score', '--trials', 'x', '--enrol', 'y', '--test', 'z', '--out', 'o']\n"
         "try: runpy.run_module('pyspkv.bin.score', run_name='__main__')\n"
@@ -246,7 +247,7 @@ BIG, TINY = np.finfo(np.float32).max, np.float32(1e-45)
     st.booleans(),
 )
 def test_normalize_gives_directions_of_any_finite_float32(x, stacked):
-    """Against exact fractions; ordinary rows are divided by their length as ever, to the bit."""
+    """Against exact fractions; ordinary rows are divided by their length as before, bit for bit."""
     got = normalize(x[None] if stacked else x)
     got = got[0] if stacked else got
     assert got.dtype == np.float32
@@ -273,13 +274,13 @@ def test_cosines_of_huge_and_tiny_embeddings(tmp_path, call):
     want = [float(a.islower() == b.islower()) for a, b in trials]
     np.testing.assert_allclose(got, want, atol=1e-6)
     assert scoring.read_scores(tmp_path / "out", *zip(*trials)).max() < 1.001
-    (tmp_path / "map").write_text("M a c e\n")  # a model of all sizes
+    (tmp_path / "map").write_text("M a c e\n")  # an enrolment model of vectors of all sizes
     got, _ = call([("M", "d"), ("M", "D")], enrol=scp, test=scp, enrol_map=tmp_path / "map")
     np.testing.assert_allclose(got, [1, 0], atol=1e-6)
 
 
 def test_mean_subtraction_beyond_float32_is_right_or_refused(tmp_path, call):
-    """Rows whose difference to the mean float32 cannot hold have its direction."""
+    """Rows whose difference from the mean overflows float32 get the direction of the difference."""
     rows = {"u": [3e38, 3e38], "v": [-3e38, 3e38], "w": [1, 1], "x": [2e38, -3e38]}
     scp = write(tmp_path / "e", {k: np.array(v, np.float32) for k, v in rows.items()})
     train = write(tmp_path / "m", {"p": np.float32([-3e38, -2e38]), "q": np.float32([-3e38, -3e38])})
@@ -366,7 +367,7 @@ def test_ids_of_any_script_and_odd_blanks(tmp_path):
     (tmp_path / "s").write_bytes("ü 見 0.5\n".encode("utf-16"))
     with pytest.raises(UserError, match="s:1: a line must be"):
         scoring.read_scores(tmp_path / "s", ["ü"], ["見"])
-    (tmp_path / "s").write_text("a\u00a0b 0.5\n")  # no blank
+    (tmp_path / "s").write_text("a\u00a0b 0.5\n")  # not a separator
     with pytest.raises(UserError, match="s:1: a line must be"):
         scoring.read_scores(tmp_path / "s", ["a"], ["b"])
 

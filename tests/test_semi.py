@@ -1,5 +1,8 @@
-"""Gated label learning and its baselines (GLL, IJCAI 2024): invariants of the gates, equation 5 by hand, losses
-against independent computations, the truth that must not matter, runs that are killed."""
+"""Gated label learning and its baselines (GLL, IJCAI 2024).
+
+Invariants of the gates, equation 5 by hand, losses against independent computations, independence of the
+truth, runs that are killed.
+"""
 
 import json
 import math
@@ -48,7 +51,7 @@ ENCODER = {
     "se_channels": 4,
     "n_mels": 40,
 }
-K, FEW, MANY = 4, 6, 10  # classes, labeled and unlabeled rows
+K, FEW, MANY = 4, 6, 10  # numbers of classes, labeled and unlabeled rows
 
 
 def objective(name="gll", **fields):
@@ -60,7 +63,7 @@ def objective(name="gll", **fields):
 
 
 def batch(o, few=FEW, many=MANY, seed=1):
-    """`few` labeled and `many` unlabeled rows, in turns; unlabeled ones carry pseudo-labels."""
+    """A batch of `few` labeled and `many` unlabeled rows, alternating; unlabeled rows carry pseudo-labels."""
     g = torch.Generator().manual_seed(seed)
     index = torch.cat([torch.arange(few), FEW + torch.arange(many)])
     index = index[torch.randperm(len(index), generator=g)]
@@ -89,7 +92,7 @@ def gradients(o, data):
 
 
 def cosines(o, view, rows, encoder=None, head=None):
-    """In evaluation mode, spelt out."""
+    """Cosines with the class centers in evaluation mode, written out."""
     z = (encoder or o.encoder)(view[0][rows], view[1][rows])
     return F.normalize(z) @ F.normalize((head or o.head).weight).T
 
@@ -141,7 +144,9 @@ def test_l_below_one_over_k_equals_t():
     ],
 )
 def test_equation_5_by_hand(mode, want):
-    """q_max = 0.5, 0.3, 0.28 with tau = 0.3: strictly above is one; the divisor is the batch; first mask, then move."""
+    """q_max = 0.5, 0.3, 0.28 with tau = 0.3: one is strictly above; the divisor is the batch size; mask
+    first, then update tau.
+    """
     g = gate("flexible", mode=mode)
     assert g.tau == 1 / K
     g.tau.fill_(0.3)
@@ -165,14 +170,14 @@ def test_tau_starts_anew_and_stays_over_epochs():
 def test_flexmatch_thresholds_by_hand():
     g = gate("flexmatch", threshold=0.8)
     q = torch.full((MANY, K), 0.05) + 0.8 * torch.eye(K)[torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2])]
-    q[9] = torch.tensor([0.2, 0.2, 0.4, 0.2])  # never sure
+    q[9] = torch.tensor([0.2, 0.2, 0.4, 0.2])  # never confident
     index = FEW + torch.arange(MANY)
     assert (g(index, q, q.argmax(1)) == 1).all(), "nobody was sure before, so nothing is asked"
     assert g.sure[FEW:].tolist() == [0] * 6 + [1] * 3 + [-1] and (g.sure[:FEW] == -1).all()
-    want = torch.tensor([0.8, 0.8 * 0.5 / 1.5, 0, 0])  # sigma 6, 3, 0, 0 of at most 6
+    want = torch.tensor([0.8, 0.8 * 0.5 / 1.5, 0, 0])  # sigma is 6, 3, 0, 0 of at most 6
     torch.testing.assert_close(g.thresholds(), want)
-    q[7] = torch.tensor([0.26, 0.27, 0.26, 0.21])  # above class 1's 0.2667
-    q[0] = torch.tensor([0.7, 0.1, 0.1, 0.1])  # below class 0's 0.8
+    q[7] = torch.tensor([0.26, 0.27, 0.26, 0.21])  # above the threshold of class 1, 0.2667
+    q[0] = torch.tensor([0.7, 0.1, 0.1, 0.1])  # below the threshold of class 0, 0.8
     assert g(index, q, q.argmax(1)).tolist() == [0] + [1] * 9
     assert g.sure[FEW] == 0, "the last sure prediction counts"
 
@@ -325,7 +330,7 @@ def test_aats_third_view_has_the_seconds_crop_and_the_firsts_augmentation(tmp_pa
 
 
 def test_crops_kept_apart_stay_so_at_every_speed(tmp_path, monkeypatch):
-    """At 1.1 a crop of 0.3 s takes 0.33 s of the file, and so does its partner."""
+    """At speed 1.1 a crop of 0.3 s takes 0.33 s of the file, and so does the other crop."""
     corpus = TrainingRows(toy.make(tmp_path, speakers=1, utts=1, seconds=0.662))
     augmenter = SimpleNamespace(
         config=SimpleNamespace(speed_perturb=(1.1,)), draw=lambda rng, speed: Profile(speed)
@@ -348,7 +353,7 @@ def test_crops_kept_apart_stay_so_at_every_speed(tmp_path, monkeypatch):
 # ---- baselines ---------------------------------------------------------------------------------------------
 def test_pseudo_label_by_hand():
     o = objective("pseudo_label", gate={"name": "fixed", "threshold": 0.6}).eval()
-    o.epoch_now = 2.0  # of 10: half way up the ramp
+    o.epoch_now = 2.0  # of 10: halfway up the ramp
     data = batch(o)
     u = torch.nonzero(data.source == 1)[:, 0]
     cos = cosines(o, data.views["weak"], u)
@@ -498,7 +503,7 @@ TIMES = ("seconds", "utts_per_s", "data_wait")
 
 
 def embeddings(folder, split, spread=0.5):
-    """Of all utterances, near a random direction of their speaker's."""
+    """Embeddings of all utterances, each near a random direction of its speaker."""
     rng = np.random.default_rng(1)
     center = {s: rng.normal(size=8) for s in sorted(set(split.labeled.spk))}
     with EmbeddingWriter(folder) as write:
@@ -508,7 +513,7 @@ def embeddings(folder, split, spread=0.5):
 
 
 def seeded(split, scp, folder, *options) -> dict:
-    """bin.seeded_cluster into folder/round1; its report."""
+    """Run bin.seeded_cluster into folder/round1; returns its report."""
     args = ["--embeddings", scp, "--labeled-data", split.labeled.path, "--unlabeled", split.plain.path]
     args += ["--out-data", folder / "round1/data", *options]
     with pytest.MonkeyPatch.context() as patch:
@@ -546,7 +551,7 @@ def test_a_killed_run_ends_with_the_same_digits(tmp_path, split, changes):
     )
     data = split.given if changes is AAT else split.labeled
     Trainer(c, data, tmp_path / "whole", **more).run()
-    # before any checkpoint, inside an epoch
+    # before any checkpoint, within an epoch
     toy.killed_at([1, 4], lambda: Trainer(c, data, tmp_path / "killed", **more).run())
     assert_same(final(tmp_path / "killed"), final(tmp_path / "whole"))
     for file in sorted((tmp_path / "whole/rows").glob("*")):
@@ -555,8 +560,8 @@ def test_a_killed_run_ends_with_the_same_digits(tmp_path, split, changes):
 
 @pytest.mark.parametrize("changes", [FLEXIBLE, FLEXMATCH], ids=["flexible", "flexmatch"])
 def test_two_processes_equal_one(tmp_path, split, changes):
-    """Thresholds follow all ranks' confidences, FlexMatch counts all ranks' predictions."""
-    sgd = {"optim.name": "sgd", "optim.lr": 0.0005, "epochs": 2}  # Adam amplifies rounding
+    """Thresholds follow the confidences of all ranks, and FlexMatch counts the predictions of all ranks."""
+    sgd = {"optim.name": "sgd", "optim.lr": 0.0005, "epochs": 2}  # Adam amplifies rounding errors
     c = config(tmp_path, **sgd, **changes)
     (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
     Trainer(c, split.labeled, tmp_path / "one", unlabeled=split.given).run()
@@ -576,7 +581,9 @@ def test_two_processes_equal_one(tmp_path, split, changes):
 
 
 def test_permuting_the_truth_changes_nothing_but_the_logged_quality(tmp_path, split):
-    """From clustering on, with the true speakers and with others as truth of the unlabeled part."""
+    """All steps from clustering on, with the true speakers and with other speakers as truth of the unlabeled
+    part.
+    """
     utts = split.plain.utts
     other = np.random.default_rng(0).permutation([split.truth[u] for u in utts]).tolist()
     scp = embeddings(tmp_path / "embed", split)
@@ -609,7 +616,7 @@ def test_permuting_the_truth_changes_nothing_but_the_logged_quality(tmp_path, sp
 
 
 def test_stages_start_from_the_weights_they_should(tmp_path, split):
-    """C -> T: Stage I's encoder and a new classifier; T -> V: the best T epoch, a new gate."""
+    """C -> T: Stage I's encoder and a new classifier. T -> V: the best epoch of T and a new gate."""
     dev = toy.make(tmp_path / "dev", speakers=3, utts=4, seed=7)
     dev = dev.renamed(lambda utt, _: f"dev-{utt}", lambda spk: f"dev-{spk}")  # other speakers
     more = {"unlabeled": split.given, "dev": dev, "dev_trials": toy.trials(tmp_path / "dev", dev)}
@@ -791,7 +798,10 @@ def test_propagation_is_the_closed_form_of_label_spreading(tmp_path, split):
 
 
 def test_curves_of_runs_in_a_row_and_of_systems_together(tmp_path, split, monkeypatch):
-    """The corruption test in small: T lets all changed labels through, V judges them; the truth is read here alone."""
+    """A small corruption test: T lets all changed labels through, V checks them.
+
+    Only this plot reads the truth.
+    """
     report = seeded(split, embeddings(tmp_path / "embed", split), tmp_path, "--label-noise", 0.3)
     assert report["num_clusters"] == 4
     given = DataDir.read(tmp_path / "round1/data")
@@ -821,7 +831,7 @@ def test_curves_of_runs_in_a_row_and_of_systems_together(tmp_path, split, monkey
 
 
 def test_cdvat_turns_the_input_of_a_frozen_encoder():
-    """The distance's gradient reaches the features through what is frozen itself."""
+    """The gradient of the distance reaches the features through frozen layers."""
     import test_wavlm
 
     for freeze in ("front", "trunk", "none"):

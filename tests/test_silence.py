@@ -1,4 +1,4 @@
-"""Utterances without a signal are named by extraction, and counted by all that uses its embeddings later."""
+"""Extraction names utterances without a signal, and all that use its embeddings count them."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from pyspkv.score import extract as embed_module
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """A bin in this process, in small batches; (what it says on stdout, on stderr)."""
+    """Run an entry point in this process with small batches: (stdout, stderr)."""
     monkeypatch.setattr(embed_module, "BATCH_SECONDS", {"cpu": 2})
 
     def run(module, *args):
@@ -32,7 +32,7 @@ def call(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model, and 12 utterances of which one is zeros and one a constant; with trials."""
+    """A model, and 12 utterances, one of zeros and one constant; with trials."""
     root = tmp_path_factory.mktemp("silence")
     data = toy.make(root, speakers=3, utts=4, seconds=0.6)
     zeros, constant = data.utts[2], data.utts[7]
@@ -68,12 +68,12 @@ def test_extraction_names_and_records_them_in_any_number_of_parts(world, call, t
     before = made.embeddings_digest(scps[0])
     shutil.copy(tmp_path / "whole/made_by", tmp_path / "old")
     older = {k: v for k, v in record(tmp_path / "whole").items() if k != "silent"}
-    (tmp_path / "whole/made_by").write_text(json.dumps(older))  # of an older extraction
+    (tmp_path / "whole/made_by").write_text(json.dumps(older))  # a record of an older version
     assert "up to date" in call(extract, *what, "--out", tmp_path / "whole").out
     assert made.embeddings_digest(scps[0]) == before and silence.among([scps[0]], data.utts) == {}
 
 
-def test_a_sound_corpus_is_not_spoken_of(world, call, tmp_path):
+def test_a_corpus_without_silence_gives_no_warning(world, call, tmp_path):
     root, exp, data, silent = world
     data.subset([u for u in data.utts if u not in silent]).write(tmp_path / "sound")
     assert (
@@ -132,7 +132,7 @@ def test_clusterings_reports_and_trials_count_them(world, call, tmp_path, monkey
     assert done.err.count("2 utterances have no signal") == 1 and f"{data.path}/trials" in done.err
 
 
-def test_what_a_record_says_is_taken_with_care(tmp_path):
+def test_damaged_records_are_handled(tmp_path):
     scp = tmp_path / "embedding.scp"
     for text, want in (
         ('{"silent": {"a": "zeros", "b": 3, "z": "not asked for"}}', {"a": "zeros"}),
@@ -149,7 +149,7 @@ def test_what_a_record_says_is_taken_with_care(tmp_path):
     assert silence.among([scp], ["a"]) == {}
 
 
-def test_of_many_the_first_are_named():
+def test_only_the_first_of_many_are_named():
     many = {f"u{k:02d}": "zeros" for k in range(30)}
     text = silence.note(many)
     assert text.startswith("30 utterances have no signal: u00 (zeros), ") and text.endswith(

@@ -1,6 +1,11 @@
-"""Both job runners take the same calls; slurm.sh against a real SLURM of three nodes, whatever breaks meanwhile."""
+"""Both job runners accept the same calls. slurm.sh is tested against a real SLURM of three nodes, with
+failures.
+"""
 
+import contextlib
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,6 +20,7 @@ import toy
 from slurm_cluster import Cluster, wait_until
 from test_grid import RECIPE
 
+from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.jobs import array
@@ -65,6 +71,7 @@ class Jobs:
     def __init__(self, slurm: Cluster, folder: Path):
         self.slurm, self.folder = slurm, folder
         self.env = {**ENV, "SLURM_CONF": str(slurm.conf), "PATH": slurm_cluster.PATH}
+        self.started: list[subprocess.Popen] = []  # each with a session of its own
 
     def start(self, *words) -> subprocess.Popen:
         return subprocess.Popen(
@@ -78,7 +85,7 @@ class Jobs:
         )
 
     def end(self, process: subprocess.Popen, code: int = 0, seconds: float = 90) -> str:
-        """What it said on stderr; it must end with this code."""
+        """Wait for it; returns its stderr. It must end with this code."""
         try:
             out, said = process.communicate(timeout=seconds)
         finally:
@@ -99,13 +106,18 @@ class Jobs:
 
 @pytest.fixture
 def jobs(slurm, tmp_path):
-    yield Jobs(slurm, tmp_path)
+    made = Jobs(slurm, tmp_path)
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.communicate()
     subprocess.run(["scancel", f"--user={os.getuid()}"], env=slurm.env, capture_output=True)
     slurm.wait_idle()
 
 
 # ---- the call ----------------------------------------------------------------------------------------------------
-def test_calls_are_taken_apart():
+def test_calls_are_parsed():
     words = "--mem 4G --num_threads=2 x=3:5 --time 1:00 --max-jobs-run 2 log/x/e.x.log cmd --part x/5 --mem y"
     call = parse_call(words.split())
     assert call.options == {"mem": "4G", "num_threads": "2", "time": "1:00", "max_jobs_run": "2"}
@@ -135,7 +147,9 @@ def test_wrong_calls_are_refused_alike(tmp_path, words, message):
 
 
 def test_the_config_is_kaldis(tmp_path):
-    """The example of Kaldi's own documentation, with options of a site; what it says nothing of is our default."""
+    """The example of Kaldi's documentation, with options of a site; options that it does not set have our
+    defaults.
+    """
     file = tmp_path / "slurm.conf"
     file.write_text(
         "command sbatch --export=PATH -p 'a b'  # a comment\n"
@@ -168,7 +182,7 @@ def test_the_config_is_kaldis(tmp_path):
 
 
 def test_cmd_sh_names_the_runners(tmp_path):
-    """Two lines take a recipe to the cluster; its conf/slurm.conf is found wherever one stands."""
+    """Two lines move a recipe to the cluster; its conf/slurm.conf is found from any current folder."""
     recipe = tmp_path / "my recipe"
     (recipe / "conf").mkdir(parents=True)
     text = (ROOT / "egs/TEMPLATE/cmd.sh").read_text()
@@ -243,7 +257,10 @@ def test_failed_jobs_are_named_with_their_last_lines(runner, tmp_path):
 
 # ---- what is submitted --------------------------------------------------------------------------------------------
 def test_a_rerun_submits_only_what_is_missing(jobs):
-    """Of the same command, as long as what it reads is no newer; once all is done, everything runs anew."""
+    """This holds for the same command as long as its inputs are no newer.
+
+    Once all tasks are done, everything runs again.
+    """
     (jobs.folder / "input").touch()
     job = ["bash", "-c", 'echo JOB >> trace; [ JOB != 2 ] || [ -e "$1" ]', "x", "allowed", "input"]
     call = ["JOB=1:3", "log/JOB.log", *job]
@@ -254,7 +271,7 @@ def test_a_rerun_submits_only_what_is_missing(jobs):
     assert sorted(jobs.lines()) == ["1", "2", "2", "3", "4"]
     time.sleep(0.05)
     (jobs.folder / "input").touch()
-    jobs.call("JOB=3:4", *call[1:])  # what they read has changed; the others are not asked for
+    jobs.call("JOB=3:4", *call[1:])  # their inputs have changed; those of the others have not
     assert sorted(jobs.lines()) == ["1", "2", "2", "3", "3", "4", "4"]
     (jobs.folder / "allowed").touch()
     jobs.call("JOB=1:3", "log/JOB.log", *job[:-1])  # another command
@@ -265,7 +282,7 @@ def test_a_rerun_submits_only_what_is_missing(jobs):
 
 
 def test_arrays_above_the_limit_and_few_at_a_time(jobs):
-    """25 tasks where an array has at most 11; never more than 4 at a time over all of them."""
+    """25 tasks where an array may have 11, and never more than 4 of all of them at a time."""
     job = "echo + >> trace; sleep 0.2; echo - >> trace; echo JOB >> all"
     said = jobs.call("--max-jobs-run", "4", "JOB=1:25", "log/JOB.log", "bash", "-c", job)
     assert "25 of 25 tasks" in said and sorted(map(int, jobs.lines("all"))) == list(range(1, 26))
@@ -276,7 +293,7 @@ def test_arrays_above_the_limit_and_few_at_a_time(jobs):
     assert 1 < most <= 4 and running == 0
 
 
-def test_gpus_are_slurms_to_give(jobs):
+def test_slurm_assigns_the_gpus(jobs):
     jobs.env["CUDA_VISIBLE_DEVICES"] = "7"
     job = 'sleep 0.5; echo "$SLURMD_NODENAME:$CUDA_VISIBLE_DEVICES" >> trace'
     jobs.call("--gpu", "1", "JOB=1:6", "log/JOB.log", "bash", "-c", job)
@@ -292,7 +309,7 @@ def test_gpus_are_slurms_to_give(jobs):
         (["--config", "conf"], "invalid partition specified"),
     ],
 )
-def test_a_refusal_is_in_the_schedulers_words(jobs, options, message):
+def test_a_refusal_shows_the_schedulers_message(jobs, options, message):
     (jobs.folder / "conf").write_text("command sbatch -p nowhere\n")
     said = jobs.call(*options, "log/a.log", "true", code=1)
     assert "error: SLURM refuses the job:\n" in said and message in said and len(said.splitlines()) < 7
@@ -331,7 +348,9 @@ def test_a_signal_cancels_all(jobs, sent, code):
 
 
 def test_a_killed_runner_is_followed_by_the_next(jobs):
-    """Its jobs go on; the same call takes them over and runs none twice; of another command they are ended."""
+    """Its jobs continue. The same call takes them over and runs none twice; a call with another command ends
+    them.
+    """
     call = ["JOB=1:6", "log/JOB.log", "bash", "-c", "echo JOB >> trace; [ JOB -lt 4 ] || sleep 4"]
     process = jobs.start(*call)
     wait_until(lambda: len(jobs.lines()) == 6, what="six jobs to run")
@@ -362,12 +381,13 @@ def test_a_requeued_task_is_waited_for(jobs):
     jobs.slurm.call("scontrol", "requeue", task)
     wait_until(lambda: jobs.slurm.queue()[0].split()[1] == "PENDING", what="the task to wait")
     (jobs.folder / "go").touch()
-    time.sleep(1.5)  # more than the runner waits for a task that has gone
+    time.sleep(1.5)  # longer than the runner waits for a task that has disappeared
     jobs.slurm.call("scontrol", "update", f"JobId={task}", "StartTime=now")
     jobs.end(process)
     assert sorted(jobs.lines()) == ["1", "2", "2", "3"]
     log = jobs.log(2)
-    assert log.count("# Started") == 2 and "attempt 2" in log  # the first attempt's lines are still there
+    # the lines of the first attempt are still in the log
+    assert log.count("# Started") == 2 and "attempt 2" in log
 
 
 def test_a_cancelled_task_is_named(jobs):
@@ -379,11 +399,11 @@ def test_a_cancelled_task_is_named(jobs):
     jobs.slurm.call("scancel", jobs.slurm.queue()[0].split()[0])
     said = jobs.end(process, code=1)
     assert "1 of 3 jobs failed" in said and "log/2.log (somebody cancelled it)" in said
-    assert "CANCELLED AT" in said  # SLURM's own line
+    assert "CANCELLED AT" in said  # a line from SLURM itself
 
 
 def test_the_controller_is_restarted(jobs):
-    """It is away for longer than the runner waits for anything else; nothing runs twice."""
+    """It is away longer than the runner waits for anything else; nothing runs twice."""
     call = ["--max-jobs-run", "3", "JOB=1:9", "log/JOB.log", "bash", "-c", "echo JOB >> trace; sleep 1.5"]
     process = jobs.start(*call)
     wait_until(lambda: len(jobs.lines()) >= 3, what="three jobs to run")
@@ -397,7 +417,10 @@ def test_the_controller_is_restarted(jobs):
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", [0, 8], ids=["at once", "later"])
 def test_the_controller_is_killed(jobs, wait):
-    """It loses what it has not written: arrays just submitted, and that tasks have ended. Each task is done once."""
+    """It loses unwritten state: newly submitted arrays, and which tasks have ended.
+
+    Each task is still done once.
+    """
     job = "sleep 2; echo JOB >> trace"
     process = jobs.start("--max-jobs-run", "6", "JOB=1:24", "log/JOB.log", "bash", "-c", job)
     wait_until(lambda: list(jobs.folder.rglob("job")), what="the submission")
@@ -422,7 +445,7 @@ def test_a_controller_that_is_away_is_waited_for_at_the_start(jobs):
 
 @pytest.mark.parametrize("requeue", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_node_dies(jobs, requeue):
-    """Its task runs again on another node, by our hand or SLURM's; those of the other nodes are left alone."""
+    """Its task runs again on another node, started by us or by SLURM; tasks on other nodes continue."""
     (jobs.folder / "conf").write_text(f"command sbatch --export=ALL --{'' if requeue else 'no-'}requeue\n")
     job = 'echo "JOB $SLURMD_NODENAME" >> trace; until [ -e go ]; do sleep 0.2; done'
     process = jobs.start(
@@ -434,7 +457,7 @@ def test_a_node_dies(jobs, requeue):
     jobs.slurm.kill_node("n2")
     try:
         (jobs.folder / "go").touch()
-        if requeue:  # SLURM itself holds it back for two minutes
+        if requeue:  # SLURM itself holds the task back for two minutes
             wait_until(lambda: "PENDING" in "".join(jobs.slurm.queue()), 90, "the lost task to wait")
             task = jobs.slurm.queue()[0].split()[0]
             jobs.slurm.call("scontrol", "update", f"JobId={task}", "StartTime=now")
@@ -449,7 +472,9 @@ def test_a_node_dies(jobs, requeue):
 
 
 def test_a_task_that_is_lost_again_and_again(jobs, monkeypatch):
-    """The script itself is killed, as by a node that loses power for a moment: up to TRIES attempts, then an error."""
+    """The job script itself is killed, as if the node lost power for a moment: up to TRIES attempts, then an
+    error.
+    """
     job = "echo JOB >> trace; kill -9 $PPID; sleep 5"
     said = jobs.call("JOB=1:2", "log/JOB.log", "bash", "-c", f"[ JOB = 2 ] || {{ {job}; }}", code=1)
     assert said.count("submitting it again") == array.TRIES - 1 == len(jobs.lines()) - 1
@@ -477,7 +502,7 @@ def test_the_disk_of_one_node_is_full(jobs):
 # ---- with recipes --------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    """A recipe of the ssl template, whose models of stages 3 to 4 are there."""
+    """A recipe of the ssl template whose models of stages 3 and 4 exist."""
     folder = tmp_path_factory.mktemp("recipe") / "my recipe"
     shutil.copytree(ROOT / "egs/mini/ssl", folder, ignore=shutil.ignore_patterns("exp", "data"))
     data = toy.make(folder, speakers=3, utts=4, seconds=0.6)
@@ -550,7 +575,7 @@ def test_kmeans_in_parts_over_the_nodes_is_that_of_one_machine(jobs):
 
 @pytest.mark.slow
 def test_training_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
-    """torchrun under srun, one process on each of two nodes; and on one machine two processes."""
+    """The launcher under srun, one process on each of two nodes; and on one machine two processes."""
     data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
     (jobs.folder / "config.yaml").write_text(ENCODER + TRAIN)
     weights = []
@@ -567,12 +592,171 @@ def test_training_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
         assert done.returncode == 0, done.stdout + done.stderr + log
         (file,) = (jobs.folder / name).rglob("model.safetensors")
         weights.append(file.read_bytes())
-    assert "srun" not in log.splitlines()[0] and "torch.distributed.run" in log.splitlines()[0]
+    assert "srun" not in log.splitlines()[0] and "pyspkv.bin.launch" in log.splitlines()[0]
     assert weights[0] == weights[1]
 
 
+class Training:
+    """A training by steps/train.sh as SLURM jobs. A call that has failed is given again, as a user would."""
+
+    def __init__(self, jobs: Jobs, name: str, *options, data, sizes: tuple):
+        self.jobs, self.exp = jobs, jobs.folder / name
+        words = [ROOT / "steps/train.sh", *options, jobs.folder / "config.yaml", data.path, self.exp, *sizes]
+        self.words, self.calls, self.said = list(map(str, words)), 0, []
+        self.process: subprocess.Popen | None = None
+
+    def go_on(self) -> bool:
+        """Whether it is still under way; a call that has failed is started anew."""
+        if self.process and self.process.poll() is None:
+            return True
+        if self.process and self.process.returncode == 0 and self.process.stderr.closed:
+            return False
+        if self.process:
+            self.said.append(self.process.communicate()[1])
+            assert "Traceback" not in self.said[-1], self.said[-1]
+            if self.process.returncode == 0:
+                return False
+        self.calls += 1
+        self.process = subprocess.Popen(
+            self.words,
+            env=self.jobs.env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self.jobs.started.append(self.process)
+        return True
+
+    def start(self) -> int:
+        """A number that changes when the training starts anew (it writes its log again, as another file)."""
+        file = self.exp / "train.jsonl"
+        return file.stat().st_ino if file.exists() else 0
+
+    def wait(self, holds, seconds: float = 300) -> bool:
+        """Whether it holds before the training has come to its end."""
+        end = time.monotonic() + seconds
+        while self.go_on():
+            if holds():
+                return True
+            for task in self.jobs.slurm.queue():  # SLURM holds a requeued job back for two minutes
+                if task.split()[1] == "PENDING":
+                    words = ["scontrol", "update", f"JobId={task.split()[0]}", "StartTime=now"]
+                    subprocess.run(
+                        words, env=self.jobs.env, capture_output=True
+                    )  # it may have started just now
+            assert time.monotonic() < end, f"not within {seconds} s; {self.said}"
+            time.sleep(0.2)
+        return False
+
+    def weights(self) -> bytes:
+        return (checkpoint.latest(self.exp) / "model.safetensors").read_bytes()
+
+
+def kill_a_worker(slurm: Cluster, rng: random.Random) -> bool:
+    def is_worker(pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return b"pyspkv.bin.train" in words and b"pyspkv.bin.launch" not in words and b"-u" in words
+
+    workers = [pid for node in slurm.nodes for pid in slurm.jobs_of(node) if is_worker(pid)]
+    if workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+    return bool(workers)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_training_over_two_nodes_is_stopped_again_and_again(jobs):
+    """Requeued, killed and signalled SPKV_STOPS times at random moments, it ends in the bytes of an unbroken run."""
+    stops, seconds = (
+        int(os.environ.get("SPKV_STOPS", "4")),
+        float(os.environ.get("SPKV_STOPS_SECONDS", "600")),
+    )
+    data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
+    (jobs.folder / "config.yaml").write_text(ENCODER + TRAIN)
+    sizes = (
+        f"epochs={int(os.environ.get('SPKV_STOPS_EPOCHS', 25 * stops))}",
+        "save_every_steps=10",
+        "log_every_steps=1",
+    )
+    whole = Training(jobs, "whole", "--nproc", 2, data=data, sizes=sizes)
+    assert not whole.wait(lambda: False) and whole.calls == 1
+    broken = Training(jobs, "broken", "--num-nodes", 2, "--cmd", "slurm.sh", data=data, sizes=sizes)
+    log = jobs.folder / "broken/train.jsonl"
+    rng, times, begin = random.Random(0), {"requeue": [], "kill -9": [], "SIGUSR1": []}, time.monotonic()
+    kinds = [k for _ in range(stops) for k in rng.sample(sorted(times), 3)][:stops]
+    while kinds and time.monotonic() - begin < seconds:
+        starting = rng.random() < 0.3  # it may be stopped before it has taken a step
+        if not broken.wait(lambda starting=starting: starting or (broken.start() and log.stat().st_size > 0)):
+            break
+        if not broken.wait(lambda: any("RUNNING" in task for task in jobs.slurm.queue())):
+            break
+        time.sleep(rng.uniform(0, 4))
+        running = [task.split()[0] for task in jobs.slurm.queue() if "RUNNING" in task]
+        if not running:
+            continue
+        before, start = broken.start(), time.monotonic()
+        if kinds[0] == "requeue":
+            if subprocess.run(
+                ["scontrol", "requeue", running[0]], env=jobs.env, capture_output=True
+            ).returncode:
+                continue
+        elif kinds[0] == "SIGUSR1":
+            subprocess.run(["scancel", "--signal=USR1", running[0]], env=jobs.env, capture_output=True)
+        elif not kill_a_worker(jobs.slurm, rng):
+            continue
+        if not broken.wait(lambda before=before: broken.start() != before):
+            break
+        times[kinds.pop(0)].append(time.monotonic() - start)
+        print(
+            f"{sum(map(len, times.values()))} stops",
+            {k: [round(t) for t in v] for k, v in times.items()},
+            flush=True,
+        )
+    broken.wait(lambda: False, seconds)
+    print(
+        f"{broken.calls} calls",
+        {k: (len(v), sum(v) / max(len(v), 1), max(v, default=0)) for k, v in times.items()},
+    )
+    assert broken.weights() == whole.weights() and all(times.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_training_longer_than_its_time_limit(jobs):
+    """SLURM's signal before the limit: a checkpoint, another job, and the bytes of an unbroken run."""
+    data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
+    (jobs.folder / "config.yaml").write_text(ENCODER.replace("channels: 16", "channels: 256") + TRAIN)
+    probe = Training(jobs, "probe", data=data, sizes=("epochs=6",))
+    assert not probe.wait(lambda: False)
+    records = map(json.loads, (probe.exp / "train.jsonl").read_text().splitlines())
+    fastest = min(r["seconds"] for r in records if r["kind"] == "epoch")
+    sizes = (f"epochs={round(80 / fastest)}", "save_every_steps=100000")  # 80 s or more
+    whole = Training(jobs, "whole", data=data, sizes=sizes)
+    start = time.monotonic()
+    assert not whole.wait(lambda: False, 900)
+    print(f"unbroken: {time.monotonic() - start:.0f} s")
+    (jobs.folder / "conf").write_text("command sbatch --export=ALL --time 1\n")
+    jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
+    cmd = ("--cmd", "slurm.sh --signal 20")
+    broken = Training(jobs, "broken", *cmd, data=data, sizes=sizes)
+    start = time.monotonic()
+    assert not broken.wait(lambda: False, 900)
+    log = (jobs.folder / "broken.log").read_text()
+    print(f"{time.monotonic() - start:.0f} s, {log.count('stopped by SIGUSR1')} stops")
+    assert broken.calls == 1 and log.count("stopped by SIGUSR1 at step") >= 1
+    assert broken.weights() == whole.weights()
+
+
 def test_cells_of_a_grid_are_jobs(jobs):
-    """bin.grid --cmd: the run.sh of each cell is a job; one that fails is named, and is the only one to run again."""
+    """With bin.grid --cmd, the run.sh of each cell is a job.
+
+    A failed one is named and is the only one to run again.
+    """
     recipe = jobs.folder / "my recipe"
     (recipe / "tables").mkdir(parents=True)
     text = 'echo "${exp##*/} $SLURM_JOB_ID" >> "$exp/../ran"; [ "${exp##*/}" != b ] || [ -e "$exp/../go" ] || exit 3\n'

@@ -139,7 +139,7 @@ def test_digits_are_those_of_extract(made, model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["PCM_16", "FLOAT"])
 def test_arrays_are_as_files(model, tmp_path, kind):
-    """Of another rate too; int16 is a 16-bit file, floats a float one."""
+    """Also at another rate; int16 arrays equal a 16-bit file, float arrays a float file."""
     rng = np.random.default_rng(0)
     x = [0.1 * rng.standard_normal(n).astype(np.float32) for n in (22050, 9000, 30000)]
     x = [np.round(32768 * a).astype(np.int16) for a in x] if kind == "PCM_16" else x
@@ -151,11 +151,11 @@ def test_arrays_are_as_files(model, tmp_path, kind):
     np.testing.assert_array_equal(model.embed([x[0], paths[1], x[2]], sample_rate=22050), want)
     if kind == "FLOAT":
         np.testing.assert_array_equal(model.embed([a.astype(np.float64) for a in x], 22050), want)
-    again = model.embed([x[1], x[1]], sample_rate=22050)  # the same twice
+    again = model.embed([x[1], x[1]], sample_rate=22050)  # the same result twice
     np.testing.assert_array_equal(again[0], again[1])
 
 
-def test_a_file_that_bears_an_arrays_name(model, tmp_path, monkeypatch):
+def test_a_file_named_like_an_array(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(1)
     inside, outside = (0.1 * rng.standard_normal(16000).astype(np.float32) for _ in range(2))
@@ -188,7 +188,7 @@ WAVE = np.full(16000, 0.1, np.float32)
         ([["a.wav"]], None, "is a list"),
     ],
 )
-def test_what_is_no_audio(model, audio, rate, message):
+def test_input_that_is_not_audio(model, audio, rate, message):
     with pytest.raises(UserError, match=message):
         model.embed(audio, sample_rate=rate)
 
@@ -356,7 +356,7 @@ def test_enrol_and_identify(made, model, tmp_path, monkeypatch, capsys):
     assert Store.read(store).recordings == [1, 1]
 
 
-def test_a_store_keeps_to_its_model(made, tmp_path, monkeypatch):
+def test_a_store_is_bound_to_its_model(made, tmp_path, monkeypatch):
     exp, data = made
     store, path = tmp_path / "who.npz", paths_of(data)[0]
     shutil.copytree(exp / "finetune/model", tmp_path / "moved")
@@ -481,7 +481,7 @@ def test_export_is_the_model_without_its_training(made, model, tmp_path, monkeyp
         assert text in card
     import yaml
 
-    assert yaml.safe_load(card.split("---")[1])["license"] is None  # left to the user
+    assert yaml.safe_load(card.split("---")[1])["license"] is None  # the user fills this in
     with pytest.raises(UserError, match="not empty"):
         call(monkeypatch, export, tmp_path / "exp", tmp_path / "out")
 
@@ -524,7 +524,7 @@ def test_another_user_reads_trained_and_exported_models(made, model, monkeypatch
     exp, data = made
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.chmod(folder, 0o755)
-        shutil.copytree(exp / "finetune", f"{folder}/phase")  # modes are copied
+        shutil.copytree(exp / "finetune", f"{folder}/phase")  # copies keep the mode of the file
         shutil.copy(paths_of(data)[0], f"{folder}/a.wav")
         before = os.umask(0o022)
         call(monkeypatch, export, exp, f"{folder}/out")
@@ -541,7 +541,7 @@ def test_another_user_reads_trained_and_exported_models(made, model, monkeypatch
 
 
 # ---- disk -------------------------------------------------------------------------------------------------------
-def test_disk_says_what_may_go_and_the_rest_still_works(made, model, tmp_path, monkeypatch, capsys):
+def test_disk_names_removable_files_and_the_rest_still_works(made, model, tmp_path, monkeypatch, capsys):
     exp, data = tmp_path / "it's exp", made[1]
     shutil.copytree(made[0], exp)
     call(monkeypatch, extract, "--model", exp / "finetune/model", "--data", data.path)
@@ -575,13 +575,13 @@ def test_disk_says_what_may_go_and_the_rest_still_works(made, model, tmp_path, m
     assert (exp / "log/commands").is_file() and (tmp_path / "far/large").is_file()
     np.testing.assert_array_equal(pyspkv.load(exp).embed(paths_of(data)), model.embed(paths_of(data)))
     again = Trainer(cfg.load(TrainConfig, made[0].parent / "config.yaml"), data, exp / "finetune/model")
-    again.run()  # as when run.sh is run again: it says that it is trained
+    again.run()  # as when run.sh is run again: it says that training has finished
     assert "already trained" in capsys.readouterr().out
     call(monkeypatch, disk_command, exp, "--json")
     assert json.loads(capsys.readouterr().out)["rooms"]["bytes"] == 0
 
 
-def test_what_an_unfinished_training_needs_stays(made, tmp_path):
+def test_disk_keeps_what_an_unfinished_training_needs(made, tmp_path):
     exp = tmp_path / "exp"
     shutil.copytree(made[0], exp)
     state = checkpoint.latest(exp / "finetune/model") / "state.json"

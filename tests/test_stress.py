@@ -1,4 +1,4 @@
-"""bin.stress: the unchanged row is the usual EER, changes do what their names say, and two runs agree."""
+"""bin.stress: the unchanged row is the usual EER, the changes have their named effect, and two runs agree."""
 
 import argparse
 import json

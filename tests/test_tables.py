@@ -1,4 +1,6 @@
-"""The shipped tables (egs/*/*/tables): every cell is a command of its recipe, every recorded row is a cell's."""
+"""The shipped tables (egs/*/*/tables): every cell is a valid command of its recipe, every recorded row has a
+cell.
+"""
 
 import functools
 import re
@@ -24,7 +26,7 @@ def one_of_each():
 
 
 def dry_run(table, cell, *more):
-    """What run.sh prints, without data, network and .venv; nothing is written."""
+    """The output of run.sh without data, network and .venv; nothing is written."""
     words = [*table.command(cell, Path("/exp")), "--dry-run", "true", *more]
     clean = {"PATH": "/usr/bin:/bin", "HOME": "/", "SPKV_CORPORA": "/corpora"}
     done = subprocess.run(words, cwd=table.recipe(cell), env=clean, capture_output=True, text=True)
@@ -42,7 +44,10 @@ def test_every_kind_of_cell_is_a_command_that_its_recipe_takes():
 
 @pytest.mark.parametrize("recorded", sorted(ROOT.glob("egs/*/*/RESULTS.jsonl")), ids=lambda p: str(p.parent))
 def test_every_recorded_row_has_its_cell(recorded):
-    """With the same key, so that a run anew takes its place; but an encoder that was not trained has no recipe."""
+    """The cell has the row's key, so a new run replaces the row.
+
+    Exception: an untrained encoder has no recipe.
+    """
     made, every = set(), defaultdict(set)
     for table in map(load, recorded.parent.glob("tables/*.yaml")):
         for cell in table.cells.values():

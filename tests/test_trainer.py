@@ -16,9 +16,10 @@ import torch
 import toy
 from safetensors.torch import load_file
 
-from pyspkv.base import atomic, checkpoint
+from pyspkv.base import atomic, checkpoint, distributed
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
+from pyspkv.base.schedules import LRScheduleConfig, lr_factor
 from pyspkv.batches.dataset import View
 from pyspkv.batches.sampler import SamplerConfig
 from pyspkv.data.datadir import DataDir
@@ -28,7 +29,7 @@ from pyspkv.score.extract import embed
 from pyspkv.train.config import OptimConfig, TrainConfig
 from pyspkv.train.optimizers import build_optimizer, set_lr
 from pyspkv.train.state import RunState
-from pyspkv.train.step import step_result, total_loss
+from pyspkv.train.step import loss_with_pull, step_result, total_loss
 from pyspkv.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +75,7 @@ def config(tmp_path, **changes) -> TrainConfig:
 
 
 def others(data: DataDir) -> DataDir:
-    """The same under names of other speakers."""
+    """The same data with other names of speakers."""
     return data.renamed(lambda utt, spk: f"x-{utt}", "x-{}".format)
 
 
@@ -102,7 +103,13 @@ def epochs(exp) -> list[dict]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}}, DLG, DINO],
+    [
+        {},
+        CONTRASTIVE,
+        {"objective.gate": {"name": "lgl", "threshold": 5.0, "start_epoch": 1}},
+        {**DLG, "objective.head_init": "class_means"},
+        DINO,
+    ],
     ids=["margin", "contrastive", "lgl", "dlg", "dino"],
 )
 def test_a_run_killed_at_any_step_ends_with_the_same_digits(tmp_path, data, changes):
@@ -136,7 +143,7 @@ def test_the_log_is_json_and_counts_the_audio_that_was_embedded(tmp_path, data):
     one, two, three = (
         r for r in (json.loads(x, parse_constant=no_such_thing) for x in lines) if r["kind"] == "epoch"
     )
-    seconds = 0.5 * 24  # crops of an epoch
+    seconds = 0.5 * 24  # crops per epoch
     assert one["audio_seconds"] == seconds and two["audio_seconds"] == 2 * seconds and two["kept"] < 1
     assert three["audio_seconds"] == pytest.approx(2 * seconds + seconds * (2 - three["kept"]))
 
@@ -160,7 +167,7 @@ def test_resuming_onto_other_labels_or_another_config_is_refused(tmp_path, data)
         Trainer(config(tmp_path, epochs=1, batch_size=8), data, exp).run()
 
 
-def test_init_takes_the_body_and_builds_a_new_head(tmp_path, data):
+def test_init_loads_the_encoder_and_builds_a_new_head(tmp_path, data):
     Trainer(config(tmp_path, epochs=1, **CONTRASTIVE), data, tmp_path / "pre").run()
     fine = Trainer(config(tmp_path), data, tmp_path / "fine", init=f"{tmp_path / 'pre'}@last")
     assert_same(
@@ -183,10 +190,71 @@ def test_keep_head_takes_all_and_only_for_the_same_labels(tmp_path, data):
     theirs = {k: v for k, v in final(tmp_path / "first").items() if not k.startswith("gate.")}
     ours = second.objective.state_dict()
     assert_same({k: ours[k] for k in theirs}, theirs)
-    assert ours["gate.loss"].isnan().all() and ours["gate.tau"].isinf()
+    plain = config(tmp_path, epochs=1, **{"augment.rir_bank": 0, "augment.speed_perturb": [0.9, 1.1]})
+    assert not Trainer(plain, data, tmp_path / "plain", init=str(tmp_path / "first"), keep_head=True).finished
     other = data.with_speakers(["x" if s == data.spk[0] else s for s in data.spk])
     with pytest.raises(UserError, match="other utterances or labels"):
         Trainer(c, other, tmp_path / "third", init=str(tmp_path / "first"), keep_head=True)
+
+
+@pytest.mark.parametrize("imported", [False, True])
+def test_keep_head_needs_a_model_that_has_a_classification_head(tmp_path, data, imported):
+    """The labels are the same, but a DINO or imported model has no weights for the AAM-softmax head."""
+    model = tmp_path / "first"
+    trained = Trainer(config(tmp_path, epochs=1, **DINO), data, model)
+    if imported:
+        checkpoint.save_import(model, trained.objective.encoder, trained.config.encoder, {})
+    else:
+        trained.run()
+    with pytest.raises(UserError, match="without a head over these labels") as error:
+        Trainer(config(tmp_path), data, tmp_path / "second", init=str(model), keep_head=True)
+    assert "leave out --keep-head" in str(error.value) and "encoder section" not in str(error.value)
+    Trainer(config(tmp_path), data, tmp_path / "second", init=str(model))  # what the hint says
+
+
+def test_keep_head_with_another_number_of_classes_names_the_sections_to_compare(tmp_path, data):
+    """Every speed is a class of its own, so the two heads differ although the labels are the same."""
+    Trainer(config(tmp_path, epochs=1), data, tmp_path / "first").run()
+    c = config(tmp_path, **{"augment.speed_perturb": [0.9, 1.0, 1.1]})
+    with pytest.raises(UserError, match=r"head.weight is (?s:.)*objective and augment sections"):
+        Trainer(c, data, tmp_path / "second", init=str(tmp_path / "first"), keep_head=True)
+
+
+def test_fine_tuning_goes_on_with_the_gate_of_the_last_round(tmp_path, data):
+    """A threshold that splits the losses refuses labels from the first step on; without --keep-head none is refused."""
+    changes = {"augment.rir_bank": 0, "epochs": 1}
+    gate = {"name": "dlg", "start_epoch": 0, "label_correction_epoch": None, "min_keep_ratio": 0.9}
+    c = config(tmp_path, **changes, **{"objective.gate": gate})
+    first = Trainer(c, data, tmp_path / "first")
+    first.objective.gate.tau.fill_(1e-6)
+    first.objective.gate.follow = lambda epoch: {}  # the threshold that a round has found
+    first.run()
+    kept = {}
+    for keep in (True, False):
+        exp = tmp_path / f"second-{keep}"
+        second = Trainer(c, data, exp, init=str(tmp_path / "first"), keep_head=keep)
+        assert second.objective.gate.tau.item() == (pytest.approx(1e-6) if keep else np.inf)
+        assert second.objective.gate.loss.isnan().all()
+        second.run()
+        kept[keep] = epochs(exp)[0]["kept"]
+    assert kept == {True: 0.0, False: 1.0}
+
+
+def test_a_head_starts_from_the_class_means_of_the_start_encoder(tmp_path, data):
+    """As extraction embeds the training data with the model that --init names; --keep-head wins over it."""
+    Trainer(config(tmp_path, epochs=1), data, tmp_path / "pre").run()
+    c = config(
+        tmp_path, epochs=0, **{"objective.head_init": "class_means", "augment.speed_perturb": [0.9, 1.1]}
+    )
+    Trainer(c, data, tmp_path / "round", init=str(tmp_path / "pre")).run()
+    x = embed(load_encoder(tmp_path / "pre"), data, torch.device("cpu"), "fp32").x
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    means = np.stack([x[[s == name for s in data.spk]].mean(0) for name in sorted(set(data.spk))])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    head = final(tmp_path / "round")["head.weight"].numpy()
+    np.testing.assert_allclose(head, np.concatenate([means, means]), atol=1e-6)  # a row for each speed
+    Trainer(c, data, tmp_path / "more", init=str(tmp_path / "round"), keep_head=True).run()
+    assert_same(final(tmp_path / "more"), final(tmp_path / "round"))
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path, data):
@@ -208,7 +276,7 @@ def test_a_collapsed_run_stops(tmp_path, data):
     with torch.no_grad():
         trainer.objective.encoder.out_norm.weight.fill_(0.0)
         trainer.objective.encoder.out_norm.bias.fill_(1.0)
-    trainer.optimizers = {}  # nothing can leave the collapse
+    trainer.optimizers = {}  # without an optimizer nothing ends the collapse
     with pytest.raises(UserError, match="collapsed"):
         trainer._lr = lambda: 0.0
         trainer.run()
@@ -226,7 +294,7 @@ def test_dev_list_gives_best_and_patience_stops(tmp_path, data):
 
 
 def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypatch):
-    """A kill between the two: the resumed run writes the checkpoint again, so that both stand."""
+    """If it is killed between the two, the resumed run writes it again, so both pointers are set."""
     o = Trainer(config(tmp_path), data, tmp_path / "exp").objective
     named = []
 
@@ -242,7 +310,9 @@ def test_the_best_checkpoint_is_named_before_the_latest(tmp_path, data, monkeypa
 
 
 def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
-    """The untrained encoder: that of the seed, to be embedded with, and never gone on with by a longer training."""
+    """epochs=0 gives the untrained encoder of the seed, to extract with; a longer training does not continue
+    it.
+    """
     settings = config(tmp_path, epochs=0)
     Trainer(settings, data, tmp_path / "none").run()
     torch.manual_seed(settings.seed)
@@ -253,13 +323,14 @@ def test_no_epochs_leave_the_model_as_it_starts(tmp_path, data):
         Trainer(config(tmp_path, epochs=2), data, tmp_path / "none").run()
 
 
-def test_a_run_is_not_gone_on_with_from_another_start(tmp_path, data):
+def test_a_run_started_from_another_model_is_not_resumed(tmp_path, data):
     for seed in (1, 2):
         Trainer(config(tmp_path, seed=seed, epochs=1), data, tmp_path / f"pre{seed}").run()
     exp = tmp_path / "exp"
     Trainer(config(tmp_path, epochs=1), data, exp, init=str(tmp_path / "pre1")).run()
     (tmp_path / "pre1").rename(tmp_path / "moved")
-    Trainer(config(tmp_path, epochs=1), data, exp, init=f"{tmp_path}/moved@last").run()  # the same, elsewhere
+    # the same model in another place
+    Trainer(config(tmp_path, epochs=1), data, exp, init=f"{tmp_path}/moved@last").run()
     for other in (str(tmp_path / "pre2"), None):
         with pytest.raises(UserError, match="started from another model"):
             Trainer(config(tmp_path, epochs=1), data, exp, init=other).run()
@@ -339,16 +410,24 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCK
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, CONTRASTIVE, AAT, DLG, {**DLG, "objective.match_released_code": True}, DINO, REFLECTIVE],
+    [
+        {},
+        CONTRASTIVE,
+        AAT,
+        {**DLG, "objective.head_init": "class_means"},
+        {**DLG, "objective.match_released_code": True},
+        DINO,
+        REFLECTIVE,
+    ],
     ids=["margin", "contrastive", "aat", "dlg", "faithful", "dino", "reflective"],
 )
 def test_two_processes_equal_one(tmp_path, data, changes):
-    """Same global batch, gathered negatives, synchronized batch normalization: the same losses and weights."""
+    """Same global batch, gathered negatives, synchronized batch normalization: same losses and weights."""
     same = {
         "objective.spec_augment.max_time_mask": 0,
         "optim.name": "sgd",
         "optim.lr": 0.001,
-    }  # Adam amplifies rounding, and larger steps do
+    }  # Adam amplifies rounding errors, and so do larger steps
     c = config(tmp_path, epochs=2, **same, **changes)
     (tmp_path / "config.yaml").write_text(cfg.to_yaml(c))
     Trainer(c, data, tmp_path / "one").run()
@@ -401,7 +480,7 @@ def test_kill_minus_nine_and_rerun(tmp_path, data):
         (["--dev", "{dev}", "--dev-trials", "{dev}/foreign"], "foreign:1: s00-u00 is not an utterance"),
     ],
 )
-def test_bad_calls_say_what_and_leave_nothing(tmp_path, data, more, words):
+def test_bad_calls_give_an_error_and_leave_no_files(tmp_path, data, more, words):
     config(tmp_path)
     dev = toy.make(tmp_path / "other", speakers=1, utts=2)
     renamed = DataDir(
@@ -447,7 +526,9 @@ def test_print_config_needs_no_data(tmp_path):
 
 
 def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):
-    """The rule of GLL's stages: the last epochs must all be strictly above the lowest EER, so that ties go on."""
+    """As in GLL's stages: the last epochs must all be strictly above the lowest EER, so training continues
+    after ties.
+    """
     eers = iter([10.0, 10.0, 10.0, 10.0, 9.0, 11.0, 9.0, 12.0, 10.0, 1.0])
     monkeypatch.setattr(Trainer, "_evaluate", lambda self, dev: {"dev_eer": next(eers)})
     trials = tmp_path / "trials"
@@ -505,8 +586,10 @@ def test_two_directories_for_an_objective_of_one_are_refused(tmp_path, data):
             Trainer(config(tmp_path, **changes), data, tmp_path / "exp", unlabeled=other).run()
 
 
-def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
-    """An encoder 1 away from its pre-trained weights in each of n numbers, weight 0.5: the first term is n / 2."""
+def test_the_l2_sp_penalty_is_a_term_of_every_objective(tmp_path, data):
+    """All n weights of the encoder are 1 away from the pre-trained ones, and the factor is 0.5: the first
+    term is n / 2.
+    """
     wavlm = {"encoder": {"name": "wavlm", "layers": 1, "dim": 16, "heads": 2, "ffn": 16, "conv_dim": 8,
                          "pos_conv_kernel": 4, "pos_conv_groups": 2, "embed_dim": 4, "mhfa_heads": 2,
                          "mhfa_dim": 4}}  # fmt: skip
@@ -515,11 +598,12 @@ def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
             config(tmp_path, epochs=1, **changes, **wavlm, log_every_steps=1), data, tmp_path / name
         )
         encoder = trainer.objective.encoder
-        encoder.config = encoder.config.model_copy(update={"l2_sp_weight": 0.5})
+        encoder.config = encoder.config.model_copy(update={"l2_sp_weight": 0.5, "pull_form": "squared"})
         encoder.anchor = [p.detach() - 1 for p in encoder._pulled()]
         trainer.run()
         first = json.loads((tmp_path / name / "train.jsonl").read_text().splitlines()[0])
         assert first["pull"] == pytest.approx(sum(p.numel() for p in encoder._pulled()) / 2, rel=1e-4)
+        assert epochs(tmp_path / name)[0]["drift/layer1"] == pytest.approx(encoder.drift()["layer1"])
 
 
 @pytest.mark.parametrize(
@@ -530,7 +614,7 @@ def test_the_pull_is_a_term_of_every_objective(tmp_path, data):
         ("--nproc", "0", "--nproc is a number from 1, not '0'"),
     ],
 )
-def test_processes_asked_for_in_vain_are_an_error(tmp_path, data, option, value, words):
+def test_more_processes_than_can_run_are_an_error(tmp_path, data, option, value, words):
     (tmp_path / "config.yaml").write_text(CONFIG)
     command = [ROOT / "steps/train.sh", option, value, tmp_path / "config.yaml", data.path, tmp_path / "exp"]
     done = subprocess.run(command, env={**ENV, "SPKV_PYTHON": sys.executable}, capture_output=True, text=True)
@@ -538,8 +622,8 @@ def test_processes_asked_for_in_vain_are_an_error(tmp_path, data, option, value,
     assert not (tmp_path / "exp/LATEST").exists()
 
 
-def test_what_is_summed_over_processes_is_contiguous(monkeypatch):
-    """As NCCL wants it and gloo does not: values and gradients, however they lie in memory."""
+def test_tensors_summed_over_processes_are_contiguous(monkeypatch):
+    """NCCL needs contiguous tensors (gloo does not): values and gradients, whatever their memory layout."""
     from pyspkv.base import distributed
 
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -566,7 +650,7 @@ def test_dialogues_that_do_not_divide_among_processes_are_refused(monkeypatch):
 
 
 def stopped_at(step: int, trainer: Trainer) -> None:
-    """Train until it dies before this step."""
+    """Train until the run is killed before this step."""
     go = trainer._step
 
     def fatal(model, batch, number):
@@ -585,7 +669,10 @@ def snapshot(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(folder of config.yaml, data, a run trained to its end): audio that is read to check it is gone."""
+    """(folder of config.yaml, data, a finished run).
+
+    If audio were read, the test would fail, because it is gone.
+    """
     folder = tmp_path_factory.mktemp("finished")
     data = toy.make(folder)
     Trainer(config(folder, epochs=1), data, folder / "exp").run()
@@ -630,7 +717,7 @@ def test_a_finished_model_behind_a_link_is_taken_and_left_alone(finished, tmp_pa
 
 
 @pytest.mark.parametrize("there", ["unfinished", "empty", "nothing"])
-def test_a_link_to_what_is_not_trained_to_its_end_is_refused(tmp_path, data, there):
+def test_a_link_to_an_unfinished_model_is_refused(tmp_path, data, there):
     exp, link = tmp_path / "exp", tmp_path / "link"
     if there == "unfinished":
         stopped_at(4, Trainer(config(tmp_path, epochs=1), data, exp))
@@ -654,7 +741,7 @@ def test_moved_labels_come_from_behind_a_link_too(tmp_path, data):
     assert snapshot(tmp_path / "exp") == before
 
 
-def test_who_does_not_get_the_lock_has_written_nothing(tmp_path, data):
+def test_a_process_without_the_lock_writes_nothing(tmp_path, data):
     exp = tmp_path / "exp"
     with atomic.folder_lock(exp), pytest.raises(UserError, match="another process is writing here"):
         Trainer(config(tmp_path), data, exp).run()
@@ -687,11 +774,12 @@ def test_the_lock_is_free_for_the_next_and_names_its_holder(tmp_path, data):
     Trainer(config(tmp_path, epochs=1), data, tmp_path / "exp").run()
 
 
-def test_dev_shares_nothing_with_training_whoever_calls(tmp_path, data):
+def test_dev_and_training_data_must_be_disjoint(tmp_path, data):
     trials = toy.trials(tmp_path, data)
     with pytest.raises(UserError, match="dev and training share 4 speakers"):
         Trainer(config(tmp_path), data, tmp_path / "exp", dev=data, dev_trials=trials)
-    other = data.renamed(lambda utt, spk: utt, "x-{}".format)  # other names of speakers, the same utterances
+    # other names of speakers, but the same utterances
+    other = data.renamed(lambda utt, spk: utt, "x-{}".format)
     with pytest.raises(UserError, match="dev and --unlabeled share 24 utterances"):
         Trainer(config(tmp_path), data, tmp_path / "exp", unlabeled=data, dev=other, dev_trials=trials)
     assert not (tmp_path / "exp").exists()
@@ -704,7 +792,51 @@ def test_the_total_is_the_sum_of_means_with_weights_of_any_kind():
     x = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
     for kind in (lambda v: v, float, torch.tensor, lambda v: torch.tensor(float(v))):
         losses = Losses({"a": (x.sum(), kind(3)), "b": (2 * x[0], kind(1)), "none": (0 * x[1], kind(0))})
-        assert total_loss(losses, torch.device("cpu")).item() == 3 + 2
+        loss, asked = total_loss(losses, torch.device("cpu"))
+        assert loss.item() == 3 + 2 and not asked
+
+
+def test_learning_rates_by_epoch():
+    """Warm-up and fall; with a first phase, SSRL's released rates: 1e-4 to 1e-5 in 5 epochs, 5e-4 to 1e-5 in 100."""
+
+    def rates(epochs, lr, *at, **fields):
+        return [lr * lr_factor(LRScheduleConfig(**fields), e, epochs) for e in at]
+
+    assert rates(10, 1, 0, 1, 2, 6, 10, warmup_epochs=2, final_factor=0.1) == pytest.approx(
+        [0, 0.5, 1, 0.55, 0.1]
+    )
+    falls = rates(4, 1, 0, 1, 4, name="exponential", warmup_epochs=0, final_factor=0.0625)
+    assert falls == pytest.approx([1, 0.5, 0.0625])
+    ssrl = {"warmup_epochs": 0, "first_epochs": 5, "first_factor": 0.2, "final_factor": 0.02}
+    found = rates(105, 5e-4, 0, 2.5, 5 - 1e-9, 5, 55, 105, **ssrl)
+    assert found == pytest.approx([1e-4, 5.5e-5, 1e-5, 5e-4, 2.55e-4, 1e-5])
+    ssrl |= {"name": "exponential", "first_factor": 0.32, "warmup_epochs": 2}
+    assert rates(9, 1, 2.5, 5, 6, 7, 8, **ssrl) == pytest.approx([0.08, 0, 0.5, 1, 0.02**0.5])
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_loss_beside_a_pull(monkeypatch, normalize):
+    """L + P, or L / sg(L) + P: that gradient is d ln L + dP, by the mean L of both of two ranks."""
+    x = torch.tensor([2.0, 6.0], requires_grad=True)
+
+    def step(pull):
+        losses = Losses({"a": (3 * x[0], 3), "b": (x[0] * x[1], 1)})
+        x.grad = None
+        loss, shown, _ = loss_with_pull(losses, pull, normalize, torch.device("cpu"))
+        loss.backward()
+        assert ("pull" in losses.terms) == bool(pull), "what is logged"
+        return loss.item(), shown.item(), x.grad.tolist()
+
+    assert step({}) == (14, 14, [7, 2])
+    want = (1 + 6, 14, [0.5, 2 / 14 + 1]) if normalize else (20, 20, [7, 3])
+    assert step({"pull": (x[1], 1.0)}) == pytest.approx(want[:2] + (pytest.approx(want[2]),))
+    if normalize:  # another rank has L = 28: both divide by 21, and each counts its own share
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        monkeypatch.setattr(distributed, "all_reduce_sum", lambda v: v + (28 if v.ndim == 0 else v))
+        assert step({"pull": (x[1], 1.0)})[0] == pytest.approx(14 / 21 + 6)
+        x = torch.tensor([0.0, 6.0], requires_grad=True)
+        monkeypatch.undo()
+        assert step({"pull": (x[1], 1.0)})[0] == 6, "a gate that rejects all leaves nothing to divide"
 
 
 def test_audio_counts_by_the_crops_that_were_encoded():
@@ -752,7 +884,7 @@ def test_weights_decay_and_rates_follow_their_group():
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, data):
-    """A run that died in its second epoch (6 steps an epoch, checkpoint of step 8)."""
+    """A run that was killed in its second epoch (6 steps per epoch, checkpoint of step 8)."""
     folder = tmp_path_factory.mktemp("killed")
     stopped_at(9, Trainer(config(folder, save_every_steps=2), data, folder / "exp"))
     assert checkpoint.latest(folder / "exp").name == "ckpt-8"
@@ -789,7 +921,7 @@ def test_a_broken_record_is_refused(tmp_path, data, killed, text):
         Trainer(config(killed, save_every_steps=2), data, tmp_path / "exp").run()
 
 
-def test_lines_of_the_log_that_are_no_records_are_dropped(tmp_path, data, killed):
+def test_damaged_lines_of_the_log_are_dropped(tmp_path, data, killed):
     exp = tmp_path / "exp"
     shutil.copytree(killed / "exp", exp)
     old = (exp / "train.jsonl").read_bytes()
@@ -815,7 +947,9 @@ def test_later_config_files_win_and_another_name_replaces_the_section(tmp_path, 
 
 
 def test_a_run_notes_the_commit_of_its_own_tree():
-    """Where the code lies in a git tree, whatever the current folder is; pyspkv itself is no tree."""
+    """The commit of the git tree that contains the code, whatever the current folder; an installed pyspkv has
+    no tree.
+    """
     from pyspkv.train.log import git_id
 
     if not (ROOT / ".git").exists():

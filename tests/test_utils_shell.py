@@ -1,4 +1,4 @@
-"""The shell fronts, the option parser, the job runner and the set-up's refusals, each as a user would call it."""
+"""The shell scripts, the option parser, the job runner and set-up errors, as a user would call them."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def sh(command: str, cwd: Path, code: int = 0, **env) -> subprocess.CompletedPro
 
 # ---- data directories ------------------------------------------------------------------------------------------
 def test_from_a_broken_directory_to_parts(tmp_path):
-    d = tmp_path / "my data"  # with a blank, which every front must carry
+    d = tmp_path / "my data"  # a path with a space, which every script must handle
     d.mkdir()
     (d / "utt2spk").write_text("u2 b\nu1 a\nu3 c\nu4 c\n")
     (d / "wav.scp").write_text("u1 x\nu2 y\nu3 z\nu4 w\n")
@@ -129,7 +129,7 @@ def test_options_take_both_forms(script):
 
 
 def test_only_options_of_the_block_are_taken(script):
-    """Not variables of the environment, of the parser itself, or of the script below the block."""
+    """Not variables of the environment, of the parser itself, or of the script after the block."""
     text = SCRIPT.replace("set -euo", "inner=1 && true\nset -euo").replace("printf", "later=2\nprintf")
     (script / "script.sh").write_text(text.replace("inner=1 &&", "  inner=1 &&"))
     for name in ("inner", "later", "po-names", "path", "PATH", "ifs"):
@@ -147,9 +147,10 @@ mode=one          # what to do (one|two): this or that
 words=(a "b c")   # some words
 exp=$recipe/exp   # folder of results
 files=()          # files to read
+lists=()          # files or NAME=FILE
 dry_run=false     # only print
 . parse_options.sh
-printf '<%s>' "$mode" "${words[@]}" "$exp" "${files[@]}"; echo
+printf '<%s>' "$mode" "${words[@]}" "$exp" "${files[@]}" "${lists[@]}"; echo
 if stage 2 "the second"; then log_run echo "it's" 'a b' '$HOME' plain/path=1; fi
 if stage 3 "the third"; then log_run steps/inner.sh "x y"; fi
 """
@@ -177,6 +178,10 @@ def test_arrays_choices_and_paths(block):
     (block / "sub").mkdir()
     first = sh(f"cd sub && {block}/run.sh --stop-stage 1 --exp here", block, **env).stdout.splitlines()[0]
     assert first.endswith("<sub/here>")
+    (block / "sub/a=b").touch()
+    words = f"cd sub && {block}/run.sh --stop-stage 1 --exp x --files N=f --lists 'E=f O_2=/o/f =g a=b h'"
+    first = sh(words, block, **env).stdout.splitlines()[0]
+    assert first.endswith("<sub/x><sub/N=f><E=sub/f><O_2=/o/f><sub/=g><sub/a=b><sub/h>")
     told = sh("./run.sh --mode three", block, code=1, **env).stderr
     assert "--mode is one or two, not 'three'" in told
     for words, message in (("--stage 9", "from 1 to 8, not '9'"), ("--stage 0", "number from 1 to 8, not '0'"),
@@ -243,7 +248,7 @@ def test_help_is_the_scripts_own_text(script):
 # ---- run.sh -----------------------------------------------------------------------------------------------------
 def test_jobs_run_in_parallel_with_a_log_each(tmp_path):
     start = time.monotonic()
-    sh("utils/run.sh JOB=08:09 log/y.JOB.log true", tmp_path)  # no octal numbers
+    sh("utils/run.sh JOB=08:09 log/y.JOB.log true", tmp_path)  # the numbers are not read as octal
     assert sorted(p.name for p in (tmp_path / "log").iterdir()) == ["y.8.log", "y.9.log"]
     sh("utils/run.sh JOB=1:4 log/x.JOB.log bash -c 'sleep 1; echo this is \"$0\"' JOB", tmp_path)
     assert time.monotonic() - start < 3  # four seconds one after the other
@@ -328,7 +333,7 @@ def test_a_signal_ends_all_that_the_jobs_started(tmp_path, sig, code):
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(
             signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where tests run in the background
+        ),  # SIGINT is ignored if tests run in the background
     )
     try:
         deadline = time.monotonic() + 20
@@ -353,7 +358,7 @@ def test_a_signal_ends_all_that_the_jobs_started(tmp_path, sig, code):
 
 # ---- path.sh and setup_env.sh -----------------------------------------------------------------------------------
 def test_path_gives_the_named_interpreter(tmp_path):
-    """Also to a program that is no shell, and when that interpreter's folder has no `python`."""
+    """Also to programs that are not shells, and if that interpreter's folder has no `python`."""
     odd = tmp_path / "bin"
     odd.mkdir()
     (odd / "mypython3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -368,7 +373,7 @@ def test_path_gives_the_named_interpreter(tmp_path):
 
 
 def test_path_installs_nothing_and_says_what_to_run(tmp_path):
-    """Sourcing path.sh in a tree without .venv is quiet and writes nothing; `python` then names the set-up."""
+    """Sourcing path.sh without .venv prints and writes nothing; `python` then names the set-up script."""
     tree = tmp_path / "tree"
     (tree / "utils/bin").mkdir(parents=True)
     for name in ("path.sh", "utils/bin/python"):
@@ -416,7 +421,7 @@ def test_setup_refuses_an_old_python(clone):
 
 
 def test_setup_trusts_only_a_finished_venv(clone):
-    """A stand-in python records what is asked of it and can fail in the middle; no network, no real install."""
+    """A fake python records its arguments and can fail halfway; no network, no real installation."""
     fake(clone / "bin", "python3", f"""
       case "$*" in
         "-m venv"*)
@@ -435,7 +440,8 @@ def test_setup_trusts_only_a_finished_venv(clone):
     failed = sh("bash utils/setup_env.sh", clone, code=1, PATH=path)
     assert "the installation failed" in failed.stderr and not (clone / ".venv/.complete").exists()
     (clone / "fail").unlink()
-    again = sh("bash utils/setup_env.sh & bash utils/setup_env.sh; wait", clone, PATH=path)  # two at once
+    # two at the same time
+    again = sh("bash utils/setup_env.sh & bash utils/setup_env.sh; wait", clone, PATH=path)
     assert "making it again" in again.stderr and "torch: cpu build (nvidia-smi lists no GPU)" in again.stderr
     assert (clone / "log").read_text().split() == ["venv", "install"] * 2
     assert sh("bash utils/setup_env.sh", clone, PATH=path).stderr == ""
@@ -444,7 +450,7 @@ def test_setup_trusts_only_a_finished_venv(clone):
             f.write("# changed\n")
         assert "requirements.txt has changed" in sh("bash utils/setup_env.sh", clone, PATH=path).stderr
         assert (clone / "log").read_text().split() == ["venv", "install"] * 2 + ["install"] * i
-    clone.rename(clone.parent / "moved")  # a virtual environment does not survive a move
+    clone.rename(clone.parent / "moved")  # a virtual environment does not work after it was moved
     moved = clone.parent / "moved"
     done = sh("bash utils/setup_env.sh", moved, PATH=f"{moved}/bin:{os.environ['PATH']}")
     assert "incomplete or was moved here: making it again" in done.stderr

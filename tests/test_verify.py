@@ -1,4 +1,4 @@
-"""`verify` on real audio files with a small deterministic encoder in place of a trained one."""
+"""`verify` on real audio files with a small deterministic encoder instead of a trained one."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SOURCE = "pairs within and between the speakers of data/train"
 
 
 class Spectrum(torch.nn.Module):
-    """Energy in 8 bands: a recording's color, whatever its loudness."""
+    """Energy in 8 bands: describes the spectrum of a recording, whatever its loudness."""
 
     min_samples = 400
 
@@ -51,7 +51,7 @@ def test_decision_with_the_stored_threshold(files, monkeypatch, capsys, suffix):
     Calibration(10.0, -5.0, 0.5, 0.5, SOURCE, 9, 9, 0.4).write(model / "calibration.json")
     wavs = [files / f"{name}.wav" for name in ("low1", "low2", "high")]
     lines = call(monkeypatch, capsys, "--model", f"{model}{suffix}", *wavs)
-    assert len(lines) == 4  # three pairs and the threshold's origin
+    assert len(lines) == 4  # three pairs, and the line about the threshold's source
     for line, same in zip(lines, (True, False, False)):
         fields = line.split()
         score = float(fields[fields.index("score") + 1])
@@ -70,7 +70,7 @@ def test_no_stored_threshold_no_decision(files, monkeypatch, capsys):
 
 
 def test_scores_are_those_of_extract(tmp_path):
-    """Recordings of more than a minute and of less than the encoder takes, as bin.extract embeds them."""
+    """Recordings of over a minute, or below the encoder's minimum, are embedded as by bin.extract."""
     from pyspkv.base import config as cfg
     from pyspkv.data.ark import normalize
     from pyspkv.data.datadir import DataDir

@@ -14,7 +14,7 @@ from pyspkv.clustering.pipeline import ahc, ward
 
 
 def same(a, b) -> bool:
-    """Whether two labelings are one partition."""
+    """Whether two labelings are the same partition."""
     pairs = {(int(i), int(j)) for i, j in zip(a, b)}
     return len(pairs) == len(set(a)) == len(set(b))
 
@@ -70,7 +70,7 @@ def test_many_lists_and_groups_against_scikit_learn():
     want = AgglomerativeClustering(400, linkage="ward").fit_predict(x.astype(np.float64))
     got = ward(x, 400)
     assert got.dtype == np.int64 and same(got, want)
-    assert got[0] == 0 and len(set(got[:50])) <= got[:50].max() + 1  # numbered by first row
+    assert got[0] == 0 and len(set(got[:50])) <= got[:50].max() + 1  # clusters are numbered by first row
     first = [int(np.argmax(got == c)) for c in range(400)]
     assert first == sorted(first)
 
@@ -78,7 +78,7 @@ def test_many_lists_and_groups_against_scikit_learn():
 def test_duplicates_and_ties_end_with_the_asked_count():
     copies = np.repeat(np.eye(5), 40, axis=0)
     assert same(ward(copies, 5), np.repeat(np.arange(5), 40))
-    grid = np.stack(np.meshgrid(np.arange(20.0), np.arange(20.0)), -1).reshape(-1, 2)  # all gaps tie
+    grid = np.stack(np.meshgrid(np.arange(20.0), np.arange(20.0)), -1).reshape(-1, 2)  # all gaps are tied
     for k in (1, 7, 199, 400):
         labels, heights = agglomerate(grid, num_clusters=k)
         assert len(set(labels)) == k and (np.diff(heights) >= 0).all() and len(heights) == 400 - k
@@ -86,8 +86,8 @@ def test_duplicates_and_ties_end_with_the_asked_count():
 
 
 @pytest.mark.parametrize("link", ["ward", "average"])
-def test_equal_rows_are_one_before_all_else(link):
-    """The tree is that of the different rows, weighted by how often they occur."""
+def test_equal_rows_are_merged_first(link):
+    """The tree is that of the distinct rows, weighted by their number of copies."""
     rng = np.random.default_rng(3)
     different = rng.normal(size=(40, 5))
     rows = np.concatenate([np.arange(40), np.repeat(7, 3000), rng.integers(40, size=500)])
@@ -101,7 +101,7 @@ def test_equal_rows_are_one_before_all_else(link):
 
 
 def test_near_ties_below_float32_are_resolved():
-    """Gaps that float32 products cannot tell apart, far from the origin."""
+    """Gaps that float32 products cannot resolve, far from the origin."""
     rng = np.random.default_rng(0)
     x = 50 + np.cumsum(1e-6 * (1 + rng.random(300)))[:, None] * np.array([[0.6, 0.8]])
     x = np.concatenate([x, rng.normal(size=(300, 2)) + 60])

@@ -1,4 +1,4 @@
-"""Signs of trouble: each one is shown where it should be and not on sound material."""
+"""Signs of trouble: each is shown where it should be, and none on good material."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def kinds(signs) -> list[str]:
 @pytest.mark.parametrize(
     "last, config, want",
     [
-        # the two runs that a new user has seen: 28 steps that end at 5.59, and one that has learnt
+        # two runs from practice: 28 steps that end at 5.59, and one that has learnt
         ({"step": 28, "loss": 5.59, "nt_xent": 5.59}, CONTRASTIVE, ["few_steps", "chance_loss"]),
         ({"step": 372, "nt_xent": 1.78, "accuracy": 0.62, "spread": 0.977}, CONTRASTIVE, []),
         ({"step": 300, "nt_xent": 0.89 * math.log(255)}, CONTRASTIVE, []),
@@ -75,7 +75,7 @@ def test_the_number_and_the_sizes_of_clusters():
 
 
 def corpus():
-    """6 speakers x 10 words x 8 takes; ids speaker-word-take, sessions of a speaker are takes 0-3 and 4-7."""
+    """6 speakers x 10 words x 8 takes; ids are speaker-word-take; sessions are takes 0-3 and 4-7."""
     every = [(s, w, t) for s in range(6) for w in range(10) for t in range(8)]
     return every, [f"s{s}-w{w}-{t}" for s, w, t in every]
 
@@ -114,7 +114,7 @@ def test_the_last_model_against_the_first():
 def short(tmp_path):
     """Utterances of 0.3 s, and a config with crops of 1.5 s."""
     data = toy.make(tmp_path, speakers=4, utts=6, seconds=0.3, labelled=False)
-    data.utt_tables["utt2dur"] = dict.fromkeys(data.utts, "0.3")  # the report opens no audio
+    data.utt_tables["utt2dur"] = dict.fromkeys(data.utts, "0.3")  # the report does not open audio files
     data.write(data.path, own=True)
     config = {"encoder": {"name": "ecapa", "channels": 16, "mfa_channels": 16, "embed_dim": 8, "se_channels": 8},
               "objective": {"name": "contrastive", "crop_seconds": 1.5}, "epochs": 1, "batch_size": 12,
@@ -199,10 +199,10 @@ def recipe(method: str, folder: Path, *options) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_recipe_with_nothing_but_train_ends_with_labels_a_model_and_what_was_not_measured(tmp_path):
-    """Two "voices", utterances of 0.45 s: it ends, and says: two clusters, crops too long."""
+def test_a_recipe_without_trials_ends_with_labels_models_and_warnings(tmp_path):
+    """Two "voices" and utterances of 0.45 s: the recipe ends, and warns of two clusters and long crops."""
     data = toy.make(tmp_path / "toy", speakers=2, utts=20, seconds=0.45, labelled=False)
-    data.utt_tables["utt2dur"] = dict.fromkeys(data.utts, "0.45")  # the report opens no audio
+    data.utt_tables["utt2dur"] = dict.fromkeys(data.utts, "0.45")  # the report does not open audio files
     data.write(tmp_path / "data/train")
     done = recipe(
         "ssl", tmp_path, "--stage", 2, "--num-rounds", 1, "--num-clusters", 2, "--finetune", "false"
@@ -221,7 +221,7 @@ def test_a_recipe_with_nothing_but_train_ends_with_labels_a_model_and_what_was_n
 
 
 @pytest.mark.parametrize("method", ["ssl", "trunk_ssl"])
-def test_what_a_recipe_does_without_dev_or_test(tmp_path, method):
+def test_commands_of_a_recipe_without_dev_or_test(tmp_path, method):
     toy.make(tmp_path / "toy", speakers=2, utts=2, seconds=0.3, labelled=False).write(tmp_path / "data/train")
     shown = recipe(method, tmp_path, "--dry-run", "true", "--stage", 2).stdout
     assert "data/dev" not in shown.replace("no " + str(tmp_path / "data/dev"), "") and "--unscored" in shown

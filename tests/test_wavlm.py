@@ -1,4 +1,4 @@
-"""WavLM + MHFA against transformers, against a plain forward pass on unilm's names, and its foreign files."""
+"""WavLM + MHFA against transformers and a plain forward pass with unilm's names; imports of foreign files."""
 
 import json
 import math
@@ -15,9 +15,10 @@ from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.bin import import_checkpoint
+from pyspkv.models.layer_pooling import MHFA
 from pyspkv.models.load import load_encoder
 from pyspkv.models.registry import EncoderConfig
-from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, MHFA, _grouped_products, _normed_convolution, drop
+from pyspkv.models.wavlm import CONV_KERNELS, CONV_STRIDES, _grouped_products, drop, normed_convolution
 
 SMALL = {"name": "wavlm", "layers": 2, "dim": 32, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8,
          "pos_conv_groups": 4, "embed_dim": 12, "mhfa_heads": 3, "mhfa_dim": 8}  # fmt: skip
@@ -33,7 +34,7 @@ def build(seed=0, noise=0.05, **fields):
 
 
 def to_unilm(key: str) -> str:
-    """transformers' name -> unilm's, written down from the spec's table and not from the code's patterns."""
+    """transformers' name -> unilm's name, from the published table and not from the code's patterns."""
     for new, old in (
         ("masked_spec_embed", "mask_emb"),
         (".conv.weight", ".0.weight"),
@@ -57,7 +58,10 @@ def to_unilm(key: str) -> str:
 
 
 def unilm_states(w: dict, wave: torch.Tensor, layers: int, heads: int, groups: int) -> list[torch.Tensor]:
-    """The model as its paper says it, on unilm's names, one head at a time: H_0 .. H_L of wave [T]."""
+    """The model as in its paper, with unilm's names, one head at a time: hidden states H_0 ..
+
+    H_L of wave [T].
+    """
     x = wave[None]
     for i, stride in enumerate(CONV_STRIDES):
         x = F.conv1d(
@@ -102,7 +106,9 @@ def unilm_states(w: dict, wave: torch.Tensor, layers: int, heads: int, groups: i
 
 
 def test_hidden_states_of_the_true_size_equal_both_references():
-    """Base+: 94,381,936 + 2,302,554 parameters in 248 + 10 tensors; 13 states on random weights to 1e-4."""
+    """Base+: 94,381,936 + 2,302,554 parameters in 248 + 10 tensors; 13 hidden states of random weights to
+    1e-4.
+    """
     torch.manual_seed(0)
     encoder = cfg.build(cfg.validate(EncoderConfig, {"name": "wavlm"})).eval()
     assert sum(p.numel() for p in encoder.trunk.parameters()) == 94_381_936
@@ -125,7 +131,7 @@ def test_hidden_states_of_the_true_size_equal_both_references():
 
 
 def test_gradients_of_the_whole_trunk_equal_the_reference():
-    """Trained from scratch, convolutions included; 1-norm of the difference relative to the gradient's."""
+    """Trained from scratch, including the convolutions; relative 1-norm of the difference."""
     encoder = build(freeze="none", dropout=0.0, attention_dropout=0.0, layerdrop=0.0)
     wave, lengths = 0.1 * torch.randn(2, 9000), torch.tensor([9000, 9000])
 
@@ -141,21 +147,23 @@ def test_gradients_of_the_whole_trunk_equal_the_reference():
         assert (ours[name] - g).abs().sum() <= 1e-4 * g.abs().sum() + 1e-6, name
 
 
-def test_first_convolution_where_its_kernels_hear_little():
-    """A loud low tone and kernels that sum to zero: the norm's variance is a small difference of large numbers."""
+def test_first_convolution_with_a_small_output():
+    """A loud low tone, and kernels that sum to zero: the variance of the norm is a small difference of large
+    numbers.
+    """
     torch.manual_seed(3)
     wave = torch.sin(torch.arange(8000) / 200)[None] + 1e-3 * torch.randn(1, 8000)
     weight, norm = torch.randn(6, 10), torch.nn.GroupNorm(6, 6)
     weight -= weight.mean(1, keepdim=True)
     want = F.conv1d(wave.double()[:, None], weight.double()[:, None], stride=5)
     want = (want - want.mean(2, keepdim=True)) / (want.var(2, correction=0, keepdim=True) + norm.eps).sqrt()
-    got = _normed_convolution(wave, torch.tensor([8000]), weight, norm)
+    got = normed_convolution(wave, torch.tensor([8000]), weight, norm)
     torch.testing.assert_close(got.mT.double(), want, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("frames, kernel", [(150, 128), (16, 8), (1, 8), (33, 7)])
 def test_position_convolution_as_products(frames, kernel):
-    """What a GPU computes, and its gradients, are the convolution's."""
+    """The products that a GPU computes, and their gradients, equal the convolution."""
     conv = torch.nn.Conv1d(24, 24, kernel, padding=kernel // 2, groups=4)
     h = torch.randn(3, frames, 24, requires_grad=True)
     wanted = conv(h.transpose(1, 2)).transpose(1, 2)[:, :frames]
@@ -177,7 +185,8 @@ def test_dropout_keeps_its_share_and_follows_the_seed():
     kept = y != 0
     torch.testing.assert_close(y[kept], x[kept] / 0.9)
     assert abs(kept.float().mean() - 0.9) < 4 * (0.9 * 0.1 / x.numel()) ** 0.5
-    rows = kept.flatten().float()[: 4 * (x.numel() // 4)].view(-1, 4)  # four of one random number
+    # four values come from one random number
+    rows = kept.flatten().float()[: 4 * (x.numel() // 4)].view(-1, 4)
     assert abs(torch.corrcoef(rows.T) - torch.eye(4)).max() < 0.04
     torch.manual_seed(5)
     assert torch.equal(drop(x, 0.1, True), y) and not torch.equal(drop(x, 0.1, True), y)
@@ -277,7 +286,7 @@ def test_dropped_layers_still_have_gradients():
 
 @pytest.fixture
 def imported(monkeypatch, capsys, tmp_path):
-    """bin.import_checkpoint into tmp_path/out; what it printed."""
+    """Run bin.import_checkpoint into tmp_path/out; returns what it printed."""
 
     def call(source, *options) -> str:
         args = ["import_checkpoint", "--from", str(source), "--out", str(tmp_path / "out"), *options]
@@ -346,7 +355,7 @@ def test_other_files_are_named(tmp_path, found, words, imported):
 
 
 def smallest() -> dict[str, torch.Tensor]:
-    """The tensors that sizes are read from."""
+    """The tensors that the sizes are read from."""
     return {
         "feature_projection.projection.weight": torch.zeros(8, 4),
         "encoder.layers.0.attention.rel_attn_embed.weight": torch.zeros(320, 2),
@@ -383,7 +392,7 @@ def test_foreign_tensors_of_every_odd_kind(tmp_path, more, words, imported):
 
 
 def test_many_names_of_one_large_array(tmp_path, imported):
-    """Half precision: a copy in float32 of each name would take 200 times the file."""
+    """Half precision: a float32 copy for each name would take 200 times the size of the file."""
     whole = torch.zeros(1 << 16, dtype=torch.float16)
     torch.save({"model": {**smallest(), **{f"q{n}": whole[:] for n in range(200)}}}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="larger than the file"):
@@ -406,7 +415,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 37761742
         (b"hello world, I am no weights", "cut short|cannot be|can be read"),
     ],
 )
-def test_files_that_are_no_weights_are_told_by_their_first_bytes(tmp_path, name, raw, words, imported):
+def test_files_without_weights_are_recognised_by_their_first_bytes(tmp_path, name, raw, words, imported):
     (source := tmp_path / "hf").mkdir()
     (source / "config.json").write_text('{"model_type": "wavlm"}')
     (source / name).write_bytes(raw)
@@ -428,7 +437,7 @@ def test_files_cut_at_any_place(tmp_path, imported):
             assert "weights_only" not in str(err.value) and len(str(err.value)) < 400
 
 
-def test_a_packed_archive_is_not_unfolded(tmp_path, imported):
+def test_a_zip_bomb_is_not_extracted(tmp_path, imported):
     torch.save({"model": {"q": torch.zeros(1 << 20)}}, tmp_path / "whole.pt")
     with (
         zipfile.ZipFile(tmp_path / "whole.pt") as whole,
@@ -462,7 +471,10 @@ def test_a_broken_record_in_out(tmp_path, text, imported):
 
 
 def test_a_model_without_the_mask_of_pretraining(tmp_path, imported):
-    """As transformers saves it where mask_time_prob is 0. The embeddings are those of the same model with one."""
+    """transformers saves none if mask_time_prob is 0.
+
+    The embeddings equal those of the same model with a mask.
+    """
     encoder = build(seed=3).eval()
     (source := tmp_path / "hf").mkdir()
     (source / "config.json").write_text(json.dumps({"model_type": "wavlm", "mask_time_prob": 0.0}))
@@ -491,29 +503,56 @@ def test_an_imported_model_can_be_read_by_others(tmp_path, imported):
     assert set(modes.values()) == {0o644}, modes
 
 
-def test_pull_is_the_squared_distance_to_the_pretrained_trunk(tmp_path):
+@pytest.mark.parametrize("form", ["squared", "norms"])
+def test_pull_is_of_its_form(tmp_path, form):
+    """0.5 x sum of squares, or 0.5 R / (sg(R) + 1e-5), whose gradient is 0.5 grad(ln R), R the sum of norms."""
     pretrained = build(seed=5)
     checkpoint.save_import(tmp_path / "p", pretrained, pretrained.config, {})
-    encoder = build(seed=6, pretrained=str(tmp_path / "p"), l2_sp_weight=0.5)
+    encoder = build(seed=6, pretrained=str(tmp_path / "p"), l2_sp_weight=0.5, pull_form=form)
     encoder.load_pretrained()
     torch.testing.assert_close(encoder.trunk.state_dict(), pretrained.trunk.state_dict())
-    assert encoder.pull().item() == 0
+    assert encoder.normalizes_loss == (form == "norms")
+    assert encoder.pull().item() == 0 and set(encoder.drift().values()) == {0.0}
+    encoder.pull().backward()  # at the start itself there is nothing to draw to, and no 0 / 0
+    weight = encoder.trunk.encoder.layers[0].feed_forward.output_dense.weight
+    assert (weight.grad == 0).all()
     with torch.no_grad():
         for p in encoder.parameters():
             p.add_(1.0)  # the frozen front and the backend are not pulled
-    layers = sum(p.numel() for p in encoder.trunk.encoder.layers.parameters())
-    assert encoder.pull().item() == pytest.approx(0.5 * layers, rel=1e-4)
-    encoder.pull().backward()
-    weight = encoder.trunk.encoder.layers[0].feed_forward.output_dense.weight
-    torch.testing.assert_close(weight.grad, torch.ones_like(weight), rtol=1e-4, atol=0)
-    assert build().pull() is None
+    layers = list(encoder.trunk.encoder.layers.parameters())
     encoder.zero_grad()
-    params = [p for p in encoder.trunk.parameters() if p.requires_grad]
-    norms = sum((p.detach() - a).norm() for p, a in zip(params, encoder.anchor))
-    encoder.pull(match_released_code=True).backward()  # 0.5 grad(ln R), R = sum of norms
-    want = 0.5 / norms * torch.ones_like(weight) / weight.numel() ** 0.5
-    torch.testing.assert_close(weight.grad, want, rtol=1e-4, atol=0)
+    encoder.pull().backward()
+    norms = sum(p.numel() ** 0.5 for p in layers)
+    want = {"squared": 0.5 * sum(p.numel() for p in layers), "norms": 0.5}[form]
+    grad = {"squared": 1.0, "norms": 0.5 / norms / weight.numel() ** 0.5}[form]
+    assert encoder.pull().item() == pytest.approx(want, rel=1e-4)
+    torch.testing.assert_close(weight.grad, torch.full_like(weight, grad), rtol=1e-4, atol=0)
+    assert build().pull() is None and build().drift() == {}
     assert json.loads((tmp_path / "p/ckpt-0/state.json").read_text())["evaluates"] == "encoder"
+
+
+def test_drift_is_the_relative_distance_of_each_layer(tmp_path):
+    """Without a weight, too: how far a trunk goes when nothing holds it."""
+    pretrained = build(seed=5)
+    checkpoint.save_import(tmp_path / "p", pretrained, pretrained.config, {})
+    encoder = build(seed=6, pretrained=str(tmp_path / "p"), freeze="none")
+    encoder.load_pretrained()
+    assert encoder.pull() is None
+    with torch.no_grad():
+        for p in encoder.trunk.encoder.layers[1].parameters():
+            p.mul_(1.25)
+        weight = encoder.trunk.feature_projection.projection.weight
+        moved = weight[0, 0].item()
+        weight[0, 0] *= 2
+    found = encoder.drift()
+    assert found.keys() == {"front", *(f"layer{i + 1}" for i in range(len(encoder.trunk.encoder.layers)))}
+    assert found["layer1"] == 0 and found["layer2"] == pytest.approx(0.25, rel=1e-5)
+    front = [
+        p.detach().flatten()
+        for name, p in pretrained.trunk.named_parameters()
+        if not name.startswith("encoder.layers") and name != "masked_spec_embed"
+    ]
+    assert found["front"] == pytest.approx(abs(moved) / torch.cat(front).norm().item(), rel=1e-4)
 
 
 def test_strides_make_320_samples_a_frame():

@@ -1,4 +1,6 @@
-"""A few seconds of toy speech for tests, harmonic voices that differ in pitch and timbre, and runs that are killed."""
+"""A few seconds of toy speech for tests (harmonic voices of different pitch and timbre), and runs that are
+killed.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ class Killed(Exception):
 
 
 def killed_at(steps, run):
-    """Calls `run`, which trains, until it has died before each of these global steps once, then to its end."""
+    """Call `run`, which trains, so that it is killed once before each of these global steps; then let it
+    finish.
+    """
     deaths, step = set(steps), Trainer._step
 
     def fatal(self, model, batch, number):
@@ -58,7 +62,7 @@ def make(folder, speakers=4, utts=6, seconds=1.0, seed=0, labelled=True) -> Data
 
 
 def trials(folder, data: DataDir):
-    """All pairs of `data`."""
+    """All pairs of utterances of `data`."""
     path = folder / "trials"
     pairs = [(a, b) for i, a in enumerate(range(len(data.utts))) for b in range(i + 1, len(data.utts))]
     path.write_text(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes docs/config.md, the page of all settings, from the config classes: utils/make_config_doc.py [FILE]"""
+"""Write docs/config.md, the page of all settings, from the config classes: utils/make_config_doc.py [FILE]"""
 
 import sys
 from collections.abc import Collection
@@ -36,7 +36,7 @@ WORDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
 
 
 def union(annotation: Any) -> list[Any]:
-    """The members of a union; else the annotation itself. `null` is left out."""
+    """The members of a union without `null`, or [annotation] if it is not a union."""
     while get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, UnionType):
@@ -57,7 +57,7 @@ def ends(metadata: list[Any]) -> str:
 
 
 def values(annotation: Any, metadata: list[Any]) -> str:
-    """What a field takes: its type and range."""
+    """The values that a field accepts: type and range."""
     null = ", null" if NoneType in get_args(annotation) else ""
     notes = list(metadata)
     while get_origin(annotation) is Annotated:
@@ -73,6 +73,8 @@ def values(annotation: Any, metadata: list[Any]) -> str:
         args = get_args(kind)
         number = "any number of" if Ellipsis in args else f"{len(args)} of"
         return f"{number}: {values(args[0], [])}{null}"
+    if get_origin(kind) is dict:
+        return f"mapping{null}"
     text = WORDS[kind]
     return (f"{text} {ends(notes)}" if ends(notes) else text) + null
 
@@ -80,13 +82,15 @@ def values(annotation: Any, metadata: list[Any]) -> str:
 def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if value == {}:
+        return "{}"
     if isinstance(value, tuple):
         return f"[{', '.join(map(shown, value))}]"
     return '""' if value == "" else f"{value:,}".replace(",", "") if isinstance(value, int) else str(value)
 
 
 def table(cls: type[Config], without: Collection[str] = ()) -> list[str]:
-    """The rows of a class, those of sections within it by dotted keys."""
+    """The table rows of a config class; sections inside it get dotted keys."""
     lines = ["| key | default | values | |", "|---|---|---|---|"]
     for key, default, kind, text in rows(cls, ""):
         if key.partition(".")[0] not in without:
@@ -99,7 +103,7 @@ def rows(cls: type[Config], above: str) -> list[tuple[str, str, str, str]]:
     for name, field in cls.model_fields.items():
         key, text = above + name, (field.description or "").replace("|", "\\|")
         inner = configs(field.annotation)
-        if not text:  # the name that picks the class
+        if not text:  # `name`, which selects the class
             continue
         if len(inner) == 1:
             out += rows(inner[0], f"{key}.")
@@ -119,7 +123,7 @@ def section(title: str, cls: type[Config]) -> list[str]:
 
 
 def page() -> str:
-    """The page's text."""
+    """The text of the page."""
     fields, lines = TrainConfig.model_fields, [HEAD.rstrip()]
     sections = {k for k, f in fields.items() if configs(f.annotation)}
     lines += ["", "## Training", "", *table(TrainConfig, sections)]

@@ -3,8 +3,8 @@
 # Usage: utils/new_recipe.sh <name> <method> [--dir DIR] [--data DATA]
 #   e.g. utils/new_recipe.sh mycorpus ssl --dir ~/recipes --data data/train
 # Methods: ssl ssrl trunk_ssl gll dialogue supervised. DIR is egs by default; elsewhere, run.sh needs SPKV_ROOT. DATA is
-# the data directory to train on: epochs, batches, crops and the number of clusters are then made to fit it
-# (pyspkv/data/plan.py has the rule).
+# the data directory to train on: epochs, batches, crops and the number of clusters are then adapted to it
+# (by the rules in pyspkv/data/plan.py).
 set -euo pipefail
 egs=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../egs" && pwd)
 die() { echo "$0: $*" >&2; exit 1; }

@@ -13,13 +13,13 @@
 # default is true or false, the value must be one of them; if it is a whole number, the value must be a whole number from
 # 0, or from 1 if the help says "from 1". "(one|two)" in the help lists the allowed values. An array is split at blanks.
 # In a recipe (`recipe` is set) an option whose help starts with "file" or "folder" is a path: relative to the current
-# folder, and afterwards relative to $SPKV_ROOT, where run.sh works.
+# folder, and afterwards relative to $SPKV_ROOT, where run.sh works. If the help says NAME=FILE, a word may have a name.
 # --config FILE holds lines name=value; the command line wins. The first word that is no option, or `--`, ends the
 # options and stays in "$@"; po_given holds the options as --name=value. --help prints the comment and the block.
 #
-#   stage N "title"      whether stage N is wanted, by $stage and $stop_stage; prints its title
-#   log_run COMMAND...   print the command, note it in $exp/log/commands, run it; with $dry_run only print it, and
-#                        the commands inside it (steps/*.sh and local/data.sh get --dry-run true)
+#   stage N "title"      true if $stage <= N <= $stop_stage; then prints the title
+#   log_run COMMAND...   print the command, append it to $exp/log/commands, and run it; with $dry_run only print it and
+#                        the commands that it would run (steps/*.sh and local/data.sh get --dry-run true)
 
 shopt -s extglob
 
@@ -29,7 +29,7 @@ po_die() {
   exit 1
 }
 
-po_block() { # FILE: its options, one a line: name, default and help, separated by tabs
+po_block() { # FILE: print its options, one per line: name, default and help, separated by tabs
   awk '
     /^\. .*parse_options\.sh/ { exit }
     /^[a-z][a-z0-9_]*=/ {
@@ -40,7 +40,7 @@ po_block() { # FILE: its options, one a line: name, default and help, separated 
     }' "$1"
 }
 
-po_help() { # FILE: its comment and its options
+po_help() { # FILE: print its comment and its options
   awk '/^#!/ && FNR == 1 { next } /^#/ { sub(/^# ?/, ""); print; next } { exit }' "$1"
   echo
   echo "Options (with their defaults):"
@@ -117,8 +117,11 @@ if [ -n "${recipe:-}" ]; then
     [[ ${po_text[$po_name]} == @(file|folder)* ]] || continue
     declare -n po_path=$po_name
     for po_option in "${!po_path[@]}"; do
-      [ -z "${po_path[$po_option]}" ] ||
-        po_path[po_option]=$(realpath -ms --relative-base="$SPKV_ROOT" -- "${po_path[$po_option]}")
+      po_value=${po_path[$po_option]} po_word=
+      [[ -z ${po_text[$po_name]##*NAME=FILE*} && $po_value =~ ^([A-Za-z0-9_]+=)(.+) && ! -e $po_value ]] &&
+        po_word=${BASH_REMATCH[1]} po_value=${BASH_REMATCH[2]}
+      [ -z "$po_value" ] ||
+        po_path[po_option]=$po_word$(realpath -ms --relative-base="$SPKV_ROOT" -- "$po_value")
     done
     unset -n po_path
   done
@@ -130,7 +133,7 @@ stage() {
 }
 
 po_child='' po_level=${SPKV_COMMANDS:+inner}
-po_stop() { # EXIT-CODE: end what runs, then this script
+po_stop() { # EXIT-CODE: end the running command, then this script
   trap '' INT TERM HUP
   if [ -n "$po_child" ]; then
     kill -TERM "$po_child" 2> /dev/null || true
@@ -152,7 +155,7 @@ log_run() {
     case $1 in steps/*.sh | */local/data.sh) "$1" --dry-run true "${@:2}" ;; esac
     return
   fi
-  if [ -z "$po_level" ] && [ -n "${exp:-}" ] && [ -z "${po_lock:-}" ]; then # one run.sh an experiment
+  if [ -z "$po_level" ] && [ -n "${exp:-}" ] && [ -z "${po_lock:-}" ]; then # only one run.sh per experiment
     mkdir -p "$exp/log"
     exec {po_lock}>> "$exp/log/.lock"
     flock -n "$po_lock" || po_die "another run.sh works in $exp ($(tail -n 1 "$exp/log/.lock")); wait for it, or give another --exp"
@@ -161,7 +164,7 @@ log_run() {
   [ -z "${SPKV_COMMANDS:-}" ] || echo "$line" >> "$SPKV_COMMANDS"
   trap 'po_stop 130' INT
   trap 'po_stop 143' TERM HUP
-  "$@" & # not in the foreground, where bash would hear of a signal only after its end
+  "$@" & # in the background: bash handles a signal only after a foreground command has ended
   po_child=$!
   wait "$po_child" || code=$?
   po_child=

@@ -11,7 +11,7 @@
 #   --num-threads N    OMP_NUM_THREADS of each job
 #   --gpu N            GPUs of each job, set by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if necessary
 #   --show true|false  copy the output of a single job without JOB to stdout (default: on a terminal)
-#   --config, --mem, --name, --time, --num-nodes 1    accepted, as slurm.sh has them, but without effect
+#   --config, --mem, --name, --time, --signal, --num-nodes 1    accepted, as slurm.sh has them, but without effect
 # Exit code: 0 if all jobs succeeded; else 1, after the names and last lines of the failed logs.
 set -euo pipefail
 
@@ -19,7 +19,7 @@ die() { echo "run.sh: $*" >&2; exit 1; }
 whole() { [[ $2 =~ ^[0-9]+$ ]] || die "$1 must be a whole number, not '$2'"; }
 
 max=0 gpu=0 show=false
-if [ -t 2 ]; then show=true; fi # a person looks on: a single job shows its progress bar
+if [ -t 2 ]; then show=true; fi # on a terminal, a single job shows its progress bar
 name='' first=1 last=1
 while :; do
   if [ -z "$name" ] && [[ ${1:-} =~ ^([A-Za-z_][A-Za-z0-9_]*)=([0-9]+)(:([0-9]+))?$ ]]; then
@@ -32,7 +32,7 @@ while :; do
   option=${option//_/-}
   case $option in
     --help) sed -n '2,/^set /{/^set /d; s/^# \?//; p}' "$0"; exit 0 ;;
-    --max-jobs-run | --num-threads | --gpu | --show | --config | --mem | --name | --time | --num-nodes) ;;
+    --max-jobs-run | --num-threads | --gpu | --show | --config | --mem | --name | --time | --signal | --num-nodes) ;;
     *) die "unknown option $1; see utils/run.sh --help" ;;
   esac
   if [[ $1 == *=* ]]; then
@@ -72,9 +72,9 @@ if [ "$gpu" -gt 0 ]; then
   if [ "$max" -gt "$slots" ]; then max=$slots; fi
 fi
 
-job() { # SLOT LOG COMMAND...: one job in its own process; the log gets its head, output and end
+job() { # SLOT LOG COMMAND...: run one job; the log gets a header, the output and the exit code
   local slot=$1 log=$2 start=$SECONDS code=0
-  exec {guard}>&- # held by this script alone: see guard
+  exec {guard}>&- # only this script may hold it open: see guard
   : > "$log"
   exec 3>&1 >> "$log" 2>&1 < /dev/null
   shift 2
@@ -103,21 +103,21 @@ declare -A log_of slot_of
 failed=() free=()
 for ((i = 0; i < max; i++)); do free+=("$i"); done
 
-stop() { # every job is a process group: end all that it started, the stubborn after five seconds
+stop() { # CODE SECONDS: every job is a process group: end all that it started, the stubborn after so many seconds
   trap '' INT TERM HUP
-  local pid
+  local pid k
   for pid in "${!log_of[@]}"; do kill -TERM -- "-$pid" 2> /dev/null || true; done
-  for _ in {1..50}; do
+  for ((k = 0; k < 10 * $2; k++)); do
     for pid in "${!log_of[@]}"; do kill -0 -- "-$pid" 2> /dev/null || unset "log_of[$pid]"; done
     [ "${#log_of[@]}" -gt 0 ] || break
     sleep 0.1
   done
   for pid in "${!log_of[@]}"; do kill -KILL -- "-$pid" 2> /dev/null || true; done
-  echo "run.sh: stopped" >&2
+  echo "run.sh: stopped; the same command goes on" >&2
   exit "$1"
 }
-trap 'stop 130' INT
-trap 'stop 143' TERM HUP
+trap 'stop 130 5' INT
+trap 'stop 143 60' TERM HUP # a training first ends its step and saves its state
 
 reap() { # wait for one job
   local pid='' code=0
@@ -129,7 +129,7 @@ reap() { # wait for one job
 }
 
 set -m # job control: each background job becomes a process group
-guard() { # is told "+GROUP" and "-GROUP"; once nobody can tell it more, it ends the groups that are left
+guard() { # reads "+GROUP" and "-GROUP" lines; at end of file (this script has ended) it kills the remaining groups
   trap '' INT TERM HUP
   local line
   local -A left=()
@@ -141,7 +141,7 @@ guard() { # is told "+GROUP" and "-GROUP"; once nobody can tell it more, it ends
 coproc GUARD { guard > /dev/null 2>&1; }
 to_guard=${GUARD[1]} from_guard=${GUARD[0]}
 exec {guard}>&"$to_guard" {to_guard}>&- {from_guard}<&-
-trap : PIPE # had somebody killed it
+trap : PIPE # in case the guard has been killed
 tell() { { echo "$1" >&"$guard"; } 2> /dev/null || true; }
 for ((i = first; i <= last; i++)); do
   if [ "${#free[@]}" -eq 0 ]; then reap; fi

@@ -10,9 +10,9 @@ set -euo pipefail
 
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 venv=$root/.venv
-requirements=$root/requirements.txt # the extra [mini] of pyproject.toml is among them: the recipes of egs/mini need it
+requirements=$root/requirements.txt # includes the extra [mini] of pyproject.toml, for the recipes of egs/mini
 dev=$root/requirements-dev.txt      # run_tests.sh needs these
-stamp=$venv/.complete # holds the hash of both and the folder's place (a moved .venv does not work)
+stamp=$venv/.complete # hash of both files, and the path of .venv, because a moved .venv does not work
 want="$(cat "$requirements" "$dev" | sha256sum | cut -d' ' -f1) $venv"
 
 say() { echo "setup_env.sh: $*" >&2; }
@@ -24,7 +24,7 @@ exec 9< "$root" # the lock is on the repository folder, so it leaves no file beh
 flock -n 9 || { say "waiting for another set-up of $venv"; flock 9; }
 if complete; then exit 0; fi
 
-# --- the interpreter to build on
+# --- find a Python interpreter
 base=
 for candidate in python3 python3.13 python3.12 python3.11; do
   command -v "$candidate" > /dev/null || continue
@@ -43,7 +43,7 @@ if ! "$base" -c 'import ensurepip, venv' 2> /dev/null; then
   die "$base cannot make virtual environments"$'\n'"  hint: apt install $package"
 fi
 
-# --- a new environment, or the finished old one brought up to date
+# --- make a new environment, or update a complete one
 if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cut -d' ' -f2- < "$stamp")" = "$venv" ]; then
   say "requirements.txt has changed, or requirements-dev.txt: updating $venv"
   rm "$stamp"
@@ -55,7 +55,7 @@ fi
 python=$venv/bin/python
 pip=("$python" -m pip --disable-pip-version-check)
 
-# --- the torch build: CUDA where there is a GPU, CPU elsewhere
+# --- choose the torch build: CUDA if there is a GPU, else CPU
 gpu=false
 if nvidia-smi -L > /dev/null 2>&1; then gpu=true; fi
 case ${SPKV_TORCH:-} in
@@ -65,7 +65,7 @@ case ${SPKV_TORCH:-} in
 esac
 index=()
 if [ "$kind" = cpu ]; then
-  # What pip would take by itself may be a CPU build already (a local wheel); torch's own index is asked only if not.
+  # Use torch's own package index only if pip would not install a CPU build anyway (such as a local wheel).
   torch=$(grep -E '^torch==' "$requirements")
   report=$("${pip[@]}" install -qq --dry-run --ignore-installed --no-deps --report - "$torch") ||
     die "pip finds no $torch: see above"
@@ -77,13 +77,13 @@ say "torch: $kind build (${reason})${index[*]:+, from ${index[1]}}"
 
 "${pip[@]}" install -qq --compile "${index[@]}" -r "$requirements" -r "$dev" || die "the installation failed: see above; run again"
 
-# --- make sure of it
+# --- check the installation
 "$python" - << 'PY'
 import importlib.util
 import pathlib
 import torch
-# The package index has torchaudio for CUDA only. Its compiled part cannot load beside a CPU torch and would break
-# every import of it, transformers' WavLM included; without that part all we use works.
+# The package index only has torchaudio for CUDA. Its compiled part does not load with a CPU torch and would break every
+# import of torchaudio, and so of transformers' WavLM. Without that part, everything that we use works.
 if torch.version.cuda is None:
     for lib in (pathlib.Path(importlib.util.find_spec("torchaudio").origin).parent / "lib").glob("*torchaudio*.so"):
         lib.unlink()

@@ -2,7 +2,7 @@
 # Run a command, or JOB=1:n numbered copies of it, as a SLURM array: the call and options of utils/run.sh.
 #
 # Usage: utils/slurm.sh [--config FILE] [--max-jobs-run N] [--num-threads N] [--gpu N] [--mem SIZE] [--time T]
-#                       [--name N] [--num-nodes M] [--show true] [JOB=1:n] LOG COMMAND [ARGUMENT ...]
+#                       [--signal SECONDS] [--name N] [--num-nodes M] [--show true] [JOB=1:n] LOG COMMAND [ARGUMENT ...]
 # e.g.:  utils/slurm.sh --max-jobs-run 50 JOB=1:400 exp/log/extract.JOB.log python -m pyspkv.bin.extract --part JOB/400
 #
 # It ends when all jobs have ended. If some failed or it was stopped, the same command submits only the missing ones.

@@ -2,7 +2,8 @@
 # One task of utils/slurm.sh's array; SLURM starts it on a node. Usage: slurm_task.sh FOLDER
 # FOLDER has: tasks, a line "number hash attempt" for each index of the array; environment, NAME=VALUE each ended by a
 # NUL; call, likewise: folder to work in, JOB's name, log, number of nodes, the command's words.
-# It leaves "hash attempt code" in FOLDER/../done.<number> or failed.<number>; neither if SLURM has ended the task.
+# It leaves "hash attempt code" in FOLDER/../done.<number> or failed.<number>; neither if SLURM has ended the task, and
+# again.<number> if the command asks to be run again (exit code 75: a training that was told to end has saved its state).
 set -uo pipefail
 folder=$1 stopped='' child=''
 mapfile -t tasks < "$folder/tasks" || exit 1
@@ -19,11 +20,12 @@ fi
 # SLURM may run a finished task again, for example after its controller was killed.
 read -r made _ 2> /dev/null < "$folder/../done.$number" && [ "$made" = "$hash" ] && exit 0
 
-mark() { # done|failed CODE: whole or not at all
+mark() { # done|failed|again CODE: whole or not at all
   local file=$folder/../$1.$number
   echo "$hash $attempt $2" > "$file.$SLURM_JOB_ID" && mv -f "$file.$SLURM_JOB_ID" "$file"
 }
 
+rm -f "$folder/../again.$number"
 if [ "$attempt" -eq 1 ] && [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]; then : > "$log" || exit 1; fi
 exec >> "$log" 2>&1 < /dev/null || exit 1
 printf '#'
@@ -31,25 +33,40 @@ printf ' %q' "${command[@]}"
 printf '\n# Started at %s on %s, job %s, attempt %d\n#\n' "$(date)" "$SLURMD_NODENAME" \
   "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" "$((attempt + ${SLURM_RESTART_COUNT:-0}))"
 
-if [ "$nodes" -gt 1 ]; then # once on every node; torchrun takes its meeting point from PET_*
+if [ "$nodes" -gt 1 ]; then # once on every node; pyspkv.bin.launch meets by SPKV_*, torchrun by PET_*
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   address=$(scontrol -o show node "$head" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
   export PET_NNODES=$nodes PET_RDZV_BACKEND=c10d PET_RDZV_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-  export PET_RDZV_ENDPOINT=${address:-$head}:$((20000 + SLURM_JOB_ID % 12000))
+  export SPKV_NODES=$nodes SPKV_HEAD=${address:-$head}:$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))
+  export PET_RDZV_ENDPOINT=$SPKV_HEAD
   command=(srun --export=ALL --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"
     --kill-on-bad-exit=1 -- "${command[@]}")
 fi
 
 trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2> /dev/null' TERM # scancel, preemption, a time limit
+case " ${command[*]} " in # --signal: some time before the limit; anything but a training would die of it
+  *" pyspkv.bin.train "*) trap '[ -z "$child" ] || kill -USR1 "$child" 2> /dev/null' USR1 ;;
+  *) trap : USR1 ;;
+esac
 start=$SECONDS code=0
 "${command[@]}" &
 child=$!
+while :; do # a signal ends `wait` before the child has ended
+  code=0
+  wait "$child" || code=$?
+  kill -0 "$child" 2> /dev/null || break
+done
+code=0
 wait "$child" || code=$?
-while [ -n "$stopped" ] && kill -0 "$child" 2> /dev/null; do wait "$child" || code=$?; done
+if [ -n "$stopped" ] && [ "$nodes" -gt 1 ] && [ "$code" -eq 0 ]; then
+  code=143 # an srun that SLURM ends does not learn what its tasks came to, and returns 0
+fi
 [ "$code" -le 128 ] || sleep 2 # the signal that ended it may be on its way to this script
 printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
 if [ "$code" -eq 0 ]; then
   mark "done" 0
+elif [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then # it was asked, by SIGUSR1 perhaps before it could listen
+  mark again "$code"
 elif [ -z "$stopped" ]; then
   mark failed "$code"
 fi

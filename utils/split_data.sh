@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Cut a data directory into DIR/split<N>/<1..N> by whole speakers, or DIR/split<N>utt by utterances.
+# Split a data directory into DIR/split<N>/<1..N> by whole speakers, or into DIR/split<N>utt by utterances.
 #
 # Usage: utils/split_data.sh [--per-utt] DIR N
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one part of this recipe that knows the corpus: its files -> data directories. To be made in <data>:
+# The only part of this recipe that depends on the corpus: it makes data directories from its files. Make in <data>:
 #   train           wav.scp `utterance path`, utt2spk `utterance utterance`, spk2utt; no speaker is named here
 #   dev, test       wav.scp, utt2spk, spk2utt with the speakers, and trials `enrol test target|nontarget`
 #   noise           optional: a data directory of noises to augment with; then set noise=(...) in run.sh

@@ -1,1 +1,1 @@
-"""The public face: load, embed, verify, cluster, enrol, hand over."""
+"""The public interface: load, embed, verify, cluster, enrol, export."""

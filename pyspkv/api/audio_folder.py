@@ -1,4 +1,4 @@
-"""Files and whole folders of audio without a data directory: which they are, and their embeddings in one .npz."""
+"""Embeddings of audio files and folders without a data directory, written to one .npz file."""
 
 import os
 
@@ -15,14 +15,14 @@ ENDINGS = (
 
 
 def audio_files(given: list[str]) -> list[str]:
-    """The given files, and the audio files in the given folders and below, sorted by name.
+    """The given files, and all audio files in the given folders and below them, sorted by name.
 
-    UserError: nothing is there, or a folder holds no audio.
+    Raises UserError when a folder holds no audio. Files are not opened here.
     """
     found: dict[str, None] = {}
     for path in given:
         if not os.path.isdir(path):
-            found[path] = None  # what cannot be read is said when it is read
+            found[path] = None  # if it cannot be read, the reader reports it
             continue
         inside = [
             os.path.join(folder, name)
@@ -41,9 +41,10 @@ def audio_files(given: list[str]) -> list[str]:
 
 
 def embed_to_npz(model: Model, files: list[str], out: str) -> tuple[np.ndarray, str]:
-    """Write `names` (str [N]) and `x` (float32 [N, D], as `Model.embed`) of these recordings to the .npz file `out`.
+    """Embed recordings; write `names` (str [N]) and `x` (float32 [N, D], as by `Model.embed`) to the .npz
+    file `out`.
 
-    Returns (x, a line on recordings without a signal or ""). numpy.load reads the file without pickles.
+    Returns (x, a line on recordings without a signal or ""). numpy.load reads the file without unpickling.
     """
     x, silent = model.embed_all(files)
     names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in files]

@@ -1,9 +1,10 @@
-"""Enrolled speakers in one .npz file: names, embeddings, and which model they are of. Nothing in it is unpickled.
+"""Enrolled speakers in one .npz file: names, embeddings, and the model that made them. Reading it unpickles
+nothing.
 
 names       str [S]          speakers, in the order in which they were enrolled
 x           float32 [S, D]   unit vectors: the mean direction of a speaker's recordings
-recordings  int64 [S]        how many they were
-model       str, absolute model folder;   digest  str, SHA-256 of its weights
+recordings  int64 [S]        number of recordings of each speaker
+model       str, absolute path of the model folder;   digest  str, SHA-256 of its weights
 """
 
 import os
@@ -18,13 +19,13 @@ import numpy as np
 from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.errors import UserError
 
-MAX_BYTES = 4 << 30  # of a store, unpacked
+MAX_BYTES = 4 << 30  # of a store after decompression
 HINT = "give a store that enrolment wrote, or enrol anew into another --store"
 
 
 @dataclass
 class Store:
-    """Speakers of one model; see the head of this file for shapes."""
+    """Speakers that were enrolled with one model; the module's docstring gives the shapes."""
 
     model: str
     digest: str
@@ -33,7 +34,11 @@ class Store:
     recordings: list[int] = field(default_factory=list)
 
     def enrol(self, name: str, x: np.ndarray, replace: bool = False) -> None:
-        """Add a speaker by the embeddings [n, D] of the recordings. UserError: the name is taken or not valid."""
+        """Add a speaker by the embeddings [n, D] of his recordings.
+
+        replace: overwrite a speaker of that name. UserError when the name is taken or invalid, or the mean is
+            zero.
+        """
         from pyspkv.data.ark import normalize
 
         if not name.strip() or not name.isprintable():
@@ -52,14 +57,14 @@ class Store:
         self.recordings.append(len(x))
 
     def scores(self, x: np.ndarray) -> list[tuple[str, float]]:
-        """(name, cosine) of every speaker with an embedding [D], highest first, ties by name."""
+        """(name, cosine) for every speaker and an embedding [D]; highest first, equal scores by name."""
         from pyspkv.data.ark import normalize
 
         found = (self.x @ normalize(x)).tolist()
         return sorted(zip(self.names, found), key=lambda pair: (-pair[1], pair[0]))
 
     def write(self, file: str | Path) -> None:
-        """Replace `file` in one step."""
+        """Write the store to `file`, atomically."""
         with atomic_file(file, "wb", own=True) as f:
             np.savez(
                 f,
@@ -72,7 +77,7 @@ class Store:
 
     @classmethod
     def read(cls, file: str | Path) -> "Store":
-        """Read a store. UserError: it is not a store."""
+        """Read a store. UserError when the file does not exist or is not a store."""
         try:
             with zipfile.ZipFile(file) as z:
                 if sum(entry.file_size for entry in z.infolist()) > MAX_BYTES:
@@ -101,16 +106,16 @@ class Store:
 
 @contextmanager
 def sole_writer(file: str | Path) -> Iterator[None]:
-    """Nobody else changes the store meanwhile. UserError: somebody is at it."""
+    """Hold a lock on the store while it is changed. UserError when another process holds it."""
     file = Path(os.path.realpath(file))
     with folder_lock(file.parent, f".{file.name}.lock"):
         yield
 
 
 def model_of(given: str | None, store: Store | None, file: str | Path) -> tuple[str, str]:
-    """(model folder, digest of its weights) to embed with: the one that is given, else the store's.
+    """(model folder, digest of its weights) to embed with: the given model, else the store's.
 
-    UserError: there is neither, or it is another model than the speakers were enrolled with.
+    Raises UserError when there is neither, or the speakers were enrolled with another model.
     """
     from pyspkv.api.speaker_model import find_model
     from pyspkv.base.checkpoint import digest

@@ -1,4 +1,4 @@
-"""A model without its training: network, config, calibration and a model card in one folder; no optimizer state."""
+"""Export a model without its training state: network, config, calibration and a model card in one folder."""
 
 import sys
 from pathlib import Path
@@ -13,9 +13,10 @@ HINT = "copy the model folder again, or train it again"
 
 
 def export(model: str, out: str | Path) -> str:
-    """Write `out`, a folder that `pyspkv.load`, `--init` and every --model take; returns the model folder it is of.
+    """Write the folder `out`, which `pyspkv.load`, `--init` and every --model accept; return the source model
+    folder.
 
-    model: as in `pyspkv.load`. UserError: no such model; `out` exists and is not empty.
+    model: as in `pyspkv.load`. UserError when there is no such model, or `out` exists and is not empty.
     """
     from pyspkv.api.speaker_model import find_model
     from pyspkv.base import checkpoint
@@ -35,7 +36,7 @@ def export(model: str, out: str | Path) -> str:
     if calibration.is_file():
         from pyspkv.score.calibration import Calibration
 
-        Calibration.read(calibration)  # whether it is one
+        Calibration.read(calibration)  # raises UserError if it is not valid
         texts["calibration.json"] = read_text(calibration, 1 << 16, HINT)
     record = {"command": sys.argv, "source": name, "source_sha256": weights, "trained": trained}
     checkpoint.save_import(out, encoder, config, record, texts)
@@ -43,7 +44,7 @@ def export(model: str, out: str | Path) -> str:
 
 
 def card(folder: Path, parameters: int, trained: dict, weights: str) -> str:
-    """The model card of a checkpoint: Markdown with the head that model hubs read."""
+    """The model card of a checkpoint: Markdown with the YAML header that model hubs read."""
     from pyspkv import __version__
     from pyspkv.base import config as cfg
     from pyspkv.base.checkpoint import state
@@ -64,7 +65,7 @@ def card(folder: Path, parameters: int, trained: dict, weights: str) -> str:
         "Exported by": f"pyspkv {__version__}",
         "Weights it was exported from (SHA-256)": weights,
     }
-    lines = ["---", "license: # to be filled in by who hands it over", "library_name: pyspkv", "tags:"]
+    lines = ["---", "license: # to be filled in by whoever hands it over", "library_name: pyspkv", "tags:"]
     lines += ["- speaker-verification", "---", "", "# Speaker-verification model", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in facts.items()]
     lines += ["", "## Use", "", "```python", "import pyspkv", ""]
@@ -94,7 +95,7 @@ def _of(found: dict, key: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line without what Markdown or a terminal would act on."""
+    """`text` in one line, with characters that Markdown or a terminal would interpret replaced by `?`."""
     return "".join(c if c.isprintable() and c not in "`<>[]|" else "?" for c in str(text))[:300]
 
 
@@ -107,7 +108,7 @@ def _fenced(text: str) -> list[str]:
 
 
 def _scores(phase: Path) -> list[str]:
-    """A table of PHASE/score/*.json as bin.evaluate wrote them."""
+    """A Markdown table of PHASE/score/*.json, as written by bin.evaluate."""
     rows = []
     for file in sorted((phase / "score").glob("*.json")):
         found = read_json(file, hint="score it again")

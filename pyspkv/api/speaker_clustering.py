@@ -1,4 +1,4 @@
-"""Clusters of embeddings in Python: who spoke which utterance, without labels. As bin.cluster, on an array."""
+"""Cluster embeddings in Python, without labels: the same as bin.cluster, for an array."""
 
 from typing import Literal
 
@@ -21,16 +21,19 @@ def cluster(
     whiten_power: float | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Speakers of embeddings: int64 labels [N] from 0, the same as bin.cluster's.
+    """Cluster embeddings by speaker: int64 labels [N] from 0, the same as bin.cluster's.
 
     Args:
-        x: embeddings [N, D], one per row; a copy of them is length-normalized.
-        num_clusters: how many speakers, 1 to N; "auto" estimates the number.
-        method: "kmeans-ahc" (k-means if N is above 20,000, then Ward linkage of its centroids), "kmeans", "ahc".
-        whiten_power: 0 to 1, center and whiten first by this power; None leaves it out. The ssl recipes take 0.5.
-        seed: of k-means' first centroids, from 0.
+        x: embeddings [N, D], one per row; they are copied and length-normalized.
+        num_clusters: number of speakers, 1 to N; "auto" estimates it.
+        method: "kmeans-ahc" (k-means if N is above 20,000, then Ward linkage of its centroids), "kmeans",
+            "ahc".
+        whiten_power: 0 to 1, first center and whiten with this power; None: no whitening. The ssl recipes use
+            0.5.
+        seed: of the first centroids of k-means, from 0.
 
-    Raises UserError: x is no finite [N, D], has a row of zeros, or all rows are one; impossible options.
+    Raises UserError when x is not a finite [N, D], has a row of zeros, or all rows are equal; or for invalid
+    options.
     """
     x = _rows(x)
     k = _count(num_clusters, len(x))
@@ -50,7 +53,7 @@ def cluster(
 
 
 def _rows(x: np.ndarray) -> np.ndarray:
-    """A copy, float32 [N, D], of unit length. UserError: x is not an array of embeddings."""
+    """A length-normalized copy, float32 [N, D]. UserError when x is not an array of embeddings."""
     try:
         x = np.array(x, dtype=np.float32, order="C")
     except (TypeError, ValueError) as err:
@@ -79,11 +82,11 @@ def _count(num_clusters: int | str, n: int) -> int | str:
 
 
 class SpeakerClustering(ClusterMixin, BaseEstimator):
-    """`cluster` as a scikit-learn estimator; parameters as there.
+    """`cluster` as a scikit-learn estimator, with the same parameters.
 
         labels = pyspkv.SpeakerClustering(num_clusters=40).fit_predict(x)
 
-    Attributes of a fitted one: labels_ int64 [N], n_clusters_ (how many there are), n_features_in_ (D).
+    Attributes after fitting: labels_ int64 [N], n_clusters_ (number of clusters), n_features_in_ (D).
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class SpeakerClustering(ClusterMixin, BaseEstimator):
         )
 
     def fit(self, X: np.ndarray, y: None = None) -> "SpeakerClustering":
-        """Cluster embeddings X [N, D]; y is ignored. UserError: as `cluster`."""
+        """Cluster embeddings X [N, D]; y is ignored. UserError as in `cluster`."""
         self.labels_ = cluster(
             X, self.num_clusters, method=self.method, whiten_power=self.whiten_power, seed=self.seed
         )

@@ -1,4 +1,7 @@
-"""A trained model in Python: load it, embed audio, verify. The same digits as bin.extract on the same utterances."""
+"""A trained model in Python: load it, embed audio, verify.
+
+Embeddings equal those of bin.extract, bit for bit.
+"""
 
 import os
 import re
@@ -26,20 +29,20 @@ _ARRAY_RATES = (100, 10_000_000)  # Hz
 
 @dataclass(frozen=True)
 class Verification:
-    """What `Model.verify` found. llr, decision and threshold are None where the model has no calibration.json."""
+    """Result of `Model.verify`. llr, decision and threshold are None without a calibration.json."""
 
     score: float  # cosine of the two embeddings, -1 to 1
-    llr: float | None = None  # log-likelihood ratio (natural) of one speaker against two
-    decision: bool | None = None  # True: one speaker (score >= threshold)
+    llr: float | None = None  # natural log-likelihood ratio of one speaker against two
+    decision: bool | None = None  # True: the same speaker (score >= threshold)
     threshold: float | None = None
 
 
 class Model:
-    """An encoder in evaluation mode, and its calibration where there is one. Made by `pyspkv.load`.
+    """An encoder in evaluation mode, and its calibration if it has one. Made by `pyspkv.load`.
 
     Attributes:
         encoder: the torch module, wave float32 [B, T] at 16 kHz and lengths int64 [B] -> [B, D].
-        folder: where it was loaded from. calibration: None, or what bin.calibrate stored.
+        folder: the model folder. calibration: the result of bin.calibrate, or None.
     """
 
     def __init__(
@@ -59,12 +62,14 @@ class Model:
         """Embeddings of recordings, not length-normalized: float32 [D] for one, [N, D] for a list.
 
         Args:
-            audio: path of an audio file, or mono samples [T] (floats within -1 and 1, or int16); or a list of these.
-            sample_rate: of the samples, in Hz; needed where there are arrays, and only there.
+            audio: path of an audio file, or mono samples [T] (floats within -1 and 1, or int16); or a list of
+                these.
+            sample_rate: of the samples, in Hz; required for arrays, not used for files.
 
-        Whatever the rate, it is resampled to 16 kHz; a file's channels are averaged. A list gives the digits that
-        bin.extract gives a data directory of the same recordings in the same order. Digital silence is embedded, too,
-        with a warning. Raises UserError: audio that cannot be read, samples that are no audio.
+        Audio is resampled to 16 kHz, and the channels of a file are averaged. A list gives the digits that
+        bin.extract gives for a data directory with the same recordings in the same order. A recording without
+        a signal is embedded too, with a warning. Raises UserError when audio cannot be read or an array is
+        not valid audio.
         """
         items: list[Any] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         x, silent = self.embed_all(items, sample_rate)
@@ -73,9 +78,10 @@ class Model:
         return x if isinstance(audio, (list, tuple)) else x[0]
 
     def verify(self, a: Audio, b: Audio, sample_rate: int | None = None) -> Verification:
-        """Decide whether two recordings are of the same speaker; `a`, `b` and `sample_rate` as in `embed`.
+        """Decide whether two recordings are by the same speaker; `a`, `b` and `sample_rate` as in `embed`.
 
-        Raises UserError: as `embed`, and for a recording without a signal, which sounds like any other.
+        Raises UserError as `embed`, and for a recording without a signal, whose embedding would be
+        meaningless.
         """
         from pyspkv.data.ark import normalize
 
@@ -83,14 +89,14 @@ class Model:
         return judge(float(x[0] @ x[1]), self.calibration)
 
     def embed_speech(self, items: Sequence[Audio], sample_rate: int | None = None) -> np.ndarray:
-        """float32 [N, D] as `embed`. UserError: also where one has no signal, which sounds like any other."""
+        """Like `embed_all`, float32 [N, D], but UserError for a recording without a signal."""
         x, silent = self.embed_all(items, sample_rate)
         if silent:
             raise UserError(silent, hint="give recordings of speech")
         return x
 
     def embed_all(self, items: Sequence[Audio], sample_rate: int | None = None) -> tuple[np.ndarray, str]:
-        """(float32 [N, D] as `embed`, a line on those without a signal or "")."""
+        """(embeddings float32 [N, D] as by `embed`, a line on recordings without a signal or "")."""
         from pyspkv.data.datadir import DataDir
         from pyspkv.score.extract import Batches, embed_batches
 
@@ -99,24 +105,24 @@ class Model:
             paths: list[str] = []
             for i, item in enumerate(items):
                 name, path = _entry(item, i, sample_rate, Path(folder))
-                while wav.setdefault(name, path) != path:  # a file that bears an array's name
+                while wav.setdefault(name, path) != path:  # a file has the same name as an array
                     name += "'"
                 paths.append(name)
             if not paths:
                 raise UserError("no audio was given", hint="give a path, an array, or a list of them")
-            data = DataDir(None, paths, paths, wav)  # type: ignore[arg-type] # it lies nowhere
+            data = DataDir(None, paths, paths, wav)  # type: ignore[arg-type] # there is no folder behind it
             batches = Batches(data, self.device, self.encoder.min_samples)
             x = None
             for row, (vector,) in embed_batches([self.encoder], batches, batches.plans, self.device, "fp32"):
                 if x is None:
                     x = np.empty((len(paths), len(vector)), np.float32)
                 x[row] = vector
-        assert x is not None  # of a list that is not empty
+        assert x is not None  # because the list is not empty
         return x, batches.reader.silence_note(most=len(paths))
 
 
 def judge(score: float, calibration: "Calibration | None") -> Verification:
-    """A cosine with what the calibration makes of it."""
+    """Apply the calibration, if any, to a cosine score."""
     if calibration is None:
         return Verification(score)
     threshold = calibration.threshold
@@ -124,12 +130,12 @@ def judge(score: float, calibration: "Calibration | None") -> Verification:
 
 
 def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[str, str]:
-    """(name in messages, file) of one recording; an array becomes a WAV in `folder`, sample for sample."""
+    """(name for messages, file) of a recording; an array is written unchanged to a WAV file in `folder`."""
     if isinstance(item, (str, os.PathLike)):
         path = os.fspath(item)
         if not isinstance(path, str) or not path.strip():
             raise UserError(f"recording {i}: {path!r} is not a path")
-        # A caller's path is never a `command |`, and what is to be read is the very name.
+        # A caller's path is never run as a `command |`, and the reader must open exactly this name.
         file = os.path.abspath(path)
         if file != file.strip() or file.endswith("|"):
             raise UserError("a file name must not end in a blank or |", file=file, hint="rename it")
@@ -143,7 +149,7 @@ def _entry(item: Audio, i: int, sample_rate: int | None, folder: Path) -> tuple[
 
 
 def _write_wav(name: str, x: np.ndarray, sample_rate: int | None, file: Path) -> None:
-    """UserError: these are no mono samples."""
+    """Write samples to a WAV file. UserError when they are not mono samples, or the rate is missing."""
     if sample_rate is None:
         raise UserError(
             f"{name}: samples need a sample rate", hint="give sample_rate, for example sample_rate=16000"
@@ -172,14 +178,16 @@ def _write_wav(name: str, x: np.ndarray, sample_rate: int | None, file: Path) ->
 
 
 def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -> Model:
-    """A trained model, ready to embed and verify.
+    """Load a trained model, ready to embed and verify.
 
     Args:
-        model: model folder of bin.train (also `FOLDER@best`), export or import; a phase, whose model it is; or an
-            experiment, whose last phase it is (fine-tuning, else the last round).
-        device: "cpu", "cuda", ...; by default the first GPU, or the CPU where there is none, as bin.extract.
+        model: a model folder from bin.train (also `FOLDER@best`), export or import; a phase, which means its
+            model; or an experiment, which means the model of its last phase (fine-tuning, else the last
+            round).
+        device: "cpu", "cuda", ...; by default the first GPU, or the CPU if there is none, as in bin.extract.
 
-    Raises UserError: no such model, with the folders that may be meant; a checkpoint that is damaged; no such device.
+    Raises UserError when there is no such model (the message lists candidates), the checkpoint is damaged, or
+    there is no such device.
     """
     name = find_model(model)
     import torch
@@ -191,7 +199,8 @@ def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -
     try:
         where = default_device() if device is None else torch.device(device)
         encoder = load_encoder(name).to(where)
-    except (RuntimeError, AssertionError) as err:  # torch's, about the device; a checkpoint's are UserErrors
+    # Torch's errors about the device; checkpoints raise UserError
+    except (RuntimeError, AssertionError) as err:
         if device is None:
             raise
         raise UserError(f"device {device}: {str(err).splitlines()[0]}", hint='use device="cpu"') from None
@@ -199,7 +208,7 @@ def load(model: str | os.PathLike, device: "str | torch.device | None" = None) -
 
 
 def read_calibration(folder: Path) -> "Calibration | None":
-    """Of a model folder."""
+    """The calibration in a model folder, or None."""
     from pyspkv.score.calibration import Calibration
 
     file = folder / "calibration.json"
@@ -207,10 +216,10 @@ def read_calibration(folder: Path) -> "Calibration | None":
 
 
 def find_model(path: str | os.PathLike) -> str:
-    """Experiment, phase or model folder (with @best or @last) -> the model folder, with the same suffix.
+    """The model folder of an experiment, phase or model folder; a suffix @best or @last is kept.
 
-    UserError: it is none of them, is still being trained, or has several models of which none is the last; the
-    message lists what may be meant.
+    Raises UserError when there is none, when one is still being trained, or when it is not clear which of
+    several is the last; the message lists candidates.
     """
     name = os.fspath(path)
     base, suffix = name, ""
@@ -234,7 +243,7 @@ def find_model(path: str | os.PathLike) -> str:
 
 
 def _last_of(exp: Path, models: list[Path]) -> Path:
-    """The model that stands for an experiment, the same as in its report."""
+    """The model of an experiment's last phase; the report uses the same rule."""
     from pyspkv.score.side_by_side import LAST
 
     open_ = [m for m in models if not foreign.is_finished(m)]
@@ -254,11 +263,12 @@ def _last_of(exp: Path, models: list[Path]) -> Path:
 
 
 def is_model(folder: Path) -> bool:
+    """True for a model folder, complete or not."""
     return (folder / "LATEST").is_file()
 
 
 def _below(folder: Path) -> set[Path]:
-    """Model folders up to three levels down."""
+    """Model folders at most three levels down."""
     found = set()
     for pattern in ("LATEST", "*/LATEST", "*/*/LATEST", "*/*/*/LATEST"):
         found |= {file.parent for file in folder.glob(pattern) if file.is_file()}
@@ -266,7 +276,7 @@ def _below(folder: Path) -> set[Path]:
 
 
 def _models_near(folder: Path) -> list[Path]:
-    """Models below the first folder above `folder` that exists and has any, at most two levels up."""
+    """Models below `folder` or, if there are none, below the folders at most two levels above it."""
     there = folder if folder.is_dir() else folder.parent
     for place in [there, *Path(os.path.abspath(there)).parents[:2]]:
         if place.is_dir() and place != Path(place.anchor) and (found := _below(place)):

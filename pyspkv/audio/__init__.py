@@ -1,4 +1,4 @@
-"""From an entry of wav.scp to samples and features."""
+"""Reading audio: from an entry of wav.scp to samples and features."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -8,7 +8,7 @@ __all__ = ["SAMPLE_RATE", "AudioReader"]
 
 
 def __getattr__(name: str):
-    """The reader's public names, imported when they are used: other modules of this package are lighter."""
+    """Import the reader only when one of its names is used; other modules of this package need much less."""
     if name not in __all__:
         raise AttributeError(f"module 'pyspkv.audio' has no attribute {name!r}")
     from pyspkv.audio import reader

@@ -1,4 +1,4 @@
-"""Kaldi-compatible log mel filterbanks as a batched module, and SpecAugment's masks."""
+"""Kaldi-compatible log mel filterbanks as a batched module, and the masks of SpecAugment."""
 
 import torch
 from pydantic import Field
@@ -9,26 +9,31 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import mel_banks
 
 WINDOW, HOP, FFT = 400, 160, 512  # samples at 16 kHz: 25 ms windows every 10 ms
-CPU_SAMPLES = 25 * 16000  # taken at once there, 8 crops of 3 s: what is made of them stays in a CPU's cache
+# Samples processed at once on a CPU (8 crops of 3 s), so that intermediate results fit its cache
+CPU_SAMPLES = 25 * 16000
 
 
 def frame_mask(lengths: Tensor, size: int) -> Tensor | None:
-    """Valid frames [B, size] bool, or None when every row is full (the usual case in training)."""
+    """Mask of valid frames, bool [B, size], for `lengths` [B]; None when every row is full."""
     if bool((lengths == size).all()):
         return None
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def rows_at_once(wave: Tensor) -> int:
-    """How many rows of [B, T] to process at a time when no gradient is kept."""
+    """Number of rows of `wave` [B, T] to process at once; on a CPU small blocks are faster (CPU_SAMPLES)."""
     return len(wave) if wave.device.type != "cpu" else max(1, CPU_SAMPLES // wave.shape[1])
 
 
 class Fbank(nn.Module):
-    """[B, T] in [-1, 1] at 16 kHz -> ([B, F, n_mels], frames [B]), mean-normalized per utterance.
+    """Log mel filterbank features, mean-normalized per utterance.
 
-    Equals torchaudio.compliance.kaldi.fbank(x * 32768, dither=0, num_mel_bins=n_mels, high_freq=7600) less its mean
-    over the utterance's own frames. F = 1 + (T - 400) // 160; shorter input is refused. Always fp32, no gradient.
+    wave [B, T] in [-1, 1] at 16 kHz, lengths [B] in samples -> features [B, F, n_mels], frames [B].
+    Equals torchaudio.compliance.kaldi.fbank(x * 32768, dither=0, num_mel_bins=n_mels, high_freq=7600) minus
+    the mean over the valid frames of each utterance. F = 1 + (T - 400) // 160; padding frames are 0.
+    Computed in float32 without gradient.
+
+    Raises UserError when an utterance is shorter than one window (400 samples).
     """
 
     mel: Tensor  # [256, n_mels]
@@ -43,13 +48,15 @@ class Fbank(nn.Module):
 
     @torch.no_grad()
     def forward(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """wave [B, T], lengths [B] in samples -> (features [B, F, n_mels], frames [B])."""
         if int(lengths.min()) < WINDOW:
             raise UserError(
                 f"an utterance of {int(lengths.min())} samples is shorter than one 25 ms frame",
                 hint="drop utterances under 0.1 s",
             )
         with torch.autocast(wave.device.type, enabled=False):
-            # An offset would cancel in float32 below. Taken off as whole 16-bit steps: without one nothing changes.
+            # A large offset would cancel in float32 below. It is subtracted in whole 16-bit steps, so that
+            # audio without an offset stays bit for bit the same.
             offset = (wave.float().mean(1, keepdim=True) * 32768).round() / 32768
             wave = wave.float() - offset
             x = torch.cat([self.log_mel(part) for part in wave.split(rows_at_once(wave))])
@@ -62,15 +69,17 @@ class Fbank(nn.Module):
             return (x - mean) * mask, frame_lengths
 
     def log_mel(self, wave: Tensor) -> Tensor:
-        """[B, T] -> [B, F, n_mels], the mean not yet removed."""
+        """[B, T] -> [B, F, n_mels], without mean normalization."""
         spectrum = torch.fft.rfft(self.frames(wave * 32768.0))[..., :-1]
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
         return (power @ self.mel).clamp_min_(torch.finfo(torch.float32).eps).log_()
 
     def frames(self, x: Tensor) -> Tensor:
-        """[B, T] -> [B, F, 512]: frames less their mean, pre-emphasized by 0.97, windowed, padded, as Kaldi's.
+        """[B, T] -> [B, F, 512]: frames as Kaldi makes them (mean removed, pre-emphasis 0.97, window,
+        padding).
 
-        x_t - 0.97 x_{t-1} is made once for the whole wave; a frame differs from that in its mean and first sample.
+        x_t - 0.97 x_{t-1} is computed once for the whole wave. A frame's own pre-emphasis after the removal
+        of its mean differs from it only by 0.03 times the mean and in the first sample.
         """
         emphasized = torch.cat([x[:, :1], x[:, 1:] - 0.97 * x[:, :-1]], 1).unfold(1, WINDOW, HOP)
         plain = x.unfold(1, WINDOW, HOP)
@@ -83,7 +92,7 @@ class Fbank(nn.Module):
 
 
 class SpecAugmentConfig(Config):
-    """One time mask and one frequency mask an utterance (Park et al. 2019)."""
+    """One time mask and one frequency mask for each utterance (SpecAugment, Park et al. 2019)."""
 
     max_time_mask: int = Field(
         0,
@@ -102,7 +111,10 @@ class SpecAugmentConfig(Config):
 
 
 def spec_augment(x: Tensor, config: SpecAugmentConfig) -> Tensor:
-    """One time and one frequency mask per utterance (Park et al. 2019) on [B, F, M], filled with the mean 0."""
+    """Apply one time and one frequency mask to each utterance of x [B, F, M]; masked values are 0, the mean.
+
+    Source: SpecAugment, Park et al. 2019.
+    """
     for axis, most in ((1, config.max_time_mask), (2, config.max_freq_mask)):
         if most:
             size = x.shape[axis]

@@ -1,49 +1,55 @@
-"""What a container's header promises: the bytes of samples, which libsndfile cuts to what is there without a word.
+"""What the header of an audio file promises: where the samples start and how many bytes they have.
 
-Only headers are read, a few hundred bytes; of an MP3 without a tag that counts its frames, those of all frames.
-Sizes that say "unknown" (an encoder that wrote into a pipe, a recorder that was switched off) are told from promises
-that are broken, and `patch` puts the size that is there in their place where libsndfile would read nothing.
+libsndfile reads a file that is cut short to its end without an error, so `AudioReader` compares the promise
+with the file's size. Only headers are read, a few hundred bytes; for an MP3 without a tag that counts its
+frames, the headers of all frames. A size may also mean "unknown" (an encoder wrote into a pipe, a recorder
+was switched off). Such a file is not cut short, and where libsndfile would read nothing, `patch` replaces the
+size by the real one.
 
-Sources: Microsoft/IBM RIFF, EBU Tech 3306 (RF64), Sony's Wave64, Apple's AIFF-C and CAF, NeXT's .snd, NIST SPHERE,
-RFC 3533 (Ogg), ISO 11172-3 and 13818-3 (MP3), Xing's tag of an MP3's first frame.
+Sources: Microsoft/IBM RIFF, EBU Tech 3306 (RF64), Sony's Wave64, Apple's AIFF-C and CAF, NeXT's .snd, NIST
+SPHERE, RFC 3533 (Ogg), ISO 11172-3 and 13818-3 (MP3), Xing's tag in the first frame of an MP3.
 """
 
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-HEAD = 1024  # first bytes of a file, which `promise` gets at once; it reads the rest with `peek`
+HEAD = 1024  # bytes at the start of a file that `promise` gets at once; it reads later bytes with `peek`
 _MOST_CHUNKS = 1000
-_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # of the GUIDs of chunks
+_W64_TAIL = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # last bytes of the GUID of every chunk
 _AU_BYTES = {1: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8, 27: 1}  # encoding -> bytes of a sample
 
-Peek = Callable[[int, int], bytes]  # (position, number) -> bytes, fewer at the end
+Peek = Callable[[int, int], bytes]  # (position, number) -> bytes; fewer at the end of the file
 
 
 class Promise(NamedTuple):
-    """Where samples start and how many bytes of them the header promises; None where it does not tell."""
+    """Start of the samples and the number of bytes that the header promises; None when it does not say."""
 
     start: int
     size: int | None
-    block: int = 1  # bytes that are decoded together: less than one may be missing
-    patch: tuple[tuple[int, bytes], ...] = ()  # (position, bytes) that make libsndfile read to the end
+    block: int = 1  # bytes that are decoded together; a file may lack less than one block
+    # (position, bytes): replacements that make libsndfile read to the end
+    patch: tuple[tuple[int, bytes], ...] = ()
 
-    chained: bool = False  # Ogg streams one behind another, of which libsndfile reads the first alone
-    prefix: bytes = b""  # belongs in front of what starts at `start`, so that libsndfile knows the length
+    chained: bool = False  # several Ogg streams in a row, of which libsndfile reads only the first
+    prefix: bytes = b""  # bytes to insert before `start`, so that libsndfile knows the length
 
     def cut(self, size: int) -> bool:
-        """Whether a file of `size` bytes holds less."""
+        """True when a file of `size` bytes is shorter than promised, by at least one block."""
         return self.size is not None and self.start + self.size - size >= self.block
 
 
 def _unknown(size: int) -> bool:
-    """Whether a size of 32 or 64 bits stands for "not known": 0, -1, and the greatest one less a header (sox writes
-    0x7ffff000 or 0x7f000000, ffmpeg 0xffffffff, arecord 0x80000000)."""
+    """True when a size of 32 or 64 bits means "unknown".
+
+    Writers use 0, -1, or the greatest value minus a header (sox 0x7ffff000 or 0x7f000000, ffmpeg 0xffffffff,
+    arecord 0x80000000).
+    """
     return size <= 0 or 0x7EFFF000 <= size <= 0x80001000 or 0xFFFFF000 <= size < 1 << 32 or size >= 1 << 62
 
 
 def _chunks(at: Peek, pos: int, form: str):
-    """(id, position of the content, its size) of chunks padded to even lengths; `form` as for struct."""
+    """Yield (id, position and size of the content) of each chunk; `form` is its header's struct format."""
     head = struct.calcsize(form)
     for _ in range(_MOST_CHUNKS):
         raw = at(pos, head)
@@ -57,8 +63,11 @@ def _chunks(at: Peek, pos: int, form: str):
 
 
 def _whole_blocks(tag: int, block: int, there: int) -> int | None:
-    """Bytes of an IMA ADPCM file (tag 0x11) without its last block where that is there in part: libsndfile would fill
-    it with what its buffer holds. None: all may be read."""
+    """Bytes of an IMA ADPCM file (tag 0x11) without its incomplete last block; None when all bytes can be
+    read.
+
+    libsndfile would fill an incomplete block with old content of its buffer.
+    """
     return there // block * block if tag == 0x11 and there % block else None
 
 
@@ -94,7 +103,7 @@ def _riff(at: Peek, size: int, magic: bytes) -> Promise | None:
 
 
 def _sound_wav(head: bytes, size: int) -> Promise | None:
-    """Most WAVs, in less time: their samples are there, and are no IMA ADPCM."""
+    """The promise of an ordinary complete WAV, found faster. None for IMA ADPCM and everything unusual."""
     if head[12:16] != b"fmt " or head[20:22] == b"\x11\0":
         return None
     pos = 12
@@ -107,7 +116,7 @@ def _sound_wav(head: bytes, size: int) -> Promise | None:
 
 
 def _only_chunks(at: Peek, pos: int, size: int, form: str) -> bool:
-    """Whether nothing but whole chunks follows, so that an empty one before them is empty indeed."""
+    """True when only complete chunks follow, so that an empty data chunk before them really is empty."""
     for name, start, length in _chunks(at, pos, form):
         if not all(32 <= byte < 127 for byte in name):
             return False
@@ -141,7 +150,7 @@ def _w64(at: Peek, size: int) -> Promise | None:
 
 
 def _iff(at: Peek, size: int) -> Promise | None:
-    """AIFF, AIFF-C and 8SVX."""
+    """The promise of AIFF, AIFF-C and 8SVX."""
     block = 1
     for name, pos, length in _chunks(at, 12, ">4sI"):
         if name == b"COMM" and len(raw := at(pos, 8)) == 8:
@@ -201,8 +210,11 @@ def _sphere(head: bytes) -> Promise | None:
 
 
 def _ogg(at: Peek, size: int) -> Promise | None:
-    """The last page, which a file that was cut holds in part. Less than a page is not promised by any header."""
-    first = max(0, size - (27 + 255 + 255 * 255))  # a page is no longer
+    """The promise of an Ogg file: its last page, which is incomplete when the file was cut.
+
+    Ogg headers do not say how many pages there are, so a cut between two pages cannot be found.
+    """
+    first = max(0, size - (27 + 255 + 255 * 255))  # the longest possible page
     tail = at(first, size - first)
     pos = tail.rfind(b"OggS\0")
     if pos < 0:
@@ -220,19 +232,19 @@ def _ogg(at: Peek, size: int) -> Promise | None:
 
 
 def _ogg_page(page: bytes) -> tuple[int, bytes]:
-    """A page's length in bytes and its stream's serial number, by its header."""
+    """Length in bytes and stream serial number of a page, from its header."""
     number = page[26:27]
     return 27 + sum(number) + sum(page[27 : 27 + sum(number)]), page[14:18]
 
 
-_BITRATES = (  # kbit/s of layer III by the header's index: MPEG-1, then MPEG-2 and 2.5
+_BITRATES = (  # kbit/s of layer III, by the index in the header: MPEG-1, then MPEG-2 and 2.5
     (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 )
 
 
 def _mp3_frame(head: bytes) -> int:
-    """Bytes of a frame of layer III by the first three of its header; 0: it is none, or of free bit rate."""
+    """Bytes of a layer III frame, from three bytes of its header; 0: no frame, or a free bit rate."""
     version, layer, index, rate = head[1] >> 3 & 3, head[1] >> 1 & 3, head[2] >> 4, head[2] >> 2 & 3
     if head[0] != 0xFF or head[1] < 0xE0 or version == 1 or layer != 1 or index in (0, 15) or rate == 3:
         return 0
@@ -242,8 +254,10 @@ def _mp3_frame(head: bytes) -> int:
 
 
 def _mp3(at: Peek, size: int) -> Promise | None:
-    """An MP3 whose frames no tag counts: libsndfile would guess its length from the first one's bit rate. They are
-    counted here, and the tag is what is to be put before them."""
+    """Count the frames of an MP3 that has no tag with their number, and make such a tag as `prefix`.
+
+    Without it libsndfile estimates the length from the first frame's bit rate. None when the file has a tag.
+    """
     start = 0
     for _ in range(_MOST_CHUNKS):
         tag = at(start, 10)
@@ -277,12 +291,12 @@ def _mp3(at: Peek, size: int) -> Promise | None:
 
 
 def promise(head: bytes, peek: Peek, size: int) -> Promise | None:
-    """What a container promises of its samples; None where it is none of those known here.
+    """The promise of a file's header; None for an unknown format.
 
     Args:
-        head: its first `HEAD` bytes.
-        peek: gives what lies behind them.
-        size: its length in bytes.
+        head: the first `HEAD` bytes of the file.
+        peek: reads bytes after those.
+        size: the file's length in bytes.
     """
 
     def at(pos: int, number: int) -> bytes:

@@ -1,23 +1,25 @@
-"""Read a wav.scp entry as 16 kHz mono samples, decoding only the crop that is needed.
+"""Read entries of wav.scp as 16 kHz mono samples, decoding only the crop that is needed.
 
-The one treatment of every file, so that a crop is the same samples wherever it is cut:
-- channels are averaged (`channel=k` takes one instead, for multi-channel impulse responses);
-- any sample rate is resampled to 16 kHz by soxr (HQ). A crop decodes a margin of `_MARGIN` input samples on
-  both sides, wider than soxr's filter, from where an input and an output sample coincide, so it equals the
-  slice of the whole recording resampled at once (measured difference < 1e-6);
-- where a seek does not lead to the samples of the whole (Ogg, MP3, codecs that cannot seek), decoding starts before
-  the crop or at the recording's start (`_entry_point`);
-- an utterance of `segments` is samples [round(start * 16000), round(end * 16000)) of its resampled recording;
-  an end up to 0.5 s past the recording's end is cut there (Kaldi's rule), an end below 0 is the recording's end;
-- samples are clipped to [-1, 1]. Codecs overshoot a little; float files with a sample above `MAX_PEAK` = 2 in what is
-  read hold another scale (that of 16-bit integers, mostly) and are refused.
+All audio is treated in one way, so a crop has the same samples wherever it is cut:
+- Channels are averaged. `channel=k` takes one channel instead, for multi-channel impulse responses.
+- Any sample rate is resampled to 16 kHz by soxr (HQ). A crop is decoded with a margin of `_MARGIN` input
+  samples on both sides, wider than soxr's filter, and from a point where an input and an output sample
+  coincide. So it equals the slice of the whole recording resampled at once (measured difference < 1e-6).
+- For some formats a seek does not give the samples of the whole recording (Ogg, MP3, codecs that cannot
+  seek). There decoding starts before the crop or at the start of the recording (`_entry_point`).
+- An utterance in `segments` is samples [round(start * 16000), round(end * 16000)) of its resampled recording.
+  An end up to 0.5 s after the recording's end is cut there (Kaldi's rule); an end below 0 means the
+  recording's end.
+- Samples are clipped to [-1, 1], because codecs overshoot a little. Float files with a sample above
+  `MAX_PEAK` = 2 in the part that is read have another scale (mostly that of 16-bit integers) and are refused.
 
-libsndfile decodes, but FLAC files go through dr_flac (by miniaudio), which takes half the time. Of a damaged frame
-dr_flac leaves the samples out, so a file read to its end is told to be damaged, while a crop may miss up to a frame.
+libsndfile decodes all formats but FLAC, which dr_flac (by miniaudio) decodes in half the time. dr_flac leaves
+out the samples of a damaged frame. So damage is found when a file is read to its end, while a crop may lack
+up to a frame.
 
-A file that is shorter than its header promises is refused ("is cut short"): WAV, W64, RF64, AIFF, AU, CAF, SPHERE and
-Ogg when they are opened, FLAC and MP3 when they are read to where they end. A header that does not know the length (an
-encoder that wrote into a pipe, a recorder switched off) is read to the file's end.
+A file that is shorter than its header promises is refused ("is cut short"): WAV, W64, RF64, AIFF, AU, CAF,
+SPHERE and Ogg when they are opened, FLAC and MP3 when they are read to their end. A file whose header does
+not know the length (an encoder wrote into a pipe, a recorder was switched off) is read to its end.
 """
 
 import math
@@ -41,20 +43,20 @@ from pyspkv.fast.flac import Flac
 
 SAMPLE_RATE = 16000
 MAX_OVERSHOOT = 0.5  # seconds a segment may end past its recording (extract-segments --max-overshoot)
-MAX_PEAK = 2.0  # of float files
-LEAST_SECONDS = 0.01  # of a signal: less is no full period of a low voice
-HELD_MB = 512  # of recordings that are costly to open again, see `_Held`
-_MARGIN = 256  # input samples at up to 16 kHz, in proportion above
+MAX_PEAK = 2.0  # largest magnitude accepted in float files
+LEAST_SECONDS = 0.01  # shortest signal: one period of a low voice
+HELD_MB = 512  # MiB for recordings that are costly to open again, see `_Held`
+_MARGIN = 256  # input samples at rates up to 16 kHz, more in proportion above
 _ARK = re.compile(r"(.+):(\d{1,18})(\[.*\])?")
 _RATES = range(100, 10_000_001)  # Hz
-_MOST_SECONDS = 1e7  # 16 weeks: of a table's figures
+_MOST_SECONDS = 1e7  # 16 weeks: longest time that a table may give
 _MOST_CACHE_MB = 2**30  # a PiB
 _FETCH = "copy it again, or remove it"
-_STEP = 2.0**-15  # of 16-bit samples
+_STEP = 2.0**-15  # quantization step of 16-bit samples
 
 
 class AudioError(Exception):
-    """Why an entry cannot be read, and the table that says so; the callers add whose entry it is."""
+    """Why an entry cannot be read, and which table is wrong. Callers add the utterance."""
 
     def __init__(self, message: str, hint: str | None = None, table: str = "wav.scp"):
         super().__init__(message)
@@ -62,11 +64,11 @@ class AudioError(Exception):
 
 
 class _SeekError(Exception):
-    """A seek failed: read the recording from its start."""
+    """A seek failed, so the recording has to be read from its start."""
 
 
 class _Decoded:
-    """A recording decoded as a whole (float32 [frames] or [frames, channels]), with what `_decode` uses of a file."""
+    """A decoded recording, float32 [frames] or [frames, channels]; `_decode` reads it like a file."""
 
     def __init__(self, f, name: str):
         self.samplerate, self.channels, self.subtype = f.samplerate, f.channels, f.subtype
@@ -91,7 +93,10 @@ class _Decoded:
 
 
 class _Patched:
-    """A file for soundfile of what `peek` gives, some bytes of it replaced; no seek raises, whatever a header says."""
+    """File object for soundfile over `peek`, with some bytes replaced.
+
+    Seeking never raises, whatever a header says.
+    """
 
     def __init__(self, peek: Callable[[int, int], bytes], size: int, patch: tuple[tuple[int, bytes], ...]):
         self._peek, self._size, self._patch, self._at = peek, size, patch, 0
@@ -116,13 +121,16 @@ class _Patched:
 
 
 class _Held(OrderedDict):
-    """What was costly to get, by entry: a command's output, a recording decoded from its start. The last used stay."""
+    """Cache of results that were costly: outputs of commands, recordings decoded from the start.
+
+    The least recently used go first.
+    """
 
     def __init__(self, budget: int):
         super().__init__()
-        self.budget = budget  # bytes; the last one stays whatever it is, up to HELD_MB
+        self.budget = budget  # bytes; the newest entry always stays, up to HELD_MB
 
-    def __reduce__(self):  # pickled empty
+    def __reduce__(self):  # without the content: a pickled reader starts with an empty cache
         return _Held, (self.budget,)
 
     def hold(self, entry: str, value, size: int) -> None:
@@ -140,13 +148,13 @@ class _Held(OrderedDict):
 
 
 def _output_of(entry: str, allow_pipes: bool) -> bytes:
-    """What a `command |` writes."""
+    """The output of a `command |` entry."""
     if not allow_pipes:
         raise AudioError(
             f"is a command ({entry[:60]}), and commands are not run by default",
             "allow it (`allow_pipes: true` in a config, else `--allow-pipes`), or write the audio to files first",
         )
-    # The user's own line, run as Kaldi would run it; nothing is put into it.
+    # The command is run exactly as the user wrote it, as Kaldi does; nothing is inserted.
     done = subprocess.run(["bash", "-c", entry[:-1]], stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode or not done.stdout:
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
@@ -155,7 +163,10 @@ def _output_of(entry: str, allow_pipes: bool) -> bytes:
 
 
 def _regular_size(path: str) -> int:
-    """Bytes of a regular file; anything else is not opened: a fifo would wait for ever."""
+    """Size of a regular file in bytes.
+
+    Anything else is refused unopened, because opening a fifo would block.
+    """
     try:
         info = os.stat(path)
     except FileNotFoundError:
@@ -174,7 +185,7 @@ def _regular_size(path: str) -> int:
 
 
 def _open(entry: str, allow_pipes: bool, held: _Held | None = None):
-    """A `soundfile.SoundFile` (or `Flac`) of a wav.scp entry: `path`, `archive.ark:offset` or `command |`."""
+    """Open an entry of wav.scp (`path`, `archive.ark:offset` or `command |`): SoundFile or Flac."""
     entry = entry.strip()
     if entry.endswith("|"):
         output = held.find(entry) if held is not None else None
@@ -197,7 +208,7 @@ def _open(entry: str, allow_pipes: bool, held: _Held | None = None):
                 return _checked(flac, path, size)
             flac.close()
         except OSError:
-            pass  # libsndfile says what it is
+            pass  # libsndfile gives a better message
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as err:
@@ -215,7 +226,7 @@ def _open_file(fd: int, path: str, size: int):
 
 
 def _window(fd: int, start: int, size: int, name: str):
-    """A file that lies at bytes [start, start + size) of another."""
+    """Open the file that lies at bytes [start, start + size) of another file."""
 
     def peek(pos: int, number: int) -> bytes:
         return os.pread(fd, max(0, min(number, size - pos)), start + pos)
@@ -231,7 +242,7 @@ def _open_bytes(data: bytes, name: str):
 
 
 def _patched(peek: Callable[[int, int], bytes], size: int):
-    """(a file for soundfile of the `size` bytes that `peek` gives, what its header promises)."""
+    """(file object for soundfile over the `size` bytes that `peek` gives, promise of the header)."""
     found = promise(peek(0, HEAD), peek, size)
     if found is None or not found.prefix:
         return _Patched(peek, size, found.patch if found else ()), found
@@ -246,14 +257,17 @@ def _patched(peek: Callable[[int, int], bytes], size: int):
 
 
 def _open_in_ark(fd: int, path: str, offset: int, size: int):
-    """Kaldi's WAVs as they are, kaldiio's `AUDIO`, size of the length (one byte), length (little-endian), any file."""
+    """Open an entry of an ark: a WAV as Kaldi writes it, or a file as kaldiio packs it.
+
+    kaldiio writes `AUDIO`, the number of length bytes (one byte), the length (little-endian), and the file.
+    """
     name, size = f"{path}:{offset}", size - offset
     os.lseek(fd, offset, os.SEEK_SET)
     head = os.pread(fd, HEAD, offset)
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
         found = promise(head, lambda pos, number: os.pread(fd, number, offset + pos), size)
         if found is not None and found.size is not None and (found.patch or found.cut(size)):
-            return _window(fd, offset, size, name)  # libsndfile alone would not see that the archive ends
+            return _window(fd, offset, size, name)  # libsndfile alone would read on into the next entry
         if found is None or found.size is not None:
             return _libsndfile(fd, name, size, found)
         why, hint = "does not tell its length, and other entries may follow it", None
@@ -264,25 +278,29 @@ def _open_in_ark(fd: int, path: str, offset: int, size: int):
             return _window(fd, offset + start, length, name)
         why, hint = f"is cut short: it promises {length} bytes, {there} are there", _FETCH
     else:
-        name = f"no WAV (RIFF) at byte {offset} of {path}"
-        why, hint = "and no audio as kaldiio writes it (AUDIO)", "point the offset behind the archive's key"
+        name = f"at byte {offset} of {path}"
+        why, hint = (
+            "there is neither a WAV (RIFF) nor audio as kaldiio writes it (AUDIO)",
+            "the offset must be that of the byte after the key",
+        )
     os.close(fd)
     raise AudioError(f"{name} {why}", hint)
 
 
 def _libsndfile(source, name: str, size: int, found):
-    """Open a descriptor (at its position) or a file-like object of `size` bytes; `found` is its promise."""
+    """Open a descriptor (at its position) or a file object of `size` bytes; `found` is its promise."""
     import soundfile
 
     cut = found is not None and found.cut(size)
     try:
         try:
-            f = soundfile.SoundFile(source)  # closes a descriptor that it cannot use
+            f = soundfile.SoundFile(source)  # it closes a descriptor that it cannot use
         except soundfile.LibsndfileError:
             if not isinstance(source, int) or not os.path.exists(name):
                 raise
-            f = soundfile.SoundFile(name)  # some kinds are known by their name alone
-    except (soundfile.LibsndfileError, TypeError, OSError) as err:  # TypeError: headerless .raw wants a rate
+            f = soundfile.SoundFile(name)  # libsndfile recognizes some formats by the file name only
+    # TypeError: a headerless .raw needs a rate
+    except (soundfile.LibsndfileError, TypeError, OSError) as err:
         if cut:
             raise AudioError(f"{name} is cut short", _FETCH) from None
         reason = getattr(err, "error_string", "raw samples without a header")
@@ -294,7 +312,7 @@ def _libsndfile(source, name: str, size: int, found):
         return _checked(f, name, size, found)
     with f:
         seconds = f.frames / max(1, f.samplerate)
-    rule = "more is promised"
+    rule = "its header promises more"
     if f.format == "OGG":
         rule = "its last page is incomplete"
     elif seconds:
@@ -303,16 +321,17 @@ def _libsndfile(source, name: str, size: int, found):
 
 
 def _checked(f, name: str, size: int, found=None):
-    """An open file of `size` bytes whose header's figures can be true; else it is closed."""
+    """Return an open file of `size` bytes if its header is plausible; else close it and raise AudioError."""
     try:
-        if f.frames > 1 << 60:  # libsndfile's "unknown": an encoder wrote into a pipe
+        if f.frames > 1 << 60:  # libsndfile's value for "unknown": an encoder wrote into a pipe
             hint = "encode it again from a file to a file, not through a pipe"
             raise AudioError(f"{name} does not tell its length", hint)
         if f.samplerate not in _RATES:
             raise AudioError(f"{name} has a rate of {f.samplerate} Hz; {_RATES[0]} to {_RATES[-1]} are read")
         if not 1 <= f.channels <= 1024:
             raise AudioError(f"{name} has {f.channels} channels")
-        # Samples that a byte can stand for: FLAC has 65535 of a constant in some ten bytes, Opus 120 ms in two.
+        # At most so many samples can come from one byte: FLAC codes 65535 equal samples in ten bytes, Opus
+        # 120 ms in two.
         if f.frames > size * 128:
             dense = isinstance(f, Flac) or f.format in ("FLAC", "OGG", "CAF")
             if not dense or f.frames > size * 8192:
@@ -326,8 +345,11 @@ def _checked(f, name: str, size: int, found=None):
 
 
 def _raw_by_name(path: str) -> bool:
-    """Whether a file without a header is what libsndfile takes it for by its name: frames of GSM 06.10 are 33 bytes
-    that start with 0xd; of Dialogic's .vox nothing is known; .au and .snd have a header."""
+    """True when a headerless file may be read by its name: .vox always, .gsm when its content looks like GSM
+    06.10.
+
+    GSM 06.10 frames have 33 bytes and start with 0xd. Dialogic's .vox has no mark at all.
+    """
     kind = path.lower().rsplit(".", 1)[-1]
     if kind != "gsm":
         return kind.startswith("vox")
@@ -337,12 +359,12 @@ def _raw_by_name(path: str) -> bool:
 
 
 def _length16(frames: int, rate: int) -> int:
-    """Samples at 16 kHz of `frames` samples at `rate`: rounded to nearest, at least one (as soxr)."""
+    """Length at 16 kHz of `frames` samples at `rate`: rounded to nearest, at least 1, as soxr does."""
     return max(1, (2 * frames * SAMPLE_RATE + rate) // (2 * rate)) if frames else 0
 
 
 def _samples(seconds: float, table: str) -> int:
-    """Samples at 16 kHz of a table's figure."""
+    """Seconds in a table as samples at 16 kHz. AudioError when no recording is that long."""
     if not seconds <= _MOST_SECONDS:
         raise AudioError(
             f"{seconds:g} s is not a length of a recording", "correct or remove the line", table=table
@@ -351,11 +373,11 @@ def _samples(seconds: float, table: str) -> int:
 
 
 def _entry_point(f, subtype: str, first: int) -> int:
-    """Where decoding has to start so that frame `first` is what it is in the whole recording.
+    """The frame at which decoding must start, so that frame `first` equals that of the whole recording.
 
-    Vorbis: libsndfile 1.2.2 seeks to a wrong place within the last page (libsndfile#885), which has at most 255
-    packets of 4096 samples. MP3: a frame needs up to 511 bytes of those before it, 47 of the shortest frames of 576
-    samples. Opus: its speech coder may remember more than 20 s.
+    Vorbis: libsndfile 1.2.2 seeks to a wrong place within the last page (libsndfile#885), which has at most
+    255 packets of 4096 samples. MP3: a frame needs up to 511 bytes of the frames before it, which may be 47
+    of the shortest frames of 576 samples. Opus: its speech coder may depend on more than the last 20 s.
     """
     if subtype.startswith("PCM") or isinstance(f, _Decoded):
         return first
@@ -369,12 +391,12 @@ def _entry_point(f, subtype: str, first: int) -> int:
 
 
 def _from_start(f, subtype: str) -> bool:
-    """Whether any crop takes decoding from the recording's start."""
+    """True when every crop needs decoding from the start of the recording."""
     return subtype == "OPUS" or not f.seekable()
 
 
 def _frames(f, name: str, subtype: str, first: int, last: int, from_start: bool) -> np.ndarray:
-    """Frames [first, last) of an open file as they are, float32 [n] or [n, channels]."""
+    """Frames [first, last) of an open file, not resampled: float32 [n] or [n, channels]."""
     import soundfile
 
     begin = 0 if from_start else _entry_point(f, subtype, first)
@@ -383,7 +405,7 @@ def _frames(f, name: str, subtype: str, first: int, last: int, from_start: bool)
             f.seek(begin)
         except soundfile.LibsndfileError:
             raise _SeekError from None
-        except OSError as err:  # of Flac
+        except OSError as err:  # raised by Flac
             raise AudioError(str(err)) from None
     try:
         x = f.read(last - begin, dtype="float32")
@@ -399,8 +421,8 @@ def _frames(f, name: str, subtype: str, first: int, last: int, from_start: bool)
 
 
 def _peak(x: np.ndarray, name: str) -> float:
-    """The greatest magnitude in a float file. AudioError: it is not on the scale of [-1, 1], or no number."""
-    peak = max(float(x.max()), -float(x.min()))  # of NaN it is NaN
+    """Largest magnitude in a float file. AudioError when it is not finite or not on the scale of [-1, 1]."""
+    peak = max(float(x.max()), -float(x.min()))  # NaN if any sample is NaN
     if not math.isfinite(peak):
         raise AudioError(f"{name} has non-finite samples (NaN or infinity)")
     if peak <= MAX_PEAK:
@@ -415,9 +437,9 @@ def _peak(x: np.ndarray, name: str) -> float:
 def _decode(
     f, name: str, start: int, stop: int, channel: int | None, whole: bool = False, from_start: bool = False
 ) -> tuple[np.ndarray, str | None]:
-    """Samples [start, stop) at 16 kHz of an open file, float32; stop <= the file's length at 16 kHz.
+    """Samples [start, stop) at 16 kHz of an open file, float32, and the result of `signal_problem`.
 
-    With them what `signal_problem` says, where this is a `whole` utterance.
+    `stop` must not exceed the file's length at 16 kHz. The problem is looked for only in a `whole` utterance.
     """
     rate, total = f.samplerate, f.frames
     first, last, offset = start, stop, 0
@@ -437,7 +459,7 @@ def _decode(
             channels, x = x, x.mean(1, dtype=np.float32)
         else:
             x = np.ascontiguousarray(x[:, channel])
-    exact = subtype in ("PCM_16", "PCM_24", "PCM_S8", "PCM_U8")  # cannot leave [-1, 1] nor be NaN
+    exact = subtype in ("PCM_16", "PCM_24", "PCM_S8", "PCM_U8")  # integers: always finite and within [-1, 1]
     if subtype in ("FLOAT", "DOUBLE"):
         exact = _peak(x if channels is None else channels, name) <= 1
     elif not exact and not np.isfinite(x).all():
@@ -447,7 +469,7 @@ def _decode(
         import soxr
 
         x = soxr.resample(x, rate, SAMPLE_RATE)
-        # At the recording's end soxr's rounding of an odd length may be one sample off ours.
+        # At the recording's end soxr's rounding of an odd length may differ from ours by one sample.
         x = x[start - offset : stop - offset]
         if len(x) < stop - start:
             x = np.pad(x, (0, stop - start - len(x)))
@@ -458,14 +480,15 @@ def _decode(
 def signal_problem(
     wave: np.ndarray, channels: np.ndarray | None = None, rate: int = SAMPLE_RATE
 ) -> str | None:
-    """Why a recording has no signal that could tell a speaker; None where it has one.
+    """Why a recording has no signal that could identify a speaker; None when it has one.
 
-    Shorter than `LEAST_SECONDS`; all samples equal, to within one step of 16 bits up and down; channels that cancel:
-    their mean is 30 dB weaker than one of them.
+    A recording has no signal when it is shorter than `LEAST_SECONDS`; when all samples are equal, to within
+    one 16-bit step up and down; or when its channels cancel out (the mean is 30 dB weaker than one of them).
 
     Args:
         wave: float32 [n] in [-1, 1] at `rate`, the mean of the channels.
-        channels: float32 [n, C] that it is the mean of, if there are several.
+        channels: float32 [n, C], the channels before averaging, if there are several.
+        rate: samples per second.
     """
     if len(wave) < LEAST_SECONDS * rate:
         return (
@@ -473,7 +496,7 @@ def signal_problem(
         )
     least, n = 2.5 * _STEP, len(wave)
     if channels is None and abs(float(wave[n // 2]) - float(wave[n // 3])) > least:
-        return None  # the common case, cheap
+        return None  # a fast answer for most recordings
     if channels is not None and channels.shape[1] > 1:
         step = max(1, n // 256)
         if np.ptp(wave[::step]) > max(least, np.ptp(channels[::step]) / 8):
@@ -490,7 +513,7 @@ def signal_problem(
 
 
 def _line_of_key(file: Path, key: str) -> int | None:
-    """Line of `file` whose first field is `key`; looked up only when an error is about to be raised."""
+    """Number of the line in `file` whose first field is `key`; it is only looked up for an error message."""
     try:
         with open(file, encoding="utf-8", errors="replace") as f:
             return next((n for n, line in enumerate(f, 1) if line.split(None, 1)[:1] == [key]), None)
@@ -499,27 +522,30 @@ def _line_of_key(file: Path, key: str) -> int | None:
 
 
 class AudioReader:
-    """Samples of the utterances of a data directory, by row. It can be forked and pickled.
+    """Samples of the utterances of a data directory, by row. A reader can be forked and pickled.
 
     Args:
         data: a `DataDir` (only path, utts, wav, segments and utt_tables are used).
-        allow_pipes: run `command |` entries. Off by default: a data directory may come from elsewhere.
+        allow_pipes: run `command |` entries. Off by default, because a data directory may come from
+            elsewhere.
         cache_mb: memory (MiB) for `preload()`; 0 reads everything from disk.
         channel: take this channel instead of the mean of all.
 
-    Beside it, the last output of a `command |` is kept; with `segments` the last recordings, up to `HELD_MB`, of which
-    every crop would take the whole command or decoding from the start.
+    With `segments`, a second cache of up to `HELD_MB` keeps recordings for which every crop would run a
+    command or decode from the start. Without segments it keeps the last output of a command only.
     """
 
     def __init__(self, data, allow_pipes: bool = False, cache_mb: float = 0, channel: int | None = None):
         self.data, self.allow_pipes, self.cache_mb, self.channel = data, allow_pipes, cache_mb, channel
-        self._frames = np.full(len(data.utts), -1, np.int64)  # of the recording, at its own rate; -1 = unseen
+        # Length of the recording at its own rate; -1: unknown
+        self._frames = np.full(len(data.utts), -1, np.int64)
         self._rate = np.zeros(len(data.utts), np.int32)
         self._table_rate = 0
-        self.silent: dict[int, str] = {}  # row -> why it has no signal; of rows that were read as a whole
+        self.silent: dict[int, str] = {}  # row -> why it has no signal, for rows that were read completely
         self._held = _Held(HELD_MB << 20 if data.segments else 0)
         self._cache = np.empty(0, np.int16)
-        self._cache_start = np.zeros(1, np.int64)  # rows 0 .. len-2 are in the cache
+        # Start of each cached row in _cache, and the end of the last one
+        self._cache_start = np.zeros(1, np.int64)
 
     def __len__(self) -> int:
         return len(self.data.utts)
@@ -527,7 +553,7 @@ class AudioReader:
     def _fail(self, row: int, err: AudioError) -> NoReturn:
         utt = self.data.utts[row]
         path = self.data.path and Path(self.data.path)
-        if not path or path.is_file():  # no directory, but a log or files by name
+        if not path or path.is_file():  # the utterances come from a log or a list of files, not a directory
             raise UserError(f"utterance {utt}: {err}", file=path, hint=err.hint) from None
         segments = self.data.segments
         key = segments[utt][0] if segments and err.table == "wav.scp" else utt
@@ -541,7 +567,7 @@ class AudioReader:
         return self.data.wav[self.data.segments[utt][0] if self.data.segments else utt]
 
     def _header(self, row: int, f) -> tuple[int, int]:
-        """Remember an open file's length and rate; the row's utterance in it as [first, last) at 16 kHz."""
+        """Remember length and rate of an open file; return its utterance as [first, last) at 16 kHz."""
         if not f.frames:
             raise AudioError("contains no samples")
         if self._table_rate and f.samplerate != self._table_rate and "utt2dur" not in self.data.utt_tables:
@@ -572,7 +598,7 @@ class AudioReader:
         return first, last
 
     def _from_tables(self, row: int) -> int | None:
-        """Length at 16 kHz by the directory's tables, without opening a file; None where they are silent."""
+        """Length at 16 kHz according to the directory's tables; None when they do not say. Opens no file."""
         utt, tables = self.data.utts[row], self.data.utt_tables
         if self.data.segments:
             _, start, end = self.data.segments[utt]
@@ -584,7 +610,7 @@ class AudioReader:
             )
         if dur is not None:
             samples = _samples(float(dur), "utt2dur")
-            # Kaldi counts samples at the file's own rate, which the two together reveal.
+            # utt2num_samples counts at the file's own rate, as in Kaldi; count / duration gives that rate.
             if num is not None and abs(int(num) / float(dur) - SAMPLE_RATE) < 0.01 * SAMPLE_RATE:
                 return int(num)
             return max(1, samples)
@@ -595,7 +621,10 @@ class AudioReader:
         return None
 
     def _open(self, row: int):
-        """The row's recording, open. With segments, one of which any crop takes the whole is decoded once."""
+        """Open the row's recording.
+
+        With segments, one that always needs decoding from the start is decoded once.
+        """
         entry = self._entry(row)
         held = self._held.find(entry)
         if isinstance(held, _Decoded):
@@ -621,11 +650,14 @@ class AudioReader:
         return int(self._rate[row])
 
     def num_samples(self, row: int) -> int:
-        """Samples of the row's utterance at 16 kHz, without decoding it.
+        """Length of the row's utterance in samples at 16 kHz, without decoding it.
 
-        segments, utt2num_samples and utt2dur answer, as exact as they are (`read` gives what is there), else the
-        audio's header, read once (a `command |` is run). What was read before changes no answer: crops drawn
-        by it must not depend on what this process happens to have seen.
+        The length comes from segments, utt2num_samples or utt2dur, and may differ a little from what `read`
+        returns. Without them the audio's header is read, once (a `command |` is run). The answer never
+        depends on what was read before, because crops are drawn by it and must not depend on the history of
+        this process.
+
+        Raises UserError when the length cannot be found.
         """
         try:
             known = self._from_tables(row)
@@ -645,14 +677,14 @@ class AudioReader:
     def read(self, row: int, start: int = 0, num: int | None = None, back: bool = False) -> np.ndarray:
         """Samples [start, start + num) of an utterance, float32 [n] in [-1, 1], mono, 16 kHz.
 
-        `num=None` reads to the end. n < num only where the utterance ends earlier; with `back` a stretch that
-        passes the end moves back to it (tables may promise more than the audio holds).
-        Raises UserError naming utterance, file and line where there is nothing to read.
+        `num=None` reads to the end. The result is shorter than `num` only at the end of the utterance. With
+        `back`, a crop that passes the end is moved back (tables may promise more than the audio holds).
+        Raises UserError with utterance, file and line when the audio cannot be read or has no sample `start`.
         """
         if row < len(self._cache_start) - 1:
             first, last = int(self._cache_start[row]), int(self._cache_start[row + 1])
             start, stop = self._stretch(row, first, last, start, num, back)
-            part = self._cache[start:stop].astype(np.float32)  # a copy either way
+            part = self._cache[start:stop].astype(np.float32)  # always a copy
             return part * np.float32(1 / 32768) if self._cache.dtype == np.int16 else part
         try:
             try:
@@ -678,11 +710,11 @@ class AudioReader:
         return wave
 
     def silence_note(self, most: int = 10) -> str:
-        """One line on the utterances in `silent`, the first `most` by name and reason; "" where there are none."""
+        """One line that lists the first `most` utterances in `silent`, each with its reason; "" for none."""
         return silence.note({self.data.utts[row]: self.silent[row] for row in sorted(self.silent)}, most)
 
     def _stretch(self, row: int, first: int, last: int, start: int, num: int | None, back: bool):
-        """[start, stop) within the utterance's [first, last)."""
+        """The crop as [start, stop) of the recording, where the utterance is [first, last)."""
         length = last - first
         if back and num is not None:
             start = min(start, max(0, length - num))
@@ -695,11 +727,14 @@ class AudioReader:
         return first + start, last if num is None else min(last, first + start + num)
 
     def preload(self) -> int:
-        """Decode the first rows that fit into `cache_mb` to one array; the number of rows held.
+        """Decode the first rows that fit into `cache_mb` MiB into memory; return their number.
 
-        Call it before workers are forked: they share the pages. A held row reads the same as from disk: int16 holds
-        16-bit, 16 kHz audio, float32 the rest (rounding would fill the empty upper band of telephone speech with
-        noise). Prints the memory first, a progress bar on a terminal.
+        Call it before workers are forked, so that they share the memory. A cached row reads the same as from
+        disk: 16-bit audio at 16 kHz is stored as int16, everything else as float32 (rounding would fill the
+        empty upper band of telephone speech with noise). Prints the amount of memory first, and a progress
+        bar on a terminal.
+
+        Raises UserError when the memory is not available or a file cannot be read.
         """
         if self.cache_mb <= 0 or not len(self):
             return 0
@@ -739,7 +774,7 @@ class AudioReader:
                 if rows < row:
                     break
             first, last = starts[row], starts[row] + len(x)
-            if last > len(cache):  # utt2dur was rounded down
+            if last > len(cache):  # the audio is longer than utt2dur says
                 break
             cache[first:last] = x if cache.dtype == np.float32 else x * np.float32(32768)
             starts[row + 1], rows = last, row + 1
@@ -748,6 +783,6 @@ class AudioReader:
 
 
 def _is_16_bit(x: np.ndarray) -> bool:
-    """Whether int16 holds the samples float32 [n] as they are."""
+    """True when int16 can hold the samples, float32 [n], exactly."""
     scaled = x * np.float32(32768)
     return bool(np.array_equal(scaled, np.rint(scaled)) and scaled.max(initial=0) < 32768)

@@ -14,12 +14,17 @@ from pyspkv.base.errors import UserError
 
 log = logging.getLogger(__name__)
 SPEED_OF_SOUND = 343.0
-MAX_LENGTH = SAMPLE_RATE // 2  # samples of an impulse response that are kept
-_ORDER = 17  # image sources to this order take about 15 ms; the cost grows with its third power
+MAX_LENGTH = SAMPLE_RATE // 2  # an impulse response is cut after so many samples
+# Highest order of image sources: takes about 15 ms, and the cost grows with the third power of the order
+_ORDER = 17
 
 
 def align(rir: np.ndarray) -> np.ndarray:
-    """`rir` [n] from its strongest sample on (so it delays nothing), cut at -60 dB or 0.5 s, energy 1."""
+    """Align an impulse response, so that it does not delay speech; returns float32 [m], m <= n.
+
+    `rir` [n] is cut to start at its strongest sample and to end where the remaining energy is 60 dB below the
+    total, or after 0.5 s; then it is scaled to energy 1. UserError when it is silent.
+    """
     rir = np.asarray(rir, np.float64)
     if not rir.any():
         raise UserError("an impulse response of augment.rir is silent", hint="remove it from the list")
@@ -32,32 +37,36 @@ def align(rir: np.ndarray) -> np.ndarray:
 def simulate(
     rng: np.random.Generator, rt60: tuple[float, float], distance: tuple[float, float]
 ) -> np.ndarray:
-    """One impulse response of a random shoebox room, float32 [n] at 16 kHz, aligned.
+    """Simulate one impulse response of a random shoebox room; float32 [n] at 16 kHz, aligned.
 
     Args:
-        rt60: range of the reverberation time, seconds. distance: range of source to microphone, metres.
+        rng: source of all random numbers.
+        rt60: range of the reverberation time, in seconds.
+        distance: range of the distance from source to microphone, in metres.
 
-    The image-source method (Allen & Berkley 1979, by pyroomacoustics) is complete up to the time at which the
-    next order would arrive; from there on Gaussian noise with the room's decay takes over at the same level.
+    The image-source method (Allen & Berkley 1979, by pyroomacoustics) gives the part up to the time at which
+    the first order that was left out would arrive. From there on the response is Gaussian noise with the
+    room's decay, at the level of the second half of the first part.
     """
     import pyroomacoustics as pra
 
     seconds = rng.uniform(*rt60)
-    # A dead large room and a live small one are rare, and Sabine's formula has no absorption for the former.
+    # Long reverberation needs a large room, so its size grows with it. Sabine's formula has no solution for a
+    # large room with little reverberation.
     while True:
         side = 2.5 + 6 * np.sqrt(seconds) * rng.uniform(0.5, 1.0, 2)
         size = np.array([side[0], side[1], rng.uniform(2.4, 3.2)])
         try:
             absorption, order = pra.inverse_sabine(seconds, size)
             break
-        except ValueError:  # still too large, of a time near 0.1 s
+        except ValueError:  # the room is too large for this time, which is near 0.1 s: draw another room
             continue
     order = min(order, _ORDER)
     room = pra.ShoeBox(size, fs=SAMPLE_RATE, materials=pra.Material(absorption), max_order=order)
     mic = rng.uniform(0.3, size - 0.3)
     far = rng.uniform(distance[0], max(distance[0], min(distance[1], 0.6 * side.min())))
     for tries in itertools.count(1):
-        if tries % 1000 == 0:  # no such distance in this room
+        if tries % 1000 == 0:  # probably no two points of this room are so far apart
             far *= 0.8
         direction = rng.standard_normal(3) * [1, 1, 0.3]
         source = mic + direction / np.linalg.norm(direction) * far
@@ -83,16 +92,17 @@ def simulate(
 def bank(
     num: int, seed: int, rt60: tuple[float, float], distance: tuple[float, float], cache_dir: str | Path = ""
 ) -> list[np.ndarray]:
-    """`num` impulse responses, a function of the arguments; kept as one .npy in `cache_dir` if given.
+    """`num` impulse responses; the same arguments always give the same responses.
 
-    What is there is used where it is `num` responses as `align` leaves them; else it is made anew, with a warning.
+    With `cache_dir` they are kept there in one .npy file. A cached file is used if it holds `num` aligned
+    responses; otherwise they are simulated again, with a warning. `rt60` and `distance` are as in `simulate`.
     """
     key = hashlib.sha256(repr((num, seed, tuple(map(float, (*rt60, *distance))))).encode()).hexdigest()[:12]
     file = Path(cache_dir) / f"rir_bank-{key}.npy" if cache_dir else None
     if file and os.path.lexists(file):
         if kept := _read(file, num):
             return kept
-        file.unlink()  # a link goes itself, not what it points to
+        file.unlink()  # removes a link itself, not the file that it points to
     from tqdm import tqdm
 
     todo = tqdm(range(num), desc="simulate rooms", disable=None, leave=False)
@@ -107,7 +117,7 @@ def bank(
 
 
 def _read(file: Path, num: int) -> list[np.ndarray]:
-    """The `num` impulse responses kept in `file`; empty, and a warning, where it holds anything else."""
+    """The `num` impulse responses in `file`; [] with a warning when it holds anything else."""
     try:
         if not file.is_file():
             raise UserError("it is not a file")
@@ -118,7 +128,7 @@ def _read(file: Path, num: int) -> list[np.ndarray]:
         energy = np.einsum("rn,rn->r", table, table, dtype=np.float64)
         if not (np.abs(energy - 1) < 1e-3).all() or (np.abs(table).argmax(1) != 0).any():
             raise UserError("its values are not aligned impulse responses")
-    except Exception as err:  # whatever np.load makes of a damaged file
+    except Exception as err:  # np.load raises errors of many classes for a damaged file
         why = err if isinstance(err, UserError) else "it is damaged"
         log.warning("%s cannot be used (%s); the rooms are simulated again", file, why)
         return []

@@ -1,1 +1,1 @@
-"""What all other packages use: errors, files, configuration, processes, devices."""
+"""Shared foundations of all packages: errors, atomic files, configuration, processes, devices."""

@@ -1,4 +1,5 @@
-"""Files and folders that appear whole or not at all, so a killed run leaves nothing half-written."""
+"""Atomic writing: a file or folder appears complete or not at all, so a killed run leaves nothing
+half-written."""
 
 import contextlib
 import errno
@@ -19,12 +20,15 @@ from pathlib import Path
 from pyspkv.base.errors import UserError
 from pyspkv.fast.exchange import exchange
 
-_START = time.time()  # of this process, as good as
-_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(?:tmp|old)")  # what the functions below call theirs
+_START = time.time()  # close enough to the start of this process
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(?:tmp|old)")  # names of our temporary files and folders
 
 
 def command_line(*words: str | Path) -> str:
-    """The words as one quoted line for bash. Hints are pasted, and file names may contain anything."""
+    """Join the words into one line that bash reads back unchanged.
+
+    Users paste hints into a shell, and file names may contain any character.
+    """
 
     def quote(word: str | Path) -> str:
         text = str(word)
@@ -39,17 +43,22 @@ def command_line(*words: str | Path) -> str:
 
 
 def _mode(default: int) -> int:
+    """The permission bits `default` under this process's umask, which tempfile ignores."""
     mask = os.umask(0)
     os.umask(mask)
     return default & ~mask
 
 
 def _resolved(path: str | Path, inside: str | Path | None, own: bool) -> Path:
-    """Where to write: no link on the way leads out of the folder that the user gave. UserError: one does.
+    """The path to write to, with all links followed.
 
-    What the user names himself may be a link, and so may any folder above it. What lies below the folder that he named
-    may have come with somebody's archive. So with `own`, `path` is followed wherever it leads; else it must stay in
-    `inside`, which is by default the folder that `path` lies in.
+    Args:
+        path: the file or folder to write.
+        inside: the folder that the user gave (default: the parent of `path`). A link below it may come from
+            somebody's archive, so no link may lead out of this folder.
+        own: the user named `path` himself, so links in it are followed wherever they lead.
+
+    Raises UserError when a link leads out of `inside`, or `path` lies outside it.
     """
     root = Path(os.path.realpath(Path(path).parent if inside is None else inside))
     target, path = Path(os.path.realpath(path)), Path(os.path.abspath(path))
@@ -57,7 +66,7 @@ def _resolved(path: str | Path, inside: str | Path | None, own: bool) -> Path:
         return target
     links = [p for p in (path, *path.parents) if p.is_symlink()]
     out = [p for p in links if root not in (to := Path(os.path.realpath(p)), *to.parents)]
-    if not out and inside is None:  # `.` and the like
+    if not out and inside is None:  # no link: a path such as `.`, whose real path is not below its parent
         return target
     if not out:
         raise UserError(f"lies outside {root}", file=path)
@@ -67,7 +76,10 @@ def _resolved(path: str | Path, inside: str | Path | None, own: bool) -> Path:
 
 @functools.cache
 def _litter(folder: str) -> dict[str, list[str]]:
-    """Name -> its temporary files and folders older than this process; as no others count, one look will do."""
+    """File name -> temporary files and folders for it in `folder` that are older than this process.
+
+    The result is cached, because younger files never count.
+    """
     found: dict[str, list[str]] = {}
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for e in entries:
@@ -78,10 +90,13 @@ def _litter(folder: str) -> dict[str, list[str]]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove the temporary files of killed writers of `path`. A live writer holds a lock on its file."""
+    """Remove the temporary files that killed writers of `path` left.
+
+    A live writer holds a lock on its file.
+    """
     for left in _litter(str(path.parent)).pop(path.name, ()):
         if left.endswith(".old") and not path.exists():
-            continue  # the only whole folder there is
+            continue  # killed between the two renames of `atomic_dir`: this is the only complete folder
         with contextlib.suppress(OSError):
             fd = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
@@ -92,15 +107,18 @@ def _sweep(path: Path) -> None:
 
 
 def _lock(fd: int) -> None:
-    """Lock an open temporary file, so that no other process removes it. Without locks, nothing is removed."""
+    """Lock an open temporary file so that no other process removes it.
+
+    File systems without locks are tolerated.
+    """
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def _name(err: BaseException, path: Path, tmp: str | Path) -> None:
-    """Put the file's name into the error: a full disk gives none, and the temporary name helps nobody."""
+    """Put the name of `path` into an OSError that names no file (full disk) or only the temporary one."""
     if isinstance(err, OSError) and err.filename in (None, tmp, str(tmp)):
-        if err.errno is None:  # numpy's: "1000 requested and 40 written"
+        if err.errno is None:  # numpy raises this for a short write: "1000 requested and 40 written"
             if type(err) is not OSError:
                 return
             err.strerror = f"cannot be written whole ({err})"
@@ -114,10 +132,12 @@ def atomic_file(
     """Open a temporary file next to `path`; it replaces `path` when the block ends without an error.
 
     Args:
-        inside: the folder that the user gave; no link may lead out of it (default: the folder that `path` lies in).
-        own: `path` is what the user gave: if it is a link, the link stays and what it points to is replaced.
+        path: the file to write. A device or pipe (/dev/stdout) is written directly.
+        mode: as for `open`; text is UTF-8 with "\\n" line ends.
+        inside: the folder that the user gave; no link may lead out of it (default: the parent of `path`).
+        own: the user named `path` himself: if it is a link, the link stays and its target is replaced.
 
-    A device or pipe (/dev/stdout) is written to as it is. UserError: a link that leads elsewhere.
+    Raises UserError when a link leads out of `inside`.
     """
     path = _resolved(path, inside, own)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -135,7 +155,7 @@ def atomic_file(
             f.flush()
             os.fsync(f.fileno())
             os.fchmod(f.fileno(), _mode(0o666))
-            os.replace(tmp, path)  # before the lock goes
+            os.replace(tmp, path)  # while the lock is held, or another process could remove the file
     except BaseException as err:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(tmp)
@@ -144,7 +164,10 @@ def atomic_file(
 
 
 def _swap(a: Path, b: Path) -> bool:
-    """`exchange`, with a UserError for a folder that cannot be moved."""
+    """Exchange two folders in one step; False when the file system cannot.
+
+    UserError when `b` cannot be moved.
+    """
     try:
         return exchange(a, b)
     except OSError as err:
@@ -156,7 +179,7 @@ def _swap(a: Path, b: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch_dir(path: Path) -> Iterator[Path]:
-    """A temporary folder `.<name>.xxxxxxxx.tmp` next to `path`; it is removed at the end if it still exists."""
+    """Yield a temporary folder `.<name>.xxxxxxxx.tmp` next to `path`; remove it at the end if it exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -176,9 +199,11 @@ def scratch_dir(path: Path) -> Iterator[Path]:
 def atomic_dir(path: str | Path, *, inside: str | Path | None = None, own: bool = False) -> Iterator[Path]:
     """Yield a temporary folder next to `path`; it replaces `path` when the block ends without an error.
 
-    An existing folder is exchanged for the new one in one step, and removed. On a file system that cannot, it is moved
-    to `.<name>.xxxxxxxx.old` first, so that at every moment a whole folder stands at one of the two names. `inside` and
-    `own` as in `atomic_file`.
+    An existing folder and the new one change places in one step, and the old one is removed. Where the file
+    system cannot exchange folders, the old one is first renamed to `.<name>.xxxxxxxx.old`, so at every moment
+    one of the two names holds a complete folder. `inside` and `own` are as in `atomic_file`.
+
+    Raises UserError when a link leads out of `inside`, or `path` is a mount point or the current folder.
     """
     path = _resolved(path, inside, own)
     with scratch_dir(path) as tmp:
@@ -199,10 +224,12 @@ def atomic_dir(path: str | Path, *, inside: str | Path | None = None, own: bool 
 
 @contextlib.contextmanager
 def folder_lock(folder: str | Path, name: str = ".lock") -> Iterator:
-    """Hold `folder/name` so that no other process writes into `folder`; yields the open lock file.
+    """Hold a lock on `folder/name` so that no other process writes into `folder`; yield the open lock file.
 
-    The kernel frees the lock when the process ends, however it ends; what the file holds (host, process, command) is
-    for the message alone. UserError: another process holds the lock.
+    The kernel frees the lock when the process ends, in whatever way. The content of the file (host, process,
+    command) only serves the error message.
+
+    Raises UserError when another process holds the lock, or the lock file is a link.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

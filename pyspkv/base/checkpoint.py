@@ -1,9 +1,10 @@
-"""A run's state on disk: `ckpt-<step>/` folders that appear whole, `LATEST` and `best` that point at one.
+"""Checkpoints: complete folders `ckpt-<step>/`, and the files `LATEST` and `best` that each name one of them.
 
     model.safetensors   the objective's state_dict (encoder, heads, teachers, per-utterance arrays)
-    optim.safetensors   optimizer tensors;   state.json   everything else (step, groups, counters, label hash)
+    optim.safetensors   tensors of the optimizers
+    state.json          everything else (step, parameter groups, counters, hash of the labels)
 
-No random state is stored: batches and dropout draw from (seed, step), see trainer.
+Random states are not stored, because batches and dropout are drawn from (seed, step); see trainer.
 """
 
 import hashlib
@@ -23,13 +24,16 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import MAX_INT, is_number, number, read_json, read_text, safetensors_header, short
 
 AGAIN = "copy the model folder again, or train it again in another folder"
-# What the optimizers of the trainer remember of a parameter that has had a gradient.
+# The tensors that each optimizer stores for a parameter that has had a gradient.
 MEMORY = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
 MEMORY["AdamW"] = MEMORY["Adam"]
 
 
 def _pointer(exp: Path, name: str) -> Path | None:
-    """The checkpoint folder that a file names, which lies beside it."""
+    """The checkpoint folder that the file `exp/name` names; None when there is no such file.
+
+    Raises UserError when the file names anything but a complete checkpoint next to it.
+    """
     file = exp / name
     if not file.is_file():
         return None
@@ -54,13 +58,19 @@ def _pointer(exp: Path, name: str) -> Path | None:
 
 
 def latest(exp: str | Path) -> Path | None:
+    """The last checkpoint of a model folder; None when there is none yet."""
     return _pointer(Path(exp), "LATEST")
 
 
 def resolve_model(model: str | Path) -> Path:
-    """`DIR`, `DIR@last`, `DIR@best` or a `ckpt-<step>` folder itself -> the checkpoint folder."""
+    """Find the checkpoint folder that `model` means.
+
+    model: `DIR` or `DIR@last` (last checkpoint), `DIR@best` (best by the dev list), or a `ckpt-<step>`
+    folder.
+    Raises UserError when there is no such model folder or checkpoint.
+    """
     name, _, which = str(model).rpartition("@")
-    if not name or "/" in which or Path(model).is_dir():  # an @ of the path's own
+    if not name or "/" in which or Path(model).is_dir():  # the @ belongs to the path
         name, which = str(model), ""
     exp = Path(name)
     if not exp.is_dir():
@@ -83,6 +93,7 @@ def resolve_model(model: str | Path) -> Path:
 
 
 def _pack(optimizers: dict[str, torch.optim.Optimizer]) -> tuple[dict, dict]:
+    """Tensors named `<optimizer>/<parameter>/<key>`, and the parameter groups by optimizer."""
     tensors, plain = {}, {}
     for name, optimizer in optimizers.items():
         state = optimizer.state_dict()
@@ -94,7 +105,7 @@ def _pack(optimizers: dict[str, torch.optim.Optimizer]) -> tuple[dict, dict]:
 
 
 def _unpack(optimizers: dict[str, torch.optim.Optimizer], tensors: dict, plain: dict, folder: Path) -> None:
-    """The reverse of `_pack`. UserError: the files do not hold what these optimizers remember."""
+    """The reverse of `_pack`. UserError when the tensors or groups do not fit these optimizers."""
     file = folder / "optim.safetensors"
     if (
         tensors.keys() != (named := {n for n in tensors if n.count("/") == 2})
@@ -118,7 +129,7 @@ def _unpack(optimizers: dict[str, torch.optim.Optimizer], tensors: dict, plain: 
 
 
 def _check_groups(optimizer: torch.optim.Optimizer, groups: Any, folder: Path) -> None:
-    """UserError: saved parameter groups are other groups, or a setting is no value of its kind."""
+    """UserError when saved parameter groups differ from the optimizer's, or a value has the wrong type."""
     ours = json.loads(json.dumps(optimizer.state_dict()["param_groups"]))
     fits = isinstance(groups, list) and len(groups) == len(ours)
     for mine, saved in zip(ours, groups) if fits else ():
@@ -135,7 +146,7 @@ def _check_groups(optimizer: torch.optim.Optimizer, groups: Any, folder: Path) -
 
 
 def _check_memory(name: str, optimizer: torch.optim.Optimizer, state: dict[str, dict], file: Path) -> None:
-    """UserError: what is remembered lacks a tensor, or one has another shape or type than its parameter."""
+    """UserError when a parameter's saved state lacks a tensor, or a tensor has the wrong shape or type."""
     groups = optimizer.param_groups
     params = {str(i): p for i, p in enumerate(p for g in groups for p in g["params"])}
     wanted = MEMORY.get(type(optimizer).__name__, set())
@@ -159,6 +170,7 @@ def _check_memory(name: str, optimizer: torch.optim.Optimizer, state: dict[str, 
 
 
 def _kind(x: torch.Tensor | None) -> str:
+    """Shape and type of a tensor, for messages."""
     return "absent" if x is None else f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
 
 
@@ -166,14 +178,25 @@ def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
     try:
         save_file(tensors, file)
         file.chmod(_mode(0o666))  # safetensors makes it 0600, so that nobody else could read the model
-    except SafetensorError as err:  # a full disk, for one
+    except SafetensorError as err:  # for example: the disk is full
         raise UserError(f"cannot be written ({err})", file=file) from None
 
 
 def save(
     exp: Path, step: int, model: torch.nn.Module, optimizers: dict, state: dict, best: bool = False
 ) -> None:
-    """Write `ckpt-<step>`, point LATEST (and best) at it, keep the last two and the best."""
+    """Write `ckpt-<step>` and point LATEST (and best) at it; delete all but the last two checkpoints and the
+    best.
+
+    Args:
+        exp: the model folder.
+        model: the objective.
+        optimizers: name -> optimizer.
+        state: entries of state.json besides the step and the optimizers'.
+        best: this checkpoint is the best on the dev list so far.
+
+    Raises UserError when a file cannot be written.
+    """
     target = exp / f"ckpt-{step}"
     tensors, groups = _pack(optimizers)
     with atomic_dir(target) as tmp:
@@ -185,7 +208,9 @@ def save(
         with open(tmp / "state.json", "w") as f:
             counted = {"step": step, "optim_tensors": len(tensors), "optimizers": groups}
             json.dump({**state, **counted}, f, indent=1)
-    for name in ["best"] * best + ["LATEST"]:  # after a kill in between, this checkpoint is written again
+    # LATEST comes last: after a kill between the two, training resumes before this checkpoint and writes it
+    # again.
+    for name in ["best"] * best + ["LATEST"]:
         with atomic_file(exp / name) as f:
             f.write(target.name + "\n")
     keep = {p for p in (latest(exp), _pointer(exp, "best")) if p}
@@ -193,11 +218,12 @@ def save(
     for _, path in steps[:-2]:
         if path not in keep:
             shutil.rmtree(path)
-    for left in exp.glob(".*ckpt-*"):  # of a killed save
+    for left in exp.glob(".*ckpt-*"):  # left by a killed save
         shutil.rmtree(left, ignore_errors=True)
 
 
 def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
+    """Write per-utterance arrays to a safetensors file (rows/epoch-N.safetensors)."""
     with atomic_file(file, "wb") as f:
         f.write(serialize({k: v.detach().cpu().contiguous() for k, v in rows.items()}))
 
@@ -205,7 +231,14 @@ def save_rows(file: Path, rows: dict[str, torch.Tensor]) -> None:
 def save_import(
     exp: Path, encoder: torch.nn.Module, config: Any, record: dict, texts: dict[str, str] | None = None
 ) -> None:
-    """A model folder that was not trained here: one checkpoint, the encoder alone. texts: other files, by name."""
+    """Write a model folder that was not trained here: one checkpoint that holds the encoder only.
+
+    Args:
+        exp: the folder to write.
+        config: the encoder's config.
+        record: content of run.json.
+        texts: further files, name -> content.
+    """
     with atomic_dir(exp, own=True) as tmp:
         for name, text in (texts or {}).items():
             (tmp / name).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -219,7 +252,10 @@ def save_import(
 
 
 def tensors(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
-    """All tensors of one file of a checkpoint. UserError: it is missing, cut short, or no safetensors file."""
+    """All tensors of one file of a checkpoint.
+
+    UserError when it is missing, cut short, or not safetensors.
+    """
     file = folder / name
     try:
         safetensors_header(file)
@@ -231,10 +267,10 @@ def tensors(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Te
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """What state.json holds, each entry of its type. UserError: it is none of a checkpoint."""
+    """The content of state.json. UserError when it is missing, or an entry has a wrong type or value."""
     file = folder / "state.json"
     try:
-        saved = read_json(file, hint=AGAIN, nan=True)  # a mean may be infinite: an open gate's threshold
+        saved = read_json(file, hint=AGAIN, nan=True)  # the mean threshold of an open gate is infinite
     except FileNotFoundError:
         raise UserError("no such file", file=file, hint=AGAIN) from None
     for key in ("step", "epoch", "collapsed", "worse", "best_epoch", "optim_tensors"):
@@ -267,7 +303,7 @@ def state(folder: Path) -> dict[str, Any]:
 
 
 def training_state(folder: Path) -> dict[str, Any]:
-    """`state` of a checkpoint that a training can go on from. UserError: an entry is missing or wrong."""
+    """`state` of a checkpoint from which training can resume. UserError when an entry is missing or wrong."""
     saved = state(folder)
     for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimizers"):
         if key not in saved:
@@ -278,9 +314,10 @@ def training_state(folder: Path) -> dict[str, Any]:
 def restore(
     folder: Path, model: torch.nn.Module, optimizers: dict, last: int | None = None
 ) -> dict[str, Any]:
-    """Load everything of `ckpt-<step>` and return its state.
+    """Load model and optimizers from the checkpoint `folder`, and return its state.
 
-    UserError: an entry is missing or wrong, or the step lies beyond `last`, the last one of the training.
+    last: the training's last step.
+    Raises UserError when an entry is missing or does not fit, or the checkpoint's step lies beyond `last`.
     """
     saved, file = training_state(folder), folder / "state.json"
     if last is not None and saved["step"] > last:
@@ -297,7 +334,10 @@ def restore(
 
 
 def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The evaluated encoder's weights: what `--init` and extraction take from a checkpoint."""
+    """Weights of the evaluated encoder, as `--init` and extraction use them.
+
+    UserError when state.json is wrong.
+    """
     saved = state(folder)
     if "evaluates" not in saved:
         raise UserError("has no 'evaluates'", file=folder / "state.json", hint=AGAIN)
@@ -306,35 +346,55 @@ def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def digest(model: str | Path) -> str:
-    """SHA-256 of a checkpoint's weights: what tells a run's start from another, wherever it lies."""
+    """SHA-256 of a checkpoint's weights, in hex.
+
+    It identifies what a run started from, wherever the file lies.
+    """
     with open(resolve_model(model) / "model.safetensors", "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
-    """`--init`: the body of another run; heads stay new. A different architecture is refused with the first key."""
+    """`--init`: load the encoder of another run; heads stay new. UserError when the architectures differ."""
     folder = resolve_model(model)
     load_state_strict(encoder, encoder_weights(folder), folder)
 
 
 def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
-    """`--init --keep-head`: encoder and heads of a run on the very same labels; what gates remember starts anew."""
+    """`--init --keep-head`: load encoder, heads and gate of a run on exactly the same labels.
+
+    label_hash: hash of this run's labels. A gate of another kind than that run's starts anew. UserError: that model
+    has no such head, was trained on other utterances or labels, or has another architecture.
+    """
     folder = resolve_model(model)
-    if state(folder).get("label_hash") != label_hash:
+    trained_on, weights = state(folder).get("label_hash"), tensors(folder)
+    heads = [k for k in objective.state_dict() if not k.startswith(("encoder.", "gate."))]
+    if trained_on is None or any(key not in weights for key in heads):
+        raise UserError(
+            "was trained without a head over these labels, so --keep-head has nothing to keep",
+            file=folder,
+            hint="leave out --keep-head, or start from a model of an AAM-softmax round on these labels",
+        )
+    if trained_on != label_hash:
         raise UserError(
             "was trained on other utterances or labels, so its head does not fit",
             file=folder,
             hint="remove --keep-head to get a new head, or train on that run's data directory",
         )
-    saved = {k: v for k, v in tensors(folder).items() if not k.startswith("gate.")}
-    gate = {k: v for k, v in objective.state_dict().items() if k.startswith("gate.")}
-    load_state_strict(objective, {**saved, **gate}, folder)
+    saved, ours = weights, objective.state_dict()
+    gates = [{k: _kind(v) for k, v in of.items() if k.startswith("gate.")} for of in (saved, ours)]
+    if gates[0] != gates[1]:
+        saved = {k: v for k, v in saved.items() if k not in gates[0]} | {k: ours[k] for k in gates[1]}
+    hint = (
+        "use that run's encoder, objective and augment sections (its config.yaml), or leave out --keep-head"
+    )
+    load_state_strict(objective, saved, folder, hint)
 
 
 def load_state_strict(
     module: torch.nn.Module, weights: dict[str, torch.Tensor], folder: Path, hint: str | None = None
 ) -> None:
-    """Load weights of the same names, shapes and types; UserError names the first that differs."""
+    """Load weights with the module's names, shapes and types. UserError names the first one that differs."""
     compare(module.state_dict(), weights, folder, hint)
     module.load_state_dict(weights)
 
@@ -342,7 +402,7 @@ def load_state_strict(
 def compare(
     ours: dict[str, torch.Tensor], saved: dict[str, torch.Tensor], folder: Path, hint: str | None = None
 ) -> None:
-    """UserError: two sets of weights differ in a name, a shape or a type."""
+    """UserError when two sets of weights differ in a name, a shape or a type."""
     for key in [*ours, *saved]:
         saved_kind, own_kind = _kind(saved.get(key)), _kind(ours.get(key))
         if saved_kind != own_kind:

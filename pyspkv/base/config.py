@@ -1,12 +1,12 @@
-"""Strict configuration: a pydantic model for each class, YAML files with the differences, errors for all else.
+"""Strict configuration: a pydantic model for each class; YAML files give what differs from the defaults.
 
-A section that picks a class is a mapping with `name` plus the fields of that class:
+A section that selects a class is a mapping with `name` and the fields of that class:
 
     encoder: {name: ecapa, channels: 128}
 
-The packages define the unions of their configs (`pyspkv.models.registry.EncoderConfig`, ...), told apart by `name`.
-`validate` makes a config of plain data, `build` the object of the class that a config belongs to. Unknown keys, unknown
-names, wrong types and values out of range stop the run with the key's full name.
+Each package defines a union of its configs (`pyspkv.models.registry.EncoderConfig`, ...); `name` selects the
+member. `validate` turns plain data into a config, and `build` turns a config into an object of its class.
+Unknown keys, unknown names, wrong types and values out of range stop the run with the key's full name.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import MAX_DEPTH, MAX_INT, read_text, short
 
 MAX_FILE = 1_000_000  # bytes of a config file
-MAX_NODES = 20_000  # keys and values of one: a second's work
+MAX_NODES = 20_000  # keys and values of one file; reading that many takes about a second
 MAX_NUMBER = 100  # characters of a number or a date
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -33,19 +33,20 @@ Pair = TypeVar("Pair", bound=tuple)
 
 
 class Config(BaseModel):
-    """Base of all configs: names, types and ranges are checked, and nothing changes afterwards."""
+    """Base of all configs. Names, types and ranges are checked, and a config is immutable."""
 
     model_config = ConfigDict(**STRICT, frozen=True, protected_namespaces=())
 
 
 def in_order(ends: Pair) -> Pair:
-    """Validator of (lower end, upper end)."""
+    """Validator of a pair (lower end, upper end). ValueError when they are swapped."""
     if ends[0] > ends[1]:
         raise ValueError("the lower value must come first")
     return ends
 
 
-# Types of fields. A config.yaml of somebody else's model must not fill the memory, so sizes have an upper end.
+# Types of fields. Sizes have an upper limit, so that the config.yaml of somebody else's model cannot fill the
+# memory.
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=1000)]  # of layers and the like
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -59,7 +60,7 @@ _CLASSES: dict[type, type] = {}  # config class: the class that it belongs to
 
 
 def implements(config: type[Config]) -> Callable[[C], C]:
-    """Class decorator: `build` makes this class of a `config`."""
+    """Class decorator: `build` makes an object of this class from a `config`."""
 
     def register(cls: C) -> C:
         _CLASSES[config] = cls
@@ -69,10 +70,12 @@ def implements(config: type[Config]) -> Callable[[C], C]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader for files of strangers: plain data, bounded, every fault a YAMLError that knows its line.
+    """SafeLoader for untrusted files: plain data within limits; every problem is a YAMLError that knows its
+    line.
 
-    It reads 1e-3 as a number (YAML 1.1 takes it for a string) and refuses a key given twice, keys that are not text,
-    aliases (nine lines of them can stand for 10^9 values), nesting beyond MAX_DEPTH and numbers beyond 64 bits.
+    It reads 1e-3 as a number (YAML 1.1 reads it as a string). It refuses duplicate keys, keys that are not
+    text, aliases (nine lines of them can expand to 10^9 values), nesting beyond MAX_DEPTH and numbers beyond
+    64 bits.
     """
 
     depth = nodes = 0
@@ -80,7 +83,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise _fault(f"an alias (*{event.anchor}) is not read here, write the value out", event)
+            raise _fault(f"an alias (*{event.anchor}) is not supported; write the value itself", event)
         if self.depth >= MAX_DEPTH:
             raise _fault(f"nested deeper than {MAX_DEPTH}", event)
         if self.nodes >= MAX_NODES:
@@ -98,16 +101,16 @@ class _Loader(yaml.SafeLoader):
         try:
             value = super().construct_object(node, deep)
             if isinstance(value, str):
-                value.encode()  # half of a surrogate pair fits in no file
+                value.encode()  # fails for half of a surrogate pair, which no file can hold
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
-            raise _fault(f"{short(node.value)} is no {node.tag.rpartition(':')[2]}", node) from None
+            raise _fault(f"{short(node.value)} is not a valid {node.tag.rpartition(':')[2]}", node) from None
         if isinstance(value, int) and abs(value) > MAX_INT:
             raise _fault("a number beyond 64 bits", node)
         return value
 
     def construct_mapping(self, node, deep=False):
         if not isinstance(node, yaml.MappingNode):
-            raise _fault(f"{short(node.value)} is no mapping", node)
+            raise _fault(f"{short(node.value)} is not a mapping", node)
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node)
@@ -127,7 +130,7 @@ def _undefined(loader: yaml.SafeLoader, node: yaml.Node) -> None:
     loader.construct_undefined(node)
 
 
-for _tag in ("set", "omap", "pairs", "binary"):  # what no config holds, and JSON cannot
+for _tag in ("set", "omap", "pairs", "binary"):  # no config needs these, and JSON cannot hold them
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _undefined)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -137,7 +140,7 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(text: str, file=None) -> Any:
-    """YAML text -> plain data. UserError with the line: it is not YAML."""
+    """YAML text -> plain data. UserError with the line when it is not valid YAML."""
     loader: _Loader | None = None
     line: int | None = None
     try:
@@ -153,12 +156,15 @@ def _parse(text: str, file=None) -> Any:
 
 
 def class_of(config: Config) -> type[Any]:
-    """The class that `build` makes of a config."""
+    """The class that `build` makes from a config."""
     return _CLASSES[type(config)]
 
 
 def build(config: Config, *args, **kwargs) -> Any:
-    """The object of the class that `config` belongs to. UserError: its sizes make none."""
+    """Make an object of the class that `config` belongs to; `args` and `kwargs` go to its constructor.
+
+    Raises UserError when the sizes in the config do not work together.
+    """
     try:
         made = class_of(config)(config, *args, **kwargs)
         if empty := [n for n, p in getattr(made, "named_parameters", dict)() if p.numel() == 0]:
@@ -171,16 +177,19 @@ def build(config: Config, *args, **kwargs) -> Any:
 
 @functools.cache
 def _adapter(cls: Any) -> TypeAdapter:
-    """Made once a class: it takes a hundred times as long as a validation."""
+    """The validator of a type, cached because making one takes a hundred times as long as a validation."""
     if isinstance(cls, type) and not issubclass(cls, BaseModel):  # a dataclass
-        cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined] # where pydantic looks
+        cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined] # the name that pydantic looks for
     return TypeAdapter(cls)
 
 
 def validate(cls: Any, raw: Any, where: str = "") -> Any:
-    """`raw` as a `cls`: a config, a dataclass, or a union of configs; strict about names and types.
+    """Check plain data and return it as a `cls`. UserError names the first key that is wrong.
 
-    where: the section that `raw` is, for error messages.
+    Args:
+        cls: a config class, a dataclass, or a union of configs.
+        raw: plain data, usually from YAML.
+        where: name of the section that `raw` comes from, for error messages.
     """
     try:
         return _adapter(cls).validate_json(json.dumps(raw, default=str))  # JSON mode: a list may fill a tuple
@@ -189,7 +198,10 @@ def validate(cls: Any, raw: Any, where: str = "") -> Any:
 
 
 def _user_error(cls: Any, first: Mapping[str, Any], raw: Any, where: str) -> UserError:
-    """One of pydantic's errors in our words, with the attribute `key` for `load` to look up its file."""
+    """Translate a pydantic error into a UserError.
+
+    Its attribute `key` lets `load` find the file that is wrong.
+    """
     path = (*([where] if where else []), *_path(first["loc"], raw))
     kind, context = first["type"], first.get("ctx", {})
     key, section, hint = ".".join(path), path[-1] if path else "config", "see docs/config.md"
@@ -204,20 +216,20 @@ def _user_error(cls: Any, first: Mapping[str, Any], raw: Any, where: str) -> Use
         rule = f"config key '{key}' must be a mapping, got {short(first['input'])}"
     elif kind in ("unexpected_keyword_argument", "extra_forbidden"):
         rule, hint = f"unknown config key '{key}'", f"known here: {', '.join(_known(cls, first['loc'][:-1]))}"
-    elif kind == "value_error":  # of a validator of ours
+    elif kind == "value_error":  # raised by a validator of this project
         got = "" if isinstance(first["input"], dict) else f", got {short(first['input'])}"
         rule = f"config key '{key}': {context['error']}{got}"
     else:
         rule = f"config key '{key}': {first['msg'].lower()}, got {short(first['input'])}"
     error = UserError(rule, hint=hint)
-    error.key = path  # type: ignore[attr-defined] # `load` alone reads it
+    error.key = path  # type: ignore[attr-defined] # read by `load` only
     return error
 
 
 def _path(loc: Sequence[int | str], raw: Any) -> list[str]:
-    """Where pydantic found an error, without the `name` that it puts between a section and its keys."""
+    """The keys that lead to an error, without the `name` that pydantic adds between section and keys."""
     path: list[str] = []
-    entered = True  # `raw` is the section that `path` leads to, and its name has not come
+    entered = True  # `raw` is the section at `path`, and its `name` has not been skipped yet
     for part in loc[:-1]:
         if entered and isinstance(raw, dict) and raw.get("name") == part:
             entered = False
@@ -229,11 +241,11 @@ def _path(loc: Sequence[int | str], raw: Any) -> list[str]:
 
 
 def _known(cls: Any, loc: Sequence[int | str]) -> list[str]:
-    """The keys of the section at `loc` of a `cls`."""
+    """The keys that the section at `loc` of `cls` may have."""
     while get_origin(cls) is Annotated:
         cls = get_args(cls)[0]
     members = [c for c in get_args(cls) if loc and _name_of(c) == loc[0]]
-    if members:  # of a union
+    if members:  # `cls` is a union
         return _known(members[0], loc[1:])
     fields = {k: f.annotation for k, f in getattr(cls, "model_fields", {}).items()}
     if not fields and dataclasses.is_dataclass(cls):
@@ -247,7 +259,7 @@ def _name_of(cls: Any) -> Any:
 
 
 def read(path: str | Path) -> dict:
-    """The mapping in a YAML file."""
+    """The mapping in a YAML file ({} for an empty file). UserError when it is not YAML or not a mapping."""
     raw = _parse(read_text(path, MAX_FILE), path)
     if raw is None:
         return {}
@@ -257,7 +269,7 @@ def read(path: str | Path) -> dict:
 
 
 def read_section(path: str | Path, section: str, cls: Any) -> Any:
-    """One section of a resolved config as a `cls`, without the classes of the others."""
+    """One section of a resolved config as a `cls`; the classes of other sections need not be imported."""
     try:
         return validate(cls, read(path).get(section), section)
     except UserError as err:
@@ -265,15 +277,16 @@ def read_section(path: str | Path, section: str, cls: Any) -> Any:
 
 
 def load(cls: type, paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> Any:
-    """Read a YAML file of differences, or several, apply `key.sub=value` overrides (in YAML), and validate as `cls`.
+    """Read YAML files, apply `key.sub=value` overrides (values in YAML), and validate the result as `cls`.
 
-    Of several files a later one wins: mappings merge key by key, but a section whose `name` differs from the one
-    before replaces it whole, as its fields are another class's; anything else replaces. A dotted key of a file
-    (`objective.gate: {name: all}`) sets that one value, as --set does. Errors name the file.
+    A later file overrides an earlier one. Mappings are merged key by key, except that a section with another
+    `name` replaces the earlier section completely, because its fields belong to another class. A dotted key
+    in a file (`objective.gate: {name: all}`) sets that one value, as --set does. UserError names the file
+    with the wrong key.
     """
     files = [] if paths is None else [paths] if isinstance(paths, (str, Path)) else list(paths)
     raw: dict = {}
-    origin: dict[tuple[str, ...], str] = {}  # key by key, where its value came from
+    origin: dict[tuple[str, ...], str] = {}  # path of keys -> the file or option that set it
     for file in files:
         content = read(file)
         _merge(raw, {k: v for k, v in content.items() if "." not in str(k)}, str(file), origin)
@@ -289,7 +302,7 @@ def load(cls: type, paths: str | Path | Sequence[str | Path] | None, overrides: 
 
 
 def _merge(below: dict, above: dict, file: str, origin: dict, at: tuple[str, ...] = ()) -> None:
-    """Lay `above` over `below`, in place."""
+    """Merge `above` into `below`, in place."""
     for key, value in above.items():
         old: Any = below.get(key)
         here = (*at, key)
@@ -310,7 +323,7 @@ def _both(old: Any, new: Any) -> bool:
 
 
 def _override(raw: dict, item: str, origin: dict) -> None:
-    """One `--set key.sub=value`."""
+    """Apply one `--set key.sub=value`."""
     key, eq, value = item.partition("=")
     if not eq or not key:
         raise UserError(f"--set {item}: expected key=value", hint="for example --set optim.lr=0.001")
@@ -336,7 +349,7 @@ def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
 
 
 def _origin(key: tuple[str, ...], origin: dict) -> str | None:
-    """The place a key came from, or the section in which it is missing."""
+    """The file or option that set `key`, or that set the closest section around it."""
     while key:
         if key in origin:
             return origin[key]
@@ -345,7 +358,7 @@ def _origin(key: tuple[str, ...], origin: dict) -> str | None:
 
 
 def dump(config: Config) -> dict[str, Any]:
-    """The resolved config as plain data, `name` first, readable by `load` again."""
+    """The resolved config as plain data, `name` first; `load` can read it again."""
     return _name_first(config.model_dump(mode="json"))
 
 
@@ -357,8 +370,10 @@ def _name_first(value: Any) -> Any:
 
 
 def to_yaml(config: Config) -> str:
+    """The resolved config as YAML text, which `load` can read."""
     return yaml.safe_dump(dump(config), sort_keys=False)
 
 
 def to_yaml_section(section: str, config: Config) -> str:
+    """The resolved config as YAML text under the key `section`."""
     return yaml.safe_dump({section: dump(config)}, sort_keys=False)

@@ -1,4 +1,4 @@
-"""Where and how precisely to compute: the device of a single process, bf16 where it is fast."""
+"""Device and precision of a single process."""
 
 import os
 
@@ -8,7 +8,7 @@ from pyspkv.base.errors import UserError
 
 
 def device() -> torch.device:
-    """The first GPU, else the CPU, for a single process. UserError: `--ngpu` is given but there is no GPU."""
+    """The first GPU, or the CPU when there is none. UserError when `--ngpu` is given but there is no GPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if int(os.environ.get("SPKV_NGPU") or 0) > 0:
@@ -20,8 +20,12 @@ def device() -> torch.device:
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """`auto` -> bf16 where the hardware multiplies it fast, else fp32: GPUs since Ampere, CPUs with AMX, and AMD's with
-    AVX-512 BF16, which multiply it twice as fast as fp32 (Intel's do not: benchmarks/RESULTS.md)."""
+    """Turn the option `auto` into bf16 where the hardware multiplies it fast, else into fp32.
+
+    Fast are GPUs since Ampere, CPUs with AMX, and AMD CPUs with AVX-512 BF16, which multiply bf16 twice as
+    fast as fp32 (Intel's AVX-512 BF16 does not: benchmarks/RESULTS.md). Any other option is returned as it
+    is.
+    """
     if asked != "auto":
         return asked
     if device.type == "cuda":
@@ -32,4 +36,5 @@ def choose_precision(asked: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context for mixed precision, which is off unless `precision` is bf16."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

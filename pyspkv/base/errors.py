@@ -1,18 +1,20 @@
-"""One way to fail: a one- or two-line message naming file, line, rule and hint; never a traceback.
+"""Error messages of one or two lines with file, line, problem and hint; users never see a traceback.
 
-An entry point in pyspkv/bin has this shape, so that Ctrl-C, a missing package or full memory end in one line too:
+An entry point in pyspkv/bin has the following shape. It keeps Ctrl-C, a missing package or full memory to one
+line too.
 
     import argparse                           # at the top: the standard library and pyspkv.base.errors, nothing heavy
     from pyspkv.base.errors import UserError, run
 
     def main() -> None:
         args = parse()
-        import numpy as np                    # what takes time to import, where it is needed
+        import numpy as np                    # slow imports: only where they are needed
 
     if __name__ == "__main__":
         run(main)
 
-`python -m pyspkv.bin.X` is guarded from the import of the package on (`guard`), the rest by `run`.
+For `python -m pyspkv.bin.X`, `guard` covers everything from the import of the package on; `run` covers
+`main`.
 """
 
 import codecs
@@ -26,33 +28,38 @@ import threading
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
-ERROR_FILE = "SPKV_ERROR_FILE"  # where a launched process leaves its message; the launcher prints one of them
-INTERNAL = 70  # EX_SOFTWARE of sysexits.h: the exit code of a defect of this program
-PIPE_CLOSED = 128 + 13  # what a shell shows for a program that SIGPIPE ended
-RANK_WAIT = 3.0  # seconds in which rank 0 meets the same error and the launcher ends the others
+# A launched process leaves its message in this file; the launcher prints one of them
+ERROR_FILE = "SPKV_ERROR_FILE"
+INTERNAL = 70  # EX_SOFTWARE of sysexits.h: exit code of a bug in this program
+PIPE_CLOSED = 128 + 13  # exit code that a shell shows for a program ended by SIGPIPE
+# Seconds that other ranks wait, so that rank 0 can report the same error and the launcher ends them
+RANK_WAIT = 3.0
 
 
 HINT = "\n  hint: "
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal would act on or not show (line ends, escapes, odd blanks) written out."""
+    """Escape characters that a terminal acts on or does not show: line ends, control codes, odd spaces."""
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Shown(str):
-    """Text of a message with line ends of our own. The names in it are `printable`, so none can fake a line."""
+    """Message text with intended line ends. Names in it went through `printable`, so none can fake a line."""
 
 
 class UserError(Exception):
     """Wrong input or usage. The message says what is wrong, where, and what to do.
 
-    local: of several processes only this one may have met it, so it speaks even if it is not rank 0.
-    message: of an error that is raised anew `str(err)`, whose lines stay lines; what else has line ends of its own is
-    a `Shown`. Anything else is written out in one line, whatever names it holds.
+    Args:
+        message: what is wrong. Line ends in it are escaped unless it is a `Shown`, such as `str(err)` of a
+            UserError.
+        file, line: the place, written before the message.
+        hint: what the user can do, written on a line of its own.
+        local: perhaps only this rank has met the error, so it is reported even if the rank is not 0.
     """
 
-    consequence = False  # of another process's end, which tells the cause
+    consequence = False  # True: another process ended first, and that process reports the cause
 
     def __init__(
         self,
@@ -73,7 +80,7 @@ class UserError(Exception):
 
 
 def natural(text: str) -> int:
-    """argparse type of seeds and the like: a whole number from 0 in plain digits, below 2^63."""
+    """argparse type of seeds and counts: a whole number from 0 to 2^63 - 1, in plain digits."""
     if not (text.isascii() and text.isdecimal()):
         raise ArgumentTypeError(f"{text[:40]!a} is not a whole number from 0")
     if len(text) > 19 or int(text) >= 2**63:
@@ -82,18 +89,19 @@ def natural(text: str) -> int:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run an entry point and exit: whatever goes wrong becomes `error: ...` on stderr, one or two lines.
+    """Run an entry point and exit. Every error becomes `error: ...` on stderr, in one or two lines.
 
-    Exit codes: 1 for what the user can put right (`UserError`, `OSError`, memory, a missing package), 130 for Ctrl-C,
-    141 where the reader of our output left before the work was done, 70 for a defect of ours, whose traceback goes to a
-    file in $SPKV_LOG_DIR or the system's temporary folder. SPKV_TRACEBACK=1 shows every traceback.
+    Exit codes: 1 for what the user can fix (`UserError`, `OSError`, memory, a missing package); 130 for
+    Ctrl-C; 141 when the reader of our output left before the work was done; 70 for a bug in this program,
+    whose traceback goes to a file in $SPKV_LOG_DIR or the system's temporary folder. SPKV_TRACEBACK=1 shows
+    every traceback.
     """
     guard()
     code: str | int | None
     try:
         try:
             code = main() or 0
-        except SystemExit as end:  # argparse's
+        except SystemExit as end:  # raised by argparse
             code = end.code
         code = _flush(code)
     except BaseException as err:
@@ -102,7 +110,8 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def guard() -> None:
-    """From here on nothing prints a traceback: not an import, a thread, or a destructor; and no name fails to print."""
+    """Install hooks so that imports, threads and destructors print no traceback, and all names can be
+    printed."""
     codecs.register_error("pyspkv", _unprintable)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -114,7 +123,7 @@ def guard() -> None:
 
 
 def _unprintable(err: UnicodeError) -> tuple[bytes, int]:
-    """Codec error handler: bytes of a file's name as they are, so that a shell finds the file; the rest as \\xfc."""
+    """Codec error handler: keep the raw bytes of a file name, so that a shell finds it; escape the rest."""
     assert isinstance(err, UnicodeEncodeError)
     one = err.object[err.start]
     if "\udc80" <= one <= "\udcff":
@@ -123,9 +132,9 @@ def _unprintable(err: UnicodeError) -> tuple[bytes, int]:
 
 
 def _end(err: BaseException) -> int:
-    """Say what happened, and return the exit code."""
+    """Report an error, and return the exit code."""
     if _interrupted(err):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is slow to end
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends a slow shutdown
         if _rank() == 0:
             _print("interrupted")
         return 130
@@ -140,15 +149,15 @@ def _end(err: BaseException) -> int:
             return code
     rank = _rank()
     if rank and isinstance(err, UserError) and not err.local:
-        # All read the same options and files: rank 0, if it has met it too, says it, and the launcher (torchrun, srun)
-        # ends this process while it waits.
+        # All ranks read the same options and files. If rank 0 has met the error too, it reports it, and the
+        # launcher (torchrun, srun) ends this process while it waits.
         threading.Event().wait(RANK_WAIT)
     _print(f"[rank {rank}] error: {text}" if rank else f"error: {text}")
     return code
 
 
 def _what(err: BaseException) -> tuple[str, int]:
-    """(message, exit code) of an error."""
+    """Message and exit code of an error."""
     text = str(err)
     if isinstance(err, UserError):
         return text, 1
@@ -181,13 +190,13 @@ def _what(err: BaseException) -> tuple[str, int]:
 
 
 def _memory(err: BaseException) -> str | None:
-    """The memory that was needed, if the error says it; None: the error is not about memory."""
+    """The amount of memory that was asked for ("" when unknown); None when the error is not about memory."""
     text = str(err)
     if (
         isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError"
-    ):  # torch's, without its advice
+    ):  # torch's class; its advice is cut off
         return _line(text.partition("GiB is allocated")[0].partition(". GPU")[0])
-    if isinstance(err, RuntimeError) and "allocate memory" in text:  # torch's allocator of the CPU
+    if isinstance(err, RuntimeError) and "allocate memory" in text:  # torch's CPU allocator
         found = re.search(r"tried to allocate (\d+) bytes", text)
         return f"{int(found[1]):,} bytes were needed" if found else ""
     return None
@@ -205,12 +214,12 @@ def _ours(name: str | None) -> bool:
 
 
 def _interrupted(err: BaseException | None) -> bool:
-    """Whether it is Ctrl-C, or what an extension module made of it while it was imported."""
+    """True for Ctrl-C, also when an extension module turned it into another error during an import."""
     seen = set()
     while err is not None and id(err) not in seen:
         if isinstance(err, KeyboardInterrupt):
             return True
-        if isinstance(err, UserError):  # raised on purpose, whatever came before
+        if isinstance(err, UserError):  # raised on purpose, so its cause does not matter
             return False
         seen.add(id(err))
         err = err.__cause__ or err.__context__
@@ -218,7 +227,7 @@ def _interrupted(err: BaseException | None) -> bool:
 
 
 def _rank() -> int:
-    """This process's number among those of one training (torchrun's), 0 where it is alone."""
+    """This process's rank in a training of several processes (set by torchrun); 0 when it runs alone."""
     if os.environ.get("WORLD_SIZE") == "1":
         return 0
     found = os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or ""
@@ -226,7 +235,10 @@ def _rank() -> int:
 
 
 def leave(file: str, text: str) -> None:
-    """Write a message for pyspkv.bin.launch, whole or not at all; an empty one: another process is the cause."""
+    """Write a message for pyspkv.bin.launch, atomically.
+
+    An empty text means that another process is the cause.
+    """
     with open(f"{file}.part", "w", encoding="utf-8", errors="surrogateescape") as f:
         f.write(text)
     os.replace(f"{file}.part", file)
@@ -236,13 +248,13 @@ def leave(file: str, text: str) -> None:
 
 
 def _line(text: str, most: int = 300) -> str:
-    """One line, not too long."""
+    """The text in one line of at most `most` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[:most] + " ..."
 
 
 def _print(text: str) -> None:
-    """On stderr, if somebody listens; what a terminal would act on, or not show, is written out."""
+    """Print to stderr, with unprintable characters escaped; do nothing when stderr is closed."""
     try:
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -250,11 +262,14 @@ def _print(text: str) -> None:
 
 
 def _flush(code):
-    """Flush stdout; if that fails, the message is ours, not the interpreter's."""
+    """Flush stdout and return the exit code.
+
+    Without it, the interpreter would report a failing flush itself.
+    """
     try:
         if sys.stdout and not sys.stdout.closed:
             sys.stdout.flush()
-    except BrokenPipeError:  # `... | head`: all was done, and the reader had enough
+    except BrokenPipeError:  # `... | head`: the work is done, and the reader closed the pipe
         _to_nowhere(sys.stdout)
     except OSError as err:
         _to_nowhere(sys.stdout)
@@ -264,7 +279,7 @@ def _flush(code):
 
 
 def _reader_left() -> bool:
-    """Whether the pipe at stdout or stderr has lost its reader; both then lead nowhere."""
+    """True when stdout or stderr is a pipe without a reader; such a stream is redirected to /dev/null."""
     left = False
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -284,35 +299,36 @@ def _to_nowhere(stream) -> None:
 
 
 def _leave(code: int) -> None:
-    """End now, from an exception hook: returning would make the exit code 1."""
+    """End the process from an exception hook: returning from the hook would set the exit code to 1."""
     _flush(code)
     os._exit(code)
 
 
 def _ignored(args) -> None:
-    """sys.unraisablehook: Ctrl-C in a destructor or an import's callback counts, of the rest one line is left."""
+    """sys.unraisablehook: repeat a Ctrl-C from a destructor or callback; print one line for other errors."""
     if issubclass(args.exc_type, KeyboardInterrupt):
-        again = threading.Timer(
-            0.05, os.kill, (os.getpid(), signal.SIGINT)
-        )  # as if it had come a moment later:
-        again.daemon = True  # what is raised in here is lost once more
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))  # send it again a moment later,
+        again.daemon = True  # because an exception raised in this hook would be lost again
         again.start()
     else:
         _print(f"warning: ignored {_line(f'{args.exc_type.__name__}: {args.exc_value}')}")
 
 
 def _thread_died(args) -> None:
-    """threading.excepthook: the program goes on, as it does without this hook."""
+    """threading.excepthook: print one line; the other threads go on, as they do without this hook."""
     if args.exc_type is not SystemExit:
         what = _line(f"{args.exc_type.__name__}: {args.exc_value}")
         report = (
             "" if isinstance(args.exc_value, OSError) else f"; please report it with {_log(args.exc_value)}"
         )
-        _print(f"warning: a thread died ({what}){report}")  # a full disk is no defect of ours
+        _print(f"warning: a thread died ({what}){report}")  # an OSError, such as a full disk, is not our bug
 
 
 def _log(err: BaseException) -> str:
-    """Write the traceback to a new file that only the user can read; returns its name, or what kept us from it."""
+    """Write the traceback to a new file that only the user can read.
+
+    Return its name, or why there is none.
+    """
     import tempfile
     import traceback
 
@@ -323,7 +339,7 @@ def _log(err: BaseException) -> str:
             try:
                 fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
                 break
-            except FileExistsError:  # an old one, or somebody's link: never through it
+            except FileExistsError:  # an older file or somebody's link, which must not be written through
                 name = os.path.join(folder, f"pyspkv-error-{os.getpid()}-{k}.log")
         else:
             raise FileExistsError

@@ -1,4 +1,5 @@
-"""Small files that somebody else may have written: read with bounds on size, depth and numbers, refused in one line."""
+"""Reading small files from untrusted sources, with limits on size, depth and numbers; problems are one-line
+errors."""
 
 import json
 import os
@@ -10,8 +11,8 @@ from typing import Any
 from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 
-MAX_JSON = 16 << 20  # bytes: the largest state.json or curve made here has a few hundred KB
-MAX_DEPTH = 50  # lists and mappings in one another
+MAX_JSON = 16 << 20  # bytes: the largest state.json or curve written by this project has a few hundred KB
+MAX_DEPTH = 50  # levels of nested lists and mappings
 MAX_INT = 2**63 - 1
 AGAIN = "copy it again, or download it again from the address of the file"
 
@@ -26,7 +27,10 @@ _PACKED = {
 
 
 def regular(path: str | Path, hint: str | None = None) -> int:
-    """The size of a plain file, in bytes. UserError: a folder, a pipe, a device (but /dev/fd/N)."""
+    """The size of a regular file, in bytes.
+
+    UserError when it is a folder, a pipe or a device (except /dev/fd/N).
+    """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode) and not str(path).startswith(
         ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
@@ -36,7 +40,7 @@ def regular(path: str | Path, hint: str | None = None) -> int:
 
 
 def read_bytes(path: str | Path, limit: int, hint: str | None = None) -> bytes:
-    """All of a plain file of at most `limit` bytes."""
+    """Content of a regular file. UserError when it has more than `limit` bytes or is not a regular file."""
     regular(path, hint)
     with open(path, "rb") as f:
         raw = f.read(limit + 1)
@@ -48,7 +52,10 @@ def read_bytes(path: str | Path, limit: int, hint: str | None = None) -> bytes:
 
 
 def read_text(path: str | Path, limit: int, hint: str | None = None) -> str:
-    """UTF-8 text of at most `limit` bytes, without a byte-order mark."""
+    """UTF-8 text of a file, without a byte-order mark.
+
+    UserError when it is not UTF-8 or exceeds `limit` bytes.
+    """
     raw = read_bytes(path, limit, hint)
     try:
         return raw.decode("utf-8-sig")
@@ -60,15 +67,21 @@ def read_text(path: str | Path, limit: int, hint: str | None = None) -> str:
 def read_json(
     path: str | Path, kind: type = dict, *, hint: str | None = None, limit: int = MAX_JSON, nan: bool = False
 ) -> Any:
-    """The JSON object (or `kind=list`: list) in a file; `nan`: it may hold NaN and Infinity, as Python writes them."""
+    """The JSON object in a file, or the list with `kind=list`. UserError when it is not one.
+
+    nan: allow NaN and Infinity, which Python's json module writes.
+    """
     return parse_json(read_text(path, limit, hint), kind, file=path, hint=hint, nan=nan)
 
 
 def read_json_or_empty(path: str | Path, *, limit: int = MAX_JSON) -> dict:
-    """`read_json`, or {} where there is nothing that can be read: of records without which work is done again."""
+    """`read_json`, or {} when the file cannot be read.
+
+    For records whose loss only means to do some work again.
+    """
     try:
         return read_json(path, limit=limit)
-    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
+    except (OSError, UserError, ValueError):  # ValueError: the name is not a valid file name
         return {}
 
 
@@ -82,11 +95,20 @@ def parse_json(
     nan: bool = False,
     most: int = MAX_INT,
 ) -> Any:
-    """JSON text -> an object of `kind`, nested at most MAX_DEPTH deep, its numbers finite, whole ones up to `most`."""
+    """Parse JSON text and check its limits.
+
+    Args:
+        kind: dict or list, the type that the text must have.
+        file, line, hint: where the text comes from and what to do, for error messages.
+        nan: allow NaN and Infinity.
+        most: largest absolute value of a whole number.
+
+    Raises UserError when it is not JSON of that kind, or is nested deeper than MAX_DEPTH.
+    """
     try:
         hooks: dict[str, Any] = {} if nan else {"parse_constant": _no_constant, "parse_float": _finite}
         found = json.loads(text, parse_int=lambda digits: _int(digits, most), **hooks)
-        if "\\ud" in text.lower():  # half of a surrogate pair: a string that no file can take
+        if "\\ud" in text.lower():  # half of a surrogate pair cannot be written to any file
             json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         found = None
@@ -120,7 +142,10 @@ def _no_constant(text: str) -> float:
 
 
 def _deeper(found: Any, most: int) -> bool:
-    """Whether lists and mappings stand in one another more than `most` deep. No recursion: the depth is theirs."""
+    """True when lists and mappings are nested more than `most` levels deep.
+
+    A loop, as recursion could overflow.
+    """
     level = [found]
     for _ in range(most):
         level = [
@@ -136,7 +161,7 @@ def _deeper(found: Any, most: int) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite int or float; True and False are not."""
+    """True for a finite int or float, but not for True and False."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
@@ -151,7 +176,7 @@ def number(
     line: int | None = None,
     hint: str | None = None,
 ) -> Any:
-    """`value` itself, if it is a number within [low, high]; `whole`: an int. UserError names it otherwise."""
+    """`value` if it is a number (with `whole`: an int) within [low, high]; else UserError with its `name`."""
     fits = is_number(value) and (not whole or isinstance(value, int))
     if not fits or (low is not None and value < low) or (high is not None and value > high):
         span = (
@@ -167,7 +192,7 @@ def number(
 
 
 def short(value: Any, most: int = 60) -> str:
-    """A value for a message."""
+    """`value` as text of limited length, for a message."""
     import reprlib
 
     cut = reprlib.Repr()
@@ -177,7 +202,7 @@ def short(value: Any, most: int = 60) -> str:
 
 
 def first_bytes(path: str | Path) -> None:
-    """UserError: by its first bytes a file of weights is a Git LFS pointer, a web page, packed, or empty."""
+    """UserError when a file of weights is really a Git LFS pointer, a web page, compressed, or empty."""
     regular(path)
     with open(path, "rb") as f:
         head = f.read(512)
@@ -194,9 +219,10 @@ def first_bytes(path: str | Path) -> None:
 
 
 def safetensors_header(path: str | Path) -> dict[str, Any]:
-    """The header of a safetensors file: name -> {dtype, shape, data_offsets}, checked against the file's size.
+    """The header of a safetensors file: name -> {dtype, shape, data_offsets}.
 
-    Layout: 8 bytes little-endian length N, N bytes of JSON, the data.
+    Layout: 8 bytes with a little-endian length N, N bytes of JSON, then the data.
+    Raises UserError when the header is not valid, or promises more data than the file has.
     """
     first_bytes(path)
     size = regular(path)
@@ -231,7 +257,10 @@ def safetensors_header(path: str | Path) -> dict[str, Any]:
 
 
 def read_rows(path: str | Path) -> dict[str, Any]:
-    """The arrays of a safetensors file (rows/epoch-N.safetensors of a run), by name."""
+    """The arrays of a safetensors file (rows/epoch-N.safetensors of a run), by name.
+
+    UserError when unreadable.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -243,10 +272,10 @@ def read_rows(path: str | Path) -> dict[str, Any]:
 
 
 def is_finished(model: Path) -> bool:
-    """Whether training of this model folder is done; an imported or exported model always is."""
+    """True when the training of this model folder is complete; an imported or exported model always is."""
     try:
         name = read_text(model / "LATEST", 4096).strip()
         state = read_json(model / name / "state.json", nan=True)
-    except (OSError, UserError, ValueError):  # ValueError: a name that no file can have
+    except (OSError, UserError, ValueError):  # ValueError: the name is not a valid file name
         return False
     return "/" not in name and state.get("done", True) is True

@@ -1,4 +1,4 @@
-"""Memory management: a pause of Python's cycle collector."""
+"""Pausing Python's garbage collector."""
 
 import gc
 from collections.abc import Iterator
@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_gc() -> Iterator[None]:
-    """Building millions of strings: the cycle collector would walk them over and over and find nothing."""
+    """Context without cyclic garbage collection.
+
+    While millions of strings are built, the collector would scan them again and again and free nothing.
+    """
     was = gc.isenabled()
     gc.disable()
     try:

@@ -1,8 +1,10 @@
-"""torchaudio and transformers, imported in one place: a torchaudio of CUDA does not load beside a CPU-only torch.
+"""Imports torchaudio and transformers, because a CUDA build of torchaudio does not load with a CPU-only
+torch.
 
-transformers imports torchaudio wherever it is installed, so one that is broken breaks WavLM. Here it is tried first.
-If it does not load, `sys.modules["torchaudio"]` is None, Python's own word for a module that shall not be imported:
-`importlib.util.find_spec`, by which transformers looks for it, then finds none. We need of it the mel filters alone.
+transformers imports torchaudio wherever it is installed, so a broken torchaudio breaks WavLM. This module
+therefore imports torchaudio first. If that fails, it sets `sys.modules["torchaudio"]` to None, Python's mark
+for a module that must not be imported. `importlib.util.find_spec`, which transformers calls, then does not
+find it. pyspkv itself only needs torchaudio's mel filters.
 """
 
 import functools
@@ -16,22 +18,20 @@ from torch import Tensor
 
 @functools.cache
 def torchaudio() -> ModuleType | None:
-    """The package; None where it is not installed or cannot be loaded."""
+    """The package, or None when it is not installed or cannot be loaded."""
     try:
         import torchaudio
         import torchaudio.compliance.kaldi
-    except (
-        Exception
-    ):  # OSError: libcudart is not there; RuntimeError: of another CUDA than torch; ImportError
+    except Exception:  # OSError: no libcudart; RuntimeError: built for another CUDA than torch; ImportError
         for name in [n for n in sys.modules if n.partition(".")[0] == "torchaudio"]:
             del sys.modules[name]
-        sys.modules["torchaudio"] = None  # type: ignore[assignment]  # so that no import finds it
+        sys.modules["torchaudio"] = None  # type: ignore[assignment]  # later imports do not find it
         return None
     return torchaudio
 
 
 def transformers() -> ModuleType:
-    """The package; from now on a torchaudio that is broken is none to it. ImportError: it is not installed."""
+    """The package; a broken torchaudio is hidden from it. ImportError when transformers is not installed."""
     torchaudio()
     import transformers
 
@@ -39,7 +39,11 @@ def transformers() -> ModuleType:
 
 
 def mel_banks(num_bins: int, fft: int, low_hz: float, high_hz: float, rate: float = 16000.0) -> Tensor:
-    """Kaldi's triangular mel filters, float32 [num_bins, fft / 2]: torchaudio's, else the same by us."""
+    """Kaldi's triangular mel filters, float32 [num_bins, fft / 2], by torchaudio or else by
+    `plain_mel_banks`.
+
+    fft: points of the FFT; low_hz, high_hz: lowest and highest edge of the filters; rate: samples per second.
+    """
     package = torchaudio()
     if package is None:
         return plain_mel_banks(num_bins, fft, low_hz, high_hz, rate)
@@ -47,7 +51,7 @@ def mel_banks(num_bins: int, fft: int, low_hz: float, high_hz: float, rate: floa
 
 
 def plain_mel_banks(num_bins: int, fft: int, low_hz: float, high_hz: float, rate: float = 16000.0) -> Tensor:
-    """The same values, to the last bit, without torchaudio: mel = 1127 ln(1 + Hz / 700), no VTLN."""
+    """The same values as torchaudio's, bit for bit: mel = 1127 ln(1 + Hz / 700), without VTLN."""
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (low_hz, high_hz))
     step = (high - low) / (num_bins + 1)
     k = torch.arange(num_bins).unsqueeze(1)

@@ -9,7 +9,7 @@ MAX_PARTS = 500  # each may hold a file open while they are joined
 def parts(text: str) -> int:
     """argparse type: a number of parts."""
     if not re.fullmatch(r"[1-9][0-9]{0,3}", text, re.ASCII) or int(text) > MAX_PARTS:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number from 1 to {MAX_PARTS}")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 1 to {MAX_PARTS}")
     return int(text)
 
 

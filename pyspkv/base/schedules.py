@@ -1,6 +1,7 @@
-"""Learning rate, margin and EMA schedules: pure functions of the epoch (a real number, step / steps per epoch).
+"""Schedules of learning rate, margin and EMA as pure functions of the epoch, a real number (step / steps per
+epoch).
 
-Nothing here counts calls, so a resumed run needs no scheduler state.
+Because nothing counts calls, a resumed run needs no scheduler state.
 """
 
 import math
@@ -8,11 +9,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from pyspkv.base.config import Config, NotNegative
+from pyspkv.base.config import Config, NotNegative, Positive
 
 
 class LRScheduleConfig(Config):
-    """Factor on the learning rate: linear warm-up from 0 to 1, then a fall to `final_factor` at the last epoch."""
+    """Factor on the learning rate: linear warm-up from 0 to 1, then a fall to `final_factor` at the end."""
 
     name: Literal["cosine", "exponential", "constant"] = Field(
         "cosine",
@@ -29,25 +30,40 @@ class LRScheduleConfig(Config):
         description="Factor at the last epoch (not used by constant). An exponential fall by 0.95 an epoch "
         "over 40 epochs is 0.95^40 = 0.1285.",
     )
+    first_epochs: NotNegative = Field(
+        0.0,
+        description="Epochs of a phase of its own before all this: the rate falls from `first_factor` to "
+        "`final_factor`, then starts anew. SSRL has 5, in which labels do not move.",
+    )
+    first_factor: Positive = Field(0.2, description="Factor at the start of that first phase.")
 
 
 def lr_factor(config: LRScheduleConfig, epoch: float, epochs: float) -> float:
-    """Factor on the base learning rate at `epoch` of `epochs`."""
+    """Factor on the base learning rate at `epoch` of `epochs` (both real numbers)."""
+    if epoch < config.first_epochs:
+        return _fall(config, epoch / config.first_epochs, config.first_factor)
+    epoch, epochs = epoch - config.first_epochs, epochs - config.first_epochs
     if epoch < config.warmup_epochs:
         return epoch / config.warmup_epochs
     done = min(1.0, (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9))
+    return _fall(config, done, 1.0)
+
+
+def _fall(config: LRScheduleConfig, done: float, start: float) -> float:
+    """From `start` to `final_factor` in the shape of the config, at the share `done` of it."""
+    end = config.final_factor
     if config.name == "cosine":
-        return config.final_factor + (1 - config.final_factor) * 0.5 * (1 + math.cos(math.pi * done))
-    return config.final_factor**done if config.name == "exponential" else 1.0
+        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+    return start * (end / start) ** done if config.name == "exponential" else start
 
 
 def ramp(epoch: float, start: float, end: float, low: float, high: float) -> float:
-    """`low` before `start`, `high` after `end`, linear between (margins, loss weights)."""
+    """`low` before epoch `start`, `high` after `end`, linear in between; for margins and loss weights."""
     if epoch >= end:
         return high
     return low if epoch <= start else low + (high - low) * (epoch - start) / (end - start)
 
 
 def cosine_ramp(epoch: float, epochs: float, low: float, high: float) -> float:
-    """`low` -> `high` on a half cosine over the whole run (EMA rates: 0.996 -> 1)."""
+    """From `low` at epoch 0 to `high` at `epochs` along half a cosine; for EMA momentum (0.996 to 1)."""
     return high - (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / epochs)))

@@ -65,6 +65,11 @@ class AugmentConfig(Config):
     babble_speakers: Annotated[tuple[Talkers, Talkers], AfterValidator(in_order)] = Field(
         (3, 8), description="Number of talkers in a babble: minimum and maximum (Kaldi's recipes: 3 to 7)."
     )
+    babble_snr_each: bool = Field(
+        False,
+        description="Each talker of a babble has an SNR of its own in `babble_snr`, and then they are added "
+        "up, as voxceleb_trainer does. Their sum is then about 7.5 dB louder. Off: the sum has that SNR.",
+    )
     music_list: str = Field("", description="List of music, for example MUSAN's.")
     music_snr: Span = Field((5.0, 15.0), description="SNR of music in dB (Kaldi's recipes: 5 to 15).")
     babble_music: bool = Field(
@@ -129,7 +134,7 @@ def source_length(num: int, profile: Profile) -> int:
 
 
 def change_speed(wave: np.ndarray, speed: float, num: int | None = None) -> np.ndarray:
-    """The first part of `Augmenter.apply`: float32 [T] -> [num]."""
+    """Change the speed of a wave, the first part of `Augmenter.apply`: float32 [T] -> [num]."""
     if speed != 1:
         import soxr
 
@@ -216,7 +221,7 @@ class Augmenter:
         self.num_rirs = len(self._rir_reader) if self._rir_reader else self._bank[0] if self._bank else 0
         if not rooms_later:
             self.make_rooms()
-        # reverberation alone, addition alone, both; what is not there goes to what is
+        # Weights of reverberation alone, addition alone, both. The weight of what cannot be done goes to what can.
         reverb, add, both = c.reverb_weight, c.additive_weight, c.both_weight
         if not self.lists:
             reverb, add, both = reverb + both, 0.0, 0.0
@@ -228,13 +233,13 @@ class Augmenter:
         self._fft: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def make_rooms(self) -> None:
-        """Simulate the rooms of the bank, or read them from `cache_dir`; nothing where that is done or not wanted."""
+        """Simulate the rooms of the bank, or read them from `cache_dir`, unless that is done or not wanted."""
         if self._bank and not self._rirs:
             self._rirs = bank(*self._bank)
 
     # ---- drawing -----------------------------------------------------------------------------------------
     def draw_speed(self, rng: np.random.Generator) -> int:
-        """Place in `speed_perturb`; 0 where there are none."""
+        """Draw a place in `speed_perturb`; 0 where that is empty."""
         return int(rng.integers(len(self.config.speed_perturb))) if self.config.speed_perturb else 0
 
     def draw(self, rng: np.random.Generator, speed: float = 1.0) -> Profile:
@@ -248,14 +253,23 @@ class Augmenter:
         kinds = [*self.lists, *(["babble+music"] if c.babble_music else [])]
         kind, *others = kinds[rng.integers(len(kinds))].split("+")
         also = self._addition(rng, others[0]) if others else None
-        return replace(self._addition(rng, kind), speed=speed, rir=rir, also=also)
+        return replace(self._addition(rng, kind, also), speed=speed, rir=rir)
 
-    def _addition(self, rng: np.random.Generator, kind: str) -> Profile:
+    def _addition(self, rng: np.random.Generator, kind: str, also: Profile | None = None) -> Profile:
+        """An addition of this kind, beside `also`."""
         c = self.config
         num = int(rng.integers(c.babble_speakers[0], c.babble_speakers[1] + 1)) if kind == "babble" else 1
         rows = tuple(rng.integers(len(self.lists[kind]), size=num).tolist())
-        snr = float(rng.uniform(*getattr(c, f"{kind}_snr")))
-        return Profile(kind=kind, rows=rows, offsets=tuple(rng.random(num).tolist()), snr=snr)
+        low, high = getattr(c, f"{kind}_snr")
+        if kind == "babble" and c.babble_snr_each:
+            for row, offset, snr in zip(
+                rows, rng.random(num).tolist(), rng.uniform(low, high, size=num).tolist()
+            ):
+                also = Profile(kind=kind, rows=(row,), offsets=(offset,), snr=snr, also=also)
+            assert also is not None  # a babble has a talker
+            return also
+        snr = float(rng.uniform(low, high))
+        return Profile(kind=kind, rows=rows, offsets=tuple(rng.random(num).tolist()), snr=snr, also=also)
 
     # ---- applying ----------------------------------------------------------------------------------------
     def apply(self, wave: np.ndarray, profile: Profile, num: int | None = None) -> np.ndarray:
@@ -269,7 +283,7 @@ class Augmenter:
         return waves[0]
 
     def apply_to_batch(self, waves: np.ndarray, profiles: list[Profile]) -> None:
-        """The rest of `apply` on each of `waves` float32 [B, T], in place."""
+        """Do what `apply` does after the speed, to each of `waves` float32 [B, T] in place."""
         reverberant = [i for i, profile in enumerate(profiles) if profile.rir >= 0]
         for first in range(0, len(reverberant), _FFT_ROWS):
             rows = reverberant[first : first + _FFT_ROWS]

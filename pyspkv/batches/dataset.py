@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
 from pyspkv.base.errors import UserError
-from pyspkv.base.processes import end_with_parent
+from pyspkv.base.processes import ASKS_TO_END, end_with_parent
 from pyspkv.batches.augment import Augmenter, Profile, change_speed, source_length
 from pyspkv.batches.sampler import Sampler, rank_slice
 from pyspkv.data.datadir import DataDir
@@ -62,7 +62,7 @@ class View:
 
 
 def check_views(views: dict[str, View], min_samples: int) -> None:
-    """UserError: a view is shorter than the shortest input of the encoder."""
+    """Raise a UserError if a view is shorter than the shortest input of the encoder."""
     for name, view in views.items():
         if view.samples < min_samples:
             raise UserError(
@@ -88,7 +88,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
+            if device.type != "cuda":
+                return x.to(device)
+            return x.pin_memory().to(device, non_blocking=True)  # a copy from other memory would wait
 
         columns: dict[str, Any] = {c: move(getattr(self, c)) for c in COLUMNS}
         views = {name: (move(wave), move(lengths)) for name, (wave, lengths) in self.views.items()}
@@ -96,7 +98,7 @@ class Batch:
 
 
 def _name_codes(names: list) -> np.ndarray:
-    """Names -> their places in order, int64 [N]."""
+    """The place of each name among the sorted different names, int64 [N]."""
     number = {name: i for i, name in enumerate(sorted(set(names)))}
     return np.fromiter((number[name] for name in names), np.int64, len(names))
 
@@ -145,7 +147,7 @@ class TrainingRows:
         self._loaded = False
 
     def preload(self) -> None:
-        """Read what `cache_mb` holds, once; nothing else here opens audio."""
+        """Read as much audio as `cache_mb` holds, once. Nothing else in this class opens audio."""
         if not self._loaded:
             for reader in self.readers:
                 reader.preload()
@@ -231,7 +233,7 @@ class Batches(torch.utils.data.Dataset):
         return Batch(epoch, step, index=index, **columns, speed=torch.from_numpy(speed), views=views)
 
     def crops(self, row: int, rng: np.random.Generator, speed: int) -> dict[str, tuple[np.ndarray, Profile]]:
-        """Each view's crop float32 [T] with its speed changed, and what else is drawn for it."""
+        """Of each view the crop float32 [T], its speed changed already, and the augmentation drawn for it."""
         reader, row = self.corpus.reader(row)
         speeds = self.augmenter.config.speed_perturb if self.augmenter is not None else ()
         plain = Profile(speeds[speed]) if speeds else Profile()
@@ -299,6 +301,8 @@ def _shared(batch: Batch) -> Batch:
 
 def _start_worker(on_fork: Callable[[], None]) -> None:
     end_with_parent()
+    for number in ASKS_TO_END:  # sent to the whole job: the training still needs batches for its last step
+        signal.signal(number, signal.SIG_IGN)
     on_fork()
     # Batches are handed over by a socket in the temporary folder, and a socket's path has at most 107 bytes.
     if len(os.fsencode(tempfile.gettempdir())) > 107 - len("/pymp-12345678/listener-12345678"):
@@ -331,7 +335,7 @@ def _why(err: Exception, workers: Sequence = ()) -> UserError | None:
 
 
 def _end_workers() -> None:
-    """End them all, that none of them raises torch's error once more, where nobody expects it."""
+    """End all workers, so that none raises torch's error once more in a place where nobody expects it."""
     for _ in range(1000):
         try:
             for worker in multiprocessing.active_children():
@@ -356,9 +360,9 @@ def worker_errors():
     sys.unraisablehook = hook
     try:
         yield
-    except Exception as err:
-        _end_workers()
-        if why := _why(err):
+    except BaseException as err:
+        _end_workers()  # Python would ask them by SIGTERM, which they ignore, and wait for ever
+        if isinstance(err, Exception) and (why := _why(err)):
             raise why from None
         raise
     finally:

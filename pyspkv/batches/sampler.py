@@ -84,8 +84,15 @@ def rank_slice(rows: np.ndarray, rank: int, world: int) -> np.ndarray:
 
 
 class Sampler:
-    """Base: keeps what every sampler needs. `label` int64 [N] by row; `batch` is the global batch size; `columns` are
-    the corpus's others (source, group, device), int64 [N] each, for the samplers that ask."""
+    """The base of all samplers.
+
+    Args:
+        label: int64 [N], the label of each row.
+        batch: the number of utterances of a batch over all processes.
+        columns: the corpus's other columns (source, group, device), int64 [N] each, for the samplers that use them.
+
+    UserError: there are too few utterances for one batch.
+    """
 
     def __init__(
         self,
@@ -123,25 +130,40 @@ class Shuffle(Sampler):
 class UniqueLabel(Sampler):
     """No label twice in a batch, at most `max_per_label` utterances of a label per epoch (arXiv 2406.02285).
 
-    The j-th utterances of all labels (in random order) form a pool that is cut into batches, for each j; a pool's
-    remainder is left out of this epoch. Large clusters therefore weigh less than their size.
+    A label with more utterances takes part with `max_per_label` of them, drawn anew each epoch. All of these are used
+    but for what fills no last batch, or, where few labels hold most utterances, finds no batch without its label:
+    there are as many batches as can be filled, and a label's utterances are spread evenly over them (`even`).
     """
 
+    def __init__(self, config, label, batch, seed, columns=None):
+        if (labels := len(np.unique(label))) < batch:
+            raise UserError(
+                f"sampler unique_label needs {batch} labels for a batch, but there are {labels}",
+                hint=f"lower batch_size to {labels} or less, or use sampler: shuffle",
+            )
+        super().__init__(config, label, batch, seed, columns)
+
     def epoch(self, epoch: int) -> np.ndarray:
-        return unique_label_batches(self.label, self.config.max_per_label, self.batch, self.rng(epoch))
+        rng = self.rng(epoch)
+        order, turn = turns(self.label, rng)
+        rows = order[turn < self.config.max_per_label]
+        return rows[even(self.label[rows], self.batch, rng)]
 
 
-def unique_label_batches(
-    label: np.ndarray, max_per_label: int, batch_size: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Rows int64 [batches, batch_size], each row once: no label int64 [N] twice in a batch, at most `max_per_label`
-    rows of a label."""
+def turns(label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of label int64 [N], label by label and in random order within each; the how-manieth of its label each is."""
     order = rng.permutation(len(label))
-    order = order[np.argsort(label[order], kind="stable")]  # by label, random inside
-    first = np.searchsorted(label[order], label[order])
-    turn = np.arange(len(order)) - first  # the how-manieth of its label
-    keep = turn < max_per_label
-    order, turn = order[keep], turn[keep]
+    order = order[np.argsort(label[order], kind="stable")]
+    return order, np.arange(len(order)) - np.searchsorted(label[order], label[order])
+
+
+def pool_batches(label: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows int64 [batches, batch_size], each row once: no label int64 [N] twice in a batch.
+
+    The j-th rows of all labels (in random order) form a pool that is cut into batches, for each j; a pool's remainder
+    is left out. For labels with equally many rows.
+    """
+    order, turn = turns(label, rng)
     shuffled = rng.permutation(len(order))
     order, turn = order[shuffled], turn[shuffled]
     by_turn = np.argsort(turn, kind="stable")
@@ -160,7 +182,7 @@ def even(label: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
 
     There are as many batches B as can be filled. A label with c rows takes part with min(c, B) of them, less what no
     batch has room for, and is in every batch with the same probability, whether it has many rows or few (pools of j-th
-    rows, as `unique_label_batches` makes them, would put those with many into batches of their own).
+    rows, as `pool_batches` makes them, would put those with many into batches of their own).
 
     The B batches are halved again and again, and each label's rows are shared out by the halves' sizes; what is
     no whole number is decided by systematic sampling in random order (Madow 1949), which gives each label its exact
@@ -205,7 +227,7 @@ class Dialogues(Sampler):
 
     Each epoch cuts every dialogue, in random order, into draws of M utterances (what is left over waits), and no device
     has two draws in a batch. Every batch is a fair draw: where devices have equally many draws, their j-th ones form a
-    pool, as in `UniqueLabel`; else `even` spreads each device's over the epoch. With a second, unlabeled
+    pool (`pool_batches`); else `even` spreads each device's over the epoch. With a second, unlabeled
     data directory, `num_labeled` of the N are of the first one, in even distances, and a pass is over when one of the
     two is used up; `num_labeled` must then be a multiple of the number of processes.
     """
@@ -254,7 +276,10 @@ class Dialogues(Sampler):
 
 
 class Stream:
-    """The dialogues of the rows in `part` (bool [N]) that have `per` utterances or more; draws `num` at a time."""
+    """Draws `num` dialogues at a time, `per` utterances of each, from the rows in `part` (bool [N]).
+
+    Dialogues with fewer than `per` utterances are left out. UserError: too few devices.
+    """
 
     def __init__(self, group: np.ndarray, device: np.ndarray, part: np.ndarray, per: int, num: int):
         self.per, self.num = per, num
@@ -279,10 +304,10 @@ class Stream:
             )
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Rows int64 [steps, num, per] of one pass."""
+        """The rows of one pass, int64 [steps, num, per]."""
         _, uses = np.unique(self.device, return_counts=True)
         if (uses == uses[0]).all():
-            batches = unique_label_batches(self.device, len(self.device), self.num, rng)
+            batches = pool_batches(self.device, self.num, rng)
         else:
             batches = even(self.device, self.num, rng)
         shuffled = self.rows[np.lexsort((rng.random(len(self.rows)), self.owner))]  # inside each dialogue
@@ -290,7 +315,8 @@ class Stream:
 
 
 def epoch_passes(rng: np.random.Generator, rows: np.ndarray, batch: int, steps: int) -> np.ndarray:
-    """int64 [steps, batch]: pass after pass over `rows` [N], each in a new random order and cut into whole batches."""
+    """Batches int64 [steps, batch]: pass after pass over `rows` [N], each in a new random order and cut into whole
+    batches. What does not fill a batch of a pass is left out of it."""
     each = len(rows) // batch
     if each == 0:
         return np.empty((0, batch), np.int64)

@@ -1,1 +1,1 @@
-"""Entry points: parse, call, print."""
+"""Entry points: each parses its options, calls the library and prints."""

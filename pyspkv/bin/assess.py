@@ -1,4 +1,4 @@
-"""Models on prepared test sets: embeddings, scores, AS-norm, calibration, and one table of all lists side by side."""
+"""Assess models on prepared test sets: embeddings, scores, AS-norm, calibration, one table of all lists."""
 
 import argparse
 import json
@@ -34,18 +34,22 @@ def parse_args() -> argparse.Namespace:
 
 
 def call(*words: str | Path) -> None:
-    """Another entry point, whose messages go to stderr; where it fails it has said why."""
+    """Run another entry point, with its messages on stderr.
+
+    If it fails, exit with its code: it has said why.
+    """
     done = subprocess.run([sys.executable, "-m", *map(str, words)], stdout=sys.stderr)
     if done.returncode:
         raise SystemExit(done.returncode)
 
 
 def name_of(folder: str) -> str:
+    """Name of a data directory: the last component of its path."""
     return os.path.basename(os.path.abspath(folder))
 
 
 def prepared(args: argparse.Namespace) -> dict[str, str]:
-    """Name -> data directory of everything that is embedded. UserError: two share a name, or one has no trials."""
+    """Name -> data directory, for all that is embedded. UserError: two share a name, or one has no trials."""
     out: dict[str, str] = {}
     for folder in [*args.data, *filter(None, [args.dev, args.cohort])]:
         if out.setdefault(name_of(folder), folder) != folder:
@@ -58,7 +62,10 @@ def prepared(args: argparse.Namespace) -> dict[str, str]:
 
 
 def system_of(out: Path, number: int, model: str) -> Path:
-    """The folder of a model's results, which names the model by a link. UserError: it is another model's."""
+    """The folder of a model's results; a link in it names the model.
+
+    UserError: it belongs to another model.
+    """
     folder, link = out / str(number), out / str(number) / "model"
     target = os.path.abspath(model.removesuffix("@best").removesuffix("@last"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,9 +114,7 @@ def main() -> None:
         print(json.dumps([{"model": model, **found} for model, found in rows], indent=1))
     else:
         print(assessment.table(rows))
-        print(
-            "shows from: half the 95 % interval of a paired difference over speakers; smaller ones are noise"
-        )
+        print("shows from: half the 95 % interval of a paired difference over speakers; less may be chance")
 
 
 if __name__ == "__main__":

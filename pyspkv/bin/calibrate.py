@@ -1,4 +1,4 @@
-"""Fit and store the calibration and decision threshold of a model, on dev or pseudo-speaker trials."""
+"""Fit the calibration and decision threshold of a model on dev or pseudo-speaker trials, and store them."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from pyspkv.base.errors import UserError, natural, run
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_TRIALS = 10**8  # of a kind drawn from data: more would not fit the memory
+MOST_TRIALS = 10**8  # of each kind drawn from data; more would not fit into memory
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +51,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def pseudo_scores(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray, str]":
+    """(scores [n], target [n], their source) of pairs drawn from --from-data."""
     from pyspkv.data.ark import read_embeddings
     from pyspkv.data.datadir import DataDir
     from pyspkv.score import calibration, scoring
@@ -66,7 +67,10 @@ def pseudo_scores(args: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray, st
 
 
 def recordings(data) -> tuple[list[str] | None, str]:
-    """The recording of each utterance, where known and where it tells utterances of a speaker apart."""
+    """(recording of each utterance, a remark).
+
+    None if unknown, or if every speaker has one recording only.
+    """
     if not data.segments:
         return None, ""
     recording = [data.segments[utt][0] for utt in data.utts]

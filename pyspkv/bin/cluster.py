@@ -3,8 +3,8 @@
     python -m pyspkv.bin.cluster --embeddings embed/embedding.scp --data data --out-data round1/data \\
         --num-clusters 7500 --report round1/report.json
 
-Existing labels are kept if they were made from the same embeddings with the same options, or were edited by hand since;
-anything else is an error.
+Existing labels are kept if they were made from the same embeddings with the same options (they may have been
+edited by hand since). Otherwise they are an error.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def parse(argv=None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
+    # Threads that spin at barriers take 5 times as long on a busy machine. Set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pyspkv.clustering.options import Options
     from pyspkv.clustering.round import make_round

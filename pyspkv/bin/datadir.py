@@ -1,4 +1,4 @@
-"""Kaldi data directories from the command line; utils/*.sh are thin fronts with Kaldi's names and options."""
+"""Make and check Kaldi data directories; utils/*.sh call this with Kaldi's names and options."""
 
 import argparse
 import importlib
@@ -9,7 +9,10 @@ from pyspkv.data.commands import COMMANDS
 
 
 def parser_for(words: list[str]) -> argparse.ArgumentParser:
-    """A parser of all subcommands; only the one that `words` begins with has its arguments."""
+    """A parser of all subcommands.
+
+    Only the one that `words` begins with gets its arguments, to import no other.
+    """
     parser = argparse.ArgumentParser(prog="python -m pyspkv.bin.datadir", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, about) in COMMANDS.items():
@@ -28,6 +31,7 @@ def parser_for(words: list[str]) -> argparse.ArgumentParser:
 
 
 def load(module: str):
+    """Import the module of a subcommand."""
     return importlib.import_module(f"pyspkv.data.commands.{module}")
 
 

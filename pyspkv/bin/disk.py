@@ -1,4 +1,4 @@
-"""What an experiment weighs and what of it may go, with the commands that remove it and that make it again."""
+"""Disk usage of an experiment: what can be removed, and the commands that remove it and make it again."""
 
 import argparse
 
@@ -6,6 +6,7 @@ from pyspkv.base.errors import run
 
 
 def size(number: float) -> str:
+    """Bytes as text with a binary unit."""
     for unit in ("B", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""Enrol a speaker by recordings, for `pyspkv identify`: `pyspkv enrol NAME a.wav b.wav --model exp`."""
+"""Enrol a speaker from recordings, for `pyspkv identify`: `pyspkv enrol NAME a.wav b.wav --model exp`."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ def main() -> None:
         store = enrolment.Store.read(args.store) if os.path.lexists(args.store) else None
         name, digest = enrolment.model_of(args.model, store, args.store)
         store = store or enrolment.Store(name, digest)
-        if args.name in store.names and not args.replace:  # before anything is embedded
+        if args.name in store.names and not args.replace:  # checked before the recordings are embedded
             raise UserError(
                 f"{args.name} is already enrolled", file=args.store, hint="give --replace, or another name"
             )

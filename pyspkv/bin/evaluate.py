@@ -1,4 +1,7 @@
-"""Score, calibrate and measure systems on trial lists: SYSTEM/score/NAME.scores and .json. Current ones are kept."""
+"""Score, calibrate and measure systems on trial lists: SYSTEM/score/NAME.scores and .json.
+
+Current files are kept.
+"""
 
 import argparse
 import os
@@ -8,9 +11,9 @@ from pyspkv.base.errors import run
 
 
 def count(text: str) -> int:
-    """argparse type: a whole number from 2, in plain digits."""
+    """argparse type: an integer of at least 2, in plain digits."""
     if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number from 2")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number of at least 2")
     return int(text)
 
 
@@ -24,25 +27,27 @@ def parse_args() -> argparse.Namespace:
     # fmt: off
     p.add_argument("--systems", required=True, nargs="+", metavar="DIR", help="folders with embed/ and model/")
     p.add_argument("--data", required=True, nargs="+", metavar="DIR",
-                   help="data directories with trials, and optionally enrol_map (models of several utterances)")
+                   help="data directories with trials, and optionally enrol_map (models of several utterances). "
+                   "Further lists in them, trials_X, are scored as NAME_X from the same embeddings")
     p.add_argument("--name", nargs="+", metavar="NAME",
                    help="one name per list (default: the last component of each --data)")
     p.add_argument("--dev", metavar="DIR", help="data directory of dev trials: calibration is fitted on them")
     p.add_argument("--cohort-set", default="train", metavar="NAME",
                    help="name of the cohort's embeddings, embed/NAME (default: train)")  # fmt: skip
     p.add_argument("--cohort-data", metavar="DIR",
-                   help="data directory of (pseudo-)speakers of embed/train: adds NAME-mean, scores less the training "
-                   "embeddings' mean, and NAME-asnorm, AS-normed with these speakers")
+                   help="data directory with the (pseudo-)speakers of the cohort: adds NAME-mean, scores "
+                   "after subtracting the mean of the cohort's embeddings, and NAME-asnorm, AS-normed with "
+                   "these speakers")
     p.add_argument("--top-n", type=count, default=300, metavar="N",
                    help="cohort speakers per side in AS-norm; all of them if there are fewer (default: 300)")
     p.add_argument("--crops", action="store_true",
-                   help="adds NAME-crops: mean of the scores by embed/NAME and by embed/NAME-crops")
+                   help="adds NAME-crops: mean of the scores with embed/NAME and with embed/NAME-crops")
     p.add_argument("--compare", metavar="DIR",
-                   help="a system with the same lists: paired bootstrap of the EERs. Among --systems, it is scored "
-                   "first; else its score files must exist")
+                   help="a system with the same lists: adds a paired bootstrap of the EERs. Its score files "
+                   "must exist, unless it is among --systems; then it is scored first")
     # fmt: on
     args = p.parse_args()
-    for option in ("dev", "cohort_data", "compare"):  # scripts give an empty one for none
+    for option in ("dev", "cohort_data", "compare"):  # scripts give an empty value for "none"
         setattr(args, option, getattr(args, option) or None)
     args.systems = [str(Path(system)) for system in args.systems]
     args.name = args.name or [os.path.basename(os.path.abspath(d)) for d in args.data]

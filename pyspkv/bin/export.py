@@ -1,4 +1,4 @@
-"""A model to hand over: network, config, calibration and a model card, without what only resuming needs."""
+"""Export a model to hand it over: network, config, calibration and a model card, without training state."""
 
 import argparse
 

@@ -2,13 +2,14 @@
 
     python -m pyspkv.bin.extract --model exp/round1/model --data data/train data/test
 
-Without --out the embeddings go to exp/round1/embed/train and exp/round1/embed/test. What is up to date, of this very
-model, audio and options, is kept. On several machines, each with the same command but for K, and then once --merge:
+Without --out the embeddings go to exp/round1/embed/train and exp/round1/embed/test. Embeddings of the same
+model, audio and options are kept. On several machines run the same command with another K each, and then once
+--merge:
 
     python -m pyspkv.bin.extract --model exp/round1/model --data data/train --part 1/4
     python -m pyspkv.bin.extract --model exp/round1/model --data data/train --merge 4
 
-Without a data directory, files and folders of audio go into one .npz (--audio --help):
+Without a data directory, the embeddings of audio files and folders go into one .npz (--audio --help):
 
     python -m pyspkv.bin.extract --model exp/round1/model --audio recordings --out x.npz
 """
@@ -24,7 +25,7 @@ MAX_CROPS, MAX_CROP_SECONDS, MAX_ALL_CROPS = (
     1000,
     600,
     6000,
-)  # seconds; all crops of an utterance are one batch
+)  # number, seconds, seconds in all (all crops of an utterance are in one batch)
 
 
 def parse() -> argparse.Namespace:
@@ -90,7 +91,7 @@ def parse_audio() -> argparse.Namespace:
 
 
 def extract_audio() -> None:
-    """Files and folders of audio into one .npz."""
+    """Embed audio files and folders into one .npz file."""
     args = parse_audio()
     if not args.out.endswith(".npz"):
         hint = "with --data, embeddings go into a folder"
@@ -106,7 +107,7 @@ def extract_audio() -> None:
 
 
 def main() -> None:
-    # Threads that spin at barriers cost a busy machine 5 x the time; must be set before OpenMP is loaded.
+    # Threads that spin at barriers take 5 times as long on a busy machine. Set before OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if any(word == "--audio" or word.startswith("--audio=") for word in sys.argv[1:]):
         extract_audio()

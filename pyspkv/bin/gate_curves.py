@@ -1,4 +1,7 @@
-"""What a gate let through, epoch by epoch: quantity, with a truth file quality (GLL, eq. 2 and 3). Diagnostics only."""
+"""What a gate lets through in each epoch: quantity and, with a truth file, quality (GLL, eq. 2 and 3).
+
+These are diagnostics only.
+"""
 
 import argparse
 from pathlib import Path
@@ -19,7 +22,8 @@ def parse_args() -> argparse.Namespace:
     )
     p.add_argument("--runs", nargs="+", type=Path, metavar="DIR", help="or model folders, in order")
     p.add_argument("--unlabeled", nargs="+", metavar="DIR",
-                   help="their --unlabeled: one for all, or one per model (with --exp: of the baseline)")  # fmt: skip
+                   help="the --unlabeled of these trainings: one for all or one per model (with --exp: "
+                   "that of the baseline)")  # fmt: skip
     p.add_argument("--truth", metavar="UTT2SPK", help="true speakers of the unlabeled utterances")
     p.add_argument(
         "--corrupted", metavar="FILE", help="utterances whose label bin.seeded_cluster --label-noise changed"

@@ -1,4 +1,4 @@
-"""Run the cells of a table of experiments and write RESULTS.jsonl, RESULTS.md and plots."""
+"""Run the cells of a table of experiments; write RESULTS.jsonl, RESULTS.md and plots."""
 
 import argparse
 import shlex
@@ -41,7 +41,7 @@ def main() -> int:
     from pyspkv.experiments.grid import Table, looks
 
     table, jobs, code = Table(args.table), max(1, args.jobs), 0
-    if args.cmd and "/" in args.cmd[0]:  # as it is called from here, or from the repository
+    if args.cmd and "/" in args.cmd[0]:  # a path relative to this folder or to the repository
         args.cmd[0] = str((here if (here := Path(args.cmd[0])).is_file() else runner.ROOT / here).absolute())
     exp = Path(args.exp or table.exp).absolute()
     if args.exp:
@@ -55,9 +55,9 @@ def main() -> int:
     elif args.status:
         grid.status(jobs)
     else:
-        files = [*sorted(args.table.parent.glob("*.yaml")), args.table]  # RESULTS.md has the tables of all
+        files = [*sorted(args.table.parent.glob("*.yaml")), args.table]  # RESULTS.md shows the tables of all
         shown = looks(files)
-        results.read_rows(table.results)  # before hours of work
+        results.read_rows(table.results)  # a damaged file is found now, not after hours of work
         if not args.report:
             code = grid.work(jobs)
         if table.results.exists():

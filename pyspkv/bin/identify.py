@@ -1,4 +1,4 @@
-"""Which enrolled speaker is it? The most similar first; with a calibrated model, also a decision for each."""
+"""Find which enrolled speaker a recording is from; with a calibrated model, also decide for each speaker."""
 
 import argparse
 

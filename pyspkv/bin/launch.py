@@ -1,7 +1,8 @@
 """Run a module in several processes of this machine: `python -m pyspkv.bin.launch --nproc 2 pyspkv.bin.train ...`.
 
-The module gets the variables that torchrun would set. When one process fails the others are ended too, one message says
-why, and no process is left, whatever ends the launcher. The exit code is 0 or 1.
+The module gets the environment variables that torchrun would set. If one process fails, the others are ended too, and
+one message says why. No process is left, whatever ends the launcher. The exit code is 0 or 1; or 75, if the processes
+were asked to end (SIGTERM, SIGUSR1) and the same command goes on from there.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The command `pyspkv`: `pyspkv extract ...` is `python -m pyspkv.bin.extract ...`, and so for every entry point."""
+"""The command `pyspkv`: `pyspkv extract ...` is `python -m pyspkv.bin.extract ...`, and so on."""
 
 import ast
 import difflib
@@ -11,7 +11,7 @@ from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError, run
 
 # fmt: off
-ABOUT: dict[str, str] = {  # of entry points whose file does not begin with a line about them
+ABOUT: dict[str, str] = {  # descriptions of entry points whose file has none
 }
 # fmt: on
 
@@ -29,6 +29,7 @@ def about(file: Path) -> str:
 
 
 def overview() -> str:
+    """The text of `pyspkv --help`."""
     lines = ["usage: pyspkv COMMAND ... (each has --help), the same as python -m pyspkv.bin.COMMAND ...", ""]
     return "\n".join(lines + [f"  {name:20} {about(file)}" for name, file in commands().items()])
 
@@ -43,6 +44,7 @@ def find(word: str) -> str:
 
 
 def dispatch() -> None:
+    """Run the entry point that the command line names."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -54,7 +56,7 @@ def dispatch() -> None:
         return
     name = find(words[0])
     sys.argv = [os.fspath(commands()[name]), *words[1:]]
-    runpy.run_module(f"pyspkv.bin.{name}", run_name="__main__", alter_sys=True)  # as python -m does it
+    runpy.run_module(f"pyspkv.bin.{name}", run_name="__main__", alter_sys=True)  # like python -m
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def table(out: dict) -> str:
-    """The metrics for people."""
+    """The metrics as text for people."""
     low, high = out["eer_ci_low"], out["eer_ci_high"]
     over = f"{out['eer_ci_units']} {out['eer_ci_over']}, {out['eer_ci_replicates']} replicates"
     lines = [f"trials          {out['num_target']} target, {out['num_nontarget']} nontarget"]

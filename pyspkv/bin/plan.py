@@ -1,4 +1,4 @@
-"""Before a recipe runs: what each stage will do and cost, or settings that fit the corpus (--fit)."""
+"""Show what each training of a recipe will do and cost; --fit makes the settings fit the corpus."""
 
 import argparse
 import sys
@@ -18,9 +18,11 @@ def parse() -> argparse.Namespace:
     p.add_argument("--conf", required=True, metavar="DIR", help="folder of the recipe's configs")
     p.add_argument("--num-rounds", type=natural, default=2, help="rounds of clustering and training")
     p.add_argument(
-        "--fit", action="store_true", help="rewrite epochs, batch_size and crops in CONF by the stated rule"
+        "--fit",
+        action="store_true",
+        help="first rewrite epochs, batch_size and crops in CONF to fit the corpus",
     )
-    p.add_argument("--no-timing", action="store_true", help="train no steps: no table")
+    p.add_argument("--no-timing", action="store_true", help="time no training steps and print no table")
     p.add_argument(
         "--allow-pipes", action="store_true", help="run entries of wav.scp that are commands (`... |`)"
     )
@@ -28,7 +30,7 @@ def parse() -> argparse.Namespace:
 
 
 def fit(conf: Path, num_utts: int, seconds: list[float]) -> None:
-    """Rewrite the configs that do not fit, and say what to give for --num-clusters."""
+    """Rewrite the configs that do not fit the corpus, and print what to give for --num-clusters."""
     from pyspkv.base.atomic import atomic_file
     from pyspkv.base.foreign import read_text
     from pyspkv.data import plan

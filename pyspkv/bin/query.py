@@ -1,4 +1,4 @@
-"""What a later step needs from finished trainings, as files: the best of several, a gate's threshold, a step count."""
+"""Write what later steps need from finished trainings: a link to the best model, a threshold, step counts."""
 
 import argparse
 import math
@@ -38,6 +38,7 @@ def parse() -> argparse.Namespace:
 
 
 def dev_eer(model: Path) -> float:
+    """The lowest dev EER of a training, in percent. UserError: it had no dev list."""
     from pyspkv.base import checkpoint
 
     eer = checkpoint.state(checkpoint.resolve_model(model)).get("best_eer")
@@ -49,7 +50,10 @@ def dev_eer(model: Path) -> float:
 
 
 def link_best(models: list[Path], link: Path) -> None:
-    """Make `link`, beside the models' folders or above them, a relative link to the best model."""
+    """Make `link` a relative link to the model with the lowest dev EER.
+
+    UserError: `link` exists and is not a link.
+    """
     import os
 
     best = min(models, key=dev_eer)
@@ -63,7 +67,7 @@ def link_best(models: list[Path], link: Path) -> None:
 
 
 def peak(model: Path, key: str) -> float:
-    """The highest of the epochs' means of `key` in a training's log."""
+    """The highest of the epoch means of `key` in a training's log. UserError: no epoch has it."""
     from pyspkv.base import foreign
     from pyspkv.report.experiment import epochs_of
 
@@ -74,8 +78,11 @@ def peak(model: Path, key: str) -> float:
 
 
 def labeled_steps(config, labeled: int, unlabeled: int) -> tuple[int, int]:
-    """(batch size, steps an epoch) of training on the labeled part alone: all rows of the two-stream batch's
-    unlabeled share, as far as there are labeled utterances; as many steps as one pass over the unlabeled part."""
+    """(batch size, steps per epoch) for training on the labeled part alone.
+
+    A batch is as large as the unlabeled share of the batch of both parts, but has at most all labeled
+    utterances. An epoch has as many steps as one pass over the unlabeled part.
+    """
     share = config.batch_size - min(labeled, config.sampler.labeled_batch_size)
     return min(labeled, share), unlabeled // share
 

@@ -1,4 +1,4 @@
-"""Collect an experiment: results.json, report.md with its tables, and plots."""
+"""Collect the results of an experiment: results.json, report.md with its tables, and plots."""
 
 import argparse
 from pathlib import Path
@@ -25,7 +25,9 @@ def parse_args() -> argparse.Namespace:
         help="other experiments: adds a table of paired differences, and a plot of dev EER against cost",
     )
     p.add_argument("--title", help="title of report.md (default: the name of EXP)")
-    p.add_argument("--unscored", action="store_true", help="there are no trials: report what else there is")
+    p.add_argument(
+        "--unscored", action="store_true", help="there are no trials: report everything but scores"
+    )
     return p.parse_args()
 
 

@@ -1,8 +1,9 @@
-"""Link finished phases of another experiment into a new one, which goes on from them.
+"""Link finished phases of another experiment into a new one, which continues from them.
 
-Only `<phase>/model` and `round<r>/data` are linked: what is made before --stage, of the rounds those below --round.
-Embeddings, scores and reports are made in the new experiment. A linked model is never written to; the trainer refuses
-it, as when it resumes, where the recipe would train it with other settings, data or labels.
+Linked are `<phase>/model` and `<phase>/data` (and data_out) of the phases that a recipe makes before --stage
+and, of the rounds, those below --round. A round's report.json is copied. The new experiment makes its own
+embeddings, scores and report. A linked model is never written to. If the recipe would train it with other
+settings, data or labels, the trainer refuses it, as it does when it resumes.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def parse() -> argparse.Namespace:
 
 
 def wanted(phase: str, stage: int, first_round: int) -> bool:
-    """Whether a recipe has made this phase before `stage`, and before round `first_round` of stage 4."""
+    """Whether a recipe makes this phase before `stage` and, if it is a round, before `first_round`."""
     if re.fullmatch(r"(pretrain|trunk)\w*", phase):
         return True
     if number := re.fullmatch(r"round([1-9]\d{0,5})", phase):
@@ -72,7 +73,7 @@ def main() -> None:
             os.symlink(target, place)
         report = (
             model.parent / "report.json"
-        )  # what the labels were: a copy, for this experiment's own report
+        )  # describes the labels; copied for the report of the new experiment
         if report.is_file():
             shutil.copyfile(report, args.exp / phase / "report.json", follow_symlinks=False)
         linked += 1

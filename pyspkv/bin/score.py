@@ -1,4 +1,4 @@
-"""Score trials: cosine of embeddings, optionally mean-subtracted, AS-normalized, calibrated."""
+"""Score trials: cosine of embeddings, optionally with mean subtraction, AS-norm and calibration."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -21,16 +21,21 @@ def parse_args() -> argparse.Namespace:
         required=True,
         nargs="+",
         metavar="SCP",
-        help="embeddings of the enrolment side; several (whole utterances and their crops): the mean of their scores",
+        help="embeddings of the enrolment side; with several files (whole utterances and their crops), the "
+        "scores are averaged",
     )
     p.add_argument(
-        "--test", required=True, nargs="+", metavar="SCP", help="of the test side; as many as --enrol"
+        "--test",
+        required=True,
+        nargs="+",
+        metavar="SCP",
+        help="embeddings of the test side, as many as for --enrol",
     )
     p.add_argument("--out", required=True, help="score file to write")
     p.add_argument(
         "--enrol-map",
         metavar="FILE",
-        help="`model utt1 utt2 ...` lines: a model is the mean of its length-normalized embeddings, length-normalized",
+        help="`model utt1 utt2 ...` lines: a model is the normalized mean of length-normalized embeddings",
     )
     p.add_argument(
         "--cohort", metavar="SCP", help="embeddings of the AS-norm cohort; without it, plain cosine"
@@ -54,7 +59,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_cohort(scp: str, utt2spk: str | None, mean: "np.ndarray | None", dim: int) -> "np.ndarray":
-    """float32 [C, D]: directions of the cohort, of utterances or of (pseudo-)speakers. Prints its size."""
+    """Directions of the cohort, of utterances or of (pseudo-)speakers: float32 [C, D].
+
+    Prints their number.
+    """
     from pyspkv.data.ark import read_embeddings
     from pyspkv.score import scoring
 
@@ -70,7 +78,7 @@ def read_cohort(scp: str, utt2spk: str | None, mean: "np.ndarray | None", dim: i
 
 
 def score(args, enrol_scp: str, test_scp: str, mean, enrol: list[str], test: list[str]) -> "np.ndarray":
-    """float64 scores of the trials by one pair of embedding sets."""
+    """Scores of the trials with one pair of embedding sets, float64 [n]."""
     from pyspkv.data.ark import read_embeddings
     from pyspkv.score import scoring
 

@@ -1,4 +1,4 @@
-"""Rank a directory's dialogues by compactness, the most doubtful first, for a person to listen to."""
+"""Rank a directory's dialogues by compactness, the most doubtful first, so that a person can check them."""
 
 import argparse
 import json
@@ -85,7 +85,7 @@ def main() -> None:
         with atomic_file(Path(f"{args.out}.json"), own=True) as f:
             json.dump(
                 {k: v for k, v in found.items() if v == v}, f, indent=1
-            )  # without mixed ones there is no AUC
+            )  # leaves out NaN: if no dialogue is mixed there is no AUC
         print(
             f"by the truth: AUC of the mean cosine {found['auc']:.4f}, of the lowest {found['auc_low']:.4f}; "
             f"mean weight of mixed dialogues / of clean ones {found['weight_ratio']:.3f} "

@@ -1,10 +1,10 @@
 """Pseudo-labels of unlabeled utterances from a few labeled ones: constrained seed k-means, or label propagation.
 
-    python -m pyspkv.bin.seeded_cluster --embeddings embed/embedding.scp --labeled-data split/labeled \\
+    python -m pyspkv.bin.seeded_cluster --embeddings embed/embedding.scp --labeled-data split/labeled \
         --unlabeled split/unlabeled --out-data round1/data
 
---out-data holds the unlabeled utterances, each with one of the labeled speakers; labeled utterances keep theirs.
-Existing labels are treated as in bin.cluster.
+--out-data gets the unlabeled utterances, each with the name of one of the labeled speakers. Existing labels
+in --out-data are treated as in bin.cluster.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def parse(argv=None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before OpenMP is loaded, see bin.cluster
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # set before OpenMP is loaded, see bin.cluster
     from pyspkv.clustering.seeded import SeededOptions, make_seeded_round
 
     options = SeededOptions(**{name: getattr(args, name) for name in SeededOptions.__dataclass_fields__})

@@ -1,4 +1,4 @@
-"""Dialogues from a voice-assistant log: a data directory with utt2dialogue and dialogue2device."""
+"""Make dialogues from a voice-assistant log: a data directory with utt2dialogue and dialogue2device."""
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,9 @@ EDGES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="utils/sessionize.sh",
-        description="A new dialogue begins where the pause between two turns of a device, or the dialogue, gets too "
-        "long. Prints a histogram of the pauses; choose --max-gap in its valley. Without OUT, nothing is written.",
+        description="A new dialogue begins where the pause between two turns of a device is too long, or the "
+        "dialogue becomes too long. Prints a histogram of the pauses; choose --max-gap in its valley. "
+        "Without OUT, nothing is written.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument(
@@ -53,7 +54,7 @@ def parse() -> argparse.Namespace:
 
 
 def histogram(gaps, max_gap: float) -> list[str]:
-    """One line a class of pauses, the threshold between the lines."""
+    """One line per class of pauses; the line that contains --max-gap is marked."""
     import numpy as np
 
     count = np.histogram(gaps, [-np.inf, *EDGES, np.inf])[0]
@@ -139,7 +140,7 @@ def main() -> None:
     hours = sum(float(seconds[row]) for row in rows) / 3600
     print(
         f"{args.out}: {len(rows)} of {len(data.utts)} turns in {len(kept.dialogue2device)} dialogues, "
-        f"{hours:.2f} hours; the rest is too short or alone"
+        f"{hours:.2f} hours; the other turns are too short or in no dialogue"
     )
     for line in dialogue_lines(kept):
         print(f"{args.out}: {line}")

@@ -1,4 +1,4 @@
-"""Dialogues from labeled speech, clean or contaminated: DIR/train, DIR/train_labeled and DIR/truth."""
+"""Make dialogues from labeled speech, clean or contaminated: OUT/train, OUT/train_labeled and OUT/truth."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from pyspkv.base.errors import UserError, natural, run
 
 
 def span(text: str) -> tuple[float, float]:
+    """argparse type: LOW:HIGH."""
     low, _, high = text.partition(":")
     try:
         return float(low), float(high)
@@ -46,12 +47,13 @@ def parse() -> argparse.Namespace:
         type=span,
         default=(0.33, 0.5),
         metavar="LOW:HIGH",
-        help="share of the second speaker's utterances in them",
+        help="share of a mixed dialogue's utterances that are the second speaker's",
     )
     p.add_argument(
         "--alike",
         metavar="FILE",
-        help="`utt key` lines: the second speaker's utterances have the same keys (word, round)",
+        help="`utt key` lines: where possible, an utterance of the second speaker has the key (such as the "
+        "spoken word) of the one that it replaces",
     )
     p.add_argument("--seed", type=natural, default=0)
     args = p.parse_args()
@@ -102,7 +104,7 @@ def main() -> None:
     data.write_training_set(args.out)
     with atomic_file(record) as f:
         json.dump(asked, f, indent=1)
-    assert data.dialogue2mixed is not None and data.dialogue2device is not None  # `contaminate` gives both
+    assert data.dialogue2mixed is not None and data.dialogue2device is not None  # `contaminate` sets both
     mixed = sum(v == "1" for v in data.dialogue2mixed.values())
     print(f"{args.out}/train: {len(data.dialogue2device)} dialogues, {mixed} with a second speaker")
     for line in dialogue_lines(data):

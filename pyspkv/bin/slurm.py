@@ -1,8 +1,8 @@
-"""Run a command, or numbered copies of it, as a SLURM array: what utils/slurm.sh calls.
+"""Run a command, or numbered copies of it, as a SLURM array; utils/slurm.sh calls this.
 
     python -m pyspkv.bin.slurm [OPTIONS] [JOB=1:n] LOG COMMAND...
 
-The options are those of utils/slurm.sh --help; docs/cluster.md tells the rest.
+The options are those of utils/slurm.sh --help. docs/cluster.md explains the rest.
 """
 
 import os
@@ -14,7 +14,7 @@ from pyspkv.base.errors import UserError, run
 
 
 class Stopped(BaseException):
-    """A signal asks the runner to end; its number."""
+    """A signal asks the runner to end; the argument is its number."""
 
 
 def _stop(number: int, _) -> None:
@@ -24,7 +24,7 @@ def _stop(number: int, _) -> None:
 
 
 class Follow:
-    """Copies what a job writes into its log to stdout, less the runner's own lines."""
+    """Copy what a job writes into its log to stdout, without the runner's own lines."""
 
     def __init__(self, log):
         self.log, self.at, self.line = log, 0, b""
@@ -42,7 +42,7 @@ class Follow:
         for line in lines:
             if not line.startswith(
                 b"#"
-            ):  # what a job leaves without a line end is followed by the runner's last line
+            ):  # if a job's output ends without a line end, the runner's last line follows on the same line
                 sys.stdout.buffer.write(re.sub(rb"# Ended \(code \d+\) at .*", b"", line))
         sys.stdout.flush()
 
@@ -70,7 +70,7 @@ def main() -> int:
             code = array.run(show)
             show()
             return code
-        except UserError:  # a later one of several arrays was refused
+        except UserError:  # of several arrays, a later one was refused
             array.stop()
             raise
         except Stopped as stopped:

@@ -1,12 +1,14 @@
 """Test a model on short, noisy and reverberant speech: EER of one trial list under each condition.
 
-    python -m pyspkv.bin.stress --model exp/finetune/model --data data/test --noise data/noise_test --out exp/stress
+    python -m pyspkv.bin.stress --model exp/finetune/model --data data/test --noise data/noise_test --out
+    exp/stress
 
-Every utterance of both sides is changed: cut to a random stretch of N seconds, noise added at an SNR, reverberated by
-simulated rooms of one reverberation time. Drawn from (seed, condition, row), so two models hear the same.
+Every utterance of both sides is changed: cut to a random segment of N seconds, or mixed with noise at an SNR,
+or reverberated by simulated rooms with one reverberation time. The changes are drawn from (seed, condition,
+row), so two models are tested on the same audio.
 """
 
-from __future__ import annotations  # np.ndarray is named below, and numpy imported where it is needed
+from __future__ import annotations  # so that np.ndarray can be named although numpy is imported later
 
 import argparse
 import json
@@ -65,7 +67,7 @@ def parse() -> argparse.Namespace:
 
 
 def conditions(args, cache: Path) -> dict[str, Callable]:
-    """Name -> change(row, wave)."""
+    """Condition -> change(row, wave), a function that returns the changed wave."""
     import numpy as np
 
     from pyspkv.audio.reader import SAMPLE_RATE

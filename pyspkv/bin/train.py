@@ -1,4 +1,7 @@
-"""Train an encoder: `python -m pyspkv.bin.train --config YAML --data DIR --exp DIR`. A rerun resumes."""
+"""Train an encoder: `python -m pyspkv.bin.train --config YAML --data DIR --exp DIR`. A rerun resumes.
+
+SIGTERM and SIGUSR1 end it after the step that it is in, with a checkpoint and exit code 75: the same command goes on.
+"""
 
 import argparse
 import os
@@ -7,16 +10,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from pyspkv.base.errors import UserError, run
-from pyspkv.base.processes import is_first
+from pyspkv.base.processes import REQUEUE, is_first
 
-# Before torch is loaded: a thread that waits for the others lets go of its core. By default it spins, and with busy
-# neighbors an epoch takes several times as long.
+# Set before torch is loaded: a thread that waits for others then sleeps. By default it spins, and on a busy
+# machine an epoch takes several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        if not is_first():  # of several processes one says it
+        if not is_first():  # of several processes only one prints the message
             sys.exit(2)
         super().error(message)
 
@@ -47,12 +50,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--exp", metavar="DIR", help="model folder; a rerun resumes the training in it")
     parser.add_argument(
-        "--init", metavar="DIR[@best|last]", help="start from the encoder of this model, with new heads"
+        "--init", metavar="DIR[@best|last]", help="start from the encoder of this model, with a new head"
     )
     parser.add_argument(
         "--keep-head",
         action="store_true",
-        help="with --init: also keep its heads; the labels must be the same",
+        help="with --init: also keep its heads and its gate; the labels must be the same",
     )
     parser.add_argument(
         "--labels-out",
@@ -75,7 +78,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
+def main() -> int:
     args = parse()
     from pyspkv.base import config as cfg
     from pyspkv.base import distributed
@@ -86,7 +89,7 @@ def main() -> None:
     config = cfg.load(TrainConfig, args.config, args.set)
     if args.print_config:
         print(cfg.to_yaml(config) if is_first() else "", end="")
-        return
+        return 0
     data = DataDir.read(args.data)
     unlabeled, dev = (DataDir.read(d) if d else None for d in (args.unlabeled, args.dev))
     if args.dev_trials and not Path(args.dev_trials).is_file():
@@ -110,9 +113,10 @@ def main() -> None:
         for sign in warnings.at_start(trainer):
             print(sign, file=sys.stderr)
     trainer.run()
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and not trainer.stopped:
         print(f"model: {model}")
     distributed.close()
+    return REQUEUE if trainer.stopped else 0
 
 
 if __name__ == "__main__":

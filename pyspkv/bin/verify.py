@@ -1,4 +1,4 @@
-"""Are these recordings of the same speaker? Score, log-likelihood ratio and decision with the model's own threshold."""
+"""Decide whether recordings are of the same speaker: score, log-likelihood ratio, the model's threshold."""
 
 import argparse
 import itertools

@@ -1,24 +1,28 @@
 """Exact Ward and cosine-average clustering by parallel reciprocal nearest neighbors, in O(N x D) memory.
 
-Both linkages are reducible: d(i + j, k) >= min(d(i, k), d(j, k)) (Bruynooghe 1978). Hence merging *every* pair of
-mutual nearest neighbors at once, in any order, builds the tree that the greedy algorithm builds (Murtagh 1983),
-and a lower bound on the distances of a cluster stays one whatever the others do. Both facts are used here:
+Both linkages are reducible: d(i + j, k) >= min(d(i, k), d(j, k)) (Bruynooghe 1978). Two facts follow. Merging
+*every* pair of mutual nearest neighbors at once, in any order, builds the same tree as the greedy algorithm
+(Murtagh 1983). And a lower bound on the distances of a cluster stays valid whatever other clusters do:
 
-- Each cluster keeps a short list of near clusters with exact distances, and `bound`, a number that no cluster
-  outside the list can be closer than, now or later. While the best of the list is within the bound it is the
-  nearest neighbor, without any search. Merging two clusters unites their lists and takes the smaller bound.
-- Only where that certificate fails, all clusters are searched: blocked float32 products of centroids. Their
-  rounding is bounded from above (Higham 2002, section 3.5) and taken off the bound; listed candidates are
-  recomputed in float64 from float64 centroids, which is what merges are decided on.
-- The tree is built in levels: no pair is merged above height tau before all below it are, and a cluster whose
-  lower bound is above tau is not looked at. Cutting at K stops as soon as N - K merges are certain.
+- Each cluster keeps a short list of near clusters with exact distances, and `bound`: no cluster outside the
+  list is closer than this number, now or later. While the best entry of the list is within the bound, it is
+  the nearest neighbor and no search is needed. When two clusters merge, their lists are united and the
+  smaller bound is kept.
+- Only where this certificate fails are all clusters searched, by blocked float32 products of centroids. The
+  rounding error of the products is estimated from above (Higham 2002, section 3.5) and subtracted from the
+  bound. Distances to listed candidates are recomputed in float64 from float64 centroids; merges are decided
+  on these.
+- The tree is built in levels: no pair is merged above height tau before all pairs below tau are merged, and a
+  cluster whose lower bound is above tau is skipped. A cut at K clusters stops as soon as N - K merges are
+  certain.
 
-Distances need centroids and sizes alone: Ward 2 ni nj / (ni + nj) |ci - cj|^2, the square of scipy's height;
-average linkage of cosine distances 1 - <mi, mj>, mi the mean of the cluster's unit vectors.
+Distances need only centroids and sizes. Ward: 2 ni nj / (ni + nj) |ci - cj|^2, the square of scipy's height.
+Average linkage of cosine distances: 1 - <mi, mj>, where mi is the mean of the cluster's unit vectors.
 
-Ties: distances that differ by less than 1e-12 relative are ties; among tied mutual neighbors the pair with the
-lowest row goes first. (scipy and scikit-learn break them their own way, so tied data may cut differently.) Equal rows
-are merged at height 0 before all else: one by one, each would be the others' nearest neighbor.
+Distances that differ by less than 1e-12 relative are ties. Among tied mutual neighbors the pair with the
+lowest row is merged first. (scipy and scikit-learn break ties in their own ways, so tied data may be cut
+differently.) Equal rows are merged at height 0 before all else: one by one, each would be the nearest
+neighbor of all the others.
 """
 
 from collections.abc import Callable
@@ -28,8 +32,8 @@ import numpy as np
 
 LIST = 8  # neighbors kept for each cluster
 GROUP = 32  # columns that share one minimum in a search
-TIE = 1e-12
-BIG = 1e30
+TIE = 1e-12  # relative difference up to which two distances are a tie
+BIG = 1e30  # stands for "no cluster here"; float32 can hold it
 
 
 def agglomerate(
@@ -42,11 +46,16 @@ def agglomerate(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster x float [N, D] down to `num_clusters`, or while heights are at most `threshold`.
+    """Cluster x float [N, D] down to `num_clusters`, or as long as heights are at most `threshold`.
 
-    linkage "ward" (height as scipy's) or "average" (of cosine distances; x is normalized here). `weights` [N] > 0
-    count each row as that many equal points. Returns int64 labels [N], numbered by first row, and the heights of
-    the merges made, float64, ascending. `progress(done, wanted)` is called after each round of merges.
+    Args:
+        linkage: "ward" (heights as in scipy) or "average" (of cosine distances; x is normalized here).
+        weights: [N] > 0; a row of weight w counts as w equal points.
+        progress: called as progress(done, wanted) after each round of merges.
+
+    Returns int64 labels [N], numbered in the order of each cluster's first row, and the heights of the
+    merges, float64, ascending. ValueError: not exactly one of num_clusters and threshold, or a value out of
+    range.
     """
     n = len(x)
     if (num_clusters is None) == (threshold is None):
@@ -61,14 +70,14 @@ def agglomerate(
 
 
 def cuts(x, counts, *, linkage: str = "ward", device: str = "cpu", progress=None) -> list[np.ndarray]:
-    """One tree of x [N, D], cut into each of `counts` clusters: a list of int64 labels [N]."""
+    """Build one tree of x [N, D] and cut it into each of `counts` clusters: a list of int64 labels [N]."""
     state = _Clusters(x, None, linkage, device)
     state.build(len(x) - min(counts), np.inf, progress)
     return [state.cut(len(x) - count, np.inf)[0] for count in counts]
 
 
 class _Clusters:
-    """All clusters, each in the slot (row) of its first member; a merged-away slot points to its new one."""
+    """All clusters. Each has the slot (row) of its first member; an emptied slot points to its new one."""
 
     def __init__(self, x, weights, linkage, device):
         import torch
@@ -99,7 +108,7 @@ class _Clusters:
             n, dtype=torch.int32, **new
         )  # round in which the slot last got new members
         self.seen = torch.zeros(n, dtype=torch.int32, **new)  # round in which its list was last computed
-        self.height = torch.zeros(n, dtype=torch.float64, **new)  # of the slot's last merge
+        self.height = torch.zeros(n, dtype=torch.float64, **new)  # height of the slot's last merge
         self.round, self.active, self.merges, self.columns = 0, n, [], None
         if len(rows):
             gone, into = torch.as_tensor(rows).to(self.device), torch.as_tensor(firsts).to(self.device)
@@ -107,12 +116,12 @@ class _Clusters:
             self.alive[gone], self.rep[gone], self.bound[gone] = False, into, torch.inf
             self.merges.append((gone.cpu(), into.cpu(), torch.zeros(len(gone), dtype=torch.float64)))
             self.active -= len(gone)
-        # rows of one block of products: 32 MiB on a CPU, 2 GiB on a GPU
+        # size of one block of products: 32 MiB on a CPU, 2 GiB on a GPU
         self.block_bytes = (32 << 20) if self.device.type == "cpu" else (2 << 30)
 
     # ---- exact distances of listed pairs -----------------------------------------------------------------
     def exact(self, rows, cols):
-        """float64 distances of clusters rows [R] to cols [R, L]."""
+        """float64 distances [R, L] of the clusters in rows [R] to those in cols [R, L]."""
         torch = self.torch
         out = torch.empty(cols.shape, dtype=torch.float64, device=self.device)
         step = max(
@@ -132,7 +141,10 @@ class _Clusters:
         return out
 
     def relist(self, rows, cols, bound):
-        """Give `rows` the best of the entries cols [R, L] (any slots, old ones too; -1 = none)."""
+        """Set the lists of `rows` [R] to the nearest of cols [R, L].
+
+        Entries of cols are slots, also emptied ones; -1 means no entry.
+        """
         torch = self.torch
         cols = torch.where(cols >= 0, self.rep[cols], rows[:, None])
         cols = cols.sort(dim=1).values
@@ -148,7 +160,7 @@ class _Clusters:
         self.seen[rows] = self.round
 
     def refresh(self, rows):
-        """Recompute the lists in which some cluster has changed since."""
+        """Recompute those lists of `rows` in which some cluster has changed since the list was made."""
         cols = self.list[rows]
         latest = self.torch.where(cols >= 0, self.changed[self.rep[cols]], 0).amax(1)
         rows, cols = rows[latest > self.seen[rows]], cols[latest > self.seen[rows]]
@@ -157,14 +169,17 @@ class _Clusters:
 
     # ---- searches over all clusters ----------------------------------------------------------------------
     def prepare(self, dtype):
-        """Columns of the products, one row a cluster, similar sizes side by side, a multiple of GROUP."""
+        """Make the columns of the products: a row per cluster, sorted by size, padded to a multiple of GROUP.
+
+        Similar sizes stand side by side because a group shares the smallest size of its clusters in `lower`.
+        """
         torch = self.torch
         slots = self.alive.nonzero().view(-1)
         slots = slots[self.size[slots].argsort(stable=True)]
         total = -(-len(slots) // GROUP) * GROUP
         dim = self.cent.shape[1]
         matrix = torch.zeros(total, dim + 2, dtype=dtype, device=self.device)
-        for first in range(0, len(slots), 8192):  # no float64 copy of everything
+        for first in range(0, len(slots), 8192):  # blocks avoid a float64 copy of everything
             matrix[first : first + 8192][: len(slots[first : first + 8192])] = self.column(
                 slots[first : first + 8192]
             ).to(dtype)
@@ -176,11 +191,12 @@ class _Clusters:
         return {"matrix": matrix, "slots": where, "place": place, "merged": 0}
 
     def column(self, slots):
-        """[R, D + 2]: what a cluster is as a column; with `row` the product is the squared distance or 1 - cos."""
+        """A cluster's column, [R, D + 2]. Its product with `row` is the squared distance or 1 - cos."""
         c, one = self.cent[slots], self.torch.ones_like(self.size[slots])
         return self.torch.cat([c, one[:, None], (c.square().sum(1) if self.ward else one * 0)[:, None]], 1)
 
     def row(self, slots):
+        """A cluster's row, [R, D + 2]; see `column`."""
         c, one = self.cent[slots], self.torch.ones_like(self.size[slots])
         norm = c.square().sum(1) if self.ward else one
         return self.torch.cat([c * (-2 if self.ward else -1), norm[:, None], one[:, None]], 1)
@@ -188,8 +204,8 @@ class _Clusters:
     def search(self, rows, take=LIST, exact=False):
         """Fill the lists of `rows` from all clusters, looking into the `take` nearest groups of columns.
 
-        Rows that are still not sure of their nearest go on with more groups (sizes within a group differ too
-        much), then with float64 products (`exact`: near-ties).
+        For rows whose nearest neighbor is still not certain (because sizes within a group differ too much)
+        more groups are searched, and then float64 products are used (`exact`, for near-ties).
         """
         torch = self.torch
         dtype = torch.float64 if exact else torch.float32
@@ -205,7 +221,7 @@ class _Clusters:
         groups, width = total // GROUP, self.list.shape[1]
         live = slots >= 0
         size = torch.where(live, self.size[slots], torch.inf)
-        # of |row| |column| accumulated over D + 2 products, twice for safety
+        # rounding error as a share of |row| |column|, accumulated over D + 2 products; doubled for safety
         unit = (self.cent.shape[1] + 8) * torch.finfo(dtype).eps * 2
         weight = torch.where(live, matrix[:, -1].double(), 0.0) if self.ward else torch.ones_like(size)
         group_size, group_weight = size.view(groups, GROUP).amin(1), weight.view(groups, GROUP).amax(1)
@@ -242,7 +258,7 @@ class _Clusters:
             self.relist(part, cols, bound)
         unsure = rows[self.dist[rows, 0] > self.bound[rows]]
         if len(unsure):
-            if exact:  # what float64 cannot tell apart is a tie
+            if exact:  # distances that float64 cannot tell apart are a tie
                 self.bound[unsure] = self.dist[unsure, 0]
             elif take == LIST < groups:
                 self.search(unsure, take=16 * LIST)
@@ -250,7 +266,10 @@ class _Clusters:
                 self.search(unsure, take, exact=True)
 
     def lower(self, score, own, weight, unit, size, other):
-        """Lower bounds of distances from products [R, C]: the rounding off, Ward's factor on. In place."""
+        """Turn products [R, C] into lower bounds of distances: minus rounding, times Ward's factor.
+
+        In place.
+        """
         score -= unit * (own + weight)
         if self.ward:
             size = size[:, None]
@@ -260,6 +279,7 @@ class _Clusters:
 
     # ---- the rounds --------------------------------------------------------------------------------------
     def build(self, wanted: int, ceiling: float, progress=None):
+        """Merge level by level until `wanted` merges are certain, or the rest lies above height `ceiling`."""
         torch = self.torch
         tau, done = -np.inf, len(self.size) - self.active
         if done >= wanted or self.active == 1:
@@ -272,7 +292,7 @@ class _Clusters:
                 if done >= wanted or self.active == 1 or tau >= ceiling:
                     return
                 values = low[self.alive]
-                # a quarter of the clusters a level; near the end no more than are needed
+                # each level takes a quarter of the clusters; near the end no more than are needed
                 count = min(len(values), max(64, min(len(values) // 4, wanted - done)))
                 tau = min(float(values.kthvalue(count).values), ceiling)
                 continue
@@ -286,7 +306,7 @@ class _Clusters:
             self.merge(rows)
             if (
                 len(rows) and self.active == before
-            ):  # rounding broke the symmetry of a tie: the closest pair goes
+            ):  # rounding broke the symmetry of a tie: merge the closest pair
                 row = rows[self.dist[rows, 0].argmin()]
                 pair = self.torch.stack([row, self.list[row, 0]]).sort().values
                 self.join(pair[:1], pair[1:])
@@ -295,7 +315,7 @@ class _Clusters:
                 progress(min(done, wanted), wanted)
 
     def merge(self, rows):
-        """Merge all pairs of mutual nearest neighbors among `rows` (all sure of theirs)."""
+        """Merge all pairs of mutual nearest neighbors among `rows`, whose nearest are all certain."""
         torch = self.torch
         near, dist = self.list[rows, 0], self.dist[rows, 0]
         sure = self.dist[near, 0] <= self.bound[near]
@@ -313,6 +333,7 @@ class _Clusters:
             a, b = a[rest], b[rest]
 
     def join(self, a, b):
+        """Merge the clusters in slots b [P] into those in slots a [P]."""
         torch = self.torch
         height = torch.where(self.list[a, 0] == b, self.dist[a, 0], self.dist[b, 0])
         height = torch.maximum(height, torch.maximum(self.height[a], self.height[b]))
@@ -341,6 +362,7 @@ class _Clusters:
         self.bound[b] = torch.inf
 
     def cut(self, wanted: int, ceiling: float):
+        """Labels and heights of the `wanted` lowest merges up to `ceiling`; see `cut_tree`."""
         labels, heights = cut_tree(
             len(self.size), [[part.numpy() for part in m] for m in self.merges], wanted, ceiling
         )
@@ -348,7 +370,7 @@ class _Clusters:
 
 
 def duplicates(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of x [N, D] that equal an earlier one, int64 [M], and the first row that each equals."""
+    """Rows of x [N, D] that equal an earlier row, int64 [M], and the first row that each of them equals."""
     x = np.ascontiguousarray(x)
     whole = x.view(np.dtype((np.void, x.dtype.itemsize * x.shape[1]))).reshape(-1)
     _, first, code = np.unique(whole, return_index=True, return_inverse=True)
@@ -358,14 +380,17 @@ def duplicates(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_tree(n: int, merges: list, wanted: int, ceiling: float) -> tuple[np.ndarray, np.ndarray]:
-    """The `wanted` lowest of the merges (gone, into, height) of n rows, none above `ceiling`: int64 labels [n] numbered
-    by first row, and the heights, ascending. A merge's height is at least those of its parts."""
+    """Apply the `wanted` lowest of the merges (gone, into, height) of n rows that are not above `ceiling`.
+
+    A merge is at least as high as the merges that made its parts. Returns int64 labels [n], numbered in the
+    order of each cluster's first row, and the heights, ascending.
+    """
     if merges:
         gone, into, height = (np.concatenate([m[i] for m in merges]) for i in range(3))
     else:
         gone = into = np.zeros(0, dtype=np.int64)
         height = np.zeros(0)
-    order = np.argsort(height, kind="stable")[:wanted]  # children come before parents of equal height
+    order = np.argsort(height, kind="stable")[:wanted]  # stable: children come before parents of equal height
     order = order[height[order] <= ceiling]
     parent = np.arange(n)
     parent[gone[order]] = into[order]

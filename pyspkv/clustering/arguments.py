@@ -1,12 +1,11 @@
 """The command-line options of a clustering, for bin.cluster and bin.kmeans."""
 
 import argparse
-import re
 
-from pyspkv.base.errors import UserError, natural
+from pyspkv.base.errors import natural
+from pyspkv.clustering.options import MOST, count_or_auto
 
 METHODS = ("kmeans-ahc", "kmeans", "ahc")
-MOST = 10**9  # of what is counted here
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
@@ -25,7 +24,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--method", choices=METHODS, default="kmeans-ahc", help="k-means then AHC, or one of the two"
     )
-    p.add_argument("--num-clusters", default="auto", metavar="K", help="number of clusters, or auto")
+    p.add_argument(
+        "--num-clusters",
+        default="auto",
+        metavar="K",
+        help="number of clusters, auto, or auto*F (F times auto)",
+    )
     p.add_argument(
         "--num-kmeans",
         type=int,
@@ -34,7 +38,11 @@ def add_options(p: argparse.ArgumentParser) -> None:
         help="k-means centroids; 0: N / 22, or AHC alone if N is at most 20,000",
     )
     p.add_argument(
-        "--iterations", type=int, default=20, metavar="N", help="maximum number of k-means iterations"
+        "--iterations",
+        type=int,
+        default=300,
+        metavar="N",
+        help="maximum number of k-means iterations; it stops where it converges",
     )
     p.add_argument(
         "--whiten",
@@ -60,12 +68,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Ends the program where `add_options` has got what it cannot be; num_clusters becomes an int."""
-    if args.num_clusters != "auto":
-        if not re.fullmatch("[0-9]{1,9}", args.num_clusters) or int(args.num_clusters) < 1:
-            given = args.num_clusters if len(args.num_clusters) < 40 else args.num_clusters[:37] + "..."
-            rule = f"--num-clusters {given}: a number from 1 to {MOST - 1}, or auto"
-            raise UserError(rule, hint="use --num-clusters auto")
-        args.num_clusters = int(args.num_clusters)
+    args.num_clusters = count_or_auto(args.num_clusters)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
         p.error(f"--whiten {args.whiten}: must be from 0 to 1")
     for name, least in {"num_kmeans": 0, "min_size": 1, "iterations": 1}.items():

@@ -1,21 +1,21 @@
-"""Utterances that share their embedding: one file under two ids, silence, a beep.
+"""Find utterances that share their embedding: one file under two ids, silence, a beep.
 
-Copies say nothing about speakers, but each set of them looks like the tightest of clusters.
+Copies carry no information about speakers, but each set of them looks like a very tight cluster.
 """
 
 import numpy as np
 
-LIKE = 1e-5  # distance, as a share of the spread of all, up to which two embeddings are one
-FLOOR = 2e-7  # rounding of float32 unit vectors
-NEXT = 4  # neighbors in the order of a projection that are looked at
+LIKE = 1e-5  # two embeddings are equal up to this distance, as a share of the spread of all embeddings
+FLOOR = 2e-7  # rounding error of float32 unit vectors
+NEXT = 4  # neighbors in the order of a projection that are compared
 
 
 def first_of_each(x: np.ndarray) -> np.ndarray:
-    """The first row that each row of unit vectors x float32 [N, D] equals but for rounding: int64 [N].
+    """For each unit vector in x float32 [N, D], the first row that equals it but for rounding: int64 [N].
 
-    The same audio in batches of other sizes gives embeddings that differ in their last digits, so equal means: no
-    further apart than `LIKE`. Two such rows are neighbors in the order of their projections on any direction; three
-    random ones are tried. O(N log N) time.
+    Embeddings of the same audio differ in their last digits when it was in batches of other sizes. So two
+    rows count as equal when they are no further apart than `LIKE`. Such rows are neighbors when all rows are
+    sorted by their projection on any direction; three random directions are tried. O(N log N) time.
     """
     return first_of_placed(x, places(x), x.mean(0, dtype=np.float64))
 
@@ -45,12 +45,12 @@ def first_of_placed(x, place: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def _apart(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Distances [P] of pairs of rows [P, 2]."""
+    """Distances [P] between the two rows of each pair [P, 2]."""
     return np.linalg.norm(x[pairs[:, 0]].astype(np.float64) - x[pairs[:, 1]], axis=1)
 
 
 def _joined(n: int, pairs: np.ndarray) -> np.ndarray:
-    """The lowest row that each of n rows is joined to by pairs [P, 2]."""
+    """For each of n rows, the lowest row that it is connected to by pairs [P, 2]: int64 [n]."""
     if not len(pairs):
         return np.arange(n)
     from scipy.sparse import coo_matrix
@@ -64,5 +64,5 @@ def _joined(n: int, pairs: np.ndarray) -> np.ndarray:
 
 
 def shared(first: np.ndarray) -> np.ndarray:
-    """Rows that are not the only one of their embedding, int64 [M], from what `first_of_each` gave."""
+    """Rows whose embedding occurs more than once, int64 [M], from the output [N] of `first_of_each`."""
     return np.flatnonzero(np.bincount(first, minlength=len(first))[first] > 1)

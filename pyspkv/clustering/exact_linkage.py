@@ -1,8 +1,9 @@
-"""Complete and average linkage where no centroid tells the distance: all pairs of points, block by block, never N x N.
+"""Complete and average linkage where centroids do not give the distance, from blocks of all pairs.
 
-Both are reducible (see `agglomerative`), so all pairs of mutual nearest neighbors merge at once, and a cluster keeps
-its nearest neighbor until that one merges. Each search compares a cluster's points with all others: O(N x D) memory,
-several times N^2 products in all, so minutes where Ward takes seconds.
+An N x N matrix is never held. Both linkages are reducible (see `agglomerative`), so all pairs of mutual
+nearest neighbors merge at once, and a cluster keeps its nearest neighbor until that one merges. Each search
+compares the points of a cluster with all others: O(N x D) memory, several times N^2 products in all. It takes
+minutes where Ward takes seconds.
 """
 
 from collections.abc import Callable
@@ -24,10 +25,15 @@ def agglomerate_pairs(
     weights: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster x float [N, D] down to `num_clusters`, or while heights are at most `threshold`; see `agglomerate`.
+    """Cluster x float [N, D] down to `num_clusters`, or as long as heights are at most `threshold`.
 
-    linkage "complete" or "average" of metric "euclidean" or "cosine" (1 - cos): scipy's heights. `weights` [N] > 0
-    count each row as that many equal points. Of tied neighbors the one with the lowest first row counts.
+    Args:
+        linkage, metric: "complete" or "average" of "euclidean" or "cosine" (1 - cos) distances; heights as in
+            scipy.
+        weights: [N] > 0; a row of weight w counts as w equal points.
+
+    Of several nearest neighbors at the same distance the one with the lowest first row is taken. Returns and
+    errors are those of `agglomerate`.
     """
     if (num_clusters is None) == (threshold is None):
         raise ValueError("give num_clusters or threshold")
@@ -42,20 +48,20 @@ def agglomerate_pairs(
     else:
         x -= x.mean(0)  # smaller numbers, smaller rounding in the products
     weight = np.ones(n) if weights is None else np.asarray(weights, np.float64)
-    slot = np.arange(n)  # of each point's cluster, its first row
+    slot = np.arange(n)  # the cluster of each point, named by its first row
     near, dist = np.full(n, -1), np.full(n, np.inf)
     bottom = np.zeros(n)  # height of each cluster's last merge
     merges: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     stale = np.arange(n)
     while n > 1 and wanted:
         alive = _find_nearest(x, slot, stale, near, dist, weight, linkage, metric)
-        # the lowest `wanted` merges are known once none of the clusters left could still merge below them
+        # the lowest `wanted` merges are final once no remaining pair can merge below them
         made = np.concatenate([m[2] for m in merges]) if merges else np.zeros(0)
         floor = dist[alive].min()
         if (made <= floor).sum() >= wanted or floor > ceiling:
             break
         mutual = alive[(near[near[alive]] == alive) & (alive < near[alive])]
-        if not len(mutual):  # rounding broke the symmetry of a tie: the closest pair goes
+        if not len(mutual):  # rounding broke the symmetry of a tie: merge the closest pair
             mutual = alive[[dist[alive].argmin()]]
         gone = near[mutual]
         mutual, gone = np.minimum(mutual, gone), np.maximum(mutual, gone)
@@ -85,7 +91,7 @@ def _find_nearest(
     linkage: str,
     metric: str,
 ) -> np.ndarray:
-    """The clusters (their first rows, ascending); `near` and `dist` [N] of those in `stale` are brought up to date.
+    """Update `near` and `dist` [N] of the clusters in `stale`; return all clusters (first rows, ascending).
 
     slot [N]: the cluster of each point x [N, D]. Memory: BLOCK bytes of distances at a time.
     """
@@ -124,7 +130,7 @@ def _find_nearest(
 
 
 def _parts(sizes: np.ndarray, most: int):
-    """Slices of consecutive entries whose sizes add up to `most` or less, one entry at least."""
+    """Slices of consecutive entries whose sizes add up to at most `most`, but at least one entry each."""
     first = 0
     total = np.cumsum(sizes)
     while first < len(sizes):

@@ -1,15 +1,17 @@
 """k-means for many clusters of many embeddings: Lloyd's iterations with exact or inverted-file (IVF) assignment.
 
-An exact pass over 1,092,009 x 256 embeddings and 50,000 centroids is 28 TFLOP. With IVF the centroids are grouped
-into `cells`, and a point is compared with the centroids of its `probes` nearest cells only (the search of Jegou
-et al. 2011, PAMI 33(1), used for the assignment step). The usual cells, about sqrt(k) of them found by a k-means of
-points, fail here: each mixes a dozen speakers, so a noisy point says little about which ones are near. Ours are
-Ward clusters of the centroids themselves, k / 8 of them, about one speaker each: at 100,000 points 32 probes find the
-nearest centroid of 99.97 % of them. Exact assignment is the same code with one cell. Figures: benchmarks/RESULTS.md.
+An exact pass over 1,092,009 x 256 embeddings and 50,000 centroids takes 28 TFLOP. With IVF the centroids are
+grouped into `cells`, and a point is compared only with the centroids of its `probes` nearest cells (the
+search of Jegou et al. 2011, PAMI 33(1), used here for the assignment step). The usual cells, about sqrt(k)
+clusters of the points, do not work here: each mixes a dozen speakers, so a noisy point tells little about
+which cells are near. Instead the centroids themselves are clustered (Ward) into k / 8 cells, about one
+speaker each. At 100,000 points, 32 probes find the nearest centroid of 99.97 % of them. Exact assignment is
+the same code with one cell. Figures: benchmarks/RESULTS.md.
 """
 
 import hashlib
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,12 @@ EXACT_BELOW = 8192  # centroids up to which `cells=None` is exact, and not slowe
 PROBES = 64  # 32 cost 0.006 of NMI at full size, these 0.003 (benchmarks/RESULTS.md)
 RECELL = (0, 3)  # iterations that group the centroids anew: the start, and when they are averages already
 GROUP = 16
-TOL = 1e-3  # share of the points that may change cluster in the last iteration
+TOL = 1e-6  # share of its objective by which k-means must improve in an iteration to go on
+MAX_ITERATIONS = 300  # of k-means, where it does not converge before
 
 
 class Points:
-    """x float32 [N, D] (numpy; on a GPU it is copied there), whose nearest centroids are wanted."""
+    """Points x float32 [N, D] whose nearest centroids are wanted. On a GPU, x is copied there."""
 
     def __init__(self, x: np.ndarray, device: str = "cpu"):
         import torch
@@ -40,15 +43,18 @@ class Points:
 
 
 class Assigner(Points):
-    """Nearest centroids: argmax_j <x, c_j> - bias_j."""
+    """Nearest centroids: argmax_j <x, c_j> - bias_j.
+
+    With bias_j = |c_j|^2 / 2 this is the Euclidean nearest.
+    """
 
     def __init__(self, x: np.ndarray, device: str = "cpu"):
         super().__init__(x, device)
         self.coarse: Any = None  # centers of the cells, float32 [cells, D]
-        self.lists: Any = None  # `_lists`
+        self.lists: Any = None  # for each cell, the rows that search it; see `_lists`
 
     def recell(self, centroids: np.ndarray, cells: int, probes: int) -> None:
-        """From now on look into the nearest `probes` of `cells` Ward clusters of these centroids."""
+        """Group these centroids into `cells` Ward clusters; from now on search the nearest `probes`."""
         from pyspkv.clustering.agglomerative import agglomerate
 
         labels, _ = agglomerate(centroids, num_clusters=cells, device=str(self.device))
@@ -56,12 +62,13 @@ class Assigner(Points):
         self.use_cells((sums / counts[:, None]).astype(np.float32), probes)
 
     def use_cells(self, coarse: np.ndarray, probes: int) -> None:
-        self.lists = None  # before the new ones are made: they are the largest thing here
+        """Use the cells with the centers coarse float32 [cells, D]."""
+        self.lists = None  # free the old lists first: they are the largest object here
         self.coarse = self.torch.from_numpy(coarse).to(self.device)
         self.lists = self._lists(min(probes, len(coarse)))
 
     def _lists(self, probes: int):
-        """For each cell, the rows (ascending, int32) that look into it."""
+        """For each cell, the rows (int32, ascending) that search it."""
         torch, n = self.torch, len(self.x)
         cell = torch.empty(n, probes, dtype=torch.int32)
         bias = self.coarse.square().sum(1) / 2
@@ -87,7 +94,7 @@ class Assigner(Points):
                 if len(inside) and len(rows):
                     self._cell(rows, c[inside], bias[inside], inside.int(), best, label)
         left = (label < 0).nonzero().view(-1)
-        if len(left):  # all points without cells; else those that look into empty cells only
+        if len(left):  # without cells: all points; with cells: points whose probed cells are all empty
             every = torch.arange(len(c), dtype=torch.int32, device=self.device)
             self._cell(None if len(left) == n else left.int(), c, bias, every, best, label)
         return label.cpu().numpy().astype(np.int64), best.cpu().numpy()
@@ -101,6 +108,7 @@ class Assigner(Points):
         return cell.argsort(stable=True).split(counts)
 
     def _cell(self, rows, c, bias, ids, best, label):
+        """Score `rows` (None: all) against centroids c; update `best` and `label` where a score is higher."""
         torch = self.torch
         total = len(self.x) if rows is None else len(rows)
         step = min(total, max(64, self.block // (4 * max(len(c), c.shape[1]))))
@@ -121,21 +129,21 @@ class Assigner(Points):
 
 
 class Bounded(Points):
-    """Exact nearest centroids argmax_j <x, c_j>, round after round, for unit vectors x.
+    """Exact nearest centroids argmax_j <x, c_j>, iteration after iteration, for unit vectors x.
 
-    A centroid that moves by d changes a score by at most d, so that bounds on a point's own score and on the best of
-    the others say whether it need be looked at again (Hamerly, SDM 2010, for products instead of distances). 16 bytes
-    a point.
+    A centroid that moves by d changes a score by at most d. So a lower bound on the score of a point's own
+    centroid and an upper bound on the best other score show whether the point must be searched again
+    (Hamerly, SDM 2010, with products instead of distances). Label and bounds take 16 bytes per point.
     """
 
-    SLACK = 1e-5  # rounding of float32 products
+    SLACK = 1e-5  # rounding error of float32 products
 
     def __init__(self, x: np.ndarray, device: str = "cpu"):
         super().__init__(x, device)
         self.before = None
         self.label = self.torch.zeros(len(x), dtype=self.torch.int64, device=self.device)
-        self.own = self.torch.zeros(len(x), device=self.device)  # lower bound
-        self.other = self.torch.zeros(len(x), device=self.device)  # upper bound
+        self.own = self.torch.zeros(len(x), device=self.device)  # lower bound on the own centroid's score
+        self.other = self.torch.zeros(len(x), device=self.device)  # upper bound on all other scores
         self.looked_at = 0
 
     def __call__(self, centroids: np.ndarray) -> np.ndarray:
@@ -162,19 +170,21 @@ class Bounded(Points):
         return self.label.cpu().numpy().copy()
 
     def _doubtful(self, rows):
+        """The rows whose bounds do not exclude another nearest centroid."""
         return rows[self.own[rows] <= self.other[rows] + self.SLACK]
 
 
 def _top(torch, score, num: int):
-    """Columns of the `num` largest of score [R, C], in no order: int64 [R, num]. score is not kept.
+    """Columns of the `num` largest entries of score [R, C], unsorted: int64 [R, num].
 
-    The num largest lie in the num groups with the largest maxima; topk on those is several times faster.
+    The num largest entries lie in the num groups with the largest maxima. topk on those is several times
+    faster.
     """
     rows, width = score.shape
     groups = width // GROUP
     if groups <= 2 * num:
         return score.topk(min(num, width), dim=1, sorted=False).indices
-    rest = width - groups * GROUP  # the last columns take part as they are
+    rest = width - groups * GROUP  # the last columns fill no group and are compared one by one
     blocks = score[:, : groups * GROUP].unflatten(1, (groups, GROUP))
     which = blocks.amax(2).topk(num, dim=1, sorted=False).indices
     near = blocks.gather(1, which[:, :, None].expand(-1, -1, GROUP)).reshape(rows, -1)
@@ -186,12 +196,12 @@ def _top(torch, score, num: int):
 
 
 def default_cells(k: int) -> int:
-    """Cells for k centroids: 1 (exact) below EXACT_BELOW, else k / 8."""
+    """Number of cells for k centroids: 1 (exact assignment) below EXACT_BELOW, else k / 8."""
     return 1 if k < EXACT_BELOW else k // 8
 
 
 def sums_of(x: np.ndarray, labels: np.ndarray, k: int, block: int = 16384) -> tuple[np.ndarray, np.ndarray]:
-    """Sums (float64 [k, D]) and counts (int64 [k]) of the rows of x [N, D] by label (< 0: not counted)."""
+    """Sums (float64 [k, D]) and counts (int64 [k]) of the rows of x [N, D] by label, without labels < 0."""
     import torch
 
     out = torch.zeros(k, x.shape[1], dtype=torch.float64)
@@ -208,7 +218,7 @@ def kmeans(
     x: np.ndarray,
     k: int,
     seed: int = 0,
-    max_iter: int = 20,
+    max_iter: int = MAX_ITERATIONS,
     *,
     spherical: bool = False,
     cells: int | None = None,
@@ -221,13 +231,15 @@ def kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """k-means of x float32 [N, D]: (labels int64 [N], centroids float32 [k, D]).
 
-    Starts from k distinct rows drawn from `seed`; stops after `max_iter` updates or when at most the share `tol`
-    of the points changed cluster; the labels are of the returned centroids. `spherical`: centroids on the unit
+    Starts from k distinct rows drawn from `seed`: k-means++ takes a pass over x for each, too much for 50,000 of them.
+    Stops at convergence: no point changed cluster, or the objective fell by no more than the share `tol`; or after
+    `max_iter` updates. The labels are of the returned centroids. `spherical`: centroids on the unit
     sphere (x should be too), inner products. `cells`: 1 = exact assignment; None = `default_cells(k)`; `probes` =
     cells a point looks into. An empty cluster is moved onto a random member of one of the largest clusters
     (one each) and counted. `checkpoint`: file that every iteration replaces; a rerun with the same arguments goes on
     from it with the same result; one of other data or arguments, or a damaged one, is made anew with a warning. `stats`
-    receives iterations, empty_repaired, moved (last share), objective (mean squared distance; 1 - cosine if spherical).
+    receives iterations, empty_repaired, moved (last share), converged, objective (mean squared distance; 1 - cosine if
+    spherical).
 
     On a GPU the order of float64 sums is fixed too (they are made on the CPU), only products differ by rounding.
     """
@@ -242,7 +254,8 @@ def kmeans(
     centroids = x[np.sort(np.random.default_rng([seed, 0]).choice(n, k, replace=False))]
     if spherical:
         centroids = _unit(centroids)
-    labels, start, repaired, moved = None, 0, 0, 1.0
+    labels, start, repaired, moved, cost, converged = None, 0, 0, 1.0, math.nan, False
+    square = 0.0 if spherical else float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / n
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
         key = repr(
@@ -251,19 +264,25 @@ def kmeans(
     if checkpoint is not None and os.path.lexists(checkpoint):
         state = _load(checkpoint, key, n, k, x.shape[1])
         if state is None:
-            checkpoint.unlink()  # a link goes itself, not what it points to
+            checkpoint.unlink()  # of a symbolic link, only the link is removed
         else:
-            centroids, labels, coarse, start, repaired, moved = state
+            centroids, labels, coarse, start, repaired, moved, cost, converged = state
             if len(coarse):
                 assign.use_cells(coarse, probes)
     bar = tqdm(total=max_iter, initial=start, desc="k-means", disable=None if progress else True)
     for it in range(start, max_iter + 1):
-        if it == max_iter or moved <= tol:
+        if it == max_iter or converged:
             break
-        if num_cells > 1 and it in RECELL:
+        recelled = num_cells > 1 and it in RECELL
+        if recelled:
             assign.recell(centroids, num_cells, probes)
-        new, _ = assign(centroids, _bias(centroids, spherical))
+        new, best = assign(centroids, _bias(centroids, spherical))
         moved = 1.0 if labels is None else float((new != labels).mean())
+        before, cost = cost, _objective(square, best, spherical)
+        settled = (
+            tol > 0 and not recelled and before - cost <= tol * before
+        )  # new cells have another objective
+        converged = moved == 0 or settled
         labels = new
         sums, counts = sums_of(x, labels, k)
         centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
@@ -275,24 +294,26 @@ def kmeans(
         if spherical:
             centroids = _unit(centroids)
         if checkpoint is not None:
-            _save(checkpoint, key, centroids, labels, assign.coarse, it + 1, repaired, moved)
+            numbers = it + 1, repaired, moved, cost, converged
+            _save(checkpoint, key, centroids, labels, assign.coarse, numbers)
         bar.update()
         bar.set_postfix(moved=f"{moved:.4f}", empty=repaired)
         start = it + 1
     bar.close()
     labels, best = assign(centroids, _bias(centroids, spherical))
     if stats is not None:
-        cost = _objective(x, best, spherical)
-        stats.update(iterations=start, empty_repaired=repaired, moved=moved, objective=cost)
+        cost = _objective(square, best, spherical)
+        stats.update(
+            iterations=start, empty_repaired=repaired, moved=moved, converged=converged, objective=cost
+        )
     return labels, centroids
 
 
-def _objective(x: np.ndarray, best: np.ndarray, spherical: bool) -> float:
-    """Mean squared distance (spherical: 1 - cosine) of x [N, D] from the `best` scores [N] of their centroids."""
+def _objective(square: float, best: np.ndarray, spherical: bool) -> float:
+    """Mean squared distance (spherical: 1 - cosine) of points from their centroids, by their scores `best` [N] and the
+    mean `square` of the points' squared norms."""
     mean = float(best.mean(dtype=np.float64))
-    if spherical:
-        return 1 - mean
-    return float(np.einsum("nd,nd->", x, x, dtype=np.float64)) / len(x) - 2 * mean
+    return 1 - mean if spherical else square - 2 * mean
 
 
 def _bias(centroids: np.ndarray, spherical: bool) -> np.ndarray:
@@ -306,7 +327,7 @@ def _unit(c: np.ndarray) -> np.ndarray:
 
 
 def _donors(labels, counts, num, rng):
-    """`num` distinct rows: random members of the largest clusters, one each, then again from the largest."""
+    """Up to `num` distinct rows: a random member of each of the largest clusters, then the largest again."""
     order = np.argsort(labels, kind="stable")
     begin = np.cumsum(counts) - counts
     rank = np.argsort(-counts, kind="stable")
@@ -324,17 +345,17 @@ def _donors(labels, counts, num, rng):
     return np.array(rows, dtype=np.int64)
 
 
-def _save(path, key, centroids, labels, coarse, iteration, repaired, moved):
+def _save(path, key, centroids, labels, coarse, numbers):
     from pyspkv.base.atomic import atomic_file
 
     with atomic_file(path, "wb") as f:
         np.savez(f, key=np.array(key), centroids=centroids, labels=labels.astype(np.int32),
                  coarse=np.zeros((0, 0), np.float32) if coarse is None else coarse.cpu().numpy(),
-                 numbers=np.array([iteration, repaired, moved]))  # fmt: skip
+                 numbers=np.array(numbers, dtype=np.float64))  # fmt: skip
 
 
 def _load(path, key, n: int, k: int, dim: int):
-    """The state kept in `path`; None, and a warning, where it is damaged or of other data or options."""
+    """Read the state in `path`. If it is damaged, or of other data or options: None, with a warning."""
     try:
         if not path.is_file() or path.is_symlink():
             raise UserError("it was not written by this program")
@@ -343,7 +364,7 @@ def _load(path, key, n: int, k: int, dim: int):
                 raise UserError("it is too large")
             if str(f["key"]) != key:
                 raise UserError("it belongs to other embeddings or options")
-            iteration, repaired, moved = f["numbers"].tolist()
+            iteration, repaired, moved, cost, converged = f["numbers"].tolist()
             centroids, labels, coarse = f["centroids"], f["labels"].astype(np.int64), f["coarse"]
         fits = (
             centroids.shape == (k, dim)
@@ -352,7 +373,7 @@ def _load(path, key, n: int, k: int, dim: int):
         )
         if not fits or not 0 <= labels.min() <= labels.max() < k or not np.isfinite(centroids).all():
             raise UserError("its arrays do not fit")
-        return centroids, labels, coarse, int(iteration), int(repaired), moved
+        return centroids, labels, coarse, int(iteration), int(repaired), moved, cost, bool(converged)
     except Exception as err:  # whatever np.load makes of a damaged file
         why = err if isinstance(err, UserError) else "it is damaged"
         log.warning("%s cannot be resumed (%s); k-means starts again", path, why)
@@ -375,13 +396,16 @@ def constrained_kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Constrained-KMeans of Basu et al. 2002: labeled points start the centroids and never change cluster.
 
-    x float32 [N, D], normalized here; rows `seeds_index` [L] belong to clusters `seeds_label` [L] (0..k-1): cluster
-    j is speaker j. A cluster without a labeled point starts from a random unlabeled one. Stops when no centroid
-    coordinate moves by more than `tol`, or after `max_iter`. Returns (labels int64 [N], centroids float32 [k, D]);
-    the labels are the last assignment, so every labeled point has its own.
+    x float32 [N, D] is normalized here. Rows `seeds_index` [L] belong to clusters `seeds_label` [L] (0..k-1),
+    so cluster j is speaker j. A cluster without a labeled point starts from a random unlabeled one. Stops
+    when no coordinate of a centroid moves by `tol` or more, or after `max_iter`. Returns (labels int64 [N],
+    centroids float32 [k, D]). The labels are those of the last assignment; every labeled point has its own
+    label.
 
-    spherical=True: unit centroids, cosine. spherical=False with tol=0.05 is the assignment of GLL's code: means that
-    are not normalized, compared by inner product. Deterministic when every cluster has a labeled point.
+    spherical=True: unit centroids, compared by cosine. spherical=False with tol=0.05 is the assignment of
+    GLL's code: means that are not normalized, compared by inner product. The result does not depend on `seed`
+    when every cluster has a labeled point and none becomes empty. ValueError: seeds out of range, or too few
+    unlabeled points.
     """
     from tqdm import tqdm
 
@@ -423,7 +447,7 @@ def constrained_kmeans(
 
 
 def _check_seeds(index: np.ndarray, given: np.ndarray, n: int, k: int) -> None:
-    """ValueError: rows `index` [L] and labels `given` [L] do not pair, or are out of range."""
+    """ValueError: rows `index` [L] and labels `given` [L] differ in length, repeat, or are out of range."""
     if index.shape != given.shape or len(np.unique(index)) != len(index):
         raise ValueError("seeds_index and seeds_label must pair each labeled row with one label")
     if len(index) and (given.min() < 0 or given.max() >= k or index.min() < 0 or index.max() >= n):
@@ -431,9 +455,9 @@ def _check_seeds(index: np.ndarray, given: np.ndarray, n: int, k: int) -> None:
 
 
 def _seed_centroids(x: np.ndarray, fixed: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 [k, D]: means of the labeled points; a cluster without any gets a random point that has no label.
+    """float32 [k, D]: means of labeled points; a cluster without any starts from a random unlabeled point.
 
-    x [N, D]; fixed int64 [N], -1 where there is no label. ValueError: too few unlabeled points.
+    x [N, D]; fixed int64 [N], -1 for unlabeled points. ValueError: too few unlabeled points.
     """
     free = np.flatnonzero(fixed < 0)
     sums, counts = sums_of(x, fixed, k)

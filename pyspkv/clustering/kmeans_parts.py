@@ -244,18 +244,20 @@ def _need(file: Path, key: str, spec: Spec, folder: Path) -> dict[str, np.ndarra
 class _Centroids:
     """What centroids.I.npz holds. coarse: centers of the cells, float32 [C, D], C = 0 where the search is exact.
 
-    digest: of the file; before: of the one of the iteration before.
+    cost: the objective that the iteration before found. digest: of the file; before: of the file before it.
     """
 
     centroids: np.ndarray
     coarse: np.ndarray
     repaired: int = 0
     moved: float = 1.0
+    cost: float = 0.0
+    converged: bool = False
     before: str = ""
     digest: str = ""
 
     def write(self, plan: Plan, step: int) -> None:
-        numbers = np.array([self.repaired, self.moved])
+        numbers = np.array([self.repaired, self.moved, self.cost, self.converged])
         before = np.frombuffer(bytes.fromhex(self.before or "0" * 64), np.uint8)
         _write(_centroids_file(plan, step), plan.key, centroids=self.centroids, coarse=self.coarse,
                numbers=numbers, before=before)  # fmt: skip
@@ -266,15 +268,17 @@ class _Centroids:
         spec: Spec = {
             "centroids": (np.float32, (plan.k, plan.dim)),
             "coarse": (np.float32, (cells if cells > 1 else 0, plan.dim)),
-            "numbers": (np.float64, (2,)),
+            "numbers": (np.float64, (4,)),
             "before": (np.uint8, (32,)),
         }
         found = _need(file, plan.key, spec, plan.folder)
         with open(file, "rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
-        repaired, moved = found["numbers"].tolist()
+        repaired, moved, cost, converged = found["numbers"].tolist()
         before = found["before"].tobytes().hex()
-        return cls(found["centroids"], found["coarse"], int(repaired), moved, before, digest)
+        return cls(
+            found["centroids"], found["coarse"], int(repaired), moved, cost, bool(converged), before, digest
+        )
 
 
 def _centroids_file(plan: Plan, step: int) -> Path:
@@ -610,11 +614,14 @@ def _update(plan: Plan, step: int, device: str) -> None:
         labels = _all_labels(plan, step, now.digest)["labels"].astype(np.int64)
         rng = np.random.default_rng([options.seed, 2, step])
         centroids[empty] = Rows(plan)[km._donors(labels, counts, len(empty), rng)]
-    last = bool(step + 1 == options.iterations or moved <= km.TOL)
+    recelled = km.default_cells(plan.k) > 1 and step in km.RECELL  # new cells have another objective
+    settled = step > 0 and not recelled and now.cost - cost <= km.TOL * now.cost
+    converged = bool(moved == 0 or settled)
+    last = step + 1 == options.iterations or converged
     coarse = now.coarse
     if step + 1 in km.RECELL and not last:
         coarse = _cells(plan, centroids, device)
-    after = _Centroids(centroids, coarse, now.repaired + len(empty), moved, now.digest)
+    after = _Centroids(centroids, coarse, now.repaired + len(empty), moved, cost, converged, now.digest)
     after.write(plan, step + 1)
     plan.go_to(step + 1, last)
     print(f"{plan.folder}: iteration {step}: {moved:.4f} of the points moved, mean squared distance {cost:.5f}, "
@@ -654,7 +661,8 @@ def label_round(
     sums, counts, costs = _added(plan, step, now.digest)
     found = _all_labels(plan, step, now.digest, placed=True)
     labels, rows = found["labels"].astype(np.int64), Rows(plan)
-    stats = {"iterations": step, "empty_repaired": now.repaired, "moved": now.moved}
+    stats: dict[str, Any] = {"iterations": step, "empty_repaired": now.repaired, "moved": now.moved}
+    stats["converged"] = now.converged
     stats["objective"] = float((costs[2] - 2 * costs[1]) / plan.n)
     info: dict[str, Any] = {"method": options.method, "kmeans": stats}
     tree = np.arange(plan.k)

@@ -1,4 +1,4 @@
-"""Embeddings to pseudo-labels: unit vectors in a data directory's order, clusters, their names and the report."""
+"""From embeddings to pseudo-labels: unit vectors in a data directory's order, clusters, names, report."""
 
 import logging
 import re
@@ -30,13 +30,15 @@ def label_round(
     """Cluster unit vectors x float32 [N, D], in the order of data.utts.
 
     Args:
-        previous: the round before; clusters that match one of its get its name.
-        truth: the true speakers [N], for `diagnostics` in the report alone.
-        checkpoint: file that a killed k-means goes on from; see `kmeans`.
+        previous: data directory of the round before; a cluster that matches one of its clusters gets that
+            name.
+        truth: true speakers [N], used only for `diagnostics` in the report.
+        checkpoint: file from which a killed k-means resumes; see `kmeans`.
 
-    Returns `data` with clusters c00000, c00001, ... for speakers, without those below options.min_size, and the report
-    (what report.json holds, but for what the labels were made of). Utterances with one embedding are warned of.
-    UserError: impossible options; no cluster is large enough; `previous` shares no utterance.
+    Returns `data` with the clusters c00000, c00001, ... as speakers, without the clusters below
+    options.min_size, and the report (report.json without `asked` and `embeddings`). Utterances that share an
+    embedding are named in a warning. UserError: impossible options; no cluster is large enough; `previous`
+    shares no utterance with `data`.
     """
     options.check(len(x), data.path)
     k1 = options.centroids(len(x))
@@ -102,7 +104,7 @@ def name_round(
 
 
 def _cluster_numbers(names: Sequence[str]) -> np.ndarray | None:
-    """`c00012` -> 12, int64 [N]; None unless all names are those of `label_round`, one for each number."""
+    """`c00012` -> 12, int64 [N]; None unless all names have the form that `label_round` gives."""
     if not all(re.fullmatch(r"c[0-9]{1,8}", name) for name in names):
         return None
     numbers = np.array([int(name[1:]) for name in names], dtype=np.int64)
@@ -110,9 +112,10 @@ def _cluster_numbers(names: Sequence[str]) -> np.ndarray | None:
 
 
 def match_previous(labels: np.ndarray, utts: Sequence[str], previous: DataDir) -> tuple[np.ndarray, dict]:
-    """Ids matched to the previous round's (int64 [N]) and the stability figures over the common utterances.
+    """Match clusters with the previous round's: new ids int64 [N], stability over common utterances.
 
-    Speakers of another source than `label_round` are numbered in the order of their names.
+    Speakers of `previous` that `label_round` has not named are numbered in the order of their names.
+    UserError: no utterance in common.
     """
     old_of = dict(zip(previous.utts, previous.spk))
     common = np.array([u in old_of for u in utts])
@@ -132,7 +135,10 @@ def match_previous(labels: np.ndarray, utts: Sequence[str], previous: DataDir) -
 
 
 def side_by_side(scps: Sequence[str], data: DataDir, power: float | None) -> np.ndarray:
-    """float32 [N, D] unit vectors in the order of data.utts: each model's, whitened by `power`, side by side."""
+    """Concatenated unit vectors of several models, float32 [N, D], in the order of data.utts.
+
+    power: strength of whitening, applied to each model's vectors; None: no whitening.
+    """
     parts = []
     for scp in scps:
         x = unit_vectors(read_embeddings(scp), data, scp)
@@ -160,7 +166,10 @@ def entries_of(data: DataDir, ids: Sequence[str], scp: str) -> np.ndarray:
 
 
 def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
-    """float32 [N, D] unit vectors in the order of data.utts. UserError names utterances without an embedding."""
+    """float32 [N, D] unit vectors in the order of data.utts.
+
+    UserError: utterances have no embedding, or a zero one.
+    """
     order = entries_of(data, emb.ids, scp)
     x = emb.vectors()
     if len(order) != len(x) or (order != np.arange(len(x))).any():

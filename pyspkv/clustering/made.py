@@ -1,7 +1,8 @@
-"""Existing labels: kept if they were made from the same inputs and options; anything else is an error.
+"""Decide whether existing labels are kept: only if they were made from the same inputs with the same options.
 
-A round's report.json says of what its labels were made: `asked` (options, digests of the data directories) and
-`embeddings`. Digests are of contents, so that an experiment may be moved. Nothing heavy is imported here.
+A round's report.json records what its labels were made from: `asked` (options and digests of the data
+directories) and `embeddings`. Digests depend on contents, not on paths, so an experiment may be moved. This
+module imports nothing heavy.
 """
 
 import contextlib
@@ -22,13 +23,16 @@ _LENGTHS = (
     "utt2num_samples",
     "utt2num_frames",
     "reco2dur",
-)  # follow from the audio, may be added later
-# Entries of an extraction's made_by that say where, how or what was found, not of what it is.
+)  # tables that follow from the audio and may be added later
+# Entries of an extraction's made_by that do not identify its inputs: places, sizes, batches, findings.
 _OF_THE_PLACE = ("out", "bytes", "batches", "silent")
 
 
 def data_digest(folder: str | Path, speakers: bool = False) -> str:
-    """SHA-256 of what a relabeled copy takes over from a data directory; with `speakers`, of its speakers too."""
+    """SHA-256 of the tables that a relabeled copy takes over; with `speakers`, of the speakers too.
+
+    UserError: there is no such data directory.
+    """
     folder, digest = Path(folder), hashlib.sha256()
     for name, (keyed, _) in list_tables(folder).items():
         if keyed not in ("utt", "reco", "dialogue") or name in _LENGTHS:
@@ -41,18 +45,24 @@ def data_digest(folder: str | Path, speakers: bool = False) -> str:
 
 
 def labels_digest(folder: str | Path) -> str:
-    """SHA-256 of a data directory's utt2spk, which is `DataDir.label_hash` of one that was written by us."""
-    list_tables(Path(folder))  # says so where there is no such folder
+    """SHA-256 of a data directory's utt2spk.
+
+    It equals `DataDir.label_hash` if this program wrote the directory.
+    """
+    list_tables(Path(folder))  # UserError if there is no such folder
     return hashlib.sha256((Path(folder) / "utt2spk").read_bytes()).hexdigest()
 
 
 def embeddings_digest(scp: str | Path) -> dict[str, str | None]:
-    """{"made_by": SHA-256 of the record of its extraction or None, "content": `content_digest`}."""
+    """{"made_by": SHA-256 of the extraction's record or None, "content": `content_digest`}."""
     return {"made_by": _made_by(scp), "content": content_digest(scp)}
 
 
 def content_digest(scp: str | Path) -> str:
-    """SHA-256 of an embedding.scp without its paths, and of the files that it points into."""
+    """SHA-256 of an embedding.scp without its paths, and of the arks that it points into.
+
+    UserError: one is missing.
+    """
     arks: dict[bytes, int] = {}
     digest = hashlib.sha256()
     for line in Path(scp).read_bytes().splitlines():
@@ -81,10 +91,13 @@ def _made_by(scp: str | Path) -> str | None:
 
 
 def is_kept(out: str | Path, report: str | Path, asked: dict, scps: Sequence[str]) -> bool:
-    """Whether labels exist in `out` and are kept (a line says so); False if there are none yet.
+    """Return whether labels exist in `out` and are kept, and print a line if so. False: there are none yet.
 
-    asked: option (as on the command line, with _ for -) or "data", "previous", ... (digests) -> value.
-    UserError: they were made with other options, of other embeddings or another directory.
+    Args:
+        asked: name -> value. A name is an option (with _ for -), or "data", "previous", ... (values are
+            digests).
+
+    UserError: the labels were made with other options, or from other embeddings or another data directory.
     """
     out, report = Path(out), Path(report)
     if not (out / "utt2spk").is_file():
@@ -143,7 +156,11 @@ def _difference(key: str, before, now) -> str:
 
 
 def _refused(rule: str, out: Path, report: Path) -> UserError:
-    """Its hint removes the round's folder and those of later rounds, which depend on it."""
+    """The error for labels that cannot be kept.
+
+    Its hint removes this round's folder and all later rounds, which
+    depend on it.
+    """
 
     def number(path: Path) -> int:
         return int(found[1]) if (found := re.fullmatch(r"round(\d{1,9})", path.name)) else -1
@@ -157,9 +174,11 @@ def _refused(rule: str, out: Path, report: Path) -> UserError:
 
 @contextlib.contextmanager
 def sole_writer(out: str | Path) -> Iterator[None]:
-    """One process labels into the folder of `out` at a time; after an error nothing is left of a new one.
+    """Lock the folder of `out` against other labelings.
 
-    UserError: another process is at it.
+    After an error, a folder that was new and is empty is removed.
+
+    UserError: another process holds the lock.
     """
     folder = Path(out).absolute().parent
     new = not folder.exists()
@@ -176,11 +195,11 @@ def sole_writer(out: str | Path) -> Iterator[None]:
 def unless_kept(
     out: str | Path, report: str | Path, asked: dict, scps: Sequence[str], label: Callable[[], dict]
 ) -> dict | None:
-    """Call `label` as the only writer in the folder of `out`; None if labels exist already (`is_kept`)."""
+    """Call `label` as the only writer in the folder of `out`. None: existing labels are kept (`is_kept`)."""
     if is_kept(out, report, asked, scps):
         return None
     check_replaceable(Path(out))
     with sole_writer(out):
-        if is_kept(out, report, asked, scps):  # by another process, just now
+        if is_kept(out, report, asked, scps):  # another process has just made them
             return None
         return label()

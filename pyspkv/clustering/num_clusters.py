@@ -1,21 +1,27 @@
-"""How many speakers? A choice from the embeddings alone, from cuts of one tree.
+"""Choose the number of clusters from the embeddings alone, from cuts of one tree (--num-clusters auto).
 
-benchmarks/num_clusters.py compares four criteria on synthetic embeddings; the sampled silhouette came nearest to
-the truth. Its curve often has two peaks, speakers and, far above, the sessions of each speaker; the coarser one is
-wanted, so the first peak counts if it is nearly as high as the highest. It may also start high, with two clusters of
-women and men, and fall: that end of the curve is no peak, so heights are told from the lowest point before.
+benchmarks/num_clusters.py compares four criteria on synthetic embeddings; the sampled silhouette came nearest
+to the true number. Its curve often has two peaks: one at the number of speakers and another, far above, at
+the number of sessions. The coarser one is wanted, so the first peak is taken if it is nearly as high as the
+highest. The curve may also start high, with two clusters of women and men, and then fall. That start is not a
+peak, so the height of a peak is measured from the lowest point before it.
 """
 
 import numpy as np
 
-SAMPLE = 5_000
-NEARLY = 0.8  # a peak counts from this share of the highest silhouette
-DROP = 0.02  # and only where the curve falls by this share of it before it rises above it
-RISE = 0.1  # the highest peak stands this share of the curve's height above the lowest point before it
+SAMPLE = 5_000  # utterances that the silhouette is computed on
+NEARLY = 0.8  # a peak must reach this share of the highest peak
+DROP = 0.02  # and the curve must fall by this share of the peak before it rises above the peak
+RISE = 0.1  # the highest peak must rise this share of the curve's maximum above the lowest point before it
+
+
+def auto_factor(num_clusters: int | str) -> float | None:
+    """F of `auto*F`, 1 of `auto`; None where the number of clusters is given."""
+    return float(num_clusters.partition("*")[2] or 1) if isinstance(num_clusters, str) else None
 
 
 def first_peak(curve: np.ndarray) -> int:
-    """Index of the first clear peak of curve [G] (rules above); the highest point where there is none."""
+    """Index of the first clear peak of curve [G] (rules above), or of its highest point if there is none."""
     rise = curve - np.minimum.accumulate(curve)
     top = int(np.argmax(rise))
     if rise[top] < RISE * abs(curve).max():
@@ -38,10 +44,11 @@ def choose_num_clusters(
     seed: int = 0,
     device: str = "cpu",
 ) -> tuple[int, list[dict]]:
-    """Number of clusters for embeddings x [N, D], whose k-means labels [N] and centroids [K1, D] are given.
+    """Choose the number of clusters of embeddings x [N, D] with k-means labels [N] and centroids [K1, D].
 
-    Returns (K, curve): the curve is a list of {"num_clusters", "silhouette"} over 40 cuts of the centroids' tree,
-    then a dozen around the peak. The silhouette is `quality.silhouette` of up to 5,000 utterances drawn from `seed`.
+    Returns (K, curve). The curve is a list of {"num_clusters", "silhouette"}: 40 cuts of the centroids' tree,
+    then a dozen more around the peak. The silhouette is `quality.silhouette` of up to 5,000 utterances drawn
+    with `seed`.
     """
     from pyspkv.clustering.quality import center_sums
 

@@ -1,13 +1,33 @@
-"""Options of a clustering. They have a module of their own, so that comparing them imports nothing heavy."""
+"""Options of a clustering.
 
+This module imports nothing heavy, because they are compared before anything is made.
+"""
+
+import re
 from dataclasses import dataclass
 
 from pyspkv.base.errors import UserError
 
+MOST = 10**9  # of what is counted here
+
+
+def count_or_auto(text: str) -> int | str:
+    """--num-clusters: a number from 1 to MOST - 1, or `auto` or `auto*F` in their shortest form. UserError: neither."""
+    if re.fullmatch("[0-9]{1,9}", text) and int(text):
+        return int(text)
+    factor = re.fullmatch(r"auto(?:\*([0-9]{1,3}(?:\.[0-9]{1,6})?))?", text)
+    if factor and 0.1 <= (value := float(factor[1] or 1)) <= 100:
+        return "auto" if value == 1 else f"auto*{value:.6f}".rstrip("0").rstrip(".")
+    raise UserError(
+        f"--num-clusters {text if len(text) < 40 else text[:37] + '...'}: a number from 1 to {MOST - 1}, auto, or "
+        "auto*F with F from 0.1 to 100",
+        hint="use --num-clusters auto, or auto*1.25 for a quarter more clusters than it finds",
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to cluster; the options of bin.cluster, which explains them."""
+    """Options of bin.cluster, explained by its --help. num_clusters: a result of `count_or_auto`."""
 
     num_clusters: int | str = "auto"
     method: str = "kmeans-ahc"
@@ -16,11 +36,14 @@ class Options:
     whiten: float | None = None
     min_size: int = 1
     num_kmeans: int = 0
-    iterations: int = 20
+    iterations: int = 300
     seed: int = 0
 
     def check(self, n: int, file) -> None:
-        """UserError: there is no such clustering of n utterances (`file`: where they come from)."""
+        """UserError: these options are impossible for n utterances.
+
+        `file` names their source in the message.
+        """
         if not isinstance(self.num_clusters, str) and self.num_clusters > n:
             raise UserError(
                 f"--num-clusters {self.num_clusters} is more than the {n} utterances",
@@ -36,7 +59,7 @@ class Options:
             )
 
     def centroids(self, n: int) -> int:
-        """k-means centroids for n utterances."""
+        """Number of k-means centroids for n utterances."""
         from pyspkv.clustering import pipeline
 
         return min(self.num_kmeans or pipeline.default_num_kmeans(n, self.num_clusters), n)

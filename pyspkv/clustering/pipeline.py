@@ -1,4 +1,4 @@
-"""Pseudo-labels from embeddings: the public calls (k-means, Ward and other AHC, the two steps together)."""
+"""The public calls of clustering: k-means, Ward and other AHC, the two steps together, label spreading."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,8 @@ import numpy as np
 
 from pyspkv.base.errors import UserError
 from pyspkv.clustering.agglomerative import agglomerate
-from pyspkv.clustering.kmeans import kmeans, sums_of
+from pyspkv.clustering.kmeans import MAX_ITERATIONS, kmeans, sums_of
+from pyspkv.clustering.num_clusters import auto_factor
 from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_HINT, l2_normalize
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ def ward(
 ) -> np.ndarray:
     """Exact Ward clustering of x [N, D] into `num_clusters`: int64 labels [N], numbered by first row.
 
-    weights [N]: count each row as that many equal points. Memory O(N x D); the partition is scikit-learn's and
-    scipy's where no heights tie (`pyspkv.clustering.agglomerative` says how ties go).
+    weights [N]: a row of weight w counts as w equal points. Memory O(N x D). Without tied heights the
+    partition is that of scikit-learn and scipy; `pyspkv.clustering.agglomerative` describes how ties are
+    broken.
     """
     return agglomerate(x, num_clusters=num_clusters, weights=weights, device=device)[0]
 
 
-PAIRS_LIMIT = 20_000  # rows up to which scipy may hold all pairwise distances (1.6 GB of them, in float64)
+PAIRS_LIMIT = 20_000  # up to this many rows scipy may hold all pairwise distances (1.6 GB in float64)
 
 
 def ahc(
@@ -42,9 +44,11 @@ def ahc(
 ) -> np.ndarray:
     """Agglomerative clustering of x [N, D], cut by count or by distance: int64 labels [N] from 0.
 
-    Heights are scipy's; metric cosine is 1 - cos. O(N x D) memory at any N; Ward (Euclidean) and average cosine are
-    fast too. Complete linkage and average Euclidean have no centroids to go by: to PAIRS_LIMIT rows they are scipy's,
-    with all pairwise distances in memory; beyond it, or with weights, `agglomerate_pairs` takes many times as long.
+    Heights are those of scipy; the cosine metric is 1 - cos. Ward (Euclidean) and average cosine linkage are
+    fast and need O(N x D) memory. The other linkages cannot be computed from centroids. Up to PAIRS_LIMIT
+    rows scipy computes them with all pairwise distances in memory; above it, or with weights,
+    `agglomerate_pairs` needs little memory but many times as long. UserError: Ward with another metric than
+    euclidean.
     """
     if linkage == "ward" and metric != "euclidean":
         raise UserError("Ward linkage is defined for Euclidean distances", hint="use --metric euclidean")
@@ -71,7 +75,7 @@ def ahc(
     return scipy_cut(tree, num_clusters).reshape(-1).astype(np.int64)  # fcluster cuts tied heights together
 
 
-AHC_POINTS = 20_000  # up to this many, AHC works on the points themselves (8.5 s, 0.4 GiB)
+AHC_POINTS = 20_000  # up to this many points AHC needs no k-means first (8.5 s, 0.4 GiB)
 
 
 def cluster(
@@ -82,20 +86,21 @@ def cluster(
     num_kmeans: int,
     linkage: str = "ward",
     metric: str = "euclidean",
-    max_iter: int = 20,
+    max_iter: int = MAX_ITERATIONS,
     seed: int = 0,
     device: str = "cpu",
     checkpoint=None,
     first: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict]:
-    """Unit vectors x float32 [N, D] -> (int64 labels [N] from 0, how it was done, for the report).
+    """Cluster unit vectors x float32 [N, D]: (int64 labels [N] from 0, entries for the report).
 
     method "kmeans-ahc", the two steps of arXiv 2406.02285: k-means into num_kmeans (all N: none), AHC of the centroids,
     unweighted as in the authors' code; "kmeans"; "ahc". num_clusters "auto": `num_clusters.choose_num_clusters`, of
     the distinct vectors, and copies go where their first goes. `first`: what `copies.first_of_each` gave, if it was
-    asked already. `checkpoint`: see `kmeans`. UserError: auto, and all vectors are one.
+    asked already. `checkpoint`: see `kmeans`. "auto*F": F times that number of clusters, at most one for each vector or
+    centroid. UserError: auto, and all vectors are one.
     """
-    if num_clusters != "auto":
+    if not isinstance(num_clusters, str):
         labels, info = _cluster(
             x, method, num_clusters, num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
         )
@@ -108,10 +113,11 @@ def cluster(
         raise UserError(COLLAPSED, hint=COLLAPSED_HINT)
     some = x if len(rows) == len(x) else x[rows]
     labels, info = _cluster(
-        some, method, "auto", num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
+        some, method, num_clusters, num_kmeans, linkage, metric, max_iter, seed, device, checkpoint
     )
     curve = {point["num_clusters"]: point["silhouette"] for point in info["auto"]}
-    if len(x) >= OFTEN * len(rows) and curve.get(info["num_clusters_chosen"], 0.0) < GROUPED:
+    estimate = info.get("num_clusters_estimate", info["num_clusters_chosen"])
+    if len(x) >= OFTEN * len(rows) and curve.get(estimate, 0.0) < GROUPED:
         labels, info["num_clusters_chosen"] = np.arange(len(rows)), len(rows)
     return _codes(labels[of_each.reshape(-1)]), info
 
@@ -119,7 +125,7 @@ def cluster(
 OFTEN, GROUPED = (
     3,
     0.3,
-)  # vectors that occur so often and are no tighter groups are a cluster each (`cluster`)
+)  # if distinct vectors occur this often on average, with a silhouette below this, each becomes a cluster
 
 
 def _codes(labels: np.ndarray) -> np.ndarray:
@@ -131,11 +137,12 @@ def _cluster(
 ) -> tuple[np.ndarray, dict]:
     n = len(x)
     info: dict[str, Any] = {}
-    auto = num_clusters == "auto"
+    factor = auto_factor(num_clusters)
+    auto = factor is not None
     k1 = min(max(num_kmeans, 2 if auto else num_clusters), n)
     if k1 == n and method == "kmeans-ahc":
         method = "ahc"
-    labels, centroids = np.arange(n), x  # without k-means each is its own
+    labels, centroids = np.arange(n), x  # without k-means each point is its own centroid
     if method == "kmeans-ahc" or (auto and (method == "kmeans" or n > AHC_POINTS)):
         info["num_kmeans"], info["kmeans"] = k1, {}
         labels, centroids = kmeans(
@@ -145,7 +152,13 @@ def _cluster(
         from pyspkv.clustering.num_clusters import choose_num_clusters
 
         num_clusters = _chosen(
-            info, linkage, metric, device, partial(choose_num_clusters, x, labels, centroids, seed=seed)
+            info,
+            factor,
+            n if method == "kmeans" else len(centroids),
+            linkage,
+            metric,
+            device,
+            partial(choose_num_clusters, x, labels, centroids, seed=seed),
         )
     if method == "kmeans":
         stats = info["kmeans"] = {}
@@ -171,15 +184,17 @@ def cut_centroids(
     """
     num, linkage, metric = options.num_clusters, options.linkage, options.metric
     if isinstance(num, str):
-        num = _chosen(info, linkage, metric, device, choose)
+        num = _chosen(info, auto_factor(num), len(centroids), linkage, metric, device, choose)
     return ahc(centroids, num, linkage=linkage, metric=metric, device=device, progress=_bar(linkage))
 
 
-def _chosen(
-    info: dict, linkage: str, metric: str, device: str, choose: Callable[..., tuple[int, list]]
-) -> int:
+def _chosen(info: dict, factor, most: int, linkage: str, metric: str, device: str, choose) -> int:
+    """Number of clusters: `factor` times what choose(linkage=, device=) finds, at most `most`; `info` gets it."""
     like = "average" if linkage == "average" and metric == "cosine" else "ward"
     num, info["auto"] = choose(linkage=like, device=device)
+    if factor != 1:
+        info["num_clusters_estimate"] = num
+        num = min(max(1, round(factor * num)), most)
     info["num_clusters_chosen"] = num
     return num
 
@@ -200,8 +215,10 @@ def _bar(name: str):
 
 
 def default_num_kmeans(n: int, num_clusters: int | str) -> int:
-    """k-means centroids for n utterances: n, so no k-means, as far as AHC of them all is cheap; beyond, the paper's
-    50,000 per 1,092,009. Centroids of few points each only blur what AHC would tell apart (benchmarks/RESULTS.md).
+    """Number of k-means centroids for n utterances.
+
+    It is n, which means no k-means, while AHC of all points is cheap; above that the paper's 50,000 per
+    1,092,009. Centroids of a few points each only blur what AHC would tell apart (benchmarks/RESULTS.md).
     """
     if n <= AHC_POINTS:
         return n
@@ -210,7 +227,7 @@ def default_num_kmeans(n: int, num_clusters: int | str) -> int:
 
 
 def memory_estimate(n: int, dim: int, method: str, num_kmeans: int, linkage: str, metric: str) -> str:
-    """A line that says what `cluster` needs at its peak, before it starts (checked in the benchmarks)."""
+    """A line that states the peak memory of `cluster` beforehand (the benchmarks check the estimate)."""
     from pyspkv.clustering.kmeans import EXACT_BELOW, PROBES
 
     rows = n if method == "ahc" else num_kmeans
@@ -235,16 +252,17 @@ def propagate(
 ) -> np.ndarray:
     """Label spreading (Zhou et al., NIPS 2003) over the graph of nearest neighbors: int64 labels [N].
 
-    x [N, D], normalized here; rows `seeds_index` [L] have labels `seeds_label` [L] (0..k-1) and keep them. Edges weigh
-    max(cos, 0), both ways where either end names the other; F <- alpha D^-1/2 W D^-1/2 F + (1 - alpha) Y. Points that
-    nothing reaches go to the nearest seed mean. Memory O(N (neighbors + k)).
+    x [N, D] is normalized here. Rows `seeds_index` [L] have the labels `seeds_label` [L] (0..k-1) and keep
+    them. Two points are joined by an edge of weight max(cos, 0) if either is among the `neighbors` nearest of
+    the other. Then F <- alpha D^-1/2 W D^-1/2 F + (1 - alpha) Y is iterated. Points that no label reaches get
+    the label of the nearest mean of labeled points. Memory O(N (neighbors + k)).
     """
     from scipy.sparse import coo_matrix, diags
     from sklearn.neighbors import NearestNeighbors
 
     x = l2_normalize(x)
     n, neighbors = len(x), min(neighbors, len(x) - 1)
-    _, near = NearestNeighbors(n_neighbors=neighbors).fit(x).kneighbors()  # oneself is left out
+    _, near = NearestNeighbors(n_neighbors=neighbors).fit(x).kneighbors()  # leaves out the point itself
     rows = np.repeat(np.arange(n), neighbors)
     weight = np.maximum(np.einsum("nd,nd->n", x[rows], x[near.ravel()]), 0)
     w = coo_matrix((weight, (rows, near.ravel())), shape=(n, n)).tocsr()

@@ -1,12 +1,12 @@
-"""How good is a clustering: statistics without labels, stability between rounds, diagnostics with a truth."""
+"""Quality of a clustering: statistics without labels, stability between rounds, truth-based diagnostics."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 Labels = Sequence | np.ndarray
-CLOSE = 1e-3  # cosine distances below it need float64: float32 products are off by up to 1e-6
-ROUNDING = 1e-12  # cosine distances below it are of copies: float32 vectors are off by some 1e-7, squared
+CLOSE = 1e-3  # smaller cosine distances need float64: the error of float32 products reaches 1e-6
+ROUNDING = 1e-12  # smaller cosine distances mean copies: the error of float32 vectors is about 1e-7, squared
 
 
 def _codes(labels: Labels) -> np.ndarray:
@@ -15,9 +15,10 @@ def _codes(labels: Labels) -> np.ndarray:
 
 
 def sizes(labels: Labels) -> dict:
-    """Cluster sizes: count, min, median, max, singletons and the effective number exp(H) of clusters.
+    """Cluster sizes: number, min, median, max, singletons, and the effective number exp(H) of clusters.
 
-    H is the entropy (nats) of the cluster proportions: equal clusters give the count itself, one giant cluster 1.
+    H is the entropy (nats) of the cluster proportions. For equal clusters exp(H) is their number; for one
+    giant cluster it is near 1.
     """
     counts = np.bincount(_codes(labels))
     p = counts / counts.sum()
@@ -33,13 +34,13 @@ def sizes(labels: Labels) -> dict:
 
 
 def center_sums(x: np.ndarray, codes: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the unit vectors of each cluster, float64 [num, D], and its size, int64 [num]."""
+    """Sum of the unit vectors of each cluster, float64 [num, D], and its size, int64 [num]."""
     counts = np.bincount(codes, minlength=num)
     order = np.argsort(codes, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)])
     sums = np.zeros((num, x.shape[1]), dtype=np.float64)
     filled = np.flatnonzero(counts)
-    for first in range(0, len(filled), 1024):  # blocks: never a sorted copy of all of x
+    for first in range(0, len(filled), 1024):  # blocks avoid a sorted copy of all of x
         some = filled[first : first + 1024]
         rows = order[starts[some[0]] : starts[some[-1] + 1]]
         sums[some] = np.add.reduceat(_unit(x[rows]), starts[some] - starts[some[0]], axis=0, dtype=np.float64)
@@ -51,9 +52,10 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def similarity(x: np.ndarray, labels: Labels, *, sample: int = 20_000, seed: int = 0) -> dict:
-    """Mean cosine of utterances to their own center and the nearest other one; silhouette of a sample.
+    """Mean cosine of a sample of utterances to the own and to the nearest other center, and the silhouette.
 
-    x: float [N, D], labels [N]. `sample` utterances are drawn from `seed`; memory O(N + K x D + 1024 x K).
+    x: float [N, D], labels [N]. `sample` utterances are drawn with `seed`. Memory O(N + K x D + 1024 x K).
+    The keys are those of `silhouette`.
     """
     codes = _codes(labels)
     sums, counts = center_sums(x, codes, int(codes.max()) + 1)
@@ -69,10 +71,10 @@ def sampled(n: int, seed: int, sample: int = 20_000) -> np.ndarray:
 def silhouette(x: np.ndarray, codes: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> dict:
     """Simplified silhouette (Vendramin et al. 2010, Stat. Anal. Data Min. 3(4)) of x [M, D] with codes [M].
 
-    sums [K, D] and counts [K] come from `center_sums` of the whole. Each vector has cosine distance a to its own
-    center (the mean direction of the *others* in its cluster: a center must not look near because it was made
-    of the point) and b to the nearest other one; the silhouette is the mean of (b - a) / max(a, b), 0 for singletons
-    and where a = b = 0. It lies in [-1, 1].
+    sums [K, D] and counts [K] are those of `center_sums` over all utterances. Each vector has cosine distance
+    a to its own center and b to the nearest other center. The own center is the mean direction of the *other*
+    members: it must not look near because the vector itself is part of it. The silhouette is the mean of (b -
+    a) / max(a, b), with 0 for singletons and where a = b = 0. It lies in [-1, 1].
     """
     k = len(sums)
     centers = _unit(sums).astype(np.float32)
@@ -91,7 +93,7 @@ def silhouette(x: np.ndarray, codes: np.ndarray, sums: np.ndarray, counts: np.nd
         a[rows], b[rows] = _exact_distances(x[rows], codes[rows], sums)
     a, b = (np.where(d < ROUNDING, 0, d) for d in (a, b))
     single = counts[codes] == 1
-    # where both are 0, a cluster of copies was cut in two: neither part is the better one
+    # a = b = 0: a cluster of copies was cut in two, and neither part is better
     value = np.where(single, 0.0, (b - a) / np.maximum(np.maximum(a, b), ROUNDING)) if k > 1 else np.zeros(1)
     return {
         "within_similarity": float(within[~single].mean()) if not single.all() else None,
@@ -102,7 +104,7 @@ def silhouette(x: np.ndarray, codes: np.ndarray, sums: np.ndarray, counts: np.nd
 
 
 def _exact_distances(x: np.ndarray, codes: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """a and b of `silhouette` [M] in float64, for vectors that lie too near to their centers for float32."""
+    """a and b of `silhouette`, float64 [M], for vectors that lie too near to their centers for float32."""
     unit, row = _unit(x.astype(np.float64)), np.arange(len(x))
     a = 1 - (_unit(sums[codes] - _unit(x)) * unit).sum(1)
     if len(sums) == 1:
@@ -123,10 +125,11 @@ def contingency(a: np.ndarray, b: np.ndarray):
 def match_labels(new: Labels, old: Labels) -> np.ndarray:
     """Give the clusters of `new` the ids of the clusters of `old` that they overlap most: int64 [N].
 
-    new, old: integer ids [N] of the same utterances, old < 0 where the previous round did not have the utterance.
-    One-to-one assignment of maximum total overlap (Hungarian method on the sparse contingency, solved separately
-    in each connected component, so thousands of clusters need no dense K x K array). Clusters without a partner get
-    fresh ids from max(old) + 1 upwards, in order of their first utterance.
+    new, old: integer ids [N] of the same utterances; old < 0 where the previous round did not have the
+    utterance. Clusters are assigned one to one with maximum total overlap, by the Hungarian method. Each
+    connected component of the sparse contingency table is solved by itself, so thousands of clusters need no
+    dense K x K array. Clusters without a partner get new ids from max(old) + 1 upwards, in the order of their
+    first utterance. ValueError: other lengths.
     """
     from scipy.optimize import linear_sum_assignment
     from scipy.sparse import bmat
@@ -165,7 +168,10 @@ def match_labels(new: Labels, old: Labels) -> np.ndarray:
 
 
 def stability(new: Labels, old: Labels) -> dict:
-    """Agreement of two rounds' labels of the same utterances: AMI, ARI, share of utterances in matched clusters."""
+    """Agreement of two rounds' labels of the same utterances [N].
+
+    Keys: ami, ari, common_utts, and kept, the share of utterances whose clusters are matched with each other.
+    """
     from sklearn.metrics import adjusted_rand_score
 
     a, b = _codes(new), _codes(old)
@@ -179,10 +185,11 @@ def stability(new: Labels, old: Labels) -> dict:
 
 
 def adjusted_mutual_info(a: Labels, b: Labels) -> float:
-    """AMI of two labelings [N] with arithmetic averaging (Vinh et al. 2010, JMLR 11, eq. 24), as scikit-learn.
+    """AMI of two labelings [N], arithmetic averaging (Vinh et al. 2010, JMLR 11, eq. 24), as scikit-learn.
 
-    The expected mutual information needs each pair of *distinct cluster sizes* once, not each pair of clusters:
-    seconds where scikit-learn 1.9 takes ten minutes (1,092,009 utterances, 5,994 x 7,500 clusters).
+    The expected mutual information is computed once for each pair of *distinct cluster sizes*, not for each
+    pair of clusters. This takes seconds where scikit-learn 1.9 takes ten minutes (1,092,009 utterances, 5,994
+    x 7,500 clusters).
     """
     from scipy.special import gammaln
 
@@ -199,8 +206,8 @@ def adjusted_mutual_info(a: Labels, b: Labels) -> float:
     uniq_b, num_b = np.unique(size_b, return_counts=True)
     expected = 0.0
     for s, times in zip(uniq_a.tolist(), num_a.tolist()):
-        # overlap k of clusters of s and t utterances is hypergeometric: mean s t / n, and nothing of weight
-        # lies beyond a dozen deviations plus forty
+        # The overlap k of clusters of s and t utterances is hypergeometric with mean s t / n. Terms beyond 12
+        # standard deviations + 40 are too small to matter.
         mean = s * uniq_b / n
         low = np.maximum(np.maximum(1, s + uniq_b - n), np.floor(mean - 12 * np.sqrt(mean) - 40)).astype(
             np.int64
@@ -219,11 +226,12 @@ def adjusted_mutual_info(a: Labels, b: Labels) -> float:
 
 
 def diagnostics(labels: Labels, truth: Labels) -> dict:
-    """Truth-based numbers, for reports only: NMI (arithmetic), AMI, ARI, purity, accuracy, pair precision/recall/F.
+    """Agreement with true speakers, for reports only: NMI (arithmetic), AMI, ARI, purity, accuracy, pair F.
 
-    purity: share of utterances whose cluster's majority speaker is theirs (size-weighted); speaker_purity: the same
-    with roles swapped; accuracy: share of utterances in the cluster that the Hungarian method matches with their
-    speaker. Pair F: over pairs of utterances, "same cluster" as a detector of "same speaker".
+    purity: share of utterances whose true speaker is the majority speaker of their cluster. speaker_purity:
+    the same with the roles swapped. accuracy: share of utterances in the cluster that the Hungarian method
+    matches with their speaker. Pair precision, recall and F: over pairs of utterances, with "same cluster" as
+    the detector of "same speaker".
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -253,7 +261,7 @@ def diagnostics(labels: Labels, truth: Labels) -> dict:
 
 
 def right(labels: Labels, truth: Labels) -> np.ndarray:
-    """Which utterances are of their cluster's most frequent true speaker: bool [N]."""
+    """bool [N]: whether an utterance's true speaker is the most frequent speaker of its cluster."""
     codes, speakers = _codes(labels), _codes(truth)
     table = contingency(codes, speakers)
     return speakers == np.asarray(table.argmax(1)).reshape(-1)[codes]

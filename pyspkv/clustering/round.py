@@ -1,6 +1,6 @@
-"""One round of labeling (`make_round`): embeddings in, a data directory whose speakers are clusters out.
+"""One round of labeling (`make_round`): embeddings in, a data directory whose speakers are the clusters out.
 
-Nothing heavy is imported before it is known that labels are to be made.
+Heavy modules are imported only when labels must be made.
 """
 
 import json
@@ -40,16 +40,18 @@ def make_round(
     """Cluster the utterances of the data directory `data` and write `out`, a copy whose speakers are the clusters.
 
     Args:
-        embeddings: embedding.scp of each model; several models' are set side by side.
-        previous: data directory of the round before; clusters that match one of its get its name.
-        truth: true utt2spk, for `diagnostics` in the report alone.
-        report: where the report goes (default: report.json beside `out`).
+        embeddings: embedding.scp of each model; the vectors of several models are concatenated.
+        previous: data directory of the round before; a cluster that matches one of its clusters gets that
+            name.
+        truth: true utt2spk, used only for `diagnostics` in the report.
+        report: file of the report (default: report.json beside `out`).
         draw: called with the report and its path, before the report and the labels are written.
         parts: folder of a k-means that was done in parts (`kmeans_parts`) and has ended; it goes when all is written.
 
-    Labels that stand in `out` are kept if they were made of the same with the same options, or edited since: None.
-    Else the report. A killed run goes on where k-means was. UserError: `out` is `data`, was made of something else or
-    is being written; an utterance has no embedding; impossible options.
+    Returns the report, or None if labels exist in `out` and are kept, because they were made from the same
+    inputs with the same options (they may have been edited since). A killed run resumes its k-means.
+    UserError: `out` is `data`, was made from something else or is being written; an utterance has no
+    embedding; impossible options.
     """
     out, report = Path(out), Path(report) if report else Path(out).with_name("report.json")
     asked = asked_of(options, data, out, previous)
@@ -119,7 +121,7 @@ def _say_memory(x: "np.ndarray", options: Options) -> None:
 
 
 def write_round(out: DataDir, report: dict, folder: str | Path, report_file: str | Path) -> None:
-    """Write the report, and then the data directory: where that stands, all does."""
+    """Write the report first and the data directory last: if the directory exists, everything does."""
     report_file = Path(report_file)
     with atomic_file(report_file) as f:
         json.dump(report, f, indent=1)

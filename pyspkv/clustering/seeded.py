@@ -1,4 +1,4 @@
-"""Pseudo-labels of unlabeled utterances from a few labeled ones, as a user calls it (`make_seeded_round`)."""
+"""Pseudo-labels of unlabeled utterances from a few labeled ones: the public call `make_seeded_round`."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SeededOptions:
-    """How the labels are found; the options of bin.seeded_cluster, which explains them."""
+    """Options of a seeded labeling: those of bin.seeded_cluster, where --help explains them."""
 
     method: str = "constrained"
     match_released_code: bool = False
@@ -43,12 +43,13 @@ def make_seeded_round(
 
     Args:
         embeddings: embedding.scp of all these utterances.
-        truth: true utt2spk of the unlabeled ones, for `diagnostics` in the report alone.
-        report: where the report goes (default: report.json beside `out`).
+        truth: true utt2spk of the unlabeled utterances, used only for `diagnostics` in the report.
+        report: file of the report (default: report.json beside `out`).
 
-    Labels that stand in `out` are kept or refused as by `make_round`: None. Else the report. With options.label_noise
-    the file `corrupted` beside `out` lists the utterances whose label was changed. UserError: an utterance is in both
-    directories or has no embedding; `out` is one of them, or was made of something else.
+    Returns the report, or None if labels exist in `out` and are kept (see `make_round`). With
+    options.label_noise the file `corrupted` beside `out` lists the utterances whose label was changed.
+    UserError: an utterance is in both directories or has no embedding; `out` is one of them, or was made from
+    something else.
     """
     out, report = Path(out), Path(report) if report else Path(out).with_name("report.json")
     for option, folder in (("labeled-data", labeled), ("unlabeled", unlabeled)):
@@ -84,7 +85,7 @@ def make_seeded_round(
 
 
 def _read_apart(labeled: str | Path, unlabeled: str | Path) -> tuple[DataDir, DataDir]:
-    """UserError: an utterance is in both."""
+    """Read both data directories. UserError: an utterance is in both."""
     first, second = DataDir.read(labeled), DataDir.read(unlabeled)
     if both := set(first.utts) & set(second.utts):
         rule = f"{len(both)} utterances are also in --labeled-data; the first is {min(both)}"
@@ -97,7 +98,7 @@ def _read_apart(labeled: str | Path, unlabeled: str | Path) -> tuple[DataDir, Da
 def _label(
     scp: str, labeled: DataDir, unlabeled: DataDir, options: SeededOptions, truth: list[str] | None
 ) -> tuple[DataDir, dict, list[str]]:
-    """(the unlabeled part with speakers, the report, utterances whose label was changed on purpose)."""
+    """Label `unlabeled`: (its copy with speakers, the report, utterances whose label was made wrong)."""
     import numpy as np
 
     from pyspkv.clustering import quality
@@ -123,7 +124,7 @@ def _label(
 def _spread_labels(
     scp: str, labeled: DataDir, unlabeled: DataDir, options: SeededOptions, report: dict
 ) -> "np.ndarray":
-    """Class of each unlabeled utterance, int64 [U], in the order of the labeled speakers' names."""
+    """Class of each unlabeled utterance, int64 [U]: an index into the sorted labeled speakers."""
     import numpy as np
 
     from pyspkv.clustering import kmeans, pipeline, vectors

@@ -1,4 +1,4 @@
-"""Embeddings before they are clustered: unit length, whitening."""
+"""Prepare embeddings for clustering: unit length and whitening."""
 
 import numpy as np
 
@@ -11,7 +11,10 @@ COLLAPSED_HINT = "look at `spread` in its train.jsonl; lower optim.lr, or train 
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """L2-normalize float32 x [N, D] in place, in blocks; the rows that are all zeros (left so), int64 [M]."""
+    """L2-normalize float32 x [N, D] in place, in blocks.
+
+    Rows of zeros stay; returns their indices, int64 [M].
+    """
     bad = []
     for first in range(0, len(x), 8192):
         part = x[first : first + 8192]
@@ -22,7 +25,7 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
 
 
 def l2_normalize(x: np.ndarray) -> np.ndarray:
-    """Rows of x [N, D] on the unit sphere, float32, a new array. ValueError: a row of zeros."""
+    """A copy of x [N, D] with rows of length 1, float32. ValueError: a row of zeros."""
     x = np.array(x, dtype=np.float32, order="C")
     if len(bad := unit_rows(x)):
         raise ValueError(f"{len(bad)} embeddings are zero, the first in row {bad[0]}")
@@ -30,11 +33,12 @@ def l2_normalize(x: np.ndarray) -> np.ndarray:
 
 
 def whiten(x: np.ndarray, power: float) -> np.ndarray:
-    """Unit vectors x float32 [N, D]: centerd, times covariance^(-power / 2), normalized again.
+    """Whiten unit vectors x float32 [N, D] in place: center, times covariance^(-power / 2), normalize again.
 
-    power 1 is whitening with length normalization (Garcia-Romero & Espy-Wilson, Interspeech 2011), 0 centring alone.
-    Embeddings trained without labels spend their first axes on channels too; half the power evens them out without
-    raising the noise of the last. Rows are shrunk in place; memory O(D^2) beside x.
+    power 1 is whitening with length normalization (Garcia-Romero & Espy-Wilson, Interspeech 2011); power 0
+    only centers. The first principal axes of embeddings trained without labels also carry the channel. Half
+    the power reduces them without amplifying the noise of the last axes. Memory O(D^2) besides x. UserError:
+    all embeddings are (nearly) equal.
     """
     mean = x.mean(0, dtype=np.float64)
     covariance = np.zeros((x.shape[1],) * 2)
@@ -53,9 +57,10 @@ def shrink(x: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 
 def whitening(covariance: np.ndarray, power: float) -> np.ndarray:
-    """covariance [D, D]^(-power / 2), float32; eigenvalues count at least 1e-3 of the largest.
+    """covariance [D, D]^(-power / 2), float32. Eigenvalues below 1e-3 of the largest are raised to that.
 
-    The symmetric root: unlike principal axes it has no sign of its own. UserError: all vectors are one.
+    This is the symmetric root: unlike principal axes it is unique, because it has no free sign.
+    UserError: all vectors are one.
     """
     if np.trace(covariance) < 1e-9:  # of unit vectors: 1 - |mean|^2
         raise UserError(COLLAPSED, hint=COLLAPSED_HINT)

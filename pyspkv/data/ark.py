@@ -1,7 +1,7 @@
-"""Embeddings on disk: Kaldi ark/scp as kaldiio writes them, read in bulk.
+"""Embeddings on disk: Kaldi ark and scp files as kaldiio writes them, read in bulk.
 
-An entry is one vector [D] or a matrix [n, D] (several crops of one utterance). Nothing read is ever unpickled
-and no scp entry is ever run as a command: kaldiio itself would do both, so its reader is used for compressed
+An entry is one vector [D], or a matrix [n, D] for several crops of one utterance. This module never unpickles
+data and never runs an scp entry as a command. kaldiio's reader would do both, so it is used for compressed
 matrices only.
 """
 
@@ -21,16 +21,17 @@ from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.errors import UserError
 from pyspkv.data.tables import whole_number
 
-CHUNK = 16 << 20  # bytes of an ark held at once
+CHUNK = 16 << 20  # bytes of an ark in memory at once
 VECTOR_HEADER, MATRIX_HEADER = 10, 15  # "\0BFV \4<rows>" and "\0BFM \4<rows>\4<columns>"
 AGAIN = "remove this scp, then extract the embeddings again"
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """ids: N utterance ids in scp order; x: float32 [R, D]; offsets: int64 [N + 1].
+    """Embeddings of N utterances, one or more rows for each.
 
-    Entry i is `x[offsets[i] : offsets[i + 1]]`.
+    ids: N utterance ids in scp order. x: float32 [R, D]. offsets: int64 [N + 1]; the rows of utterance i are
+    `x[offsets[i] : offsets[i + 1]]`.
     """
 
     ids: list[str]
@@ -42,41 +43,43 @@ class Embeddings:
 
     @property
     def dim(self) -> int:
+        """D, the number of dimensions."""
         return self.x.shape[1]
 
     @property
     def single(self) -> bool:
-        """Whether every entry has exactly one row (then `x` is [N, D])."""
+        """True when every utterance has exactly one row, so that `x` is [N, D]."""
         return len(self.x) == len(self.ids)
 
     def vectors(self) -> np.ndarray:
-        """float32 [N, D], one row an utterance: `x` itself (no copy) if `single`, else mean directions.
+        """One row for each utterance, float32 [N, D]: `x` itself (no copy) if `single`, else mean directions.
 
-        The mean direction of an entry is the mean of the length-normalized rows; its length is at most 1.
+        The mean direction is the mean of an utterance's length-normalized rows; its length is at most 1.
         """
         return self.x if self.single else self.entry_means(normalize(self.x))
 
     def entry_means(self, x: np.ndarray) -> np.ndarray:
-        """Means of each entry's rows in `x` [R, D]: [N, D]; `x` itself if `single`."""
+        """Means of each utterance's rows in `x` [R, D] -> [N, D]; `x` itself if `single`."""
         return x if self.single else np.add.reduceat(x, self.offsets[:-1]) / self.counts[:, None]
 
     @property
     def counts(self) -> np.ndarray:
-        """Rows of each entry as float32 [N]."""
+        """Number of rows of each utterance, float32 [N]."""
         return np.diff(self.offsets).astype(np.float32)
 
 
 def normalize(x: np.ndarray) -> np.ndarray:
-    """Length-normalize rows: [..., D] -> float32 [..., D]; a zero row stays zero (all its cosines are 0).
+    """Length-normalize rows: [..., D] -> float32 [..., D]. A zero row stays zero, so all its cosines are 0.
 
-    Every row of finite float32 values gets its direction, also where its length is none that float32 can hold.
+    Every row of finite float32 values gets its direction, even when float32 cannot hold its length.
     """
     norm = np.sqrt(np.einsum("...d,...d->...", x, x, dtype=np.float64))[..., None]
     float32 = np.finfo(np.float32)
     far = (norm > float32.max) | ((norm > 0) & (norm < float32.tiny))
-    with np.errstate(over="ignore"):  # of far rows alone
+    with np.errstate(over="ignore"):  # overflow only happens in the rows that are computed again below
         out = np.divide(x, np.where((norm > 0) & ~far, norm, 1), dtype=np.float32, casting="same_kind")
-    if far.any():  # a direction has no scale: the row by its largest value first, in float64
+    # Scale these rows by their largest value first, in float64; this does not change the direction
+    if far.any():
         rows = far[..., 0]
         big = x[rows].astype(np.float64)
         big /= np.abs(big).max(-1, keepdims=True)
@@ -86,7 +89,7 @@ def normalize(x: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """An OSError of the block is about `file`: the one of a full disk does not say so."""
+    """Add the name of `file` to an OSError without one; a full disk raises such an error."""
     try:
         yield
     except OSError as err:
@@ -96,7 +99,7 @@ def _naming(file: Path) -> Iterator[None]:
 
 
 def refuse_links(files: Iterable[Path]) -> None:
-    """UserError: one of `files` is a link, and writing it would write what it points to."""
+    """UserError when one of `files` is a link: writing to it would overwrite the file that it points to."""
     for file in files:
         if file.is_symlink():
             raise UserError(
@@ -107,23 +110,25 @@ def refuse_links(files: Iterable[Path]) -> None:
 
 
 def hold(stack: ExitStack, folder: Path, name: str = ".lock") -> None:
-    """Hold `folder_lock(folder, name)` until `stack` ends. UserError: another process writes there."""
+    """Hold `folder_lock(folder, name)` until `stack` ends. UserError when another process holds it."""
     refuse_links([folder / name])
     with _naming(folder / name):
         stack.enter_context(folder_lock(folder, name))
 
 
 class EmbeddingWriter:
-    """Write `out_dir/embedding.ark` and `.scp`; both appear, whole, when the `with` block ends well.
+    """Write `out_dir/embedding.ark` and `.scp`; both appear, complete, when the `with` block ends without an
+    error.
 
-    The scp is sorted in C order, holds absolute paths, and is the last to appear: where it stands, its ark is
-    whole.
+    The scp is sorted in C order and holds absolute paths. It appears last, so an existing scp has a complete
+    ark.
 
     Args:
-        name: in place of `embedding`.
-        lock: the lock file that is held meanwhile, since two writers would mix their files; None where the caller
-            holds it.
-        empty: whether no embedding at all is fine.
+        out_dir: folder of the two files.
+        name: file name instead of `embedding`.
+        lock: name of the lock file, because two writers would mix their files; None when the caller holds a
+            lock.
+        empty: allow an end without any embedding; otherwise that is a UserError.
     """
 
     def __init__(
@@ -149,15 +154,14 @@ class EmbeddingWriter:
             if self.lock:
                 hold(stack, self.dir, self.lock)
             refuse_links([ark, scp])
-            for left in self.dir.glob(
-                f".{self.name}.*"
-            ):  # of a killed extraction: nobody else is writing here
+            # Nobody else is writing here, so these files were left by a killed extraction.
+            for left in self.dir.glob(f".{self.name}.*"):
                 left.unlink(missing_ok=True)
             with atomic_file(scp) as lines, atomic_file(ark, "wb") as self._ark:
                 yield
                 if not self.place and not self.empty:
                     raise UserError("no embedding was written", file=self.dir)
-                # Both go to the disk now: that it is full is found out while the older pair still stands.
+                # Write both to disk now, so that a full disk is noticed while the older pair still exists.
                 self._ark.flush()
                 os.fsync(self._ark.fileno())
                 with _naming(scp):
@@ -170,7 +174,8 @@ class EmbeddingWriter:
     def __call__(self, utt: str, array: np.ndarray) -> None:
         """Add an embedding [D] or [n, D], stored as float32.
 
-        Raises UserError on NaN or Inf, on an id that came before, and on another D.
+        Raises UserError when it contains NaN or Inf, its id was added before, or its D differs from the
+        earlier ones.
         """
         from kaldiio.matio import write_array
 
@@ -194,7 +199,10 @@ class EmbeddingWriter:
         write_array(self._ark, array)
 
     def append(self, scp: Path) -> None:
-        """Add all that a writer wrote to `scp` and its ark, byte for byte. UserError: an id that came before."""
+        """Add all embeddings of another writer's `scp` and ark, byte for byte.
+
+        UserError when an id was added before.
+        """
         if scp.stat().st_size == 0:
             return
         ids, _, _, offset = read_scp(scp)
@@ -210,9 +218,11 @@ class EmbeddingWriter:
 def read_embeddings(scp: str | Path) -> Embeddings:
     """Read every embedding that `scp` lists (`utt ark:offset` lines), in the order of its lines.
 
-    Float vectors of one size, the usual case, are copied straight to their rows: memory is 4 N D bytes, the
-    ids, and 16 MiB. Matrices, doubles, compressed and text entries go one by one. Raises UserError with the
-    scp line.
+    Float vectors of one size, the usual case, are copied directly to their rows: memory is 4 N D bytes, the
+    ids, and 16 MiB. Matrices, doubles, compressed and text entries are read one by one.
+
+    Raises UserError with the scp line when an entry is a command, is damaged, has another D, or is not
+    finite.
     """
     return _read(_Entries(str(scp), *read_scp(scp)))
 
@@ -230,12 +240,11 @@ def _read(entries: "_Entries", near: bool = True) -> Embeddings:
     x = entries.read_vectors() if near else None
     offsets = np.arange(len(ids) + 1, dtype=np.int64)
     if x is None:
-        with np.errstate(over="ignore"):  # a double beyond float32 is infinite, which is found below
+        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, which is reported below
             x, offsets = entries.read_any()
     step = max(1, CHUNK // (4 * x.shape[1]))
-    for start in range(
-        0, len(x), step
-    ):  # in blocks: a mask of the whole would be a quarter of the embeddings again
+    # In blocks, because a mask for all values would need a quarter of the embeddings' memory.
+    for start in range(0, len(x), step):
         bad = ~np.isfinite(x[start : start + step]).all(1)
         if bad.any():
             row = start + int(bad.argmax())
@@ -266,7 +275,7 @@ def read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
                 )
             path, colon, place = entry.rpartition(":")
             if not (colon and place.isascii() and place.isdigit()):
-                path, place = entry, "0"  # a Kaldi file of its own, with no key in front
+                path, place = entry, "0"  # a file that holds one Kaldi object without a key
             if (at := whole_number(place)) is None:
                 raise UserError("the offset is larger than any file", file=scp, line=number, hint=AGAIN)
             ids.append(utt)
@@ -300,13 +309,13 @@ class _Entries:
         return UserError(f"{self.ids[i]} ({where}): {message}", file=self.scp, line=line, hint=AGAIN)
 
     def by_ark(self):
-        """Yield (file, size in bytes, entry numbers in the order of their offsets) for each ark."""
+        """Yield (file, size in bytes, numbers of the entries by ascending offset) for each ark."""
         for a, path in enumerate(self.arks):
             rows = np.flatnonzero(self.ark_of == a) if len(self.arks) > 1 else np.arange(len(self.ids))
             if not len(rows):
                 continue
             rows = rows[np.argsort(self.offset[rows], kind="stable")]
-            try:  # a pipe must not be waited for
+            try:  # O_NONBLOCK: opening a pipe must not block
                 f = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
             except IsADirectoryError:
                 raise self.error(rows[0], "is a folder, not an ark") from None
@@ -320,14 +329,14 @@ class _Entries:
                 yield f, about.st_size, rows
 
     def room(self, rows: int, dim: int) -> None:
-        """UserError where float32 [rows, dim] is more than this machine's memory, as a header or many lines say."""
+        """UserError when float32 [rows, dim], as headers or the scp ask, exceeds this machine's memory."""
         have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if 4 * rows * dim > have:
             need = f"{rows} x {dim} values are more than this machine's memory ({have / 2**30:.0f} GiB)"
             raise UserError(need, file=self.scp, hint="give fewer lines, or check the headers of the ark")
 
     def read_vectors(self) -> np.ndarray | None:
-        """float32 [N, D] where every entry is a float vector of one size; None at the first that is not."""
+        """float32 [N, D] when every entry is a float vector of one size; None as soon as one is not."""
         out = None
         for f, size, rows in self.by_ark():
             if out is None:
@@ -336,7 +345,7 @@ class _Entries:
                     return None
                 dim = int.from_bytes(head[6:], "little", signed=True)
                 if not 0 < dim <= size // 4:
-                    return None  # read_any says what is wrong
+                    return None  # read_any reports the error
                 self.room(len(self.ids), dim)
                 out = np.empty((len(self.ids), dim), dtype="<f4")
                 target = out.data.cast("B")
@@ -359,7 +368,10 @@ class _Entries:
         return out
 
     def read_any(self) -> tuple[np.ndarray, np.ndarray]:
-        """(float32 [R, D], int64 [N + 1]) from entries of any kind; the first pass measures plain ones."""
+        """Entries of any kind: (x [R, D], offsets [N + 1]).
+
+        A first pass finds the sizes of uncompressed ones.
+        """
         shape = np.zeros((len(self.ids), 2), dtype=np.int64)
         decoded: dict[int, np.ndarray] = {}
         total = 0
@@ -394,12 +406,12 @@ class _Entries:
         return out, offsets
 
     def header(self, f, size: int, i: int) -> tuple[str, int, int]:
-        """("FV", 1, D), ("FM", n, D), "DV", "DM"; ("", 0, 0) for a compressed or a text entry."""
-        start = int(self.offset[i])  # Python's own, for the products below may pass int64
+        """Kind ("FV", "FM", "DV", "DM"), rows and columns of entry i; ("", 0, 0) if compressed or text."""
+        start = int(self.offset[i])  # a Python int, because the products below may exceed int64
         head = os.pread(f.fileno(), MATRIX_HEADER, start)
         kind = head[2:4].decode("ascii", "replace")
-        if head[:4] == b"\0BCM":  # at least a byte a value
-            sizes = start + head.find(b" ") + 9  # behind the name, a minimum and a range
+        if head[:4] == b"\0BCM":  # a compressed matrix has at least one byte for each value
+            sizes = start + head.find(b" ") + 9  # the sizes follow the name, a minimum and a range
             rows, columns = struct.unpack("<ii", os.pread(f.fileno(), 8, sizes).ljust(8, b"\0"))
             if min(rows, columns) < 0 or start + rows * columns > size:
                 raise self.error(i, "the ark ends before the embedding does")
@@ -423,7 +435,7 @@ class _Entries:
         return kind, rows, columns
 
     def decode(self, f, i: int) -> np.ndarray:
-        """float32 [n, D] of a text entry, or of a compressed one by kaldiio."""
+        """float32 [n, D] of a text entry, or of a compressed one (by kaldiio)."""
         start = int(self.offset[i])
         try:
             if os.pread(f.fileno(), 4, start) == b"\0BCM":
@@ -433,7 +445,7 @@ class _Entries:
                 return np.atleast_2d(read_matrix_or_vector(f)).astype(np.float32)
             text = _until_bracket(f, start)
             if b"_" in text:
-                raise ValueError("an underscore is in no number")  # Python alone would take 1_0
+                raise ValueError("an underscore is in no number")  # Python itself would read 1_0 as 10
             lines = text.replace(b"[", b" ", 1).splitlines()
             return np.array([line.split() for line in lines if line.strip()], dtype=np.float32).reshape(
                 sum(1 for line in lines if line.strip()), -1
@@ -443,7 +455,7 @@ class _Entries:
 
 
 def _read_at(f, start: int, length: int) -> bytes:
-    """`length` bytes from `start`, fewer only at the end of the file (one pread may return less)."""
+    """`length` bytes from `start`, fewer only at the end of the file (a single pread may return less)."""
     data = os.pread(f.fileno(), length, start)
     if len(data) == length:
         return data
@@ -455,7 +467,7 @@ def _read_at(f, start: int, length: int) -> bytes:
 
 
 def _until_bracket(f, start: int) -> bytes:
-    """A text entry from `start` to its `]`. ValueError: none within CHUNK bytes."""
+    """A text entry from `start` to its `]`. ValueError when there is none within CHUNK bytes."""
     text, step = bytearray(), 1 << 16
     while len(text) < CHUNK:
         more = os.pread(f.fileno(), step, start + len(text))

@@ -1,8 +1,9 @@
 """Kaldi data directories: read and check, subset, combine, split, rename, write.
 
-Utterances are kept in C order; `utt2spk` and `wav.scp` are required, everything else is checked when present.
-An unknown speaker is `utt utt`; no speaker prefix is demanded of utterance ids. `utt2spk_true` (the truth
-beside an unlabeled directory) is never read nor copied. `pyspkv.data.fix` repairs broken directories.
+Utterances are kept in C order. `utt2spk` and `spk2utt` are required, and `wav.scp` unless a caller does
+without; every other known file is checked if present. An unknown speaker is written as `utt utt`. Utterance
+ids need no speaker prefix. `utt2spk_true` (true speakers of an unlabelled directory) is never read or copied.
+`pyspkv.data.fix` repairs broken directories.
 """
 
 import hashlib
@@ -45,14 +46,15 @@ _KINDS = {
     "enrol_map": ("model", "ids"),
 }
 _SINGLE = ("dialogue2device", "dialogue2mixed", "enrol_map")
-# What the tools put beside the tables: parts, and folders of tables (temporary ones and those of before too).
+# What the tools write next to the tables: folders of parts, and folders of tables (also temporary and older
+# ones).
 _PARTS = re.compile(r"split\d+(utt)?|\.split\d+(utt)?\.\w{8}\.(tmp|old)")
 _ASIDE = re.compile(r"\.backup(\.\d+)?|\.fix|\.\.backup(\.\d+)?\.\w{8}\.tmp|\.fix\.\w{8}\.tmp")
 OVERSHOOT = 0.5  # seconds a segment may end after its recording, as Kaldi's extract-segments allows
 
 
 def table_kind(name: str) -> tuple[str, str] | None:
-    """(what the first column names, kind of the rest) of a data-directory file; None for any other file."""
+    """(what the first column names, kind of the others) for a data-directory file; None for others."""
     if name in _KINDS:
         return _KINDS[name]
     if re.fullmatch(r"trials([_.-][\w.-]*)?", name):
@@ -63,6 +65,7 @@ def table_kind(name: str) -> tuple[str, str] | None:
 
 
 def hint_command(path: str | Path, *options: str) -> str:
+    """The command that fixes `path`, for hints."""
     return command_line("utils/fix_data_dir.sh", *options, Path(path))
 
 
@@ -75,7 +78,7 @@ def spk2utt_lines(utts: Sequence[str], spk: Sequence[str]) -> list[str]:
 
 
 def list_tables(path: Path) -> dict[str, tuple[str, str]]:
-    """The data-directory files present in `path`, with their kinds. UserError: no such directory."""
+    """Name -> kind of the data-directory files in `path`. UserError when there is no such directory."""
     if not path.is_dir():
         if path.exists():
             raise UserError("is a file, not a data directory", file=path, hint="give the folder of the file")
@@ -84,7 +87,8 @@ def list_tables(path: Path) -> dict[str, tuple[str, str]]:
             for p in path.parent.glob("*.old")
             if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.old", p.name)
         ]
-        hint = command_line("mv", old[0], path) if old else None  # a killed run left the old folder there
+        # A killed run left the old folder under this name
+        hint = command_line("mv", old[0], path) if old else None
         raise UserError(
             "no such data directory", file=path, hint=hint or "check the path; stage 1 makes data"
         )
@@ -100,7 +104,10 @@ def list_tables(path: Path) -> dict[str, tuple[str, str]]:
 
 @dataclass
 class DataDir:
-    """A checked data directory in memory. `wav` is keyed by recording with `segments`, else by utterance."""
+    """Content of a checked data directory.
+
+    `wav` is keyed by recording if there are segments, else by utterance.
+    """
 
     path: Path
     utts: list[str]  # C order
@@ -118,12 +125,16 @@ class DataDir:
     # ---- reading -----------------------------------------------------------------------------------------
     @classmethod
     def read(cls, path: str | Path, *, need_wav: bool = True) -> "DataDir":
-        """Read and check every known file. UserError names file, line, rule and hint."""
+        """Read and check every known file.
+
+        need_wav: require wav.scp (it is always required if there are segments).
+        Raises UserError with file, line, rule and hint when something is wrong.
+        """
         path = Path(path)
         present = list_tables(path)
         hint = hint_command(path)
         if "utt2spk" not in present:
-            how = hint  # made from spk2utt
+            how = hint  # the fixer makes utt2spk from spk2utt
             if "spk2utt" not in present:
                 how = "write it: `utt spk` per line, or `utt utt` where the speaker is unknown"
             raise UserError("no such file", file=path / "utt2spk", hint=how)
@@ -209,7 +220,7 @@ class DataDir:
 
     # ---- writing -----------------------------------------------------------------------------------------
     def tables(self) -> dict[str, dict]:
-        """File name -> its table (segments as tuples), all but spk2utt and the trials."""
+        """File name -> table (segments as tuples), for all files except spk2utt and trials."""
         out: dict[str, dict | None] = {"utt2spk": dict(zip(self.utts, self.spk)), "wav.scp": self.wav or None}
         out |= {"segments": self.segments, **self.utt_tables, **self.reco_tables, **self.spk_tables}
         out |= {name: getattr(self, name) for name in _SINGLE}
@@ -219,7 +230,7 @@ class DataDir:
     def from_tables(
         cls, path: str | Path, tables: dict[str, dict], trials: dict[str, list[str]]
     ) -> "DataDir":
-        """The opposite of `tables`; keys may come in any order. Nothing is checked here."""
+        """The inverse of `tables`; keys may come in any order. Nothing is checked here."""
         utt2spk = tables["utt2spk"]
         utts = sorted(utt2spk)
         data = cls(
@@ -237,7 +248,7 @@ class DataDir:
         return data
 
     def files(self) -> Iterator[tuple[str, list[str]]]:
-        """(file name, lines) of every file: in C order, trials as they are."""
+        """Yield (file name, lines) of every file; tables in C order, trials in their own order."""
         yield "spk2utt", spk2utt_lines(self.utts, self.spk)
         for name, table in self.tables().items():
             if name == "segments":
@@ -249,10 +260,12 @@ class DataDir:
         yield from self.trials.items()
 
     def write(self, path: str | Path, *, inside: str | Path | None = None, own: bool = False) -> None:
-        """Write the whole directory at once: a killed run leaves the old folder or the new one, no mixture.
+        """Write the whole directory atomically: after a kill the folder is either the old or the new one.
 
-        An existing folder is replaced when it holds nothing but data-directory files; else UserError. `inside` and
-        `own` as in `atomic_file`: `own` where the user himself named `path`, which may then be a link.
+        An existing folder is replaced only if it holds nothing but data-directory files. `inside` and `own`
+        are as in `atomic_file`; give `own` when the user named `path` himself, which may then be a link.
+
+        Raises UserError when there is no utterance, or the existing folder holds other files.
         """
         path = Path(path)
         if not self.utts:
@@ -268,7 +281,10 @@ class DataDir:
 
     # ---- new directories from this one -------------------------------------------------------------------
     def subset(self, utts: Iterable[str], *, trials: bool = True) -> "DataDir":
-        """The given utterances with all that belongs to them; models and trials stay when they are whole."""
+        """The given utterances with everything that belongs to them. UserError when an utterance is unknown.
+
+        A trial or a model of enrol_map stays if all of its utterances do; `trials=False` drops both.
+        """
         row = {u: i for i, u in enumerate(self.utts)}
         keep = set(utts)
         if unknown := keep - row.keys():
@@ -306,15 +322,20 @@ class DataDir:
         return new
 
     def with_speakers(self, spk: Sequence[str]) -> "DataDir":
-        """The same utterances with other speakers (aligned with `utts`), without the old speakers' files."""
+        """The same utterances with other speakers (aligned with `utts`), without tables of the old speakers.
+
+        Raises UserError when the number of speakers differs.
+        """
         if len(spk) != len(self.utts):
             raise UserError(f"{len(spk)} speakers for {len(self.utts)} utterances", file=self.path)
         return replace(self, spk=list(spk), spk_tables={})
 
     def write_training_set(self, folder: str | Path) -> None:
-        """Into `folder`: train without speakers, train_labeled with them, and truth/train_utt2spk for diagnostics.
+        """Write train (without speakers), train_labeled (with them) and truth/ (true speakers) into `folder`.
 
-        Which dialogues are mixed is truth too: dialogue2mixed goes to train_labeled and truth/ alone.
+        truth/train_utt2spk is for diagnostics only. Which dialogues are mixed is truth as well, so
+        dialogue2mixed goes to train_labeled and truth/, but not to train. UserError when one of the folders
+        cannot be replaced.
         """
         folder = Path(folder)
         check_replaceable(folder / "train")  # before any of the four is replaced
@@ -328,9 +349,13 @@ class DataDir:
         replace(self.with_speakers(self.utts), dialogue2mixed=None).write(folder / "train", inside=folder)
 
     def write_label_split(self, folder: str | Path, per_speaker: int, seed: int) -> tuple[int, int]:
-        """A few labels: into `folder`/labeled `per_speaker` random utterances of each speaker (all where there are
-        fewer), into `folder`/unlabeled the others without speakers, into `folder`/truth/unlabeled_utt2spk these, for
-        diagnostics. Returns the numbers of utterances. The same seed draws nested parts.
+        """Split off a few labelled utterances for semi-supervised training.
+
+        `folder`/labeled gets `per_speaker` random utterances of each speaker (all, if there are fewer), and
+        `folder`/unlabeled the others without speakers. `folder`/truth/unlabeled_utt2spk gets the true
+        speakers of the latter, for diagnostics. With the same seed a smaller `per_speaker` draws a subset.
+
+        Returns the numbers of labelled and unlabelled utterances. UserError when one of them would be 0.
         """
         import numpy as np
 
@@ -350,12 +375,16 @@ class DataDir:
             f.writelines(f"{utt} {spk}\n" for utt, spk in rest)
         unlabeled = self.subset([utt for utt, _ in rest], trials=False)
         unlabeled.with_speakers(unlabeled.utts).write(folder / "unlabeled", inside=folder)
-        # The last: where it stands, all do.
+        # Written last: if it exists, so do the other files.
         self.subset(drawn, trials=False).write(folder / "labeled", inside=folder)
         return len(drawn), len(rest)
 
     def renamed(self, utt: Callable[[str, str], str], spk: Callable[[str], str]) -> "DataDir":
-        """New ids from `utt(id, speaker)` and `spk(speaker)`; with segments, recordings keep theirs."""
+        """Rename utterances by `utt(id, speaker)` and speakers by `spk(speaker)`; recordings of segments keep
+        their ids.
+
+        Raises UserError when two would get the same id, or an id contains a blank or a control character.
+        """
         new_utt = {u: utt(u, s) for u, s in zip(self.utts, self.spk)}
         new_spk = {s: spk(s) for s in set(self.spk)}
         for what, names in (("utterances", new_utt), ("speakers", new_spk)):
@@ -388,10 +417,11 @@ class DataDir:
         )
 
     def speaker_prefixed(self) -> "DataDir":
-        """Utterance ids `<spk>-<utt>`: C order by utterance is then C order by speaker, as Kaldi demands.
+        """Utterance ids `<spk>-<utt>`, so that the C order of utterances is also that of speakers, as Kaldi
+        demands.
 
-        Where one speaker's name begins with another's and breaks that order (`a`, `a-b`), all speakers are
-        padded with `_` to one length.
+        If one speaker's name begins with another's and breaks that order (`a`, `a-b`), all names are padded
+        with `_` to the same length.
         """
         new = self.renamed(lambda u, s: f"{s}-{u}", lambda s: s)
         if new.spk != sorted(new.spk):
@@ -400,7 +430,11 @@ class DataDir:
         return new
 
     def split(self, n: int, *, per_utt: bool = False) -> list["DataDir"]:
-        """`n` parts of whole speakers (or any utterances), about equal in utterances, without trials."""
+        """Split into `n` parts with about equal numbers of utterances, without trials.
+
+        A speaker stays in one part unless `per_utt`. UserError when there are fewer speakers (utterances)
+        than parts.
+        """
         return [self._subset(rows, trials=False) for rows in self._split_rows(n, per_utt)]
 
     def _split_rows(self, n: int, per_utt: bool) -> list[list[int]]:
@@ -412,8 +446,8 @@ class DataDir:
         rows = list(range(len(self.utts)))
         if not per_utt:
             rows.sort(key=self.spk.__getitem__)
-        # A part may end where the next row has another speaker: at the first such place that reaches its
-        # share, earlier only when the speakers after it would not suffice for the remaining parts.
+        # A part may end only where the speaker changes. It ends at the first such place that reaches its
+        # share, or earlier when otherwise too few speakers would be left for the remaining parts.
         ends = [i for i in range(1, len(rows)) if per_utt or self.spk[rows[i]] != self.spk[rows[i - 1]]]
         ends.append(len(rows))
         cuts, at = [0], 0
@@ -426,7 +460,10 @@ class DataDir:
         return [sorted(rows[a:b]) for a, b in zip(cuts, cuts[1:])]
 
     def write_split(self, n: int, *, per_utt: bool = False) -> Path:
-        """Write the parts to PATH/split<n>/<1..n> (split<n>utt with per_utt), all of them at once."""
+        """Write the parts to PATH/split<n>/<1..n> (split<n>utt with per_utt) atomically; return that folder.
+
+        Raises UserError when that folder is a link or holds other files.
+        """
         folder = self.path / f"split{n}{'utt' if per_utt else ''}"
         if folder.is_symlink():
             raise UserError(
@@ -445,7 +482,7 @@ class DataDir:
         return folder
 
     def label_hash(self) -> str:
-        """SHA-256 over the `utt spk` lines: the identity of the labels a run trains on."""
+        """SHA-256 over the `utt spk` lines, in hex: identifies the labels that a run trains on."""
         digest = hashlib.sha256()
         for u, s in zip(self.utts, self.spk):
             digest.update(f"{u} {s}\n".encode())
@@ -455,9 +492,11 @@ class DataDir:
 def combine(
     path: str | Path, sources: Sequence[DataDir], extra_files: Sequence[str] = ()
 ) -> tuple[DataDir, set[str]]:
-    """One directory from several: (it, the files left out because some source lacks them).
+    """Combine several directories; returns (the new one, names of files left out because some source lacks
+    them).
 
-    UserError: an id with different lines in two sources; segments or `extra_files` in some sources only.
+    Raises UserError when an id has different lines in two sources, when only some sources have segments,
+    wav.scp or one of `extra_files`, or when a trial is target in one source and nontarget in another.
     """
     held: list[dict[str, Any]] = [{**d.tables(), **d.trials} for d in sources]
     everywhere, anywhere = set(held[0]).intersection(*held), set().union(*held)
@@ -531,10 +570,13 @@ def _check_segment_ends(file: Path, segments: dict, reco2dur: dict[str, str], hi
 
 
 def segment_seconds(data: DataDir) -> dict[str, float]:
-    """Utterance -> duration by segments; reco2dur tells where an end of -1 is. UserError: it is not there."""
+    """Utterance -> duration in s, from segments; an end of -1 is looked up in reco2dur.
+
+    UserError without reco2dur.
+    """
     dur = {r: float(d) for r, d in data.reco_tables.get("reco2dur", {}).items()}
     out = {}
-    assert data.segments is not None  # who has none does not ask
+    assert data.segments is not None  # callers check this
     for utt, (reco, start, end) in data.segments.items():
         if end < 0 and not dur:
             rule = f"{utt} ends with its recording (-1), whose length is unknown"
@@ -550,7 +592,7 @@ def _is_table(p: Path) -> bool:
 
 
 def _foreign_in_parts(folder: Path) -> Path | None:
-    """What is not ours in a folder of parts: it holds folders 1, 2, ... of tables."""
+    """A path in a folder of parts (folders 1, 2, ... of tables) that our tools did not write; else None."""
     for part in sorted(folder.iterdir()):
         if not re.fullmatch("[1-9][0-9]*", part.name) or part.is_symlink() or not part.is_dir():
             return part
@@ -560,7 +602,10 @@ def _foreign_in_parts(folder: Path) -> Path | None:
 
 
 def _foreign(path: Path) -> Path | None:
-    """Something in a data directory that the tools here did not write, if there is any: looked for all the way down."""
+    """A path in a data directory that the tools here did not write; None if there is none.
+
+    Searches all levels.
+    """
     for p in sorted(path.iterdir()):
         folder = p.is_dir() and not p.is_symlink()
         if folder and _PARTS.fullmatch(p.name):
@@ -575,7 +620,7 @@ def _foreign(path: Path) -> Path | None:
 
 
 def check_replaceable(path: Path) -> None:
-    """UserError unless `path` is free, or a folder holding only what this module would write there."""
+    """UserError unless `path` is free, or is a folder that only holds files which this module writes."""
     if path.exists() and not path.is_dir():
         raise UserError(
             "is a file, so no data directory can be written here", file=path, hint="choose another name"

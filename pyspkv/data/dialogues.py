@@ -1,4 +1,5 @@
-"""Dialogues of a data directory: facts about them, and whether two directories share any."""
+"""Data directories with dialogues: facts about them, and a check that two directories have nothing in
+common."""
 
 import numpy as np
 
@@ -7,7 +8,7 @@ from pyspkv.data.datadir import DataDir
 
 
 def dialogue_lines(data: DataDir) -> list[str]:
-    """Facts about a directory with utt2dialogue, to check before training on it."""
+    """Lines of facts about a directory with utt2dialogue, to read before training on it."""
     dialogue = data.utt_tables["utt2dialogue"]
     _, size = np.unique(list(dialogue.values()), return_counts=True)
     many, count = np.unique(size, return_counts=True)
@@ -24,12 +25,14 @@ def dialogue_lines(data: DataDir) -> list[str]:
     lines.append(
         f"{len(devices)} devices of {per.min()} to {per.max()} dialogues (median {np.median(per):g})"
     )
-    lines.append(f"{len(usable)} dialogues of two utterances or more, of {most} devices, the most in a batch")
+    lines.append(
+        f"{len(usable)} dialogues of at least two utterances, on {most} devices (the largest possible batch)"
+    )
     return lines
 
 
 def check_disjoint(a: DataDir, b: DataDir) -> None:
-    """UserError: the two share an utterance, a speaker, a dialogue or a device."""
+    """UserError when the two directories share an utterance, a speaker, a dialogue or a device."""
 
     def names(data: DataDir) -> dict[str, set[str]]:
         found = {"utterance": set(data.utts), "speaker": set(data.spk)}

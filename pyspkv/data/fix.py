@@ -13,9 +13,9 @@ from pyspkv.data.datadir import OVERSHOOT, DataDir, list_tables, spk2utt_lines
 from pyspkv.data.tables import checked_segment, read_columns, salvage
 from pyspkv.data.trials import contradiction, cut_trials, enrol_side, other_form
 
-# Measured from the audio, so an incomplete one is set aside rather than allowed to cost utterances.
+# These are measured from the audio. An incomplete one is removed, because it must not cost utterances.
 _DERIVED = ("utt2dur", "utt2num_samples", "utt2num_frames", "reco2dur")
-# What is chosen by hand: to shorten one of them and then to fix the rest is Kaldi's way to cut a directory.
+# These are edited by hand: to shorten one of them and then fix the rest is Kaldi's way to cut a directory.
 _CHOSEN = ("utt2spk", "wav.scp", "segments")
 _BY_HAND = "correct the file, or move it out of the folder; nothing was changed"
 
@@ -23,16 +23,20 @@ _BY_HAND = "correct the file, or move it out of the folder; nothing was changed"
 def fix(path: str | Path, check_audio: bool = False) -> list[str]:
     """Correct the directory so that `DataDir.read` accepts it; return notes on the changes (empty: none).
 
-    Only utterances that every file has remain; utt2spk and spk2utt are made from each other; a trial list in another
-    common form (`1 enrol test`, paths) is converted; segments end where their recording does, by reco2dur or else by
-    the audio's header. Files measured from the audio (utt2dur, ...) and speaker files go when incomplete. With
-    `check_audio` every recording's header is read.
+    - Only utterances that every file has are kept.
+    - utt2spk or spk2utt is made from the other one.
+    - A trial list in another common form (`1 enrol test`, paths) is converted.
+    - Segments are cut at the end of their recording, according to reco2dur or else to the audio's header.
+    - Files measured from the audio (utt2dur, ...) and speaker files are removed when they are incomplete.
+    - With `check_audio` every recording's header is read.
 
-    UserError, and nothing is changed: a file of which more than half would be lost, or that would cost more than half
-    of the utterances; trials of which nothing would be left; with `check_audio`, audio that cannot be read; anything
-    that no rule repairs. What is to be written is written to a folder aside and checked there before the first file is
-    replaced. The replaced files are kept in PATH/.backup, of later times in PATH/.backup.2 and so on. After a kill
-    between two files a rerun ends in the same state.
+    The new files are first written to a temporary folder and checked there. The replaced files are kept in
+    PATH/.backup, PATH/.backup.2 and so on. After a kill between two files, a second run gives the same
+    result.
+
+    Raises UserError, with nothing changed: when more than half of a file or of the utterances would be lost,
+    when a list of trials or models is mostly about unknown utterances, when audio cannot be read (with
+    `check_audio`), or when no rule repairs a problem.
     """
     path = Path(path)
     present = list_tables(path)
@@ -51,7 +55,7 @@ def fix(path: str | Path, check_audio: bool = False) -> list[str]:
 
 
 def _columns(file: Path, kind: str, unique: bool, notes: list[str], changed: set[str]):
-    """Keys and values of a table, of a broken one what can be saved."""
+    """Keys and values of a table; for a broken table those that `salvage` can read."""
     try:
         keys, values = read_columns(file, kind, in_order=False)
         if unique and len(set(keys)) < len(keys):
@@ -64,7 +68,7 @@ def _columns(file: Path, kind: str, unique: bool, notes: list[str], changed: set
 
 
 def _read(path: Path, present: dict, changed: set[str]):
-    """(tables, trials, notes); adds to `changed` the files that will have to be written again."""
+    """(tables, trials, notes). Adds the names of files that must be written again to `changed`."""
     tables: dict[str, dict[str, str]] = {}
     trials: dict[str, list[str]] = {}
     notes: list[str] = []
@@ -100,7 +104,10 @@ def _inverse(file: Path, spk2utt: dict[str, str]) -> dict[str, str]:
 
 
 def _read_trials(file: Path, tables: dict[str, dict], notes: list[str], changed: set[str]) -> list[str]:
-    """Lines `enrol test target|nontarget`; a list in another form is converted, paths in it become utterances."""
+    """Lines `enrol test target|nontarget`.
+
+    A list in another form is converted, and paths in it become utterances.
+    """
     try:
         keys, values = read_columns(file, "trial", in_order=False)
         return [f"{k} {v}" for k, v in zip(keys, values)]
@@ -121,7 +128,7 @@ def _read_trials(file: Path, tables: dict[str, dict], notes: list[str], changed:
 
 
 def _by_path(paths: set[str], tables: dict[str, dict]) -> dict[str, str]:
-    """path -> the utterance whose audio file's path ends so (but for the extension), where that is exactly one."""
+    """Path -> utterance whose audio path ends in that path (without extension), if there is exactly one."""
     if "segments" in tables or not paths:
         return {}
 
@@ -141,14 +148,17 @@ def _by_path(paths: set[str], tables: dict[str, dict]) -> dict[str, str]:
 
 
 def _lengths(path: Path, wav: dict[str, str], strict: bool) -> dict[str, float]:
-    """Recording -> seconds by its header. Commands are not run. UserError with `strict`: audio that cannot be read."""
+    """Recording -> seconds, from its header.
+
+    Commands are not run. With `strict`, UserError for unreadable audio.
+    """
     from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
 
     recos = [r for r, entry in wav.items() if not entry.endswith("|")]
     if not strict:
         recos = [r for r in recos if os.path.isfile(wav[r])]
     reader = AudioReader(
-        DataDir(None, recos, recos, wav)  # type: ignore[arg-type] # it lies nowhere
+        DataDir(None, recos, recos, wav)  # type: ignore[arg-type] # there is no folder behind it
     )
     seconds, bad = {}, []
     for row, reco in enumerate(recos):
@@ -165,7 +175,10 @@ def _lengths(path: Path, wav: dict[str, str], strict: bool) -> dict[str, float]:
 
 
 def _fit_to_audio(path: Path, tables: dict, check: bool, notes: list[str], changed: set[str]) -> bool:
-    """Compare the segments with the audio's headers: where asked to, and where reco2dur tells nothing. Any change?"""
+    """Fit segments to the audio's headers, if `check` is given or reco2dur is missing.
+
+    True if anything changed.
+    """
     if not check and ("segments" not in tables or "reco2dur" in tables):
         return False
     seconds = _lengths(path, tables.get("wav.scp", {}), check)
@@ -175,13 +188,16 @@ def _fit_to_audio(path: Path, tables: dict, check: bool, notes: list[str], chang
 
 
 def _fit(path: Path, tables: dict, seconds: dict[str, float], notes: list[str], changed: set[str]) -> bool:
-    """Segments that end beyond their recording end there, those that begin there go; what was measured is brought
-    along. Any change?"""
+    """Cut segments at the end of their recording, and remove those that start there. True if anything
+    changed.
+
+    utt2dur is corrected too; utt2num_samples and utt2num_frames are removed, because they no longer fit.
+    """
     segments, shorter, beyond = tables["segments"], {}, []
     for utt, value in segments.items():
         reco, start, end = checked_segment(value)
         total = seconds.get(reco, float("inf"))
-        if start * 16000 + 0.5 >= total * 16000:  # not one sample is left
+        if start * 16000 + 0.5 >= total * 16000:  # less than one sample would be left
             beyond.append(utt)
         elif end > total + OVERSHOOT:
             shorter[utt] = round(total - start, 6)
@@ -208,7 +224,10 @@ def _fit(path: Path, tables: dict, seconds: dict[str, float], notes: list[str], 
 
 
 def _cut_segments(path: Path, tables: dict, notes: list[str], changed: set[str]) -> None:
-    """Segments of unknown recordings go, and those beyond reco2dur."""
+    """Remove segments of unknown recordings, and fit the others to reco2dur.
+
+    UserError when most would be lost.
+    """
     segments, wav = tables["segments"], tables["wav.scp"]
     unknown = [utt for utt, value in segments.items() if value.split(" ", 1)[0] not in wav]
     if 2 * len(unknown) > len(segments):
@@ -229,13 +248,13 @@ def _cut_segments(path: Path, tables: dict, notes: list[str], changed: set[str])
 
 
 def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], changed: set[str]) -> None:
-    """Bring all tables to the utterances that every table has."""
+    """Reduce all tables to the utterances that every table has."""
     lines = {name: len(table) for name, table in tables.items()}
     utt2spk, segments, wav = tables["utt2spk"], tables.get("segments"), tables.get("wav.scp")
     by_utt = [n for n in tables if n.startswith("utt2") or n in ("segments", "text", "feats.scp", "vad.scp")]
     if segments is None and wav is not None:
         by_utt.append("wav.scp")
-    named = set().union(*(tables[n] for n in by_utt))  # utterances, or such as have been cut from a file
+    named = set().union(*(tables[n] for n in by_utt))  # all utterances that any file names
     known = set(utt2spk)
     if segments is not None:
         _cut_segments(path, tables, notes, changed)
@@ -248,8 +267,8 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
             notes.append(f"{path / name}: removed, because there is no utt2dialogue")
             del tables[name]
         elif name == "dialogue2mixed" and not tables[name].keys() >= set(dialogue.values()):
-            notes.append(f"{path / name}: removed, because it has not all dialogues of utt2dialogue")
-            del tables[name]  # for evaluation only: no reason to lose utterances
+            notes.append(f"{path / name}: removed, because it lacks some dialogues of utt2dialogue")
+            del tables[name]  # it is for evaluation only, so no utterances are given up for it
         else:
             kept = {u: d for u, d in dialogue.items() if d in tables[name]}
             _check_cost(path / name, len(kept), len(dialogue))
@@ -286,9 +305,9 @@ def _cut(path: Path, tables: dict[str, dict], trials: dict, notes: list[str], ch
 
 
 def _check_cost(file: Path, left: int, of: int) -> None:
-    """No file may cost more than half of the utterances that the others have."""
+    """UserError when a file would cost more than half of the utterances that the others have."""
     if not left:
-        raise UserError("has no utterance of the other files", file=file, hint=_BY_HAND)
+        raise UserError("shares no utterance with the other files", file=file, hint=_BY_HAND)
     if 2 * left < of:
         rule = f"has {left} of {of} utterances; the others would be lost"
         raise UserError(
@@ -297,7 +316,10 @@ def _check_cost(file: Path, left: int, of: int) -> None:
 
 
 def _cut_trials(path: Path, keep: set, known: set, named: set, tables, trials, notes, changed) -> None:
-    """Models and trials of utterances that were cut go. UserError: most name nobody, or none would be left for that."""
+    """Remove models and trials of utterances that were cut.
+
+    UserError when a list is about other utterances.
+    """
     enrol_map = tables.get("enrol_map")
     models, cut = cut_trials(keep, known, enrol_map, trials)
     if models != enrol_map:
@@ -322,7 +344,7 @@ def _cut_trials(path: Path, keep: set, known: set, named: set, tables, trials, n
 
 
 def _check_known(file: Path, strange: list[str], of: int, left: int) -> None:
-    """A list that is about other utterances is not cut to pieces."""
+    """UserError when most lines name unknown utterances: such a list belongs to another directory."""
     if 2 * len(strange) > of or (strange and not left):
         rule = f"{len(strange)} of {of} lines name utterances that are in no file here (first: {strange[0]})"
         raise UserError(rule, file=file, hint="write the ids of utt2spk, or move the file out of the folder")
@@ -335,7 +357,7 @@ def _keyed(name: str) -> str:
 def _replace(
     path: Path, present: dict, tables: dict, trials: dict, notes: list[str], changed: set[str]
 ) -> None:
-    """Write the changed files aside, check the whole, keep the old files in .backup, then put the new ones in place."""
+    """Stage and check the changed files, copy the old ones to .backup, then move the new ones in place."""
     utts = sorted(tables["utt2spk"])
     derived = spk2utt_lines(utts, [tables["utt2spk"][u] for u in utts])
     if "spk2utt" not in present or (path / "spk2utt").read_bytes() != ("\n".join(derived) + "\n").encode():
@@ -362,11 +384,11 @@ def _replace(
         kept = next(
             kept
             for kept in (path / f".backup{f'.{n}' if n > 1 else ''}" for n in count(1))
-            if not os.path.lexists(kept)  # those of earlier times stay
+            if not os.path.lexists(kept)  # backups of earlier runs stay
         )
         with atomic_dir(kept) as backup:
             for name in present.keys() & {*new, *gone}:
-                try:  # the old file itself: its name here goes to the new one
+                try:  # a hard link keeps the old file when its name gets the new one
                     os.link(os.path.realpath(path / name), backup / name)
                 except OSError:
                     shutil.copy2(path / name, backup / name)
@@ -378,7 +400,7 @@ def _replace(
 
 
 def _check_whole(folder: Path, path: Path) -> None:
-    """UserError where `folder`, what `path` is or would become, is still not in order: then no rule here repairs it."""
+    """UserError when `folder` (the content that `path` has or would get) is still not valid."""
     try:
         DataDir.read(folder, need_wav=False)
     except UserError as err:

@@ -1,4 +1,4 @@
-"""Labels made wrong on purpose, as an experiment."""
+"""Label noise for experiments: labels that are made wrong on purpose."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ import numpy as np
 def corrupt_labels(
     labels: np.ndarray, share: float, num_classes: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Another of `num_classes` for round(share N) random labels int64 [N], to see what copes with that.
+    """Replace the labels of round(share * N) random rows by another class, drawn uniformly.
 
-    Returns (labels [N], rows that were changed, ascending).
+    labels: int64 [N], each below `num_classes`. Returns (new labels [N], changed rows in ascending order).
     """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(labels), round(share * len(labels)), replace=False))

@@ -1,4 +1,4 @@
-"""Trial lists for a data set that brings none."""
+"""Making a trial list for a data set that has none."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -18,12 +18,16 @@ def make_trials(
     session: dict[str, str] | None = None,
     group: dict[str, str] | None = None,
 ) -> list[str]:
-    """Lines `enrol test target|nontarget`, sorted, each unordered pair once.
+    """Make lines `enrol test target|nontarget`, sorted; each unordered pair appears once.
 
     Args:
-        max_targets, max_nontargets: at most so many, sampled without replacement by `seed`; None = all pairs.
-        session: utterance -> session; target pairs are then of two sessions.
-        group: speaker -> group (gender); nontarget pairs are then of one group.
+        utts, spks: the utterances and their speakers, aligned.
+        seed: of the random sample.
+        max_targets, max_nontargets: sample at most so many trials without replacement; None: all pairs.
+        session: utterance -> session; makes target trials from two different sessions only.
+        group: speaker -> group (gender); makes nontarget trials within a group only.
+
+    Raises UserError when there would be no target or no nontarget trial.
     """
     rng = np.random.default_rng(seed)
     by_spk = defaultdict(list)
@@ -66,10 +70,15 @@ def make_trials(
 
 
 def _drawn(groups: list[list[tuple[str, str]]], share: np.ndarray, num: int, rng) -> set[tuple[str, str]]:
-    """`num` pairs of two speakers of one group (utterance, speaker; side by side by speaker), of at least 4 num.
+    """Draw `num` pairs of utterances by two speakers of one group; there must be at least 4 num such pairs.
 
-    From all pairs of a group, less those of one speaker: memory stays with what is asked for. Where one speaker has
-    nearly all of them, his share is drawn first.
+    Args:
+        groups: lists of (utterance, speaker), sorted by speaker.
+        share: probability of each group.
+
+    Pairs are drawn from all pairs of a group, and those of one speaker are rejected, so memory grows only
+    with `num`. If one speaker has nearly all utterances, most draws are rejected; then the first speaker is
+    drawn by his share.
     """
     found: set[tuple[str, str]] = set()
     while len(found) < num:
@@ -80,7 +89,7 @@ def _drawn(groups: list[list[tuple[str, str]]], share: np.ndarray, num: int, rng
                 found.add((min(a, b), max(a, b)))
         if len(found) - before < num / 20:
             break
-    blocks = []  # of each speaker: group, first utterance, utterances
+    blocks = []  # one speaker each: group, first utterance, number of utterances
     for g, members in enumerate(groups):
         _, first, count = np.unique([s for _, s in members], return_index=True, return_counts=True)
         blocks += [(g, f, n) for f, n in zip(first.tolist(), count.tolist())]

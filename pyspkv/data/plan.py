@@ -1,14 +1,17 @@
-"""Settings of a recipe that fit a corpus: from the number of its utterances and their durations, nothing else.
+"""Suggests settings of a recipe for a corpus, from the number of its utterances and their durations only.
 
-The shipped configs were made for egs/mini: 1600 utterances of some 3 s. `suggest` says what another corpus needs:
+The shipped configs were made for egs/mini: 1600 utterances of about 3 s. `suggest` adapts them to another
+corpus:
 
-- *batch*: an eighth of the utterances, as a power of two, at least 8 and never more than the config has. So an epoch
-  has 8 steps or more, and a contrastive batch is not most of the corpus.
-- *epochs*: so many that there are no fewer steps than the config makes of 1600 utterances, never fewer epochs than it
-  has; and 200 steps of pre-training at least. (28 steps left real speech at chance: `auto` then found the two sexes.)
-- *crops*: of pre-training half of the median duration at most, so that two crops of an utterance can lie apart; of the
-  rounds the 25th percentile, of fine-tuning the median. Never longer than the config has, never below 0.25 s.
-- *clusters*: `auto` from 500 utterances on; below that a twentieth of them, 3 at least.
+- *batch*: an eighth of the utterances, rounded down to a power of two, at least 8 and at most the config's
+  value. So an epoch has at least 8 steps, and a contrastive batch is not most of the corpus.
+- *epochs*: enough for as many steps as the config makes with 1600 utterances, at least the config's value; in
+  pre-training at least 200 steps. (After 28 steps on real speech, EER was at chance and `auto` found only the
+  sexes.)
+- *crops*: in pre-training at most half of the median duration, so that two crops of an utterance need not
+  overlap; in the rounds at most the 25th percentile, in fine-tuning the median. Never longer than the
+  config's, nor below 0.25 s.
+- *clusters*: `auto` from 500 utterances on; below that a twentieth of the utterances, at least 3.
 """
 
 import math
@@ -16,16 +19,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TUNED_ON = 1600  # utterances
+TUNED_ON = 1600  # utterances of egs/mini
 LEAST_PRETRAIN_STEPS = 200
 LEAST_BATCH, BATCH_SHARE = 8, 8
-LEAST_CROP = 0.25  # s; an encoder wants 0.075 s
+LEAST_CROP = 0.25  # s; an encoder needs at least 0.075 s
 AUTO_FROM, PER_CLUSTER, LEAST_CLUSTERS = 500, 20, 3
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one training stage should have. crop_seconds: the longest crop; batch_size: utterances."""
+    """Settings of one training: batch_size in utterances, crop_seconds of the longest crop."""
 
     batch_size: int
     epochs: int
@@ -33,24 +36,24 @@ class Settings:
 
 
 def percentile(seconds: Sequence[float], p: float) -> float:
-    """The value that a share p (0 to 1) of the durations does not exceed."""
+    """The value that a share `p` (0 to 1) of the durations does not exceed."""
     ordered = sorted(seconds)
     return ordered[min(len(ordered) - 1, int(p * len(ordered)))]
 
 
 def clusters(num_utts: int) -> str:
-    """What --num-clusters should be."""
+    """The suggested value of --num-clusters."""
     return "auto" if num_utts >= AUTO_FROM else str(max(LEAST_CLUSTERS, num_utts // PER_CLUSTER))
 
 
 def suggest(num_utts: int, durations: Sequence[float], stage: str, like: Settings) -> Settings:
-    """Settings of a stage by the rule of this module.
+    """Suggest the settings of one training by the rules of this module.
 
     Args:
-        num_utts: of the training directory.
+        num_utts: number of utterances in the training directory.
         durations: in seconds, of all utterances or of a sample.
-        stage: name of its config: "pretrain", "finetune", anything else is a round.
-        like: what its config has.
+        stage: name of the config: "pretrain", "finetune"; any other name is a round.
+        like: the settings in the config.
     """
     batch = min(like.batch_size, max(LEAST_BATCH, 2 ** int(math.log2(max(1, num_utts // BATCH_SHARE)))))
     batch = max(1, min(batch, num_utts))
@@ -64,10 +67,11 @@ def suggest(num_utts: int, durations: Sequence[float], stage: str, like: Setting
 
 
 def fitted(text: str, stage: str, num_utts: int, durations: Sequence[float]) -> str:
-    """The text of a stage's YAML file with the suggested numbers; all else, comments too, as it was.
+    """The text of a YAML config with the suggested numbers; everything else stays, comments too.
 
-    A file without epochs or batch_size, or with a sampler of its own, on which its batches depend, keeps both. All
-    crops of a file shrink alike: DINO's local ones with its global ones.
+    A config that lacks epochs or batch_size, or has a sampler of its own (which decides on its batches),
+    keeps both values. All crop lengths of a config shrink by the same factor: DINO's local ones with its
+    global ones.
     """
     epochs, batch = (re.search(rf"(?m)^{key}: *(\d+)", text) for key in ("epochs", "batch_size"))
     own = epochs is None or batch is None or re.search(r"(?m)^sampler:", text)

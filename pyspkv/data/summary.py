@@ -1,9 +1,10 @@
-"""Facts about a data directory to check before training: durations, rates, silence, clipping, duplicates, speakers.
+"""Facts about a data directory to check before training: durations, rates, silence, clipping, duplicates,
+speakers.
 
-Measured of each utterance as `AudioReader` gives it (16 kHz, mono):
-- quiet: the share of 20 ms frames whose RMS lies 40 dB or more below that of the loudest frame;
-- clipped: the share of samples at 0.999 of full scale or beyond;
-- duplicate: the same decoded samples as another utterance, by a SHA-256 of them.
+Each utterance is measured as `AudioReader` returns it (16 kHz, mono):
+- quiet: share of 20 ms frames whose RMS is at least 40 dB below that of the loudest frame;
+- clipped: share of samples at 0.999 of full scale or beyond;
+- duplicate: exactly the same decoded samples as another utterance (compared by SHA-256).
 """
 
 import hashlib
@@ -20,16 +21,16 @@ FRAME = 320  # samples
 QUIET_DB = 40.0
 FULL = 0.999
 CLIPPED_SHARE = 1e-3  # an utterance with more clipped samples counts as clipped
-EDGES = (0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 60)  # s, of the histogram
+EDGES = (0.25, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 60)  # s, bin edges of the histogram
 FEW = 3  # utterances of a speaker
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one utterance; `problem`: why it cannot be used, or ""."""
+    """Measurements of one utterance. problem: why it cannot be used; "" if it can."""
 
     seconds: float
-    rate: int  # of its file
+    rate: int  # Hz, of the file
     quiet: float
     clipped: float
     digest: str
@@ -38,7 +39,7 @@ class Measured:
 
 
 def measure(reader, row: int) -> Measured:
-    """Decode one utterance."""
+    """Decode and measure one utterance; audio that cannot be read gives a `problem`."""
     from pyspkv.data.manifests.check import reason
 
     try:
@@ -54,7 +55,7 @@ def measure(reader, row: int) -> Measured:
 
 
 def quiet_share(x: np.ndarray) -> float:
-    """Share of frames 40 dB or more below the loudest one, of samples [n]; 0 of less than a frame."""
+    """Share of frames at least 40 dB below the loudest one, for samples [n]; 0 if n is below one frame."""
     frames = x[: len(x) // FRAME * FRAME].reshape(-1, FRAME)
     if not len(frames):
         return 0.0
@@ -63,7 +64,7 @@ def quiet_share(x: np.ndarray) -> float:
 
 
 def summarize(data: DataDir, measured: list[Measured], crop_seconds: float) -> dict:
-    """Flat facts, and `warnings`: a list of sentences. measured: aligned with data.utts."""
+    """A dict of facts, with `warnings` as a list of sentences. `measured` is aligned with data.utts."""
     good = [(u, m) for u, m in zip(data.utts, measured) if not m.problem]
     seconds = np.array([m.seconds for _, m in good])
     speakers = Counter(data.spk)
@@ -92,7 +93,7 @@ def summarize(data: DataDir, measured: list[Measured], crop_seconds: float) -> d
 
 
 def _histogram(seconds: np.ndarray) -> list[dict]:
-    """Utterances between the edges; the last bin has no upper end."""
+    """Numbers of utterances between the edges; the last bin has no upper end."""
     edges = np.array([0, *EDGES, np.inf])
     counts = np.histogram(seconds, edges)[0]
     return [{"from": float(a), "to": None if b == np.inf else float(b), "utterances": int(n)}
@@ -100,7 +101,7 @@ def _histogram(seconds: np.ndarray) -> list[dict]:
 
 
 def _duplicates(good: list[tuple[str, Measured]]) -> list[list[str]]:
-    """Groups of utterances with the same samples, each and all in C order."""
+    """Groups of utterances with the same samples; groups and their members in C order."""
     groups: dict[str, list[str]] = {}
     for utt, m in good:
         groups.setdefault(m.digest, []).append(utt)
@@ -108,7 +109,7 @@ def _duplicates(good: list[tuple[str, Measured]]) -> list[list[str]]:
 
 
 def warnings(data: DataDir, facts: dict, seconds: np.ndarray, crop: float) -> list[str]:
-    """What would spoil a training or a test, each with what to do."""
+    """Warnings about what would harm training or a test, each with what to do."""
     n, out = facts["utterances"], []
     labeled = facts["without_speaker"] < n
     short = int((seconds < crop).sum())
@@ -133,7 +134,7 @@ def warnings(data: DataDir, facts: dict, seconds: np.ndarray, crop: float) -> li
             "bands are empty; do not mix them with 16 kHz audio of other speakers: the rate then reveals the speaker"
         )
     for name, what, todo in (
-        ("silent", "have no signal", "remove them: all silence is one speaker to a model"),
+        ("silent", "have no signal", "remove them: to a model, all silence sounds like one speaker"),
         ("unreadable", "cannot be read", "remove or replace them"),
         (
             "clipped",
@@ -160,7 +161,7 @@ def warnings(data: DataDir, facts: dict, seconds: np.ndarray, crop: float) -> li
 
 
 def as_text(facts: dict) -> str:
-    """The facts for people."""
+    """The facts as text."""
     s, n = facts["seconds"], facts["utterances"]
     lines = [f"utterances        {n}, {facts['hours']:.2f} hours"]
     unknown = facts["without_speaker"]

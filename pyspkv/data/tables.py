@@ -1,4 +1,5 @@
-"""Kaldi tables (`key value...` lines): strict reading with file and line in errors, salvage for the fixer."""
+"""Kaldi tables (lines `key value...`): strict reading with file and line in errors, and salvage of broken
+tables."""
 
 import math
 import re
@@ -9,9 +10,9 @@ from pathlib import Path
 
 from pyspkv.base.errors import UserError
 
-# Bytes that no table may hold; CR is reported on its own because it is so common.
+# Bytes that no table may hold. CR is not among them, because it gets a message of its own.
 _CONTROL = bytes([*range(0x09), *range(0x0B, 0x0D), *range(0x0E, 0x20), 0x7F])
-# Blanks and marks beyond ASCII that split an id for one tool and not for another (and the byte-order mark).
+# Spaces and marks beyond ASCII (and the byte-order mark): some tools split an id there and others do not.
 _ODD = re.compile("[\x80-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff]")
 _BAD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _BLANKS = re.compile("[ \t]+")
@@ -20,27 +21,30 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def plain_number(text: str) -> float:
-    """A finite number in plain notation, else NaN (Python alone would also take `1_0`, `inf` and Arabic digits)."""
+    """A finite number in plain notation, else NaN (Python itself also reads `1_0`, `inf`, Arabic digits)."""
     return value if _NUMBER.fullmatch(text) and math.isfinite(value := float(text)) else math.nan
 
 
 def whole_number(text: str) -> int | None:
-    """A whole number from 0 in ASCII digits, at most 18 of them (it fits int64), else None."""
+    """A whole number from 0 in at most 18 ASCII digits (so it fits into int64), else None."""
     return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def has_bad_characters(text: str) -> bool:
-    """Whether an id or a path holds what no table may hold: control characters, blanks or marks beyond ASCII."""
+    """True for an id or a path with control characters, or with spaces or marks beyond ASCII."""
     return bool(_BAD.search(text) or _ODD.search(text) or "\t" in text)
 
 
 def decode(path: str | Path) -> str:
-    """A list or log as text, without the byte-order mark that some editors put first. UserError: not UTF-8."""
+    """Text of a list or log, without the byte-order mark that some editors write.
+
+    UserError when it is not UTF-8.
+    """
     return decode_bytes(Path(path).read_bytes(), path)
 
 
 def decode_bytes(raw: bytes, path: str | Path) -> str:
-    """`decode` of what was read from `path`."""
+    """Like `decode`, for bytes that were read from `path`."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as err:
@@ -48,7 +52,10 @@ def decode_bytes(raw: bytes, path: str | Path) -> str:
 
 
 def parse_segment(value: str) -> tuple[str, float, float] | None:
-    """`recording start end` in seconds with 0 <= start < end or an end of -1 (to the recording's end), or None."""
+    """Parse `recording start end`, in seconds; None when it is not valid.
+
+    Valid is 0 <= start < end, or an end of -1, which means the end of the recording.
+    """
     parts = value.split(" ")
     if len(parts) != 3:
         return None
@@ -57,7 +64,7 @@ def parse_segment(value: str) -> tuple[str, float, float] | None:
 
 
 def checked_segment(value: str) -> tuple[str, float, float]:
-    """What `parse_segment` makes of a value that was checked when it was read."""
+    """`parse_segment` for a value that was checked when it was read."""
     segment = parse_segment(value)
     assert segment is not None
     return segment
@@ -67,7 +74,7 @@ def _count(value: str) -> bool:
     return bool(whole_number(value))
 
 
-# What may follow the key: a test of one value, and the rule in words. Blanks inside were made single before.
+# Kind -> (test of the value after the key, the rule in words). Repeated blanks were merged before.
 VALUES: dict[str, tuple[Callable[[str], object], str]] = {
     "any": (lambda v: True, ""),
     "rest": (bool, "at least two columns"),
@@ -96,8 +103,9 @@ VALUES: dict[str, tuple[Callable[[str], object], str]] = {
         "`enrol test target|nontarget`",
     ),
 }
-# The same tests on all values at once, for kinds without blanks; False sends the reader to the slow road,
-# which names the line. "entry": ~ was looked for in the text.
+# The same tests for all values at once, for kinds without inner blanks. If one returns False, the reader
+# checks line by line and names the wrong one. "entry" needs no test here, because a value with ~ never gets
+# this far.
 _FAST: dict[str, Callable[[list[str]], bool]] = {
     "id": lambda vs: True,
     "rest": lambda vs: True,
@@ -121,7 +129,10 @@ def _line_at(raw: bytes, pos: int) -> int:
 
 
 def read_text(path: str | Path, hint: str | None = None, odd_ok: bool = False) -> str:
-    """The file as text. UserError: empty, not UTF-8, CR, no final LF, control characters, odd blanks."""
+    """The file as text.
+
+    UserError when it is empty, not UTF-8, has CR, control characters or odd spaces, or no final LF.
+    """
     raw = Path(path).read_bytes()
     if not raw:
         raise UserError("the file is empty", file=path, hint="write it again, or remove it")
@@ -156,13 +167,15 @@ def read_text(path: str | Path, hint: str | None = None, odd_ok: bool = False) -
 def read_columns(
     path: str | Path, value: str = "rest", hint: str | None = None, in_order: bool = True
 ) -> tuple[list[str], list[str]]:
-    """Keys and values of a table, one per line (line number = index + 1), values of kind `VALUES[value]`.
+    """Keys and values of a table, in the order of its lines (line number = index + 1).
 
-    With `in_order` the keys must be unique and in C order (code points, which is the order of the bytes).
-    UserError names file, line, rule and `hint`.
+    value: kind of the values, a key of `VALUES`.
+    in_order: require unique keys in C order (by code points, which is also the order of the UTF-8 bytes).
+    Raises UserError with file, line, rule and `hint`.
     """
     text = read_text(path, hint, odd_ok=value == "any")
-    # Two columns, one blank between them: the common case, by built-ins alone (a million lines in a second).
+    # The common case, two columns with one blank between them, uses built-ins only (a million lines in a
+    # second).
     if "\t" not in text and (value in _FAST) and " ~" not in text:
         lines = text.split("\n")
         lines.pop()
@@ -206,6 +219,7 @@ def read_columns(
 
 
 def check_order(keys: list[str], path: str | Path, hint: str | None) -> None:
+    """UserError when keys are not unique and in C order."""
     if all(map(lt, keys, islice(keys, 1, None))):
         return
     last = ""
@@ -221,12 +235,15 @@ def check_order(keys: list[str], path: str | Path, hint: str | None) -> None:
 
 
 def read_table(path: str | Path, value: str = "rest", hint: str | None = None) -> dict[str, str]:
-    """A `key value` file as a dict: keys unique and in C order, values of the kind `VALUES[value]`."""
+    """A `key value` file as a dict.
+
+    Keys must be unique and in C order, values of the kind `VALUES[value]`.
+    """
     return dict(zip(*read_columns(path, value, hint)))
 
 
 def values_for(table: dict[str, str], utts: Sequence[str], path: str | Path) -> list[str]:
-    """Values of `utts` in a truth file. UserError: one is missing."""
+    """Values of `utts` in a table of true speakers. UserError when one is missing."""
     if missing := [u for u in utts if u not in table]:
         raise UserError(
             f"has no line for {len(missing)} of {len(utts)} utterances; the first is {missing[0]}", file=path
@@ -235,11 +252,12 @@ def values_for(table: dict[str, str], utts: Sequence[str], path: str | Path) -> 
 
 
 def salvage(path: str | Path, value: str, unique: bool = True) -> tuple[list[str], list[str], list[str]]:
-    """What can be saved of a broken table: keys, values and notes on what went.
+    """Read what is usable of a broken table; returns keys, values and notes on what was dropped.
 
-    Line ends and blanks are repaired; lines that break the rule, are not UTF-8 or hold control characters are dropped;
-    with `unique`, of lines with the same key the first stays. The order is the file's. UserError: more than half of the
-    lines would go, so the file is probably something else.
+    Line ends and blanks are repaired. Lines that break the rule, are not UTF-8 or hold control characters are
+    dropped. With `unique`, the first of several lines with the same key is kept. The order of lines stays.
+    UserError when more than half of the lines would be dropped, because then the file is probably something
+    else.
     """
     good, rule = VALUES[value]
     table: dict[str, str] = {}

@@ -1,6 +1,7 @@
-"""Trials by rules: a number per speaker, other sessions, same gender, enrolment models of several utterances.
+"""Trials by rules: numbers for each speaker, different sessions, same gender, enrolment with several
+utterances.
 
-Without a rule of these `make_trials` makes all pairs, or a number of them.
+Without any of these rules, `make_trials` makes all pairs or a given number of them.
 """
 
 from collections import defaultdict
@@ -15,10 +16,12 @@ from pyspkv.data.datadir import DataDir
 
 @dataclass(frozen=True)
 class Rules:
-    """targets, nontargets: at most so many of each speaker (nontarget: of his enrolment side); None: all.
+    """Rules for trials.
 
-    session: utterance -> session; the two sides of a target trial are then of two. group: speaker -> gender; the two
-    speakers of a nontarget trial are then of one. enrol_utts: utterances of a model; 0: a model is one utterance.
+    targets, nontargets: at most so many trials for each speaker (the enrolled speaker); None: all.
+    session: utterance -> session; enrolment and test of a target trial then come from different sessions.
+    group: speaker -> gender; both speakers of a nontarget trial then have the same gender.
+    enrol_utts: utterances to enrol a model with; 0: the enrolment side is a single utterance.
     """
 
     targets: int | None = None
@@ -30,7 +33,10 @@ class Rules:
 
 
 def by_speaker(data: DataDir) -> dict[str, list[str]]:
-    """Speaker -> utterances, both in C order. UserError: fewer than two speakers."""
+    """Speaker -> utterances, both in C order.
+
+    UserError when there are fewer than two speakers or none are known.
+    """
     out: dict[str, list[str]] = {}
     for utt, spk in sorted(zip(data.utts, data.spk), key=lambda pair: (pair[1], pair[0])):
         out.setdefault(spk, []).append(utt)
@@ -46,10 +52,11 @@ def by_speaker(data: DataDir) -> dict[str, list[str]]:
 
 
 def enrolment(data: DataDir, rules: Rules) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(model -> its utterances, speaker -> utterances that are left for tests). Speakers with too few have no model.
+    """Choose utterances for enrolment: (model -> its utterances, speaker -> the other utterances, for tests).
 
-    A speaker's utterances are drawn by the seed; with sessions one session after the other, so that whole sessions are
-    left. The model has the speaker's name, with `-model` behind it where an utterance has that name.
+    A speaker with too few utterances has no model. Utterances are drawn by the seed; with sessions one
+    session after the other, so that whole sessions are left for tests. A model is named after its speaker,
+    with `-model` appended if an utterance has that name.
     """
     models, tests = {}, {}
     known = set(data.utts)
@@ -68,7 +75,10 @@ def enrolment(data: DataDir, rules: Rules) -> tuple[dict[str, list[str]], dict[s
 
 
 def design(data: DataDir, rules: Rules) -> tuple[list[str], dict[str, list[str]]]:
-    """(lines `enrol test target|nontarget`, sorted; models or {}). UserError: no target or no nontarget trial."""
+    """Trials by the rules: (lines `enrol test target|nontarget`, sorted; model -> utterances, or {}).
+
+    Raises UserError when there would be no target or no nontarget trial.
+    """
     people = by_speaker(data)
     if rules.enrol_utts:
         models, tests = enrolment(data, rules)
@@ -88,7 +98,7 @@ def design(data: DataDir, rules: Rules) -> tuple[list[str], dict[str, list[str]]
         for pair in _drawn(_targets(spk, enrol, tests, sides, rules), rules.targets, rng):
             lines.add(f"{pair[0]} {pair[1]} target")
         for a, b in _nontargets(spk, enrol, tests, people, rules, rng):
-            if bool(models) or (b, a) not in seen:  # of two utterances one order is enough
+            if bool(models) or (b, a) not in seen:  # two utterances make one trial, in either order
                 seen.add((a, b))
                 lines.add(f"{a} {b} nontarget")
     for kind in (" target", " nontarget"):
@@ -112,7 +122,7 @@ def _targets(spk: str, enrol: dict, tests: dict, sides: dict, rules: Rules) -> l
 
 
 def _nontargets(spk: str, enrol: dict, tests: dict, people: dict, rules: Rules, rng) -> list[tuple[str, str]]:
-    """Pairs of this speaker's enrolment side with others, all or `rules.nontargets` of them."""
+    """Pairs of this speaker's enrolment side with other speakers' tests: all, or `rules.nontargets`."""
     mine = enrol.get(spk, [])
     others = [
         u
@@ -125,7 +135,7 @@ def _nontargets(spk: str, enrol: dict, tests: dict, people: dict, rules: Rules, 
         chosen: Sequence[int] = range(total)
     elif total < 4 * rules.nontargets:
         chosen = np.sort(rng.choice(total, rules.nontargets, replace=False)).tolist()
-    else:  # few of many: no list of all
+    else:  # draw a few of many pairs without listing them all
         found: dict[int, None] = {}
         while len(found) < rules.nontargets:
             found.update(dict.fromkeys(rng.integers(total, size=rules.nontargets - len(found)).tolist()))

@@ -1,4 +1,4 @@
-"""Trial lists of others, whose sides are paths or ids, with or without the answers."""
+"""Trial lists from elsewhere, whose sides are paths or ids, with or without labels."""
 
 import os
 from pathlib import Path
@@ -14,9 +14,10 @@ _RULE = (
 
 
 def names(data: DataDir) -> dict[str, str]:
-    """What a list may call an utterance -> its id: the id, its utt2path, with and without ending, ends of its path.
+    """Map every name by which a list may mean an utterance to its id.
 
-    Of a path in wav.scp the last three, two and one parts count, where they are the path of one utterance alone.
+    Names are the id, the path in utt2path or wav.scp, and the last one, two and three parts of that path,
+    each with and without its extension. A name that fits several utterances is left out.
     """
     out = {u: u for u in data.utts}
     paths = data.utt_tables.get("utt2path", {})
@@ -28,14 +29,15 @@ def names(data: DataDir) -> dict[str, str]:
             for piece in {path, *("/".join(parts[-n:]) for n in (1, 2, 3) if n <= len(parts))}:
                 for name in (piece, os.path.splitext(piece)[0]):
                     if ends.setdefault(name, utt) != utt:
-                        ends[name] = None  # of several
+                        ends[name] = None  # ambiguous
     return {name: utt for name, utt in ends.items() if utt} | out
 
 
 def read(file: Path, data: DataDir) -> tuple[list[str], bool]:
-    """(lines `enrol test target|nontarget`, True), or of a blind list (`enrol test`, False); ids of this directory.
+    """Read a list: (lines `enrol test target|nontarget`, True), or for a blind list (`enrol test`, False).
 
-    UserError with the line: another form, a side that is no utterance (nor a model of enrol_map) here.
+    Both sides are ids of this directory. UserError with the line when it has another form, or a side is
+    neither an utterance nor a model of enrol_map.
     """
     numbered = [(line, text) for line, text in text_lines(file) if text.strip()]
     raw = [text for _, text in numbered]

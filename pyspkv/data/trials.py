@@ -13,20 +13,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# Forms of a list: the words for target and nontarget, and their column. A file has one form.
+# Forms of a list: words for target and nontarget, and their column. All lines of a file have the same form.
 _FORMS = [
     ("1", "0", 0),  # as VoxCeleb publishes it
     ("1", "0", 2),
     ("tgt", "imp", 2),
-    ("target", "nontarget", 2),  # ours, with Windows line ends and the like
+    ("target", "nontarget", 2),  # our own form, but for example with Windows line ends
 ]
 
 
 def other_form(raw: bytes) -> "tuple[list[str], str] | None":
-    """(Lines `enrol test target|nontarget`, the sed script that makes them) of a list in another common form.
+    """Convert a list in another common form: (lines `enrol test target|nontarget`, a sed script that does the
+    same).
 
-    Labels may be 1|0 in the first or last column, or tgt|imp; lines may begin with a byte-order mark, hold tabs, or end
-    in CR and blanks. None where that is not clear for each line.
+    Labels may be 1|0 in the first or last column, or tgt|imp. Lines may begin with a byte-order mark, hold
+    tabs, or end in CR and blanks. None when the form is not clear for every line.
     """
     try:
         rows = [line.split() for line in raw.decode("utf-8-sig").split("\n") if line.strip(" \t\r")]
@@ -49,9 +50,9 @@ def other_form(raw: bytes) -> "tuple[list[str], str] | None":
 
 
 def _hint(path: str | Path) -> str:
-    """How to bring a list that cannot be read into order: in place by one command where that is clear."""
+    """What to do about a list that cannot be read: a command that converts it, if its form is known."""
     path = Path(path)
-    if path.is_file() and (found := other_form(path.read_bytes())):  # a pipe is empty by now
+    if path.is_file() and (found := other_form(path.read_bytes())):  # a pipe could not be read a second time
         in_place = (
             "-i~",
             "--follow-symlinks",
@@ -61,10 +62,10 @@ def _hint(path: str | Path) -> str:
 
 
 def read_trials(path: str | Path, hint: str | None = None) -> "tuple[list[str], list[str], np.ndarray]":
-    """(enrol ids, test ids, target as bool [n]) of an `enrol test target|nontarget` list, in file order.
+    """Read an `enrol test target|nontarget` list: (enrol ids, test ids, target as bool [n]), in file order.
 
-    UserError with file and line: a broken line, or a pair that is both target and nontarget. `hint` is what to do about
-    a broken line; by default a command that converts the list, where it has another common form.
+    hint: what to do about a broken line; by default a command that converts a list in another common form.
+    Raises UserError with file and line when a line is broken, or a pair is both target and nontarget.
     """
     import numpy as np
 
@@ -101,15 +102,18 @@ def read_trials(path: str | Path, hint: str | None = None) -> "tuple[list[str], 
 
 
 def is_blind(path: str | Path) -> bool:
-    """Whether the first line of a list has two columns, and so no answer."""
-    if not Path(path).is_file():  # a pipe is read once
+    """True when the first line of a list has two columns, so that the list has no labels."""
+    if not Path(path).is_file():  # a pipe can be read only once
         return False
     with open(path, "rb") as f:
         return len(f.readline(1 << 16).split()) == 2
 
 
 def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
-    """(enrol ids, test ids) of a list with answers, or of a blind one, `enrol test`. UserError as in `read_trials`."""
+    """(enrol ids, test ids) of a list with labels, or of a blind one (`enrol test`).
+
+    UserError as in `read_trials`.
+    """
     if not is_blind(path):
         return read_trials(path)[:2]
     with no_gc():
@@ -117,7 +121,10 @@ def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
 
 
 def trials_over(path: str | Path, utts: Sequence[str]) -> "tuple[list[str], list[str], np.ndarray]":
-    """`read_trials` of a list over these utterances. UserError: another id in it, or trials of one kind only."""
+    """`read_trials` for a list over these utterances.
+
+    UserError for another id, or when all trials are of one kind.
+    """
     enrol, test, target = read_trials(path)
     known = set(utts)
     for line, pair in enumerate(zip(enrol, test), 1):
@@ -133,8 +140,10 @@ def trials_over(path: str | Path, utts: Sequence[str]) -> "tuple[list[str], list
 
 
 def contradiction(lines: list[str]) -> str | None:
-    """The first pair `enrol test` that is target in one of the lines and nontarget in another, if any: of lists that no
-    file holds yet (`read_trials` finds it among millions, with its line)."""
+    """The first pair `enrol test` that is target in one line and nontarget in another; None if there is none.
+
+    For lists in memory. `read_trials` does the same for files, faster and with the line.
+    """
     label: dict[str, str] = {}
     for pair, _, is_target in (line.rpartition(" ") for line in lines):
         if label.setdefault(pair, is_target) != is_target:
@@ -143,10 +152,11 @@ def contradiction(lines: list[str]) -> str | None:
 
 
 def enrol_side(enrol: set[str], known: set[str], enrol_map: dict[str, str] | None) -> set[str] | None:
-    """What the enrolment side of trials may name: utterances and models; None when enrolment lives elsewhere.
+    """Ids that may stand on the enrolment side of trials: utterances and models; None when enrolment lies
+    elsewhere.
 
-    It lives elsewhere (another data directory, as in Kaldi's SRE recipes) when there is no enrol_map and not
-    one of the enrolment ids is an utterance here.
+    Enrolment lies in another data directory, as in Kaldi's SRE recipes, when there is no enrol_map and none
+    of the enrolment ids is an utterance here.
     """
     return None if enrol_map is None and not enrol & known else known | set(enrol_map or ())
 
@@ -154,7 +164,7 @@ def enrol_side(enrol: set[str], known: set[str], enrol_map: dict[str, str] | Non
 def cut_trials(
     kept: set[str], known: set[str], enrol_map: dict[str, str] | None, trials: dict[str, list[str]]
 ) -> tuple[dict[str, str] | None, dict[str, list[str]]]:
-    """(models, trials) of a directory cut from `known` to `kept` utterances: those that are still whole."""
+    """Models and trials of a directory cut from `known` to `kept` utterances: the complete ones."""
     models = {m: us for m, us in (enrol_map or {}).items() if kept.issuperset(us.split(" "))}
     out = {}
     for name, lines in trials.items():

@@ -1,1 +1,1 @@
-"""Dialogues: sessionize, simulate, rank by compactness."""
+"""Dialogues: make them from logs, simulate them, rank them by compactness."""

@@ -1,4 +1,5 @@
-"""Rank dialogues by how compact they are: mixed ones, of two speakers, come first."""
+"""Rank dialogues by compactness, that is by how similar their utterances are; mixed ones should come
+first."""
 
 import itertools
 import zlib
@@ -16,9 +17,15 @@ from pyspkv.data.datadir import DataDir
 def compactness(
     dialogue: Sequence[str], x: np.ndarray, most: int = 20
 ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
-    """(names, utterances used, mean and lowest cosine of two utterances) of every dialogue of two or more, C order.
+    """Mean and lowest cosine between the utterances of each dialogue.
 
-    x: unit vectors [N, D], aligned with `dialogue`; of longer dialogues the first `most` utterances count.
+    Args:
+        dialogue: dialogue of each utterance, N names.
+        x: unit vectors [N, D], aligned with `dialogue`.
+        most: of longer dialogues only the first `most` utterances are used.
+
+    Returns (names of the dialogues with at least two utterances, in C order; number of utterances used; mean
+    cosine; lowest cosine), aligned.
     """
     names, group = np.unique(np.asarray(dialogue), return_inverse=True)
     order = np.argsort(group, kind="stable")
@@ -29,7 +36,8 @@ def compactness(
     for m in np.unique(used[used >= 2]):
         same = np.flatnonzero(used == m)
         a, b = np.triu_indices(m, 1)
-        for part in np.array_split(same, -(-len(same) * int(m) ** 2 // (1 << 22))):  # 32 MiB of cosines
+        # At most 32 MiB of cosines
+        for part in np.array_split(same, -(-len(same) * int(m) ** 2 // (1 << 22))):
             e = x[order[first[part][:, None] + np.arange(m)]]  # [n, m, D]
             cos = np.einsum("nid,njd->nij", e, e)[:, a, b]
             mean[part], low[part] = cos.mean(1), cos.min(1)
@@ -38,10 +46,11 @@ def compactness(
 
 
 def shared_channel(dialogue: Sequence[str], seed: int = 0) -> Callable[[int, np.ndarray], np.ndarray]:
-    """change(row, wave): each dialogue is heard over one synthetic channel (band, curve, colored noise at 15 dB).
+    """Make a function change(row, wave) that passes each dialogue through one synthetic channel.
 
-    In a corpus of one microphone a speaker, a foreign utterance brings a foreign microphone; under a narrow band and a
-    common noise floor that gives it away less, so AUC of compactness is nearer to what the voices alone allow.
+    A channel is a band, a frequency response and coloured noise at 15 dB SNR. In a corpus with one microphone
+    for each speaker, a foreign utterance also has a foreign microphone. A narrow band and a common noise
+    floor hide that, so the AUC of compactness gets closer to what the voices alone allow.
     """
 
     from scipy.fft import next_fast_len
@@ -79,10 +88,18 @@ def rank_dialogues(
     precision: str = "fp32",
     allow_pipes: bool = False,
 ) -> tuple[list[tuple[str, int, float, float, float]], dict[str, float]]:
-    """([(dialogue, utterances, mean cosine, lowest cosine, weight)], least compact first; with the truth, diagnostics).
+    """Rank the dialogues of a data directory, least compact first.
 
-    The weight is what `reject` (a RejectConfig) gives, the power form where that has no rejection. mixed: dialogue -> 0
-    or 1; UserError when it lacks one. channel: through `shared_channel`.
+    Args:
+        encoder, device, precision, allow_pipes: as for `embed`.
+        data: a directory with utt2dialogue.
+        reject: a RejectConfig that gives the weights; the power form is used if it has no rejection.
+        most: utterances used of each dialogue.
+        channel: pass the audio through `shared_channel`.
+        mixed: dialogue -> "0" or "1", the truth; for diagnostics.
+
+    Returns (rows of (dialogue, utterances, mean cosine, lowest cosine, weight), diagnostics or {}).
+    Raises UserError when no dialogue has two utterances, or `mixed` lacks one.
     """
     import torch
     from sklearn.metrics import roc_auc_score

@@ -1,4 +1,5 @@
-"""Voice-assistant logs: the customers' turns from a Kaldi directory, JSON lines or CSV, and dialogues made of them."""
+"""Read the customers' turns of a voice-assistant log (Kaldi directory, JSON lines, CSV) and make dialogues of
+them."""
 
 import csv
 import io
@@ -20,15 +21,18 @@ from pyspkv.data.datadir import DataDir, segment_seconds
 
 @dataclass
 class Turns:
-    """What one side said, a row an utterance: device and time (start, seconds) are aligned with data.utts."""
+    """The turns of one side, one per utterance; `device` and `time` (start, s) are aligned with data.utts."""
 
     data: DataDir
     device: list[str]
     time: np.ndarray  # float64 [N]
-    dropped: int  # number of turns of the dropped source
+    dropped: int  # number of turns by the source that was dropped
 
     def seconds(self) -> np.ndarray:
-        """Durations [N]: utt2dur, segments, or the audio's headers."""
+        """Durations [N] in s, from utt2dur, segments, or the audio's headers.
+
+        UserError for commands in wav.scp.
+        """
         if "utt2dur" in self.data.utt_tables:
             return np.array([float(self.data.utt_tables["utt2dur"][u]) for u in self.data.utts])
         to_end = any(end < 0 for _, _, end in (self.data.segments or {}).values())
@@ -45,7 +49,7 @@ class Turns:
 
 @dataclass
 class Fields:
-    """Names of a log's columns; `source` and `duration` may be absent from the whole log."""
+    """Names of a log's columns; the columns `source` and `duration` are optional."""
 
     utt: str = "utt"
     audio: str = "audio"
@@ -56,7 +60,7 @@ class Fields:
 
 
 def _check_dropped(path: Path, field: str, drop: str, sources: set[str], dropped: int, left: int) -> None:
-    """UserError: there are several sources but none is the one to drop, or nothing else is left."""
+    """UserError when there are several sources but not the one to drop, or dropping it leaves nothing."""
     if len(sources) > 1 and not dropped:
         rule = f"no '{field}' is '{drop}'; there are {', '.join(sorted(sources)[:5])}"
         raise UserError(rule, file=path, hint="give --drop-source, the source that is not a customer")
@@ -65,7 +69,10 @@ def _check_dropped(path: Path, field: str, drop: str, sources: set[str], dropped
 
 
 def from_kaldi(path: Path, drop_source: str) -> Turns:
-    """A data directory with utt2time and utt2device (`utt device`); utt2source where only one side is wanted."""
+    """Read a data directory with utt2time and utt2device (`utt device`), and optionally utt2source.
+
+    drop_source: the source in utt2source whose turns are left out. UserError when a table is missing.
+    """
     data = DataDir.read(path)
     for name, what in (("utt2time", "start in seconds"), ("utt2device", "device")):
         if name not in data.utt_tables:
@@ -97,15 +104,15 @@ def from_kaldi(path: Path, drop_source: str) -> Turns:
 
 
 def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
-    """A jsonl or csv file with one turn per line; relative audio paths start at its folder.
+    """Read a jsonl or csv file with one turn per line. Relative audio paths start at its folder.
 
-    UserError with the line: no JSON object, a missing value, a blank in an id, an id given twice, a time that is
-    neither seconds nor ISO 8601, or times of which only some name their zone.
+    Raises UserError with the line: not a JSON object, a missing value, a blank in an id, a repeated id, a
+    time that is neither seconds nor ISO 8601, or times of which only some have a zone.
     """
     rows: dict[str, tuple[str, str, float, str | None] | None] = {}
     optional: tuple[str, ...] | None = None
     zoned, dropped, sources = None, 0, set()
-    plain = (fields.time, fields.source, fields.duration)  # ids and paths have stricter rules of their own
+    plain = (fields.time, fields.source, fields.duration)  # ids and paths are checked more strictly below
     for line, raw in _jsonl(path) if kind == "jsonl" else _csv(path):
 
         def value(name: str, raw=raw, line=line) -> str:
@@ -117,9 +124,8 @@ def from_log(path: Path, kind: str, fields: Fields, drop_source: str) -> Turns:
                 )
             if isinstance(held, bool) or not isinstance(held, str | int | float):
                 raise UserError(f"'{name}' is neither text nor a number", file=path, line=line)
-            if name in plain and re.search(
-                "[\ud800-\udfff]", text
-            ):  # JSON can write what no file or terminal can
+            # JSON can express half of a surrogate pair, which no file or terminal can take.
+            if name in plain and re.search("[\ud800-\udfff]", text):
                 raise UserError(f"{ascii(text)} contains half a character", file=path, line=line)
             return text
 
@@ -198,7 +204,10 @@ def _csv(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _text(path: Path) -> io.StringIO:
-    """A log's lines, whatever wrote it: Excel begins with a byte-order mark. UserError with the line: not UTF-8."""
+    """The text of a log; Excel begins it with a byte-order mark.
+
+    UserError with the line when it is not UTF-8.
+    """
     return io.StringIO(tables.decode(path), newline="")
 
 
@@ -207,7 +216,7 @@ def _positive(text: str) -> bool:
 
 
 def _parse_time(text: str, path: Path, line: int) -> tuple[float, bool]:
-    """(Seconds since 1970, whether that is beyond doubt) of a number or an ISO 8601 time; without a zone as UTC."""
+    """(seconds since 1970, whether the zone is known) of a number or an ISO 8601 time; UTC if it is not."""
     seconds = tables.plain_number(text)
     if not math.isnan(seconds):
         return seconds, True
@@ -220,7 +229,7 @@ def _parse_time(text: str, path: Path, line: int) -> tuple[float, bool]:
 
 
 def gaps(device: list[str], time: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Seconds from one turn's end to the next one's start on the same device, [N - devices]; overlaps are negative."""
+    """Pauses (s) between consecutive turns on the same device, [N - devices]; negative for overlaps."""
     order = np.lexsort((time, np.unique(device, return_inverse=True)[1]))
     name = np.array(device)[order]
     gap = time[order][1:] - (time + seconds)[order][:-1]
@@ -238,16 +247,22 @@ def sessionize(
     min_utts: int = 2,
     min_dur: float = 0.5,
 ) -> list[str | None]:
-    """Dialogue `<device>-<its start, whole seconds>` of each turn, None where it takes part in none: two logs of one
-    device, combined, keep theirs apart.
+    """Group turns into dialogues; returns the dialogue of each turn, None for turns in no dialogue.
 
-    Turns under min_dur seconds are passed over. On one device, in order of time, a dialogue ends where more than
-    max_gap seconds lie between an end and the next start, where the next turn would end more than max_span after the
-    dialogue's start, or after max_utts turns; those of fewer than min_utts are none.
+    Args:
+        device, time, seconds: device, start (s) and duration (s) of each turn.
+        max_gap: a longer pause (s) between two turns on a device starts a new dialogue.
+        max_span: a turn that would end later than this (s) after the dialogue's start begins a new one.
+        max_utts: most turns in a dialogue.
+        min_utts: smaller groups are not dialogues.
+        min_dur: shorter turns (s) are ignored.
+
+    A dialogue is named `<device>-<start in whole seconds>`, so that the names stay different when two logs of
+    the same device are combined.
     """
     found: list[str | None] = [None] * len(device)
     parts: list[list[int]] = []
-    last, first, latest = None, 0.0, 0.0  # of the dialogue so far: device, start, end
+    last, first, latest = None, 0.0, 0.0  # device, start and end of the current dialogue
     for row in sorted(np.flatnonzero(seconds >= min_dur).tolist(), key=lambda r: (device[r], time[r])):
         start, end = float(time[row]), float(time[row] + seconds[row])
         new = (

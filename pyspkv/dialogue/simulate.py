@@ -1,4 +1,4 @@
-"""Dialogues from labeled speech: simulation and contamination."""
+"""Simulate dialogues from labelled speech, and contaminate them with second speakers."""
 
 import zlib
 from dataclasses import replace
@@ -10,7 +10,7 @@ from pyspkv.data.datadir import DataDir
 
 
 def cut_sizes(n: int, low: int, high: int, rng: np.random.Generator) -> list[int]:
-    """n in random parts of low..high; one part of n where that cannot be."""
+    """Split n into random parts of low..high; returns [n] if that is impossible."""
     out = []
     while n:
         fits = [s for s in range(low, high + 1) if n == s or -(-(n - s) // high) * low <= n - s]
@@ -28,9 +28,16 @@ def simulate(
     households: bool = False,
     seed: int = 0,
 ) -> DataDir:
-    """`data` with utt2dialogue and dialogue2device: each (speaker, session), shuffled, is cut into dialogues.
+    """Add utt2dialogue and dialogue2device to `data`: the shuffled utterances of each session are cut into
+    dialogues.
 
-    A speaker is a device, or with `households` two speakers (drawn) share one; the last of an odd number has his own.
+    Args:
+        data: a directory with true speakers.
+        session: utterance -> session; a dialogue has one speaker and one session.
+        sizes: smallest and largest number of utterances in a dialogue.
+        households: two random speakers share a device; by default each speaker has one of his own.
+
+    Raises UserError when an utterance has no session.
     """
     rng = np.random.default_rng((seed, 0))
     speakers = sorted(set(data.spk))
@@ -69,12 +76,20 @@ def contaminate(
     alike: dict[str, str] | None = None,
     seed: int = 0,
 ) -> DataDir:
-    """A second speaker in `mixed_fraction` of the dialogues (two or more utterances of one), marked in dialogue2mixed.
+    """Put a second speaker into `mixed_fraction` of the dialogues, and mark them in dialogue2mixed.
 
-    Of a chosen dialogue, `share` of the utterances (at least one) are replaced by another speaker's: by one of the
-    same device where there is another (a household), else by one drawn from all. `alike` (utterance -> key) asks for a
-    recording of the same key (same word and round). The replacement is a copy named `<utt>-in-<dialogue>`; its
-    original stays where it was. Dialogues are chosen in one order for every fraction, so a higher one adds to a lower.
+    Args:
+        data: a directory with true speakers, utt2dialogue and dialogue2device.
+        mixed_fraction: share of the dialogues with at least two utterances that become mixed.
+        share: range of the share of a dialogue's utterances that are replaced (at least one, never all).
+        alike: utterance -> key; a replacement has the same key if possible (the same word and round).
+
+    The second speaker is one of the same device (household) if there is one, else drawn from all. The
+    replacement is a copy named `<utt>-in-<dialogue>`; the original stays in its own dialogue. Dialogues are
+    chosen in the same order for every fraction, so a higher fraction contains the mixed dialogues of a lower
+    one.
+
+    Raises UserError when a dialogue already has two speakers, or there is only one speaker.
     """
     spk, dialogue = dict(zip(data.utts, data.spk)), data.utt_tables["utt2dialogue"]
     members: dict[str, list[str]] = {}
@@ -89,16 +104,15 @@ def contaminate(
         )
     home: dict[str, set[str]] = {}
     device_of = data.dialogue2device
-    assert device_of is not None  # who has dialogues here has their devices
+    assert device_of is not None  # every directory with dialogues here also has devices
     for d, device in device_of.items():
         home.setdefault(device, set()).add(owner[d])
     said: dict[str, list[str]] = {}
     for utt in data.utts:
         said.setdefault(spk[utt], []).append(utt)
     keyed = {(spk[u], key): u for u, key in (alike or {}).items() if u in spk}
-    names = sorted(
-        d for d, utts in members.items() if len(utts) > 1
-    )  # a lone utterance has no room for a second
+    # One utterance cannot have two speakers
+    names = sorted(d for d, utts in members.items() if len(utts) > 1)
     if len(said) < 2:
         raise UserError("contamination needs two speakers", file=data.path)
     order = np.random.default_rng((seed, 1)).permutation(len(names))

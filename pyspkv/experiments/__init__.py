@@ -1,1 +1,1 @@
-"""Tables of experiments: cells, their runner, RESULTS."""
+"""Tables of experiments: the cells, the runner and the results."""

@@ -1,4 +1,4 @@
-"""A table of experiments (docs/tables.md): cells, each a run of a recipe, and the rows that they leave."""
+"""A table of experiments (docs/tables.md): cells, each a run of a recipe, and their rows of results."""
 
 import os
 import re
@@ -24,6 +24,8 @@ Option = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]*$")]
 
 @dataclass
 class Cell:
+    """A cell, or the template of several cells (`each`); docs/tables.md explains the fields."""
+
     each: dict[str, Items] = field(default_factory=dict)
     recipe: str = "."
     options: dict[Option, Scalar] = field(default_factory=dict)
@@ -34,10 +36,10 @@ class Cell:
     after: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     name: str = field(default="", init=False)
-    template: str = field(default="", init=False)  # its key in the file
+    template: str = field(default="", init=False)  # the cell's key in the file
 
     def needs(self) -> list[str]:
-        """Cells that must be finished first."""
+        """Cells that must finish before this one."""
         named = FOLDER.findall(" ".join(map(word, self.options.values())))
         zero = [row.zero.split("/")[0] for row in self.rows if row.zero]
         return list(dict.fromkeys([*self.after, *named, *zero]))
@@ -45,18 +47,24 @@ class Cell:
 
 @dataclass
 class File:
+    """A table file: templates of cells, tables, and options of all cells."""
+
     cells: dict[str, dict[str, Any]]
     tables: dict[str, Look] = field(default_factory=dict)
     options: dict[Option, Scalar] = field(default_factory=dict)
 
 
 def word(value: Scalar) -> str:
-    """A YAML scalar as run.sh takes it."""
+    """A YAML scalar as an argument of run.sh."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def fill(value: Any, variables: dict[str, Scalar]) -> Any:
-    """{name} in every text within `value` becomes the variable's value; a text that is nothing else, its very value."""
+    """Replace {name} by the value of that variable in every text within `value`.
+
+    A text that consists of one {name} only becomes the value itself, with its type. UserError: there is no
+    such variable.
+    """
     if isinstance(value, dict):
         return {k: fill(v, variables) for k, v in value.items()}
     if isinstance(value, list):
@@ -73,7 +81,10 @@ def fill(value: Any, variables: dict[str, Scalar]) -> Any:
 
 
 class Table:
-    """A table file: its cells by name in an order of running, the looks of its tables by title."""
+    """A table file: its cells by name, in an order of running, and the looks of its tables by title.
+
+    UserError: the file is damaged, a cell needs a cell that does not exist, or cells need each other.
+    """
 
     def __init__(self, path: Path):
         folder = Path(os.path.abspath(path)).parent
@@ -105,7 +116,7 @@ class Table:
         self.looks = {look.title: look for look in self.file.tables.values()}
 
     def add(self, key: str, raw: dict, variables: dict[str, Scalar]) -> None:
-        """One cell of the template `key`."""
+        """Add the cell that the template `key` gives with these variables."""
         name = word(fill(key, variables))
         if not re.fullmatch(NAME, name) or name in self.cells or len(self.cells) == 10_000:
             rule = (
@@ -129,20 +140,25 @@ class Table:
             look.bases |= {row.row: row.base} if row.base else {}
 
     def select(self, pattern: str) -> list[Cell]:
-        """The cells whose names match `pattern` (gll-*) and those that they need, in an order of running."""
+        """The cells whose names match `pattern` (like gll-*) and cells that they need, in running order."""
         wanted = {name for name in self.cells if fnmatchcase(name, pattern)}
         for cell in reversed(self.cells.values()):
             wanted |= set(cell.needs()) if cell.name in wanted else set()
         return [c for c in self.cells.values() if c.name in wanted]
 
     def title(self, row: Row) -> str:
+        """Title of the table that a row belongs to."""
         return self.file.tables[row.table].title
 
     def recipe(self, cell: Cell) -> Path:
+        """Folder of a cell's recipe."""
         return Path(os.path.normpath(self.home / cell.recipe))
 
     def command(self, cell: Cell, exp: Path) -> list[str]:
-        """A cell's words in its recipe's folder. UserError: the name of `exp` would break an option that it is in."""
+        """The command of a cell, to be run in the folder of its recipe.
+
+        UserError: the path of `exp` has characters that would break an option that it is part of.
+        """
         words = ["./run.sh", "--exp", str(exp / cell.name), "--seed", str(cell.seed)]
         for key, scalar in cell.options.items():
             value = word(scalar)
@@ -154,7 +170,7 @@ class Table:
 
 
 def looks(files: list[Path]) -> dict[str, Look]:
-    """Title -> how RESULTS.md shows it, as the first of the table files says that has it."""
+    """Title of a table -> how RESULTS.md shows it. If several files have the title, the first one counts."""
     out: dict[str, Look] = {}
     for table in map(Table, files):
         out |= {title: look for title, look in table.looks.items() if title not in out}

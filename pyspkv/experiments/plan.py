@@ -1,4 +1,4 @@
-"""What the stages of a recipe will cost on this machine: a few steps of each are timed before anything runs."""
+"""Estimate the cost of a recipe's trainings on this machine, by timing a few steps of each."""
 
 import resource
 import tempfile
@@ -11,15 +11,18 @@ from pathlib import Path
 from pyspkv.base.errors import UserError
 
 STARTING = (
-    6.0  # s until a training's first step (Python, 200 simulated rooms); an estimate, not a measurement
+    6.0  # seconds before the first step of a training (Python, 200 simulated rooms); estimated, not measured
 )
-TIMED_STEPS, FIRST_STEPS = 8, 3  # the first ones warm up: memory is asked for, kernels are chosen
+TIMED_STEPS, FIRST_STEPS = 8, 3  # the first steps are slower (memory is allocated, kernels are chosen)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Of one training. hours: of audio that the network takes; memory_mb: most that a training process holds, its cache
-    of decoded audio included; extract_minutes: to embed all utterances once with this model."""
+    """The plan of one training.
+
+    hours: hours of audio that the network processes. memory_mb: peak memory of a training process in MiB,
+    with its cache of decoded audio. extract_minutes: minutes to embed all utterances once with this model.
+    """
 
     name: str
     steps: int
@@ -33,13 +36,15 @@ class Stage:
 
 
 def plan(name: str, files: Sequence[Path], data, seconds: Sequence[float], classes: int) -> Stage:
-    """Time TIMED_STEPS steps of a training and carry them on to all of its steps.
+    """Time TIMED_STEPS steps of a training and extrapolate to all of its steps.
 
     Args:
         files: YAML files of the config; later ones win.
         data: DataDir of the training.
         seconds: durations of its utterances, or of a sample.
-        classes: that the utterances are dealt to for the timing, as a round's pseudo-speakers are not known yet.
+        classes: number of classes for the timing, because the pseudo-speakers of a round are not known yet.
+
+    UserError: a bad config, or fewer utterances than a batch.
     """
     import time
 
@@ -71,7 +76,7 @@ def plan(name: str, files: Sequence[Path], data, seconds: Sequence[float], class
             ends.append(time.perf_counter())
             return found
 
-        def _end_epoch(self, log, epoch, means, seconds):  # no checkpoint: it is timed by itself, once
+        def _end_epoch(self, log, epoch, means, seconds):  # writes no checkpoint
             self.state.end_epoch(self.config.epochs, None, 0)
 
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -96,11 +101,14 @@ def plan(name: str, files: Sequence[Path], data, seconds: Sequence[float], class
 
 
 class _Enough(Exception):
-    pass
+    """All steps to be timed are done."""
 
 
 def stages_of(conf: Path, num_rounds: int) -> list[tuple[str, list[Path]]]:
-    """(name, config files) of every training that a recipe with these configs makes, in order."""
+    """(name, config files) of every training of a recipe with these configs, in order.
+
+    UserError: there is none.
+    """
     have = {file.stem: file for file in sorted(conf.glob("*.yaml"))}
     base = [have["encoder"]] if "encoder" in have else []
     out = [("pretrain", have["pretrain"])] if "pretrain" in have else []
@@ -117,7 +125,7 @@ def stages_of(conf: Path, num_rounds: int) -> list[tuple[str, list[Path]]]:
 
 
 def table(stages: Sequence[Stage]) -> list[str]:
-    """Lines for people."""
+    """Lines of text for people."""
     lines = [
         f"{'stage':10} {'steps':>7} {'epochs':>6} {'batch':>5} {'crop s':>6} {'audio h':>8} {'minutes':>8} {'MB':>6}"
     ]

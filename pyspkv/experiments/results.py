@@ -1,4 +1,4 @@
-"""RESULTS.jsonl, a line for every trained system, seed and fold, and the RESULTS.md that is written from it."""
+"""RESULTS.jsonl, a line for every trained system, seed and fold, and RESULTS.md, which is made from it."""
 
 import fcntl
 import json
@@ -17,12 +17,12 @@ from pyspkv.base import foreign
 from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
 
-UNITS = ("fold", "draw", "speaker", "seed")  # what a row's runs differ in; draw: which utterances have labels
+UNITS = ("fold", "draw", "speaker", "seed")  # how runs of a row differ; draw: which utterances have labels
 KEY = ("table", "row", "column", *UNITS)
-NAME = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"  # of a cell or a system: safe as a folder's name and in a shell
+NAME = r"[A-Za-z0-9][A-Za-z0-9._+=-]*"  # name of a cell or system: safe as a folder name and in a shell
 System = Annotated[str, Field(pattern=f"^{NAME}$")]
-MATRIX = ("eer", "dev_eer", "label_accuracy")  # what a table with columns shows
-FIGURES = {  # key of a row: decimals, unit, title
+MATRIX = ("eer", "dev_eer", "label_accuracy")  # the figures that a table with columns shows
+FIGURES = {  # key of a row: decimals, divisor, title
     "eer": (2, 1, "EER %"),
     "dev_eer": (2, 1, "dev EER %"),
     "min_dcf_0.01": (3, 1, "minDCF 0.01"),
@@ -58,20 +58,21 @@ class Look:
 
     title: str
     unit: Literal["fold", "draw", "speaker", "seed"] | None = None  # default: the first that its rows have
-    base: str | None = None  # the row that others are compared to
-    compare: Literal["points", "percent"] = "points"  # EER less the base's, or its reduction in percent of it
+    base: str | None = None  # the row that the others are compared with
+    compare: Literal["points", "percent"] = "points"  # EER minus the base's EER, or relative reduction in %
     figures: list[str] = field(default_factory=list)  # default: all of FIGURES (MATRIX) that its rows have
     bases: dict[str, str] = field(default_factory=dict)  # row -> its own base
     order: list[str] = field(
         default_factory=list
-    )  # of rows; other tables follow in the order of RESULTS.jsonl
-    # Folds (or draws, ...: see `unit`) whose test list chose settings: shown apart, in no mean, interval or plot.
+    )  # order of the rows; rows that it does not name follow in the order of RESULTS.jsonl
+    # Folds (or other units) on whose test list settings were chosen. They are shown apart and are part of no
+    # mean, interval or plot.
     tuned_on: list[int | str] = field(default_factory=list)
 
 
 @dataclass
 class Row:
-    """A row that an experiment leaves in RESULTS.jsonl; docs/tables.md explains its fields."""
+    """A row that a cell leaves in RESULTS.jsonl; docs/tables.md explains its fields."""
 
     table: str
     row: str | None = None
@@ -85,7 +86,7 @@ class Row:
 
 # ---- RESULTS.jsonl -----------------------------------------------------------------------------------------------
 class Result(BaseModel):
-    """A row; every further key is a figure, a finite number or null."""
+    """A line of RESULTS.jsonl. Every further key is a figure: a finite number or null."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
     __pydantic_extra__: dict[str, float | None]
@@ -101,22 +102,23 @@ class Result(BaseModel):
     commit: str | None = None
     machine: str | None = None
     ended: str | None = None  # UTC
-    cell: str | None = None  # of the table file `grid`
+    cell: str | None = None  # name of the cell in the table file `grid`
     grid: str | None = None
     run: str | None = None
     eer_ci_over: str | None = None
 
 
 def key_of(row: dict) -> tuple:
+    """The values of KEY, which identify a row."""
     return tuple(row.get(k) for k in KEY)
 
 
 def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
-    """The row of a line of JSON. UserError: it is no row."""
+    """Parse a line of JSON as a row. UserError: it is not a row."""
     hint = "remove it and run that row again"
     try:
         Result.model_validate_json(line)
-        text = line.decode() if isinstance(line, bytes) else line  # it is UTF-8, or no row
+        text = line.decode() if isinstance(line, bytes) else line  # valid UTF-8: it passed the line above
         return foreign.parse_json(text, file=file, line=number, hint=hint)
     except ValidationError as err:
         key, said = ".".join(map(str, err.errors()[0]["loc"][:1])), err.errors()[0]["msg"].lower()
@@ -125,17 +127,20 @@ def checked(line: str | bytes, file: Path, number: int | None = None) -> dict:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Rows of RESULTS.jsonl; of rows with the same KEY the last one counts. UserError: file and line of a bad row."""
+    """Rows of RESULTS.jsonl.
+
+    Of rows with the same KEY the last one counts. UserError: file and line of a bad row.
+    """
     data = path.read_bytes() if path.exists() else b""
     lines = (
         data.removesuffix(b"\n").split(b"\n") if data else []
-    )  # split at line feeds only: texts may contain U+2028
+    )  # not splitlines(), which would also split at U+2028 within a text
     return list({key_of(r): r for r in (checked(line, path, n) for n, line in enumerate(lines, 1))}.values())
 
 
 @contextmanager
 def locked(folder: Path):
-    """Alone in `folder`, after waiting: several cells may end at a time."""
+    """Wait for the lock of `folder` and hold it, because several cells may end at the same time."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -145,10 +150,14 @@ def locked(folder: Path):
 
 
 def add_rows(path: Path, rows: list[dict]) -> None:
-    """Write rows into RESULTS.jsonl in one step; a row replaces one with its KEY, unless that `ended` as late."""
+    """Write rows into RESULTS.jsonl in one step.
+
+    A row replaces one with its KEY, unless that `ended` later or at
+    the same time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        old = {key_of(row): row for row in read_rows(path)}  # nothing is added to a broken file
+        old = {key_of(row): row for row in read_rows(path)}  # UserError if the file is damaged
         rows = [checked(json.dumps(row, ensure_ascii=False), path) for row in rows]
         late = {key: row.get("ended") or "" for key, row in old.items()}
         new = {key_of(r): r for r in rows if not r.get("ended") or r["ended"] > late.get(key_of(r), "")}
@@ -160,19 +169,20 @@ def add_rows(path: Path, rows: list[dict]) -> None:
 
 # ---- what an experiment leaves -----------------------------------------------------------------------------------
 def machine() -> str:
+    """Number and model of the CPUs."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*: *(.*\S)", info.read_text() if info.exists() else "", re.M)
     return f"{len(os.sched_getaffinity(0))} x {model[1] if model else platform.processor() or platform.machine()}"
 
 
 def cost(*phases: Path) -> tuple[float | None, float | None]:
-    """(audio seconds, wall seconds) of all training in these phases' folders, from its end-of-epoch records."""
+    """(audio seconds, wall seconds) of all trainings in these phases' folders, from end-of-epoch records."""
     from pyspkv.report.experiment import epochs_of
 
     logs = [
         log for phase in phases for log in (*phase.glob("*/train.jsonl"), *phase.glob("*/model/train.jsonl"))
     ]
-    models = {log.parent.resolve() for log in logs}  # a link to one of them is no other one
+    models = {log.parent.resolve() for log in logs}  # resolved: a link to a model is not another model
     runs = [
         [e for e in epochs_of(m.parent, m.name) if {"audio_seconds", "seconds"} <= e.keys()] for m in models
     ]
@@ -182,7 +192,10 @@ def cost(*phases: Path) -> tuple[float | None, float | None]:
 
 
 def systems(exp: Path) -> dict[str, dict]:
-    """Name -> its figures in results.json and `folder`, in the order of the pipeline, and what is `final`."""
+    """System name -> its figures in results.json and its `folder`, in pipeline order, and then `final`.
+
+    UserError: the file is not a results.json.
+    """
     from pyspkv.report.experiment import read_json
 
     found = read_json(exp / "results.json")
@@ -191,7 +204,7 @@ def systems(exp: Path) -> dict[str, dict]:
         if phases["pretrain"]:
             phases["pretrain"] |= {k: v for k, v in (found.get("dialogues") or {}).items() if k != "mixed"}
         phases |= {f"round{r['round']}": r for r in found.get("rounds") or []}
-        for name in ("finetune", "baseline"):  # else the last round is final
+        for name in ("finetune", "baseline"):  # without these, the last round is final
             if (exp / f"{name}/score/{found.get('trials')}.json").is_file():
                 phases[name] = found.get("final")
         last = list(phases)[-1]
@@ -207,10 +220,14 @@ def systems(exp: Path) -> dict[str, dict]:
 def row_of(
     exp: Path, system: str | list[str], phases: list[str] | None = None, trials: str | None = None
 ) -> dict:
-    """The figures of a system, its best dev EER, its commit and what its training cost (or that of `phases`).
+    """The figures of a system, its best dev EER, its commit and the cost of its training.
 
-    Of several systems it is the one with the lowest dev EER, and the cost is that of all. trials: another list than the
-    headline's. UserError: it is not there.
+    Args:
+        system: a name, or several; of several, the one with the lowest dev EER counts, with the cost of all.
+        phases: phases whose cost is counted (default: that of the system).
+        trials: another trial list than the headline's.
+
+    UserError: there is no such system or list.
     """
     from pyspkv.report.experiment import KEYS, epochs_of, read_json, read_metrics
 
@@ -237,7 +254,10 @@ def row_of(
 
 
 def rows_of(exp: Path, row: Row, table: str) -> list[dict]:
-    """What an experiment leaves for `row` in the table of this title; the cell of row.zero lies beside `exp`."""
+    """The rows that an experiment leaves for `row` in the table with this title.
+
+    The cell in row.zero is looked for beside `exp`.
+    """
     every, out = [name for name in systems(exp) if name != "final"], []
     for system in every if row.system == "all" else [row.system]:
         new = {"table": table, "row": system if row.row == "all" else row.row, "column": row.column}
@@ -251,7 +271,10 @@ def rows_of(exp: Path, row: Row, table: str) -> list[dict]:
 
 # ---- means, spreads and paired differences -----------------------------------------------------------------------
 def by_unit(pairs: list[tuple[dict, float | None]], unit: str) -> list[float]:
-    """(row, value) of each run -> a value a unit, the mean over its runs; a row without the unit counts by its seed."""
+    """(row, value) of each run -> one value per unit, the mean over its runs.
+
+    A row without the unit counts by its seed.
+    """
     groups = defaultdict(list)
     for row, value in pairs:
         if value is not None:
@@ -260,7 +283,10 @@ def by_unit(pairs: list[tuple[dict, float | None]], unit: str) -> list[float]:
 
 
 def paired(rows: list[dict], base: list[dict], unit: str, compare: str = "points") -> list[float]:
-    """One value a unit: EER less the base's in the same fold, draw and seed, or its reduction in percent of it."""
+    """One value per unit: EER minus that of the base with the same fold, draw, speaker and seed.
+
+    compare "percent": the relative reduction of the EER in percent instead.
+    """
     other = {tuple(r.get(u) for u in UNITS): r["eer"] for r in base}
     pairs = [(r, r["eer"], other.get(tuple(r.get(u) for u in UNITS))) for r in rows]
     if compare == "percent":
@@ -269,7 +295,7 @@ def paired(rows: list[dict], base: list[dict], unit: str, compare: str = "points
 
 
 def statistics(values: list[float]) -> tuple[float, float, float]:
-    """Mean, standard deviation (n - 1) and half of the mean's 95 % interval by Student's t; NaN for one value."""
+    """Mean, standard deviation (n - 1), half the mean's 95 % interval (Student's t); NaN for one value."""
     import numpy as np
     from scipy.special import stdtrit
 
@@ -279,6 +305,7 @@ def statistics(values: list[float]) -> tuple[float, float, float]:
 
 
 def spread_text(values: list[float], digits: int, scale: float = 1) -> str:
+    """Mean and standard deviation as text, or "-". scale: divisor of the values."""
     if not values:
         return "-"
     mean, deviation, _ = statistics([v / scale for v in values])
@@ -286,7 +313,11 @@ def spread_text(values: list[float], digits: int, scale: float = 1) -> str:
 
 
 def difference_text(values: list[float], unit: str) -> str:
-    """Seeds share their speakers, trials and labels: over them there is a spread, but no interval."""
+    """Mean difference as text, with its interval.
+
+    Runs with other seeds share their speakers, trials and labels. So for seeds there is a standard deviation,
+    but no interval.
+    """
     if len(values) < 2:
         return f"{values[0]:+.2f} (one {unit}: no interval)" if values else "-"
     mean, deviation, half = statistics(values)
@@ -331,18 +362,21 @@ class Shown:
         self.bases = {n: b for n, b in bases.items() if b is not None and b in have and b != n}
 
     def part(self, name: str, column: str | None, tuning: bool = False) -> list[dict]:
+        """The runs of a row in a column; tuning: those of the units that settings were chosen on."""
         rows = self.tuning if tuning else self.rows
         return [r for r in rows if (r["row"], r.get("column")) == (name, column)]
 
     def units(self, name: str, column: str | None, key: str = "eer", tuning: bool = False) -> list[float]:
+        """One value of a figure per unit."""
         return by_unit([(r, r.get(key)) for r in self.part(name, column, tuning)], self.unit)
 
     def versus(self, name: str, column: str | None, tuning: bool = False) -> list[float]:
+        """One difference to the base per unit."""
         base = self.part(self.bases[name], column, tuning) if name in self.bases else []
         return paired(self.part(name, column, tuning), base, self.unit, self.compare)
 
     def systems(self) -> list[str]:
-        """A line a row with all its figures."""
+        """Markdown lines: a row per system with all its figures."""
         body, first = [], next(iter(self.figures.items()), ("eer", FIGURES["eer"]))
         for n in self.names:
             seeds = [r["seed"] for r in self.part(n, None)]
@@ -371,7 +405,7 @@ class Shown:
         return _markdown(head, body)
 
     def matrices(self) -> list[str]:
-        """A table of rows and columns for each figure."""
+        """Markdown lines: for each figure, a table of systems and columns."""
 
         def matrix(title: str, names, text) -> list[str]:
             body = [[n, *(text(n, column) for column in self.columns)] for n in names]
@@ -396,9 +430,11 @@ class Shown:
 
     @property
     def compared(self) -> str:
+        """Title of the comparison with the base."""
         return "EER reduction %" if self.compare == "percent" else "EER less its base's"
 
     def markdown(self) -> list[str]:
+        """All Markdown lines of the table."""
         said = f"Mean ± standard deviation over {self.unit}s" + ", each its seeds' mean" * (
             self.unit != "seed"
         )
@@ -424,7 +460,7 @@ class Shown:
         return out
 
     def plot(self, folder: Path) -> None:
-        """Mean EER and its spread over the units: a line a row, a color a column."""
+        """Plot mean EER and standard deviation over the units: a line per row, a color per column."""
         from pyspkv.report import plots
 
         title, *names = (x.replace("$", r"\$") for x in (self.all[0]["table"], *self.names))
@@ -445,7 +481,10 @@ class Shown:
 
 
 def write_tables(path: Path, looks: dict[str, Look], plots: Path | None = None) -> int:
-    """RESULTS.md from RESULTS.jsonl, and plots into a folder; how many rows there are. `looks`: title -> Look."""
+    """Write RESULTS.md from RESULTS.jsonl, and plots into a folder; returns the number of rows.
+
+    looks: title of a table -> Look.
+    """
     said = "Written from RESULTS.jsonl by `python -m pyspkv.bin.grid TABLE --report`; do not edit by hand."
     with locked(path.parent):
         rows = read_rows(path)

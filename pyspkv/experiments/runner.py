@@ -1,7 +1,10 @@
-"""Run the cells of a table (pyspkv.experiments.grid) in any number of processes, each cell by one at a time.
+"""Run the cells of a table (pyspkv.experiments.grid).
 
-EXP/<cell>/grid.json says what was run and how it ended. A cell is claimed by a lock of the kernel that its run.sh holds
-as well: where the process that started it is killed, the next one waits for what still runs and then goes on with it.
+Any number of processes may work on a table; each cell runs once.
+
+EXP/<cell>/grid.json records what was run and how it ended. A process claims a cell by a kernel lock, which
+the cell's run.sh holds, too. If the process that started a run is killed, the next process waits until that
+run has ended, and then continues the cell.
 """
 
 import contextlib
@@ -29,45 +32,52 @@ from pyspkv.base.processes import Stopped, end_all
 from pyspkv.experiments import results
 from pyspkv.experiments.grid import Cell, Table
 
-GRACE = 10  # seconds that a run has to end after SIGTERM
+GRACE = 10  # seconds between SIGTERM and SIGKILL
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
 class Mark:
-    """EXP/<cell>/grid.json."""
+    """The contents of EXP/<cell>/grid.json."""
 
-    command: str  # as it is called with the table's own exp
-    after: dict[str, str]  # cell that it needs: when that one had ended
+    command: str  # the command with the table's default exp
+    after: dict[str, str]  # needed cell -> time when it had ended
     machine: str
     state: Literal["interrupted", "failed", "done"] = "interrupted"
     ended: str = ""  # UTC
-    # Of all its tries, less those that were killed without warning.
+    # Run time of all attempts, except those that were killed with SIGKILL.
     seconds: Annotated[float, Field(ge=0, le=1e12)] = 0.0
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 class Runner:
-    """The chosen cells of a table in the folder `exp`; `cmd` starts a run on another machine."""
+    """Runs the chosen cells of a table in the folder `exp`.
+
+    cmd: words of a command that starts a run on another machine; [] runs here.
+    """
 
     def __init__(self, table: Table, exp: Path, only: str, cmd: list[str], run_opts: list[str]):
         self.table, self.exp, self.cells = table, exp, table.select(only)
         self.cmd, self.run_opts, self.began = cmd, run_opts, now()
-        self.stopped: Stopped  # while cells run
-        self.jobs: dict[str, tuple] = {}  # cell: (its process, its mark, its lock, when it was started)
+        self.stopped: Stopped  # exists while cells run
+        self.jobs: dict[str, tuple] = {}  # cell -> (process, mark, lock, start time)
         self.done: set[str] = set()
-        self.failed: dict[str, str] = {}  # cell: why
+        self.failed: dict[str, str] = {}  # cell -> reason
 
     def command(self, cell: Cell) -> list[str]:
+        """The command of a cell with the options of all runs."""
         return self.table.command(cell, self.exp) + self.run_opts
 
     def claim(self, cell: Cell):
+        """Context manager that holds the lock of a cell. UserError: another process holds it."""
         return folder_lock(self.exp / cell.name, ".grid.lock")
 
     def mark(self, name: str) -> Mark | None:
+        """Read the mark of a cell; None if it has none. UserError: the file is damaged."""
         file = self.exp / name / "grid.json"
         try:
             return cfg.validate(Mark, foreign.read_json(file)) if file.exists() else None
@@ -77,10 +87,12 @@ class Runner:
             ) from None
 
     def write(self, cell: Cell, mark: Mark) -> None:
+        """Write the mark of a cell."""
         with atomic_file(self.exp / cell.name / "grid.json") as f:
             json.dump(asdict(mark), f, indent=1)
 
     def new_mark(self, cell: Cell) -> Mark:
+        """The mark with which the cell would start now."""
         folder = shlex.quote(os.path.relpath(self.table.recipe(cell), ROOT))
         words = shlex.join(self.table.command(cell, Path("exp/grid")))
         marks = {name: self.mark(name) for name in cell.needs()}
@@ -88,14 +100,14 @@ class Runner:
         return Mark(f"cd {folder} && {words}", ends, results.machine())
 
     def changed(self, cell: Cell) -> str:
-        """How the cell differs from what was started in its folder; empty: not at all."""
+        """How the cell differs from the run that was started in its folder; "" if it does not."""
         old, new = self.mark(cell.name), self.new_mark(cell)
         if old is None or (old.command, old.after) == (new.command, new.after):
             return ""
         return f"it was {old.command} after {old.after}; now it is {new.command} after {new.after}"
 
     def start(self, cell: Cell) -> None:
-        """Claim the cell and start it, unless another process has it or has just ended it."""
+        """Claim the cell and start it, unless another process has claimed or just finished it."""
         with contextlib.ExitStack() as stack:
             try:
                 lock = stack.enter_context(self.claim(cell))
@@ -125,7 +137,7 @@ class Runner:
             self.jobs[cell.name] = process, mark, stack.pop_all(), time.monotonic()
 
     def end(self, cell: Cell) -> None:
-        """Write down how the cell's run ended, then give up the claim."""
+        """Record how the cell's run ended, then release its lock."""
         process, mark, lock, began = self.jobs.pop(cell.name)
         code, log = process.wait(), self.exp / cell.name / "log/grid.log"
         mark.seconds += time.monotonic() - began
@@ -141,7 +153,7 @@ class Runner:
             print(f"the end of {log}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
 
     def record(self, cell: Cell, mark: Mark) -> None:
-        """The rows of a finished cell go into RESULTS.jsonl, where they are not there yet."""
+        """Add the rows of a finished cell to RESULTS.jsonl, unless they are there."""
         self.done.add(cell.name)
         same = {"command": mark.command, "machine": mark.machine, "ended": mark.ended, "cell": cell.name}
         same |= {"grid": os.path.relpath(self.table.path, ROOT)}
@@ -150,10 +162,15 @@ class Runner:
             found = [results.rows_of(self.exp / cell.name, row, self.table.title(row)) for row in cell.rows]
             results.add_rows(self.table.results, [same | row for rows in found for row in rows])
         except (UserError, OSError) as err:
-            self.failed[cell.name] = f"done, but its rows are not written: {err}"
+            self.failed[cell.name] = f"done, but its rows cannot be written: {err}"
 
     def work(self, jobs: int) -> int:
-        """Run what is not done, `jobs` cells at a time. 0: all done; 1: a cell failed; 128 + n: ended by signal n."""
+        """Run the unfinished cells, `jobs` at a time.
+
+        Returns 0: all done; 1: a cell failed; 128 + n: ended by signal n.
+
+        UserError: a cell has changed since it was started.
+        """
         for cell in self.cells:
             if said := self.changed(cell):
                 rule = (
@@ -161,13 +178,13 @@ class Runner:
                 )
                 hint = command_line("rm", "-r", self.exp / cell.name)
                 raise UserError(rule, file=self.table.path, hint=hint)
-        os.environ.pop("SPKV_RECIPE", None)  # run.sh finds its own folder
+        os.environ.pop("SPKV_RECIPE", None)  # so that run.sh uses its own folder
         self.stopped = Stopped()
         said = ""
         try:
             while (left := self.step(jobs)) and not self.stopped.signal:
                 if not self.jobs and not said:
-                    print(said := "other processes run the rest: waiting", flush=True)
+                    print(said := "waiting: other processes run the remaining cells", flush=True)
                 time.sleep(0.05 + left / 1000)
         finally:
             self.stop()
@@ -177,7 +194,7 @@ class Runner:
         return 128 + self.stopped.signal if self.stopped.signal else 1 if self.failed else 0
 
     def step(self, jobs: int) -> int:
-        """Look once at every cell and start what can be; how many are left."""
+        """Check every cell once and start those that can run; returns how many are left."""
         left = 0
         for cell in self.cells:
             if cell.name in self.jobs and self.jobs[cell.name][0].poll() is not None:
@@ -188,7 +205,7 @@ class Runner:
             if (mark := self.mark(cell.name)) and mark.state == "done":
                 self.record(cell, mark)
             elif lost:
-                self.failed[cell.name] = f"not run, for it waits for {lost[0]}"
+                self.failed[cell.name] = f"not run, because it needs {lost[0]}"
             else:
                 left += 1
                 free = cell.name not in self.jobs and len(self.jobs) < jobs and not self.stopped.signal
@@ -197,14 +214,14 @@ class Runner:
         return left
 
     def stop(self) -> None:
-        """End what runs, the stubborn after GRACE seconds; run.sh itself waits for what it has started."""
+        """End all running cells, after GRACE seconds by SIGKILL; run.sh itself waits for its processes."""
         self.stopped.signal = self.stopped.signal or (signal.SIGTERM if self.jobs else 0)
         end_all([process for process, *_ in self.jobs.values()], GRACE, groups=True)
         for cell in [c for c in self.cells if c.name in self.jobs]:
             self.end(cell)
 
     def state(self, cell: Cell) -> str:
-        """changed, to do, running, interrupted, failed or done."""
+        """State of a cell: changed, to do, running, interrupted, failed or done."""
         mark = self.mark(cell.name)
         if mark is None or self.changed(cell):
             return "changed" if mark else "to do"
@@ -215,7 +232,11 @@ class Runner:
             return "running"
 
     def status(self, jobs: int) -> None:
-        """One line per cell, and the remaining time by the finished cells of the same template, or of all."""
+        """Print one line per cell, and the remaining time.
+
+        The time is estimated from the finished cells of the same template or, if there are none, from all
+        finished cells.
+        """
         states = {cell.name: self.state(cell) for cell in self.cells}
         ended = [c for c in self.cells if states[c.name] == "done"]
         done = [(c.template, mark.seconds) for c in ended if (mark := self.mark(c.name))]

@@ -1,2 +1,5 @@
-"""Tricks of the platform that make something faster. Each has a plain way beside it, which is taken where the trick is
-not to be had; nothing but speed follows from which one it is."""
+"""Platform-specific speed-ups. Each has a portable alternative, which is used where the speed-up is not
+available.
+
+The choice has no effect other than speed.
+"""

@@ -1,4 +1,4 @@
-"""Two folders swapped in one step, by a call of the Linux kernel."""
+"""Swapping two folders in one step, by a system call of Linux."""
 
 import ctypes
 import errno
@@ -9,7 +9,8 @@ from pathlib import Path
 def exchange(a: Path, b: Path) -> bool:
     """Swap two folders in one step (Linux renameat2 with RENAME_EXCHANGE).
 
-    False where that is not to be had. OSError as of rename.
+    Returns False when the system or file system does not support it; raises OSError for other failures, as
+    rename.
     """
     at_cwd, rename_exchange = -100, 2
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)

@@ -1,4 +1,5 @@
-"""FLAC by dr_flac through private names of miniaudio: twice as fast as libsndfile, which reads what this refuses."""
+"""FLAC by dr_flac through private names of miniaudio: twice as fast as libsndfile, which is used if this
+fails."""
 
 import os
 
@@ -6,7 +7,10 @@ import numpy as np
 
 
 class Flac:
-    """A FLAC file open in dr_flac, with what the reader uses of `soundfile.SoundFile`. OSError where it is none."""
+    """A FLAC file open in dr_flac, with the methods of `soundfile.SoundFile` that the reader uses.
+
+    Raises OSError when it is not a FLAC file.
+    """
 
     def __init__(self, path: str):
         import miniaudio
@@ -16,7 +20,7 @@ class Flac:
         if not self._flac:
             raise OSError(f"{path} is no FLAC file")
         self.samplerate, self.channels = self._flac.sampleRate, self._flac.channels
-        self.frames = self._flac.totalPCMFrameCount  # 0 where the header does not tell
+        self.frames = self._flac.totalPCMFrameCount  # 0 if the header does not say
         self.subtype = f"PCM_{self._flac.bitsPerSample}"
 
     def seekable(self) -> bool:

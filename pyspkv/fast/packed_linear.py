@@ -1,6 +1,6 @@
-"""Linear layers in bf16 on a CPU with their weights laid out once: faster, by private calls of torch.
+"""Faster linear layers in bf16 on a CPU: their weights are reordered once, by private functions of torch.
 
-Where those are not there the layers stay as they are: `packed` then changes nothing but speed.
+If those functions do not exist, the layers stay as they are.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 
 class _PackedLinear:
-    """A linear layer's product in bf16 with its weights in the blocks that oneDNN wants, and its bias added in it."""
+    """The bf16 product and bias of a linear layer, with its weights in oneDNN's blocked layout."""
 
     def __init__(self, layer: torch.nn.Linear):
         weight, bias = layer.weight.detach(), layer.bias
@@ -23,8 +23,11 @@ class _PackedLinear:
 
 @contextmanager
 def packed(encoder, device: torch.device, precision: str) -> Iterator[None]:
-    """For many forward passes without gradient in bf16 on a CPU: the weights of linear layers are converted and laid
-    out once, here, not in each pass. Takes 2 bytes a weight."""
+    """Context for many forward passes without gradient in bf16 on a CPU.
+
+    The weights of linear layers are converted and reordered once instead of in each pass. Needs 2 bytes a
+    weight. On another device or in another precision the context does nothing.
+    """
     op = torch.ops.mkldnn
     there = torch.backends.mkldnn.is_available() and op._is_mkldnn_bf16_supported()
     if device.type != "cpu" or precision != "bf16" or not there:

@@ -1,1 +1,1 @@
-"""Commands as jobs of a cluster."""
+"""Running commands as jobs of a cluster."""

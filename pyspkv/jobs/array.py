@@ -1,10 +1,10 @@
-"""Numbered jobs as SLURM arrays, until each has left its done-file: what slurm.sh does.
+"""Run numbered jobs as SLURM arrays until each has written its done-file; the core of slurm.sh.
 
 The folder .slurm/<log's name> beside the logs has a folder for every array that was submitted (what slurm_task.sh
-reads, and `job`, its id), and done.<number> and failed.<number>, which the tasks leave. A task counts as done where
-its done-file holds the hash of its command and no file or folder that the command names is newer. The folder goes
-away once all tasks are done, so that the next call runs them anew, as it would on one machine. A runner that was
-killed leaves its arrays alone; the next one takes them over.
+reads, and `job`, its id), and done.<number>, failed.<number> and again.<number>, which the tasks leave. A task counts
+as done where its done-file holds the hash of its command and no file or folder that the command names is newer. The
+folder goes away once all tasks are done, so that the next call runs them anew, as it would on one machine. A runner
+that was killed leaves its arrays alone; the next one takes them over.
 """
 
 import contextlib
@@ -19,29 +19,34 @@ from pyspkv.base.errors import UserError, printable
 from pyspkv.jobs import engine
 from pyspkv.jobs.call import Call, Config
 
-TRIES = 4  # of a task that SLURM loses: its node dies, it is preempted, its time is up
-LOOK = float(os.environ.get("SPKV_SLURM_LOOK") or 5.0)  # seconds between questions to the controller, and
-# how long to wait for the done-file of a task that has left the queue (NFS shows it late)
+TRIES = 4  # attempts for a task that SLURM loses: its node fails, it is preempted, its time is up
+# Seconds between two questions to the controller. A done-file may also appear so late after its task has left
+# the queue, because of NFS.
+LOOK = float(os.environ.get("SPKV_SLURM_LOOK") or 5.0)
 FINAL = {"CANCELLED": "somebody cancelled it", "OUT_OF_MEMORY": "it ran out of memory: raise --mem"}
 TASK = str(Path(__file__).resolve().parents[2] / "utils/slurm_task.sh")
 
 
 @dataclass
 class Task:
+    """State of one numbered job."""
+
     hash: str
     attempt: int = 0
     job: tuple[str, int] | None = None  # array and index of the last attempt
     gone: float = 0.0  # since when it is neither in the queue nor done
     why: str = ""  # it has failed
+    asked: int = 0  # attempts that ended by asking for another one: they have got on, and do not count
 
 
 def say(text: str) -> None:
+    """Print a line to stderr."""
     with contextlib.suppress(OSError):
         print(f"slurm.sh: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class Array:
-    """The jobs of one call. `run` ends when all have; `stop` cancels them."""
+    """The jobs of one call. `run` returns when all have ended; `stop` cancels them."""
 
     def __init__(self, call: Call, config: Config):
         self.call, self.config, self.state = call, config, call.state()
@@ -54,12 +59,13 @@ class Array:
         self.env = config.environment(os.environ, options)
         words = config.submit(options)
         self.words = [*words, "--open-mode=append", "--output=out.%a", "--kill-on-invalid-dep=yes"]
-        # sbatch's own variables may set account and partition; those of a job that we run in are not for its children
+        # SBATCH_* variables may set account and partition. SLURM_* variables of a job around us are not
+        # passed on.
         self.sbatch_env = {k: v for k, v in os.environ.items() if k.startswith("SBATCH_")} | self.env
 
-    # -- what is known from the files
+    # -- the state in files
     def newest(self, number: int) -> float:
-        """When what the command names was last written: a file, or the entries of a folder."""
+        """Time of the last change to any file, or to the entries of any folder, that the command names."""
         latest = 0.0
         for path in self.named:
             name = str(path).replace(self.call.name, str(number)) if self.call.name else str(path)
@@ -72,14 +78,14 @@ class Array:
         return latest
 
     def read(self, kind: str, number: int) -> list[str]:
-        """Hash, attempt and exit code, where the task has left such a file."""
+        """Content of such a file of a task (hash, attempt, exit code); [] when it does not exist."""
         try:
             return (self.state / f"{kind}.{number}").read_text().split()
         except OSError:
             return []
 
     def adopt(self) -> None:
-        """Take over what an earlier runner, which was killed, has left in the queue; end what is another command."""
+        """Take over the queued tasks of a runner that was killed; cancel those with another command."""
         old: dict[tuple[str, int], list[str]] = {}
         jobs: dict[str, str] = {}
         wrong: list[tuple[str, int]] = []
@@ -115,11 +121,11 @@ class Array:
                     done.unlink(missing_ok=True)
 
     def folders(self) -> list[Path]:
-        """Of the arrays that were submitted."""
+        """Folders of the submitted arrays."""
         return sorted(p for p in self.state.iterdir() if p.is_dir())
 
     def job_of(self, folder: Path) -> str:
-        """Its job; empty: it was never submitted. The runner may have been killed before it could write the id down."""
+        """Job id of an array; "" if it was not submitted. A killed runner may not have written the id yet."""
         file = folder / "job"
         if not file.exists():
             while (job := engine.find(self.token(folder))) is None:
@@ -128,7 +134,7 @@ class Array:
         return file.read_text().strip()
 
     def collect(self) -> None:
-        """Cross off the tasks that have left a file."""
+        """Mark the tasks that have written a done- or failed-file as finished."""
         names = os.listdir(self.state)
         for kind in ("done", "failed"):
             for number in (
@@ -137,16 +143,17 @@ class Array:
                 if number in self.left and (found := self.read(kind, number)):
                     task = self.tasks[number]
                     if found[0] != task.hash or (kind == "failed" and found[1] != str(task.attempt)):
-                        continue  # of an earlier attempt
+                        continue  # written by an earlier attempt
                     task.why = "" if kind == "done" else f"exit code {found[2]}"
                     self.left.discard(number)
 
-    # -- to SLURM and back
+    # -- submitting and asking SLURM
     def token(self, folder: Path) -> str:
+        """A comment that identifies an array in SLURM's queue."""
         return f"spkv:{folder.name}:{folder.stat().st_ino}"
 
     def submit(self, numbers: list[int]) -> None:
-        """Submit these tasks, as one array or as many as SLURM's limit makes of them."""
+        """Submit these tasks, as one array or as several if SLURM's limit requires it."""
         if not numbers:
             return
         size, most = engine.array_limit(), int(self.call.options.get("max_jobs_run", "0"))
@@ -161,7 +168,7 @@ class Array:
                 f"--chdir={folder}",
                 f"--array=0-{len(some) - 1}" + (f"%{most}" if most else ""),
             ]
-            if most and first:  # %N bounds one array: the next one waits
+            if most and first:  # %N limits one array only, so the next array waits for this one
                 words.append(f"--dependency=afterany:{job}")
             script = [TASK, str(folder)]
             try:
@@ -179,7 +186,7 @@ class Array:
         say(f"job {job}: {len(numbers)} of {len(self.tasks)} tasks, logs {self.call.log}")
 
     def folder(self, numbers: list[int]) -> Path:
-        """A new folder with what slurm_task.sh reads."""
+        """Make a folder with the input of slurm_task.sh."""
         k = 1
         while True:
             with contextlib.suppress(FileExistsError):
@@ -205,12 +212,13 @@ class Array:
         time.sleep(LOOK)
 
     def say_away(self) -> None:
+        """Report once that the controller does not answer."""
         if not self.away:
             say("SLURM's controller does not answer; waiting for it while the jobs run")
         self.away = True
 
     def look(self) -> None:
-        """Ask the controller for the tasks that are left; submit again what it has lost."""
+        """Ask the controller about the unfinished tasks, and resubmit those that it has lost."""
         queued = engine.queue(self.jobs)
         self.looked = now = time.monotonic()
         if queued is None:
@@ -219,7 +227,7 @@ class Array:
         if self.away:
             say("the controller answers again")
         self.away = False
-        with contextlib.suppress(OSError):  # a change in the folder makes NFS read it again
+        with contextlib.suppress(OSError):  # a change in the folder makes an NFS client read it again
             (self.state / ".look").touch()
             (self.state / ".look").unlink()
         self.collect()
@@ -231,7 +239,7 @@ class Array:
             if state and not held:
                 task.gone = 0.0
             elif held or (task.gone and now - task.gone >= LOOK):
-                assert task.job is not None  # it was in the queue
+                assert task.job is not None  # a task in the queue has a job
                 why = "HELD" if held else engine.ended_as(*task.job)
                 if held:
                     engine.cancel([task.job])
@@ -239,13 +247,13 @@ class Array:
                     again.append(number)
             else:
                 task.gone = task.gone or now
-        # A controller that lost its last seconds has tasks run again that are done, and others may wait for them.
+        # A controller that lost its latest state may queue finished tasks again; others may wait for them.
         over = {t.job for n, t in self.tasks.items() if n not in self.left and t.job and not t.why}
         engine.cancel(where for where, (state, _) in queued.items() if state == "PENDING" and where in over)
         self.submit(again)
 
     def lost(self, number: int, state: str) -> bool:
-        """Whether to try the task again."""
+        """Handle a task that SLURM has lost; True if it should be submitted again."""
         task = self.tasks[number]
         what = {
             "HELD": "no node could start it",
@@ -253,16 +261,25 @@ class Array:
             "PREEMPTED": "it was preempted",
             "TIMEOUT": "its time was up",
         }
+        if state not in FINAL and self.read("again", number)[:2] == [task.hash, str(task.attempt)]:
+            task.asked += 1
+            say(
+                f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: stopped in time; submitting it again"
+            )
+            return True
         why = FINAL.get(state) or what.get(state, f"SLURM has lost it ({state.lower() or 'unknown'})")
-        if state in FINAL or task.attempt >= TRIES:
-            task.why = why if state in FINAL else f"{why}, {task.attempt} times"
+        if state in FINAL or task.attempt - task.asked >= TRIES:
+            task.why = why if state in FINAL else f"{why}, {task.attempt - task.asked} times"
             self.left.discard(number)
             return False
         say(f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: {why}; submitting it again")
         return True
 
     def run(self, show) -> int:
-        """0: all tasks are done; 1: some failed. `show()` is called again and again meanwhile."""
+        """Run all tasks: 0 if all are done, 1 if some failed.
+
+        `show()` is called regularly in the meantime.
+        """
         self.adopt()
         self.submit([n for n in sorted(self.left) if not self.tasks[n].job])
         pause = 0.05
@@ -283,6 +300,7 @@ class Array:
         return 1
 
     def report(self, failed: dict[int, Task]) -> None:
+        """Print the last lines of the first failed logs, and the names of the others."""
         say(f"{len(failed)} of {len(self.tasks)} jobs failed:")
         for number, task in list(failed.items())[:3]:
             log = self.call.log_of(number)
@@ -296,7 +314,7 @@ class Array:
             say(f"also failed: {os.path.relpath(self.call.log_of(number), self.call.cwd)}")
 
     def stop(self) -> None:
-        """Cancel every array of this call, also one whose submission was cut short."""
+        """Cancel every array of this call, even one whose submission was interrupted."""
         for folder in self.folders():
             if not (folder / "job").exists() and (job := engine.find(self.token(folder))):
                 self.jobs[job] = self.token(folder)

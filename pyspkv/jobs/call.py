@@ -1,4 +1,5 @@
-"""The input of a job runner: its options, jobs, log and command; and Kaldi's file that turns options into sbatch's."""
+"""The input of a job runner: options, jobs, log and command; and Kaldi's config file that maps options to
+sbatch's."""
 
 import hashlib
 import os
@@ -12,10 +13,10 @@ from pathlib import Path
 from pyspkv.base.errors import UserError
 
 NUMBERS = ("max_jobs_run", "num_threads", "gpu", "num_nodes")
-OWN = ("config", "max_jobs_run", "show")  # options for the runner itself
+OWN = ("config", "max_jobs_run", "show")  # options for the runner itself, not for sbatch
 JOBS = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=([0-9]{1,9})(?::([0-9]{1,9}))?")
 SHELL_USAGE = "see the --help of slurm.sh"
-# Variables that a job gets from where it was submitted; more by `export` lines of the config.
+# Variables that a job gets from the submitting shell; `export` lines of the config add more.
 EXPORTED = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_*", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "SLURM_CONF"),
     *("PYTHONPATH", "PYTHONHASHSEED", "PYTHONWARNINGS", "VIRTUAL_ENV", "CONDA_*", "PYENV_*", "SPKV_*"),
@@ -27,26 +28,27 @@ EXPORTED = (
 
 @dataclass
 class Call:
-    """`[OPTIONS] [JOB=1:n] [OPTIONS] LOG COMMAND...`, as it was called in the folder `cwd`."""
+    """`[OPTIONS] [JOB=1:n] [OPTIONS] LOG COMMAND...`, called in the folder `cwd`."""
 
-    options: dict[str, str]  # underscores in the names
-    name: str  # what stands for the number; empty: one job without a number
+    options: dict[str, str]  # names with underscores
+    name: str  # word that is replaced by the number (JOB); empty: a single job without a number
     numbers: range
     log: str
     command: list[str]
     cwd: str = field(default_factory=os.getcwd)
 
     def log_of(self, number: int) -> Path:
+        """Log file of a job."""
         return Path(self.cwd, self.log.replace(self.name, str(number)) if self.name else self.log)
 
     def hash_of(self, number: int) -> str:
-        """Of the command as it is run: a task that is done counts as long as this is the same."""
+        """Hash of a job's command. A done-file with another hash does not count."""
         words = [w.replace(self.name, str(number)) if self.name else w for w in self.command]
         text = "\0".join([self.cwd, self.options.get("num_nodes", "1"), *words])
         return hashlib.sha256(os.fsencode(text)).hexdigest()[:32]
 
     def state(self) -> Path:
-        """The folder for what is known of these jobs: beside their logs, above a folder that is named by the number."""
+        """Folder for the state of these jobs: next to the logs, but above folders named after the number."""
         folder, rest = Path(self.cwd, self.log).parent, [Path(self.log).name]
         while self.name and self.name in str(folder):
             folder, rest = folder.parent, [folder.name, *rest]
@@ -54,7 +56,7 @@ class Call:
 
 
 def parse_call(words: list[str]) -> Call:
-    """The runner's arguments. UserError: they are no such call."""
+    """Parse the runner's arguments. UserError when they do not have the form of a call."""
     words, options, name, numbers = list(words), {}, "", range(1, 2)
     while words:
         if words[0].startswith("--"):
@@ -83,7 +85,11 @@ def parse_call(words: list[str]) -> Call:
 
 
 class Config:
-    """Kaldi's file: `command WORDS`, `option NAME=VALUE WORDS`, `default NAME=VALUE`; and our `export NAME...`."""
+    """Kaldi's config file: `command WORDS`, `option NAME=VALUE WORDS`, `default NAME=VALUE`; and our `export
+    NAME...`.
+
+    base: a config whose lines hold unless `file` has its own. UserError with the line when one is malformed.
+    """
 
     def __init__(self, file: Path, base: "Config | None" = None):
         self.file = file
@@ -103,7 +109,7 @@ class Config:
                 raise UserError(
                     str(err), file=file, line=number, hint="see slurm.conf beside slurm.sh"
                 ) from None
-        if base:  # its lines are the defaults of the file
+        if base:  # lines of `file` replace those of `base`
             self.default = {k: v for k, v in base.default.items() if k not in self.option} | self.default
             self.option = base.option | self.option
 
@@ -125,7 +131,7 @@ class Config:
             )
 
     def submit(self, options: Mapping[str, str]) -> list[str]:
-        """sbatch and its options. UserError: an option that the file does not know."""
+        """The sbatch command with its options. UserError for an option that the file does not define."""
         words = list(self.command)
         for name, value in {**self.default, **options}.items():
             if name in OWN:
@@ -140,7 +146,10 @@ class Config:
         return words
 
     def environment(self, env: Mapping[str, str], options: Mapping[str, str]) -> dict[str, str]:
-        """The variables of `env` that the jobs get. SLURM chooses the devices if there are GPUs."""
+        """The variables of `env` that the jobs get.
+
+        CUDA_VISIBLE_DEVICES only without --gpu; else SLURM sets it.
+        """
         found = {k: v for k, v in env.items() if any(fnmatchcase(k, pattern) for pattern in self.exported)}
         options = {**self.default, **options}
         if int(options.get("gpu", "0")) == 0 and "CUDA_VISIBLE_DEVICES" in env:
@@ -151,6 +160,6 @@ class Config:
 
 
 def read_config(named: str | None) -> Config:
-    """The file that was named by --config, else by SPKV_SLURM_CONF, over utils/slurm.conf."""
+    """The config named by --config, else by SPKV_SLURM_CONF, on top of utils/slurm.conf."""
     base = Config(Path(__file__).resolve().parents[2] / "utils/slurm.conf")
     return Config(Path(named), base) if named else base

@@ -1,4 +1,7 @@
-"""SLURM's programs: submit, look, cancel. The controller may be away for a while; the caller then tries again."""
+"""Calls of SLURM's programs: submit, ask, cancel.
+
+The controller may be unreachable for a while; callers try again.
+"""
 
 import os
 import subprocess
@@ -8,7 +11,7 @@ from pathlib import Path
 
 from pyspkv.base.errors import Shown, UserError, printable
 
-# What SLURM's programs say where the controller, or the way to it, is the trouble and not the job.
+# Parts of the messages when SLURM's controller or the network fails; the job itself is fine then.
 AWAY = (
     "unable to contact",
     "timed out",
@@ -18,11 +21,14 @@ AWAY = (
     "communication",
     "slurm_msg_send",
 )
-PATIENCE = 600.0  # seconds that a submission waits for a controller that is away
+PATIENCE = 600.0  # seconds that a submission waits for an unreachable controller
 
 
 def call(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr. A session of its own: Ctrl-C is for the runner, which then cancels the jobs."""
+    """Run a program: (exit code, stdout, stderr). UserError when it cannot be started.
+
+    It runs in its own session, so Ctrl-C reaches only the runner, which then cancels the jobs.
+    """
     try:
         done = subprocess.run(words, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True,
                               start_new_session=True)  # fmt: skip
@@ -34,12 +40,12 @@ def call(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = N
 
 
 def is_away(said: str) -> bool:
-    """Whether these are words about a controller that does not answer, not about the job."""
+    """True when an error message is about an unreachable controller, not about the job."""
     return any(words in said.lower() for words in AWAY)
 
 
 def array_limit() -> int:
-    """The most tasks of one array: an index is below MaxArraySize."""
+    """Most tasks in one array (MaxArraySize, the limit of an index)."""
     for line in call("scontrol", "show", "config")[1].splitlines():
         name, _, value = line.partition("=")
         if name.strip() == "MaxArraySize" and value.strip().isdecimal() and int(value) > 0:
@@ -48,6 +54,7 @@ def array_limit() -> int:
 
 
 def refusal(said: str) -> UserError:
+    """UserError with the last lines of SLURM's message."""
     text = "\n  ".join(printable(line) for line in said.splitlines()[-6:]) or "no reason given"
     return UserError(
         Shown(f"SLURM refuses the job:\n  {text}"), hint="see the options of the call and the --config"
@@ -55,7 +62,10 @@ def refusal(said: str) -> UserError:
 
 
 def submit(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path, token: str) -> str:
-    """Submit an array whose comment is `token`; its job id. UserError: it is refused, in SLURM's words."""
+    """Submit an array with the comment `token`; return its job id.
+
+    UserError with SLURM's message if it is refused.
+    """
     end = time.monotonic() + PATIENCE
     words = [*words, "--parsable", f"--comment={token}"]
     while True:
@@ -63,20 +73,22 @@ def submit(words: list[str], script: list[str], env: Mapping[str, str], cwd: Pat
         if code == 0:
             return out.splitlines()[-1].partition(";")[0]
         after = [w for w in words if w.startswith("--dependency=")]
-        if after and "dependency" in said.lower():  # SLURM has forgotten that job
+        if after and "dependency" in said.lower():  # SLURM no longer knows that job, so it has ended
             words = [w for w in words if w not in after]
             continue
         if not is_away(said) or time.monotonic() > end:
             raise refusal(said)
         time.sleep(2)
-        if job := find(token):  # it was taken, and only the answer was lost
+        if job := find(token):  # the job was accepted, and only the answer was lost
             return job
 
 
 def test(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path) -> None:
-    """UserError, in SLURM's words, for what it would refuse; nothing where the controller is away.
+    """UserError with SLURM's message for a job that it would refuse. Does nothing when the controller is
+    unreachable.
 
-    A controller that has just been started has not heard of its nodes yet: it is asked again, for half a minute.
+    A controller that has just started does not know the state of its nodes, so it is asked for up to 30
+    seconds.
     """
     end = time.monotonic() + 30
     while True:
@@ -90,7 +102,7 @@ def test(words: list[str], script: list[str], env: Mapping[str, str], cwd: Path)
 
 
 def find(token: str) -> str | None:
-    """The job with this comment; empty: none waits or runs; None: the controller does not say."""
+    """Id of the job with this comment; "" if it is not in the queue; None without an answer of SLURM."""
     code, out, _ = call("squeue", "-h", f"--user={os.getuid()}", "-o", "%F|%k")
     if code:
         return None
@@ -98,9 +110,10 @@ def find(token: str) -> str | None:
 
 
 def queue(jobs: Mapping[str, str]) -> dict[tuple[str, int], tuple[str, str]] | None:
-    """(job, index) -> (state, reason) of what waits or runs of these jobs (id -> comment); None: nobody says.
+    """(job, index) -> (state, reason) for the waiting and running tasks of `jobs` (id -> comment).
 
-    A controller that was killed may give the id of a job that it has lost to another one: the comment tells.
+    None when the controller does not answer. A controller that was killed may use the id of a lost job again;
+    the comment tells the two apart.
     """
     if not jobs:
         return {}
@@ -115,7 +128,7 @@ def queue(jobs: Mapping[str, str]) -> dict[tuple[str, int], tuple[str, str]] | N
 
 
 def ended_as(job: str, index: int) -> str:
-    """State of a task that has left the queue, as FAILED or NODE_FAIL; empty: SLURM has forgotten it."""
+    """State of a task that has left the queue, such as FAILED or NODE_FAIL; "" if SLURM has forgotten it."""
     for word in call("scontrol", "-o", "show", "job", f"{job}_{index}")[1].split():
         if word.startswith("JobState="):
             return word.partition("=")[2]
@@ -123,7 +136,7 @@ def ended_as(job: str, index: int) -> str:
 
 
 def cancel(tasks: Iterable[tuple[str, int]]) -> None:
-    """End these tasks, however they are."""
+    """Cancel these tasks in whatever state they are."""
     by_job: dict[str, list[str]] = {}
     for job, index in tasks:
         by_job.setdefault(job, []).append(str(index))
@@ -132,7 +145,10 @@ def cancel(tasks: Iterable[tuple[str, int]]) -> None:
 
 
 def cancel_all(jobs: Mapping[str, str], seconds: float = 8.0) -> bool:
-    """End all of these jobs and wait until they have left the queue, for so long at most; whether they have."""
+    """Cancel all of these jobs, and wait at most `seconds` until they have left the queue.
+
+    True if they have.
+    """
     end, told = time.monotonic() + seconds, False
     while (left := queue(jobs)) is None or left:
         if left and not told:

@@ -15,6 +15,7 @@ class Encoder(nn.Module):
     embed_dim: int
     min_samples: int = 1200  # what `features` needs: a few frames
     frame_dim: int  # of a causal encoder's frames
+    epoch_now: float = 0.0  # of the training, a real number; the objective sets it before each step
     causal: bool = False  # a frame's output depends on no later frame; such encoders have a `frame_dim` C
 
     def __init__(self, n_mels: int = 80):
@@ -46,6 +47,11 @@ class Encoder(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr_scale": 1.0}]
 
     @staticmethod
+    def resolved(config):
+        """The config with all that it takes from the models that it names: a model folder needs no other."""
+        return config
+
+    @staticmethod
     def needs_models(config) -> list[str]:
         """`DIR[@best|last]` of the trained models that `load_pretrained` reads; their weights identify the run."""
         return []
@@ -53,11 +59,17 @@ class Encoder(nn.Module):
     def load_pretrained(self) -> None:
         """Before a training: load pre-trained parts that the config names. Extraction has no need of them."""
 
-    def pull(self, match_released_code: bool = False) -> Tensor | None:
-        """Penalty that holds the weights near the pre-trained ones, if the encoder has one.
-
-        match_released_code: in the form that the encoder's authors released.
-        """
+    def pull(self) -> Tensor | None:
+        """Penalty that holds the weights near the pre-trained ones, if the encoder has one (`models.pull`)."""
         return None
+
+    @property
+    def normalizes_loss(self) -> bool:
+        """Beside a pull, the main loss L is minimized as L / sg(L)."""
+        return False
+
+    def drift(self) -> dict[str, float]:
+        """Layer -> relative distance of its weights from the pre-trained ones; empty where there are none."""
+        return {}
 
     mask = staticmethod(frame_mask)

@@ -6,7 +6,7 @@ nothing (the group norm of the first convolution leaves padded samples out, whic
 """
 
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pyspkv.audio.fbank import frame_mask
 from pyspkv.base.config import Config, Count, NotNegative, Positive, Size, implements
-from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import transformers
-from pyspkv.models.encoder import Encoder, frame_mask
+from pyspkv.models.layer_pooling import Pooling, make_pooling, mixture
 from pyspkv.models.norm import BatchNorm
+from pyspkv.models.pretrained import PretrainedEncoder
+from pyspkv.models.pull import PullForm
 
 CONV_KERNELS, CONV_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # stride 320, receptive field 400
 
@@ -40,13 +42,14 @@ class WavLMConfig(Config):
         128, description="Kernel of the position embedding, in frames. Base has 128."
     )
     pos_conv_groups: Size = Field(16, description="Groups of the position embedding. Base has 16.")
-    pooling: Literal["mhfa", "mean"] = Field(
+    pooling: Pooling = Field(
         "mhfa",
-        description="mhfa: multi-head factorised attentive pooling (Peng et al. 2022). mean: mean of all "
-        "layers and frames, with embed_dim = dim and nothing to train; for first labels straight from the "
+        description="mhfa: multi-head factorised attentive pooling (Peng et al. 2022). attentive, weighted: one "
+        "learned sum of the layers, then attentive statistics or the mean over time, and an affine layer. mean: mean "
+        "of all layers and frames, with embed_dim = dim and nothing to train; for first labels straight from the "
         "trunk.",
     )
-    embed_dim: Size = Field(256, description="Size of the embedding with mhfa (256 in the paper).")
+    embed_dim: Size = Field(256, description="Size of the embedding, but with mean (256 in the paper).")
     mhfa_heads: Size = Field(64, description="Heads of MHFA (64 in the paper).")
     mhfa_dim: Size = Field(128, description="Width of MHFA's keys and values (128 in the paper).")
     embedding_batchnorm: bool = Field(
@@ -83,8 +86,14 @@ class WavLMConfig(Config):
     )
     l2_sp_weight: NotNegative = Field(
         0.0,
-        description="Weight of the squared distance to the weights of `pretrained` (L2-SP). The paper has "
-        "0.01. Raise it when the fine-tuned trunk forgets.",
+        description="Weight of the pull to the weights of `pretrained` (L2-SP). The paper has 0.01. Raise it "
+        "when the fine-tuned trunk forgets.",
+    )
+    pull_form: PullForm = Field(
+        "norms",
+        description="Form of that pull. norms: as released for arXiv 2406.02285, the sum of the distances "
+        "divided by its own value, and the main loss divided by its own value, too. squared: the sum of the "
+        "squared distances, far stronger at the same weight.",
     )
     gradient_checkpointing: bool = Field(
         False,
@@ -132,69 +141,17 @@ def frame_counts(lengths: Tensor) -> Tensor:
     return lengths
 
 
-class MHFA(nn.Module):
-    """Hidden states H_l [B, T, D], l = 0..L -> [B, E] (Peng et al., SLT 2022).
-
-    a = softmax(w^k), b = softmax(w^v); K = (sum_l a_l H_l) Wk + bk, V likewise; weights over time of head h are
-    softmax_t(K w_h); c_h = sum_t weight_th V_t; e = Wo [c_1 .. c_H] + bo. No normalization.
-    """
-
-    def __init__(self, layers: int, dim: int, heads: int, inner: int, embed_dim: int):
-        super().__init__()
-        self.weights_k = nn.Parameter(torch.ones(layers + 1))
-        self.weights_v = nn.Parameter(torch.ones(layers + 1))
-        self.cmp_linear_k = nn.Linear(dim, inner)
-        self.cmp_linear_v = nn.Linear(dim, inner)
-        self.att_head = nn.Linear(inner, heads)
-        self.pooling_fc = nn.Linear(heads * inner, embed_dim)
-
-    def mix(self) -> Tensor:
-        """[2, L + 1]: the layers' shares in keys and values."""
-        return torch.stack([self.weights_k, self.weights_v]).softmax(1)
-
-    def forward(self, mixed: Tensor, mask: Tensor | None) -> Tensor:
-        """mixed [B, T, 2 D]: the two sums over layers, side by side."""
-        k, v = mixed.chunk(2, -1)
-        score = self.att_head(self.cmp_linear_k(k)).float()  # [B, T, H]
-        if mask is not None:
-            score = score.masked_fill(~mask[..., None], float("-inf"))
-        v = self.cmp_linear_v(v)
-        c = score.softmax(1).to(v.dtype).transpose(1, 2) @ v  # [B, H, inner]
-        return self.pooling_fc(c.flatten(1))
-
-
-class MeanPool(nn.Module):
-    """Mean over layers and frames: first labels straight from the trunk."""
-
-    def __init__(self, layers: int):
-        super().__init__()
-        self.layers = layers
-
-    def mix(self) -> Tensor:
-        return torch.full((1, self.layers + 1), 1 / (self.layers + 1))
-
-    def forward(self, mixed: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is None:
-            return mixed.mean(1)
-        return (mixed * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-
-
 @implements(WavLMConfig)
-class WavLM(Encoder):
+class WavLM(PretrainedEncoder):
     min_samples = 720  # two frames
 
     def __init__(self, config: WavLMConfig):
-        nn.Module.__init__(self)  # no filterbanks
+        super().__init__()
         self.config = c = config
         self.trunk = transformers().WavLMModel(hf_config(c))
-        if c.pooling == "mhfa":
-            self.embed_dim = c.embed_dim
-            self.backend: MHFA | MeanPool = MHFA(c.layers, c.dim, c.mhfa_heads, c.mhfa_dim, c.embed_dim)
-        else:
-            self.embed_dim = c.dim
-            self.backend = MeanPool(c.layers)
+        self.embed_dim = c.dim if c.pooling == "mean" else c.embed_dim
+        self.backend = make_pooling(c.pooling, c.layers, c.dim, c.embed_dim, c.mhfa_heads, c.mhfa_dim)
         self.norm = BatchNorm(self.embed_dim) if c.embedding_batchnorm else nn.Identity()
-        self.anchor: list[Tensor] = []  # pre-trained values of `_pulled()`
         t = self.trunk
         front = [t.feature_extractor, t.feature_projection, t.encoder.pos_conv_embed, t.encoder.layer_norm]
         if c.freeze == "trunk":
@@ -205,47 +162,6 @@ class WavLM(Encoder):
         t.masked_spec_embed.requires_grad_(False)  # masks of pre-training are not used
 
     # ---- training
-
-    @staticmethod
-    def needs_models(config: WavLMConfig) -> list[str]:
-        return [config.pretrained] if config.pretrained else []
-
-    def load_pretrained(self) -> None:
-        """Load the pre-trained trunk that `pretrained` names; needed before training only."""
-        from pyspkv.base import checkpoint as ckpt
-
-        c = self.config
-        if c.l2_sp_weight and not c.pretrained:
-            raise UserError(
-                "encoder.l2_sp_weight needs encoder.pretrained",
-                hint="set it to the imported trunk, or set l2_sp_weight: 0",
-            )
-        if not c.pretrained:
-            return
-        folder = ckpt.resolve_model(c.pretrained)
-        theirs = {k[6:]: v for k, v in ckpt.encoder_weights(folder).items() if k.startswith("trunk.")}
-        ckpt.load_state_strict(self.trunk, theirs, folder)
-        if c.l2_sp_weight:
-            self.anchor = [p.detach().clone() for p in self._pulled()]
-
-    def _pulled(self) -> list[nn.Parameter]:
-        return [p for p in self.trunk.parameters() if p.requires_grad]
-
-    def pull(self, match_released_code: bool = False) -> Tensor | None:
-        """weight x sum of squared distances.
-
-        match_released_code: weight x R / (its value + 1e-5), R the sum of the norms.
-        """
-        if not self.anchor:
-            return None
-        params = self._pulled()
-        self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params)]
-        gaps = [p - a for p, a in zip(params, self.anchor)]
-        if not match_released_code:
-            total: Any = sum(gap.square().sum() for gap in gaps)
-            return self.config.l2_sp_weight * total
-        norms = sum(torch.linalg.vector_norm(gap) for gap in gaps)
-        return self.config.l2_sp_weight * norms / (norms.detach() + 1e-5)
 
     def param_groups(self) -> list[dict]:
         """Layer-wise rates: layer l of the trunk trunk_lr_scale x layerwise_lr_growth^l; what is of no layer as the
@@ -277,9 +193,9 @@ class WavLM(Encoder):
 
     def _convolutions(self, wave: Tensor, lengths: Tensor, kernels: list[Tensor]) -> Tensor:
         first = self.trunk.feature_extractor.conv_layers[0]
-        x = F.gelu(_normed_convolution(wave, lengths, first.conv.weight[:, 0], first.layer_norm))
+        x = F.gelu(normed_convolution(wave, lengths, first.conv.weight[:, 0], first.layer_norm))
         for kernel, stride in zip(kernels, CONV_STRIDES[1:]):
-            x = F.gelu(_convolution(x, kernel, stride=(1, stride)))
+            x = F.gelu(convolution(x, kernel, stride=(1, stride)))
         return x
 
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -300,7 +216,7 @@ class WavLM(Encoder):
             h, _ = t.feature_projection(feats)
             if mask is not None:
                 h = h * mask[..., None]
-            place = _position(h, t.encoder.pos_conv_embed.conv)
+            place = position(h, t.encoder.pos_conv_embed.conv)
             h = t.encoder.layer_norm(h + F.gelu(place))
         h = drop(h, c.dropout, self.training)
         states = [h]
@@ -342,7 +258,18 @@ def transformer_layer(
 
     h [B, F, D], bias [heads, F, F], padded [B, F]: 0, or -1e9 on frames of padding -> [B, F, D].
     """
-    attention, (size, length, dim) = layer.attention, h.shape
+    out = gated_attention(layer.attention, h, bias, padded, heads, attention_dropout, layer.training)
+    h = layer.layer_norm(h + drop(out, dropout, layer.training))
+    feed = layer.feed_forward
+    out = feed.output_dense(F.gelu(feed.intermediate_dense(h)))
+    return layer.final_layer_norm(h + drop(out, dropout, layer.training))
+
+
+def gated_attention(
+    attention, h: Tensor, bias: Tensor, padded: Tensor | None, heads: int, dropout: float, training: bool
+) -> Tensor:
+    """Attention with the gated relative position bias, arguments as those of `transformer_layer`: [B, F, D]."""
+    size, length, dim = h.shape
 
     def split(x: Tensor) -> Tensor:
         return x.view(size, length, heads, -1).transpose(1, 2)
@@ -359,24 +286,11 @@ def transformer_layer(
         with torch.autocast("cpu", enabled=False):
             q, k, v, gated = (x.flatten(0, 1) for x in (q, k, v, gated))
             score = torch.baddbmm(gated, q, k.mT, alpha=q.shape[-1] ** -0.5)
-            weights = drop(score.softmax(-1), attention_dropout, layer.training)
+            weights = drop(score.softmax(-1), dropout, training)
             out = (weights @ v).unflatten(0, (size, heads))
     else:
-        p = attention_dropout if layer.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, gated, dropout_p=p)
-    out = attention.out_proj(out.transpose(1, 2).reshape(size, length, dim))
-    h = layer.layer_norm(h + drop(out, dropout, layer.training))
-    feed = layer.feed_forward
-    out = feed.output_dense(F.gelu(feed.intermediate_dense(h)))
-    return layer.final_layer_norm(h + drop(out, dropout, layer.training))
-
-
-def mixture(states: list[Tensor], shares: Tensor) -> Tensor:
-    """Hidden states [B, F, D] x (L + 1), shares [S, L + 1] -> their S weighted sums, side by side [B, F, S x D]."""
-    sums = [states[0] * share for share in shares[:, 0]]
-    for h, column in zip(states[1:], shares.T[1:]):
-        sums = [torch.addcmul(s, h, share) for s, share in zip(sums, column)]
-    return torch.cat(sums, -1)
+        out = F.scaled_dot_product_attention(q, k, v, gated, dropout_p=dropout if training else 0.0)
+    return attention.out_proj(out.transpose(1, 2).reshape(size, length, dim))
 
 
 def _on(device: torch.device, function):
@@ -408,18 +322,18 @@ def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _convolution(x: Tensor, kernel: Tensor, bias: Tensor | None = None, **options) -> Tensor:
+def convolution(x: Tensor, kernel: Tensor, bias: Tensor | None = None, **options) -> Tensor:
     """[B, F, C], kernel [C', C / groups, K] -> [B, F', C'], as a convolution of images of one row, channels last: on a
     CPU in bf16 1.5 to 2 times as fast as Conv1d."""
     x = x.transpose(1, 2)[:, :, None]
     return F.conv2d(x, kernel[:, :, None], bias, **options)[:, :, 0].transpose(1, 2)
 
 
-def _position(h: Tensor, conv: nn.Conv1d) -> Tensor:
+def position(h: Tensor, conv: nn.Conv1d) -> Tensor:
     """The position embedding's convolution, of many taps in groups, padded by half of them: [B, F, D] -> [B, F, D]."""
     if h.device.type == "cpu":
         padding = (0, conv.kernel_size[0] // 2)
-        y = _convolution(h, conv.weight, conv.bias, padding=padding, groups=conv.groups)
+        y = convolution(h, conv.weight, conv.bias, padding=padding, groups=conv.groups)
         return y[:, : h.shape[1]]
     return _grouped_products(h, conv)  # cuDNN's takes as long as four of the layers
 
@@ -440,15 +354,18 @@ def _grouped_products(h: Tensor, conv: nn.Conv1d, block: int = 16) -> Tensor:
     return y.reshape(size, blocks * block, dim)[:, :length] + conv.bias
 
 
-def _normed_convolution(wave: Tensor, lengths: Tensor, weight: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """The first convolution, weight [C, 10], and its group norm, one group a channel over each utterance's own frames:
-    [B, T] -> [B, F, C].
+def normed_convolution(
+    wave: Tensor, lengths: Tensor, weight: Tensor, norm: nn.GroupNorm, stride: int = CONV_STRIDES[0]
+) -> Tensor:
+    """The first convolution, weight [C, K], and its group norm, one group a channel over each utterance's own frames:
+    [B, T] -> [B, F, C]. A bias would be taken off by the norm.
 
     As the convolution is linear, its mean and variance follow from those of the windows, w'm and w'Sw, so that the norm
     is a scale and a shift of the kernels, and nothing of the size of the output is taken in twice.
     """
-    windows = wave.float().unfold(1, CONV_KERNELS[0], CONV_STRIDES[0])  # [B, F, 10]
-    frames = (lengths - CONV_KERNELS[0]) // CONV_STRIDES[0] + 1
+    kernel = weight.shape[1]
+    windows = wave.float().unfold(1, kernel, stride)  # [B, F, K]
+    frames = (lengths - kernel) // stride + 1
     with torch.autocast(wave.device.type, enabled=False):
         x, w = windows.double(), weight.double()
         mask = frame_mask(frames, x.shape[1])
@@ -459,6 +376,7 @@ def _normed_convolution(wave: Tensor, lengths: Tensor, weight: Tensor, norm: nn.
         var = torch.einsum("ci,bij,cj->bc", w, s, w).clamp_min(0)
         scale = norm.weight * torch.rsqrt(var + norm.eps)
         shift = norm.bias - scale * (m @ w.T)
-        kernels = torch.cat([scale[..., None] * w, shift[..., None]], -1).mT.to(weight)  # [B, 11, C]
-    # padded to 16, which is fast for products on a GPU
-    return F.pad(windows, (0, 6), value=1.0) @ F.pad(kernels, (0, 0, 0, 5))
+        kernels = torch.cat([scale[..., None] * w, shift[..., None]], -1).mT.to(weight)  # [B, K + 1, C]
+    # padded to a multiple of 16, which is fast for products on a GPU
+    more = 16 - kernel % 16
+    return F.pad(windows, (0, more), value=1.0) @ F.pad(kernels, (0, 0, 0, more - 1))

@@ -1,5 +1,7 @@
 """Foreign WavLM files -> our encoder's config and weights: key names of unilm and of the paper's speaker checkpoint.
 
+The weights of other encoders are read by `trunk_import`, with the checks of files that are here.
+
 Three layouts are known: Microsoft's `{cfg, model}` (WavLM-Base+.pt), the authors' speaker
 model (259 tensors `__S__.model.*`, `__S__.backend.*`, `__L__.weight`), and a Hugging Face folder. Files are read with
 weights_only: nothing in them is executed.
@@ -10,13 +12,14 @@ import struct
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import first_bytes, read_json, regular, safetensors_header, short
+from pyspkv.models.layer_pooling import Pooling
 from pyspkv.models.wavlm import WavLMConfig
 
 AGAIN = "copy or download it again"
@@ -25,6 +28,11 @@ MAX_LAYERS = 200  # WavLM-Large has 24
 _RENAMES = [  # unilm -> transformers, in this order
     (r"^mask_emb$", "masked_spec_embed"),
     (r"^feature_extractor\.conv_layers\.(\d+)\.0\.weight$", r"feature_extractor.conv_layers.\1.conv.weight"),
+    (
+        r"^feature_extractor\.conv_layers\.(\d+)\.2\.1\.",
+        r"feature_extractor.conv_layers.\1.layer_norm.",
+    ),  # Large
+    (r"^feature_extractor\.conv_layers\.(\d+)\.0\.bias$", r"feature_extractor.conv_layers.\1.conv.bias"),
     (r"^feature_extractor\.conv_layers\.0\.2\.", "feature_extractor.conv_layers.0.layer_norm."),
     (r"^layer_norm\.", "feature_projection.layer_norm."),
     (r"^post_extract_proj\.", "feature_projection.projection."),
@@ -173,7 +181,7 @@ def _trunk(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_of(
-    trunk: dict[str, Tensor], backend: dict[str, Tensor], file, pooling: Literal["mhfa", "mean"] = "mhfa"
+    trunk: dict[str, Tensor], backend: dict[str, Tensor], file, pooling: Pooling = "mhfa"
 ) -> WavLMConfig:
     """The sizes, from the shapes."""
     try:

@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base import config as cfg
 from pyspkv.base.config import Config, Count, Epochs, Positive, Seconds, implements
-from pyspkv.base.distributed import all_reduce_sum
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
-from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, WithGate, spread
+from pyspkv.objectives.base import Losses, Mean, Objective, RunInfo, WithGate, class_sums, spread
 from pyspkv.objectives.loss_gates import Gate, GateConfig, NoGateConfig
 
 
@@ -57,6 +56,12 @@ class AAMConfig(Config):
         description="Centers per class; the nearest one counts (Deng et al. 2020). 2 or 3 take in "
         "mixed clusters.",
     )
+    head_init: Literal["random", "class_means"] = Field(
+        "random",
+        description="class_means: a class's center starts as the mean of its utterances' embeddings by the "
+        "start encoder, at the cost of one pass over the data. Use it when the encoder starts trained: a random "
+        "head makes it forget.",
+    )
     encoder_lr_scale: Positive = Field(
         1.0,
         description="Factor on the encoder's learning rate. Lower it (0.1) when the encoder starts trained "
@@ -64,10 +69,9 @@ class AAMConfig(Config):
     )
     match_released_code: bool = Field(
         False,
-        description="Follow the code that the authors of arXiv 2406.02285 released, to compare: loss and "
-        "L2-SP term (of norms, not squares) are each divided by their own value; labels are corrected by "
-        "softmax(W z / 0.1) in training mode; the margin stays on the old label; the sum is divided by the "
-        "batch size.",
+        description="Correct labels as in the code that the authors of arXiv 2406.02285 released, to compare: "
+        "by softmax(W z / 0.1) in training mode; the margin stays on the old label; the sum is divided by the "
+        "batch size. The released pull to the pre-trained weights is `encoder.pull_form`.",
     )
     gate_on_margin_loss: bool = Field(
         True,
@@ -133,6 +137,17 @@ class AAM(WithGate, Objective):
         # A speed change gives another voice, so each speed of a speaker is a class of its own.
         self.head = AAMHead(encoder.embed_dim, info.num_classes * info.num_speeds, config.sub_centers)
         self.gate: Gate = cfg.build(config.gate, info.num_rows)
+        self.needs_initial_embeddings = config.head_init == "class_means"
+
+    @torch.no_grad()
+    def init_from_embeddings(self, embeddings: Tensor, label: Tensor) -> None:
+        """Centers from the class means, the same for every speed; sub-centers lie around theirs, as equal ones would
+        stay equal."""
+        means = F.normalize(class_sums(embeddings, label, self.num_classes))
+        rows = means.repeat(self.info.num_speeds, 1).repeat_interleave(self.config.sub_centers, 0)
+        if self.config.sub_centers > 1:
+            rows = F.normalize(rows + 0.1 * F.normalize(self.head.weight))
+        self.head.weight.copy_(rows)
 
     def optimizers(self, encoder_lr: float = 1.0) -> dict[str, list[dict]]:
         return super().optimizers(encoder_lr * self.config.encoder_lr_scale)
@@ -185,16 +200,8 @@ class AAM(WithGate, Objective):
         if "clean" in batch.views:
             counts["corrected_same"] = same.float().sum()
         stats: dict[str, Mean] = {k: (v, batch_size) for k, v in counts.items()}
-        if c.match_released_code:
-            stats["cross_entropy"] = total.detach(), weight
-            counted = all_reduce_sum(weight).clamp_min(1)
-            value = all_reduce_sum(total.detach()) / counted  # of all processes, as one would have it
-            total = total / torch.where(value > 0, value, 1.0)
         encoded: dict[str, float] = {"clean": num_predicted} if "clean" in batch.views else {}
         return Losses({"aam": (total, weight)}, stats, spread(unit), encoded)
-
-    def pull(self, match_released_code: bool = False) -> dict[str, Mean]:
-        return super().pull(self.config.match_released_code)
 
     @torch.no_grad()
     def predict(self, view: tuple[Tensor, Tensor], rows: Tensor, speed: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig, spec_augment
 from pyspkv.base.errors import UserError
@@ -35,13 +36,13 @@ Mean = tuple[
 
 @dataclass
 class Losses:
-    """What a batch gives.
+    """What an objective returns for a batch.
 
     Args:
-        terms: are minimised; the loss is the total of their means, each over all ranks.
-        stats: are only logged.
-        spread: of the batch's embeddings, see `spread`; near 0 for many steps stops the run.
-        encoded: view -> crops of the batch that the network took; a view that is not named here counts whole.
+        terms: what is minimised. The loss is the sum of the terms' means, each over all ranks.
+        stats: what is logged and not minimised.
+        spread: the spread of the batch's embeddings, see `spread`. A value near 0 for many steps stops the run.
+        encoded: view -> how many of the batch's crops the network took; of a view that is not named here, all.
     """
 
     terms: dict[str, Mean]
@@ -82,7 +83,7 @@ class Objective(nn.Module):
         return []
 
     def check_classes(self, classes: list[str], data: Path) -> None:
-        """UserError: the objective cannot learn `classes`, the speakers of the data directory `data`."""
+        """Raise a UserError if the objective cannot learn `classes`, the speakers of the data directory `data`."""
 
     def views(self) -> dict[str, View]:
         raise NotImplementedError
@@ -104,20 +105,23 @@ class Objective(nn.Module):
         ]
         return {"main": [*groups, *([{"params": rest, "lr_scale": 1.0}] if rest else [])]}
 
-    def pull(self, match_released_code: bool = False) -> dict[str, Mean]:
+    def pull(self) -> dict[str, Mean]:
         """The term that draws the encoder to its pre-trained weights, where it has one (`encoder.pull`)."""
-        value = self.encoder.pull(match_released_code)
+        value = self.encoder.pull()
         return {} if value is None else {"pull": (value, 1.0)}
 
     def before_step(self, step: int) -> None:
-        """Global step about to be taken; sets the real-valued epoch that schedules read."""
-        self.epoch_now = step / self.info.steps_per_epoch
+        """Called before the global step `step`; sets the epoch, a real number, that schedules read."""
+        self.epoch_now = self.encoder.epoch_now = step / self.info.steps_per_epoch
 
     def init_from_embeddings(self, embeddings: Tensor, label: Tensor) -> None:
-        """Embeddings [N, D] of all rows by the encoder that the run starts from, and their labels [N]."""
+        """Called before the first step of a new run, if `needs_initial_embeddings`.
+
+        embeddings [N, D]: of all rows, by the encoder that the run starts from; label int64 [N].
+        """
 
     def labels(self) -> Tensor | None:
-        """Where the objective moves labels: those it has come to, int64 [N]."""
+        """The present labels, int64 [N], of an objective that moves labels; None of the others."""
         return None
 
     def rows(self) -> dict[str, Tensor]:
@@ -125,14 +129,14 @@ class Objective(nn.Module):
         return {}
 
     def after_step(self) -> None:
-        """After the optimizers' step (EMA teachers)."""
+        """Called after the optimizers' step; a teacher follows its student here."""
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """After the epoch's last step; returns what to log."""
+        """Called after the epoch's last step; returns what to log."""
         return {}
 
     def sync(self) -> None:
-        """Before a checkpoint: make per-utterance arrays equal on all ranks."""
+        """Called before a checkpoint is written: make per-utterance arrays equal on all ranks."""
 
     def encode(self, view: tuple[Tensor, Tensor], spec: SpecAugmentConfig | None = None) -> Tensor:
         """Embeddings float32 [B, D] of one view (wave [B, T], lengths [B])."""
@@ -167,6 +171,12 @@ class WithGate:
         return self.gate.end_epoch(epoch)
 
 
+def class_sums(embeddings: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Sums [classes, D] of the length-normalized embeddings [N, D] by label [N]; a classifier starts from them."""
+    unit = F.normalize(embeddings)
+    return unit.new_zeros(classes, unit.shape[1]).index_add_(0, label, unit)
+
+
 def spread(unit: Tensor) -> Mean:
     """1 - |mean|^2 of unit vectors [B, D]: near 0 when all point one way, which is a collapsed encoder."""
     return (1 - unit.detach().mean(0).square().sum()) * len(unit), len(unit)
@@ -174,5 +184,5 @@ def spread(unit: Tensor) -> Mean:
 
 @torch.no_grad()
 def ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """The teacher's parameters become momentum x theirs + (1 - momentum) x the student's."""
+    """Move the teacher's parameters towards the student's: momentum x the old ones + (1 - momentum) x the student's."""
     torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pyspkv.base.config import Config, NotNegative, Seconds, Size, implements
-from pyspkv.base.distributed import gather, rank
+from pyspkv.base.distributed import gather, randn_like, rank
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.base import Losses, Objective, RunInfo, spread
@@ -44,7 +44,7 @@ class COLA(Objective):
     def forward(self, batch: Batch) -> Losses:
         (wave_a, len_a), (wave_b, len_b) = batch.views["a"], batch.views["b"]
         if self.training:
-            wave_b = wave_b + self.config.noise_std * torch.randn_like(wave_b)
+            wave_b = wave_b + self.config.noise_std * randn_like(wave_b)
         z = self.encode((torch.cat([wave_a, wave_b]), torch.cat([len_a, len_b])))
         with torch.autocast(z.device.type, enabled=False):
             a, b = self.head(z).chunk(2)

@@ -2,7 +2,8 @@
 
 q [U, K] are the probabilities of the weak view, without gradient; q_max and their argmax decide. Equation numbers are
 those of GLL (Wang et al., IJCAI 2024). What a gate remembers are buffers, so it travels in the
-checkpoint; a run that starts from another's weights starts with a new gate.
+checkpoint; a run that starts from another's weights starts with a new gate, unless it keeps its head and has the
+same gate.
 """
 
 from typing import Annotated, Any, Literal

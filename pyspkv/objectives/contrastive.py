@@ -96,12 +96,12 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, weight: float) -> Tensor:
-    """x itself; its gradient is -weight times that of the result."""
+    """Return x; in the backward pass its gradient is -weight times the gradient of the result."""
     return _Reverse.apply(x, weight)
 
 
 class Discriminator(nn.Module):
-    """Two embeddings [B, 2 D] -> logits [B, 2]: 1 = of crops with the same augmentation (AAT)."""
+    """Pairs of embeddings [B, 2 D] to logits [B, 2]; class 1: both crops had the same augmentation (AAT)."""
 
     def __init__(self, dim: int, hidden: int = 512):
         super().__init__()
@@ -179,7 +179,8 @@ class Contrastive(Objective):
         return Losses(terms, stats, spread(a))
 
     def tell_apart(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of a, b, b_like_a, [3 B, D] -> the discriminator's cross-entropy [2 B], whether it is right."""
+        """Embeddings of the views a, b and b_like_a, [3 B, D], to the discriminator's cross-entropy [2 B] and whether
+        it is right, bool [2 B]."""
         assert self.discriminator is not None  # only asked with one
         a, b, like = reverse_gradient(embedding, self.config.adversarial_weight).chunk(3)
         with torch.autocast(a.device.type, enabled=False):

@@ -186,13 +186,13 @@ def rejection(c: Tensor, config: RejectConfig, mean: Tensor, std: Tensor) -> Ten
 
 
 def normalized(u: Tensor) -> Tensor:
-    """u [N] >= 0 with mean 1; all ones where all are 0, or as good as."""
+    """Scale u [N] >= 0 to mean 1. Where all of u are next to 0, the result is all ones."""
     total = u.sum()
     return torch.where(total > 1e-30, len(u) * u / total.clamp_min(1e-30), torch.ones_like(u))
 
 
 def warn_of_rejection(c: RejectConfig, epochs: int) -> None:
-    """Warns of rejection that never begins."""
+    """Print a warning if rejection never begins in these epochs."""
     first, last = c.warmup_epochs
     if c.kind != "none" and first >= epochs and rank() == 0:
         print(
@@ -288,7 +288,7 @@ class Dialogue(Objective):
 
     @torch.no_grad()
     def weights(self, compact: Tensor, truth: Tensor) -> Tensor:
-        """w [N] of all ranks' dialogues: 1 in the warm-up, then on a ramp to the rejection's."""
+        """Weights w [N] of all ranks' dialogues: 1 before the warm-up, then on a ramp to those of the rejection."""
         reject = self.config.reject
         if self.training:
             now = torch.stack([compact.mean(), compact.std(correction=0)])
@@ -313,7 +313,7 @@ class Dialogue(Objective):
 
 
 def per_dialogue(group: Tensor) -> int:
-    """M of a batch whose dialogues stand side by side, M utterances each (group int64 [B])."""
+    """How many utterances M each dialogue of a batch has; they stand side by side in group int64 [B]."""
     m = int((group == group[0]).sum())
     if m < 2 or len(group) % m or not bool((group.view(-1, m) == group[::m, None]).all()):
         raise UserError(

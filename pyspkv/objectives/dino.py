@@ -214,7 +214,7 @@ class DINO(Objective):
 
     @torch.no_grad()
     def remember(self, teacher_logits: Tensor, loss: Tensor) -> None:
-        """Center: moving average of the teacher's mean logits over all ranks; the collapse alarm."""
+        """Move the center to the teacher's mean logits over all ranks; raise the alarm where the head has collapsed."""
         c = self.config
         counts = teacher_logits.new_tensor([len(teacher_logits), loss.sum(), len(loss)])
         total = all_reduce_sum(torch.cat([teacher_logits.sum(0), counts]))

@@ -76,7 +76,7 @@ GateConfig = Annotated[NoGateConfig | LossGateConfig | DynamicLossGateConfig, Fi
 
 @implements(NoGateConfig)
 class Gate(nn.Module):
-    """Believe every label. Base of the other gates."""
+    """A gate that believes every label, and the base of the other gates."""
 
     def __init__(self, config: Any, num_rows: int):
         super().__init__()
@@ -103,7 +103,7 @@ class Gate(nn.Module):
 
 
 def merge_rows(values: Tensor) -> Tensor:
-    """Join what the ranks observed: [N] with NaN where a rank saw nothing -> the mean of those that did."""
+    """Join what the ranks observed, [N] each: the mean over the ranks that saw a row. NaN means that none has."""
     known = ~values.isnan()
     count = all_reduce_sum(known.float())
     return all_reduce_sum(torch.where(known, values, 0.0)) / torch.where(count > 0, count, torch.nan)
@@ -111,9 +111,9 @@ def merge_rows(values: Tensor) -> Tensor:
 
 @implements(LossGateConfig)
 class LossGate(Gate):
-    """Loss-gated learning (Tao et al., ICASSP 2022): keep utterances whose loss is at most a fixed threshold.
+    """Loss-gated learning (Tao et al., ICASSP 2022): utterances count whose loss is at most a fixed threshold.
 
-    The loss is the raw cross-entropy with margin, and the kept ones are averaged among themselves.
+    The loss is the cross-entropy with margin. The training loss is the mean over the utterances that count.
     """
 
     loss: Tensor
@@ -158,12 +158,13 @@ class DynamicLossGate(LossGate):
     """DLG-LC (Han et al., Interspeech 2022; arXiv 2406.02285): the threshold follows the losses, rejected labels are
     corrected.
 
-    After each epoch two Gaussians are fitted to its log losses; the threshold is where their weighted densities
-    cross between the means, which is first looked for in the epoch before `start_epoch`. A fit that fails, or has no
-    crossing, leaves the threshold as it was, at first infinite, and so does one that would keep a share below
-    `min_keep_ratio`: then the losses fall apart into what is learnt and what is not yet, rather than into right and
-    wrong labels (short runs, early epochs). From `label_correction_epoch` on, a rejected utterance counts with the
-    class that the classifier gives its clean crop, if that is surer than `confidence` and not the rejected label again.
+    After each epoch two Gaussians are fitted to its log losses. The threshold is where their weighted densities cross
+    between the two means. The first fit is after the epoch before `start_epoch`. The threshold stays as it was (at
+    first infinite) if the fit fails, if there is no crossing, or if the crossing would keep a share of the utterances
+    below `min_keep_ratio`. In short runs and early epochs such a crossing tells what is learnt from what is not yet,
+    rather than right labels from wrong ones. From `label_correction_epoch` on, a rejected utterance counts with the
+    class that the classifier gives its clean crop, if its probability is above `confidence` and the class is not the
+    rejected label again.
     """
 
     tau: Tensor
@@ -200,9 +201,9 @@ class DynamicLossGate(LossGate):
 
 
 def two_gaussians(x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Maximum-likelihood mixture of two Gaussians of values x [N]: weights, means, variances [2], lower mean first.
+    """Fit a mixture of two Gaussians to values x [N]: weights, means and variances, [2] each, the lower mean first.
 
-    Empty where the values cannot be fitted (fewer than 10 of them, all equal, not finite).
+    The result is empty where nothing can be fitted: fewer than 10 values, all of them equal, or one not finite.
     """
     if len(x) < 10 or not np.isfinite(x).all() or np.ptp(x) < 1e-6:
         return ()
@@ -216,8 +217,10 @@ def two_gaussians(x: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def crossing_of(w: np.ndarray, mu: np.ndarray, var: np.ndarray) -> float | None:
-    """Where w_1 N(x; mu_1, var_1) = w_2 N(x; mu_2, var_2) between the means; None if nowhere (arXiv 2406.02285's
-    dynamic loss gate)."""
+    """The x between the means at which w_1 N(x; mu_1, var_1) = w_2 N(x; mu_2, var_2); None if there is none.
+
+    It is the threshold of arXiv 2406.02285's dynamic loss gate, in closed form.
+    """
     a = 0.5 / var[1] - 0.5 / var[0]
     b = mu[0] / var[0] - mu[1] / var[1]
     c = (

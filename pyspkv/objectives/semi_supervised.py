@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pyspkv.audio.fbank import SpecAugmentConfig
 from pyspkv.base import checkpoint
 from pyspkv.base.config import Config, Positive, Seconds, Share, implements
-from pyspkv.base.distributed import gather, rank
+from pyspkv.base.distributed import gather, randn_like, rank
 from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import ramp
 from pyspkv.batches.dataset import LABELED, Batch, View
@@ -207,7 +207,7 @@ class CDVAT(Semi):
         with frozen_statistics(self.encoder):
             with torch.no_grad():
                 before = self.encoder.embed(x, lengths)
-            d = torch.randn_like(x)
+            d = randn_like(x)
             d = (d / feature_norm(d)).requires_grad_()
             with torch.enable_grad():
                 (g,) = torch.autograd.grad(distance(c.xi * norm * d).sum(), d)

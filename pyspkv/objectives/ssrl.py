@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyspkv.audio.fbank import SpecAugmentConfig
-from pyspkv.base.config import Config, Count, NotNegative, Seconds, implements
+from pyspkv.base.config import Config, Count, NotNegative, Seconds, Share, implements
 from pyspkv.base.distributed import all_reduce_sum, broadcast, gather, rank
 from pyspkv.batches.dataset import Batch, View
 from pyspkv.clustering.vectors import whitening
 from pyspkv.models.encoder import Encoder
 from pyspkv.objectives.aam import margin_logits
-from pyspkv.objectives.base import Losses, Objective, RunInfo, ema, spread
+from pyspkv.objectives.base import Losses, Objective, RunInfo, class_sums, ema, spread
 from pyspkv.objectives.loss_gates import merge_rows, two_gaussians
 
 CHUNK = 1 << 16  # rows at once in the bookkeeping
@@ -67,10 +67,15 @@ class SSRLConfig(Config):
         description="Votes of the teacher that are kept for each utterance; their mode is the label (5 in the "
         "paper).",
     )
-    ema_epochs: tuple[NotNegative, NotNegative] = Field(
-        (0.44, 4.4),
-        description="Epochs over which the teacher forgets, from the start of the run to its end: the "
-        "momentum is 1 - 1 / (this x steps an epoch).",
+    ema_momentum: tuple[Share, Share] = Field(
+        (0.999, 0.9999),
+        description="Momentum of the teacher a step, from the start of the run to its end, linear in the steps "
+        "(as released). For thousands of steps: with 0.999 the teacher follows over 1000 of them.",
+    )
+    ema_epochs: tuple[NotNegative, NotNegative] | None = Field(
+        None,
+        description="In place of ema_momentum: epochs over which the teacher forgets, from the start of the "
+        "run to its end; the momentum is 1 - 1 / (this x steps an epoch). Use [0.44, 4.4] for small corpora.",
     )
     noise_model: bool = Field(
         True,
@@ -99,12 +104,12 @@ class SSRLConfig(Config):
     match_released_code: bool = Field(
         False,
         description="Follow the authors' released code: the margin on the current label in the teacher's "
-        "vote and loss, EMA momentum 0.999 to 0.9999 a step.",
+        "vote and loss.",
     )
 
 
 class Classifier(nn.Module):
-    """[B, D] -> logits [B, K]; cosine times scale (aam), or linear with bias after dropout."""
+    """Embeddings [B, D] to logits [B, K]: the cosine times the scale (aam), or a linear layer after dropout."""
 
     def __init__(self, dim: int, classes: int, c: SSRLConfig):
         super().__init__()
@@ -123,7 +128,10 @@ class Classifier(nn.Module):
 
 
 def mode(queue: Tensor) -> Tensor:
-    """Most frequent entry of each row of int [N, L], the oldest of tied ones; -1 is empty, and where all are: -1."""
+    """The most frequent entry of each row of `queue`, int [N, L]. Of tied entries the oldest wins.
+
+    -1 stands for an empty place and does not count; a row of empty places gives -1.
+    """
     out = []
     for q in queue.split(CHUNK):
         counts = (q[:, :, None] == q[:, None]).sum(2)
@@ -133,7 +141,8 @@ def mode(queue: Tensor) -> Tensor:
 
 
 def sinkhorn(p: Tensor, iterations: int, eps: float = 0.05) -> Tensor:
-    """Even assignment of probabilities [B, K]: rows to 1 / B, columns to 1 / K, `iterations` times."""
+    """Even out probabilities p [B, K] over the classes: `iterations` times scale the columns to sum to 1 / K, then the
+    rows to sum to 1 / B."""
     q = (p / eps).exp()
     for _ in range(iterations):
         q = q / q.sum(0, keepdim=True).clamp_min(1e-12) / q.shape[1]
@@ -142,13 +151,17 @@ def sinkhorn(p: Tensor, iterations: int, eps: float = 0.05) -> Tensor:
 
 
 def inner(s: Tensor, n: Tensor) -> Tensor:
-    """Mean cosine of two different ones of n unit vectors with sum s: [..., D], [...] -> [...]."""
+    """Mean cosine of pairs of different vectors among n unit vectors whose sum is s: [..., D], [...] -> [...]."""
     return (s.square().sum(-1) - n) / (n * (n - 1)).clamp_min(1)
 
 
 @implements(SSRLConfig)
 class SSRL(Objective):
-    """Student, teacher, and per utterance: label, queue, vote, side (int32), loss, weight (float32): 20 + 4 L bytes."""
+    """Student and teacher, and what is known of each utterance.
+
+    That is its label, its queue of L votes, its last vote and its side (int32), its loss and its weight (float32):
+    20 + 4 L bytes an utterance.
+    """
 
     eval_module = "teacher"
     needs_initial_embeddings = True
@@ -203,8 +216,7 @@ class SSRL(Objective):
         The queue is seeded with floor(L / 2) copies of the label.
         """
         c = self.config
-        unit = F.normalize(embeddings)
-        sums = unit.new_zeros(self.info.num_classes, unit.shape[1]).index_add_(0, label, unit)
+        unit, sums = F.normalize(embeddings), class_sums(embeddings, label, self.info.num_classes)
         with torch.no_grad():
             for classifier in (self.classifier, self.teacher_classifier):
                 classifier.weight.copy_(F.normalize(sums))
@@ -242,17 +254,17 @@ class SSRL(Objective):
 
     @property
     def votes(self) -> bool:
-        """The teacher votes from so many epochs before the first update that the queue is full by then."""
+        """Whether the teacher votes already. It begins so early that the queues are full at the first update."""
         return self.epoch_now >= self.config.fixed_epochs - (self.config.queue_length // 2 + 1)
 
     @property
     def unites(self) -> bool:
-        """Classes merge, divide, or go where they are small."""
+        """Whether any of the extensions is on: classes merge, divide, or give up their members where they are small."""
         return bool(self.config.merge_ratio or self.config.split_ratio or self.config.min_cluster_size)
 
     @property
     def updates(self) -> bool:
-        """This epoch ends with new labels."""
+        """Whether this epoch ends with new labels."""
         return int(self.epoch_now) + 1 >= self.config.fixed_epochs
 
     def forward(self, batch: Batch) -> Losses:
@@ -303,7 +315,7 @@ class SSRL(Objective):
         self.moments += one_unit.T @ one_unit
 
     def tally(self, label: Tensor, unit: Tensor) -> Tensor:
-        """Add unit vectors [B, D] to the sums of the nearer half of their class; which half, int32 [B]."""
+        """Add each of the unit vectors [B, D] to the sum of its class's nearer half; which half that is, int32 [B]."""
         white = self.whiten(unit)
         side = (self.whiten(self.centers[label]) @ white[:, :, None])[..., 0].argmax(1)
         half = 2 * label + side
@@ -326,7 +338,7 @@ class SSRL(Objective):
         self.centers[classes] = torch.stack([mean + step, mean - step], 1)
 
     def recenter(self) -> None:
-        """The next epoch's halves lie where the members of this epoch's do (a step of 2-means in every class)."""
+        """Move the center of each half to the mean of this epoch's members: a step of 2-means in every class."""
         classes = torch.nonzero(self.seen.sum(1) > 0)[:, 0]
         n, sums = self.seen[classes], self.sums[classes]
         self.centers[classes] = sums / n[..., None].clamp_min(1)
@@ -334,7 +346,7 @@ class SSRL(Objective):
         self.reseed(classes[empty], (sums.sum(1) / n.sum(1, keepdim=True))[empty])
 
     def rewhiten(self) -> None:
-        """Mean and axes from the moments, half-power whitened as the clusters of the start."""
+        """Compute mean and axes from the moments; the axes whiten with half power, as for the first clusters."""
         if self.moments[0, 0] > 0:
             m = (self.moments / self.moments[0, 0]).double().cpu().numpy()
             self.mean.copy_(torch.from_numpy(m[0, 1:]))
@@ -342,16 +354,15 @@ class SSRL(Objective):
             self.moments.zero_()
 
     def alive(self, queue: Tensor) -> Tensor:
-        """Votes for dead classes count as empty places."""
+        """The queue with an empty place (-1) for each vote for a dead class."""
         return torch.where((queue >= 0) & ~self.dead[queue.clamp_min(0).long()], queue, -1)
 
     def after_step(self) -> None:
         c, steps, done = self.config, self.info.steps_per_epoch, min(1.0, self.epoch_now / self.info.epochs)
-        if c.match_released_code:
-            a = 0.9999 - (0.9999 - 0.999) * (1 - done)
-        else:
-            low, high = c.ema_epochs
-            a = 1 - 1 / max(1.0, steps * (low + (high - low) * done))
+        low, high = c.ema_epochs or c.ema_momentum
+        a = low + (high - low) * done
+        if c.ema_epochs:
+            a = 1 - 1 / max(1.0, steps * a)
         pairs = ((self.teacher, self.encoder), (self.teacher_classifier, self.classifier))
         with torch.no_grad():
             for teacher, student in pairs:

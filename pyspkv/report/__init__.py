@@ -1,1 +1,1 @@
-"""What people look at: report.md, plots, what an experiment weighs."""
+"""Reports for people: report.md, plots, disk usage of an experiment."""

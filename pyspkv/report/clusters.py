@@ -5,12 +5,13 @@ from pathlib import Path
 
 
 def draw(report: dict, path: Path) -> None:
-    """The curve that --num-clusters auto has chosen from, beside the report."""
+    """Draw the curve from which --num-clusters auto has chosen, beside the report."""
     if report.get("auto"):
         from pyspkv.report import plots
 
         file = path.with_suffix(".num_clusters.png")
-        plots.num_clusters(report["auto"], report["num_clusters_chosen"], file)
+        estimate = report.get("num_clusters_estimate", report["num_clusters_chosen"])
+        plots.num_clusters(report["auto"], estimate, file)
 
 
 def say(report: dict, path: Path, out_data: str) -> None:
@@ -23,7 +24,7 @@ def say(report: dict, path: Path, out_data: str) -> None:
 
 
 def warn(folder: Path) -> None:
-    """Say at once where the labels just made are no good."""
+    """Print the signs of trouble of the labels just made."""
     from pyspkv.data.datadir import DataDir
     from pyspkv.report import warnings
 

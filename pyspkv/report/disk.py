@@ -1,4 +1,7 @@
-"""What an experiment weighs, and what of it may go: what is made again by a command, or was needed to resume only."""
+"""Disk usage of an experiment, and which files can be removed.
+
+Removable are files that a command makes again, and files that were needed only to resume a training.
+"""
 
 import os
 import shlex
@@ -11,13 +14,13 @@ from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError, printable
 from pyspkv.base.foreign import is_finished
 
-KINDS = {  # kind -> what it is; the order of the table
+KINDS = {  # kind -> description, in the order of the table
     "models": "weights and configs of the checkpoints that LATEST and best name",
-    "embeddings": "of bin.extract",
+    "embeddings": "written by bin.extract",
     "optimizers": "state to resume training from",
     "earlier": "checkpoints that neither LATEST nor best names",
     "rooms": "simulated impulse responses",
-    "logs": "of jobs, and tensorboard's",
+    "logs": "of jobs and of tensorboard",
     "other": "data directories, scores, reports",
 }
 UNFINISHED = "training is not finished"
@@ -25,7 +28,11 @@ UNFINISHED = "training is not finished"
 
 @dataclass
 class Part:
-    """Files of one kind. bytes: on disk; removable: these paths can go, with their bytes; kept: why others cannot."""
+    """The files of one kind.
+
+    bytes, files: disk usage and number of all of them. removable: paths that can be removed, which frees
+    `free` bytes. kept: reasons why the others stay. remake: how the removable ones are made again.
+    """
 
     bytes: int = 0
     files: int = 0
@@ -36,9 +43,11 @@ class Part:
 
 
 def weigh(exp: str | Path) -> dict[str, Part]:
-    """Kind -> what there is of it. Links are not followed: what they lead to belongs to another experiment.
+    """Measure the files of each kind in an experiment.
 
-    UserError: no such folder.
+    Links are not followed: their targets belong elsewhere.
+
+    UserError: there is no such folder.
     """
     exp = Path(exp)
     if not exp.is_dir():
@@ -52,7 +61,7 @@ def weigh(exp: str | Path) -> dict[str, Part]:
     training = any(not is_finished(m) for m in models)
     seen: set[tuple[int, int]] = set()
     for file, info in _files(exp):
-        if (info.st_dev, info.st_ino) in seen:  # hard links weigh once
+        if (info.st_dev, info.st_ino) in seen:  # count a file with several hard links once
             continue
         seen.add((info.st_dev, info.st_ino))
         kind, removable, why = _judge(file, exp, models, named, training)
@@ -77,17 +86,22 @@ def _files(exp: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _through_link(path: Path, exp: Path) -> bool:
+    """Whether a link lies on the way from `exp` to `path`."""
     return any(p.is_symlink() for p in (path, *path.parents) if exp in p.parents)
 
 
 def _judge(
     file: Path, exp: Path, models: set[Path], named: set[Path], training: bool
 ) -> tuple[str, Path | None, str]:
-    """(kind, what to remove so that the file goes or None, how it is made again or why it stays)."""
+    """Classify a file: (kind, path to remove with it or None, how it is made again or why it stays).
+
+    models: all model folders; named: checkpoints that LATEST or best name; training: whether a training is
+    unfinished.
+    """
     parts = file.relative_to(exp).parts
     if parts[0] == "rooms":
         return "rooms", *(
-            (None, UNFINISHED) if training else (exp / "rooms", "trained again: simulated again")
+            (None, UNFINISHED) if training else (exp / "rooms", "simulated again by the next training")
         )
     if "embed" in parts[:-1]:
         folder = exp.joinpath(*parts[: parts.index("embed") + 1])
@@ -102,7 +116,7 @@ def _judge(
             if not is_finished(model):
                 return "optimizers", None, UNFINISHED
             if (model.parent / "data_out").is_dir():
-                return "optimizers", None, "labels that moved are written from the whole checkpoint"
+                return "optimizers", None, "data_out is written from the whole checkpoint"
             return "optimizers", file, "not needed any more"
         return "models", None, ""
     if model is not None and "tb" not in parts:
@@ -110,18 +124,18 @@ def _judge(
     if parts[-2:] != ("log", "commands") and (("log" in parts[:-1]) or "tb" in parts[:-1]):
         which = "log" if "log" in parts[:-1] else "tb"
         folder = exp.joinpath(*parts[: parts.index(which) + 1])
-        return "logs", file if (folder / "commands").is_file() else folder, "gone for good"
+        return "logs", file if (folder / "commands").is_file() else folder, "cannot be made again"
     return "other", None, ""
 
 
 def _extraction(folder: Path, exp: Path) -> str:
-    """The command that made the embeddings, from log/commands; else its shape."""
+    """The command that made the embeddings: the one in log/commands, else one of the same form."""
     model = str(folder.parent / "model")
     commands = exp / "log" / "commands"
     if commands.is_file():
         with open(commands, encoding="utf-8", errors="replace") as f:
             for line in f:
-                with suppress(ValueError):  # shlex: a quote that is not closed
+                with suppress(ValueError):  # shlex raises it for an unclosed quote
                     words = shlex.split(line) if "extract.sh" in line else []
                     if words and words[0].endswith("extract.sh") and _same(model, words):
                         return printable(line.strip())
@@ -132,6 +146,6 @@ def _extraction(folder: Path, exp: Path) -> str:
 
 
 def _same(model: str, words: list[str]) -> bool:
-    """Whether a model folder is among a command's words."""
+    """Whether one of the command's words is this model folder."""
     want = os.path.realpath(model)
     return any(os.path.realpath(w) == want for w in words if w.endswith(os.path.basename(model)))

@@ -1,4 +1,4 @@
-"""Collect an experiment: results.json, report.md with its tables, and plots."""
+"""Collect the results of an experiment: results.json, report.md with its tables, and plots."""
 
 import html
 import json
@@ -27,7 +27,7 @@ KEYS += ("num_target", "num_nontarget", "cllr", "act_dcf_0.01", "eer_difference"
 KEYS += ("eer_difference_ci_low", "eer_difference_ci_high")
 ROUND = re.compile(r"round([1-9][0-9]{0,5})")
 PIPELINE = re.compile(rf"pretrain|{ROUND.pattern}|finetune|baseline|supervised")
-# What bin.metrics --json writes: the least and the most that a figure can be; other keys are not shown.
+# Keys that bin.metrics --json writes, with the range of each figure; other keys are not shown.
 Range = tuple[float | None, float | None]
 EER: Range = (0, 100)
 COST: Range = (0, 1e9)
@@ -36,26 +36,30 @@ FIGURES: dict[str, Range] = {"eer": EER, "min_dcf_0.01": COST, "min_dcf_0.05": C
 FIGURES |= {"eer_ci_low": EER, "eer_ci_high": EER, "cllr": COST, "act_dcf_0.01": COST}
 FIGURES |= {"num_target": COST, "num_nontarget": COST}
 FIGURES |= dict.fromkeys(("eer_difference", "eer_difference_ci_low", "eer_difference_ci_high"), (-100, 100))
-# Of train.jsonl; all else that is a number is drawn.
+# Keys of train.jsonl with a known range. All other numbers in it are drawn, too.
 TIMES: dict[str, Range] = {"epoch": (0, 1e9), "step": (0, 1e15), "audio_seconds": (0, 1e15)}
 TIMES |= {"seconds": (0, 1e12), "loss": ANY, "accuracy": (0, 1), "dev_eer": EER, "dev_eer_student": EER}
 NOT_MEASURED = (
     "There are no test trials, so nothing was scored: no EER, minDCF, calibration or comparison of models.",
-    "What there is: labels (round*/data), models (*/model) and the figures of training below.",
-    "With labeled speakers of no training, `pyspkv datadir make-trials DIR` makes trials; then run stages 6 to 8.",
+    "The experiment contains labels (round*/data), models (*/model) and the training figures below.",
+    "If you have labeled speakers who are not in the training data, `pyspkv datadir make-trials DIR` makes "
+    "trials; then run stages 6 to 8.",
 )
 AGAIN = "make it again: run stages 4 and 7"
-VARIANTS = ("mean", "asnorm", "crops")  # of the headline list: less the training mean, AS-normed, with crops
+# Variants of the headline scores: training mean subtracted, AS-normed, averaged with the scores of crops.
+VARIANTS = ("mean", "asnorm", "crops")
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object of at most 16 MB. UserError: it is not one."""
+    """Read a JSON object of at most 16 MB. UserError: the file is something else."""
     return foreign.read_json(path, hint=AGAIN)
 
 
 def read_metrics(path: Path) -> dict:
-    """What bin.metrics --json wrote, every figure a number of its range; null counts as absent. UserError names the
-    figure that is none."""
+    """Read what bin.metrics --json wrote, without entries that are null.
+
+    UserError: the EER or a minDCF is missing, or a figure is not a number in its range.
+    """
     hint = "make it with bin.metrics --json"
     found = {k: v for k, v in foreign.read_json(path, hint=hint).items() if v is not None or k == "eer"}
     if missing := [k for k in ("eer", "min_dcf_0.01", "min_dcf_0.05") if k not in found]:
@@ -70,7 +74,7 @@ def read_metrics(path: Path) -> dict:
 
 
 def find_phases(exp: Path) -> dict[str, Path]:
-    """Phase name -> folder, in the order of the pipeline, of every phase that stands in `exp`."""
+    """Phase name -> folder, in the order of the pipeline, for every phase that exists in `exp`."""
     rounds = sorted(int(m[1]) for d in exp.glob("round*") if (m := ROUND.fullmatch(d.name)))
     names = ["pretrain", *(f"round{r}" for r in rounds), "finetune", "baseline", "supervised"]
     others = sorted(d.parent.name for d in exp.glob("*/score") if d.parent.name not in names)
@@ -78,7 +82,10 @@ def find_phases(exp: Path) -> dict[str, Path]:
 
 
 def read_scores(phases: dict[str, Path]) -> dict[str, dict[str, dict]]:
-    """Phase -> trial list -> metrics that bin.metrics --json wrote. UserError when a key is missing."""
+    """Phase -> trial list -> metrics that bin.metrics --json wrote.
+
+    UserError: a file is damaged or lacks a key.
+    """
     out: dict[str, dict[str, dict]] = {}
     for phase, folder in phases.items():
         for path in sorted((folder / "score").glob("*.json")):
@@ -87,7 +94,7 @@ def read_scores(phases: dict[str, Path]) -> dict[str, dict[str, dict]]:
 
 
 def read_round(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
-    """What a round's labels were: sizes [K], num_clusters, report.json, and diagnostics where a truth is given."""
+    """Labels of a round: sizes [K], num_clusters, entries of report.json, diagnostics if a truth is given."""
     import numpy as np
 
     from pyspkv.data.tables import read_table, values_for
@@ -106,14 +113,17 @@ def read_round(folder: Path, truth: dict[str, str] | None, truth_file) -> dict:
 
         true = values_for(truth, list(spk), truth_file)
         out["diagnostics"] = quality.diagnostics(list(spk.values()), true)
-        if set(spk.values()) <= set(true):  # of labels that are speakers' names, as seeded_cluster gives them
+        if set(spk.values()) <= set(true):  # labels are names of true speakers, as seeded_cluster gives them
             right = np.array(list(spk.values())) == np.array(true)
             out["diagnostics"]["label_accuracy"] = float(right.mean())
     return out
 
 
 def stability(file: Path) -> dict[str, float]:
-    """How far a round's labels are those of the round before, of its report.json; {} where it does not say."""
+    """Agreement of a round's labels with the round before, from its report.json; {} if not recorded.
+
+    UserError: the entry is damaged.
+    """
     found = read_json(file).get("stability") if file.exists() else None
     if not isinstance(found, (dict, type(None))):
         raise UserError(f"stability is {foreign.short(found)}", file=file, hint=AGAIN)
@@ -124,15 +134,16 @@ def stability(file: Path) -> dict[str, float]:
 
 
 def silent(file: Path) -> int:
-    """How many of the utterances that a round labeled have no signal, by its report.json; 0 where it does not say."""
+    """Number of labeled utterances of a round without a signal, from its report.json; 0 if not recorded."""
     found = read_json(file).get("silent") if file.exists() else None
     return foreign.number(found or 0, "silent", 0, 1e9, whole=True, file=file, hint=AGAIN)
 
 
 def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, list[dict]]) -> dict:
-    """The schema of results.json; null or [] where a key does not apply.
+    """Build the contents of results.json; null or [] where a key does not apply.
 
-    `..._end`: of labels that moved. `noise_...`: what the gate of the last epoch made of labels made wrong on purpose.
+    Keys `..._end` are about labels that training has changed. Keys `noise_...` tell how the gate of the last
+    epoch treated labels that were made wrong on purpose.
     """
 
     def entry(phase: str) -> dict | None:
@@ -171,7 +182,10 @@ def results(scores: dict, rounds: dict[int, dict], name: str, moving: dict[str, 
 
 
 def last_systems(others: list[tuple[Path, dict]], name: str) -> list[tuple[Path, str, dict]]:
-    """(experiment, its last phase, that one's metrics) of each. UserError: one has no scores of this list."""
+    """(experiment, its last phase, metrics of that phase) of each experiment.
+
+    UserError: one has no scores of this list.
+    """
     from pyspkv.score import side_by_side
 
     out = []
@@ -185,9 +199,10 @@ def last_systems(others: list[tuple[Path, dict]], name: str) -> list[tuple[Path,
 
 
 def epochs_of(folder: Path, model: str = "model") -> list[dict]:
-    """End-of-epoch records of a phase's training, without what is null or no number.
+    """End-of-epoch records of a phase's training, without entries that are null or not numbers.
 
-    A last line that a kill has cut is passed over. UserError: another line is no record, or a figure no number.
+    A last line that a kill has cut off is ignored. UserError: another line is damaged, or a figure is out of
+    range.
     """
     log = folder / model / "train.jsonl"
     if not log.exists():
@@ -219,7 +234,11 @@ def epochs_of(folder: Path, model: str = "model") -> list[dict]:
 
 
 def cost_curve(phases: dict[str, Path]) -> list[tuple[float, float]]:
-    """(hours of audio trained on since pre-training, dev EER) of the rounds' epochs with one, and of their ends."""
+    """Points (hours of audio trained on since pre-training, dev EER in percent) of all rounds.
+
+    There is a point for every epoch with a dev EER and, if the last epoch has none, one for the end of the
+    round.
+    """
     out, before = [], 0.0
     for name, folder in phases.items():
         records = [r for r in epochs_of(folder) if "audio_seconds" in r] if ROUND.fullmatch(name) else []
@@ -234,17 +253,18 @@ def cost_curve(phases: dict[str, Path]) -> list[tuple[float, float]]:
 
 
 def rows_of(folder: Path) -> list[tuple[int, dict]]:
-    """(epoch, arrays) of a run's rows/epoch-N.safetensors, in the order of the epochs' names."""
+    """(epoch, arrays) of each file rows/epoch-N.safetensors in a model folder, sorted by file name."""
     files = sorted((folder / "rows").glob("epoch-*.safetensors"))
     named = [(f, re.fullmatch(r"epoch-(\d{1,9})", f.stem, re.ASCII)) for f in files]
     return [(int(m[1]), foreign.read_rows(f)) for f, m in named if m]
 
 
 def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the truth") -> list[dict]:
-    """Per epoch, what a phase's objective had made of the labels: sizes, and diagnostics where a truth is given.
+    """Labels in each epoch of an objective that changes them: sizes, and diagnostics if a truth is given.
 
-    Where PHASE/corrupted lists utterances whose labels were made wrong on purpose (`bin.datadir corrupt`): recall,
-    the share of them that the gate keeps out, and precision, their share among all that it keeps out.
+    If PHASE/corrupted lists utterances whose labels were made wrong on purpose (`bin.datadir corrupt`), the
+    gate is measured as their detector. noise_recall: share of them that it rejects. noise_precision: their
+    share among all utterances that it rejects.
     """
     if not any((folder / "model/rows").glob("epoch-*.safetensors")) or not (folder / "data/utt2spk").exists():
         return []
@@ -263,11 +283,11 @@ def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the tr
     corrupted = np.array([u in wrong for u in spk]) if wrong else None
     for epoch, rows in rows_of(folder / "model"):
         if not {"label", "weight"} & rows.keys():
-            continue  # a confidence gate's: bin.gate_curves
+            continue  # rows of a confidence gate, which bin.gate_curves shows
         label = rows.get("label", given)
         weight = rows.get("weight", given)
         if label.shape != (len(spk),) or weight.shape != label.shape or label.dtype.kind not in "iu":
-            continue  # of other utterances
+            continue  # rows of other utterances
         found: dict[str, Any] = {"epoch": epoch}
         sizes = quality.sizes(label)
         found |= {"live": sizes["num_clusters"], "effective": sizes["effective_clusters"]}
@@ -293,7 +313,7 @@ def moving_labels(folder: Path, truth: dict[str, str] | None, truth_file="the tr
 
 
 def training_table(phases: dict[str, Path]) -> list[str]:
-    """Loss and accuracy in the first, the middle and the last epoch of every phase."""
+    """Markdown lines: loss and accuracy in the first, middle and last epoch of every phase."""
     lines = ["| phase | epochs | loss: first, middle, last | accuracy % | minutes |", "|---|---|---|---|---|"]
     for phase, folder in phases.items():
         if records := epochs_of(folder):
@@ -306,6 +326,7 @@ def training_table(phases: dict[str, Path]) -> list[str]:
 
 
 def moving_table(phase: str, epochs: list[dict]) -> list[str]:
+    """Markdown lines: the records of `moving_labels`, one row per epoch."""
     keys = list(epochs[0])
     lines = [
         "",
@@ -321,14 +342,14 @@ def moving_table(phase: str, epochs: list[dict]) -> list[str]:
 
 
 def text(name: str) -> str:
-    """A name in Markdown: what is shown is the name, whatever HTML, link or line end it holds."""
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a name of any bytes
+    """Escape a name for Markdown: it is shown as it is, whatever HTML, link or line end it contains."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # may be any bytes
     name = printable(name)
     return re.sub(r"([\\`|\[\]])", r"\\\1", html.escape(name, quote=False))
 
 
 def systems_table(scores: dict) -> list[str]:
-    """A line a system and trial list."""
+    """Markdown lines: a row per system and trial list."""
     compared = any("eer_difference" in m for lists in scores.values() for m in lists.values())
     head = ["system", "trials", "EER %", "95 % interval", "minDCF 0.01", "minDCF 0.05", "Cllr"]
     head += ["EER less the compared system's (paired 95 %)"] * compared
@@ -352,8 +373,57 @@ def systems_table(scores: dict) -> list[str]:
     return lines
 
 
+def further_lists(scores: dict, name: str) -> dict[str, dict[str, dict]]:
+    """X -> phase -> metrics of every list NAME_X beside the headline list NAME, with `eer_asnorm` where there is one.
+
+    The list that the headline repeats comes first, the others by name: with O as headline O, E, H.
+    """
+    found = {
+        n.removeprefix(f"{name}_") for lists in scores.values() for n in lists if n.startswith(f"{name}_")
+    }
+    out: dict[str, dict[str, dict]] = {}
+    for x in sorted(x for x in found if not x.endswith(tuple(f"-{v}" for v in VARIANTS))):
+        for phase, lists in scores.items():
+            if m := lists.get(f"{name}_{x}"):
+                normed = lists.get(f"{name}_{x}-asnorm", {})
+                more = {"eer_asnorm": normed["eer"]} if normed else {}
+                out.setdefault(x, {})[phase] = {k: m.get(k) for k in KEYS} | more
+
+    def is_headline(x: str) -> bool:
+        return all(
+            all(
+                m[k] == scores[p].get(name, {}).get(k)
+                for k in ("eer", "threshold", "num_target", "num_nontarget")
+            )
+            for p, m in out[x].items()
+        )
+
+    return {x: out[x] for x in sorted(out, key=lambda x: (not is_headline(x), x))}
+
+
+def lists_table(scores: dict, name: str) -> list[str]:
+    """The lists of trials of one test set side by side, a line a system; [] where there is one list alone."""
+    lists = further_lists(scores, name)
+    if not lists:
+        return []
+    head, parts = ["system"], ("EER %", "95 % interval", "minDCF 0.01", "EER % AS-norm")
+    head += [f"{text(x)}: {part}" for x in lists for part in parts]
+    lines = ["", "## Lists side by side", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for phase in scores:
+        cells = [text(phase)]
+        for found in lists.values():
+            m = found.get(phase) or {}
+            low, high = m.get("eer_ci_low"), m.get("eer_ci_high")
+            cells.append(f"{m['eer']:.2f}" if m else "-")
+            cells.append("-" if low is None or high is None else f"{low:.2f} .. {high:.2f}")
+            cells.append(f"{m['min_dcf_0.01']:.3f}" if m else "-")
+            cells.append(f"{m['eer_asnorm']:.2f}" if "eer_asnorm" in m else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", f"Score files: `{text(name)}_X` of list X; `{text(name)}` repeats one of them."]
+
+
 def rounds_table(rounds: dict, with_truth: bool) -> list[str]:
-    """A line a round, and what is to be said of its labels."""
+    """Markdown lines: a row per round, and remarks on its labels."""
     import numpy as np
 
     lines = ["", "## Labels of each round", ""]
@@ -380,7 +450,7 @@ def rounds_table(rounds: dict, with_truth: bool) -> list[str]:
     if with_truth:
         lines += [
             "",
-            "Columns marked (truth) are diagnostics from the truth file; nothing else has seen it.",
+            "Columns marked (truth) are diagnostics from the truth file; nothing else uses that file.",
         ]
     return lines
 
@@ -396,6 +466,7 @@ def markdown(
     with_truth: bool,
     signs: Sequence[warnings.Sign] = (),
 ) -> str:
+    """The text of report.md from its parts."""
     lines = [f"# {text(title)}", ""]
     lines += measured(scores) if scores else [*NOT_MEASURED]
     lines += warnings.markdown(signs, text)
@@ -409,7 +480,7 @@ def markdown(
 
 
 def measured(scores: dict) -> list[str]:
-    """The table of systems, and how to read it."""
+    """Markdown lines: the table of systems, and how to read it."""
     lines = systems_table(scores)
     over = {m["eer_ci_over"] for lists in scores.values() for m in lists.values() if m.get("eer_ci_over")}
     lines += ["", f"Intervals: bootstrap over {' / '.join(map(text, sorted(over))) or 'nothing'}."]
@@ -420,7 +491,7 @@ def measured(scores: dict) -> list[str]:
 
 
 def signs_of(phases: dict[str, Path]) -> list[warnings.Sign]:
-    """Signs of trouble of the pipeline's phases."""
+    """Signs of trouble in the phases of the pipeline."""
     found = []
     for name, folder in phases.items():
         if PIPELINE.fullmatch(name):
@@ -431,6 +502,7 @@ def signs_of(phases: dict[str, Path]) -> list[warnings.Sign]:
 
 
 def difference(m: dict) -> str:
+    """A table cell: the EER difference with its interval, or "-"."""
     low, high = m.get("eer_difference_ci_low"), m.get("eer_difference_ci_high")
     if m.get("eer_difference") is None or low is None or high is None:
         return "-"
@@ -440,7 +512,7 @@ def difference(m: dict) -> str:
 def draw(
     folder: Path, phases: dict[str, Path], scores: dict, rounds: dict[int, dict], name: str
 ) -> list[str]:
-    """Write every plot that the experiment has data for; returns their file names."""
+    """Draw every plot that the experiment has data for; returns their file names."""
     from pyspkv.report import plots
 
     drawn = []
@@ -478,7 +550,7 @@ def draw(
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """`path`, unless somebody's link leads out of `folder`: then UserError."""
+    """Return `path`. UserError: a link leads it out of `folder`."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError("is a link out of the experiment", file=path, hint="remove the link")
     return path
@@ -487,13 +559,16 @@ def inside(folder: Path, path: Path) -> Path:
 def read_curves(
     headline: dict[str, dict], phases: dict[str, Path], name: str
 ) -> tuple[dict, tuple[Any, Any, float] | None]:
-    """DET curves of each phase and (scores, target, threshold) of the last unsupervised one, where files remain."""
+    """DET curve of each phase, and (scores, target, threshold) of the last unsupervised one.
+
+    Phases whose files are gone are left out.
+    """
     from pyspkv.data.trials import read_trials
     from pyspkv.score import metrics, scoring
 
     curves, last = {}, None
     for phase, m in headline.items():
-        file = phases[phase] / "score" / f"{name}.scores"  # the phase may have moved since
+        file = phases[phase] / "score" / f"{name}.scores"  # not m["scores"]: the phase may have been moved
         if not file.exists() or not m.get("trials") or not Path(m["trials"]).is_file():
             continue
         enrol, test, target = read_trials(m["trials"])
@@ -505,7 +580,7 @@ def read_curves(
 
 
 def _check(exp: Path, phases: dict[str, Path], scores: dict, trials: str, unscored: bool) -> None:
-    """UserError: there is nothing to report on, or a link would lead what is written out of `exp`."""
+    """UserError: there is nothing to report, or a link would lead the output out of `exp`."""
     if scores or not unscored:
         _check_scores(exp, scores, trials)
     for name in ("report.md", "results.json", "plots"):
@@ -526,7 +601,7 @@ def _check_scores(exp: Path, scores: dict, trials: str) -> None:
 def _compare(
     exp: Path, phases: dict[str, Path], scores: dict, trials: str, others: Sequence[Path]
 ) -> tuple[list, list, dict]:
-    """Paired differences from other experiments, their table's lines, and EER against cost where all have it."""
+    """Paired differences to other experiments, lines of their table, and EER against cost if all have it."""
     from pyspkv.score import side_by_side
 
     found = [(other, find_phases(other)) for other in others]
@@ -545,12 +620,16 @@ def write(
     title: str | None = None,
     unscored: bool = False,
 ) -> dict:
-    """Write EXP/report.md, EXP/results.json and EXP/plots; the results.
+    """Write EXP/report.md, EXP/results.json and EXP/plots; returns the contents of results.json.
 
-    trials: the list of the headline figures, PHASE/score/NAME.json; truth_file: true speakers of the training data, for
-    diagnostics; compare_with: other experiments; title: of report.md; unscored: there are
-    no trials, so nothing need have been scored. `warnings` in the results are the signs of trouble. UserError: no phase
-    has scores of the list.
+    Args:
+        trials: name of the trial list of the headline figures, PHASE/score/NAME.json.
+        truth_file: true speakers of the training data, used only for diagnostics.
+        compare_with: other experiments.
+        title: title of report.md (default: the name of EXP).
+        unscored: there are no trials, so scores may be missing.
+
+    The entry `warnings` lists the signs of trouble. UserError: no phase has scores of the list.
     """
     from pyspkv.base.atomic import atomic_file
     from pyspkv.data.tables import read_table
@@ -574,9 +653,10 @@ def write(
         to = inside(exp, exp / "plots" / drawn[-1])
         plots.training([{"kind": "epoch", **e} for e in epochs], to, f"Labels: {name}")
     compared: list[dict] = []
-    aside: list[str] = []
+    aside = lists_table(scores, trials)
     if compare_with:
-        compared, aside, arms = _compare(exp, phases, scores, trials, compare_with)
+        compared, table, arms = _compare(exp, phases, scores, trials, compare_with)
+        aside += table
         if arms:
             drawn.append("cost.png")
             plots.eer_by_cost(arms, inside(exp, exp / "plots/cost.png"))
@@ -589,6 +669,8 @@ def write(
     out["warnings"] = [sign.as_dict() for sign in signs]
     if not scores:
         out["not_measured"] = " ".join(NOT_MEASURED[:1])
+    if lists := further_lists(scores, trials):
+        out["lists"] = lists
     if compared:
         out["compared"] = compared
     if (ranked := exp / "pretrain/dialogues.json").exists():

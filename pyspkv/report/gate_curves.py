@@ -1,4 +1,7 @@
-"""What a gate let through, epoch by epoch: quantity, with a truth quality (GLL, eq. 2 and 3). Diagnostics only."""
+"""What a gate lets through in each epoch: quantity and, with true speakers, quality (GLL, eq. 2 and 3).
+
+These are diagnostics only.
+"""
 
 import json
 import math
@@ -22,14 +25,14 @@ def write(
     truth: str | None = None,
     corrupted: str | Path | None = None,
 ) -> list[dict]:
-    """Write the curves of trainings, one after another, to `out` (JSON) and draw them beside it; the curves.
+    """Write the curves of successive trainings to `out` (JSON) and draw them beside it; returns the curves.
 
     Args:
-        models: (model folder, data directory that it had as --unlabeled), in the order of training.
+        models: (model folder, data directory given as --unlabeled), in the order of training.
         truth: true utt2spk of these data directories.
         corrupted: lists utterances whose label was changed on purpose (bin.seeded_cluster --label-noise).
 
-    UserError: no epoch has a gate's rows; a data directory is not the one that was trained on.
+    UserError: no epoch has the records of a gate; a data directory is not the one that was trained on.
     """
     true = read_table(truth, "id") if truth else None
     wrong = set(decode(corrupted).split()) if corrupted else None
@@ -49,16 +52,22 @@ def write(
 
 
 def compare(files: dict[str, Path], out: Path) -> None:
-    """Draw the curves that `write` has written, by the name of each system, into one plot."""
+    """Draw curves that `write` has written, system name -> file, into one plot."""
     plots.gate_comparison({name: read_curve(file) for name, file in files.items()}, out)
 
 
 def selection(kept, target, true=None, corrupted=None) -> dict[str, float]:
-    """One epoch of a gate: kept [N] (1, 0, NaN = not seen), class trained on [N], true class [N], corrupted bool [N].
+    """Describe one epoch of a gate. Arrays are [N] over the utterances.
 
-    quantity: share of those seen that passed (eq. 3). quality: share of those that passed whose class is the true one
-    (eq. 2), NaN where none passed. label_accuracy: the same of all seen. *_passed: of corrupted and of other labels,
-    the share that passed.
+    Args:
+        kept: 1 if the gate let the utterance through, 0 if not, NaN if it was not seen.
+        target: class trained on.
+        true: true class.
+        corrupted: bool, whether the label was made wrong on purpose.
+
+    Returns quantity: share of the seen utterances that passed (eq. 3). quality: share of the passed ones
+    whose class is the true one (eq. 2), NaN if none passed. label_accuracy: the same share over all seen
+    ones. corrupted_passed and others_passed: share of the corrupted and of the other labels that passed.
     """
     seen = ~np.isnan(kept)
     passed = kept == 1
@@ -78,7 +87,10 @@ def selection(kept, target, true=None, corrupted=None) -> dict[str, float]:
 
 
 def curves(run_folder: Path, data, truth: dict | None, corrupted: set | None) -> list[dict]:
-    """`selection` of every epoch of one run, whose last rows are the utterances of `data`. UserError: of others."""
+    """`selection` of every epoch of one training, whose last rows are the utterances of `data`.
+
+    UserError: it was trained on other utterances or labels, or has no records of a gate.
+    """
     utts = data.utts
     trained_on = label_hash(run_folder / "run.json").split("+")[1:]
     if trained_on and trained_on[0] != data.label_hash():
@@ -101,7 +113,7 @@ def curves(run_folder: Path, data, truth: dict | None, corrupted: set | None) ->
 
 
 def models_of(exp: Path, unlabeled: str) -> list[tuple[Path, str]]:
-    """(model folder, what it had as --unlabeled) of the gates in a gll experiment, in the order of training."""
+    """(model folder, its --unlabeled directory) of the gates in a gll experiment, in training order."""
     rounds = sorted(exp.glob("round[1-9]*"), key=lambda r: (len(r.name), r.name))
     found = [(phase / "model", str(r / "data")) for r in rounds for phase in sorted(r.iterdir())]
     found = [pair for pair in found if pair[0].is_dir() and pair[0].parent.name != "model"]
@@ -110,7 +122,7 @@ def models_of(exp: Path, unlabeled: str) -> list[tuple[Path, str]]:
 
 
 def label_hash(record: Path) -> str:
-    """The label hash in run.json; "" if it has none. UserError: it is not a run.json."""
+    """The label hash in run.json; "" if it has none. UserError: the file is not a run.json."""
     found = foreign.read_json(record).get("label_hash", "") if record.exists() else ""
     if not isinstance(found, str):
         raise UserError(f"label_hash is {foreign.short(found)}", file=record)
@@ -118,7 +130,7 @@ def label_hash(record: Path) -> str:
 
 
 def read_curve(file: Path) -> list[dict]:
-    """Read curves that this program wrote, a list of epochs. UserError: it is something else."""
+    """Read curves that `write` has written, a list of epochs. UserError: the file is something else."""
     hint = "write it with bin.gate_curves"
     found = foreign.read_json(file, list, nan=True, hint=hint)
     for epoch in found:

@@ -1,4 +1,4 @@
-"""Figures of a system or an experiment as PNG files; matplotlib is only imported when one is drawn."""
+"""Plots of a system or an experiment as PNG files. matplotlib is imported only when one is drawn."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import printable
 from pyspkv.score.metrics import Curve
 
-# Okabe & Ito's colors, distinguishable with every common color blindness; lines also differ in their dashes.
+# Okabe & Ito's colors, which people with any common color blindness can tell apart; dashes differ, too.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442"]
 DASHES = ["-", "--", "-.", ":"]
 MAX_PANELS = 60
@@ -30,6 +30,7 @@ STYLE: dict[Any, Any] = {  # matplotlib's stubs want every key by name
 
 @contextmanager
 def _figure(path: str | Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.4)):
+    """Yield the axes of a new figure (one, or a list of them); save it to `path` at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -38,7 +39,7 @@ def _figure(path: str | Path, rows: int = 1, columns: int = 1, size: tuple[float
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Glyph "
-        )  # the font has no glyph for a character of a name: a box is drawn
+        )  # if the font lacks a character of a name, a box is drawn without a warning
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
         try:
             yield axes[0, 0] if rows == columns == 1 else list(axes.flat)
@@ -49,26 +50,33 @@ def _figure(path: str | Path, rows: int = 1, columns: int = 1, size: tuple[float
 
 
 def _text(name: str) -> str:
-    """A name as matplotlib draws it as it is: `$` begins a formula, a leading `_` hides a line from the legend."""
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # a name of any bytes
+    """Escape a name for matplotlib, so that it is drawn as it is.
+
+    Otherwise `$` would begin a formula, and a leading `_` would hide a line from the legend.
+    """
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # may be any bytes
     name = printable(name)
     name = name if len(name) <= 80 else name[:77] + "..."
     return ("\N{NO-BREAK SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _line(k: int) -> dict:
+    """Style of the k-th line."""
     return {"color": COLORS[k % len(COLORS)], "linestyle": DASHES[k % len(DASHES)], "linewidth": 1.8}
 
 
 def _probit(p):
-    """Inverse of the normal distribution function: a DET curve of Gaussian scores is a straight line."""
+    """Inverse of the normal distribution function.
+
+    With it the DET curve of Gaussian scores is a straight line.
+    """
     from scipy.special import ndtri
 
     return ndtri(np.clip(np.atleast_1d(p), 1e-7, 1 - 1e-7))
 
 
 def det_points(curve: Curve, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """(FPR, FNR) at thresholds spread so that both tails are as fine as the middle on probit axes."""
+    """(FPR, FNR) at thresholds that sample both tails as finely as the middle on probit axes."""
     ranks = np.concatenate([np.geomspace(1, 1e6, points) / 2e6, 1 - np.geomspace(1, 1e6, points) / 2e6])
     at = [
         side[np.minimum((ranks * len(side)).astype(int), len(side) - 1)]
@@ -79,7 +87,7 @@ def det_points(curve: Curve, points: int = 400) -> tuple[np.ndarray, np.ndarray]
 
 
 def det(systems: Mapping[str, Curve], path: str | Path) -> None:
-    """Detection error trade-off (Martin et al. 1997) of one or several systems, with their EER."""
+    """Draw the DET curve (Martin et al. 1997) of one or several systems, with their EER."""
     ticks = np.array([0.01, 0.1, 0.5, 1, 2, 5, 10, 20, 40, 60, 80])
     with _figure(path, size=(5.6, 5.4)) as ax:
         seen = [np.array([0.02])]
@@ -102,7 +110,7 @@ def det(systems: Mapping[str, Curve], path: str | Path) -> None:
 
 
 def scores(scores: np.ndarray, target: np.ndarray, threshold: float, path: str | Path) -> None:
-    """Densities of target and nontarget scores with the threshold of the EER."""
+    """Draw the densities of target and nontarget scores, and the threshold at the EER."""
     bins = np.linspace(scores.min(), scores.max(), 101) if np.ptp(scores) > 0 else 10
     with _figure(path) as ax:
         for k, (name, part) in enumerate((("target", scores[target]), ("nontarget", scores[~target]))):
@@ -112,12 +120,12 @@ def scores(scores: np.ndarray, target: np.ndarray, threshold: float, path: str |
         ax.axvline(threshold, color="black", linewidth=1.2, label=f"threshold at the EER: {threshold:.3f}")
         ax.set(xlabel="score", ylabel="density", title="Scores of target and nontarget trials")
         ax.margins(x=0)
-        ax.set_ylim(0, ax.get_ylim()[1] * 1.25)  # the legend stands above the bars
+        ax.set_ylim(0, ax.get_ylim()[1] * 1.25)  # leave space for the legend above the bars
         ax.legend(loc="upper left", fontsize=9)
 
 
 def eer_by_system(systems: Sequence[tuple[str, float, float | None, float | None]], path: str | Path) -> None:
-    """EER in percent of (name, eer, low, high) in their order, with intervals; one called "supervised" as a line."""
+    """Draw the EERs in percent of (name, eer, low, high) with their intervals; "supervised" is a line."""
     with _figure(path) as ax:
         rest = [s for s in systems if s[0] != "supervised"]
         for x, (_, eer, low, high) in enumerate(rest):
@@ -139,7 +147,7 @@ def eer_by_system(systems: Sequence[tuple[str, float, float | None, float | None
 
 
 def eer_by_cost(arms: Mapping[str, Sequence[tuple[float, float]]], path: str | Path) -> None:
-    """Dev EER in percent against hours of audio processed, a line per arm: name -> [(hours, eer)]."""
+    """Draw the dev EER in percent against hours of audio processed: name -> [(hours, eer)], a line each."""
     with _figure(path) as ax:
         for k, (name, points) in enumerate(arms.items()):
             ax.plot(*zip(*points), marker="." if len(points) > 10 else "o", label=_text(name), **_line(k))
@@ -149,7 +157,7 @@ def eer_by_cost(arms: Mapping[str, Sequence[tuple[float, float]]], path: str | P
 
 
 def gaps(gaps: np.ndarray, chosen: float, path: str | Path) -> None:
-    """Histogram of the pauses between a device's turns (seconds, log scale), and the threshold."""
+    """Draw a histogram of the pauses between a device's turns (seconds, log scale), and the threshold."""
     with _figure(path) as ax:
         seconds = np.clip(gaps, 1, None)
         ax.hist(
@@ -162,7 +170,7 @@ def gaps(gaps: np.ndarray, chosen: float, path: str | Path) -> None:
 
 
 def cluster_sizes(rounds: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Utterances of each cluster, largest first, of several rounds."""
+    """Draw the number of utterances of each cluster, largest first, for several rounds."""
     with _figure(path) as ax:
         for k, (name, sizes) in enumerate(rounds.items()):
             sizes = np.sort(sizes)[::-1]
@@ -183,7 +191,10 @@ def cluster_sizes(rounds: Mapping[str, np.ndarray], path: str | Path) -> None:
 
 
 def per_round(series: Mapping[str, Mapping[int, float]], ylabel: str, title: str, path: str | Path) -> None:
-    """Lines over rounds: series name -> {round: value}; shares (all within 0..1) are drawn on 0..1."""
+    """Draw lines over rounds: series name -> {round: value}.
+
+    Shares (all values in 0..1) get the axis 0..1.
+    """
     from itertools import chain
 
     with _figure(path) as ax:
@@ -203,7 +214,7 @@ def per_round(series: Mapping[str, Mapping[int, float]], ylabel: str, title: str
 
 
 def num_clusters(curve: Sequence[Mapping], chosen: int, path: str | Path) -> None:
-    """Silhouette against the number of clusters, the choice of `--num-clusters auto` marked.
+    """Draw the silhouette against the number of clusters, and mark the choice of `--num-clusters auto`.
 
     curve: the "auto" list of a round's report.json ({"num_clusters", "silhouette"}).
     """
@@ -217,9 +228,9 @@ def num_clusters(curve: Sequence[Mapping], chosen: int, path: str | Path) -> Non
 
 
 def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
-    """Every number of the end-of-epoch records (train.jsonl, `"kind": "epoch"`) over epochs, one panel each.
+    """Draw every number of the end-of-epoch records (train.jsonl, `"kind": "epoch"`), one panel each.
 
-    Of more than MAX_PANELS kinds of numbers the first are drawn.
+    If there are more than MAX_PANELS kinds of numbers, the first ones are drawn.
     """
     epochs = [r for r in records if r.get("kind") == "epoch"]
     skip = ("kind", "epoch", "step")
@@ -243,12 +254,15 @@ def training(records: Sequence[Mapping], path: str | Path, title: str) -> None:
 
 
 def _is_figure(value) -> bool:
-    """Whether it can be drawn: beyond 1e30 the arithmetic of an axis overflows."""
+    """Whether a value can be drawn. Beyond 1e30 the arithmetic of an axis overflows."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def gates(epochs: Sequence[Mapping], path: str | Path) -> None:
-    """Shares over the epochs of one or several runs in a row (bin.gate_curves); a line where the next run begins."""
+    """Draw the shares of `gate_curves` over the epochs of successive trainings.
+
+    A vertical line marks where the next training begins.
+    """
     names = [k for k in epochs[0] if k not in ("run", "epoch")]
     at = list(range(1, len(epochs) + 1))
     with _figure(path, size=(7.2, 4.4)) as ax:
@@ -261,12 +275,12 @@ def gates(epochs: Sequence[Mapping], path: str | Path) -> None:
         ax.annotate(_text(epochs[0]["run"]), (0.6, 1.03), fontsize=8)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="epoch", ylabel="share", ylim=(-0.02, 1.1), xlim=(0.5, len(epochs) + 0.5))
-        ax.set_title("What the gate let through")
+        ax.set_title("Utterances that the gate let through")
         ax.legend(loc="lower right", fontsize=9, frameon=True)
 
 
 def gate_comparison(systems: Mapping[str, Sequence[Mapping]], path: str | Path) -> None:
-    """Quantity and quality of several systems' gates over their epochs (bin.gate_curves), one panel each."""
+    """Draw quantity and quality of several systems' gates over their epochs, one panel each."""
     with _figure(path, 1, 2, size=(10, 4.2)) as axes:
         for ax, key in zip(axes, ("quantity", "quality")):
             for k, (name, epochs) in enumerate(systems.items()):

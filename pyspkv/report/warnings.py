@@ -1,7 +1,7 @@
-"""Signs of trouble: what a training, a clustering or a whole experiment shows when it goes wrong, why, and what to do.
+"""Signs of trouble in a training, a clustering or an experiment, with likely cause and what to change.
 
-`at_start` is of a training that is about to begin, `of_labels` of a clustering just made, `collect` of a whole
-experiment. All are rules of thumb with the thresholds below; none is proof, and no model is chosen by them.
+`at_start` checks a training that is about to begin, `of_labels` a clustering, `collect` a whole experiment.
+The checks are rules of thumb with the thresholds below. They prove nothing, and no model is chosen by them.
 """
 
 import math
@@ -14,21 +14,24 @@ from typing import Any
 from pyspkv.base.errors import printable
 
 FEW_STEPS = (
-    40  # 28 steps of contrastive pre-training left real speech at chance, 48 did not leave synthetic speech
+    40  # after 28 steps of contrastive pre-training real speech was at chance, after 48 synthetic speech not
 )
-NEAR_CHANCE = 0.9  # of the loss that guessing gives
-LOW_ACCURACY = 0.2  # of a classifier of its own training labels, at the end
-COLLAPSED = 0.1  # 1 - |mean|^2 of unit embeddings; a sound encoder has 0.95 and more
+NEAR_CHANCE = 0.9  # share of the loss that guessing gives
+LOW_ACCURACY = 0.2  # accuracy on the training labels at the end of training
+COLLAPSED = 0.1  # spread, 1 - |mean|^2 of unit embeddings; a sound encoder has 0.9 or more
 GIANT = 0.25  # share of all utterances in one cluster
 PURE = 0.8  # share of utterances that have their cluster's most frequent value
 KEPT = 0.05  # share of the utterances that a gate lets through
-LOOKED_AT = 500  # utterances whose durations are read, evenly over the list
-MOST_FOR_AMI = 50_000  # utterances, evenly over the list
+LOOKED_AT = 500  # utterances whose durations are read, spread evenly over the list
+MOST_FOR_AMI = 50_000  # utterances that AMI is computed on, spread evenly over the list
 
 
 @dataclass(frozen=True)
 class Sign:
-    """One sign of trouble. kind: a fixed word for programs; where: the phase; what, cause, change: for people."""
+    """One sign of trouble.
+
+    kind: a fixed word for programs. where: the phase. what, cause, change: text for people.
+    """
 
     kind: str
     where: str
@@ -49,9 +52,10 @@ class Sign:
 
 
 def seconds_of(data, allow_pipes: bool = False, most: int = LOOKED_AT) -> list[float]:
-    """Durations in seconds of at most `most` utterances of a DataDir, evenly over the list; from tables or headers.
+    """Durations in seconds of at most `most` utterances of a DataDir, spread evenly over the list.
 
-    Utterances whose length cannot be told are left out, as commands are without `allow_pipes`.
+    They come from tables or audio headers. Utterances of unknown length are left out, as are commands without
+    `allow_pipes`.
     """
     from pyspkv.audio.reader import AudioReader
     from pyspkv.base.errors import UserError
@@ -66,18 +70,21 @@ def seconds_of(data, allow_pipes: bool = False, most: int = LOOKED_AT) -> list[f
 
 
 def evenly(n: int, most: int) -> list[int]:
-    """At most `most` of the rows 0 .. n-1, at even distances."""
+    """At most `most` of the rows 0 .. n-1, evenly spaced."""
     return list(range(n)) if n <= most else [i * n // most for i in range(most)]
 
 
 def longest_crop(objective: dict[str, Any]) -> float | None:
-    """Seconds of the longest crop that an objective's config asks for; None where it names none."""
+    """Seconds of the longest crop in an objective's config; None if it has no crops."""
     found = [v for k, v in objective.items() if k.endswith("_seconds") and isinstance(v, (int, float))]
     return max(found, default=None)
 
 
 def of_crops(where: str, crop: float | None, seconds: Sequence[float]) -> list[Sign]:
-    """Crops longer than most utterances. seconds: durations of the utterances, or of a sample."""
+    """Check for crops that are longer than most utterances.
+
+    seconds: durations of the utterances, or of a sample of them.
+    """
     short = sum(s < crop - 1e-3 for s in seconds) if crop else 0
     if not seconds or short <= len(seconds) / 2:
         return []
@@ -85,24 +92,24 @@ def of_crops(where: str, crop: float | None, seconds: Sequence[float]) -> list[S
     share = f"{100 * short / len(seconds):.0f} %"
     what = f"crops of {crop:g} s are longer than {share} of the utterances (median {median:.2f} s)"
     cause = (
-        "short utterances are repeated, so that two crops of one are the same audio and attract for nothing"
+        "short utterances are repeated, so both crops of an utterance are the same audio and teach nothing"
     )
     shorter = f"set crop_seconds to {max(0.1, median / 2):.2f} or less"
     return [Sign("long_crops", where, what, cause, f"{shorter}, or join the pieces of one recording")]
 
 
 def of_steps(where: str, steps: int) -> list[Sign]:
-    """Too few steps in all; fine-tuning is short on purpose."""
-    if steps >= FEW_STEPS or steps == 0 or where == "finetune":  # 0: an untrained model is wanted
+    """Check for too few training steps. Fine-tuning is short on purpose and is not checked."""
+    if steps >= FEW_STEPS or steps == 0 or where == "finetune":  # 0 steps: the user wants an untrained model
         return []
     what = f"{steps} training steps in all"
-    cause = "epochs and batch_size were made for a larger corpus; a network hardly moves in so few steps"
+    cause = "epochs and batch_size suit a larger corpus; a network hardly changes in so few steps"
     change = "raise epochs or lower batch_size until there are 200 steps; `pyspkv plan DATA --conf conf --fit` does"
     return [Sign("few_steps", where, what, cause, change)]
 
 
 def at_start(trainer) -> list[Sign]:
-    """Of a Trainer that has been built: its steps, and its crops against the utterances' durations."""
+    """Check a Trainer that has been built: its number of steps, and its crops against the durations."""
     where, config = trainer.exp.parent.name or str(trainer.exp), trainer.config
     signs = of_steps(where, trainer.sampler.steps * config.epochs)
     data = trainer.corpus.parts[-1]
@@ -111,11 +118,11 @@ def at_start(trainer) -> list[Sign]:
 
 
 def chance(config: dict[str, Any]) -> tuple[str, float] | None:
-    """(name of the logged term, its value for a network that only guesses) of a resolved config; None: not known.
+    """(name of a logged loss, its value for a network that only guesses) of a config; None if unknown.
 
-    NT-Xent has 2N - 1 candidates for N utterances (Chen et al. 2020, eq. 1), the angular prototypical loss N, and
-    DINO's cross-entropy is that of a uniform distribution over its prototypes. AAM-softmax adds a margin, so that its
-    loss says little: there accuracy tells.
+    NT-Xent has 2N - 1 candidates for N utterances (Chen et al. 2020, eq. 1) and the angular prototypical loss
+    N. DINO's cross-entropy is that of a uniform distribution over its prototypes. The loss of AAM-softmax
+    contains a margin and tells little, so there accuracy is checked instead.
     """
     objective, batch = config.get("objective") or {}, config.get("batch_size")
     if objective.get("name") == "contrastive" and isinstance(batch, int) and batch > 1:
@@ -127,7 +134,7 @@ def chance(config: dict[str, Any]) -> tuple[str, float] | None:
 
 
 def of_training(where: str, records: Sequence[dict[str, Any]], config: dict[str, Any]) -> list[Sign]:
-    """Of a training's end-of-epoch records (train.jsonl) and its resolved config."""
+    """Check the end-of-epoch records (train.jsonl) of a training with this resolved config."""
     if not records:
         return []
     last = records[-1]
@@ -160,7 +167,7 @@ def of_training(where: str, records: Sequence[dict[str, Any]], config: dict[str,
 
 
 def of_labels(where: str, labels: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[Sign]:
-    """Of clusters [N]. known: what else is known of each utterance [N], by name, as `known_of` finds it."""
+    """Check clusters [N]. known: other properties of the utterances, name -> [N], from `known_of`."""
     sizes = Counter(labels)
     k, n = len(sizes), len(labels)
     if k <= 2:
@@ -168,23 +175,21 @@ def of_labels(where: str, labels: Sequence[str], known: Mapping[str, Sequence[st
         what = f"{k} cluster{'s' * (k > 1)} (of {shown} utterances)"
         cause = "too little training: embeddings tell men from women, or channels, but not yet speakers"
         change = (
-            "pre-train longer (--pretrain-opts epochs=16), or give --num-clusters, as you expect speakers"
+            "pre-train longer (--pretrain-opts epochs=16), or give the number of speakers by --num-clusters"
         )
         return [Sign("two_clusters", where, what, cause, change)]
     signs = []
     name, most = max(sizes.items(), key=lambda item: item[1])
     if most / n > max(GIANT, 3 / k):
         what = f"cluster {name} holds {100 * most / n:.0f} % of the utterances ({most} of {n})"
-        cause = (
-            "many speakers fell together: too little training, or much of the audio is alike (silence, music)"
-        )
-        change = "listen to some of it, remove what is no speech, pre-train longer, or give a larger --num-clusters"
+        cause = "too little training, or much of the audio is alike (silence, music)"
+        change = "listen to some of it, remove what is not speech, pre-train longer, or raise --num-clusters"
         signs.append(Sign("giant_cluster", where, what, cause, change))
     return signs + _confused(where, labels, known)
 
 
 def known_of(data) -> dict[str, list[str]]:
-    """What a DataDir tells of its utterances besides speakers: sessions, words (`text`), parts of their ids."""
+    """Properties of utterances that a DataDir knows besides speakers: sessions, words, parts of the ids."""
     out = {}
     for file, name in (("utt2session", "sessions (utt2session)"), ("text", "words (text)")):
         table = data.utt_tables.get(file)
@@ -194,7 +199,10 @@ def known_of(data) -> dict[str, list[str]]:
 
 
 def fields(utts: Sequence[str]) -> dict[str, list[str]]:
-    """The parts of ids between `-` and `_`, where all ids have equally many: name -> values [N]; ids have no others."""
+    """Split ids at `-` and `_`: name -> values [N] of each part; {} unless all ids have equally many parts.
+
+    Parts that are constant, or differ for more than half of the utterances, are left out.
+    """
     parts = [u.replace("_", "-").split("-") for u in utts]
     if not parts or len({len(p) for p in parts}) != 1 or not 1 < len(parts[0]) < 10:
         return {}
@@ -203,11 +211,12 @@ def fields(utts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _confused(where: str, labels: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[Sign]:
-    """Clusters that are sessions or words.
+    """Check for clusters that are sessions or words instead of speakers.
 
-    Speakers who came to several sessions, or said several words, mix them in a cluster; so a table (sessions, words)
-    counts where each cluster has one value. Parts of ids may be the speaker, by Kaldi's habit the first: so they count
-    where two parts are told that say different things, or one that is not the first.
+    If speakers came to several sessions or said several words, a cluster of one speaker mixes them. So a
+    table (sessions, words) is a sign of trouble if each cluster has one value of it. A part of the ids may be
+    the speaker, in Kaldi's style the first part. So parts are a sign only if clusters determine two parts
+    that differ, or one that is not the first.
     """
     rows = evenly(len(labels), MOST_FOR_AMI)
     labels = [labels[i] for i in rows]
@@ -227,9 +236,9 @@ def _confused(where: str, labels: Sequence[str], known: Mapping[str, Sequence[st
         some = ", ".join(sorted(set(pure[name]))[:3])
         return f"{name} (as {some}; AMI {adjusted_mutual_info(labels, pure[name]):.2f})"
 
-    what = f"clusters hold one value each of {' and of '.join(map(shown, others[:2]))}"
+    what = f"each cluster has only one value of {' and of '.join(map(shown, others[:2]))}"
     cause = (
-        "if these are sessions or words, the embeddings carry the room or what is said, not the voice alone"
+        "if these are sessions or words, the embeddings represent the room or the words, not only the speaker"
     )
     change = 'more augmentation (noise, rooms), or --cluster-opts "--whiten 0.75"'
     return [
@@ -238,13 +247,16 @@ def _confused(where: str, labels: Sequence[str], known: Mapping[str, Sequence[st
             where,
             what,
             cause,
-            f"{change}; nothing, if these are the speakers, or each has one only",
+            f"{change}; nothing, if these are the speakers, or each speaker has only one",
         )
     ]
 
 
 def told(labels: Sequence[str], values: Sequence[str]) -> bool:
-    """Whether clusters have one value each, and by more than their number: not so for values dealt out anew."""
+    """Whether clusters have one value each, beyond what the number of clusters explains.
+
+    Shuffled values must have a clearly lower purity.
+    """
     import numpy as np
 
     if len(set(values)) < 2 or purity(labels, values) < PURE:
@@ -254,7 +266,7 @@ def told(labels: Sequence[str], values: Sequence[str]) -> bool:
 
 
 def purity(labels: Sequence[str], values: Sequence[str]) -> float:
-    """Share of utterances that have their cluster's most frequent value."""
+    """Share of utterances that have the most frequent value of their cluster."""
     best: dict[str, int] = {}
     for (label, _), count in Counter(zip(labels, values)).items():
         best[label] = max(best.get(label, 0), count)
@@ -262,7 +274,7 @@ def purity(labels: Sequence[str], values: Sequence[str]) -> float:
 
 
 def _same(a: Sequence[str], b: Sequence[str]) -> bool:
-    """Whether one tells the other, both ways."""
+    """Whether each of the two determines the other."""
     return len(set(zip(a, b))) == len(set(a)) == len(set(b))
 
 
@@ -270,7 +282,10 @@ def _same(a: Sequence[str], b: Sequence[str]) -> bool:
 
 
 def of_dev(eers: dict[str, float]) -> list[Sign]:
-    """Phase -> EER % on dev, in the order of the pipeline."""
+    """Check whether the last phase is worse than the first.
+
+    eers: phase -> dev EER in percent, in the order of the pipeline.
+    """
     if len(eers) < 2:
         return []
     (first, before), (last, after) = list(eers.items())[0], list(eers.items())[-1]
@@ -278,13 +293,13 @@ def of_dev(eers: dict[str, float]) -> list[Sign]:
         return []
     what = f"its dev EER is {after:.2f} %, and that of {first}, the first model, {before:.2f} %"
     cause = "it was trained on labels that are not speakers, or for too few steps"
-    change = f"look at the signs of the phases before; use {first} until they are gone"
+    change = f"solve the problems that are listed for earlier phases; use {first} until then"
     return [Sign("worse_than_first", last, what, cause, change)]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What a phase of an experiment left: its folder, its end-of-epoch records, its EER % on dev."""
+    """The results of a phase: its folder, its end-of-epoch records, its dev EER in percent."""
 
     name: str
     folder: Path
@@ -293,7 +308,7 @@ class Phase:
 
 
 def collect(phases: Sequence[Phase]) -> list[Sign]:
-    """All signs of the phases, which are in the order of the pipeline."""
+    """All signs of trouble of the phases, which are given in pipeline order."""
     from pyspkv.base import config as cfg
     from pyspkv.data.datadir import DataDir
 
@@ -316,9 +331,9 @@ def collect(phases: Sequence[Phase]) -> list[Sign]:
 
 
 def markdown(signs: Sequence[Sign], text=str) -> list[str]:
-    """Lines of report.md; text: makes a name safe in Markdown."""
+    """Lines of report.md. text: function that escapes a name for Markdown."""
     lines = ["", "## Signs of trouble", ""]
     if not signs:
-        return [*lines, "None of the known ones: steps, loss, spread, crops, clusters, gates, dev EER."]
+        return [*lines, "None found. Checked were steps, loss, spread, crops, clusters, gates and dev EER."]
     lines += ["| phase | sign | likely cause | what to change |", "|---|---|---|---|"]
     return lines + [f"| {' | '.join(map(text, (s.where, s.what, s.cause, s.change)))} |" for s in signs]

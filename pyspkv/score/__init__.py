@@ -1,1 +1,1 @@
-"""From a model and trials to scores and figures."""
+"""From a model and trials to scores and metrics."""

@@ -1,13 +1,16 @@
 """One table of models on trial lists, with the smallest difference of EERs that each list can show.
 
-A list can show a difference of two systems when the 95 % interval of their paired difference, drawn over speakers, does
-not hold 0. That interval is about as wide for a new system as for one that was measured, so the smallest difference is
+A list shows a difference of two systems if the 95 % interval of their paired difference, drawn over speakers,
+does not contain 0. The width of that interval is about the same for a new system as for a measured one. So
+the smallest difference that the list can show is estimated by
 
-    d = (high - low) / 2,   (low, high) = 2.5 and 97.5 % points of EER_A - EER_B over bootstrap draws of speakers,
+    d = (high - low) / 2,   (low, high) = 2.5 and 97.5 % points of EER_A - EER_B over bootstrap draws of
+    speakers,
 
-the same draws for A and B (`metrics.compare`). B is the first model; where there is one model, its own AS-normed
-scores. Where there is neither, d is bounded from above by sqrt(2) (high - low) / 2 of the EER's own interval, which is
-the width for two systems of that EER whose errors have nothing to do with each other.
+with the same draws for A and B (`metrics.compare`). B is the first model. With one model only, A and B are
+its AS-normed and its plain scores. Without AS-norm, d is bounded from above by sqrt(2) (high - low) / 2,
+where (low, high) is the interval of the EER itself: that is the width for two systems of this EER with
+independent errors.
 """
 
 from math import sqrt
@@ -22,7 +25,10 @@ _FIGURES = ("eer", "eer_ci_low", "eer_ci_high", "eer_ci_units", "min_dcf_0.01", 
 
 
 def read_metrics(file: Path) -> dict:
-    """Those figures of a metrics file that are used here; {} where it is not there."""
+    """Read the figures of a metrics file that are used here; {} if it does not exist.
+
+    UserError: one is not a number.
+    """
     if not file.is_file():
         return {}
     found = foreign.read_json(file)
@@ -31,7 +37,7 @@ def read_metrics(file: Path) -> dict:
 
 
 def paired_half_width(system: Path, name: str, data: Path) -> float | None:
-    """d from the plain and the AS-normed scores of one system; None where there are too few speakers."""
+    """d from the plain and the AS-normed scores of one system; None if there are fewer than 3 speakers."""
     from pyspkv.data.trials import read_trials
     from pyspkv.score import metrics, scoring
 
@@ -48,7 +54,11 @@ def paired_half_width(system: Path, name: str, data: Path) -> float | None:
 
 
 def assess(system: Path, name: str, data: Path) -> dict:
-    """Flat figures of one system on one list; `smallest_difference` in percent points, and from what it is."""
+    """Metrics of one system on one trial list, as a flat dict.
+
+    `smallest_difference` is d in percent points, `smallest_difference_from` how it was found; see the module
+    docstring. UserError: a metrics file is damaged.
+    """
     out = read_metrics(system / f"score/{name}.json")
     normed = read_metrics(system / f"score/{name}-asnorm.json")
     if "eer" in normed:
@@ -68,7 +78,7 @@ def assess(system: Path, name: str, data: Path) -> dict:
 
 
 def table(rows: list[tuple[str, dict]]) -> str:
-    """(model, figures of `assess`) a row."""
+    """Format one row per (model, result of `assess`) as text."""
     cells = [HEAD]
     for model, m in rows:
 

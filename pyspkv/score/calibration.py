@@ -1,4 +1,4 @@
-"""Calibration of scores: score -> log-likelihood ratio by logistic regression, with a stored decision threshold."""
+"""Calibration: map scores to log-likelihood ratios by logistic regression, and store a decision threshold."""
 
 import json
 import math
@@ -15,15 +15,16 @@ from pyspkv.score.metrics import Curve
 
 
 class CalibrationError(UserError):
-    """These scores and labels cannot be calibrated; nothing is wrong with files or machine."""
+    """These scores and labels cannot be calibrated, although files and machine are in order."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """llr = scale * score + offset (natural log); a trial is accepted at score >= threshold.
+    """llr = scale * score + offset (natural log); a trial is accepted if score >= threshold.
 
-    threshold is where llr equals log((1 - prior) / prior): the cheapest decision when a share `prior` of trials
-    are targets and both errors cost the same. source says which trials it was fitted on.
+    At the threshold, llr equals log((1 - prior) / prior). This is the decision of lowest cost when a share
+    `prior` of trials are targets and both errors cost the same. `source` names the trials that it was fitted
+    on. `eer_threshold` is the score threshold at the EER.
     """
 
     scale: float
@@ -36,7 +37,8 @@ class Calibration:
     eer_threshold: float
 
     def llr(self, scores: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # Inf is an error when scores are written or measured
+        """Log-likelihood ratios (natural log) of scores, in the same shape; Inf where they overflow."""
+        with np.errstate(over="ignore"):  # Inf raises an error later, when scores are written or measured
             return self.scale * scores + self.offset
 
     def write(self, path: str | Path) -> None:
@@ -46,7 +48,7 @@ class Calibration:
 
     @classmethod
     def read(cls, path: str | Path) -> "Calibration":
-        """Raises UserError when the file is not what `write` makes."""
+        """Read a file that `write` has made. UserError: it is something else, or a number is not finite."""
         hint = "calibrate the model again"
         try:
             out = cls(**read_json(path, hint=hint, nan=True))
@@ -64,13 +66,15 @@ class Calibration:
 
 
 def fit(scores: np.ndarray, target: np.ndarray, prior: float, source: str) -> Calibration:
-    """Prior-weighted logistic regression on scores [n] and target bool [n], by Newton's method.
+    """Fit a prior-weighted logistic regression to scores [n] and target bool [n], by Newton's method.
 
     Minimises  p/T sum_targets log(1 + exp(-l - logit p)) + (1-p)/N sum_nontargets log(1 + exp(l + logit p)),
     l = scale * score + offset (Brummer & du Preez 2006, "Application-independent evaluation of speaker
-    detection"), plus 1e-9 / 2 * (slope on standardized scores)^2, which keeps separable scores finite.
-    Raises CalibrationError when it cannot be done with these scores: one kind of trial, all scores equal, higher ones
-    do not speak for targets, or figures that floats cannot hold.
+    detection"), plus 1e-9 / 2 * (slope on standardized scores)^2, which keeps the result finite for separable
+    scores.
+
+    UserError: prior is not between 0 and 1. CalibrationError: one kind of trial is missing, all scores are
+    equal, higher scores do not mean targets, or the result does not fit into floats.
     """
     if not 0 < prior < 1:
         raise UserError(f"prior {prior} is not between 0 and 1")
@@ -138,11 +142,12 @@ def _newton(x: np.ndarray, y: np.ndarray, weight: np.ndarray, logit: float) -> n
 def pseudo_trials(
     spk: Sequence[str], recording: Sequence[str] | None, num: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of utterances: (i int64 [n], j int64 [n], target bool [n]), up to `num` of each kind, seeded.
+    """Draw pairs of utterances: (i int64 [n], j int64 [n], target bool [n]), up to `num` of each kind.
 
-    Targets are two utterances of one (pseudo-)speaker, every speaker as often as any other, from different
-    recordings where `recording` [N] is given (pairs within a recording share its channel and score too high);
-    nontargets are utterances of two different speakers. No pair occurs twice.
+    A target trial is two utterances of one (pseudo-)speaker; all speakers are drawn equally often. Where
+    `recording` [N] is given, the two come from different recordings, because pairs within a recording share
+    its channel and score too high. A nontarget trial is two utterances of different speakers. No pair occurs
+    twice. UserError: no such pair exists.
     """
     rng = np.random.default_rng(seed)
     _, label = np.unique(np.asarray(spk), return_inverse=True)
@@ -153,7 +158,7 @@ def pseudo_trials(
 
     def draw(same: bool) -> tuple[np.ndarray, np.ndarray]:
         found = np.empty((0, 2), np.int64)
-        for _ in range(20):  # rejected and repeated pairs are drawn again
+        for _ in range(20):  # draw again for rejected and repeated pairs
             a = rng.integers(len(count), size=2 * num)
             b = a if same else rng.integers(len(count), size=2 * num)
             i = order[start[a] + rng.integers(count[a])]

@@ -1,12 +1,11 @@
-"""Embeddings of several models and data directories: stale ones are made again, whole or in parts.
+"""Folders of embeddings, for several models and data directories. Only what is out of date is embedded.
 
-    OUT/embedding.ark, .scp               the embeddings
-    OUT/made_by                           JSON: the weights, audio and options they are of, and `silent`: the utterances
-                                          without a signal and why; the last to be written
-    OUT/part.K-of-N.ark, .scp, .made_by   a part, until all are merged
+    OUT/embedding.ark, .scp               the embeddings OUT/made_by                           JSON, written
+    last: digests of weights and audio, the options, and `silent`, the utterances without a signal and why
+    OUT/part.K-of-N.ark, .scp, .made_by   a part, until all parts are merged
 
-The batches are those of the whole directory, whoever embeds them, and a part is a run of them. So the files have the
-same bytes for any number of parts. torch is imported only where something is to be embedded.
+Batches are always formed from the whole data directory, and a part is a range of these batches. So the files
+are the same, byte for byte, for any number of parts. torch is imported only if something must be embedded.
 """
 
 import hashlib
@@ -25,12 +24,16 @@ from pyspkv.base.errors import UserError
 from pyspkv.data.ark import EmbeddingWriter, hold, refuse_links
 from pyspkv.data.datadir import DataDir
 
-_PART = re.compile(r"\.?part\.(\d+-of-\d+)\..+")  # a part's files, and those of a killed one
+_PART = re.compile(r"\.?part\.(\d+-of-\d+)\..+")  # files of a part, also temporary ones of a killed run
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to embed. crops: number of crops of `crop_seconds` each, 0 for whole utterances; part: (K, N)."""
+    """How to embed.
+
+    crops: number of crops of `crop_seconds` each, 0 for whole utterances. part: (K, N), or None for
+    everything.
+    """
 
     precision: str = "fp32"
     crops: int = 0
@@ -40,13 +43,17 @@ class Options:
 
     @property
     def name(self) -> str:
-        """Of the files that are written, without their endings."""
+        """Name of the files that are written, without their endings."""
         return "embedding" if self.part is None else _part_name(*self.part)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A model's embeddings of a data directory. checkpoint: its folder; identity: what the embeddings depend on."""
+    """The embeddings of one data directory by one model.
+
+    checkpoint: folder of the weights; out: folder of the embeddings; identity: everything that the embeddings
+    depend on.
+    """
 
     checkpoint: Path
     data: DataDir
@@ -55,10 +62,11 @@ class Pair:
 
 
 def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, options: Options) -> list[Pair]:
-    """Every model with every data directory, data directories outside.
+    """Combine every model with every data directory; the outer loop is over data directories.
 
-    Without `out` a pair's folder is `embed/<name of the data directory>` beside the model's folder, with `-crops`
-    behind it where crops are embedded. UserError: two pairs with one folder; a model or data that cannot be read.
+    Without `out`, the folder of a pair is `embed/<name of the data directory>` beside the model folder, with
+    `-crops` appended if crops are embedded. UserError: two pairs share a folder; a model or data directory
+    cannot be read.
     """
     checkpoints = [_checkpoint(model) for model in models]
     outs = [[_out(c, data, out, options) for c in checkpoints] for data in data_dirs]
@@ -92,7 +100,7 @@ def pairs(models: Sequence[str], data_dirs: Sequence[str], out: str | None, opti
 
 
 def _checkpoint(model: str) -> Path:
-    """`checkpoint.resolve_model`, which imports torch, asked only where it is not plain to see."""
+    """Like `checkpoint.resolve_model`, but in the usual case without importing torch."""
     exp, _, which = (model, "", "last") if os.path.isdir(model) else model.rpartition("@")
     pointer = Path(exp) / {"last": "LATEST", "best": "best"}.get(which, "LATEST")
     with suppress(OSError, ValueError):
@@ -105,6 +113,7 @@ def _checkpoint(model: str) -> Path:
 
 
 def _out(checkpoint: Path, data: str, out: str | None, options: Options) -> Path:
+    """The folder for the embeddings of a model and a data directory; see `pairs`."""
     if out is not None:
         return Path(out)
     model = checkpoint.parent
@@ -125,7 +134,7 @@ def _digest(file: Path) -> str | None:
 
 
 def _audio_file(entry: str) -> str | None:
-    """File of a wav.scp entry, `path` or `archive.ark:offset`; None of a `command |`."""
+    """File of a wav.scp entry, `path` or `archive.ark:offset`; None for a `command |`."""
     entry = entry.strip()
     if entry.endswith("|"):
         return None
@@ -133,7 +142,10 @@ def _audio_file(entry: str) -> str | None:
 
 
 def _audio_digest(data: DataDir) -> str:
-    """SHA-256 over size and time of every audio file: it changes with a repaired download under the same path."""
+    """SHA-256 over size and time of every audio file.
+
+    It changes if a download is repaired under the same path.
+    """
     digest, seen = hashlib.sha256(), {}
     for entry in data.wav.values():
         file = _audio_file(entry)
@@ -148,14 +160,17 @@ def _audio_digest(data: DataDir) -> str:
 
 
 def _check_audio(data: DataDir, allow_pipes: bool) -> None:
-    """UserError: a file is missing, or is a command that may not be run. Found before older embeddings are given up."""
+    """UserError: an audio file is missing, or is a command that may not be run.
+
+    This is checked before older embeddings are replaced.
+    """
     from pyspkv.audio.reader import AudioReader
 
     reader = AudioReader(data, allow_pipes)
     for row, utt in enumerate(data.utts):
         file = _audio_file(data.wav[data.segments[utt][0] if data.segments else utt])
         if not allow_pipes if file is None else not os.path.exists(file):
-            reader.read(row, 0, 1)  # says which utterance, and where
+            reader.read(row, 0, 1)  # raises the UserError that names the utterance and the line
 
 
 def _part_name(k: int, n: int) -> str:
@@ -171,12 +186,12 @@ def _record_file(out: Path, name: str) -> Path:
 
 
 def _record(out: Path, name: str) -> dict:
-    """Contents of made_by; {} if it is missing or not ours."""
+    """Contents of made_by; {} if it is missing or was not written by this program."""
     return foreign.read_json_or_empty(_record_file(out, name), limit=silence.MAX_RECORD)
 
 
 def _sizes(out: Path, name: str) -> list[int]:
-    """Bytes of the ark and the scp; [] where one is missing."""
+    """Sizes in bytes of the ark and the scp; [] if one is missing."""
     try:
         return [os.stat(out / f"{name}.{end}").st_size for end in ("ark", "scp")]
     except OSError:
@@ -184,7 +199,7 @@ def _sizes(out: Path, name: str) -> list[int]:
 
 
 def _differs(out: Path, name: str, identity: dict) -> list[str]:
-    """In what the files `name` are not those of `identity`; [] where they are, whole."""
+    """In which entries the files `name` differ from `identity`; [] if they are complete and up to date."""
     record = _record(out, name)
     wrong = [key for key, value in identity.items() if record.get(key, "") != value]
     return wrong or ["size"] * (record.get("bytes") != _sizes(out, name))
@@ -199,16 +214,19 @@ def _write_record(pair: Pair, name: str, batches: str | None, silent: dict[str, 
 
 
 def _begin(pair: Pair, name: str) -> None:
-    """Under the lock: a killed run must not be taken for finished, so the record of what stands goes first."""
+    """Remove the record of the existing files before writing: a killed run must not look finished.
+
+    Call under the lock.
+    """
     file = _record_file(pair.out, name)
     refuse_links([file])
     file.unlink(missing_ok=True)
-    for left in pair.out.glob(f".{file.name}.*"):  # of a killed run
+    for left in pair.out.glob(f".{file.name}.*"):  # temporary files of a killed run
         left.unlink(missing_ok=True)
 
 
 def _up_to_date(pair: Pair, options: Options) -> bool:
-    """Whether there is nothing to do, which is said."""
+    """Return whether there is nothing to do, and print a line if so."""
     names = dict.fromkeys(["embedding", options.name])
     done = next((name for name in names if not _differs(pair.out, name, pair.identity)), None)
     if done is not None:
@@ -217,16 +235,16 @@ def _up_to_date(pair: Pair, options: Options) -> bool:
 
 
 def extract(found: Sequence[Pair], options: Options) -> None:
-    """Embed those of `found` that are not up to date: all, or with `options.part` their share of the batches.
+    """Embed those pairs of `found` that are not up to date; with `options.part`, a share of the batches.
 
-    Models that take the same pieces of audio share one pass over it; memory holds all models and one batch ahead.
-    Says what it does on stdout. UserError: another process writes there; audio that cannot be read.
+    Models that need the same pieces of audio share one pass over it; memory holds all models and one batch
+    ahead. Prints what it does. UserError: another process writes there; audio cannot be read.
     """
     stale = [pair for pair in found if not _up_to_date(pair, options)]
     with ExitStack() as locks:
         for pair in stale:
             hold(locks, pair.out, _lock_name(*options.part) if options.part else ".lock")
-        # Another process may have ended between the question and the lock.
+        # Another process may have finished them between the first check and the lock.
         stale = [pair for pair in stale if not _up_to_date(pair, options)]
         if stale:
             _extract(stale, options)
@@ -250,7 +268,7 @@ def _extract(stale: list[Pair], options: Options) -> None:
 
 
 def _embed(same: list[Pair], encoders: list, device, least: int, crops, options: Options) -> None:
-    """One pass over a data directory's audio, for encoders that need at least `least` samples."""
+    """Make one pass over the audio of a data directory, for encoders that need at least `least` samples."""
     from pyspkv.score.extract import Batches, embed_batches
 
     data, name = same[0].data, options.name
@@ -281,9 +299,10 @@ def _embed(same: list[Pair], encoders: list, device, least: int, crops, options:
 
 
 def merge(found: Sequence[Pair], n: int) -> None:
-    """Join the `n` parts of each of `found` that is not up to date, and remove them.
+    """Join the `n` parts of each pair of `found` that is not up to date, and remove the parts.
 
-    UserError: a part is missing, is being made, or is of another model, audio or options; nothing is changed then.
+    UserError: a part is missing, is being made, or comes from another model, audio or options. Nothing is
+    changed then.
     """
     for pair in found:
         if _up_to_date(pair, Options()):
@@ -301,7 +320,7 @@ def _join(pair: Pair, n: int) -> None:
     with ExitStack() as locks:
         for k in range(1, n + 1):
             hold(locks, pair.out, _lock_name(k, n))
-        _check_parts(pair, n)  # again, now that nobody can change them
+        _check_parts(pair, n)  # again, under the locks that keep other processes from changing them
         silent: dict[str, str] = {}
         for k in range(1, n + 1):
             silent |= silence.of_record(_record(pair.out, _part_name(k, n)))
@@ -324,7 +343,10 @@ def _anew(n: int) -> str:
 
 
 def _check_parts(pair: Pair, n: int) -> None:
-    """UserError names the first part that is not what it must be, and how many there are."""
+    """UserError: parts are missing or do not belong to this pair.
+
+    It names the first one and counts the others.
+    """
     wrong, batches = [], set()
     for k in range(1, n + 1):
         name = _part_name(k, n)
@@ -349,7 +371,7 @@ def _check_parts(pair: Pair, n: int) -> None:
 
 
 def _remove_parts(out: Path) -> None:
-    """Under the lock of `out`, of parts that nobody is making now."""
+    """Remove parts that no process is making now. Call under the lock of `out`."""
     parts: dict[str, list[Path]] = {}
     for file in out.iterdir():
         if (found := _PART.fullmatch(file.name)) and not file.is_dir():

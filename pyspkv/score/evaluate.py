@@ -1,4 +1,4 @@
-"""Bring the scores and metrics of whole systems up to date: SYSTEM/score/NAME.scores and .json (`evaluate`)."""
+"""Bring the scores and metrics of systems up to date: SYSTEM/score/NAME.scores and NAME.json (`evaluate`)."""
 
 import json
 import sys
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 
 def evaluate(request: Wanted) -> list[str]:
-    """Score, calibrate and measure systems on trial lists; what is up to date is kept.
+    """Score, calibrate and measure systems on trial lists; files that are up to date are kept.
 
-    Written are SYSTEM/score/LIST.scores and .json, with request.dev the calibration, and the variants of `request`;
-    other variants of these lists are removed. Returns the systems, each once, in the order in which they were scored.
-    UserError: a list, embeddings or the system to compare to are not there; embeddings of another model.
+    Writes SYSTEM/score/LIST.scores and .json, the variants of `request` and, with request.dev, the
+    calibration. Removes variants of these lists that `request` does not include. Returns the systems, each
+    once, in the order of scoring. UserError: a list, embeddings or the system to compare with do not exist;
+    embeddings come from different models.
     """
     parts, systems = parts_of(request), in_order(request)
     check_there(systems, request, parts)
@@ -71,12 +72,15 @@ def _make(system: "System", trials: "TrialList", part: Part, request: Wanted) ->
 
 
 def _warn_silent(folder: str, trials: "TrialList", part: Part) -> None:
-    """Name the utterances of a list's trials that extraction has found without a signal. No audio is opened."""
+    """Warn of utterances in a list's trials that have no signal, as extraction has recorded.
+
+    No audio is opened.
+    """
     from pyspkv.audio import silence
 
     scp = Path(folder, "embed", part.name, "embedding.scp")
     if part.kind in ("dev", "plain"):  # the variants have the same trials
-        silence.warn(silence.among([scp], trials.utts()), f"{part.data}/trials")
+        silence.warn(silence.among([scp], trials.utts()), part.trials)
 
 
 def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Part], inputs: Inputs) -> None:
@@ -103,11 +107,12 @@ def _evaluate_system(folder: str, lists: dict[str, "TrialList"], parts: list[Par
 
 
 def _all_stand(folder: str, request: Wanted, parts: list[Part], inputs: Inputs) -> bool:
+    """Whether all score files of a system are up to date and none must be removed."""
     return not unwanted(folder, request, parts) and all(up_to_date(folder, part, inputs) for part in parts)
 
 
 def _update(systems: list[str], request: Wanted, parts: list[Part]) -> None:
-    """Make what is not up to date; nothing heavy is loaded where all is."""
+    """Make the files that are out of date. If none is, nothing heavy is imported."""
     looked = Inputs(request)
     if all(_all_stand(system, request, parts, looked) for system in systems):
         for system in systems:
@@ -116,20 +121,21 @@ def _update(systems: list[str], request: Wanted, parts: list[Part]) -> None:
     from pyspkv.base.atomic import folder_lock
     from pyspkv.score.evaluation import TrialList
 
-    lists = {part.name: TrialList(part.name, part.data) for part in parts}
+    lists = {part.list_name: TrialList(part.name, part.data, part.trials) for part in parts}
     with ExitStack() as locks:
         for system in systems:
             locks.enter_context(folder_lock(Path(system, "score")))
-        inputs = Inputs(request)  # read again, now that nobody else writes
+        inputs = Inputs(request)  # read again under the locks: no other process writes now
         for system in systems:
-            _evaluate_system(system, {part.stem: lists[part.name] for part in parts}, parts, inputs)
+            _evaluate_system(system, {part.stem: lists[part.list_name] for part in parts}, parts, inputs)
 
 
 def table(systems: list[str], request: Wanted) -> str:
-    """The figures of all systems and lists, from the JSON files."""
+    """Format the figures of all systems and lists, from the JSON files, as text."""
     rows = [("system", "list", "EER %", "95 % interval", "minDCF(0.01)", "Cllr", "EER % AS-norm")]
+    lists = [part.stem for part in parts_of(request) if part.kind == "plain"]
     for system in systems:
-        for name in request.name:
+        for name in lists:
             found, norm = (
                 read_figures(Path(system, "score", f"{name}{end}.json")) for end in ("", "-asnorm")
             )
@@ -146,7 +152,10 @@ def table(systems: list[str], request: Wanted) -> str:
 
 
 def read_figures(path: Path) -> dict:
-    """Those figures of a metrics file that `table` shows; {} if it does not exist. UserError: one is not a number."""
+    """Read the figures of a metrics file that `table` shows; {} if it does not exist.
+
+    UserError: one is not a number.
+    """
     hint = command_line("rm", path)
     found = foreign.read_json(path, hint=hint) if path.exists() else {}
     keys = ("eer", "eer_ci_low", "eer_ci_high", "min_dcf_0.01", "cllr")

@@ -1,7 +1,7 @@
-"""Scores and metrics of whole systems on trial lists: the work of one list and of one system's embeddings is done once.
+"""Scores and metrics of systems on trial lists. Work that lists or systems share is done once.
 
-A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`. bin.evaluate says which score files are
-wanted and which are there already; here they are made.
+A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`. `wanted` decides which score
+files are needed; this module makes them.
 """
 
 import json
@@ -24,46 +24,50 @@ from pyspkv.score.calibration import Calibration, CalibrationError, fit
 
 @dataclass
 class TrialList:
-    """The trials of a data directory, read once for all systems, with the draws of the bootstrap over its speakers."""
+    """The trials of a data directory with their bootstrap draws over speakers, read once for all systems."""
 
-    name: str
+    name: str  # of the set of embeddings
     data: str
+    file: str  # DATA/trials, or a further list, DATA/trials_X
     _others: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
 
     @cached_property
     def trials(self) -> tuple[list[str], list[str], np.ndarray]:
-        enrol, test, target = read_trials(f"{self.data}/trials")
-        metrics.check_kinds(target, f"{self.data}/trials")
+        """(enrolment ids, test ids, target bool [n]). UserError: one kind of trial is missing."""
+        enrol, test, target = read_trials(self.file)
+        metrics.check_kinds(target, self.file)
         return enrol, test, target
 
     @cached_property
     def enrol_map(self) -> str | None:
-        """The file of enrolment models, where the data directory has one."""
+        """Path of the enrolment map, or None if the data directory has none."""
         path = f"{self.data}/enrol_map"
         return path if Path(path).is_file() else None
 
     @cached_property
     def models(self) -> dict[str, list[str]] | None:
+        """Enrolment model -> its utterances; None without an enrolment map."""
         return scoring.read_models(self.enrol_map) if self.enrol_map else None
 
     def utts(self) -> Iterator[str]:
-        """The utterances behind its trials, some of them many times."""
+        """The utterances that the trials use, with repetitions."""
         enrol, test, _ = self.trials
         return chain(enrol, test, *(self.models or {}).values())
 
     @cached_property
     def units(self) -> metrics.Resampling:
+        """The speakers that the bootstrap draws."""
         return metrics.resampling(*self.trials, f"{self.data}/utt2spk", self.enrol_map)
 
     def eers(self, scores: np.ndarray) -> np.ndarray | None:
-        """Percent [replicates] of the bootstrap; None where there are too few speakers for one."""
+        """EER in percent of each bootstrap replicate [replicates]; None with fewer than 3 speakers."""
         if self.units.num < 3:
             return None
         target = self.trials[2]
         return metrics.weighted_eers(scores, target, self.units, metrics.replicates_for(len(target)))
 
     def other(self, path: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """(scores, bootstrap EERs) of the system that others are compared to; read and drawn once."""
+        """(scores [n], bootstrap EERs) of the system that others are compared with; computed once."""
         if path not in self._others:
             scores = scoring.read_scores(path, *self.trials[:2])
             self._others[path] = scores, self.eers(scores)
@@ -73,10 +77,15 @@ class TrialList:
 def write(
     trials: TrialList, path: str, scores: np.ndarray, llr: Calibration | None = None, other: str | None = None
 ):
-    """Write the score file `path` and its metrics beside it, `.json` in place of `.scores`.
+    """Write the score file `path` (NAME.scores) and its metrics beside it (NAME.json).
 
-    Metrics are of the scores as they stand in the file. llr adds actDCF and Cllr of the scores so calibrated; other,
-    a score file, adds the paired bootstrap against it. The scores as written, float64 [n], are returned.
+    Args:
+        scores: float64 [n], in the order of the trials.
+        llr: adds actDCF and Cllr of the scores calibrated with it.
+        other: a score file; adds the paired bootstrap of the EER difference.
+
+    Returns the scores as read back from the file (9 digits), float64 [n]; the metrics are computed from
+    these.
     """
     enrol, test, target = trials.trials
     scoring.write_scores(path, enrol, test, scores)
@@ -87,19 +96,20 @@ def write(
     if other:
         their, their_eers = trials.other(other)
         out |= metrics.compare(scores, their, target, units, replicates, eers, their_eers)
-    out |= {"scores": str(Path(path).absolute()), "trials": str(Path(f"{trials.data}/trials").absolute())}
+    out |= {"scores": str(Path(path).absolute()), "trials": str(Path(trials.file).absolute())}
     with atomic_file(path.removesuffix(".scores") + ".json") as f:
         f.write(json.dumps(out, indent=1) + "\n")
     return scores
 
 
 def calibrate(trials: TrialList, scores: np.ndarray, path: str) -> str | None:
-    """Fit a calibration on dev scores [n] and write it to `path`; None.
+    """Fit a calibration on dev scores [n] and write it to `path`; returns None.
 
-    Where these scores cannot be calibrated, an older file is removed, as it belongs to other scores; the reason.
+    If these scores cannot be calibrated, returns the reason, and removes an older file, which belongs to
+    other scores.
     """
     try:
-        result = fit(scores, trials.trials[2], 0.5, f"trials {trials.data}/trials")
+        result = fit(scores, trials.trials[2], 0.5, f"trials {trials.file}")
     except CalibrationError as err:
         Path(path).unlink(missing_ok=True)
         return str(err)
@@ -108,7 +118,7 @@ def calibrate(trials: TrialList, scores: np.ndarray, path: str) -> str | None:
 
 
 class System:
-    """The embeddings of one system: each set is read, and each score made, once."""
+    """The embeddings of one system. Each set is read once and each score computed once."""
 
     def __init__(self, folder: str):
         self.folder = folder
@@ -137,35 +147,34 @@ class System:
             x = self._unit_means[name]
         both = embeddings.ids, x
         enrol, test, _ = trials.trials
-        return scoring.sides(
-            both, both, enrol, test, trials.models, f"{trials.data}/trials", trials.enrol_map
-        )
+        return scoring.sides(both, both, enrol, test, trials.models, trials.file, trials.enrol_map)
 
     def _plain_sides(self, trials: TrialList) -> tuple[scoring.Sides, np.ndarray]:
-        if self._plain is None or self._plain[0] != trials.name:
+        if self._plain is None or self._plain[0] != trials.file:
             sides = self._sides(trials, trials.name)
-            self._plain = trials.name, sides, scoring.cosine(*sides)
+            self._plain = trials.file, sides, scoring.cosine(*sides)
         return self._plain[1:]
 
     def plain(self, trials: TrialList) -> np.ndarray:
-        """Cosines, float64 [n]."""
+        """Cosine scores, float64 [n]."""
         return self._plain_sides(trials)[1]
 
     def crops(self, trials: TrialList) -> np.ndarray:
-        """The mean of the whole utterances' score and of the crops', float64 [n] (arXiv 2406.02285)."""
+        """Mean of the scores of whole utterances and of their crops, float64 [n] (arXiv 2406.02285)."""
         crops = self._sides(trials, f"{trials.name}-crops")
         return np.mean([self.plain(trials), scoring.cosine(*crops)], 0)
 
     def mean(self, trials: TrialList, cohort: str) -> np.ndarray:
-        """Cosines of embeddings less the mean of the set `cohort`, float64 [n]."""
+        """Cosine scores after the mean of the embedding set `cohort` is subtracted, float64 [n]."""
         x = self._set(cohort, self._set(trials.name).dim).x
         mean = x.mean(0, dtype=np.float64).astype(np.float32)
         return scoring.cosine(*self._sides(trials, trials.name, mean))
 
     def asnorm(self, trials: TrialList, utt2spk: str, top_n: int, cohort_set: str) -> np.ndarray:
-        """AS-normed scores, float64 [n]; the cohort are the (pseudo-)speakers of `utt2spk` in the set `cohort_set`.
+        """AS-normed scores, float64 [n].
 
-        Of a cohort of fewer than `top_n` all are used.
+        The cohort consists of the (pseudo-)speakers of `utt2spk`, with embeddings in the set `cohort_set`. If
+        there are fewer than `top_n`, all are used. UserError: the cohort has fewer than 2 speakers.
         """
         sides = self._plain_sides(trials)[0]
         if self._cohort is None or self._cohort[0] != utt2spk:

@@ -1,7 +1,7 @@
-"""Embeddings of a data directory: batches of similar length, evaluation mode, one vector per utterance or crop.
+"""Embed a data directory: batches of similar length, encoder in eval mode, a vector per utterance or crop.
 
-An utterance above `MAX_SECONDS` is cut into equal parts below it, and its embedding is the mean of theirs; one
-shorter than the encoder takes is repeated until it is long enough.
+An utterance longer than `MAX_SECONDS` is cut into equal parts, and its embedding is the mean of theirs. An
+utterance shorter than the encoder's minimum is repeated until it is long enough.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +20,11 @@ from pyspkv.data.datadir import DataDir
 from pyspkv.fast.packed_linear import packed
 
 MAX_SECONDS = 60
-BATCH_SECONDS = {"cpu": 120, "cuda": 300}  # audio per batch, padding included: WavLM-Base in fp32 takes 7 GiB
+BATCH_SECONDS = {"cpu": 120, "cuda": 300}  # audio per batch with padding; WavLM-Base in fp32 needs 7 GiB
 
 
 def _plan(lengths: list[int], most: int) -> Iterator[list[int]]:
-    """Rows in order of length, cut so that a batch's padded samples stay below `most`."""
+    """Sort rows by length and cut them into batches whose padded size is at most `most` samples."""
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda r: (lengths[r], r)):
         if batch and (len(batch) + 1) * lengths[row] > most:
@@ -38,15 +38,16 @@ def _plan(lengths: list[int], most: int) -> Iterator[list[int]]:
 class Batches:
     """The batches in which a data directory is read and embedded, shortest utterances first.
 
-    They follow from the lengths alone, so that every process that takes a share of them makes the same ones.
+    They depend only on the lengths, so all processes that take a share of them form the same batches.
 
     Args:
-        device: a batch's size depends on its type.
-        least: samples that the encoder takes; a shorter utterance or crop is repeated.
-        crops: (n, samples), as in `embed_rows`, as is `change`.
+        device: its type sets the batch size.
+        least: minimum number of samples of the encoder; a shorter utterance or crop is repeated.
+        crops, change: as in `embed_rows`.
 
     Attributes:
-        plans: the rows of each batch; costs: its samples, padding included.
+        plans: the rows of each batch.
+        costs: number of samples of each batch, padding included.
     """
 
     def __init__(
@@ -68,18 +69,22 @@ class Batches:
         self.costs = [len(rows) * lengths[rows[-1]] for rows in self.plans]
 
     def share(self, k: int, n: int) -> list[list[int]]:
-        """Batches of part `k` (from 1) of `n`: consecutive ones of about the same cost, none where there are fewer."""
+        """Batches of part `k` (from 1) of `n`: a range of about equal cost; may be empty if there are few."""
         total, before, out = sum(self.costs) or 1, 0, []
         for rows, cost in zip(self.plans, self.costs):
             if (2 * before + cost) * n // (
                 2 * total
-            ) == k - 1:  # the part in which the middle of the batch lies
+            ) == k - 1:  # a batch belongs to the part in which its middle lies
                 out.append(rows)
             before += cost
         return out
 
     def read(self, rows: list[int]) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
-        """The pieces of a batch: row of each [P], how many crops it stands for [P], wave [P, T], samples [P]."""
+        """Read a batch as P pieces of audio.
+
+        Returns the row of each piece [P], the number of crops it stands for [P], waves [P, T], and lengths
+        [P] in samples.
+        """
         found = [self._pieces(row) for row in rows]
         parts = [piece for own, _ in found for piece in own]
         sizes = [len(piece) for piece in parts]
@@ -91,12 +96,16 @@ class Batches:
         return owners, counts, torch.from_numpy(wave), torch.tensor(sizes)
 
     def _starts(self, samples: int) -> tuple[np.ndarray, np.ndarray]:
-        """Different starts of crops, and how many crops each stands for: all, where the utterance is no longer."""
-        assert self.crops is not None  # only asked with them
+        """Distinct starts of the crops [P], and how many crops each stands for [P].
+
+        An utterance that is not longer than a crop has one start, which stands for all crops.
+        """
+        assert self.crops is not None  # only called if there are crops
         spaced = np.linspace(0, max(samples - self.least, 0), self.crops[0]).astype(int)
         return np.unique(spaced, return_counts=True)
 
     def _pieces(self, row: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Pieces of an utterance (crops, or parts up to MAX_SECONDS), and how many crops each stands for."""
         wave = self.reader.read(row)
         if self.change is not None:
             wave = self.change(row, wave)
@@ -114,10 +123,11 @@ class Batches:
 def embed_batches(
     encoders: Sequence, batches: Batches, plans: list[list[int]], device: torch.device, precision: str
 ) -> Iterator[tuple[int, list[np.ndarray]]]:
-    """Yield (row, each encoder's float32 [D], or [n, D] of crops) for every row of `plans`, batches of `batches`.
+    """Yield (row, the vectors of all encoders) for every row of `plans`, which are batches of `batches`.
 
-    Audio is read once for all encoders, one batch ahead. They must be in eval mode, and their `min_samples` those of
-    `batches`. UserError: audio that cannot be read, an embedding that is not finite.
+    A vector is float32 [D], or [n, D] with crops. Audio is read once for all encoders, one batch ahead. The
+    encoders must be in eval mode and need no more samples than `batches.least`. UserError: audio cannot be
+    read, or an embedding is not finite.
     """
     from tqdm import tqdm
 
@@ -132,7 +142,7 @@ def embed_batches(
         pool = stack.enter_context(ThreadPoolExecutor(1))  # reads the next batch while this one is embedded
         ahead = pool.submit(batches.read, plans[0]) if plans else None
         for i, plan in enumerate(plans):
-            assert ahead is not None  # there is a plan
+            assert ahead is not None  # `plans` is not empty here
             owners, counts, wave, sizes = ahead.result()
             ahead = pool.submit(batches.read, plans[i + 1]) if i + 1 < len(plans) else None
             wave, sizes = wave.to(device), sizes.to(device)
@@ -164,11 +174,18 @@ def embed_rows(
     crops: tuple[int, int] | None = None,
     change: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (row, float32 [D]) for every utterance of `data`, shortest first. The encoder must be in eval mode.
+    """Yield (row, float32 [D]) for every utterance of `data`, shortest first.
 
-    crops (n, samples): (row, [n, D]) of n crops evenly spaced from start to end, which overlap where they must; an
-    utterance shorter than one is repeated, and equal crops are embedded once. change(row, wave) -> wave that is
-    embedded in its place, no longer than it.
+    The encoder must be in eval mode.
+
+    Args:
+        crops: (n, samples); yields (row, float32 [n, D]) of n crops, evenly spaced from start to end,
+            overlapping if needed. An utterance shorter than a crop is repeated. Equal crops are embedded
+            once.
+        change: called as change(row, wave); the wave that it returns, which must not be longer, is embedded
+            instead.
+
+    UserError: as in `embed_batches`.
     """
     batches = Batches(data, device, encoder.min_samples, allow_pipes, crops, change)
     for row, (vector,) in embed_batches([encoder], batches, batches.plans, device, precision):
@@ -180,7 +197,7 @@ def embed(
 ) -> Embeddings:
     """All embeddings of `data` in memory, in its order; `change` as in `embed_rows`.
 
-    UserError: audio that cannot be read, an embedding that is not finite.
+    UserError: audio cannot be read, or an embedding is not finite.
     """
     x = None
     for row, vector in embed_rows(encoder, data, device, precision, allow_pipes, change=change):
@@ -189,3 +206,18 @@ def embed(
         x[row] = vector
     assert x is not None  # a data directory has utterances
     return Embeddings(list(data.utts), x, np.arange(len(data.utts) + 1))
+
+
+def embed_over_ranks(
+    encoder, data: DataDir, device: torch.device, precision: str, allow_pipes: bool = False
+) -> torch.Tensor:
+    """All embeddings of `data` float32 [N, D] on `device`, in its order, on every rank: each embeds its share.
+
+    The batches are those of one process, so the digits are, too. UserError: as `embed`.
+    """
+    batches = Batches(data, device, encoder.min_samples, allow_pipes)
+    own = batches.share(distributed.rank() + 1, distributed.world_size())
+    x = np.zeros((len(data.utts), encoder.embed_dim), np.float32)
+    for row, (vector,) in embed_batches([encoder], batches, own, device, precision):
+        x[row] = vector
+    return distributed.all_reduce_sum(torch.from_numpy(x).to(device))  # of the others a row is zero

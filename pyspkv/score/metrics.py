@@ -1,9 +1,11 @@
-"""Verification metrics: EER, minDCF, actDCF, Cllr, bootstrap intervals. Accepted is score >= threshold.
+"""Verification metrics: EER, minDCF, actDCF, Cllr, bootstrap intervals.
+
+A trial is accepted if score >= threshold.
 
 Interpolation of the EER: the operating points (FPR, FNR) at all distinct scores are joined by straight lines,
-and the EER is where that line meets FPR = FNR. Without ties between a target and a nontarget this is a corner
-or a step of the ROC; a tie is one oblique segment, so constant scores give 50 %. The same value comes from
-`brentq(lambda x: 1 - x - interp1d(fpr, tpr)(x), 0, 1)` on sklearn's roc_curve, the usual recipe.
+and the EER is where this line meets FPR = FNR. Without ties between a target and a nontarget this is a corner
+or a step of the ROC. A tie is one oblique segment, so constant scores give 50 %. The usual recipe,
+`brentq(lambda x: 1 - x - interp1d(fpr, tpr)(x), 0, 1)` on sklearn's roc_curve, gives the same value.
 """
 
 from collections.abc import Sequence
@@ -15,13 +17,14 @@ from pyspkv.base.errors import UserError
 from pyspkv.data.tables import read_table
 
 REPLICATES = 1000
-LARGE = 2_000_000  # trials above which an interval takes fewer replicates, to stay within minutes
+LARGE = 2_000_000  # lists with more trials get fewer replicates, so that an interval takes only minutes
 
 
 class Curve:
-    """Both error rates as functions of the threshold, from one sort of each kind of trial.
+    """Both error rates as functions of the threshold, from one sort per kind of trial.
 
-    target, nontarget: the sorted scores. Raises UserError when a kind is missing or a score is not finite.
+    scores [n], target bool [n]. Attributes target and nontarget: the sorted scores. UserError: a kind is
+    missing, or a score is not finite.
     """
 
     def __init__(self, scores: np.ndarray, target: np.ndarray):
@@ -30,7 +33,7 @@ class Curve:
         for name, part in (("target", self.target), ("nontarget", self.nontarget)):
             if not len(part):
                 raise UserError(f"there is no {name} trial; error rates need both kinds")
-            if not np.isfinite(part[[0, -1]]).all():  # NaN sorts to the end
+            if not np.isfinite(part[[0, -1]]).all():  # enough to check the ends: NaN is sorted to the end
                 raise UserError(f"a {name} trial has a score that is not finite")
 
     def fnr(self, threshold) -> np.ndarray:
@@ -44,7 +47,7 @@ class Curve:
     def eer(self) -> tuple[float, float]:
         """(EER as a fraction, threshold at which the two error rates are closest)."""
         target, nontarget = self.target, self.nontarget
-        # Only a target score changes FNR, so the crossing is at or just above the last one with FNR < FPR.
+        # FNR changes only at target scores, so the crossing is at or just above the last one with FNR < FPR.
         low, high = 0, len(target)
         while low < high:
             mid = (low + high) // 2
@@ -52,7 +55,7 @@ class Curve:
                 low = mid + 1
             else:
                 high = mid
-        if low == 0:  # already at the lowest target score no nontarget is left: perfect separation
+        if low == 0:  # no nontarget reaches the lowest target score: perfect separation
             return 0.0, float(target[0])
         a = target[low - 1]
         fnr_a, fpr_a = self.fnr(a), self.fpr(a)
@@ -61,19 +64,20 @@ class Curve:
         if fnr_b >= fpr_b:  # on the segment between the threshold a and the next score above it
             share = (fpr_a - fnr_a) / ((fpr_a - fnr_a) + (fnr_b - fpr_b))
             eer = fnr_a + share * (fnr_b - fnr_a)
-        else:  # FNR stays while nontargets are rejected one by one
+        else:  # FNR stays constant while nontargets are rejected one by one
             eer = fnr_b
-        near = len(nontarget) - int(fnr_b * len(nontarget))  # about as many nontargets above it as fnr_b asks
+        near = len(nontarget) - int(fnr_b * len(nontarget))  # a share fnr_b of nontargets lies above this one
         steps = nontarget[[min(max(near - k, 0), len(nontarget) - 1) for k in (0, 1)]]
         candidates = [a, target[min(low, len(target) - 1)], *steps, *np.nextafter([a, *steps], np.inf)]
         gap = [abs(self.fnr(c) - self.fpr(c)) for c in candidates]
         return float(eer), float(candidates[int(np.argmin(gap))])
 
     def min_dcf(self, p_target: float) -> tuple[float, float]:
-        """(minDCF, its threshold), C_miss = C_fa = 1, divided by min(p, 1 - p), a constant decision's cost.
+        """(minDCF, its threshold) for C_miss = C_fa = 1.
 
+        The cost is normalized by min(p, 1 - p), the cost of a constant decision.
         Between two target scores a higher threshold only lowers FPR, so the minimum is at a target score, or
-        at the rejection of everything.
+        where everything is rejected.
         """
         t = np.append(self.target, np.nextafter(max(self.target[-1], self.nontarget[-1]), np.inf))
         cost = p_target * self.fnr(t)
@@ -88,7 +92,7 @@ class Curve:
         return float(cost / min(p_target, 1 - p_target))
 
     def cllr(self) -> float:
-        """Cllr in bits of natural-log likelihood ratios: 0 is perfect, 1 says nothing.
+        """Cllr in bits of natural-log likelihood ratios: 0 is perfect, 1 that of llr = 0 for all trials.
 
         Brummer & du Preez, "Application-independent evaluation of speaker detection", 2006.
         """
@@ -98,15 +102,18 @@ class Curve:
 
 
 def eer(scores: np.ndarray, target: np.ndarray) -> float:
-    """EER in percent of scores [n] with target bool [n]."""
+    """EER in percent of scores [n] with target bool [n]. UserError: as in `Curve`."""
     return 100 * Curve(scores, target).eer()[0]
 
 
 def summary(
     scores: np.ndarray, target: np.ndarray, *, llr: np.ndarray | None = None
 ) -> dict[str, float | int]:
-    """Flat metrics of scores [n]; `eer` in percent. With `llr` [n], the scores as log-likelihood ratios, also actDCF
-    and Cllr."""
+    """Metrics of scores [n] with target bool [n] as a flat dict; `eer` in percent.
+
+    llr [n]: the scores as log-likelihood ratios (natural log); adds actDCF and Cllr. UserError: as in
+    `Curve`.
+    """
     curve = Curve(scores, target)
     rate, threshold = curve.eer()
     out: dict[str, float | int] = {"eer": 100 * rate, "threshold": threshold}
@@ -120,18 +127,18 @@ def summary(
 
 
 class Resampling:
-    """Units (speakers, or enrolment ids) drawn with replacement, as weights of trials.
+    """Bootstrap units (speakers or enrolment ids), drawn with replacement, as weights of trials.
 
-    A trial's weight is the product of its two units' multiplicities; a trial within one unit (a target trial)
-    has that unit's multiplicity once. So a speaker drawn twice brings its trials twice, and trials that share
-    a speaker move together.
+    The weight of a trial is the product of the multiplicities of its two units. A trial within one unit (a
+    target trial) has the multiplicity of that unit once. So a speaker drawn twice brings its trials twice,
+    and trials that share a speaker are drawn together.
     """
 
     def __init__(self, first: Sequence[str], second: Sequence[str] | None, over: str, seed: int = 0):
-        """first, second: unit of each trial's enrolment and test side; None: only the first is drawn."""
+        """first, second: unit of each trial's enrolment and test side [n]; None: only `first` is drawn."""
         names = {name: i for i, name in enumerate(sorted(set(first) | set(second or ())))}
         a = np.fromiter((names[s] for s in first), np.int64, len(first))
-        b = np.full(len(a), len(names))  # one more unit, of multiplicity 1
+        b = np.full(len(a), len(names))  # index of an extra unit that always has multiplicity 1
         if second is not None:
             b = np.fromiter((names[s] for s in second), np.int64, len(second))
             b[a == b] = len(names)
@@ -139,7 +146,10 @@ class Resampling:
         self.drawn: np.ndarray | None = None
 
     def multiplicities(self, replicates: int) -> np.ndarray:
-        """int64 [replicates, units + 1], the last column 1. Drawn once: all lists of scores have the same draws."""
+        """int64 [replicates, units + 1]; the last column is 1.
+
+        Drawn once, so all systems get the same draws.
+        """
         if self.drawn is None or len(self.drawn) != replicates:
             rng = np.random.default_rng(self.seed)
             drawn = rng.multinomial(self.num, np.full(self.num, 1 / self.num), size=replicates)
@@ -154,7 +164,11 @@ def resampling(
     utt2spk: str | Path | None,
     enrol_map: str | Path | None,
 ) -> Resampling:
-    """Speakers of both sides where `utt2spk` tells them (a model's from its utterances), else enrolment ids."""
+    """Units of the trials: the speakers of both sides if `utt2spk` is given, else the enrolment ids.
+
+    enrol_map: gives the speaker of each enrolment model from its utterances. UserError: an id has no speaker,
+    a model has two, or a trial's target does not agree with the speakers.
+    """
     if utt2spk is None:
         return Resampling(enrol, None, "enrolment ids")
     speaker = read_table(utt2spk, "id")
@@ -198,15 +212,15 @@ def check_kinds(target: np.ndarray, file: str | Path) -> None:
 
 
 def replicates_for(num_trials: int) -> int:
-    """Bootstrap replicates of a list: fewer of a large one, to stay within minutes."""
+    """Number of bootstrap replicates for a list: fewer for a large one, to stay within minutes."""
     return REPLICATES if num_trials <= LARGE else REPLICATES // 10
 
 
 def weighted_eers(scores: np.ndarray, target: np.ndarray, units: Resampling, replicates: int) -> np.ndarray:
     """EER in percent of each replicate, float64 [replicates]; NaN where one kind of trial was not drawn.
 
-    Weights are whole numbers, so their sums are exact; FNR - FPR only rises with the threshold, so a bisection
-    finds where it crosses 0.
+    Weights are integers, so their sums are exact. FNR - FPR never falls as the threshold rises, so a
+    bisection finds where it crosses 0.
     """
     order = np.argsort(scores, kind="stable")
     values, is_target = np.asarray(scores)[order], np.asarray(target, dtype=bool)[order]
@@ -223,7 +237,7 @@ def weighted_eers(scores: np.ndarray, target: np.ndarray, units: Resampling, rep
         if not (targets[-1] and nontargets[-1]):
             continue
 
-        def rates(group: int) -> tuple[float, float]:  # above it: FNR - FPR and FNR
+        def rates(group: int) -> tuple[float, float]:  # FNR - FPR and FNR if the threshold is just above it
             fnr = targets[targets_to[group]] / targets[-1]
             return fnr + nontargets[nontargets_to[group]] / nontargets[-1] - 1, fnr
 
@@ -238,7 +252,7 @@ def weighted_eers(scores: np.ndarray, target: np.ndarray, units: Resampling, rep
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of bootstrap replicates (without NaN)."""
+    """95 % percentile interval of bootstrap replicates, ignoring NaN."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
@@ -252,7 +266,7 @@ def bootstrap(
 ) -> dict[str, float | int | str]:
     """Bootstrap interval of the EER as flat keys; the bounds are None with fewer than 3 units.
 
-    eers: `weighted_eers` of the same scores and draws, where they are there already.
+    eers: `weighted_eers` of the same scores and draws, if computed already.
     """
     out: dict = {
         "eer_ci_low": None,
@@ -260,7 +274,7 @@ def bootstrap(
         "eer_ci_over": units.over,
         "eer_ci_units": units.num,
     }
-    if units.num >= 3:  # of two, every replicate with both kinds of trial is the same
+    if units.num >= 3:  # with two units, all replicates that have both kinds of trial are the same
         eers = weighted_eers(scores, target, units, replicates) if eers is None else eers
         out["eer_ci_low"], out["eer_ci_high"] = interval(eers)
     return out | {"eer_ci_replicates": replicates}
@@ -275,9 +289,10 @@ def compare(
     eers: np.ndarray | None = None,
     other_eers: np.ndarray | None = None,
 ) -> dict[str, float | bool]:
-    """Paired bootstrap of EER(scores) - EER(other), same trials and same draws, in percent points.
+    """Paired bootstrap of EER(scores) - EER(other) in percent points, on the same trials and the same draws.
 
-    eers, other_eers: `weighted_eers` of the two and the same draws, where they are there already.
+    eers, other_eers: `weighted_eers` of the two with the same draws, if computed already. UserError: fewer
+    than 3 units.
     """
     if units.num < 3:
         raise UserError(f"{units.num} {units.over} are too few to compare two systems; at least 3 are needed")

@@ -1,8 +1,8 @@
 """Scores of trials from embeddings: cosine, enrolment models, mean subtraction, AS-norm; score files.
 
-Every entry becomes one direction: its length-normalized vector, or for [n, D] the mean of its n
-length-normalized rows, not normalized again. The product of two directions is then the mean of all pairwise
-cosines.
+Every entry becomes one "direction": its length-normalized vector or, for [n, D], the mean of its n
+length-normalized rows, which is not normalized again. So the product of two directions is the mean of all
+pairwise cosines.
 """
 
 import math
@@ -23,22 +23,25 @@ from pyspkv.base.garbage import no_gc
 from pyspkv.data.ark import Embeddings, normalize, read_embeddings
 from pyspkv.data.tables import read_table
 
-BLOCK = 1 << 10  # trials at once: their gathered rows stay in cache
-COHORT_BLOCK = 1024  # rows against the cohort at once: 24 MiB of scores at 6,000 cohort entries
-# One line of a score file; what is no plain ASCII number is looked at when the line is wrong.
+BLOCK = 1 << 10  # trials per block: their gathered rows stay in the cache
+COHORT_BLOCK = 1024  # rows per block against the cohort: 24 MiB of scores for 6,000 cohort entries
+# One line of a score file. `_score_line` finds the reason if a line does not match.
 _LINE = re.compile(
     r"[ \t]*(\S+)[ \t]+(\S+)[ \t]+([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t]*\r?\n?", re.ASCII
 )
 
 
 def unit_means(embeddings: Embeddings, mean: np.ndarray | None = None) -> np.ndarray:
-    """float32 [N, D], one direction an entry; `mean` [D] is subtracted from every raw row first."""
+    """float32 [N, D], one direction per entry; `mean` [D] is first subtracted from every raw row."""
     x = embeddings.x if mean is None else _less(embeddings.x, mean)
     return embeddings.entry_means(normalize(x))
 
 
 def _less(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """float32 [R, D]: x - mean; a row that float32 cannot hold comes at a quarter of its size, in its direction."""
+    """x - mean, float32 [R, D]. A row that overflows float32 is scaled by 1/4, which keeps its direction.
+
+    UserError: the mean has another D, or values too large for float32.
+    """
     if mean.shape != x.shape[1:]:
         raise UserError(f"the mean has shape {list(mean.shape)}, but the embeddings have D = {x.shape[1]}")
     with np.errstate(over="ignore"):
@@ -53,11 +56,14 @@ def _less(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def read_mean(path: str) -> np.ndarray:
-    """Floats [D]: the vector in a .npy file, or the mean over the raw rows of an embedding set (float32)."""
+    """Read the vector in a .npy file, or take the mean over the raw rows of an embedding set: floats [D].
+
+    UserError: the file is not one vector of finite floats, or they are too large for float32.
+    """
     if not path.endswith(".npy"):
         return read_embeddings(path).x.mean(0, dtype=np.float64).astype(np.float32)
     try:
-        mean = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot ask for memory
+        mean = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false header allocates no memory
         if not isinstance(mean, np.ndarray):
             raise ValueError("it is an archive of several arrays")
     except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError,
@@ -74,9 +80,10 @@ def read_mean(path: str) -> np.ndarray:
 def group_means(
     ids: Sequence[str], x: np.ndarray, groups: Mapping[str, Sequence[str]], file=None
 ) -> tuple[list[str], np.ndarray]:
-    """Enrolment models or pseudo-speakers: (names, float32 [G, D] length-normalized means of directions).
+    """Enrolment models or pseudo-speakers: (names, length-normalized means of directions, float32 [G, D]).
 
-    groups: name -> utterance ids. Raises UserError when a member has no embedding.
+    x: directions [N, D] of the utterances `ids`. groups: name -> utterance ids. UserError: a member is not in
+    `ids`.
     """
     row = {utt: i for i, utt in enumerate(ids)}
     missing = [utt for members in groups.values() for utt in members if utt not in row]
@@ -108,7 +115,10 @@ def rows_of(ids: Sequence[str], known: Sequence[str], side: str, file=None) -> n
 
 
 def score_trials(embeddings: Embeddings, trials: tuple) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines float64 [n] and targets bool [n] of a list as `read_trials` gives it, both sides among `embeddings`."""
+    """Cosine scores float64 [n] and target bool [n] of `trials` (from `read_trials`) within `embeddings`.
+
+    UserError: an id has no embedding.
+    """
     enrol, test, target = trials
     i, j = (rows_of(ids, embeddings.ids, side) for ids, side in ((enrol, "enrolment"), (test, "test")))
     x = unit_means(embeddings)
@@ -116,11 +126,13 @@ def score_trials(embeddings: Embeddings, trials: tuple) -> tuple[np.ndarray, np.
 
 
 def cosine(enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """float64 [n]: enrol[i[k]] . test[j[k]] of directions [E, D] and [T, D]. Memory: the scores and two blocks.
+    """float64 [n]: enrol[i[k]] . test[j[k]] for directions [E, D] and [T, D].
 
-    Where the trials fill at least a quarter of the matrix of all pairs (all-against-all lists), blocks of
-    that matrix are multiplied and picked from; else the two rows of each trial are gathered. Sums are float64
-    there, as AS-norm divides the rounding of float32 by a spread of 0.02.
+    Memory: the scores and two blocks.
+
+    If the trials fill at least a quarter of the E x T matrix (all-against-all lists), blocks of that matrix
+    are computed and the scores picked from them. Otherwise the two rows of each trial are gathered and summed
+    in float64, because AS-norm divides rounding errors by a standard deviation of about 0.02.
     """
     out = np.empty(len(i))
     if len(i) * 4 < len(enrol) * len(test):
@@ -138,7 +150,7 @@ def cosine(enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray) ->
 
 
 class Sides(NamedTuple):
-    """Both sides of a trial list: trial k is the direction `enrol[i[k]]` against `test[j[k]]`."""
+    """Both sides of a trial list: trial k compares the direction `enrol[i[k]]` with `test[j[k]]`."""
 
     enrol: np.ndarray  # float32 [E, D]
     test: np.ndarray  # float32 [T, D]; the same array as `enrol` where the sides are one set
@@ -147,7 +159,7 @@ class Sides(NamedTuple):
 
 
 def read_models(path: str | Path) -> dict[str, list[str]]:
-    """An enrolment map, `model utt1 utt2 ...` lines: model -> utterances."""
+    """Read an enrolment map, lines `model utt1 utt2 ...`: model -> utterances."""
     return {model: utts.split(" ") for model, utts in read_table(path, "ids").items()}
 
 
@@ -160,10 +172,14 @@ def sides(
     trials_file=None,
     models_file=None,
 ) -> Sides:
-    """The trials (enrol[k], test[k]) among the (ids, directions [N, D]) of each side. UserError: an id without one.
+    """Find the trials (enrol[k], test[k]) in each side's (ids, directions [N, D]).
 
-    models: enrolment ids that are length-normalized means of several utterances' directions; trials may name
-    models and utterances. The files are for messages alone.
+    UserError: an id has no direction.
+
+    Args:
+        models: enrolment models, name -> utterances; the direction of a model is the length-normalized mean
+            of theirs. Trials may name models and utterances.
+        trials_file, models_file: used in messages only.
     """
     enrol_ids, enrol_x = enrol_set
     if models:
@@ -176,7 +192,7 @@ def sides(
 
 
 def speaker_means(ids: Sequence[str], x: np.ndarray, utt2spk: str | Path) -> np.ndarray:
-    """float32 [S, D]: the length-normalized mean of the directions x [N, D] of each speaker of an utt2spk file."""
+    """Length-normalized mean of the directions x [N, D] of each speaker, float32 [S, D]; utt2spk: a file."""
     members: dict[str, list[str]] = {}
     for utt, spk in read_table(utt2spk, "id").items():
         members.setdefault(spk, []).append(utt)
@@ -184,7 +200,7 @@ def speaker_means(ids: Sequence[str], x: np.ndarray, utt2spk: str | Path) -> np.
 
 
 def check_dim(embeddings: Embeddings, dim: int, file: str | Path) -> None:
-    """UserError: the embeddings of `file` have other dimensions than the test embeddings, which have `dim`."""
+    """UserError: the embeddings of `file` do not have `dim` dimensions, as the test embeddings have."""
     if embeddings.dim != dim:
         raise UserError(
             f"has {embeddings.dim} dimensions, the test embeddings have {dim}",
@@ -196,7 +212,8 @@ def check_dim(embeddings: Embeddings, dim: int, file: str | Path) -> None:
 def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation, float64 [N] each, of each row's `top_n` highest scores against the cohort.
 
-    x: [N, D], cohort: [C, D], directions. Blocked: memory does not grow with N beyond the result.
+    x [N, D] and cohort [C, D] are directions. Computed in blocks: beyond the result, memory does not grow
+    with N. UserError: top_n is below 2 or above C.
     """
     if not 2 <= top_n <= len(cohort):
         raise UserError(
@@ -213,7 +230,7 @@ def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np
         mean[start : start + COHORT_BLOCK] = top.mean(1, dtype=np.float64)
         std[start : start + COHORT_BLOCK] = top.std(1, dtype=np.float64)
 
-    # partition releases the GIL; the product has BLAS threads of its own
+    # threads help because `partition` releases the GIL; the product uses BLAS threads of its own
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as pool:
         list(pool.map(block, range(0, len(x), COHORT_BLOCK)))
     return mean, std
@@ -222,12 +239,14 @@ def cohort_statistics(x: np.ndarray, cohort: np.ndarray, top_n: int) -> tuple[np
 def as_norm(
     enrol: np.ndarray, test: np.ndarray, i: np.ndarray, j: np.ndarray, cohort: np.ndarray, top_n: int
 ) -> np.ndarray:
-    """Adaptive symmetric score normalization of cosine scores, float64 [n].
+    """Adaptive symmetric score normalization (AS-norm) of cosine scores, float64 [n].
 
-    s' = ((s - mean_e) / std_e + (s - mean_t) / std_t) / 2, where mean_e and std_e (population) are over the
-    `top_n` cohort entries closest to the enrolment side, mean_t and std_t over those closest to the test's:
-    "adaptive S-norm 1" of Matejka et al., "Analysis of score normalization in multilingual speaker
-    recognition", Interspeech 2017. Statistics are computed once per row that occurs in a trial.
+    s' = ((s - mean_e) / std_e + (s - mean_t) / std_t) / 2. mean_e and std_e (population) are over the `top_n`
+    cohort entries closest to the enrolment side, mean_t and std_t over those closest to the test side. This
+    is "adaptive S-norm 1" of Matejka et al., "Analysis of score normalization in multilingual speaker
+    recognition", Interspeech 2017. Statistics are computed once for each row that occurs in a trial.
+    UserError: as in `cohort_statistics`; an embedding is zero; the closest cohort scores of an utterance are
+    all equal.
     """
     scores = cosine(enrol, test, i, j)
     used_e, used_t = np.zeros(len(enrol), bool), np.zeros(len(test), bool)
@@ -255,7 +274,10 @@ def _spread(x: np.ndarray, used: np.ndarray, cohort: np.ndarray, top_n: int) -> 
 
 
 def write_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str], scores: np.ndarray) -> None:
-    """Write `enrol test score` lines; 9 significant digits, enough for any float32. UserError: NaN or Inf."""
+    """Write lines `enrol test score` with 9 significant digits, enough for any float32.
+
+    UserError: NaN or Inf.
+    """
     wrong = np.flatnonzero(~np.isfinite(scores))
     if len(wrong):
         k = wrong[0]
@@ -269,7 +291,7 @@ def write_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str], sc
 
 
 def _score_line(line: str, path: str | Path, number: int, hint: str) -> tuple[str, str, float]:
-    """(enrol, test, score) of `enrol test score`; UserError names the rule that the line breaks."""
+    """Parse a line `enrol test score`. UserError names the rule that the line breaks."""
     found = _LINE.fullmatch(line)
     if found:
         score = float(found[3])
@@ -285,14 +307,14 @@ def _score_line(line: str, path: str | Path, number: int, hint: str) -> tuple[st
 
 
 def read_scores(path: str | Path, enrol: Sequence[str], test: Sequence[str]) -> np.ndarray:
-    """Scores of the trials (enrol[k], test[k]), float64 [n], from `enrol test score` lines in any order.
+    """Scores of the trials (enrol[k], test[k]), float64 [n], from lines `enrol test score` in any order.
 
-    A byte-order mark at the start and Windows line ends are passed over. Raises UserError with the line: wrong
-    columns, no finite decimal number, a pair that is not a trial or is scored twice; and with the count of trials
-    without a score. A pair listed m times in the trials needs m lines.
+    A byte-order mark at the start and Windows line ends are accepted. A pair listed m times in the trials
+    needs m lines. UserError with the line: wrong columns, no finite decimal number, a pair that is not a
+    trial or is scored twice. UserError with a count: trials without a score.
     """
     out = np.full(len(enrol), np.nan)
-    place: dict[tuple[str, str], list[int]] | None = None  # only built if the file is in another order
+    place: dict[tuple[str, str], list[int]] | None = None  # only built if the lines are in another order
     again = "score exactly this trial list"
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as f, no_gc():
         for number, line in enumerate(f, 1):

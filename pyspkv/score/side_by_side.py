@@ -1,4 +1,4 @@
-"""Experiments side by side: the last system of each, and paired differences of their EERs on the same trials."""
+"""Compare experiments: the last system of each, and paired differences of their EERs on the same trials."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,15 @@ from pyspkv.base.errors import UserError
 from pyspkv.data.trials import read_trials
 from pyspkv.score import metrics, scoring
 
-LAST = ("finetune", "baseline", "supervised")  # the phase that stands for an experiment, else its last round
+LAST = ("finetune", "baseline", "supervised")  # the first that was scored counts, else the last round
 
 
 def last_phase(scores: dict[str, dict[str, dict]], name: str) -> str:
-    """The phase of an experiment that counts as its result: none is chosen by its score.
+    """The phase that counts as the result of an experiment. It is chosen by its name, never by its score.
 
     Args:
-        scores: phase -> trial list -> metrics, in the order of the pipeline. name: the trial list.
+        scores: phase -> trial list -> metrics, in the order of the pipeline.
+        name: the trial list.
     """
     scored = [phase for phase, lists in scores.items() if name in lists]
     rounds = [phase for phase in scored if phase.startswith("round")]
@@ -22,13 +23,14 @@ def last_phase(scores: dict[str, dict[str, dict]], name: str) -> str:
 
 
 def compare(folder: Path, ours: dict, others: list[tuple[Path, str, dict]], name: str) -> list[dict]:
-    """One record an other experiment: its EER, and ours less it with a 95 % interval over speakers, paired.
+    """One record per other experiment: its EER, and the paired difference ours - theirs with a 95 % interval.
 
     Args:
-        folder: our system's folder, and `ours` its metrics as bin.evaluate wrote them (with the place of the trials).
-        others: (experiment, its last phase, that one's metrics).
+        folder: folder of our system.
+        ours: its metrics as bin.evaluate wrote them (with the path of the trials).
+        others: (experiment, its last phase, metrics of that phase).
 
-    UserError: a score file is gone, or lacks trials of ours.
+    UserError: a score file or the trial list is gone, or a score file lacks trials of ours.
     """
     out = []
     for exp, phase, theirs in others:
@@ -51,7 +53,7 @@ def compare(folder: Path, ours: dict, others: list[tuple[Path, str, dict]], name
 
 
 def table(ours: tuple[str, dict], compared: list[dict]) -> list[str]:
-    """Markdown lines: our system, then the others with our EER less theirs."""
+    """Markdown lines: our system, then the others with our EER minus theirs."""
 
     def span(m: dict) -> str:
         low, high = m.get("eer_ci_low"), m.get("eer_ci_high")

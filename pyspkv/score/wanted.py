@@ -1,10 +1,13 @@
-"""Which score files are needed for which systems, and which exist already. Nothing heavy is imported here.
+"""Which score files are needed for which systems, and which are up to date.
 
-A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`; `score/made_by` says what each score file
-was made from, so that what is up to date is kept.
+This module imports nothing heavy.
+
+A system is a folder with `embed/<set>/embedding.scp`, `model/` and `score/`. The file `score/made_by` records
+what each score file was made from; files that are up to date are kept.
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +15,17 @@ from pyspkv.base import foreign
 from pyspkv.base.atomic import command_line
 from pyspkv.base.errors import UserError
 
-FORMAT = 1  # of made_by and of what the files hold; another one is made again
+FORMAT = 1  # version of made_by and of the score files; files of another version are made again
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Systems, trial lists and variants; the options of bin.evaluate, which explains them."""
+    """Systems, trial lists and variants: the options of bin.evaluate, where --help explains them."""
 
     systems: list[str]
     data: list[str]
-    name: list[str]  # of the lists in `data`, as many
+    name: list[str]  # names of the lists, one per entry of `data`
     dev: str | None = None
     cohort_set: str = "train"
     cohort_data: str | None = None
@@ -36,23 +39,42 @@ class Part:
     """One score file of a system. kind: dev, plain, crops, mean or asnorm."""
 
     kind: str
-    name: str  # of the trial list
+    name: str  # name of the set of embeddings
     data: str  # its data directory
     cohort: str = "train"  # the set whose mean is subtracted, and whose speakers are the AS-norm cohort
+    further: str = ""  # X of the list trials_X; empty: trials
+
+    @property
+    def trials(self) -> str:
+        """The file of the trial list."""
+        return f"{self.data}/trials{self.further and '_'}{self.further}"
+
+    @property
+    def list_name(self) -> str:
+        return f"{self.name}{self.further and '_'}{self.further}"
 
     @property
     def stem(self) -> str:
-        return self.name if self.kind in ("dev", "plain") else f"{self.name}-{self.kind}"
+        return self.list_name if self.kind in ("dev", "plain") else f"{self.list_name}-{self.kind}"
 
     @property
     def sets(self) -> list[str]:
-        """The sets of embeddings that it needs."""
+        """The embedding sets that it needs."""
         more = {"crops": [f"{self.name}-crops"], "mean": [self.cohort], "asnorm": [self.cohort]}
         return [self.name, *more.get(self.kind, [])]
 
 
+def further_lists(data: str) -> list[str]:
+    """X of every list trials_X of a data directory, beside its list trials; sorted."""
+    found = [re.fullmatch(r"trials_(\w+)", path.name, re.ASCII) for path in Path(data).glob("trials_*")]
+    return sorted(m[1] for m in found if m)
+
+
 def parts_of(request: Wanted) -> list[Part]:
-    """What is wanted of every system, in the order in which it is made. UserError: two files of one name."""
+    """What is wanted of every system, in the order in which it is made. UserError: two files of one name.
+
+    A data directory may have further lists, trials_X, beside its trials: all are scored from the same embeddings.
+    """
     parts = [Part("dev", os.path.basename(os.path.abspath(request.dev)), request.dev)] if request.dev else []
     kinds = [
         "plain",
@@ -60,8 +82,9 @@ def parts_of(request: Wanted) -> list[Part]:
         *(["mean", "asnorm"] if request.cohort_data else []),
     ]
     parts += [
-        Part(kind, name, data, request.cohort_set)
+        Part(kind, name, data, request.cohort_set, further)
         for name, data in zip(request.name, request.data)
+        for further in ["", *further_lists(data)]
         for kind in kinds
     ]
     seen = set()
@@ -76,16 +99,17 @@ def parts_of(request: Wanted) -> list[Part]:
 
 
 def unwanted(system: str, request: Wanted, parts: list[Part]) -> list[Path]:
-    """Files of variants that the options do not include: they came from other embeddings or another cohort."""
+    """Score files of variants that the options do not include: they belong to other embeddings or cohorts."""
     kinds = [*([] if request.crops else ["crops"]), *([] if request.cohort_data else ["mean", "asnorm"])]
-    stems = {f"{name}-{kind}" for name in request.name for kind in kinds} - {part.stem for part in parts}
+    names = {part.list_name for part in parts if part.kind == "plain"}
+    stems = {f"{name}-{kind}" for name in names for kind in kinds} - {part.stem for part in parts}
     files = [Path(system, "score", stem + end) for stem in sorted(stems) for end in (".scores", ".json")]
     return [f for f in files if os.path.lexists(f)]
 
 
 def check_there(systems: list[str], request: Wanted, parts: list[Part]) -> None:
     """UserError: a folder, a list or an embedding set is missing; the hint is the command that makes it."""
-    files = [f"{part.data}/{name}" for part in parts for name in ("trials", "utt2spk")]
+    files = [file for part in parts for file in (part.trials, f"{part.data}/utt2spk")]
     for file in [*files, *([f"{request.cohort_data}/utt2spk"] if request.cohort_data else [])]:
         if not Path(file).is_file():
             hint = "check the paths given to --data, --dev and --cohort-data"
@@ -107,7 +131,10 @@ def check_there(systems: list[str], request: Wanted, parts: list[Part]) -> None:
 
 
 def check_one_model(system: str, request: Wanted, parts: list[Part]) -> None:
-    """UserError: sets that are scored together are of different models, as far as extraction has noted them."""
+    """UserError: embedding sets that are scored together come from different models.
+
+    It is checked as far as extraction has recorded the models.
+    """
     models: dict[str, object] = {}
     for part in parts:
         for name in part.sets:
@@ -124,12 +151,13 @@ def extract_command(request: Wanted, folder: str, system: str, part: Part, name:
     """The command that makes an embedding set."""
     own = name == part.name
     data = request.cohort_data if name == part.cohort and not own else part.data
-    assert data is not None  # a cohort is of some data
+    assert data is not None  # with a cohort there is --cohort-data
     crops = ["--crops", "5"] if name.endswith("-crops") and not own else []
     return command_line(ROOT / "steps/extract.sh", *crops, Path(f"{system}/model"), Path(data), Path(folder))
 
 
 def refuse_link(path: Path) -> None:
+    """Raise a UserError: nothing is written through a link."""
     hint = command_line("rm", path)
     raise UserError("is a link, and nothing is written through it", file=path, hint=hint)
 
@@ -144,13 +172,16 @@ def outputs(system: str, part: Part | None) -> list[Path]:
 
 
 def calibration_of(system: str) -> Path:
-    """With the model, where `verify` finds it; in the system's folder, where the model is another experiment's."""
+    """Path of calibration.json: in the model folder, where `verify` finds it.
+
+    If the model belongs to another experiment (a link), the path is in the system's own folder.
+    """
     own = Path(system, "model").resolve().is_relative_to(Path(system).resolve())
     return Path(system, "model/calibration.json" if own else "calibration.json")
 
 
 def stamp(path: str | Path) -> list[int] | None:
-    """Size and times of a file, which any change of it changes; None: it is not there."""
+    """Size and times of a file, which change with any change of the file; None if it does not exist."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
@@ -159,7 +190,10 @@ def stamp(path: str | Path) -> list[int] | None:
 
 
 class Inputs:
-    """What score files are made from, as small JSON. Every file is looked at once, before anything is read from it."""
+    """What score files are made from, as small JSON.
+
+    Every file is examined once, before anything is read from it.
+    """
 
     def __init__(self, request: Wanted):
         self.request = request
@@ -172,32 +206,33 @@ class Inputs:
         return self.known[path]
 
     def embeddings(self, folder: str) -> dict[str, list[int] | None]:
-        """The scp and the arks that it points into."""
+        """Stamps of the scp and of the arks that it points into."""
         if folder in self.sets:
             return self.sets[folder]
         scp = f"{folder}/embedding.scp"
         found, arks = {scp: self.file(scp)}, set()
         with open(scp, "rb") as f:
             for line in f:
-                place = line.split(None, 1)[-1].strip() if line.strip() else b""  # read_embeddings says it
+                place = line.split(None, 1)[-1].strip() if line.strip() else b""  # read_embeddings reports it
                 ark, colon, offset = place.rpartition(b":")
                 arks.add(os.fsdecode(ark if colon and offset.isdigit() else place))
         self.sets[folder] = found | {ark: self.file(ark) for ark in sorted(arks)}
         return self.sets[folder]
 
     def of(self, system: str, part: Part) -> dict:
+        """What the score file of a part is made from."""
         request = self.request
-        tables = ["trials", "utt2spk", "enrol_map"]
+        tables = [os.path.basename(part.trials), "utt2spk", "enrol_map"]
         out = {
             "format": FORMAT,
             "kind": part.kind,
             "scores": str(outputs(system, part)[0].absolute()),
-            "trials": str(Path(part.data, "trials").absolute()),
+            "trials": str(Path(part.trials).absolute()),
             "data": {name: self.file(f"{part.data}/{name}") for name in tables},
             "embeddings": [self.embeddings(f"{system}/embed/{name}") for name in part.sets],
         }
         if part.kind == "dev":
-            out["source"] = f"{part.data}/trials"  # as calibration.json names it
+            out["source"] = part.trials  # as calibration.json names it
         if part.kind == "plain":
             out["calibration"] = stamp(calibration_of(system))
             if other := compared_to(request, system, part):
@@ -209,29 +244,31 @@ class Inputs:
 
 
 def compared_to(request: Wanted, system: str, part: Part) -> str | None:
-    """The score file of the system that this one is compared to; none for itself."""
+    """The score file of the system that this one is compared with; None for that system itself."""
     if not request.compare or os.path.realpath(request.compare) == os.path.realpath(system):
         return None
     return f"{request.compare}/score/{part.stem}.scores"
 
 
 def read_made_by(system: str) -> dict:
-    """Score file -> what it was made from and is; {} where that is not known."""
+    """Score file -> what it was made from, and its stamps; {} if not recorded."""
     return foreign.read_json_or_empty(Path(system, "score/made_by"), limit=1 << 28)
 
 
 def entry(system: str, part: Part, inputs: dict) -> dict:
+    """Entry of made_by for a part: its inputs, and the stamps of its files."""
     return {"from": inputs, "files": [stamp(path) for path in outputs(system, part)]}
 
 
 def up_to_date(system: str, part: Part, inputs: Inputs) -> bool:
+    """Whether the files of a part exist and made_by records the same inputs and stamps."""
     now = entry(system, part, inputs.of(system, part))
     there = now["files"][:2] + [file for found in now["from"]["embeddings"] for file in found.values()]
     return all(there) and read_made_by(system).get(part.stem) == now
 
 
 def in_order(request: Wanted) -> list[str]:
-    """The systems, each score folder once, the one that others are compared to first."""
+    """The systems, each score folder once; the system that others are compared with comes first."""
     once: dict[str, str] = {}
     for system in request.systems:
         once.setdefault(os.path.realpath(f"{system}/score"), system)
@@ -240,7 +277,7 @@ def in_order(request: Wanted) -> list[str]:
 
 
 def check_compare(systems: list[str], request: Wanted, parts: list[Part]) -> None:
-    """UserError: the other system is not scored now and has no score file."""
+    """UserError: the system to compare with is neither scored now nor has score files."""
     if not request.compare or os.path.realpath(request.compare) in map(os.path.realpath, systems):
         return
     for part in parts:

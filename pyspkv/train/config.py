@@ -1,4 +1,4 @@
-"""The config of a training: what bin.train reads and a model folder keeps."""
+"""The config of a training: bin.train reads it, and the model folder keeps it."""
 
 from typing import Literal
 
@@ -101,5 +101,5 @@ class TrainConfig(Config):
     )
 
 
-# How, not what: a resumed run may change these.
+# These keys say how a run computes, not what. A resumed run may change them.
 MAY_CHANGE_ON_RESUME = ("num_workers", "cache_mb", "log_every_steps", "save_every_steps", "rooms_dir")

@@ -1,4 +1,4 @@
-"""The declared dev list: other speakers than the training's, scored after every epoch."""
+"""The dev list: trials of speakers who are not in the training data, scored after every epoch."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pyspkv.score.extract import embed
 
 
 def check_apart(dev: DataDir, data: DataDir, unlabeled: DataDir | None = None) -> None:
-    """UserError: the dev list shares speakers with the training data, or utterances with its unlabeled part."""
+    """Raise UserError if the dev list shares speakers with the training data, or utterances with its unlabeled part."""
     unlabeled_utts = set(unlabeled.utts) if unlabeled else set()
     for what, where, shared in (
         ("speakers", "training", set(dev.spk) & set(data.spk)),
@@ -26,13 +26,13 @@ def check_apart(dev: DataDir, data: DataDir, unlabeled: DataDir | None = None) -
 
 
 class DevList:
-    """Data directory and trials over it."""
+    """A data directory, and trials over its utterances."""
 
     def __init__(self, data: DataDir, trials: Path):
         self.data, self.trials = data, trials_over(trials, data.utts)
 
     def eer(self, encoder: torch.nn.Module, device: torch.device, precision: str, allow_pipes: bool) -> float:
-        """Percent, of cosine scores."""
+        """The EER of the trials in percent, by cosine scores of `encoder`'s embeddings."""
         from pyspkv.score.metrics import eer
         from pyspkv.score.scoring import score_trials
 

@@ -1,4 +1,4 @@
-"""What a run leaves for people to read: train.jsonl, tensorboard, a bar, running means, the commit."""
+"""The log of a run, for people to read: train.jsonl, tensorboard, the progress bar, and the commit of the code."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from pyspkv.base.errors import UserError
 
 
 class Means:
-    """Running weighted means of the logged quantities, over steps and ranks."""
+    """Weighted means of the logged quantities. Sums and weights are added up over steps, then over ranks."""
 
     def __init__(self, sums: dict[str, list[float]] | None = None):
         self.sums = {k: list(v) for k, v in (sums or {}).items()}
@@ -46,7 +46,7 @@ class Means:
 
 
 def _is_record_until(line: str, step: int) -> bool:
-    """Whether it is a whole record (a kill cuts the last one) of a step up to `step`."""
+    """Whether the line is a whole record of a step up to `step`. A kill may have cut the last line."""
     try:
         logged = foreign.parse_json(line, file="train.jsonl", nan=True).get("step")
     except UserError:
@@ -55,7 +55,7 @@ def _is_record_until(line: str, step: int) -> bool:
 
 
 class Log:
-    """train.jsonl and tensorboard of one run; records after `step` (of a killed run) are dropped."""
+    """train.jsonl and tensorboard of one run. A resumed run appends; records after its first `step` are dropped."""
 
     def __init__(self, exp: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -73,7 +73,7 @@ class Log:
 
     @contextmanager
     def _naming(self, path: Path):
-        """The OSError of a full disk does not say which file it is about."""
+        """Add `path` to an OSError that names no file, as that of a full disk."""
         try:
             yield
         except OSError as err:
@@ -100,7 +100,7 @@ class Log:
 
 
 class StepLog:
-    """Every `every` steps a record with the means and the speed since the last one; a bar for who watches."""
+    """Write a record every `every` steps, with the means and the speed since the last one, and show a progress bar."""
 
     def __init__(self, log: Log | None, every: int, batch_size: int, step: int, last_step: int):
         from tqdm import tqdm
@@ -110,7 +110,7 @@ class StepLog:
         self.means, self.waited, self.since = Means(), 0.0, time.perf_counter()
 
     def timed(self, batches: Iterable) -> Iterator:
-        """The batches; how long they are waited for is logged."""
+        """Yield the batches, and measure how long the training waits for them."""
         batches = iter(batches)
         while True:
             asked = time.perf_counter()
@@ -122,7 +122,7 @@ class StepLog:
             yield batch
 
     def step(self, step: int, epoch: int, stats: dict[str, tuple[float, float]], lr: float) -> None:
-        """Count step `step` (from 1). All ranks call it, as the means are over all of them."""
+        """Count step `step` (from 1). All ranks must call this, because the means are over all of them."""
         self.means.add_all(stats)
         self.bar.update()
         if step % self.every:
@@ -145,13 +145,13 @@ class StepLog:
 
 
 def epoch_line(epoch: int, epochs: int, record: dict) -> str:
-    """What is printed of an epoch (from 0) and its record."""
+    """The line that is printed after epoch `epoch` (from 0), made from its record."""
     shown = [f"{k} {record[k]:.4g}" for k in ("loss", "accuracy", "kept", "dev_eer") if k in record]
     return f"epoch {epoch + 1}/{epochs}: {', '.join(shown)} ({record['seconds']:.0f} s)"
 
 
 def git_id() -> str | None:
-    """Commit of the working tree, with `+` when it is not clean; None outside git: $SPKV_COMMIT."""
+    """The commit of the working tree, with `+` when it is not clean. Outside git: $SPKV_COMMIT, or None."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():  # installed: a repository above site-packages is somebody else's
         return os.environ.get("SPKV_COMMIT")

@@ -1,4 +1,4 @@
-"""The data directory with an objective's final labels, of those objectives that move them (SSRL)."""
+"""Write a data directory with the final labels of an objective that changes labels (SSRL)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pyspkv.objectives.base import Objective
 
 
 def check_labels_out(out: Path, objective: Objective, name: str, data: DataDir, dev: DataDir | None) -> None:
-    """UserError: the objective (of this name) moves no labels, or writing `out` would replace something of worth."""
+    """Raise UserError if the objective called `name` does not change labels, or if `out` would replace other data."""
     if objective.labels() is None:
         raise UserError(f"objective {name} does not change labels", hint="drop --labels-out")
     for what, given in (("the training data", data), ("the dev list", dev)):
@@ -18,7 +18,7 @@ def check_labels_out(out: Path, objective: Objective, name: str, data: DataDir, 
 
 
 def write_labels(out: Path, objective: Objective, data: DataDir, classes: list[str]) -> None:
-    """`data` with the label of each of its rows, the objective's first ones, as its speaker."""
+    """Write `data` to `out`, with the class that each row now has as its speaker. The rows of `data` come first."""
     labels = objective.labels()
     assert labels is not None  # `check_labels_out`
     names = [classes[k] for k in labels[: len(data.utts)].tolist()]

@@ -1,4 +1,4 @@
-"""From an objective's parameter groups to optimizers; their learning rates and the clipping of gradients."""
+"""Optimizers from an objective's parameter groups, their learning rates, and the clipping of gradients."""
 
 import math
 
@@ -10,7 +10,7 @@ from pyspkv.train.config import OptimConfig
 
 
 def build_optimizer(config: OptimConfig, groups: list[dict]) -> torch.optim.Optimizer:
-    """Weight decay is on matrices, never on biases and norms. UserError: no group has a parameter."""
+    """An optimizer with weight decay on matrices, not on biases and norms. UserError: no group has a parameter."""
     split = []
     for group in groups:
         settings = {k: v for k, v in group.items() if k != "params"}
@@ -28,14 +28,26 @@ def build_optimizer(config: OptimConfig, groups: list[dict]) -> torch.optim.Opti
 
 
 def set_lr(optimizer: torch.optim.Optimizer, base: float, factor: float) -> None:
-    """base x the group's `lr_scale` x the schedule's factor, but for groups with a rate of their own (`fixed_lr`)."""
+    """Set each group's rate to base x its `lr_scale` x the schedule's factor. A group with `fixed_lr` keeps its own."""
     for group in optimizer.param_groups:
         if "fixed_lr" not in group:
             group["lr"] = base * group.get("lr_scale", 1.0) * factor
 
 
+def drop_waiting(optimizer: torch.optim.Optimizer, epoch: float) -> None:
+    """Forget the gradients of groups whose `from_epoch` has not come: nothing of them moves, and nothing is remembered
+    of them, as if they were not there."""
+    for group in optimizer.param_groups:
+        if epoch < group.get("from_epoch", 0):
+            for p in group["params"]:
+                p.grad = None
+
+
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float | None, each: bool) -> Tensor:
-    """Scale the gradients down to norm `limit` (None: leave them), together or each by itself; their norm before."""
+    """Scale the gradients down to norm `limit`, all together or each by itself. None: leave them.
+
+    Returns their norm before.
+    """
     params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
     groups = [[p] for p in params] if each else [params]
     norms = [torch.nn.utils.clip_grad_norm_(group, limit or math.inf) for group in groups]

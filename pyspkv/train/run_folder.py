@@ -1,4 +1,4 @@
-"""The record of a training (config.yaml, run.json, classes.txt), and whether a folder holds this very run."""
+"""The record of a training (config.yaml, run.json, classes.txt), and the check that a folder holds this same run."""
 
 import json
 import sys
@@ -19,13 +19,15 @@ from pyspkv.train.state import BROKEN, RunState
 
 @dataclass
 class RunFolder:
-    """One run, and the folder `path` that it has or will have.
+    """One run, and its folder `path`, which need not exist yet.
 
     Args:
-        config: the resolved config; `may_change` are its keys that a resumed run may set anew.
+        config: the resolved config.
+        may_change: keys of the config that a resumed run may change.
         init: the model that the run starts from, as the user named it.
-        label_hash: of the utterances and labels.
-        init_digest: of the weights of all models that the run starts from.
+        label_hash: hash of the utterances and labels.
+        init_digest: hash of the weights of all models that the run starts from.
+        processes: number of processes that train together, over all machines.
     """
 
     path: Path
@@ -34,10 +36,13 @@ class RunFolder:
     init: str | None
     label_hash: str
     init_digest: str | None
+    processes: int = 1
 
     def saved_state(self) -> RunState | None:
-        """Of the last checkpoint, None where there is none yet. UserError: it is of another run, with the first
-        difference."""
+        """The state of the last checkpoint, or None if there is none yet.
+
+        UserError: the folder belongs to another run; the message names the first difference.
+        """
         folder = checkpoint.latest(self.path)
         if folder is None:
             return None
@@ -45,6 +50,8 @@ class RunFolder:
         self._check_start()
         state = RunState.read(folder)
         state.check_end(self.config.epochs, folder)
+        if not state.done:
+            self._check_processes()
         if state.label_hash != self.label_hash:
             raise UserError(
                 "this training was started with other utterances or labels",
@@ -68,19 +75,35 @@ class RunFolder:
                 )
                 raise UserError(rule, file=self.path, hint=self._hint())
 
-    def _check_start(self) -> None:
+    def _record(self) -> dict[str, Any]:
         file = self.path / "run.json"
         try:
-            record = foreign.read_json(file, hint=BROKEN)
+            return foreign.read_json(file, hint=BROKEN)
         except OSError as err:
             raise UserError(f"cannot be read ({err.strerror})", file=file, hint=BROKEN) from None
+
+    def _check_processes(self) -> None:
+        """Raise UserError if the run was started with another number of processes.
+
+        Sums over another number of processes round differently, so the digits would change.
+        """
+        was = self._record().get("world", self.processes)
+        if was != self.processes:
+            raise UserError(
+                f"this training was started with {foreign.short(was)} processes, now there are {self.processes}",
+                file=self.path,
+                hint=f"go on with {foreign.short(was)} (--ngpu or --nproc, times --num-nodes), or use another --exp",
+            )
+
+    def _check_start(self) -> None:
+        record = self._record()
         if record.get("start", self.init_digest) != self.init_digest:
             was, now = record.get("init") or "none", self.init or "none"
             rule = f"this training was started from another model: {was}, now {now}"
             raise UserError(rule, file=self.path, hint=self._hint())
 
     def record(self, classes: list[str], facts: dict[str, Any]) -> None:
-        """Write down what the run is, before its first step. facts: more for run.json."""
+        """Write the record of the run before its first step. `facts` are further entries of run.json."""
         run = {
             "command": sys.argv,
             "git": git_id(),
@@ -92,6 +115,7 @@ class RunFolder:
             "label_hash": self.label_hash,
             "init": self.init,
             "start": self.init_digest,
+            "world": self.processes,
             **facts,
         }
         with atomic_file(self.path / "config.yaml") as f:

@@ -1,4 +1,4 @@
-"""The progress of a training: what a checkpoint's state.json holds besides the optimizers' settings."""
+"""The progress of a training. A checkpoint keeps it in state.json, beside the optimizers' settings."""
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -27,7 +27,7 @@ class RunState:
 
     @classmethod
     def read(cls, folder: Path) -> "RunState":
-        """Of a `ckpt-<step>` folder. UserError: no training wrote it."""
+        """Read the state of a `ckpt-<step>` folder. UserError: no training wrote it."""
         saved = checkpoint.training_state(folder)
         names = {f.name: IN_FILE.get(f.name, f.name) for f in fields(cls)}
         return cls(**{name: saved[key] for name, key in names.items() if key in saved})
@@ -36,12 +36,12 @@ class RunState:
         return {IN_FILE.get(name, name): value for name, value in asdict(self).items()}
 
     def check_end(self, epochs: int, folder: Path) -> None:
-        """UserError: it is done before `epochs`, though without a dev list nothing stops a run early."""
+        """Raise UserError if the run ended before `epochs`, although it had no dev list that could end it early."""
         if self.done and self.epoch < epochs and self.best_epoch is None:
             self._refuse(f"done after {self.epoch} of {epochs} epochs", folder)
 
     def check_step(self, steps: int, epochs: int, folder: Path) -> None:
-        """UserError: a run of `epochs` epochs of `steps` steps has no such step after so many epochs."""
+        """Raise UserError if step and epoch do not fit a run of `epochs` epochs of `steps` steps."""
         ended = self.step == self.epoch * steps
         if not (ended if self.done else self.step // steps == self.epoch < epochs):
             self._refuse(f"no step {self.step} after {self.epoch} epochs of {steps} steps", folder)
@@ -50,9 +50,9 @@ class RunState:
         raise UserError(f"not a checkpoint's state: {what}", file=folder / "state.json", hint=BROKEN)
 
     def end_epoch(self, epochs: int, dev_eer: float | None, patience: int) -> bool:
-        """Count an epoch and its dev EER (None without a dev list); whether it is the best one yet.
+        """Count an epoch and its dev EER (None without a dev list). Returns whether the EER is the best so far.
 
-        `patience` epochs in a row above the best one end the run; 0: none do.
+        After `patience` epochs in a row with an EER above the best, the run is done. 0: it never ends early.
         """
         best = dev_eer is not None and (self.best_eer is None or dev_eer < self.best_eer)
         if best:

@@ -1,9 +1,10 @@
-"""The training loop: one for every objective, on a CPU, a GPU, or several under torchrun.
+"""The training loop of every objective, on a CPU, on a GPU, or in several processes.
 
 A run is a folder: config.yaml (resolved), run.json (command, versions, labels), train.jsonl (one record per log
 interval and epoch), tb/ (tensorboard), ckpt-<step>/, LATEST, best. Running the same command again resumes from LATEST
 and ends with the same digits as an unbroken run on the same machine: batches, dropout and masks are drawn from
-(seed, step), and the checkpoint holds everything else.
+(seed, step), and the checkpoint holds everything else. SIGTERM and SIGUSR1 end a run at its next step, with a
+checkpoint.
 """
 
 import math
@@ -15,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +24,7 @@ from pyspkv.base import config as cfg
 from pyspkv.base.atomic import folder_lock
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.base.errors import UserError
+from pyspkv.base.processes import Asked
 from pyspkv.base.schedules import lr_factor
 from pyspkv.batches.augment import Augmenter
 from pyspkv.batches.dataset import (
@@ -37,37 +38,42 @@ from pyspkv.batches.dataset import (
 )
 from pyspkv.data.datadir import DataDir
 from pyspkv.objectives.base import Losses, Objective, RunInfo
-from pyspkv.score.extract import embed
+from pyspkv.score.extract import embed_over_ranks
 from pyspkv.train.config import MAY_CHANGE_ON_RESUME, TrainConfig
 from pyspkv.train.dev import DevList, check_apart
 from pyspkv.train.log import Log, Means, StepLog, epoch_line
 from pyspkv.train.moved_labels import check_labels_out, write_labels
-from pyspkv.train.optimizers import build_optimizer, clip_gradients, set_lr
+from pyspkv.train.optimizers import build_optimizer, clip_gradients, drop_waiting, set_lr
 from pyspkv.train.run_folder import RunFolder
 from pyspkv.train.state import RunState
-from pyspkv.train.step import StepResult, step_result, total_loss
+from pyspkv.train.step import StepResult, loss_with_pull, step_result
 
-COLLAPSED = 0.01  # spread of a batch's unit embeddings below which they all point one way
-COLLAPSED_STEPS = 100  # this many such steps in a row stop the run
+COLLAPSED = 0.01  # below this spread, all unit embeddings of a batch point in nearly the same direction
+COLLAPSED_STEPS = 100  # number of such steps in a row that stops the run
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:
-    """Of all that is random inside the model in a step; below 2^63, as torch wants it, up to 10^14 steps."""
+    """The seed of everything random inside the model in one step. It is below 2^63 (torch) up to 10^14 steps."""
     return (seed * 1_000_003 + step) * 4_099 + rank
 
 
 class Trainer:
-    """Train `config` on `data`; see the module for what appears in `exp`.
+    """Train `config` on `data`. The module's docstring says what appears in `exp`.
 
-    An `exp` that is a symbolic link is another run's model and only read: it must be trained to its end, from the same.
+    If `exp` is a symbolic link, it is the model of another run and is only read. That run must be finished, and have
+    the same config and data.
 
     Args:
         unlabeled: second data directory of semi-supervised objectives.
-        dev, dev_trials: a declared list of other speakers, scored after every epoch; `best` is its lowest EER.
+        dev, dev_trials: trials of other speakers, scored after every epoch. `best` is the epoch with the lowest EER.
         init: `DIR[@best|last]` whose encoder weights to start from (heads are new).
-        keep_head: start from its heads too, which needs the same utterances and labels (large-margin fine-tuning).
-        labels_out: where the data directory with an objective's final labels goes, if it moves them.
+        keep_head: start from its heads and its gate too, which needs the same utterances and labels (large-margin
+            fine-tuning).
+        labels_out: folder for a data directory with the final labels, if the objective changes labels.
         patience: stop after this many epochs in a row with a dev EER above the best; 0 never stops early.
+
+    Attributes:
+        stopped: `run` was asked to end by SIGTERM or SIGUSR1. It wrote a checkpoint, and the same run goes on from it.
     """
 
     def __init__(
@@ -84,8 +90,11 @@ class Trainer:
         labels_out: Path | None = None,
         patience: int = 0,
     ):
-        self.config, self.exp, self.init, self.keep_head = config, exp, init, keep_head
+        encoder = cfg.class_of(config.encoder).resolved(config.encoder)
+        self.config = config = config.model_copy(update={"encoder": encoder})
+        self.exp, self.init, self.keep_head = exp, init, keep_head
         self.labels_out, self.patience = labels_out and Path(labels_out), patience
+        self.asked, self.stopped = Asked(), False
         if patience < 0:
             raise UserError(f"--patience {patience} must not be below 0")
         if dev:
@@ -113,10 +122,11 @@ class Trainer:
         self.precision = choose_precision(self.config.precision, self.device)
 
     def _look_at_folder(self) -> None:
-        """Whether `exp` is empty, this run under way, or finished. UserError: it is another run."""
+        """Find out whether `exp` is empty, holds this run unfinished, or finished. UserError: it holds another run."""
         self.is_link = os.path.islink(self.exp)
+        processes = distributed.world_size()
         digests = self.corpus.label_hash(), self._init_digest()
-        self.folder = RunFolder(self.exp, self.config, MAY_CHANGE_ON_RESUME, self.init, *digests)
+        self.folder = RunFolder(self.exp, self.config, MAY_CHANGE_ON_RESUME, self.init, *digests, processes)
         saved = self.folder.saved_state()
         self.finished = saved is not None and saved.done
         if self.is_link and not self.finished:
@@ -127,14 +137,14 @@ class Trainer:
             )
 
     def _init_digest(self) -> str | None:
-        """Of the weights of all models that the run starts from."""
+        """Hash of the weights of all models that the run starts from; None: it starts from random weights."""
         models = [self.init] if self.init else []
         for config in (self.config.objective, self.config.encoder):
             models += cfg.class_of(config).needs_models(config)
         return " ".join(checkpoint.digest(model) for model in models) or None
 
     def _build(self) -> None:
-        """Sampler, model and optimizers; a run that is finished needs them for the labels that it moved only."""
+        """Build sampler, model and optimizers. A finished run needs them only to write the labels that it changed."""
         config, data = self.config, self.corpus.parts[0]
         columns = {c: getattr(self.corpus, c) for c in ROW_COLUMNS}
         self.sampler = cfg.build(config.sampler, self.corpus.label, config.batch_size, config.seed, columns)
@@ -192,7 +202,7 @@ class Trainer:
         if self.finished and not self.labels_out:
             self._say(f"already trained: {self.exp}")
             return
-        with self._lock() as self.lock, distributed.peers(), worker_errors():
+        with self._lock() as self.lock, self.asked, distributed.peers(), worker_errors():
             self._start_or_resume()
             if self.state.done:
                 self._say(f"already trained: {self.exp}")
@@ -201,12 +211,14 @@ class Trainer:
                 self._save(Means())
             else:
                 self._train()
-            if self.labels_out and self.main:
+            if self.labels_out and self.main and not self.stopped:
                 write_labels(self.labels_out, self.objective, self.corpus.parts[0], self.corpus.classes)
                 self._say(f"labels: {self.labels_out}")
 
     def _start_or_resume(self) -> None:
-        saved = self.folder.saved_state()  # again: before the lock was had, another run may have been here
+        saved = (
+            self.folder.saved_state()
+        )  # read again: another run may have been here before the lock was taken
         if saved is None:
             self._start()
         else:
@@ -216,7 +228,7 @@ class Trainer:
         if self.main:
             dev = str(self.dev.data.path) if self.dev else None
             facts = {"num_utterances": len(self.corpus), "precision": self.precision, "dev": dev}
-            self.folder.record(self.corpus.classes, {**facts, "world": distributed.world_size()})
+            self.folder.record(self.corpus.classes, facts)
         self._say(
             f"training in {self.exp}: {len(self.corpus)} utterances, {len(self.corpus.classes)} classes, "
             f"{self.sampler.steps} steps x {self.config.epochs} epochs, {self.precision} on {self.device}"
@@ -225,13 +237,14 @@ class Trainer:
             self._init_from_embeddings()
 
     def _init_from_embeddings(self) -> None:
-        """What an objective needs to know about the training data before the first step."""
+        """Embed the training data by the encoder of the start, for objectives that begin with it."""
         encoder = self.objective.encoder.eval()
-        parts = [
-            embed(encoder, part, self.device, self.precision, allow_pipes=self.config.allow_pipes).x
-            for part in self.corpus.parts
-        ]
-        embeddings = torch.from_numpy(np.concatenate(parts)).to(self.device)
+        embeddings = torch.cat(
+            [
+                embed_over_ranks(encoder, part, self.device, self.precision, self.config.allow_pipes)
+                for part in self.corpus.parts
+            ]
+        )
         label = torch.from_numpy(self.corpus.label).to(self.device)
         self.objective.init_from_embeddings(embeddings, label)
 
@@ -239,15 +252,17 @@ class Trainer:
         if not self.built:
             self._build()
         steps, folder = self.sampler.steps, checkpoint.latest(self.exp)
-        assert folder is not None  # `saved` lies in it
+        assert folder is not None  # `saved` was read from it
         saved.check_step(steps, self.config.epochs, folder)
         checkpoint.restore(folder, self.objective, self.optimizers, last=steps * self.config.epochs)
-        self.state = saved if self.main else replace(saved, means={})  # rank 0 carries the sums on
+        self.state = saved if self.main else replace(saved, means={})  # rank 0 keeps the sums
         if not saved.done:
             self._say(f"resuming {self.exp} at step {saved.step}")
 
     def _train(self) -> None:
-        if self.augmenter:  # only now: until it is locked, the rooms' folder may be another run's
+        if (
+            self.augmenter
+        ):  # not earlier: before the lock is taken, another run may be writing the rooms' folder
             distributed.barrier()
             self.augmenter.make_rooms()
         model: torch.nn.Module = self.objective
@@ -274,14 +289,20 @@ class Trainer:
                 self._end_epoch(log, batch.epoch, means, time.perf_counter() - epoch_start)
                 means, epoch_start = Means(), time.perf_counter()
                 if state.done:
+                    self.stopped = False
                     break
-            elif state.step % c.save_every_steps == 0:
+            elif state.step % c.save_every_steps == 0 or self.stopped:
                 self._save(means)
+            if self.stopped:
+                self._say(
+                    f"stopped by {self.asked.name} at step {state.step}: the same command goes on from there"
+                )
+                break
         step_log.close()
         distributed.barrier()
 
     def _batches(self) -> Iterator[Batch | Exception]:
-        """From the step that comes next to the end of the run."""
+        """The batches from the next step to the end of the run."""
         return loader(
             Batches(self.corpus, self.views, self.augmenter, self.config.seed),
             self.sampler,
@@ -296,7 +317,7 @@ class Trainer:
 
     def _step(self, model, batch: Batch, step: int) -> StepResult:
         c = self.config
-        # All that is random inside the model is a function of (seed, step, rank).
+        # Everything random inside the model is a function of (seed, step, rank).
         torch.manual_seed(_seed_of(c.seed, step, distributed.rank()))
         self.objective.before_step(step)
         factor = lr_factor(c.optim.lr_schedule, self.objective.epoch_now, c.epochs)
@@ -305,13 +326,16 @@ class Trainer:
             set_lr(optimizer, c.optim.lr, factor)
         with autocast(self.device, self.precision):
             losses: Losses = model(batch)
-            losses.terms.update(self.objective.pull())
-        loss = total_loss(losses, self.device)
-        value = loss.item()
+            pull = self.objective.pull()
+        loss, shown, self.stopped = loss_with_pull(
+            losses, pull, self.objective.encoder.normalizes_loss, self.device, bool(self.asked.signal)
+        )
+        value = shown.item()
         if not math.isfinite(value):
             self._stop(f"the loss is {value} at step {step}", batch)
         loss.backward()
         for optimizer in self.optimizers.values():
+            drop_waiting(optimizer, self.objective.epoch_now)
             norm = clip_gradients(optimizer, c.optim.grad_clip_norm, c.optim.clip_per_parameter)
             if not torch.isfinite(norm):
                 self._stop(f"the gradient is {norm.item()} at step {step}", batch)
@@ -332,6 +356,7 @@ class Trainer:
         record = {
             **values,
             **figures,
+            **{f"drift/{layer}": moved for layer, moved in self.objective.encoder.drift().items()},
             **dev,
             "lr": self._lr(),
             "audio_seconds": self.state.audio_seconds,
@@ -343,8 +368,10 @@ class Trainer:
         self._say(epoch_line(epoch, self.config.epochs, record))
 
     def _evaluate(self, dev: DevList) -> dict[str, float]:
-        """EER of the declared dev list, a teacher's and its student's; every rank computes it alike, so that all stop
-        together."""
+        """EER of the dev list, by the teacher and by its student where there are both.
+
+        Every rank computes it, so that all stop after the same epoch.
+        """
         modules = {"dev_eer": self.objective.eval_module}
         if self.objective.eval_module != "encoder":
             modules["dev_eer_student"] = "encoder"
@@ -382,7 +409,7 @@ class Trainer:
             print(text, flush=True)
 
     def _lock(self):
-        """Only one run writes into `exp`; the others of its processes and a reader of finished models write nothing."""
+        """The lock that lets one run at a time write into `exp`. Rank 0 takes it; the other ranks write nothing."""
         return folder_lock(self.exp) if self.main and not self.finished else nullcontext()
 
     def _save(self, means: Means, best: bool = False) -> None:

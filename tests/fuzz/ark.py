@@ -1,4 +1,4 @@
-"""An ark of embeddings: read as finite float32 [R, D] or refused."""
+"""Fuzz target: an ark of embeddings is read as finite float32 [R, D], or refused with a UserError."""
 
 import struct
 import tempfile

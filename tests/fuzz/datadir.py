@@ -1,4 +1,7 @@
-"""A data directory with one file replaced: read or refused; repaired so that it can be read, or not touched at all."""
+"""Fuzz target: a data directory with one replaced file.
+
+It is read or refused with a UserError. The fixer makes it readable or changes nothing.
+"""
 
 import tempfile
 from contextlib import suppress
@@ -27,7 +30,7 @@ SEEDS = [bytes([i]) + raw for i, raw in enumerate(FILES.values())]
 
 
 def target(data: bytes) -> None:
-    """The first byte chooses the file, the rest is what stands in it."""
+    """The first byte chooses the file; the other bytes are its content."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "d"
         path.mkdir()

@@ -1,4 +1,7 @@
-"""Lists of audio of every kind: rows or a refusal; rows make a data directory that reads back as it was written."""
+"""Fuzz target: lists of audio of every kind.
+
+A list is read into rows or refused. Rows make a data directory that reads back as it was written.
+"""
 
 import contextlib
 import gzip
@@ -43,7 +46,7 @@ SEEDS = [
 
 
 def target(data: bytes) -> None:
-    """The first byte chooses the kind, the rest is the list."""
+    """The first byte chooses the kind of list; the other bytes are the list."""
     read = KINDS.get(data[:1], KINDS[b"j"])
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         file, skipped = Path(folder) / ("list.gz" if data[:1] == b"z" else "list"), Skipped([])

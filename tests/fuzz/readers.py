@@ -1,4 +1,4 @@
-"""Further readers, as in targets.py: audio, scores, tables, trial lists, rows of results, records, small arrays."""
+"""Further fuzz targets (see targets.py): audio, scores, tables, trials, result rows, records, arrays."""
 
 import contextlib
 import io
@@ -101,7 +101,7 @@ def grid(folder: Path, data: bytes) -> None:
 
 
 def record(folder: Path, data: bytes) -> None:
-    """What extraction and scoring say of their files: a damaged record is no record, never an error."""
+    """Records of extraction and scoring: a damaged record counts as missing and is never an error."""
     (folder / "score").mkdir(exist_ok=True)
     for file in ("made_by", "score/made_by"):
         (folder / file).write_bytes(data)
@@ -125,7 +125,7 @@ def calibration(folder: Path, data: bytes) -> None:
 
 
 def array(folder: Path, data: bytes) -> None:
-    """A mean, a bank of rooms and the state of k-means; of the last two what is damaged is made anew."""
+    """A mean, a bank of rooms and the state of k-means; the last two are made again if they are damaged."""
     for name in ("mean.npy", "rooms.npy", "kmeans.npz"):
         (folder / name).write_bytes(data)
     read_rooms(folder / "rooms.npy", 2)

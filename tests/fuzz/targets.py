@@ -1,7 +1,8 @@
-"""What reads files of strangers, each as a function of one file's bytes: it returns, or lets out what is a fault.
+"""Fuzz targets: readers of untrusted files, each as a function of the bytes of one file.
 
-A `UserError` is the answer to a bad file. Anything else that comes out of a target (another exception, minutes, the
-memory) is a defect. `ALL` names each target and the sound files that a fuzzer may start from.
+A bad file must give a `UserError`, which the target catches. Whatever else leaves a target (another
+exception, a hang, too much memory) is a defect. `ALL` names each target and the valid files that a fuzzer may
+start from.
 """
 
 import atexit
@@ -146,7 +147,7 @@ def rows(data: bytes) -> None:
 
 @_target
 def foreign_weights(data: bytes) -> None:
-    """What bin.import_checkpoint reads: safetensors and torch's own files."""
+    """The files that bin.import_checkpoint reads: safetensors and torch's own format."""
     for name in ("x.safetensors", "x.pt"):
         (path := _folder() / name).write_bytes(data)
         try:
@@ -157,7 +158,7 @@ def foreign_weights(data: bytes) -> None:
 
 @_target
 def metrics(data: bytes) -> None:
-    """What bin.metrics --json wrote, to results.json and report.md."""
+    """The output of bin.metrics --json, turned into results.json and report.md."""
     exp = _folder() / "exp"
     (exp / "pretrain/score").mkdir(parents=True, exist_ok=True)
     (exp / "pretrain/score/test.json").write_bytes(data)
@@ -252,7 +253,7 @@ for _name, _module in {
 
 
 def _in_folder(read):
-    """A target of readers.py: each case in a folder of its own."""
+    """Make a target of a function from readers.py: each case runs in a folder of its own."""
 
     @_target
     @functools.wraps(read)

@@ -1,4 +1,4 @@
-"""A trial list: read or refused, in our form and in others; what is converted can be read."""
+"""Fuzz target: a trial list, ours or in another form, is read or refused; a converted list can be read."""
 
 import tempfile
 from contextlib import suppress

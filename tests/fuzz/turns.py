@@ -1,4 +1,4 @@
-"""A voice assistant's log as JSON lines or CSV: turns or a refusal."""
+"""Fuzz target: a voice assistant's log as JSON lines or CSV gives turns, or is refused."""
 
 import tempfile
 from pathlib import Path
@@ -17,7 +17,7 @@ SEEDS = [
 
 
 def target(data: bytes) -> None:
-    """The first byte chooses the kind, the rest is the log."""
+    """The first byte chooses the kind of log; the other bytes are the log."""
     kind = "csv" if data[:1] == b"c" else "jsonl"
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"

@@ -2,12 +2,12 @@
 # GLL, two-stage semi-supervised learning from a few labels per speaker (Wang et al., IJCAI 2024). Stage I: contrastive
 # pre-training with augmentation adversarial training. Stage II, gated label learning: constrained k-means gives every
 # unlabeled utterance a labeled speaker, then training goes through the phases T (all utterances pass), V (the
-# prediction must be the label) and L (the confidence must pass a flexible threshold); again and again. With
-# --baseline NAME, conf/baselines/NAME.yaml is trained instead of Stage II. Dev speakers end phases and choose epochs.
+# prediction must be the label) and L (the confidence must pass a flexible threshold), and starts again. With
+# --baseline NAME, conf/baselines/NAME.yaml is trained instead of Stage II. The dev EER ends phases and chooses epochs.
 #   run.sh [--labels-per-spk 2] [--baseline fixmatch] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -18,17 +18,17 @@ stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-t
 stop_stage=8        # last stage, from 1
 labels_per_spk=10   # number of labeled utterances per speaker, from 1
 baseline=           # name of a config in conf/baselines to train instead of GLL; empty: GLL
-use_labels=few      # data of a baseline (few|only|all): few labels and unlabeled rest, few labels only, all labels
-start_from=pretrain # what a baseline starts from (pretrain|scratch): the model of Stage I, or random weights
-threshold_from=     # folder of a FixMatch model; its mean confidence times a factor is the gate's threshold
-threshold_factor=0.9 # this factor, on the highest mean of an epoch
+use_labels=few      # data of a baseline (few|only|all): few labels and the unlabeled rest, few labels only, all labels
+start_from=pretrain # start of a baseline (pretrain|scratch): the model of Stage I, or random weights
+threshold_from=     # folder of a FixMatch model; the gate's threshold is its mean confidence times a factor
+threshold_factor=0.9 # the factor; the mean is that of the epoch with the highest one
 num_rounds=3        # number of GLL's iterations, from 1
 phases=(T V L)      # phases of an iteration; their gates are conf/gates/<phase>.yaml
-phase_epochs=()     # most epochs of each phase, such as "4 3 3"; empty: from conf/semi.yaml
+phase_epochs=()     # maximum epochs of each phase, such as "4 3 3"; empty: from conf/semi.yaml
 phase_rates=()      # learning rates of the phases, such as "2e-3 5e-4 5e-4"; empty: from conf/semi.yaml
 patience=3          # end a phase or a baseline after this many epochs without a lower dev EER; the best epoch is used
 cluster_opts=()     # options of bin.seeded_cluster, such as "--whiten 0.5"
-label_noise=0.0     # for an experiment: share of the first pseudo-labels to change; round1/corrupted lists them
+label_noise=0.0     # experiment: share of the first pseudo-labels to make wrong; round1/corrupted lists them
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 learn_opts=()       # settings of stage 4
 reuse=              # folder of another experiment; its finished phases before --stage are reused
@@ -36,6 +36,7 @@ compare_with=()     # folders of experiments that the report compares with this 
 seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
+num_nodes=1         # machines of a training, from 1, each with these GPUs; more than one need cmd_backend=slurm
 allow_pipes=false   # run the commands in wav.scp
 exp=$recipe/exp     # folder of results
 data=$recipe/data   # folder of the data directories
@@ -60,6 +61,7 @@ read -ra cpu <<< "$train_cmd"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
+[ "$num_nodes" -eq 1 ] || train_opts+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 split=$exp/split threshold=() systems=()
 [ "$start_from" = scratch ] || systems=("$exp/pretrain/model")
@@ -119,7 +121,7 @@ if stage 4 "Stage II: ${baseline:-GLL} from $labels_per_spk labels per speaker";
     [ "$start_from" = pretrain ] || start=
     [ "$use_labels" = few ] || rest=()
     [ "$use_labels" != all ] || few=$data/train_labeled
-    if [ "$use_labels" = only ]; then # as many steps as the training with unlabeled utterances
+    if [ "$use_labels" = only ]; then # train for as many steps as with unlabeled utterances
       steps=("$exp/steps.yaml")
       log_run python -m pyspkv.bin.query steps --config "$conf/encoder.yaml" "$conf/semi.yaml" \
         --labeled-data "$split/labeled" --unlabeled "$split/unlabeled" --out "$exp/steps.yaml"
@@ -132,7 +134,7 @@ fi
 
 # GLL has no stage 5.
 
-if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
+if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort
   log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]}" --data "$data/train" "$data/dev" "$data/test"
 fi
 

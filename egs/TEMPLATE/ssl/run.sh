@@ -5,7 +5,7 @@
 #   run.sh [--stage 1] [--stop-stage 8] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -16,17 +16,17 @@ stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-t
 stop_stage=8        # last stage, from 1
 round=1             # first round of stage 4, from 1
 num_rounds=2        # number of rounds, from 1
-num_pretrain=1      # number of independent pre-trainings, whose joined embeddings give the first clusters, from 1
+num_pretrain=1      # number of independent pre-trainings, from 1; their embeddings are joined for the first clusters
 num_clusters=auto   # number of pseudo-speakers; auto estimates it without labels
 cluster_opts=(--whiten 0.5) # options of bin.cluster
-ensemble=false      # cluster the joined embeddings of all phases so far, not those of the last phase
+ensemble=false      # cluster the joined embeddings of all earlier phases, not only of the last one
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
 finetune=true       # run stage 5
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
-also_test=()        # further sets of --data that have trials, scored as test is
-versus=             # phase that the EERs of the others are compared to, paired, as pretrain; empty: none
+also_test=()        # further test sets in --data, scored like test
+versus=             # phase, such as pretrain, with which all EERs are compared (paired); empty: none
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
-round_config=       # file of stage 4's config; empty: conf/round.yaml, before the last round conf/early_round.yaml
+round_config=       # config of stage 4; empty: conf/early_round.yaml, and conf/round.yaml for the last round
 round_opts=()       # settings of stage 4
 finetune_opts=()    # settings of stage 5
 reuse=              # folder of another experiment; its finished phases before --stage and --round are reused
@@ -34,6 +34,7 @@ compare_with=()     # folders of experiments that the report compares with this 
 seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
+num_nodes=1         # machines of a training, from 1, each with these GPUs; more than one need cmd_backend=slurm
 allow_pipes=false   # run the commands in wav.scp
 exp=$recipe/exp     # folder of results
 data=$recipe/data   # folder of the data directories
@@ -56,6 +57,7 @@ fi
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
+[ "$num_nodes" -eq 1 ] || train_opts+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 tests=("$data/test" "${also_test[@]/#/$data/}")
 pretrained=("$exp/pretrain") rounds=() dev=()
@@ -64,8 +66,8 @@ for r in $(seq "$num_rounds"); do rounds+=("$exp/round$r"); done
 ! $dev_curve || dev=(--dev "$data/dev")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage" --round "$round"
 
-eval_sets=() dev_opts=() unscored=true # dev and test may be missing: the rest is done without them
-has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
+eval_sets=() dev_opts=() unscored=true # without dev or test, all other work is still done
+has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # before stage 1, a dry run assumes that it exists
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
 ! has test || { eval_sets+=("${tests[@]}"); unscored=false; }
 
@@ -107,7 +109,7 @@ if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
     "$conf/finetune.yaml" "$exp/round$num_rounds/data" "$exp/finetune/model" "${settings[@]}" "${finetune_opts[@]}"
 fi
 
-if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
+if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort
   log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
   $unscored || [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "${tests[@]}"

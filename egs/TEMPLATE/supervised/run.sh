@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# AAM-softmax on true speaker labels, then large-margin fine-tuning: the baseline that everybody trains first. With
-# --init it starts from another model, as exp/pretrain/model of an ssl experiment. --dry-run true prints every command.
+# AAM-softmax on true speaker labels, then large-margin fine-tuning: the usual baseline. With
+# --init it starts from another model, like exp/pretrain/model of an ssl experiment. --dry-run true prints all commands.
 #   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -21,7 +21,7 @@ finetune=true       # run stage 5
 use_dev=false       # use the dev speakers to stop the training and to choose the epoch
 patience=0          # with --use-dev: stop after this many epochs without a lower dev EER; 0: never
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
-also_test=()        # further sets of --data that have trials, scored as test is
+also_test=()        # further test sets in --data, scored like test
 train_opts=()       # settings of stage 4, such as "epochs=3 optim.lr=1e-3"
 finetune_opts=()    # settings of stage 5
 reuse=              # folder of another experiment; its finished phases before --stage are reused
@@ -29,6 +29,7 @@ compare_with=()     # folders of experiments that the report compares with this 
 seed=0              # seed of training
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
+num_nodes=1         # machines of a training, from 1, each with these GPUs; more than one need cmd_backend=slurm
 allow_pipes=false   # run the commands in wav.scp
 exp=$recipe/exp     # folder of results
 data=$recipe/data   # folder of the data directories
@@ -51,6 +52,7 @@ fi
 how=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || how+=(--allow-pipes true)
 extract_opts=("${how[@]}" --nj "$nj")
+[ "$num_nodes" -eq 1 ] || how+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 tests=("$data/test" "${also_test[@]/#/$data/}")
 dev=() best=''
@@ -59,8 +61,12 @@ encoder=${encoder:-$conf/encoder.yaml} systems=("$exp/supervised")
 ! $use_dev || dev=(--dev "$data/dev" --patience "$patience") best=@best
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
 
+eval_sets=("${tests[@]}") dev_opts=() # dev may be missing: the rest is done without it
+has() { [ -e "$data/$1" ] || [ ! -d "$data/$train_set" ]; } # a dry run before stage 1 shows all
+! has dev || { eval_sets=("$data/dev" "${tests[@]}"); dev_opts=(--dev "$data/dev"); }
+
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/$train_set" "$data/dev" "${tests[@]}"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/$train_set" "${eval_sets[@]}"
 fi
 
 # Supervised training has no stage 3.
@@ -77,17 +83,18 @@ fi
 
 models=("${systems[@]/%//model}")
 models[0]+=$best
-if stage 6 "extract embeddings"; then # of the training data, too: its speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${models[@]}" --data "$data/$train_set" "$data/dev" "${tests[@]}"
+if stage 6 "extract embeddings"; then # also of the training data: its speakers are the AS-norm cohort
+  log_run steps/extract.sh "${extract_opts[@]}" "${models[@]}" --data "$data/$train_set" "${eval_sets[@]}"
   [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${models[@]}" --data "${tests[@]}"
 fi
 
+has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
   for name in test "${also_test[@]}"; do
-    log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+    log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
       --cohort-data "$data/$train_set" --cohort-set "${train_set##*/}" \
       --crops "$use_crops" "${systems[@]}" "$data/$name" "$name"
   done

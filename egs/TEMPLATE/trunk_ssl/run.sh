@@ -5,7 +5,7 @@
 #   run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -16,14 +16,14 @@ stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-t
 stop_stage=8        # last stage, from 1
 round=1             # first round of stage 4, from 1
 num_rounds=3        # number of rounds, from 1
-trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a WavLM student starts from it
+trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a wavlm or trunk student starts from it
 student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
-labels_from=pretrain # what gives the first clusters (pretrain|trunk): DINO, or the mean of the trunk's states
-round_init=none     # what rounds start from (pretrain|none): DINO's model; none: the trunk, or from scratch
+labels_from=pretrain # source of the first clusters (pretrain|trunk): DINO, or the mean of the trunk's states
+round_init=none     # start of the rounds (pretrain|none): DINO's model; none: the trunk, or from scratch
 num_clusters=auto   # number of pseudo-speakers; auto estimates it without labels
 cluster_opts=(--whiten 0.75) # options of bin.cluster
 finetune=true       # run stage 5
-label_noise=0.0     # for an experiment: share of each round's labels to make wrong; round<r>/corrupted lists them
+label_noise=0.0     # experiment: share of each round's labels to make wrong; round<r>/corrupted lists them
 crops=15            # number of 4 s crops to score with, in addition to the whole utterance; 0: none
 pretrain_opts=()    # settings of stage 3, such as "epochs=3 optim.lr=1e-3"
 round_opts=()       # settings of stage 4
@@ -33,6 +33,7 @@ compare_with=()     # folders of experiments that the report compares with this 
 seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
+num_nodes=1         # machines of a training, from 1, each with these GPUs; more than one need cmd_backend=slurm
 allow_pipes=false   # run the commands in wav.scp
 exp=$recipe/exp     # folder of results
 data=$recipe/data   # folder of the data directories
@@ -56,12 +57,13 @@ fi
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
+[ "$num_nodes" -eq 1 ] || train_opts+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 student_settings=("${settings[@]}") init=()
-if [ -n "$trunk" ] && grep -qs "name: *wavlm" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}"; then
-  student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model") # another student has only labels from the trunk
+if [ -n "$trunk" ] && grep -Eqs "name: *(wavlm|trunk)" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}"; then
+  student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model") # any other student only uses labels from the trunk
 fi
-labels=data # of a round: what stages 4 and 5 train on
+labels=data # folder in a round that stages 4 and 5 train on
 [ "$label_noise" = 0.0 ] || labels=noisy_data
 [ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
 systems=("$exp/pretrain")
@@ -70,8 +72,8 @@ for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 ! $finetune || systems+=("$exp/finetune")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage" --round "$round"
 
-eval_sets=() dev_opts=() unscored=true # dev and test may be missing: the rest is done without them
-has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
+eval_sets=() dev_opts=() unscored=true # without dev or test, all other work is still done
+has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # before stage 1, a dry run assumes that it exists
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
 ! has test || { eval_sets+=("$data/test"); unscored=false; }
 
@@ -80,7 +82,7 @@ if stage 2 "check the data directories"; then
 fi
 
 if stage 3 "DINO"; then
-  if [ -n "$trunk" ]; then # with MHFA for the student; with mean pooling a system of its own
+  if [ -n "$trunk" ]; then # with MHFA for the student; with mean pooling as a system of its own
     log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk_mhfa/model" --pooling mhfa
     log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk/model" --pooling mean
   fi
@@ -109,7 +111,7 @@ if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
     "${student_settings[@]}" "${finetune_opts[@]}"
 fi
 
-if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
+if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort
   log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
   $unscored || [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"

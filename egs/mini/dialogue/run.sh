@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Human-machine dialogues without speaker labels, with soft rejection (arXiv 2202.03484): utterances of a dialogue
-# attract, those of other devices repel, dialogues of low compactness have a lower weight; then GE2E on a few labeled
-# speakers; dev speakers choose its epoch. --dry-run true prints every command.
+# Human-machine dialogues without speaker labels, with soft rejection (arXiv 2202.03484). The loss pulls utterances of a
+# dialogue together and pushes those of other devices apart; less compact dialogues have a lower weight. Then GE2E on a
+# few labeled speakers; dev speakers choose the epoch. --dry-run true prints every command.
 # Here on a corpus that the recipe synthesizes itself; minutes on two CPU cores.
 #   run.sh [--mode household] [--mixed-percent 50] [--num-labeled-spk 12] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -16,11 +16,11 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
 mode=random         # devices (random|household): one per speaker, or two speakers share one
-mixed_percent=10    # percent of the dialogues that have a second speaker (household: of the same household)
+mixed_percent=10    # percentage of dialogues with a second speaker (household: from the same household)
 dialogue_opts=()    # further options of bin.simulate_dialogues
 encoder=            # file of the encoder's config; empty: conf/encoder.yaml
 pretrain=           # file of the config of stage 3; empty: conf/pretrain.yaml
-train_set=train     # name of the dialogues that stage 3 trains on; train_labeled has their true speakers
+train_set=train     # dialogues that stage 3 trains on; train_labeled has true speakers
 finetune=true       # run stage 5
 joint=false         # stage 5 trains on labeled speakers and dialogues together, from scratch (conf/joint.yaml)
 num_labeled_spk=12  # number of labeled speakers for fine-tuning, from 1
@@ -31,6 +31,7 @@ compare_with=()     # folders of experiments that the report compares with this 
 seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
+num_nodes=1         # machines of a training, from 1, each with these GPUs; more than one need cmd_backend=slurm
 allow_pipes=false   # run the commands in wav.scp
 exp=$recipe/exp     # folder of results
 data=$recipe/data   # folder of the data directories
@@ -62,6 +63,7 @@ read -ra cuda <<< "$cuda_cmd"
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
+[ "$num_nodes" -eq 1 ] || train_opts+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 encoder=${encoder:-$conf/encoder.yaml}
 [ "$num_labeled_spk" -ge 12 ] || finetune_opts=(batch_size=$((4 * num_labeled_spk)) "${finetune_opts[@]}")

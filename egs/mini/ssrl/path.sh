@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The recipe's folder and the repository, to be sourced by run.sh and local/data.sh. Nothing here needs editing.
-# SPKV_RECIPE is not exported: in a shell that sources this, another recipe's run.sh must not take it for its own folder.
+# SPKV_RECIPE is not exported, so that in a shell that sources this file another recipe's run.sh finds its own folder.
 SPKV_RECIPE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 if [ -z "${SPKV_ROOT:-}" ]; then
   SPKV_ROOT=$SPKV_RECIPE

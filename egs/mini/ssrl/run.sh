@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SSRL, self-supervised reflective learning (arXiv 2401.01473): contrastive pre-training, one clustering, then one
-# training in which a teacher's predictions move the labels while the student learns. The labels that it starts with
-# are exp/round1/data, those that it ends with exp/round1/data_out. --dry-run true prints every command.
+# training in which a teacher's predictions change the labels while the student learns. The labels at its start
+# are exp/round1/data, those at its end exp/round1/data_out. --dry-run true prints every command.
 # Here on a corpus that the recipe synthesizes itself; minutes on two CPU cores.
 #   run.sh [--num-clusters 300] [--exp DIR] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
-[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh in the recipe's folder
+[ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
 [ -d "$recipe/conf" ] || { echo "$0: set SPKV_RECIPE to the folder of the recipe" >&2; exit 1; }
 . "$recipe/path.sh"
 # shellcheck source=egs/TEMPLATE/cmd.sh
@@ -15,7 +15,7 @@ recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 # -- options of the method
 stage=1             # first stage, from 1 (data, check, pre-train, learn, fine-tune, extract, score, report)
 stop_stage=8        # last stage, from 1
-num_clusters=133    # number of pseudo-speakers at the start; best a third more than there are speakers
+num_clusters=133    # number of pseudo-speakers at the start; best a third more than speakers
 cluster_opts=(--method kmeans) # options of bin.cluster
 dev_curve=false     # measure the dev EER after every epoch of stage 4, for the plots only
 crops=0             # number of 4 s crops to score with, in addition to the whole utterance; 0: none
@@ -26,6 +26,7 @@ compare_with=()     # folders of experiments that the report compares with this 
 seed=0              # seed of training and clustering
 nj=2                # parallel jobs, from 1
 ngpu=0              # GPUs; 0 uses the CPU
+num_nodes=1         # machines of a training, from 1, each with these GPUs; more than one need cmd_backend=slurm
 allow_pipes=false   # run the commands in wav.scp
 exp=$recipe/exp     # folder of results
 data=$recipe/data   # folder of the data directories
@@ -52,13 +53,18 @@ fi
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 ! $allow_pipes || train_opts+=(--allow-pipes true)
 extract_opts=("${train_opts[@]}" --nj "$nj")
+[ "$num_nodes" -eq 1 ] || train_opts+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
 dev=()
 ! $dev_curve || dev=(--dev "$data/dev")
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage"
 
+eval_sets=("$data/test") dev_opts=() # dev may be missing: the rest is done without it
+has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # a dry run before stage 1 shows all
+! has dev || { eval_sets=("$data/dev" "$data/test"); dev_opts=(--dev "$data/dev"); }
+
 if stage 2 "check the data directories"; then
-  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "$data/dev" "$data/test"
+  log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
 if stage 3 "pre-train without labels"; then
@@ -79,16 +85,17 @@ fi
 
 systems=("$exp/pretrain" "$exp/round1")
 
-if stage 6 "extract embeddings"; then # of train, too: its pseudo-speakers are the AS-norm cohort
-  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "$data/dev" "$data/test"
+if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
   [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "$data/test"
 fi
 
+has dev || echo "there is no $data/dev: nothing is calibrated, and no model has a dev EER"
 if stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
-  log_run steps/score.sh --cmd "$train_cmd" --dev "$data/dev" \
+  log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" \
     --cohort-data "$exp/round1/data_out" --crops "$use_crops" "${systems[@]}" "$data/test" test
 fi
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# Where the jobs of a recipe run; nothing else in it knows. Options may follow a runner: "run.sh --max-jobs-run 4".
+# Where the jobs of a recipe run; only this file decides. Options may follow a runner: "run.sh --max-jobs-run 4".
 cmd_backend=local # this machine; slurm: a cluster, see docs/cluster.md
 case $cmd_backend in
   local)

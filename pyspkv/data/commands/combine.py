@@ -1,4 +1,4 @@
-"""Several data directories into one."""
+"""Combine data directories into one."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         "--extra-files", default="", metavar="'F1 F2'", help="further files that every source must have"
     )
     sub.add_argument(
-        "--skip-fix", default="false", help="for Kaldi's sake: the result never needs to be fixed"
+        "--skip-fix", default="false", help="accepted for Kaldi's scripts; the result never needs to be fixed"
     )
     sub.add_argument("dst")
     sub.add_argument("src", nargs="+")

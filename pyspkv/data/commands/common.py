@@ -1,4 +1,4 @@
-"""What several subcommands share."""
+"""Functions that several subcommands use."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from pyspkv.data.tables import plain_number, whole_number
 
 
 def summary_line(data: DataDir) -> str:
-    """Utterances, speakers and, where they are known, recordings, dialogues and hours."""
+    """A line with the numbers of utterances, speakers and, if known, recordings, dialogues and hours."""
     text = f"{len(data.utts)} utterances, {len(set(data.spk))} speakers"
     if data.segments is not None:
         text += f", {len(data.wav)} recordings"
@@ -21,7 +21,10 @@ def summary_line(data: DataDir) -> str:
 
 
 def write_new(data: DataDir, src: str, dst: str) -> None:
-    """Write a directory made of `src` to `dst` and say what it holds. UserError: they are one folder."""
+    """Write a directory made from `src` to `dst` and print a summary.
+
+    UserError when both are the same folder.
+    """
     if Path(src).resolve() == Path(dst).resolve():
         raise UserError(
             "source and destination are the same folder", file=dst, hint="choose another destination"
@@ -40,12 +43,12 @@ def share(text: str) -> float:
 def whole(text: str) -> int:
     """argparse type: a whole number from 0."""
     if (value := whole_number(text)) is None:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 0")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from 0")
     return value
 
 
 def positive(text: str) -> float:
     """argparse type: a number from 0."""
     if not (value := plain_number(text)) >= 0:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number from 0")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number from 0")
     return value

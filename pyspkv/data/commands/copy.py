@@ -1,4 +1,4 @@
-"""Copy a data directory, perhaps with other ids."""
+"""Copy a data directory, optionally with other ids."""
 
 import argparse
 
@@ -22,7 +22,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         "<spk>-<utt>, which Kaldi's own tools demand",
     )
     sub.add_argument("--spk-suffix", default="", help="suffix of each speaker id")
-    sub.add_argument("--validate-opts", default="", help="for Kaldi's sake: the copy is always checked")
+    sub.add_argument(
+        "--validate-opts", default="", help="accepted for Kaldi's scripts; the copy is always checked"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,9 +41,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _join_values(argv: list[str]) -> list[str]:
-    """Write copy's `--opt value` as `--opt=value`, for values may start with `-`.
+    """Write copy's `--opt value` as `--opt=value`, because values may start with `-`.
 
-    `--spk-prefix` has a value exactly when two other words remain for SRC and DST.
+    `--spk-prefix` has a value if and only if two other words remain for SRC and DST.
     """
     out: list[str] = []
     i, words, at = 0, 0, None
@@ -64,7 +66,7 @@ def _join_values(argv: list[str]) -> list[str]:
 
 
 def tidy(words: list[str]) -> list[str]:
-    """The words after `copy`, so that argparse understands them as Kaldi's script does."""
+    """Rewrite the words after `copy`, so that argparse understands them as Kaldi's script does."""
     words = _join_values(words)
     if "--spk-prefix" in words:  # argparse would take SRC as its value
         words = [w for w in words if w != "--spk-prefix"] + ["--spk-prefix"]

@@ -1,4 +1,4 @@
-"""Wrong labels on purpose."""
+"""Label noise: give some utterances a wrong speaker on purpose."""
 
 import argparse
 

@@ -15,7 +15,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Bytes in, bytes out: a filter must not mind what else is in a line."""
+    """Filter lines as bytes, because the rest of a line may be in any encoding."""
     keep = set()
     with open(args.idlist, "rb") as f:
         for number, line in enumerate(f, 1):

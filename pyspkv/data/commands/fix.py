@@ -6,7 +6,7 @@ from pyspkv.data.fix import fix
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    about = "open every recording: cut segments that end beyond it; refuse where audio cannot be read, and name it"
+    about = "open every recording: cut segments that end after it; stop with an error if audio cannot be read"
     sub.add_argument("--check-audio", action="store_true", help=about)
     sub.add_argument("dir")
 

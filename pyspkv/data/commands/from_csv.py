@@ -10,9 +10,9 @@ FIELDS = ("audio", "utt", "speaker", "session", "gender", "start", "end", "durat
 
 
 def add_fields(sub: argparse.ArgumentParser, what: str) -> None:
-    """--audio-<what> and so on, with the names that to-csv writes as defaults."""
+    """Add --audio-<what> and so on; the defaults are the names that to-csv writes."""
     for field in FIELDS:
-        about = "; must be there" if field == "audio" else "; need not be there"
+        about = " (required)" if field == "audio" else " (optional)"
         default = getattr(records.Keys(), field)
         sub.add_argument(
             f"--{field}-{what}", default=default, metavar="NAME", help=f"{what} of the {field}{about}"

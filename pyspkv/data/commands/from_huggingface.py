@@ -1,4 +1,5 @@
-"""A data set of Hugging Face on disk (save_to_disk) becomes a data directory; audio in it becomes files."""
+"""A Hugging Face data set on disk (save_to_disk) becomes a data directory; audio inside it is written to
+files."""
 
 import argparse
 import os
@@ -44,8 +45,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         importing.make(args, folder, read)
     except BaseException:
-        if written:  # audio without its data directory helps nobody
+        if written:  # the audio is useless without its data directory
             shutil.rmtree(place, ignore_errors=True)
         raise
-    if not any(place.iterdir()):  # the data set named paths only
+    if not any(place.iterdir()):  # the data set only named paths, so no audio was written
         place.rmdir()

@@ -9,7 +9,7 @@ from pyspkv.data.manifests import lines, records
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.epilog = (
-        "A line with an offset is that stretch of its file. The label `infer` stands for an unknown speaker."
+        "A line with an offset is a segment of its file. The label `infer` stands for an unknown speaker."
     )
     importing.add_common(sub)
     sub.add_argument("manifest")

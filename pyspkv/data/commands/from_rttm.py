@@ -1,4 +1,4 @@
-"""Recordings and who speaks when in them (RTTM) become a data directory with segments."""
+"""Diarized recordings (RTTM: who speaks when) become a data directory with segments."""
 
 import argparse
 from pathlib import Path
@@ -16,8 +16,8 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--same-speakers",
         action="store_true",
-        help="a name is one speaker in all recordings; else each recording has speakers of its own, as diarization "
-        "numbers them",
+        help="a name means the same speaker in all recordings (default: each recording has its own speakers, "
+        "because diarization numbers them separately)",
     )
     importing.add_common(sub, root=False)
     sub.set_defaults(min_seconds=0.5)

@@ -1,4 +1,5 @@
-"""Shared by the subcommands from-*: options, the check of the audio, the list of dropped utterances, writing."""
+"""Shared by the from-* subcommands: options, the check of the audio, the list of dropped utterances,
+writing."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from pyspkv.data.manifests import check, rows
 
 
 def add_common(sub: argparse.ArgumentParser, *, root: bool = True) -> None:
-    """OUT's options; with `root`, where relative paths of the list start."""
+    """Add the options of OUT; with `root` also the folder at which relative paths of the list start."""
     if root:
         sub.add_argument(
             "--root", metavar="DIR", help="folder that relative paths start from (default: the list's folder)"
@@ -36,7 +37,10 @@ def add_common(sub: argparse.ArgumentParser, *, root: bool = True) -> None:
 
 
 def make(args: argparse.Namespace, file: Path, read: Callable[[rows.Skipped], Iterable[rows.Row]]) -> DataDir:
-    """Read rows, check the audio, write OUT; say what it holds and what was left out."""
+    """Read rows, check the audio, write OUT and print a summary of what it holds and what was left out.
+
+    Raises UserError when nothing is usable, or with --strict when anything would be dropped.
+    """
     out = Path(args.out)
     check_replaceable(out)
     skipped = rows.Skipped([])
@@ -54,13 +58,13 @@ def make(args: argparse.Namespace, file: Path, read: Callable[[rows.Skipped], It
         raise UserError(rule, file=file, hint=f"see {names}")
     rows.write(data, out)
     if not skipped.items and not args.skipped:
-        names.unlink(missing_ok=True)  # of an earlier run
+        names.unlink(missing_ok=True)  # left by an earlier run
     say(data, out)
     return data
 
 
 def say(data: DataDir, out: Path) -> None:
-    """What the new directory holds, and whether the speakers are known."""
+    """Print what the new directory holds, and for how many utterances the speakers are unknown."""
     known = sum(u != s for u, s in zip(data.utts, data.spk))
     print(f"{out}: {summary_line(data)}")
     if not known:

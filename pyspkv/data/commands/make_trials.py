@@ -1,4 +1,4 @@
-"""Trials of a labeled data directory, or a list of others in its ids."""
+"""Make trials for a labelled data directory, or convert a trial list to its ids."""
 
 import argparse
 from pathlib import Path
@@ -13,10 +13,15 @@ from pyspkv.data.tables import read_table
 def add_arguments(sub: argparse.ArgumentParser) -> None:
     sub.epilog = "Without counts: all pairs of utterances. The same seed makes the same trials."
     add = sub.add_argument
-    add("--targets-per-speaker", type=whole, metavar="N", help="most target trials of each speaker")
-    add("--nontargets-per-speaker", type=whole, metavar="N", help="most nontarget trials of each speaker")
-    add("--max-targets", type=whole, metavar="N", help="most target trials in all")
-    add("--max-nontargets", type=whole, metavar="N", help="most nontarget trials in all")
+    add("--targets-per-speaker", type=whole, metavar="N", help="at most N target trials for each speaker")
+    add(
+        "--nontargets-per-speaker",
+        type=whole,
+        metavar="N",
+        help="at most N nontarget trials for each speaker",
+    )
+    add("--max-targets", type=whole, metavar="N", help="at most N target trials in total")
+    add("--max-nontargets", type=whole, metavar="N", help="at most N nontarget trials in total")
     add(
         "--same-gender",
         nargs="?",
@@ -41,7 +46,7 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     add(
         "--from-list",
         metavar="FILE",
-        help="a list such as VoxCeleb's `1 path path`, or a list of two columns without answers",
+        help="convert a list such as VoxCeleb's `1 path path`, or one of two columns without labels",
     )
     add("--seed", type=whole, default=0)
     add("--out", metavar="FILE", help="output list (default: DIR/trials); models go to enrol_map next to it")
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     texts = (
         {out.with_name("enrol_map"): [f"{m} {' '.join(models[m])}" for m in sorted(models)]} if models else {}
     )
-    texts[out] = lines  # the last: where it stands, all do
+    texts[out] = lines  # written last: if it exists, so does enrol_map
     inside_dir = out.parent.resolve() == Path(args.dir).resolve()
     if not models and inside_dir and data.enrol_map and not args.from_list:
         rule = "contains the models of an earlier list"
@@ -84,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _of_list(args: argparse.Namespace, data: DataDir) -> list[str]:
-    """UserError: a blind list would go into a data directory, whose trials have answers."""
+    """Convert a trial list. UserError when it is blind and would be the trials of a data directory."""
     from pyspkv.data import trial_lists
 
     lines, labeled = trial_lists.read(Path(args.from_list), data)
@@ -98,7 +103,7 @@ def _made(args: argparse.Namespace, data: DataDir) -> tuple[list[str], dict[str,
     from pyspkv.data.make_trials import make_trials
     from pyspkv.data.trial_design import Rules, by_speaker, design
 
-    by_speaker(data)  # whether there are speakers
+    by_speaker(data)  # raises if the speakers are unknown
     session = None if args.cross_session is None else sessions(args.cross_session, data)
     group = None if args.same_gender is None else genders(args.same_gender, data)
     each = args.targets_per_speaker, args.nontargets_per_speaker
@@ -114,7 +119,7 @@ def _made(args: argparse.Namespace, data: DataDir) -> tuple[list[str], dict[str,
 
 
 def sessions(file: str, data: DataDir) -> dict[str, str]:
-    """Utterance -> session. UserError: no table, or an utterance is not in it."""
+    """Utterance -> session. UserError when the table or the line of an utterance is missing."""
     path = Path(file or f"{data.path}/utt2session")
     if not path.is_file():
         hint = (
@@ -128,7 +133,10 @@ def sessions(file: str, data: DataDir) -> dict[str, str]:
 
 
 def genders(file: str, data: DataDir) -> dict[str, str]:
-    """Speaker -> m or f, from a table of speakers or of utterances. UserError: one is missing, or has both."""
+    """Speaker -> m or f, from a table of speakers or utterances.
+
+    UserError when one is missing or has both.
+    """
     path = Path(file or f"{data.path}/spk2gender")
     if not path.is_file():
         raise UserError("no such file", file=path, hint="write `speaker m` or `speaker f` lines, sorted")

@@ -1,4 +1,4 @@
-"""Cut a data directory into parts."""
+"""Split a data directory into parts."""
 
 import argparse
 

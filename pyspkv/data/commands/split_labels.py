@@ -1,4 +1,4 @@
-"""A few labels: labeled and unlabeled utterances."""
+"""Split a data directory into a few labelled utterances and many unlabelled ones."""
 
 import argparse
 

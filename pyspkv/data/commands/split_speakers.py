@@ -1,4 +1,4 @@
-"""Two data directories of different speakers from one."""
+"""Split a data directory into two with different speakers."""
 
 import argparse
 import random
@@ -14,7 +14,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     size.add_argument("--num-speakers", type=whole, metavar="N", help="number of speakers for OUT")
     size.add_argument("--fraction", type=share, help="share of the speakers for OUT, rounded, at least one")
     sub.add_argument(
-        "--seed", type=whole, default=0, help="with the same seed, fewer speakers are a subset of more"
+        "--seed",
+        type=whole,
+        default=0,
+        help="seed of the draw; with the same seed, a smaller N draws a subset",
     )
     sub.add_argument("src")
     sub.add_argument("out", help="directory of the drawn speakers")

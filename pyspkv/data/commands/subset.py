@@ -1,4 +1,4 @@
-"""Some of the utterances of a data directory."""
+"""Take some of the utterances of a data directory."""
 
 import argparse
 import random
@@ -8,7 +8,7 @@ from pyspkv.data.commands.common import whole, write_new
 from pyspkv.data.datadir import DataDir, segment_seconds
 from pyspkv.data.tables import decode, whole_number
 
-_WHOLE = {"spk": "speakers", "dialogue": "dialogues", "device": "devices"}  # what a subset leaves whole
+_WHOLE = {"spk": "speakers", "dialogue": "dialogues", "device": "devices"}  # units that stay complete
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
@@ -17,7 +17,9 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
     how.add_argument("--last", action="store_true", help="the last N")
     how.add_argument("--shortest", action="store_true", help="the N shortest")
     how.add_argument(
-        "--per-spk", action="store_true", help="the first N of each speaker, or all if there are fewer"
+        "--per-spk",
+        action="store_true",
+        help="N utterances of each speaker, evenly over its list, or all if there are fewer",
     )
     how.add_argument(
         "--speakers", action="store_true", help="whole speakers at random, until there are N utterances"
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _ids(path: str) -> list[str]:
+    """The first field of each line. UserError when there is none."""
     ids = [line.split()[0] for line in decode(path).split("\n") if line.strip()]
     if not ids:
         raise UserError("the list of ids is empty", file=path)
@@ -69,6 +72,7 @@ def _ids(path: str) -> list[str]:
 
 
 def _durations(data: DataDir) -> dict[str, float]:
+    """A length of each utterance, in whatever unit the directory's tables have."""
     for name in ("utt2num_samples", "utt2dur", "utt2num_frames"):
         if name in data.utt_tables:
             return {u: float(v) for u, v in data.utt_tables[name].items()}

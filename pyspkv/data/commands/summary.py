@@ -8,7 +8,7 @@ from pyspkv.data.datadir import DataDir
 
 
 def add_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.epilog = "Every utterance is decoded once. A warning is no error: the exit code is 0."
+    sub.epilog = "Every utterance is decoded once. Warnings do not change the exit code, which is 0."
     sub.add_argument(
         "--json",
         action="store_true",

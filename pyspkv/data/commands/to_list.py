@@ -1,4 +1,4 @@
-"""A data directory becomes a list for another toolkit."""
+"""Write a data directory as a list for another toolkit."""
 
 import argparse
 from pathlib import Path
@@ -10,10 +10,10 @@ from pyspkv.data.manifests import export
 
 _LINES = {"to-wespeaker": export.wespeaker, "to-jsonl": export.nemo, "to-csv": export.table}
 _WHAT = {
-    "to-wespeaker": "raw.list: a JSON object with key, wav and spk a line",
+    "to-wespeaker": "raw.list: one JSON object with key, wav and spk per line",
     "to-jsonl": "a manifest of NeMo: audio_filepath, offset (with segments), duration, label",
-    "to-csv": "a table with the columns that from-csv takes",
-    "to-lhotse": "a new folder for recordings.jsonl.gz and supervisions.jsonl.gz",
+    "to-csv": "a table with the columns that from-csv reads",
+    "to-lhotse": "a new folder, which gets recordings.jsonl.gz and supervisions.jsonl.gz",
 }
 
 

@@ -14,10 +14,10 @@ def add_arguments(sub: argparse.ArgumentParser) -> None:
         "--disjoint",
         nargs="+",
         metavar="DIR2",
-        help="after DIR: directories that may have no utterance, speaker, dialogue or device in common with it",
+        help="after DIR: directories that must not share an utterance, speaker, dialogue or device with it",
     )
     for name in ("--no-text", "--no-feats", "--no-spk-sort", "--non-print"):
-        sub.add_argument(name, action="store_true", help="for Kaldi's sake: this is always so")
+        sub.add_argument(name, action="store_true", help="accepted for Kaldi's scripts; this is always so")
 
 
 def run(args: argparse.Namespace) -> None:

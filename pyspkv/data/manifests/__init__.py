@@ -1,4 +1,5 @@
-"""Other people's lists of audio, to and from data directories: folders, tables, RTTM, lhotse, NeMo, WeSpeaker, Arrow.
+"""Lists of audio by other tools, to and from data directories: folders, tables, RTTM, lhotse, NeMo,
+WeSpeaker, Arrow.
 
-Every reader gives `rows.Row`s; `rows.to_data_dir` makes a data directory of them.
+Every reader yields `rows.Row`s, and `rows.to_data_dir` makes a data directory from them.
 """

@@ -1,6 +1,8 @@
-"""A data set of Hugging Face as `save_to_disk` leaves it: Arrow files, read by pyarrow without decoding any audio.
+"""Hugging Face data sets as `save_to_disk` writes them: Arrow files, read by pyarrow without decoding any
+audio.
 
-The audio column holds structs of `bytes` and `path`, as `Audio(decode=False)` gives them. Bytes are written to files.
+The audio column holds structs of `bytes` and `path`, as with `Audio(decode=False)`. The bytes are written to
+files.
 """
 
 import os
@@ -22,17 +24,20 @@ _MAGIC = [
     (b"FORM", "aiff"),
     (b"RF64", "wav"),
 ]
-FOLDER = 10_000  # files in one folder
+FOLDER = 10_000  # most files in one folder
 
 
 def files_of(folder: Path) -> tuple[list[Path], dict]:
-    """(Arrow files in order, features of the columns). UserError: a folder of splits, or none of save_to_disk."""
+    """(Arrow files in order, features by column).
+
+    UserError for a folder of several splits or of another kind.
+    """
     if (folder / "dataset_dict.json").is_file():
         names = foreign.read_json(folder / "dataset_dict.json").get("splits")
         known = ", ".join(map(str, names[:10])) if isinstance(names, list) else "?"
         raise UserError(f"contains the splits {known}", file=folder, hint="give one of these folders")
     if not (folder / "state.json").is_file():
-        rule = "is no data set saved with save_to_disk (it has no state.json)"
+        rule = "is not a data set saved with save_to_disk (it has no state.json)"
         raise UserError(rule, file=folder, hint="in Python: datasets.load_dataset(...).save_to_disk(FOLDER)")
     listed = foreign.read_json(folder / "state.json").get("_data_files")
     listed = listed if isinstance(listed, list) else []
@@ -45,7 +50,10 @@ def files_of(folder: Path) -> tuple[list[Path], dict]:
 
 
 def records(files: list[Path], columns: list[str]) -> Iterator[dict]:
-    """The rows' values in these columns, those that are there. UserError: pyarrow is missing, a damaged file."""
+    """Yield each row's values in those of `columns` that exist; the first column must.
+
+    Raises UserError when pyarrow or the first column is missing, or a file is damaged.
+    """
     try:
         import pyarrow as pa
     except ImportError:
@@ -60,21 +68,21 @@ def records(files: list[Path], columns: list[str]) -> Iterator[dict]:
                     rule = f"has no column {foreign.short(columns[0])}; there are {known}"
                     raise UserError(rule, file=file, hint="see the --*-column options")
                 for batch in stream:
-                    for k in range(batch.num_rows):  # row by row: a batch may hold a GB of audio
+                    for k in range(batch.num_rows):  # row by row, because a batch may hold 1 GB of audio
                         yield {name: batch.column(name)[k].as_py() for name in there}
         except (pa.ArrowException, ValueError, OSError) as err:
             raise UserError(f"cannot be read as Arrow data ({err})", file=file, hint=_AGAIN) from None
 
 
 def names_of(features: dict, column: str) -> list[str] | None:
-    """The names behind the numbers of a ClassLabel column."""
+    """The names for the numbers in a ClassLabel column; None for another column."""
     found = features.get(column)
     names = found.get("names") if isinstance(found, dict) and found.get("_type") == "ClassLabel" else None
     return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else None
 
 
 def _ending(data: bytes, path: str) -> str:
-    """By the first bytes, else by the name that the file had."""
+    """File name extension for audio bytes: by their first bytes, else by the original file name."""
     for magic, ending in _MAGIC:
         if data.startswith(magic):
             return ending
@@ -85,9 +93,17 @@ def _ending(data: bytes, path: str) -> str:
 def rows(
     folder: Path, audio: str, speaker: str, utt: str, session: str, out: Path, place: Path, skipped: Skipped
 ) -> Iterator[Row]:
-    """A Row each row of the data set; audio bytes are written below `out`, which will stand at `place`.
+    """Yield a Row for each row of the data set, and write audio bytes below `out`.
 
-    Without an `utt` column an utterance is called by the name of its file, with its number where that is not unique.
+    Args:
+        folder: the data set.
+        audio, speaker, utt, session: names of columns. Without an `utt` column the utterance is named after
+            its file, with the number of the row appended if that name is not unique.
+        out: folder for the audio now.
+        place: the final name of that folder.
+        skipped: gets rows that have neither bytes nor a path.
+
+    Raises UserError as `records`, or when the audio column holds something else.
     """
     files, features = files_of(folder)
     wanted = [audio, *(c for c in (speaker, utt, session) if c)]

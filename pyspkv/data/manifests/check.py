@@ -9,11 +9,11 @@ from pyspkv.base.errors import UserError
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.manifests.rows import Skipped
 
-RATE = 16000  # of what AudioReader gives
+RATE = 16000  # Hz, of the audio that AudioReader returns
 
 
 def reason(err: UserError | OSError, utt: str) -> str:
-    """The message of a row's error without the utterance and the hint."""
+    """An error's message without the utterance and the hint."""
     if isinstance(err, OSError):
         return err.strerror or str(err)
     first = str(err).partition("\n")[0]
@@ -21,7 +21,7 @@ def reason(err: UserError | OSError, utt: str) -> str:
 
 
 def _length(reader, row: int) -> tuple[int, int, str]:
-    """(row, samples by the header, why it cannot be used)."""
+    """(row, number of samples according to the header, reason why the row cannot be used or "")."""
     try:
         return row, reader.num_samples(row), ""
     except (UserError, OSError) as err:
@@ -29,7 +29,7 @@ def _length(reader, row: int) -> tuple[int, int, str]:
 
 
 def _whole(reader, row: int) -> tuple[int, int, str]:
-    """(row, samples decoded, why it cannot be used)."""
+    """(row, number of decoded samples, reason why the row cannot be used or "")."""
     try:
         n = len(reader.read(row))
     except (UserError, OSError) as err:
@@ -39,7 +39,7 @@ def _whole(reader, row: int) -> tuple[int, int, str]:
 
 
 def each_row(work: Callable, reader, rows: Iterable[int], nj: int, what: str) -> Iterator:
-    """work(reader, row) of every row in order, by `nj` processes; a progress bar on a terminal."""
+    """Yield work(reader, row) for every row, in order, computed by `nj` processes; with a progress bar."""
     from tqdm import tqdm
 
     rows = list(rows)
@@ -54,17 +54,18 @@ def each_row(work: Callable, reader, rows: Iterable[int], nj: int, what: str) ->
 def check(
     data: DataDir, how: str, skipped: Skipped, *, min_seconds: float, nj: int = 1, allow_pipes: bool = False
 ) -> DataDir:
-    """The utterances that can be used, with utt2dur (with segments: reco2dur); the others go to `skipped`.
+    """Check the audio; return the usable utterances with utt2dur (with segments: reco2dur). Others go to
+    `skipped`.
 
-    how: "none" opens no file; "headers" finds what cannot be opened or is shorter than `min_seconds`; "audio" decodes
-    everything, and so finds silence and damage too. UserError: nothing is left.
+    how: "none" opens no file; "headers" finds files that cannot be opened or are shorter than `min_seconds`;
+    "audio" decodes everything, and so finds silence and damage as well. UserError when nothing is left.
     """
     if how == "none":
         return _long_enough(data, skipped, min_seconds)
     from pyspkv.audio.reader import AudioReader
 
     ids = sorted(data.wav)
-    files = DataDir(None, ids, ids, data.wav)  # type: ignore[arg-type] # it lies nowhere
+    files = DataDir(None, ids, ids, data.wav)  # type: ignore[arg-type] # there is no folder behind it
     bad: dict[str, str] = {}
     seconds: dict[str, float] = {}
     reader = AudioReader(files, allow_pipes)
@@ -88,7 +89,7 @@ def check(
 
 
 def _by_utterance(data: DataDir, bad: dict[str, str], seconds: dict[str, float]) -> dict[str, str]:
-    """Reasons by utterance: its recording's, or that its segment lies beyond the recording."""
+    """Utterance -> reason: that of its recording, or that its segment lies beyond the recording."""
     if data.segments is None:
         return bad
     out = {}
@@ -101,7 +102,7 @@ def _by_utterance(data: DataDir, bad: dict[str, str], seconds: dict[str, float])
 
 
 def _with_seconds(data: DataDir, seconds: dict[str, float]) -> DataDir:
-    """With utt2dur, or reco2dur where there are segments."""
+    """`data` with utt2dur, or with reco2dur if there are segments."""
     if data.segments is not None:
         recos = {r for r, _, _ in data.segments.values()}
         return replace(
@@ -111,7 +112,7 @@ def _with_seconds(data: DataDir, seconds: dict[str, float]) -> DataDir:
 
 
 def _long_enough(data: DataDir, skipped: Skipped, min_seconds: float) -> DataDir:
-    """Without utterances that are known to be shorter than `min_seconds`."""
+    """`data` without the utterances that are known to be shorter than `min_seconds`."""
     whole = {r: float(d) for r, d in data.reco_tables.get("reco2dur", {}).items()}
     short = {}
     for utt in data.utts:

@@ -1,4 +1,5 @@
-"""Data directories as lists of other toolkits: WeSpeaker's raw.list, NeMo's JSON lines, CSV, lhotse."""
+"""Write data directories as lists for other toolkits: WeSpeaker's raw.list, NeMo's JSON lines, CSV,
+lhotse."""
 
 import csv
 import gzip
@@ -20,7 +21,7 @@ COLUMNS = ("utt", "path", "speaker", "session", "gender", "start", "end")
 
 @dataclass(frozen=True)
 class Entry:
-    """An utterance as other toolkits see it. start, end: s in its file; end None: to the file's end."""
+    """An utterance as other toolkits see it. start, end: seconds in its file; end None: the file's end."""
 
     utt: str
     path: str
@@ -31,7 +32,10 @@ class Entry:
 
 
 def entries(data: DataDir, what: str) -> Iterator[Entry]:
-    """UserError: an entry of wav.scp is a command or a place in an ark, which `what` cannot name."""
+    """Yield the entries of `data`.
+
+    UserError when wav.scp has a command or an ark, which `what` cannot name.
+    """
     for reco, path in data.wav.items():
         if path.endswith("|") or re.search(r":\d+(\[.*\])?$", path):
             rule = f"{what} names files, but {reco} is a command or a place in an ark"
@@ -47,7 +51,10 @@ def _line(record: dict) -> str:
 
 
 def wespeaker(data: DataDir) -> Iterator[str]:
-    """Lines of raw.list. An unknown speaker is the utterance itself. UserError: there are segments."""
+    """Lines of raw.list.
+
+    An unknown speaker is written as the utterance's id. UserError when there are segments.
+    """
     if data.segments:
         rule = "raw.list lists whole files, but this directory has segments"
         raise UserError(rule, file=data.path / "segments", hint="to-jsonl, to-csv or to-lhotse keep them")
@@ -56,7 +63,7 @@ def wespeaker(data: DataDir) -> Iterator[str]:
 
 
 def _durations(data: DataDir) -> dict[str, float]:
-    """Recording -> seconds: by reco2dur or utt2dur, else by the audio's header."""
+    """Recording -> seconds, from reco2dur or utt2dur, else from the audio's header."""
     known = data.reco_tables.get("reco2dur") or (None if data.segments else data.utt_tables.get("utt2dur"))
     if known:
         return {r: plain_number(d) for r, d in known.items()}
@@ -68,7 +75,10 @@ def _durations(data: DataDir) -> dict[str, float]:
 
 
 def nemo(data: DataDir) -> Iterator[str]:
-    """Lines of a manifest of NeMo; `utt` beside its own keys keeps the id. An unknown speaker has the label `infer`."""
+    """Lines of a NeMo manifest, with the id in an extra key `utt`.
+
+    An unknown speaker gets the label `infer`.
+    """
     whole = _durations(data)
     for e in entries(data, "the manifest"):
         record: dict[str, Any] = {"audio_filepath": e.path}
@@ -81,7 +91,7 @@ def nemo(data: DataDir) -> Iterator[str]:
 
 
 def table(data: DataDir) -> Iterator[str]:
-    """Lines of a CSV file with the columns that from-csv takes by default, those that hold something."""
+    """Lines of a CSV file with from-csv's default columns; columns without content are left out."""
     session, gender = data.utt_tables.get("utt2session", {}), data.spk_tables.get("spk2gender", {})
     columns = [c for c in COLUMNS if data.segments or c not in ("start", "end")]
     columns = [c for c in columns if (c != "session" or session) and (c != "gender" or gender)]
@@ -102,7 +112,7 @@ def table(data: DataDir) -> Iterator[str]:
 
 
 def _info(path: str, data: DataDir, reco: str) -> tuple[int, int, int]:
-    """(rate, samples, channels) by the file's header."""
+    """(sample rate, samples, channels) from the file's header. UserError when it cannot be opened."""
     import soundfile
 
     try:
@@ -113,7 +123,7 @@ def _info(path: str, data: DataDir, reco: str) -> tuple[int, int, int]:
 
 
 def lhotse(data: DataDir, folder: Path) -> None:
-    """Write recordings.jsonl.gz and supervisions.jsonl.gz of lhotse into a folder that is there."""
+    """Write lhotse's recordings.jsonl.gz and supervisions.jsonl.gz into an existing folder."""
     gender, length, channels = data.spk_tables.get("spk2gender", {}), {}, {}
     listed = list(entries(data, "a recording of lhotse"))
     with _packed(folder / "recordings.jsonl.gz") as f:
@@ -140,5 +150,5 @@ def lhotse(data: DataDir, folder: Path) -> None:
 
 
 def _packed(file: Path) -> io.TextIOWrapper:
-    """A gzip file for text, the same bytes for the same text."""
+    """A gzip file for text, without a time stamp, so that the same text gives the same bytes."""
     return io.TextIOWrapper(gzip.GzipFile(file, "wb", mtime=0), encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""A folder of audio files: what is in it, and who speaks by a pattern of the paths."""
+"""Find the audio files in a folder, and the speakers by a pattern of their paths."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from pyspkv.base.errors import UserError
 from pyspkv.data.manifests.rows import Row, Skipped
 
-# Endings of what is read, and of audio that libsndfile does not read.
+# File name extensions: those that can be read, and those of audio that libsndfile cannot read.
 READ = ("wav", "flac", "ogg", "opus", "mp3", "aiff", "aif", "aifc", "au", "w64", "rf64", "caf", "sph", "nist")
 NOT_READ = ("m4a", "mp4", "aac", "wma", "webm", "amr", "3gp", "mka", "mkv", "avi", "mov")
 FIELDS = ("speaker", "session", "utterance", "gender")
@@ -19,17 +19,18 @@ CONVERT = "cannot be read here; ffmpeg -i IN -ac 1 -ar 16000 OUT.flac makes a fi
 
 @dataclass
 class Found:
-    """Paths of audio below a folder, in C order, and the numbers of other files by ending."""
+    """Paths of the audio files below a folder, in C order, and counts of other files by extension."""
 
     files: list[str] = field(default_factory=list)
     others: Counter = field(default_factory=Counter)
 
 
 def scan(root: Path, endings: list[str], skipped: Skipped) -> Found:
-    """All files below `root` with one of the endings (lower case, without the dot).
+    """Find all files below `root` with one of the endings (lower case, without the dot).
 
-    Links to files and folders are followed, each folder is entered once: what lies in `root` itself comes before what
-    only a link leads to, and a link into a folder that was read already is left out (so no loop is endless).
+    Links to files and folders are followed, but every folder is read only once, so loops end. Folders in
+    `root` itself are read before those that only a link leads to; a link to a folder that was already read is
+    skipped.
     """
     wanted, found = frozenset(endings), Found()
     links: list[tuple[str, str]] = []
@@ -48,7 +49,7 @@ def scan(root: Path, endings: list[str], skipped: Skipped) -> Found:
 
 
 def _walk(top: Path, below: str, wanted, found: Found, links: list, seen: set, skipped: Skipped) -> None:
-    """`top` and what lies in it, links to folders aside (they go to `links`); `below` is its path from the root."""
+    """Read folder `top`, whose path from the root is `below`; collect links to folders in `links`."""
     stack = [(str(top), below)]
     while stack:
         folder, name = stack.pop()
@@ -97,10 +98,12 @@ def _entry(
 
 
 def pattern_of(text: str) -> re.Pattern:
-    """A pattern such as `{speaker}/{session}/{utterance}.wav` as an expression for a whole path below the folder.
+    """Turn a pattern such as `{speaker}/{session}/{utterance}.wav` into a regular expression for paths below
+    the folder.
 
-    A field takes a part of the path without `/`; `*` takes such a part without a name, `**` any path. Where the last
-    part has no dot the ending is free. A field that is there twice must have the same value. UserError: another field.
+    A field matches part of a path without `/`; `*` does the same without a name, and `**` matches any path.
+    If the last part has no dot, any extension is allowed. A field that occurs twice must have the same value
+    both times. UserError for an unknown field.
     """
     out, seen = "", set()
     for piece in re.split(r"(\{[^{}]*\}|\*\*|\*)", text):
@@ -121,7 +124,10 @@ def pattern_of(text: str) -> re.Pattern:
 
 
 def expression(text: str) -> re.Pattern:
-    """A regular expression of the user with named groups. UserError: it is none, or names no field."""
+    """Compile the user's regular expression with named groups.
+
+    UserError when it is invalid or names no field.
+    """
     hint = "name the parts as in (?P<speaker>id[0-9]+)/(?P<session>[^/]+)/.*"
     try:
         found = re.compile(text)
@@ -133,8 +139,11 @@ def expression(text: str) -> re.Pattern:
 
 
 def rows(root: Path, files: list[str], pattern: re.Pattern | None, skipped: Skipped) -> Iterator[Row]:
-    """A row a file; one that the pattern does not fit goes to `skipped`. An utterance's name is its path without the
-    ending, with it where two files differ in that alone."""
+    """Yield a Row for each file; a file that the pattern does not match goes to `skipped`.
+
+    An utterance is named after its path without extension, or with it if two files differ only in the
+    extension.
+    """
     top = os.path.abspath(root)
     all_stems = [os.path.splitext(name)[0] for name in files]
     stems, known = Counter(all_stems), set(files)

@@ -1,10 +1,11 @@
-"""Ids that Kaldi's tables can hold, made from any name: unique, and the same for the same names in any order."""
+"""Make ids that Kaldi's tables can hold from any names: unique, and independent of the order of the names."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable
 
-# Blanks and control characters of all kinds, what is no character, and what splits a line for some tool.
+# Spaces and control characters of all kinds, halves of surrogate pairs, and whatever splits a line for some
+# tool.
 _BAD = re.compile(
     r"[\s\x00-\x20\x7f-\xa0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u3000\ufeff\ud800-\udfff]"
 )
@@ -12,7 +13,7 @@ RULE = "`/` becomes `-`; blanks and control characters become `_`; of equal ids 
 
 
 def plain_id(name: str) -> str:
-    """`name` with `/` as `-`, and blanks, control characters and halves of characters as `_`; never empty."""
+    """`name` with `/` replaced by `-`, and blanks, control characters and surrogates by `_`; never empty."""
     name = name.replace("/", "-")
     if name.isascii() and name.isprintable() and " " not in name and name:
         return name
@@ -20,10 +21,10 @@ def plain_id(name: str) -> str:
 
 
 def unique_ids(names: Iterable[str]) -> dict[str, str]:
-    """Name -> id (`plain_id`), one to one. Of several names with one id, one that is an id already keeps it,
-    else the first in C order.
+    """Map names to unique ids (`plain_id`).
 
-    The others get `-2`, `-3`, ...: the first numbers that make an id which no other name has by itself.
+    If several names give the same id, a name that equals the id keeps it, else the first name in C order. The
+    others get `-2`, `-3`, ...: the first numbers that make an id which no other name gives by itself.
     """
     wanted = {name: plain_id(name) for name in names}
     taken, out = set(wanted.values()), {}

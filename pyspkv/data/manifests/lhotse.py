@@ -1,4 +1,5 @@
-"""Manifests of lhotse (https://lhotse.readthedocs.io): recordings with supervisions, or cuts; JSON lines, read here."""
+"""Read manifests of lhotse (https://lhotse.readthedocs.io), JSON lines: recordings with supervisions, or
+cuts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +10,13 @@ from pyspkv.base.foreign import short
 from pyspkv.data.manifests.lines import json_lines, seconds, text
 from pyspkv.data.manifests.rows import Row, Skipped, absolute
 
-_NEAR = 0.01  # s: a stretch that ends so near the recording's end is the whole recording
+_NEAR = 0.01  # s: a segment that is as long as the recording up to this difference is the whole recording
 _HINT = "lhotse writes such a file with to_file('x.jsonl.gz')"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Of lhotse's Recording what is needed here."""
+    """The parts of lhotse's Recording that are needed here; seconds is its duration."""
 
     name: str
     path: str
@@ -24,7 +25,7 @@ class Recording:
 
 
 class Unusable(Exception):
-    """Why something of a manifest cannot be an utterance here."""
+    """Raised with the reason when an entry of a manifest cannot be used as an utterance."""
 
 
 def _list(value, name: str, file: Path, line: int) -> list:
@@ -50,7 +51,10 @@ def _id(record: dict, file: Path, line: int) -> str:
 
 
 def recording(record: dict, file: Path, line: int, root: Path) -> Recording:
-    """UserError: it lacks a field. Unusable: several sources, audio in memory or behind a URL, or transforms."""
+    """Parse a recording. UserError when a field is missing.
+
+    Raises Unusable for several sources, audio in memory or behind a URL, or transforms.
+    """
     name = _id(record, file, line)
     sources = _objects(record.get("sources"), "'sources'", file, line)
     length = seconds(record.get("duration"), "'duration'", file, line)
@@ -77,7 +81,7 @@ def recording(record: dict, file: Path, line: int, root: Path) -> Recording:
 
 
 def _channel(record: dict, source: Recording, file: Path, line: int) -> None:
-    """Unusable: one channel of several, for channels are averaged when audio is read."""
+    """Unusable when only some of several channels are wanted: channels are averaged when audio is read."""
     value = record.get("channel", 0)
     wanted = {value} if isinstance(value, int) else set(map(str, _list(value, "'channel'", file, line)))
     if len(source.channels) > 1 and len(wanted) < len(source.channels):
@@ -114,7 +118,7 @@ def _span(record: dict, file: Path, line: int) -> tuple[float, float]:
 def from_recordings(
     recordings: Path, supervisions: Path | None, root: Path, skipped: Skipped
 ) -> Iterator[Row]:
-    """A row each supervision; without supervisions, each recording."""
+    """Yield a Row for each supervision, or for each recording if there are no supervisions."""
     known: dict[str, Recording | str] = {}
     lines: dict[str, int] = {}
     for line, record in json_lines(recordings, _HINT):
@@ -150,7 +154,7 @@ def from_recordings(
 
 
 def from_cuts(cuts: Path, root: Path, skipped: Skipped) -> Iterator[Row]:
-    """A row each cut; its speaker is that of its supervisions, if they have one."""
+    """Yield a Row for each cut. Its speaker is that of its supervisions, if they have one."""
     for line, record in json_lines(cuts, _HINT):
         name = _id(record, cuts, line)
         try:
@@ -172,5 +176,5 @@ def _cut(name: str, record: dict, cuts: Path, line: int, root: Path) -> Row:
     for item in _objects(record.get("supervisions"), "'supervisions'", cuts, line):
         who[text(item.get("speaker"), "'speaker'", cuts, line)] = item
     if len(who) > 1:
-        raise Unusable("the cut has several speakers; trim_to_supervisions() of lhotse parts them")
+        raise Unusable("the cut has several speakers; trim_to_supervisions() of lhotse separates them")
     return _row(name, source, *span, next(iter(who.values()), {}), cuts, line)

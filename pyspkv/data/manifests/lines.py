@@ -1,4 +1,4 @@
-"""Lines and rows of lists that somebody else may have written: CSV, TSV and JSON lines, packed by gzip or not."""
+"""Read lists from untrusted sources line by line: CSV, TSV and JSON lines, optionally compressed by gzip."""
 
 import csv
 import gzip
@@ -10,14 +10,15 @@ from typing import Any
 from pyspkv.base import foreign
 from pyspkv.base.errors import UserError
 
-MAX_LINE = 16 << 20  # bytes: a cut of lhotse with all its supervisions has some MB at most
-MAX_LIST = 16 << 30  # bytes of a list, unpacked
+MAX_LINE = 16 << 20  # bytes: a cut of lhotse with all its supervisions has a few MB
+MAX_LIST = 16 << 30  # bytes of a list after decompression
 
 
 def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """(line number, line without its end) of a UTF-8 list; a name in .gz is unpacked.
+    """Yield (line number, line without its end) of a UTF-8 list; a file name in .gz is decompressed.
 
-    UserError: not UTF-8, a line of more than MAX_LINE bytes, a list of more than MAX_LIST, damaged gzip data.
+    Raises UserError when it is not UTF-8, has a line above MAX_LINE or more than MAX_LIST bytes, or is
+    damaged.
     """
     foreign.regular(path)
     packed, total, number = str(path).endswith(".gz"), 0, 0
@@ -41,18 +42,22 @@ def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def json_lines(path: str | Path, hint: str | None = None) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of each line that is not blank. UserError: one is no JSON object."""
+    """Yield (line number, object) for each line that is not blank.
+
+    UserError when a line is not a JSON object.
+    """
     for number, text in text_lines(path):
         if text.strip():
             yield number, foreign.parse_json(text, file=path, line=number, hint=hint)
 
 
 def table_rows(path: str | Path, delimiter: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, column -> cell) of a CSV or TSV file with a line of column names.
+    """Yield (line number, column -> cell) for each row of a CSV or TSV file; its first line names the
+    columns.
 
-    delimiter: None takes a tab where the first line has one, then `;` where it has that and no comma, else a comma.
-    Cells may be quoted as RFC 4180 says, and then hold line ends. UserError: no or a repeated column name, a row with
-    more or fewer cells, broken quotes.
+    delimiter: by default a tab if the first line has one, `;` if it has `;` and no comma, else a comma.
+    Quoted cells follow RFC 4180 and may contain line ends. UserError when a column name is empty or repeated,
+    a row has more or fewer cells than columns, or quotes are broken.
     """
     numbered = text_lines(path)
     first = next(numbered, None)
@@ -91,7 +96,10 @@ def table_rows(path: str | Path, delimiter: str | None = None) -> Iterator[tuple
 
 
 def inner(record: dict, key: str) -> Any:
-    """record[key], or for a key with dots the value inside: `audio.path`; None where it is not there."""
+    """record[key].
+
+    A key with dots, such as `audio.path`, names a nested value; None when it does not exist.
+    """
     if key in record:
         return record[key]
     found: Any = record
@@ -103,7 +111,10 @@ def inner(record: dict, key: str) -> Any:
 
 
 def text(value: Any, name: str, file, line: int | None) -> str:
-    """A name or a path: text, or a whole number as text; "" for none. UserError: anything else."""
+    """A name or path as text; whole numbers are converted and None gives "".
+
+    UserError for any other value.
+    """
     if value is None:
         return ""
     if isinstance(value, str):
@@ -114,7 +125,10 @@ def text(value: Any, name: str, file, line: int | None) -> str:
 
 
 def seconds(value: Any, name: str, file, line: int | None) -> float | None:
-    """A time from 0 in seconds, a number or text; None for none."""
+    """A time from 0 in seconds, given as a number or text; None for None or "".
+
+    UserError for any other value.
+    """
     from pyspkv.data.tables import plain_number
 
     if value is None or value == "":

@@ -1,4 +1,4 @@
-"""Rows of tables and of JSON lines whose columns or keys are named, NeMo's and WeSpeaker's lists among them."""
+"""Rows from tables and JSON lines with named columns or keys, including NeMo's and WeSpeaker's lists."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from pyspkv.data.manifests.rows import WHOLE, Row, Skipped, absolute
 
 @dataclass(frozen=True)
 class Keys:
-    """Names of a list's columns or keys; an empty one: the list has none such.
+    """Names of a list's columns or keys; "" means that the list does not have it.
 
-    `start` with `end` or `duration` makes segments; `duration` alone is the recording's.
+    `start` with `end` or `duration` gives segments; `duration` alone is that of the recording.
     """
 
     audio: str = "path"
@@ -24,7 +24,7 @@ class Keys:
     start: str = "start"
     end: str = "end"
     duration: str = "duration"
-    unknown: tuple[str, ...] = ("", "-")  # what stands for a speaker that nobody knows
+    unknown: tuple[str, ...] = ("", "-")  # values that mean an unknown speaker
 
 
 NEMO = Keys(
@@ -34,7 +34,10 @@ WESPEAKER = Keys("wav", "key", "spk", "", "", "", "", "", ("", "-"))
 
 
 def rows(records: Iterable[tuple[int, dict]], keys: Keys, file: Path, root: Path) -> Iterator[Row]:
-    """A Row of each record. UserError, with the line: no audio, a value of the wrong kind, an end before the start."""
+    """Yield a Row for each record.
+
+    UserError with the line when audio is missing, a value is wrong, or end <= start.
+    """
     for line, record in records:
 
         def value(key: str, record=record, line=line) -> str:
@@ -72,7 +75,10 @@ def rows(records: Iterable[tuple[int, dict]], keys: Keys, file: Path, root: Path
 
 
 def wespeaker(file: Path, root: Path, skipped: Skipped) -> Iterator[Row]:
-    """Rows of WeSpeaker's raw.list: a JSON object with key, wav and spk a line. UserError: a shard.list."""
+    """Yield Rows of WeSpeaker's raw.list (a JSON object with key, wav and spk per line).
+
+    UserError for a shard.list.
+    """
     for _, first in text_lines(file):
         if first.strip():
             if not first.lstrip().startswith("{"):

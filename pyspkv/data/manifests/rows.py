@@ -1,4 +1,4 @@
-"""From rows of any list to a checked data directory."""
+"""Make a checked data directory from the rows of any list."""
 
 import os
 import re
@@ -15,30 +15,30 @@ from pyspkv.data.manifests.ids import unique_ids
 from pyspkv.data.tables import has_bad_characters
 
 _GENDERS = {"m": "m", "male": "m", "f": "f", "female": "f"}
-_LAST = frozenset("0123456789]")  # of what may be a place in an ark
-WHOLE = -1.0  # an end: that of the recording
+_LAST = frozenset("0123456789]")  # last characters of `archive.ark:123` and of a range
+WHOLE = -1.0  # as an end: the end of the recording
 
 
 @dataclass(slots=True)
 class Row:
-    """One utterance of a list. `line` is its line there, for messages."""
+    """One utterance of a list. `line` is its line in the list, for messages."""
 
     path: str  # absolute, or `command |`
-    utt: str = ""  # a name for it; empty: made from the recording's and the times
+    utt: str = ""  # a name for it; empty: made from the recording's name and the times
     speaker: str = ""  # empty: unknown
     session: str = ""
     gender: str = ""
-    recording: str = ""  # a name for the recording; empty: made from the path
+    recording: str = ""  # a name for the recording; empty: made from its path
     start: float | None = None  # s; None: the whole recording
     end: float = WHOLE  # s
-    seconds: float | None = None  # of the whole recording, where the list tells it
-    source: str = ""  # the path below the folder that was searched
+    seconds: float | None = None  # duration of the whole recording, if the list gives it
+    source: str = ""  # path relative to the folder that was searched
     line: int | None = None
 
 
 @dataclass
 class Skipped:
-    """What a list names and the data directory leaves out: (name, reason), in the order found."""
+    """Entries of a list that the data directory leaves out, as (name, reason), in the order of the list."""
 
     items: list[tuple[str, str]]
 
@@ -46,12 +46,12 @@ class Skipped:
         self.items.append((name, reason))
 
     def write(self, file: Path) -> None:
-        """`reason<TAB>name` a line; line ends and the like in a name are written out (`\\n`)."""
+        """Write `reason<TAB>name` per line; unprintable characters in a name are escaped (`\\n`)."""
         with atomic_file(file, own=True) as f:
             f.writelines(f"{printable(reason)}\t{printable(name)}\n" for name, reason in self.items)
 
     def report(self, file: Path) -> None:
-        """Reasons with their numbers on stdout."""
+        """Print the reasons with their counts to stdout."""
         counts: dict[str, int] = {}
         for _, reason in self.items:
             kind = reason.partition(": ")[0]
@@ -62,24 +62,28 @@ class Skipped:
 
 
 def unusable(path: str) -> str:
-    """Why an absolute path or `command |` can be no entry of wav.scp; "" where it can."""
+    """Why an absolute path cannot be an entry of wav.scp; "" if it can."""
     if not (path.isascii() and path.isprintable()) and has_bad_characters(path):
         return "the name holds a line end, a control character or an odd blank"
     if path != path.strip(" ") or path.endswith("|"):
         return "the name begins or ends in a blank or ends in |"
     if path[-1:] in _LAST and re.search(r":\d+$|\]$", path):
-        return "the name ends as a place in an ark does (:123 or ])"
+        return "the name ends like a place in an ark (:123 or ])"
     return ""
 
 
 def absolute(text: str, root: Path) -> str:
-    """A path of a list as an absolute one: relative paths start at `root`."""
+    """Make a path of a list absolute; relative paths start at `root`."""
     joined = os.path.join(os.path.abspath(root), text)
-    return joined if ".." in text else os.path.normpath(joined)  # a link before `..` leads elsewhere
+    # Normpath would be wrong for a link before `..`
+    return joined if ".." in text else os.path.normpath(joined)
 
 
 def _checked(rows: list[Row], file: Path, skipped: Skipped, allow_pipes: bool) -> list[Row]:
-    """The rows that a data directory can hold. UserError: a command where none is allowed."""
+    """The rows that a data directory can hold; others go to `skipped`.
+
+    UserError for a command that is not allowed.
+    """
     kept = []
     for row in rows:
         if row.path.endswith("|"):
@@ -103,7 +107,7 @@ def _checked(rows: list[Row], file: Path, skipped: Skipped, allow_pipes: bool) -
 
 
 def _utterance_names(rows: list[Row], recordings: dict[str, str], segmented: bool, file: Path) -> list[str]:
-    """A name for each row. UserError: one is given twice, or two rows are the same stretch of a recording."""
+    """A name for each row. UserError when a name, or a segment of a recording, occurs twice."""
     seen: dict[str, int | None] = {}
     out = []
     for row in rows:
@@ -129,11 +133,13 @@ def _utterance_names(rows: list[Row], recordings: dict[str, str], segmented: boo
 def to_data_dir(
     out: Path, rows: Iterable[Row], file: Path, skipped: Skipped, *, allow_pipes: bool = False
 ) -> DataDir:
-    """A data directory of rows, not yet written. Ids by `ids.unique_ids`; `file` is named in messages.
+    """Make a data directory from rows; it is not written yet. Ids are made by `ids.unique_ids`.
 
-    Beside the usual files there may be utt2session, spk2gender, utt2dur, and of names that had to be changed
-    utt2name (utterance, name before) and spk2name. UserError: no row is left, a name is given twice, two paths for one
-    recording, a speaker of two genders.
+    file: the list, for messages. Besides the usual tables there may be utt2session, spk2gender, utt2dur, and
+    utt2name and spk2name with the original names of renamed utterances and speakers.
+
+    Raises UserError when no row is left, a name occurs twice, a recording has two paths, or a speaker two
+    genders.
     """
     with no_gc():
         rows = _checked(list(rows), file, skipped, allow_pipes)
@@ -163,7 +169,10 @@ def to_data_dir(
 
 
 def _recordings(rows: list[Row], file: Path) -> dict[str, str]:
-    """Recording (its name, else its path) -> id: of the file's name where no other has it, else of the whole path."""
+    """Recording (its name, or its path) -> id.
+
+    A path gives its file name if that is unique, else the whole path.
+    """
     paths: dict[str, str] = {}
     for row in rows:
         if paths.setdefault(row.recording or row.path, row.path) != row.path:
@@ -182,7 +191,7 @@ def _recordings(rows: list[Row], file: Path) -> dict[str, str]:
 def _more_tables(
     rows: list[Row], names: list[str], utt: dict[str, str], spk: dict[str, str], file: Path
 ) -> dict[str, dict[str, str]]:
-    """utt2path or utt2name, spk2name, utt2session and spk2gender, as far as the rows tell them."""
+    """utt2path or utt2name, spk2name, utt2session and spk2gender, as far as the rows have the information."""
     out: dict[str, dict[str, str]] = {}
     if any(row.source for row in rows):
         out["utt2path"] = {utt[n]: r.source or r.path for n, r in zip(names, rows)}
@@ -212,12 +221,12 @@ def _more_tables(
 
 
 def _in_table(name: str) -> str:
-    """A name as a table can hold it: where it cannot as it is, in Python's notation (`'a\\nb'`)."""
+    """A name as a table can hold it: unchanged if possible, else in Python's notation (`'a\\nb'`)."""
     return name if name and name == name.strip(" ") and not has_bad_characters(name) else ascii(name)
 
 
 def write(data: DataDir, out: Path) -> None:
-    """Write a data directory whole or not at all, and read it back first as validate_data_dir.sh does."""
+    """Write a data directory atomically, after checking it in the same way as validate_data_dir.sh."""
     check_replaceable(out)
     with no_gc(), atomic_dir(out, own=True) as tmp:
         data._write_files(tmp)

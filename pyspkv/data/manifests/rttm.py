@@ -1,4 +1,4 @@
-"""RTTM: who speaks when in recordings (NIST's Rich Transcription format)."""
+"""Read RTTM, NIST's Rich Transcription format: who speaks when in recordings."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +10,17 @@ from pyspkv.data.manifests.rows import Row, Skipped, absolute
 from pyspkv.data.tables import plain_number, read_table
 
 _RULE = "the line must be `SPEAKER recording channel start duration <NA> <NA> speaker ...`"
-# Other types of lines that the format has.
+# Types of lines in the format other than SPEAKER; they are skipped.
 _TYPES = frozenset(
     "SPKR-INFO SEGMENT LEXEME NON-LEX NON-SPEECH FILLER EDIT IP SU CB A/P NOSCORE NO_RT_METADATA".split()  # noqa: SIM905
 )
 
 
 def turns(file: Path) -> Iterator[tuple[int, str, str, float, float, str]]:
-    """(line, recording, channel, start, end, speaker) of each SPEAKER line. UserError: another form."""
+    """Yield (line, recording, channel, start, end, speaker) of each SPEAKER line; times in s.
+
+    UserError if malformed.
+    """
     for line, raw in text_lines(file):
         parts = raw.split()
         if not parts or parts[0].startswith(";;") or parts[0] in _TYPES:
@@ -29,7 +32,10 @@ def turns(file: Path) -> Iterator[tuple[int, str, str, float, float, str]]:
 
 
 def recordings_in(folder: Path) -> dict[str, str]:
-    """Name without its ending -> path of the audio files that lie in a folder. UserError: two have one name."""
+    """Name without extension -> path of each audio file in a folder.
+
+    UserError when two have the same name.
+    """
     if not folder.is_dir():
         raise UserError("is not a folder", file=folder, hint="give the folder of the recordings")
     out: dict[str, str] = {}
@@ -43,15 +49,16 @@ def recordings_in(folder: Path) -> dict[str, str]:
 
 
 def recordings_of(scp: Path) -> dict[str, str]:
-    """Recording -> path or command of a wav.scp; relative paths start where the command runs, as in Kaldi."""
+    """Recording -> path or command of a wav.scp. As in Kaldi, relative paths start at the current folder."""
     return {r: p if p.endswith("|") else absolute(p, Path()) for r, p in read_table(scp, "entry").items()}
 
 
 def rows(files: list[Path], audio: dict[str, str], per_recording: bool, skipped: Skipped) -> Iterator[Row]:
-    """A Row each turn. per_recording: the speakers of two recordings are two, whatever their names.
+    """Yield a Row for each turn.
 
-    Turns of a recording without audio, of length 0, and of recordings with several channels go to `skipped`, for
-    channels are averaged when audio is read. A turn that a recording has twice counts once.
+    per_recording: speakers of different recordings are different speakers, even if their names are the same.
+    Turns go to `skipped` when their recording has no audio or has turns in several channels (channels are
+    averaged when audio is read), when their length is 0, or when they are repeated.
     """
     found = [(file, *turn) for file in files for turn in turns(file)]
     channels: dict[str, set[str]] = {}
@@ -67,7 +74,7 @@ def rows(files: list[Path], audio: dict[str, str], per_recording: bool, skipped:
         elif end <= start:
             skipped.add(name, "a turn of 0 s")
         elif (recording, start, end, speaker) in seen:
-            skipped.add(name, "the turn stands there twice")
+            skipped.add(name, "the turn is repeated")
         else:
             seen.add((recording, start, end, speaker))
             yield Row(

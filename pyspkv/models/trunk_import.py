@@ -1,0 +1,184 @@
+"""Hugging Face folders of other encoders than WavLM-Base -> config and weights of a `trunk`.
+
+A folder holds config.json, the weights (model.safetensors or pytorch_model.bin, in one file or in several with an
+index), and often preprocessor_config.json. It may be of a larger model, of which the encoder alone is taken.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyspkv.base.errors import UserError
+from pyspkv.base.foreign import read_json, short
+from pyspkv.models.layer_pooling import Pooling
+from pyspkv.models.trunk_arch import MODEL_TYPES, Family, WavLMArch, essential
+from pyspkv.models.trunks import TrunkConfig
+from pyspkv.models.wavlm import CONV_KERNELS
+from pyspkv.models.wavlm_import import AGAIN, _load, _sound, config_of
+
+MAX_FILES = 500  # of the weights of one model
+_PREFIXES: dict[Family, tuple[str, ...]] = {  # of the encoder's names in a larger model, the longest first
+    "whisper": ("model.encoder.", "encoder."),
+    "wav2vec2": ("wav2vec2.",),
+    "hubert": ("hubert.",),
+    "w2v_bert": ("wav2vec2_bert.",),
+    "wavlm": ("wavlm.",),
+}
+_UNUSED = (
+    "masked_spec_embed",
+    "adapter.",
+    "intermediate_ffn.",
+)  # of pre-training, and of what lies behind the layers
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder. UserError: it names no family that is known here."""
+    found = read_json(folder / "config.json", hint=AGAIN, nan=True)
+    kind = found.get("model_type")
+    if kind is None:
+        raise UserError("has no model_type", file=folder / "config.json")
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        raise UserError(
+            f"model_type is {short(kind)}, not one of {', '.join(MODEL_TYPES)}", file=folder / "config.json"
+        )
+    return found
+
+
+def is_trunk(source: Path) -> bool:
+    """Whether a source is for `trunk`: a folder of another family, or of a WavLM with other norms than Base has."""
+    if not (source / "config.json").is_file():
+        return False
+    found = read_config(source)
+    base = not found.get("do_stable_layer_norm") and found.get("feat_extract_norm", "group") == "group"
+    return found["model_type"] != "wavlm" or not base
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the weights. UserError: there are none, or the index names something else than files beside it."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            named = read_json(index, hint=AGAIN).get("weight_map")
+            names = set(named.values()) if isinstance(named, dict) and _all_text(named) else set()
+            if not names or len(names) > MAX_FILES:
+                raise UserError("has no weight_map of tensors and files", file=index, hint=AGAIN)
+            for file in sorted(names):
+                if not re.fullmatch(r"[\w.-]{1,100}\.(safetensors|bin)", file):
+                    raise UserError(
+                        f"names {short(file)}, which is no file beside it", file=index, hint=AGAIN
+                    )
+                if not (folder / file).is_file():
+                    raise UserError("no such file", file=folder / file, hint=AGAIN)
+            return [folder / file for file in sorted(names)]
+    raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=folder)
+
+
+def _all_text(named: dict) -> bool:
+    return all(isinstance(file, str) for file in named.values())
+
+
+def read(folder: Path, pooling: Pooling = "mhfa", layers: int = 0) -> tuple[TrunkConfig, dict[str, Tensor]]:
+    """(config, the trunk's weights by transformers' names, float32) of a folder; `layers` 0: all."""
+    found = read_config(folder)
+    family, file = MODEL_TYPES[found["model_type"]], folder / "config.json"
+    more = _preprocessing(folder, family, found)
+    if found.get("conv_pos_batch_norm"):
+        raise UserError("conv_pos_batch_norm is not known here", file=file)
+    if found.get("adapter_attn_dim"):
+        raise UserError("adapter_attn_dim is not known here", file=file, hint="import the model without it")
+    try:
+        arch = essential(family, {**found, **more})
+        config = TrunkConfig(family=family, arch=arch, pooling=pooling, layers=layers)
+    except ValueError as err:
+        raise UserError(_first_line(err), file=file) from None
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        tensors |= _sound({k: v for k, v in _load(path).items() if isinstance(v, Tensor)}, path)
+    weights = {k: v.float() for k, v in _of_encoder(tensors, config).items()}
+    if bad := next((k for k, v in weights.items() if not v.isfinite().all()), None):
+        raise UserError(f"tensor {short(bad)} contains NaN or infinity", file=folder)
+    return config, weights
+
+
+def is_large(trunk: dict[str, Tensor]) -> bool:
+    """Whether the tensors of a WavLM, by transformers' names, have the layer norms of WavLM-Large."""
+    return "feature_extractor.conv_layers.1.layer_norm.weight" in trunk
+
+
+def of_large(
+    trunk: dict[str, Tensor], file: Path, pooling: Pooling = "mhfa", layers: int = 0
+) -> tuple[TrunkConfig, dict[str, Tensor]]:
+    """The same as `read`, of WavLM-Large.pt: the sizes follow from the shapes. Its samples are normalized."""
+    c = config_of(trunk, {}, file)
+    arch = WavLMArch(
+        hidden_size=c.dim,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        intermediate_size=c.ffn,
+        conv_dim=(c.conv_dim,) * len(CONV_KERNELS),
+        conv_bias="feature_extractor.conv_layers.0.conv.bias" in trunk,
+        num_conv_pos_embeddings=c.pos_conv_kernel,
+        num_conv_pos_embedding_groups=c.pos_conv_groups,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        do_normalize=True,
+    )
+    try:
+        config = TrunkConfig(
+            family="wavlm", arch=arch.model_dump(mode="json"), pooling=pooling, layers=layers
+        )
+    except ValueError as err:
+        raise UserError(_first_line(err), file=file) from None
+    return config, _of_encoder(trunk, config)
+
+
+def _first_line(err: ValueError) -> str:
+    """The reason alone, where pydantic says it in several lines."""
+    errors = getattr(err, "errors", None)
+    if errors is None:
+        return str(err)
+    first = errors()[0]
+    return str(first.get("ctx", {}).get("error", first["msg"]))
+
+
+def _preprocessing(folder: Path, family: Family, found: dict[str, Any]) -> dict[str, Any]:
+    """do_normalize of preprocessor_config.json; without such a file as transformers takes it, but for WavLM-Base."""
+    if family in ("whisper", "w2v_bert"):
+        return {}
+    file = folder / "preprocessor_config.json"
+    said = read_json(file, hint=AGAIN, nan=True).get("do_normalize") if file.is_file() else None
+    if said is not None and not isinstance(said, bool):
+        raise UserError(f"do_normalize is {short(said)}", file=file)
+    default = family != "wavlm" or found.get("feat_extract_norm") == "layer"
+    return {"do_normalize": default if said is None else said}
+
+
+def _of_encoder(tensors: dict[str, Tensor], config: TrunkConfig) -> dict[str, Tensor]:
+    """The tensors that the encoder's layers in use have, by the names of transformers' encoder."""
+    assert config.family is not None
+    for prefix in _PREFIXES[config.family]:
+        inner = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        inner = {} if prefix == "encoder." and any(k.startswith("model.") for k in tensors) else inner
+        if inner:
+            tensors = inner
+            break
+    layers, depth = config.layers or config.sizes().depth, config.sizes().depth
+    out = {}
+    for key, value in tensors.items():
+        key = re.sub(r"conv\.weight_g$", "conv.parametrizations.weight.original0", key)
+        key = re.sub(r"conv\.weight_v$", "conv.parametrizations.weight.original1", key)
+        number = re.match(r"(?:encoder\.)?layers\.(\d{1,4})\.", key)
+        above = number is not None and layers <= int(number[1]) < depth
+        if not above and not key.startswith(_UNUSED) and not (layers < depth and _is_final_norm(key, config)):
+            out[key] = value
+    return out
+
+
+def _is_final_norm(key: str, config: TrunkConfig) -> bool:
+    if config.family == "whisper":
+        return key.startswith("layer_norm.")
+    return bool(config.arch.get("do_stable_layer_norm")) and key.startswith("encoder.layer_norm.")

@@ -1,0 +1,312 @@
+"""Large pre-trained encoders of several families as the trunk, a pooling over its layers on top.
+
+The hidden states H_0 .. H_L are those of transformers' models: the input of the lowest layer, and the output of each;
+the last one after the final norm, where the model has one.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pyspkv.audio.fbank import frame_mask
+from pyspkv.base.config import Config, NotNegative, Positive, Size, implements
+from pyspkv.base.distributed import world_size
+from pyspkv.base.errors import UserError
+from pyspkv.models import lora
+from pyspkv.models.layer_pooling import Pooling, make_pooling, mixture
+from pyspkv.models.norm import BatchNorm
+from pyspkv.models.pretrained import PretrainedEncoder
+from pyspkv.models.pull import PullForm
+from pyspkv.models.trunk_arch import Arch, Family, parse_arch
+
+
+class TrunkConfig(Config):
+    """A pre-trained encoder of Hugging Face with pooling on top: Whisper, wav2vec 2.0, XLS-R, HuBERT, w2v-BERT 2.0,
+    WavLM-Large. `pretrained` is all that a config needs: family and sizes are taken from there."""
+
+    name: Literal["trunk"] = "trunk"
+    pretrained: str = Field(
+        "",
+        description="Model folder whose trunk the training starts from, as bin.import_checkpoint makes it.",
+    )
+    family: Family | None = Field(
+        None, description="Kind of network. null: that of `pretrained`. A model folder names it."
+    )
+    arch: dict[str, Any] = Field(
+        {},
+        description="Sizes of the network, by the names in transformers' config.json. Empty: those of `pretrained`. A "
+        "model folder contains them.",
+    )
+    layers: int = Field(
+        0,
+        ge=0,
+        le=200,
+        description="Use only that many layers, the lowest. 0: all of the trunk. Fewer are faster. In WavLM's "
+        "paper the lower layers weigh most for speakers.",
+    )
+    pooling: Pooling = Field(
+        "mhfa",
+        description="mhfa: multi-head factorised attentive pooling (Peng et al. 2022). attentive, weighted: one "
+        "learned sum of the layers, then attentive statistics or the mean over time, and an affine layer. mean: mean "
+        "of all layers and frames, with embed_dim = the trunk's width and nothing to train; for first labels straight "
+        "from the trunk.",
+    )
+    embed_dim: Size = Field(256, description="Size of the embedding, but with mean.")
+    mhfa_heads: Size = Field(64, description="Heads of MHFA (64 in its paper).")
+    mhfa_dim: Size = Field(128, description="Width of MHFA's keys and values (128 in its paper).")
+    embedding_batchnorm: bool = Field(
+        False,
+        description="Batch-normalize the embedding. Set it when the trunk is trained from scratch.",
+    )
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Dropout after each part of a layer, in training. wav2vec 2.0, HuBERT and WavLM were trained "
+        "with 0.1.",
+    )
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout of the attention weights, in training."
+    )
+    layerdrop: float = Field(
+        0.0, ge=0, le=1, description="Probability of skipping a layer in a training step."
+    )
+    freeze: Literal["none", "front", "trunk"] = Field(
+        "front",
+        description="Which parts of the trunk are frozen. front: what lies before its layers. trunk: all of it, so "
+        "that only the pooling learns, and with it LoRA and layer adapters.",
+    )
+    frozen_epochs: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="Epochs in which only the pooling and the classes learn, before the trunk joins. With a new head "
+        "on a good trunk it keeps the head's first large gradients from the trunk.",
+    )
+    trunk_lr_scale: Positive = Field(
+        0.004, description="Factor on optim.lr for the lowest layer of the trunk. Use 1 from scratch."
+    )
+    layerwise_lr_growth: Positive = Field(
+        1.0, description="Factor on a layer's rate over that of the layer below."
+    )
+    l2_sp_weight: NotNegative = Field(
+        0.0,
+        description="Weight of the pull to the weights of `pretrained` (L2-SP), of what is not frozen. Raise it when "
+        "the fine-tuned trunk forgets.",
+    )
+    pull_form: PullForm = Field(
+        "norms",
+        description="Form of that pull. norms: the sum of the distances divided by its own value, and the main loss "
+        "divided by its own value, too (released for arXiv 2406.02285). squared: the sum of the squared distances, far "
+        "stronger at the same weight.",
+    )
+    lora_rank: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Rank of low-rank updates (LoRA, Hu et al. 2022) on the matrices of the attention, which are "
+        "frozen themselves. 0: none. Set freeze: trunk with it, so that nothing else of the trunk learns.",
+    )
+    lora_alpha: Positive = Field(16.0, description="The update is multiplied by lora_alpha / lora_rank.")
+    lora_feed_forward: bool = Field(False, description="Low-rank updates on the feed-forward layers, too.")
+    adapter_dim: int = Field(
+        0,
+        ge=0,
+        le=65_536,
+        description="Width of a bottleneck adapter after each layer (Houlsby et al. 2019). 0: none. It starts as "
+        "the identity. Set freeze: trunk with it.",
+    )
+    adapter_lr_scale: Positive = Field(
+        0.1, description="Factor on optim.lr for LoRA and the adapters, of all layers alike."
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute each layer again in the backward pass: a third slower, but with a fraction of the "
+        "memory. Set it when a GPU is out of memory.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrunkConfig":
+        if (self.family is None) != (not self.arch):
+            raise ValueError("family and arch go together")
+        if self.family is not None:
+            try:
+                depth = self.sizes().depth
+            except ValueError as err:
+                raise ValueError(f"arch: {err}") from None
+            if self.layers > depth:
+                raise ValueError(f"layers is {self.layers}, but the trunk has {depth}")
+        return self
+
+    def sizes(self) -> Arch:
+        """The sizes of the whole network, of which `layers` are used."""
+        if self.family is None:
+            raise UserError(
+                "encoder.pretrained names no trunk", hint="set it to a model folder of bin.import_checkpoint"
+            )
+        return parse_arch(self.family, self.arch)
+
+
+@implements(TrunkConfig)
+class Trunk(PretrainedEncoder):
+    def __init__(self, config: TrunkConfig):
+        from pyspkv.models.trunk_families import FAMILIES
+
+        super().__init__()
+        self.config = c = config
+        arch = c.sizes()
+        assert c.family is not None  # `sizes` has made sure
+        self.layers = c.layers or arch.depth
+        self.family = FAMILIES[c.family](arch, self.layers, c.dropout, c.attention_dropout)
+        self.min_samples = self.family.min_samples
+        self.trunk = self.family.build()
+        self._freeze()
+        layers = self.family.layer_list(self.trunk)
+        if c.lora_rank:
+            names = lora.ATTENTION + (lora.FEED_FORWARD if c.lora_feed_forward else ())
+            lora.add_lora(layers, names, c.lora_rank, c.lora_alpha)
+        adapters = [lora.Adapter(arch.dim, c.adapter_dim) for _ in layers] if c.adapter_dim else []
+        self.adapters = nn.ModuleList(adapters)
+        self.embed_dim = arch.dim if c.pooling == "mean" else c.embed_dim
+        self.backend = make_pooling(c.pooling, self.layers, arch.dim, c.embed_dim, c.mhfa_heads, c.mhfa_dim)
+        self.norm = BatchNorm(self.embed_dim) if c.embedding_batchnorm else nn.Identity()
+
+    def _freeze(self) -> None:
+        parts = {"none": [], "front": self.family.front_parts(self.trunk), "trunk": [self.trunk]}
+        for part in parts[self.config.freeze]:
+            part.requires_grad_(False)
+
+    # ---- training
+
+    @staticmethod
+    def resolved(config: TrunkConfig) -> TrunkConfig:
+        """With family, sizes and layers of `pretrained`, where the config has none."""
+        from pyspkv.base import checkpoint as ckpt
+        from pyspkv.models.load import encoder_config
+
+        if config.family is not None or not config.pretrained:
+            return config
+        folder = ckpt.resolve_model(config.pretrained)
+        theirs: Any = encoder_config(folder)
+        if not isinstance(theirs, TrunkConfig):
+            hint = f"use encoder.name: {theirs.name}" if theirs.name == "wavlm" else "import a trunk"
+            raise UserError(f"its encoder is '{theirs.name}', not 'trunk'", file=folder, hint=hint)
+        most = theirs.layers or theirs.sizes().depth
+        if config.layers > most:
+            raise UserError(f"encoder.layers is {config.layers}, but the trunk has {most}", file=folder)
+        layers = config.layers or theirs.layers
+        return config.model_copy(update={"family": theirs.family, "arch": theirs.arch, "layers": layers})
+
+    def load_trunk(self, theirs: dict[str, Tensor], folder) -> None:
+        """Of the layers in use; low-rank updates stay new, those of `theirs` are left out."""
+        from pyspkv.base import checkpoint as ckpt
+
+        own = self.trunk.state_dict()
+        new = {k: v for k, v in own.items() if ".lora_" in k}
+        ckpt.load_state_strict(self.trunk, {k: v for k, v in theirs.items() if k in own} | new, folder)
+
+    def _small(self) -> Iterator[nn.Parameter]:
+        """Low-rank updates and adapters."""
+        yield from (p for n, p in self.trunk.named_parameters() if ".lora_" in n)
+        yield from self.adapters.parameters()
+
+    def _pulled(self) -> list[nn.Parameter]:
+        return [p for n, p in self.trunk.named_parameters() if p.requires_grad and ".lora_" not in n]
+
+    def param_groups(self) -> list[dict]:
+        """Layer-wise rates: layer l of the trunk trunk_lr_scale x layerwise_lr_growth^l; what is of no layer as the
+        lowest; low-rank updates and adapters adapter_lr_scale. All of these wait for `from_epoch`."""
+        c, groups = self.config, []
+        rest = {id(p): p for p in self._pulled()}
+        for i, layer in enumerate(self.family.layer_list(self.trunk)):
+            params = [rest.pop(id(p)) for p in layer.parameters() if id(p) in rest]
+            groups.append({"params": params, "lr_scale": c.trunk_lr_scale * c.layerwise_lr_growth**i})
+        groups.append({"params": list(rest.values()), "lr_scale": c.trunk_lr_scale})
+        groups.append({"params": list(self._small()), "lr_scale": c.adapter_lr_scale})
+        if c.frozen_epochs:
+            for group in groups:
+                group["from_epoch"] = c.frozen_epochs
+        groups.append({"params": [*self.backend.parameters(), *self.norm.parameters()], "lr_scale": 1.0})
+        return [g for g in groups if g["params"]]
+
+    def merge_lora(self) -> None:
+        """Add the low-rank updates to the matrices: the same encoder without LoRA, in place."""
+        lora.merge_lora(self.trunk)
+        self.config = self.config.model_copy(update={"lora_rank": 0})
+        self._freeze()
+
+    # ---- forward
+
+    def features(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T] -> (front end's output [B, F, M], frames [B]); without gradient where it is frozen."""
+        learns = self.config.freeze == "none" and not self._waits()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return self.family.features(self.trunk, wave, lengths)
+
+    def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """-> the backend's sums of the hidden states [B, F', S x dim], mask."""
+        states, lengths = self.hidden_states(feats, lengths)
+        mixed = mixture(states, self.backend.mix().to(feats.device))
+        return mixed, frame_mask(lengths, mixed.shape[1])
+
+    def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        return self.norm(self.backend(frames, mask))
+
+    def hidden_states(self, feats: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(H_0 .. H_L, each [B, F', dim], valid frames [B]). What is longer than the network takes is cut into parts,
+        whose frames are put in a row."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._waits()):
+            longest = self.family.longest or feats.shape[1]
+            if feats.shape[1] <= longest:
+                states, frames = self._states(feats, lengths)
+            else:
+                states, frames = self._states_of_parts(feats, lengths, longest)
+        if self._waits() and world_size() > 1 and torch.is_grad_enabled():
+            states[0] = states[0] + 0.0 * sum(
+                p.sum() for p in [*self._pulled(), *self._small()] if p.requires_grad
+            )
+        return states, frames
+
+    def _states_of_parts(self, feats: Tensor, lengths: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
+        parts, total = [], torch.zeros_like(lengths)
+        for start in range(0, int(lengths.max()), size):
+            part = feats[:, start : start + size]
+            here = (lengths - start).clamp(0, part.shape[1])
+            rows = here > 0  # an utterance that has ended takes no part
+            states, frames = self._states(part[rows], here[rows])
+            parts.append([h.new_zeros(len(feats), *h.shape[1:]).index_put((rows,), h) for h in states])
+            total = total.index_put((rows,), frames, accumulate=True)
+        return [torch.cat(pieces, 1) for pieces in zip(*parts)], total
+
+    def _states(self, feats: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        c, family = self.config, self.family
+        # Frozen parts keep no graph, unless their input needs a gradient.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (c.freeze == "none" or feats.requires_grad)):
+            h, lengths = family.start(self.trunk, feats, lengths)
+        mask = frame_mask(lengths, h.shape[1])
+        layers = family.layer_list(self.trunk)
+        skipped = (torch.rand(len(layers)) < c.layerdrop).tolist() if self.training and c.layerdrop else ()
+        states = [h]
+        learns = c.freeze != "trunk" or c.lora_rank > 0 or c.adapter_dim > 0 or h.requires_grad
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            context = family.context(self.trunk, h, mask)
+            for i, layer in enumerate(layers):
+                if c.gradient_checkpointing and torch.is_grad_enabled():
+                    out = checkpoint(family.layer, layer, h, context, use_reentrant=False)
+                else:
+                    out = family.layer(layer, h, context)
+                if self.adapters:
+                    out = self.adapters[i](out)
+                # Dropped layers are still computed: every parameter must take part in every step under DDP.
+                h = h + 0.0 * out if skipped and skipped[i] else out
+                states.append(h)
+            states[-1] = family.final_norm(self.trunk)(h)
+        return states, lengths
+
+    def _waits(self) -> bool:
+        """Whether the trunk is still to join the training."""
+        return self.training and self.epoch_now < self.config.frozen_epochs
