@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
+import test_kmeans_parts
 import toy
 from slurm_cluster import Cluster, wait_until
 from test_grid import RECIPE
@@ -556,6 +557,20 @@ def test_a_recipe_on_two_nodes_ends_in_the_digits_of_one_machine(jobs, recipe):
     logs = [(exp / f"pretrain/extract.{k}.log").read_text() for k in (1, 2)]
     nodes = {text.split("# Started at ")[1].split(" on ")[1].split(",")[0] for text in logs}
     assert len(nodes) == 2 and not list(exp.rglob(".slurm"))
+
+
+@pytest.mark.slow
+def test_kmeans_in_parts_over_the_nodes_is_that_of_one_machine(jobs):
+    """steps/cluster.sh --nj 3 on the cluster: the utt2spk of bin.cluster."""
+    scp = test_kmeans_parts.write(jobs.folder, test_kmeans_parts.speakers(300))
+    options = ["--num-kmeans", "40", "--iterations", "1"]
+    words = [ROOT / "steps/cluster.sh", "--num-clusters", "20", scp, jobs.folder / "data"]
+    for out, more in (("many/data", ["--cmd", "slurm.sh", "--nj", "3"]), ("one/data", [])):
+        call = [*words[:1], *more, *words[1:], out, *options]
+        done = subprocess.run(call, cwd=jobs.folder, env=jobs.env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert (jobs.folder / "many/data/utt2spk").read_bytes() == (jobs.folder / "one/data/utt2spk").read_bytes()
+    assert not (jobs.folder / "many/data.kmeans").exists()
 
 
 @pytest.mark.slow

@@ -9,13 +9,10 @@ edited by hand since). Otherwise they are an error.
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from pyspkv.base.errors import natural, run
-from pyspkv.clustering.options import MOST, count_or_auto
-
-METHODS = ("kmeans-ahc", "kmeans", "ahc")
+from pyspkv.base.errors import run
+from pyspkv.clustering.arguments import add_options, check
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -24,82 +21,10 @@ def parse(argv=None) -> argparse.Namespace:
         description="Cluster embeddings; write a data directory whose utt2spk holds the clusters.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    p.add_argument(
-        "--embeddings",
-        required=True,
-        action="append",
-        metavar="SCP",
-        help="embedding.scp of bin.extract; repeat it to join the embeddings of several models of the same utterances",
-    )
-    p.add_argument("--data", required=True, metavar="DIR", help="data directory; its speakers are not used")
-    p.add_argument(
-        "--out-data", required=True, metavar="DIR", help="new data directory with all utterances of --data"
-    )
-    p.add_argument(
-        "--method", choices=METHODS, default="kmeans-ahc", help="k-means then AHC, or one of the two"
-    )
-    p.add_argument(
-        "--num-clusters",
-        default="auto",
-        metavar="K",
-        help="number of clusters, auto, or auto*F (F times auto)",
-    )
-    p.add_argument(
-        "--num-kmeans",
-        type=int,
-        default=0,
-        metavar="K1",
-        help="k-means centroids; 0: N / 22, or AHC alone if N is at most 20,000",
-    )
-    p.add_argument(
-        "--iterations",
-        type=int,
-        default=300,
-        metavar="N",
-        help="maximum number of k-means iterations; it stops where it converges",
-    )
-    p.add_argument(
-        "--whiten",
-        type=float,
-        metavar="P",
-        help="center and whiten the embeddings with this power (0 to 1; 0.5 is half)",
-    )
-    p.add_argument("--linkage", choices=("ward", "average", "complete"), default="ward")
-    p.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean")
-    p.add_argument(
-        "--previous",
-        metavar="DIR",
-        help="data directory of the round before; clusters that match keep their ids",
-    )
-    p.add_argument(
-        "--min-size", type=int, default=1, metavar="N", help="drop the utterances of clusters below this size"
-    )
-    p.add_argument("--truth", metavar="UTT2SPK", help="true speakers, for the report's diagnostics only")
-    p.add_argument("--seed", type=natural, default=0)
-    p.add_argument("--report", metavar="FILE", help="report.json (default: next to --out-data)")
-    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    add_options(p)
     args = p.parse_args(argv)
-    args.num_clusters = count_or_auto(args.num_clusters)
-    if args.whiten is not None and not 0 <= args.whiten <= 1:
-        p.error(f"--whiten {args.whiten}: must be from 0 to 1")
-    for name, least in {"num_kmeans": 0, "min_size": 1, "iterations": 1}.items():
-        if not least <= getattr(args, name) < MOST:
-            p.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be from {least} to {MOST - 1}")
-    if args.linkage == "ward" and args.metric != "euclidean":
-        p.error(
-            "--linkage ward is defined for --metric euclidean (embeddings are length-normalized in any case)"
-        )
+    check(p, args)
     return args
-
-
-def draw(report: dict, path: Path) -> None:
-    """Draw the curve from which --num-clusters auto has chosen, beside the report."""
-    if report.get("auto"):
-        from pyspkv.report import plots
-
-        file = path.with_suffix(".num_clusters.png")
-        estimate = report.get("num_clusters_estimate", report["num_clusters_chosen"])
-        plots.num_clusters(report["auto"], estimate, file)
 
 
 def main() -> None:
@@ -108,28 +33,14 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pyspkv.clustering.options import Options
     from pyspkv.clustering.round import make_round
+    from pyspkv.report.clusters import draw, say
 
     options = Options(**{name: getattr(args, name) for name in Options.__dataclass_fields__})
     path = Path(args.report) if args.report else Path(args.out_data).with_name("report.json")
     more = {"previous": args.previous, "truth": args.truth, "device": args.device}
     report = make_round(args.embeddings, args.data, args.out_data, options, report=path, draw=draw, **more)
-    if report is None:
-        return
-    s = report["sizes"]
-    print(f"{s['num_clusters']} clusters, sizes {s['size_min']} / {s['size_median']:g} / {s['size_max']} "
-          f"(min / median / max), {s['singletons']} singletons; report: {path}")  # fmt: skip
-    print(f"data directory: {args.out_data}")
-    warn(Path(args.out_data))
-
-
-def warn(folder: Path) -> None:
-    """Print the signs of trouble of the labels just made."""
-    from pyspkv.data.datadir import DataDir
-    from pyspkv.report import warnings
-
-    data = DataDir.read(folder, need_wav=False)
-    for sign in warnings.of_labels(folder.resolve().parent.name, data.spk, warnings.known_of(data)):
-        print(sign, file=sys.stderr)
+    if report is not None:
+        say(report, path, args.out_data)
 
 
 if __name__ == "__main__":

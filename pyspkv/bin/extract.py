@@ -16,33 +16,16 @@ Without a data directory, the embeddings of audio files and folders go into one 
 
 import argparse
 import os
-import re
 import sys
 
 from pyspkv.base.errors import UserError, natural, run
+from pyspkv.base.parts import part, parts
 
-MAX_PARTS = 500  # merging keeps a file open for each part
 MAX_CROPS, MAX_CROP_SECONDS, MAX_ALL_CROPS = (
     1000,
     600,
     6000,
 )  # number, seconds, seconds in all (all crops of an utterance are in one batch)
-
-
-def parts(text: str) -> int:
-    """argparse type: a number of parts."""
-    if not re.fullmatch(r"[1-9][0-9]{0,3}", text, re.ASCII) or int(text) > MAX_PARTS:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 1 to {MAX_PARTS}")
-    return int(text)
-
-
-def part(text: str) -> tuple[int, int]:
-    """argparse type: K/N with 1 <= K <= N."""
-    k, _, n = text.partition("/")
-    found = parts(k), parts(n)
-    if found[0] > found[1]:
-        raise argparse.ArgumentTypeError(f"there is no part {k} of {n}")
-    return found
 
 
 def parse() -> argparse.Namespace:

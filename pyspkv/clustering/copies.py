@@ -17,12 +17,20 @@ def first_of_each(x: np.ndarray) -> np.ndarray:
     rows count as equal when they are no further apart than `LIKE`. Such rows are neighbors when all rows are
     sorted by their projection on any direction; three random directions are tried. O(N log N) time.
     """
-    n = len(x)
-    mean = x.mean(0, dtype=np.float64)
-    limit = max(LIKE * np.sqrt(max(1 - mean @ mean, 0)), FLOOR)
+    return first_of_placed(x, places(x), x.mean(0, dtype=np.float64))
+
+
+def places(x: np.ndarray) -> np.ndarray:
+    """Projections of the rows of x [N, D] on three random directions, float64 [N, 3]."""
     axes = np.random.default_rng(0).normal(size=(x.shape[1], 3))
     axes /= np.linalg.norm(axes, axis=0)
-    place = np.concatenate([x[i : i + 8192].astype(np.float64) @ axes for i in range(0, n, 8192)])
+    return np.concatenate([x[i : i + 8192].astype(np.float64) @ axes for i in range(0, len(x), 8192)])
+
+
+def first_of_placed(x, place: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """`first_of_each` where `places(x)` and the mean [D] of all are known; x need only give rows, x[int64 [M]]."""
+    n = len(place)
+    limit = max(LIKE * np.sqrt(max(1 - mean @ mean, 0)), FLOOR)
     found = [np.zeros((0, 2), np.int64)]
     for order in np.argsort(place, axis=0, kind="stable").T:
         for step in range(1, min(NEXT, n - 1) + 1):

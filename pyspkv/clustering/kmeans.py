@@ -27,6 +27,7 @@ EXACT_BELOW = 8192  # centroids up to which `cells=None` is exact, and not slowe
 PROBES = 64  # 32 cost 0.006 of NMI at full size, these 0.003 (benchmarks/RESULTS.md)
 RECELL = (0, 3)  # iterations that group the centroids anew: the start, and when they are averages already
 GROUP = 16
+TOL = 1e-6  # share of its objective by which k-means must improve in an iteration to go on
 MAX_ITERATIONS = 300  # of k-means, where it does not converge before
 
 
@@ -89,11 +90,7 @@ class Assigner(Points):
         best = torch.full((n,), -torch.inf, device=self.device)
         label = torch.full((n,), -1, dtype=torch.int32, device=self.device)
         if self.coarse is not None:
-            coarse_bias = self.coarse.square().sum(1) / 2
-            cell = torch.cat([(part @ self.coarse.T - coarse_bias).argmax(1) for part in c.split(1024)])
-            order = cell.argsort(stable=True)
-            counts = torch.bincount(cell, minlength=len(self.coarse)).tolist()
-            for rows, inside in zip(self.lists, order.split(counts)):
+            for rows, inside in zip(self.lists, self._insides(c)):
                 if len(inside) and len(rows):
                     self._cell(rows, c[inside], bias[inside], inside.int(), best, label)
         left = (label < 0).nonzero().view(-1)
@@ -101,6 +98,14 @@ class Assigner(Points):
             every = torch.arange(len(c), dtype=torch.int32, device=self.device)
             self._cell(None if len(left) == n else left.int(), c, bias, every, best, label)
         return label.cpu().numpy().astype(np.int64), best.cpu().numpy()
+
+    def _insides(self, c):
+        """For each cell, the centroids (ascending, int64) of c [K, D] that lie in it."""
+        torch = self.torch
+        bias = self.coarse.square().sum(1) / 2
+        cell = torch.cat([(part @ self.coarse.T - bias).argmax(1) for part in c.split(1024)])
+        counts = torch.bincount(cell, minlength=len(self.coarse)).tolist()
+        return cell.argsort(stable=True).split(counts)
 
     def _cell(self, rows, c, bias, ids, best, label):
         """Score `rows` (None: all) against centroids c; update `best` and `label` where a score is higher."""
@@ -218,7 +223,7 @@ def kmeans(
     spherical: bool = False,
     cells: int | None = None,
     probes: int = PROBES,
-    tol: float = 1e-6,
+    tol: float = TOL,
     checkpoint: str | Path | None = None,
     device: str = "cpu",
     progress: bool = False,

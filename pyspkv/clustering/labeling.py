@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +43,41 @@ def label_round(
     options.check(len(x), data.path)
     k1 = options.centroids(len(x))
     first = first_of_each(x)
-    copies = shared(first)
-    if len(copies):
-        some = ", ".join(data.utts[i] for i in copies[:5]) + (", ..." if len(copies) > 5 else "")
-        log.warning("warning: %d utterances have the same embedding as another: %s", len(copies), some)
     labels, info = pipeline.cluster(
         x, options.method, options.num_clusters, num_kmeans=k1, linkage=options.linkage, metric=options.metric,
         max_iter=options.iterations, seed=options.seed, device=device, checkpoint=checkpoint, first=first,
     )  # fmt: skip
+    info["method"] = "ahc" if k1 == len(x) and options.method == "kmeans-ahc" else options.method
+
+    def similarity(keep: np.ndarray) -> dict:
+        return quality.similarity(x if keep.all() else x[keep], labels[keep], seed=options.seed)
+
+    return name_round(labels, info, data, options, first, similarity, previous=previous, truth=truth)
+
+
+def name_round(
+    labels: np.ndarray,
+    info: dict,
+    data: DataDir,
+    options: Options,
+    first: np.ndarray,
+    similarity: Callable[[np.ndarray], dict],
+    *,
+    previous: DataDir | None,
+    truth: Sequence[str] | None,
+) -> tuple[DataDir, dict]:
+    """What `label_round` returns, once the clusters int64 [N] are known.
+
+    info: how they were made, for the report. first: `copies.first_of_each`. similarity(keep): `quality.similarity` of
+    the utterances of bool keep [N].
+    """
+    copies = shared(first)
+    if len(copies):
+        some = ", ".join(data.utts[i] for i in copies[:5]) + (", ..." if len(copies) > 5 else "")
+        log.warning("warning: %d utterances have the same embedding as another: %s", len(copies), some)
     report = {
         "num_clusters": 0,
-        "method": "ahc" if k1 == len(x) and options.method == "kmeans-ahc" else options.method,
+        "method": info["method"],
         "seed": options.seed,
         **info,
         "copies": len(copies),
@@ -72,7 +96,7 @@ def label_round(
         out = out.subset([u for u, good in zip(data.utts, keep) if good])
     report["sizes"] = quality.sizes(labels[keep])
     report["num_clusters"] = report["sizes"]["num_clusters"]
-    report["quality"] = quality.similarity(x[keep] if not keep.all() else x, labels[keep], seed=options.seed)
+    report["quality"] = similarity(keep)
     if truth is not None:
         report["diagnostics"] = quality.diagnostics(labels[keep], np.array(truth)[keep])
     report["label_hash"] = out.label_hash()
@@ -119,15 +143,17 @@ def side_by_side(scps: Sequence[str], data: DataDir, power: float | None) -> np.
     for scp in scps:
         x = unit_vectors(read_embeddings(scp), data, scp)
         parts.append(x if power is None else vectors.whiten(x, power))
+    return beside(parts)
+
+
+def beside(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Unit vectors [N, D] of several models as one, which are unit vectors again."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts, 1) / np.float32(len(parts) ** 0.5)
 
 
-def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
-    """float32 [N, D] unit vectors in the order of data.utts.
-
-    UserError: utterances have no embedding, or a zero one.
-    """
-    row = {u: i for i, u in enumerate(emb.ids)}
+def entries_of(data: DataDir, ids: Sequence[str], scp: str) -> np.ndarray:
+    """Where each of data.utts stands among ids, int64 [N]. UserError names utterances that do not."""
+    row = {u: i for i, u in enumerate(ids)}
     missing = [u for u in data.utts if u not in row]
     if missing:
         some = " ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
@@ -136,8 +162,16 @@ def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
             file=scp,
             hint="extract the embeddings of all of --data, or give the utterances that have one (subset_data_dir.sh)",
         )
+    return np.fromiter((row[u] for u in data.utts), dtype=np.int64, count=len(data.utts))
+
+
+def unit_vectors(emb: Embeddings, data: DataDir, scp: str) -> np.ndarray:
+    """float32 [N, D] unit vectors in the order of data.utts.
+
+    UserError: utterances have no embedding, or a zero one.
+    """
+    order = entries_of(data, emb.ids, scp)
     x = emb.vectors()
-    order = np.fromiter((row[u] for u in data.utts), dtype=np.int64, count=len(data.utts))
     if len(order) != len(x) or (order != np.arange(len(x))).any():
         x = x[order]
     bad = vectors.unit_rows(x)

@@ -50,20 +50,44 @@ def choose_num_clusters(
     then a dozen more around the peak. The silhouette is `quality.silhouette` of up to 5,000 utterances drawn
     with `seed`.
     """
+    from pyspkv.clustering.quality import center_sums
+
+    if len(centroids) < 3:
+        return len(centroids), []
+    sums, counts = center_sums(x, labels, len(centroids))
+    rows = sampled(len(x), seed)
+    own = labels[rows]
+    return choose_from(x[rows], own, sums, counts, centroids, linkage=linkage, device=device)
+
+
+def sampled(n: int, seed: int) -> np.ndarray:
+    """The rows of n, ascending, whose silhouette counts."""
+    return np.sort(np.random.default_rng([seed, 3]).choice(n, min(n, SAMPLE), replace=False))
+
+
+def choose_from(
+    points: np.ndarray,
+    own: np.ndarray,
+    sums: np.ndarray,
+    counts: np.ndarray,
+    centroids: np.ndarray,
+    *,
+    linkage: str = "ward",
+    device: str = "cpu",
+) -> tuple[int, list[dict]]:
+    """`choose_num_clusters` from the `sampled` points [M, D], their labels [M], and the sums [K1, D] and counts [K1]
+    of the unit vectors of each centroid."""
     from pyspkv.clustering.agglomerative import cuts
-    from pyspkv.clustering.quality import center_sums, silhouette
+    from pyspkv.clustering.quality import silhouette
 
     k1 = len(centroids)
     if k1 < 3:
         return k1, []
-    sums, counts = center_sums(x, labels, k1)
-    rows = np.sort(np.random.default_rng([seed, 3]).choice(len(x), min(len(x), SAMPLE), replace=False))
-    points, own = x[rows], labels[rows]
 
     def curve_at(grid: np.ndarray) -> np.ndarray:
         values = []
         for cut in cuts(centroids, grid.tolist(), linkage=linkage, device=device):
-            total = np.zeros((int(cut.max()) + 1, x.shape[1]))
+            total = np.zeros((int(cut.max()) + 1, points.shape[1]))
             np.add.at(total, cut, sums)
             size = np.bincount(cut, counts, len(total)).astype(np.int64)
             values.append(silhouette(points, cut[own], total, size)["silhouette"])

@@ -1,6 +1,8 @@
 """The public calls of clustering: k-means, Ward and other AHC, the two steps together, label spreading."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,6 +11,9 @@ from pyspkv.clustering.agglomerative import agglomerate
 from pyspkv.clustering.kmeans import MAX_ITERATIONS, kmeans, sums_of
 from pyspkv.clustering.num_clusters import auto_factor
 from pyspkv.clustering.vectors import COLLAPSED, COLLAPSED_HINT, l2_normalize
+
+if TYPE_CHECKING:
+    from pyspkv.clustering.options import Options
 
 
 def ward(
@@ -146,16 +151,15 @@ def _cluster(
     if auto:
         from pyspkv.clustering.num_clusters import choose_num_clusters
 
-        like = "average" if linkage == "average" and metric == "cosine" else "ward"
-        num_clusters, info["auto"] = choose_num_clusters(
-            x, labels, centroids, linkage=like, seed=seed, device=device
+        num_clusters = _chosen(
+            info,
+            factor,
+            n if method == "kmeans" else len(centroids),
+            linkage,
+            metric,
+            device,
+            partial(choose_num_clusters, x, labels, centroids, seed=seed),
         )
-        if factor != 1:
-            info["num_clusters_estimate"] = num_clusters
-            num_clusters = min(
-                max(1, round(factor * num_clusters)), n if method == "kmeans" else len(centroids)
-            )
-        info["num_clusters_chosen"] = num_clusters
     if method == "kmeans":
         stats = info["kmeans"] = {}
         labels, _ = kmeans(x, num_clusters, seed, max_iter, device=device, progress=True, stats=stats)
@@ -165,6 +169,34 @@ def _cluster(
         tree = ahc(rows, num_clusters, linkage=linkage, metric=metric, device=device, progress=_bar(linkage))
         labels = tree[labels] if two else tree
     return labels, info
+
+
+def cut_centroids(
+    centroids: np.ndarray,
+    options: "Options",
+    device: str,
+    info: dict,
+    choose: Callable[..., tuple[int, list]],
+) -> np.ndarray:
+    """The second step alone: AHC of k-means centroids [K1, D]; int64 labels [K1] from 0.
+
+    choose(linkage=, device=): what `choose_num_clusters` gives, for --num-clusters auto; `info` gets it.
+    """
+    num, linkage, metric = options.num_clusters, options.linkage, options.metric
+    if isinstance(num, str):
+        num = _chosen(info, auto_factor(num), len(centroids), linkage, metric, device, choose)
+    return ahc(centroids, num, linkage=linkage, metric=metric, device=device, progress=_bar(linkage))
+
+
+def _chosen(info: dict, factor, most: int, linkage: str, metric: str, device: str, choose) -> int:
+    """Number of clusters: `factor` times what choose(linkage=, device=) finds, at most `most`; `info` gets it."""
+    like = "average" if linkage == "average" and metric == "cosine" else "ward"
+    num, info["auto"] = choose(linkage=like, device=device)
+    if factor != 1:
+        info["num_clusters_estimate"] = num
+        num = min(max(1, round(factor * num)), most)
+    info["num_clusters_chosen"] = num
+    return num
 
 
 def _bar(name: str):

@@ -59,8 +59,13 @@ def similarity(x: np.ndarray, labels: Labels, *, sample: int = 20_000, seed: int
     """
     codes = _codes(labels)
     sums, counts = center_sums(x, codes, int(codes.max()) + 1)
-    rows = np.sort(np.random.default_rng(seed).choice(len(codes), min(len(codes), sample), replace=False))
+    rows = sampled(len(codes), seed, sample)
     return silhouette(x[rows], codes[rows], sums, counts)
+
+
+def sampled(n: int, seed: int, sample: int = 20_000) -> np.ndarray:
+    """The rows of n, ascending, that `similarity` looks at."""
+    return np.sort(np.random.default_rng(seed).choice(n, min(n, sample), replace=False))
 
 
 def silhouette(x: np.ndarray, codes: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> dict:

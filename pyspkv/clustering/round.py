@@ -4,6 +4,7 @@ Heavy modules are imported only when labels must be made.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ def make_round(
     report: str | Path | None = None,
     device: str = "cpu",
     draw: Callable[[dict, Path], None] | None = None,
+    parts: str | Path | None = None,
 ) -> dict | None:
     """Cluster the utterances of the data directory `data` and write `out`, a copy whose speakers are the clusters.
 
@@ -44,6 +46,7 @@ def make_round(
         truth: true utt2spk, used only for `diagnostics` in the report.
         report: file of the report (default: report.json beside `out`).
         draw: called with the report and its path, before the report and the labels are written.
+        parts: folder of a k-means that was done in parts (`kmeans_parts`) and has ended; it goes when all is written.
 
     Returns the report, or None if labels exist in `out` and are kept, because they were made from the same
     inputs with the same options (they may have been edited since). A killed run resumes its k-means.
@@ -51,13 +54,7 @@ def make_round(
     embedding; impossible options.
     """
     out, report = Path(out), Path(report) if report else Path(out).with_name("report.json")
-    if out.resolve() == Path(data).resolve():
-        raise UserError("is the same directory as --data", file=out, hint="give another --out-data")
-    asked = {
-        **asdict(options),
-        "previous": made.labels_digest(previous) if previous else None,
-        "data": made.data_digest(data),
-    }
+    asked = asked_of(options, data, out, previous)
 
     def label() -> dict:
         start, state = time.time(), Path(f"{out}.kmeans.npz")
@@ -66,25 +63,44 @@ def make_round(
         options.check(len(source.utts), data)
         before = DataDir.read(previous, need_wav=False) if previous else None
         true = values_for(read_table(truth), source.utts, truth) if truth else None
-        digests = [made.embeddings_digest(scp) for scp in embeddings]
         silent = silence.among(embeddings, source.utts)
         silence.warn(silent, data)
-        from pyspkv.clustering import labeling
+        if parts is None:
+            from pyspkv.clustering import labeling
 
-        x = labeling.side_by_side(embeddings, source, options.whiten)
-        _say_memory(x, options)
-        labeled, found = labeling.label_round(
-            x, source, options, previous=before, truth=true, device=device, checkpoint=state
-        )
+            digests = [made.embeddings_digest(scp) for scp in embeddings]
+            x = labeling.side_by_side(embeddings, source, options.whiten)
+            _say_memory(x, options)
+            labeled, found = labeling.label_round(
+                x, source, options, previous=before, truth=true, device=device, checkpoint=state
+            )
+        else:
+            from pyspkv.clustering import kmeans_parts
+
+            plan = kmeans_parts.ended(parts, asked, list(embeddings))
+            digests = plan.embeddings
+            labeled, found = kmeans_parts.label_round(
+                plan, source, previous=before, truth=true, device=device
+            )
         found |= {"silent": len(silent), "asked": asked, "embeddings": digests}
         found["seconds"] = round(time.time() - start, 2)
         if draw:
             draw(found, report)
         write_round(labeled, found, out, report)
         state.unlink(missing_ok=True)
+        if parts is not None:
+            shutil.rmtree(parts)
         return found
 
     return made.unless_kept(out, report, asked, embeddings, label)
+
+
+def asked_of(options: Options, data: str | Path, out: str | Path, previous: str | Path | None) -> dict:
+    """What a round's labels are made of but for the embeddings, as report.json keeps it. UserError: `out` is `data`."""
+    if Path(out).resolve() == Path(data).resolve():
+        raise UserError("is the same directory as --data", file=out, hint="give another --out-data")
+    before = made.labels_digest(previous) if previous else None
+    return {**asdict(options), "previous": before, "data": made.data_digest(data)}
 
 
 def _check_device(device: str) -> None:

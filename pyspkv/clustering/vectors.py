@@ -45,9 +45,11 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
     for first in range(0, len(x), 8192):
         part = x[first : first + 8192] - mean
         covariance += part.T @ part
-    if np.trace(covariance) < 1e-9 * len(x):  # for unit vectors trace / N is 1 - |mean|^2
-        raise UserError(COLLAPSED, hint=COLLAPSED_HINT)
-    axes = whitening(covariance / len(x), power)
+    return shrink(x, mean, whitening(covariance / len(x), power))
+
+
+def shrink(x: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Rows of x float32 [N, D] minus the mean [D], times axes [D, D], on the unit sphere again; in place."""
     for first in range(0, len(x), 8192):
         x[first : first + 8192] = (x[first : first + 8192] - mean.astype(np.float32)) @ axes
     unit_rows(x)
@@ -58,6 +60,9 @@ def whitening(covariance: np.ndarray, power: float) -> np.ndarray:
     """covariance [D, D]^(-power / 2), float32. Eigenvalues below 1e-3 of the largest are raised to that.
 
     This is the symmetric root: unlike principal axes it is unique, because it has no free sign.
+    UserError: all vectors are one.
     """
+    if np.trace(covariance) < 1e-9:  # of unit vectors: 1 - |mean|^2
+        raise UserError(COLLAPSED, hint=COLLAPSED_HINT)
     values, axes = np.linalg.eigh(covariance)
     return (axes * np.maximum(values, 1e-3 * values[-1]) ** (-power / 2) @ axes.T).astype(np.float32)

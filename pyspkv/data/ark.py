@@ -205,7 +205,7 @@ class EmbeddingWriter:
         """
         if scp.stat().st_size == 0:
             return
-        ids, _, _, offset = _read_scp(scp)
+        ids, _, _, offset = read_scp(scp)
         start = self._ark.tell()
         for utt, place in zip(ids, offset.tolist()):
             if utt in self.place:
@@ -224,9 +224,20 @@ def read_embeddings(scp: str | Path) -> Embeddings:
     Raises UserError with the scp line when an entry is a command, is damaged, has another D, or is not
     finite.
     """
-    ids, arks, ark_of, offset = _read_scp(scp)
-    entries = _Entries(str(scp), ids, arks, ark_of, offset)
-    x = entries.read_vectors()
+    return _read(_Entries(str(scp), *read_scp(scp)))
+
+
+def read_some(scp: str, ids: Sequence[str], arks: Sequence[str], ark_of, offset, near: bool) -> Embeddings:
+    """The embeddings [M] that lie in the arks at these offsets (of `read_scp`, any choice of its lines), in this order.
+
+    near: they lie one behind the other, so that they are read in bulk; else one by one. `scp` and `ids` are for errors.
+    """
+    return _read(_Entries(scp, ids, arks, np.asarray(ark_of), np.asarray(offset), lines=False), near)
+
+
+def _read(entries: "_Entries", near: bool = True) -> Embeddings:
+    ids, scp = list(entries.ids), entries.scp
+    x = entries.read_vectors() if near else None
     offsets = np.arange(len(ids) + 1, dtype=np.int64)
     if x is None:
         with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, which is reported below
@@ -238,14 +249,15 @@ def read_embeddings(scp: str | Path) -> Embeddings:
         if bad.any():
             row = start + int(bad.argmax())
             i = int(np.searchsorted(offsets, row, side="right")) - 1
+            line = i + 1 if entries.lines else None
             raise UserError(
-                f"embedding of utterance {ids[i]} contains NaN or Inf", file=scp, line=i + 1, hint=AGAIN
+                f"embedding of utterance {ids[i]} contains NaN or Inf", file=scp, line=line, hint=AGAIN
             )
     return Embeddings(ids, x, offsets)
 
 
-def _read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
-    """(ids, names of arks, index of each entry's ark, byte offset of each entry)."""
+def read_scp(scp) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
+    """Ids [N], arks [A], the ark of each (int64 [N], index into arks) and its offset in bytes (int64 [N])."""
     arks: dict[str, int] = {}
     ids, ark_of, offset = [], [], []
     with open(scp, encoding="utf-8-sig", errors="surrogateescape") as f:
@@ -289,15 +301,19 @@ class _Entries:
     arks: Sequence[str]
     ark_of: np.ndarray  # [N] index into arks
     offset: np.ndarray  # [N] byte offset
+    lines: bool = True  # whether entry i is line i + 1 of scp
 
     def error(self, i: int, message: str) -> UserError:
         where = f"{self.arks[self.ark_of[i]]}:{self.offset[i]}"
-        return UserError(f"{self.ids[i]} ({where}): {message}", file=self.scp, line=int(i) + 1, hint=AGAIN)
+        line = int(i) + 1 if self.lines else None
+        return UserError(f"{self.ids[i]} ({where}): {message}", file=self.scp, line=line, hint=AGAIN)
 
     def by_ark(self):
         """Yield (file, size in bytes, numbers of the entries by ascending offset) for each ark."""
         for a, path in enumerate(self.arks):
             rows = np.flatnonzero(self.ark_of == a) if len(self.arks) > 1 else np.arange(len(self.ids))
+            if not len(rows):
+                continue
             rows = rows[np.argsort(self.offset[rows], kind="stable")]
             try:  # O_NONBLOCK: opening a pipe must not block
                 f = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
