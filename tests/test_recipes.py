@@ -117,7 +117,7 @@ VARIANTS = {
             ["--also-test", "far near", "--versus", "pretrain", "--crops", "3"]],
     "ssrl": [[], ["--round-opts", "objective.queue_length=1", "--dev-curve", "true", "--reuse", "/x"]],
     "trunk_ssl": [[], ["--trunk", "/t", "--labels-from", "trunk", "--label-noise", "0.2", "--student", "/s.yaml"],
-                  ["--published", "/m.model", "--qmf", "true"], ["--embeddings", "/e.pt"], ["--labels", "/l"]],
+                  ["--embeddings", "/e.pt", "--qmf", "true"], ["--labels", "/l"]],
     "supervised": [[], ["--init", "/x", "--use-dev", "true", "--finetune", "false"], ["--also-test", "far near"]],
     "dialogue": [[], ["--mode", "household", "--mixed-percent", "50", "--num-labeled-spk", "4"], ["--joint", "true"]],
     "gll": [[], ["--baseline", "fixmatch", "--threshold-from", "/x"], ["--label-noise", "0.3"],

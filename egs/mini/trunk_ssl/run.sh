@@ -19,11 +19,9 @@ round=1             # first round of stage 4, from 1
 num_rounds=3        # number of rounds, from 1
 trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a wavlm or trunk student starts from it
 student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
-published=          # file of a published speaker model: it is scored alone (stages 1, 2 and 6 to 8), nothing is trained
-num_cohort=20000    # number of training utterances that are the AS-norm cohort of --published
 embeddings=         # file of published embeddings of train, for the first clusters: nothing is pre-trained
 labels=             # file of published pseudo-labels of train, as "label path" lines, for round 1: nothing is pre-trained
-trunk_layers=0      # number of lowest layers of the trunk that give its own embeddings; 0: all
+trunk_layers=0      # number of lowest layers of the trunk that give its own embeddings; empty: all
 labels_from=pretrain # source of the first clusters (pretrain|trunk|both): stage 3's model, the trunk as it is
 round_init=none     # start of the rounds (pretrain|none): stage 3's model; none: the trunk, or from scratch
 num_clusters=auto   # number of pseudo-speakers; auto estimates it without labels
@@ -67,7 +65,7 @@ fi
 
 # -- the same in every trunk_ssl recipe from here on (utils/sync_recipes.sh)
 [ "$labels_from" = pretrain ] || [ -n "$trunk" ] || po_die "--labels-from $labels_from needs --trunk"
-pretrains=true cohort=$exp/round$num_rounds/data cohort_set=train cohort_data=$data/train
+pretrains=true systems=()
 [ -z "$embeddings" ] || [ -z "$labels" ] || po_die "give --embeddings or --labels, not both"
 [ -z "$embeddings$labels" ] || pretrains=false labels_from=imported round_init=none
 train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
@@ -82,16 +80,12 @@ fi
 labeled=data # folder in a round that stages 4 and 5 train on
 [ "$label_noise" = 0.0 ] || labeled=noisy_data
 [ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
-tests=("$data/test" "${also_test[@]/#/$data/}")
-first=("$exp/$labels_from")
+tests=("$data/test" "${also_test[@]/#/$data/}") first=("$exp/$labels_from")
 [ "$labels_from" != both ] || first=("$exp/pretrain" "$exp/trunk")
-systems=()
 ! $pretrains || systems+=("$exp/pretrain")
 [ -z "$trunk" ] || systems+=("$exp/trunk")
 for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 ! $finetune || systems+=("$exp/finetune")
-[ -z "$published" ] || systems=("$exp/published")
-[ -z "$published" ] || cohort_set=cohort$num_cohort cohort=$exp/cohort$num_cohort cohort_data=$exp/cohort$num_cohort
 [ -z "$reuse" ] || log_run python -m pyspkv.bin.reuse --from "$reuse" --exp "$exp" --stage "$stage" --round "$round"
 
 eval_sets=() dev_opts=() unscored=true # without dev or test, all other work is still done
@@ -104,13 +98,11 @@ if stage 2 "check the data directories"; then
   log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
-if [ -z "$published" ] && stage 3 "pre-train without labels"; then
+if stage 3 "pre-train without labels"; then
   if [ -n "$trunk" ]; then # with MHFA for the student; with mean pooling as a system of its own
-    lowest=()
-    [ "$trunk_layers" -eq 0 ] || lowest=(--layers "$trunk_layers")
     log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk_mhfa/model" --pooling mhfa
     log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk/model" --pooling mean \
-      "${lowest[@]}"
+      ${trunk_layers:+--layers "$trunk_layers"}
   fi
   [ -z "$embeddings" ] || log_run python -m pyspkv.bin.import_embeddings --from "$embeddings" --data "$data/train" \
     --out "$exp/imported/embed/train"
@@ -118,7 +110,7 @@ if [ -z "$published" ] && stage 3 "pre-train without labels"; then
     "$exp/pretrain/model" "${settings[@]}" "${pretrain_opts[@]}"
 fi
 
-if [ -z "$published" ] && stage 4 "rounds of clustering and training"; then
+if stage 4 "rounds of clustering and training"; then
   for r in $(seq "$round" "$num_rounds"); do
     from=("${first[@]}") previous=()
     [ "$r" -eq 1 ] || { from=("$exp/round$((r - 1))"); previous=(--previous "$exp/round$((r - 1))/data"); }
@@ -138,17 +130,14 @@ if [ -z "$published" ] && stage 4 "rounds of clustering and training"; then
   done
 fi
 
-if [ -z "$published" ] && $finetune && stage 5 "large-margin fine-tuning of the last round"; then
+if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
   log_run steps/train.sh "${train_opts[@]}" --init "$exp/round$num_rounds/model" --keep-head true "$conf/encoder.yaml" \
     "$conf/finetune.yaml" "${student[@]}" "$exp/round$num_rounds/$labeled" "$exp/finetune/model" \
     "${student_settings[@]}" "${finetune_opts[@]}"
 fi
 
 if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort
-  [ -z "$published" ] ||
-    log_run python -m pyspkv.bin.import_checkpoint --from "$published" --out "$exp/published/model"
-  [ -z "$published" ] || [ -d "$cohort" ] || log_run utils/subset_data_dir.sh "$data/train" "$num_cohort" "$cohort"
-  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$cohort_data" "${eval_sets[@]}"
+  log_run steps/extract.sh "${extract_opts[@]}" "${systems[@]/%//model}" --data "$data/train" "${eval_sets[@]}"
   $unscored || [ "$crops" -eq 0 ] ||
     log_run steps/extract.sh "${extract_opts[@]}" --crops "$crops" "${systems[@]/%//model}" --data "${tests[@]}"
 fi
@@ -159,7 +148,7 @@ if ! $unscored && stage 7 "score"; then
   use_crops=false
   [ "$crops" -eq 0 ] || use_crops=true
   for name in test "${also_test[@]}"; do
-    log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" --cohort-data "$cohort" --cohort-set "$cohort_set" \
+    log_run steps/score.sh --cmd "$train_cmd" "${dev_opts[@]}" --cohort-data "$exp/round$num_rounds/data" \
       --crops "$use_crops" --compare "${versus:+$exp/$versus}" "${systems[@]}" "$data/$name" "$name"
   done
 fi
