@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285), here the encoder of Whisper tiny.en: first clusters from a
-# contrastive ECAPA-TDNN, from the trunk as it is, or from both; AAM-softmax training of trunk and MHFA on them, clusters
-# of its embeddings, again. Round r is the folder exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
+# Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285), here the encoder of Whisper tiny.en: first clusters from
+# a contrastive ECAPA-TDNN, from the trunk as it is, or from both; AAM-softmax training of trunk and MHFA, clusters of
+# its embeddings, again. Round r is exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
 # Here on speechocean762: 101 training, 24 dev and 125 test speakers. Speech Commands is a second test set.
 #   run.sh --trunk FOLDER_OF_WHISPER [--labels-from both] ...
 set -euo pipefail
@@ -20,7 +20,7 @@ num_rounds=3        # number of rounds, from 1
 trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a wavlm or trunk student starts from it
 student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
 embeddings=         # file of published embeddings of train, for the first clusters: nothing is pre-trained
-labels=             # file of published pseudo-labels of train, as "label path" lines, for round 1: nothing is pre-trained
+labels=             # file of published pseudo-labels, as "label path" lines, for round 1: nothing is pre-trained
 trunk_layers=0      # number of lowest layers of the trunk that give its own embeddings; empty: all
 labels_from=pretrain # source of the first clusters (pretrain|trunk|both): stage 3's model, the trunk as it is
 round_init=none     # start of the rounds (pretrain|none): stage 3's model; none: the trunk, or from scratch
