@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285), here the encoder of Whisper tiny.en: first clusters from
-# a contrastive ECAPA-TDNN, from the trunk as it is, or from both; AAM-softmax training of trunk and MHFA, clusters of
-# its embeddings, again. Round r is exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
+# Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285), here the encoder of Whisper tiny.en: first clusters
+# from a contrastive ECAPA-TDNN, from the trunk as it is, or from both; AAM-softmax training of trunk and MHFA, clusters
+# of its embeddings, again. Round r is exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
 # Here on speechocean762: 101 training, 24 dev and 125 test speakers. Speech Commands is a second test set.
 #   run.sh --trunk FOLDER_OF_WHISPER [--labels-from both] ...
 set -euo pipefail
