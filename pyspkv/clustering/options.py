@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pyspkv.base.errors import UserError
 
-MOST = 10**9  # of what is counted here
+MOST = 10**9  # numbers in options must be below this
 
 
 def count_or_auto(text: str) -> int | str:
@@ -20,8 +20,8 @@ def count_or_auto(text: str) -> int | str:
         return "auto" if value == 1 else f"auto*{value:.6f}".rstrip("0").rstrip(".")
     raise UserError(
         f"--num-clusters {text if len(text) < 40 else text[:37] + '...'}: a number from 1 to {MOST - 1}, auto, or "
-        "auto*F with F from 0.1 to 100",
-        hint="use --num-clusters auto, or auto*1.25 for a quarter more clusters than it finds",
+        "auto*F (F from 0.1 to 100)",
+        hint="use --num-clusters auto, or auto*1.25 for a quarter more clusters",
     )
 
 
