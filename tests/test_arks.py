@@ -70,6 +70,9 @@ HEADERS = {
     "negative": b"\0BFM \4" + struct.pack("<i", -1) + b"\4" + struct.pack("<i", -BIG),
     "compressed": b"\0BCM " + struct.pack("<ffii", 0, 1, BIG, BIG),
     "compressed 2": b"\0BCM2 " + struct.pack("<ffii", 0, 1, BIG, BIG),
+    "compressed without rows": b"\0BCM " + struct.pack("<ffii", 0, 1, 0, BIG),
+    "compressed in two bytes, cut short": b"\0BCM2 " + struct.pack("<ffii", 0, 1, 4, 30) + b"\0" * 200,
+    "compressed in another way": b"\0BCM9 " + struct.pack("<ffii", 0, 1, 1, 1) + b"\0" * 200,
     "no rows": b"\0BFM \4" + struct.pack("<i", 0) + b"\4" + struct.pack("<i", BIG),
 }
 
@@ -78,7 +81,9 @@ HEADERS = {
 def test_figures_of_a_header_are_checked_before_memory_is_taken(tmp_path, kind):
     (tmp_path / "ark").write_bytes(VECTOR + HEADERS[kind] + b"rest")
     for first in ("", f"u0 {tmp_path}/ark:0\n"):
-        with pytest.raises(UserError, match="u1 .*(ends before the embedding|is empty)"):
+        with pytest.raises(
+            UserError, match="u1 .*(ends before the embedding|is empty|no Kaldi vector or matrix)"
+        ):
             ask(tmp_path, f"{first}u1 {tmp_path}/ark:{len(VECTOR)}\n")
 
 

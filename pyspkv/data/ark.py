@@ -22,6 +22,8 @@ from pyspkv.base.errors import UserError
 from pyspkv.data.tables import whole_number
 
 CHUNK = 16 << 20  # bytes of an ark in memory at once
+# Kaldi's compressed matrices: bytes of the header of each column, and of each value
+COMPRESSED = {b"CM": (8, 1), b"CM2": (0, 2), b"CM3": (0, 1)}
 VECTOR_HEADER, MATRIX_HEADER = 10, 15  # "\0BFV \4<rows>" and "\0BFM \4<rows>\4<columns>"
 AGAIN = "remove this scp, then extract the embeddings again"
 
@@ -410,10 +412,12 @@ class _Entries:
         start = int(self.offset[i])  # a Python int, because the products below may exceed int64
         head = os.pread(f.fileno(), MATRIX_HEADER, start)
         kind = head[2:4].decode("ascii", "replace")
-        if head[:4] == b"\0BCM":  # a compressed matrix has at least one byte for each value
-            sizes = start + head.find(b" ") + 9  # the sizes follow the name, a minimum and a range
+        name = head[2:6].partition(b" ")[0]
+        if head[:2] == b"\0B" and name in COMPRESSED:
+            sizes = start + 2 + len(name) + 9  # after the name, a blank, a minimum and a range
             rows, columns = struct.unpack("<ii", os.pread(f.fileno(), 8, sizes).ljust(8, b"\0"))
-            if min(rows, columns) < 0 or start + rows * columns > size:
+            per_column, each = COMPRESSED[name]
+            if min(rows, columns) < 0 or start + columns * (per_column + each * rows) > size:
                 raise self.error(i, "the ark ends before the embedding does")
             return "", 0, 0
         if head[:1] != b"\0" and head.lstrip()[:1] == b"[":
