@@ -43,3 +43,5 @@ if [ "$num_nodes" -gt 1 ]; then # the runner starts the launcher on each of them
 fi
 log_run "${cmd[@]}" --gpu "$ngpu" "$model.log" \
   python -m "${launch[@]}" pyspkv.bin.train "${args[@]}"
+# The runner shows a job's output on a terminal only. Signs of trouble are for the log of a night's run, too.
+if ! $dry_run && [ ! -t 2 ]; then grep '^warning: ' "$model.log" >&2 || true; fi

@@ -1,6 +1,7 @@
 """bin.assess: any model on any prepared test set gives a table; the smallest difference is checked."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -87,7 +88,10 @@ def test_what_is_missing_is_named(tmp_path):
     assert "make-trials" in assess(*words, tmp_path / "a/x", code=1)
     for name in "ab":
         (tmp_path / name / "x/trials").touch()
-    assert "has the same name" in assess(*words, tmp_path / "a/x", tmp_path / "b/x", code=1)
+    told = assess(*words, tmp_path / "a/x", tmp_path / "b/x", code=1)
+    assert "has the same name" in told
+    subprocess.run(shlex.split(told.partition("hint: ")[2].splitlines()[0]), check=True)
+    assert (tmp_path / "b/b-x").samefile(tmp_path / "b/x"), "the hint makes a link with a name of its own"
     assert "contains no model" in assess(*words, tmp_path / "a/x", code=1)
 
 

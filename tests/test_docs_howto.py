@@ -286,10 +286,7 @@ def own_recipe(tree, audio: Path, speakers: int, *more: str) -> dict:
     lines = six.splitlines()
     assert len(lines) == 6
     lines[-1] += "".join(f" {word}" for word in more)
-    out = sh(
-        tree,
-        'unset SPKV_ROOT; . ./path.sh\npyspkv() { python -m pyspkv.bin.main "$@"; }\n' + "\n".join(lines),
-    )
+    out = sh(tree, "unset SPKV_ROOT; . ./path.sh\n" + "\n".join(lines))
     report = (tree / "egs/mine/ssl/exp/report.md").read_text()
     assert "## Signs of trouble" in report and "results.json" in out.splitlines()[-1] and "trainings" in out
     return json.loads((tree / "egs/mine/ssl/exp/results.json").read_text())

@@ -1,6 +1,7 @@
 """Settings that fit a corpus, and the plan of a recipe."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,10 @@ def test_new_recipe_fits_its_data(tmp_path):
     recipe = tmp_path / "mine/ssl"
     assert re.search(r"(?m)^num_clusters=3 +# number of pseudo", (recipe / "run.sh").read_text())
     assert yaml.safe_load((recipe / "conf/pretrain.yaml").read_text())["batch_size"] == 8
+    assert done.stderr.startswith("warning: corpus: 40 utterances in all. Likely cause: ")
+    command = done.stdout.splitlines()[-1].partition("then run: ")[2]
+    assert shlex.split(command) == [str(recipe / "run.sh"), "--data", str(tmp_path), "--stage", "2"]
+    assert f"rename {data.path} to train" in done.stdout  # run.sh looks for a folder of this name
     done = subprocess.run(
         [*new[:2], "gll", *new[3:], "--data", "none"], env=env, capture_output=True, text=True
     )

@@ -372,19 +372,27 @@ def test_path_gives_the_named_interpreter(tmp_path):
     assert "SPKV_PYTHON is no program" in bad.stderr and bad.stdout == ""
 
 
-def test_path_installs_nothing_and_says_what_to_run(tmp_path):
+@pytest.mark.parametrize("command", ["python -c 1", "pyspkv --help"])
+def test_path_installs_nothing_and_says_what_to_run(tmp_path, command):
     """Sourcing path.sh without .venv prints and writes nothing; `python` then names the set-up script."""
     tree = tmp_path / "tree"
     (tree / "utils/bin").mkdir(parents=True)
-    for name in ("path.sh", "utils/bin/python"):
+    for name in ("path.sh", "utils/bin/python", "utils/bin/pyspkv"):
         shutil.copy(ROOT / name, tree / name)
     before = sorted(tree.rglob("*"))
     clean = {k: v for k, v in ENV.items() if k not in ("SPKV_PYTHON", "PYTHONPATH")}
-    words = ["bash", "-c", ". tree/path.sh && python -c 1"]
+    words = ["bash", "-c", f". tree/path.sh && {command}"]
     done = subprocess.run(words, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"no .venv\n  hint: {tree}/utils/setup_env.sh\n"
     assert sorted(tree.rglob("*")) == before
+
+
+def test_path_gives_the_command_pyspkv_of_the_clone(tmp_path):
+    """The command works in a clone where nothing was installed, from any folder, and hands its exit code on."""
+    out = sh(f". {ROOT}/path.sh; command -v pyspkv; pyspkv datadir --help", tmp_path).stdout
+    assert out.startswith(f"{ROOT}/utils/bin/pyspkv\n") and "from-folder" in out
+    assert "no such" in sh(f". {ROOT}/path.sh; pyspkv datadir summary none", tmp_path, code=1).stderr
 
 
 @pytest.fixture

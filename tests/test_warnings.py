@@ -53,6 +53,20 @@ def test_fine_tuning_is_short_on_purpose():
     assert not warnings.of_steps("finetune", 36) and not warnings.of_steps("pretrain", 0)
 
 
+def test_too_few_utterances():
+    [sign] = warnings.of_corpus("pretrain", 8)
+    assert sign.kind == "few_utterances" and "8 utterances in all" in sign.what
+    assert kinds(warnings.of_corpus("pretrain", 99)) == ["few_utterances"]
+    assert not warnings.of_corpus("pretrain", 100) and not warnings.of_corpus("pretrain", 0)
+
+
+def test_longer_pre_training_is_longer_than_it_was():
+    """The number that a chance loss suggests is twice that of the config, not a fixed one."""
+    last = {"step": 300, "nt_xent": 5.5}
+    [sign] = warnings.of_training("pretrain", [last], CONTRASTIVE | {"epochs": 25})
+    assert sign.kind == "chance_loss" and "--pretrain-opts epochs=50" in sign.change
+
+
 def test_crops_against_durations():
     fsdd = list(np.random.default_rng(0).uniform(0.3, 0.6, 300))
     [sign] = warnings.of_crops("pretrain", 1.5, fsdd)
@@ -66,6 +80,7 @@ def test_the_number_and_the_sizes_of_clusters():
     men_and_women = ["c0"] * 357 + ["c1"] * 603
     [sign] = warnings.of_labels("round1", men_and_women, {})
     assert sign.kind == "two_clusters" and "357 / 603" in sign.what and "--pretrain-opts" in sign.change
+    assert "--num-clusters 48 " in sign.change, "a twentieth of 960"
     assert kinds(warnings.of_labels("round1", ["c0"] * 20, {})) == ["two_clusters"]
     giant = ["c0"] * 300 + [f"c{i % 40 + 1}" for i in range(600)]
     [sign] = warnings.of_labels("round1", giant, {})
@@ -138,7 +153,7 @@ def test_a_training_on_short_utterances_says_so_before_it_starts(short, monkeypa
     monkeypatch.setattr("sys.argv", [str(a) for a in argv])
     train.main()
     told = capfd.readouterr().err
-    assert "warning: pretrain: 2 training steps" in told
+    assert "warning: pretrain: 2 training steps" in told and "warning: pretrain: 24 utterances" in told
     assert "warning: pretrain: crops of 1.5 s are longer than 100 % of the utterances (median 0.30 s)" in told
     assert "Likely cause: short utterances are repeated" in told
     train.main()
@@ -158,9 +173,9 @@ def test_a_training_on_short_utterances_says_so_before_it_starts(short, monkeypa
     report_cli.main()
     out = capfd.readouterr().out
     results = json.loads((exp / "results.json").read_text())
-    assert {w["kind"] for w in results["warnings"]} == {"few_steps", "long_crops", "two_clusters"} | (
-        {w["kind"] for w in results["warnings"]} & {"chance_loss"}
-    )
+    found = [w["kind"] for w in results["warnings"]]
+    assert set(found) - {"chance_loss"} == {"few_utterances", "few_steps", "long_crops", "two_clusters"}
+    assert found.count("few_utterances") == 1, "not once for each phase"
     page = (exp / "report.md").read_text()
     assert "## Signs of trouble" in page and "short utterances are repeated" in page
     assert out.count("warning: ") == len(results["warnings"]) and "results.json" in out.splitlines()[-1]
@@ -214,6 +229,9 @@ def test_a_recipe_without_trials_ends_with_labels_models_and_warnings(tmp_path):
     results = json.loads((tmp_path / "exp/results.json").read_text())
     assert results["final"] is None and results["rounds"][0]["eer"] is None and results["not_measured"]
     assert {"two_clusters", "long_crops", "few_steps"} <= {w["kind"] for w in results["warnings"]}
+    assert "warning: pretrain: 40 utterances" in done.stderr, (
+        "what a training warns of is in the log of the night, too"
+    )
     last = done.stdout.splitlines()[-10:]
     assert any("2 clusters (of" in line for line in last) and "results.json" in last[-1]
     assert (tmp_path / "exp/round1/model/LATEST").exists() and (tmp_path / "exp/round1/data/utt2spk").exists()

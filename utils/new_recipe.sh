@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make a recipe for your own corpus: the folder DIR/<name>/<method>. You then write its local/data.sh.
+# Make a recipe for your own corpus: the folder DIR/<name>/<method>. Without --data you then write its local/data.sh.
 # Usage: utils/new_recipe.sh <name> <method> [--dir DIR] [--data DATA]
 #   e.g. utils/new_recipe.sh mycorpus ssl --dir ~/recipes --data data/train
 # Methods: ssl ssrl trunk_ssl gll dialogue supervised. DIR is egs by default; elsewhere, run.sh needs SPKV_ROOT. DATA is
@@ -31,15 +31,21 @@ tmp=$(mktemp -d "$dir/$name/.$method.XXXXXX")
 cp -a "$egs/TEMPLATE/$method/run.sh" "$egs/TEMPLATE/path.sh" "$egs/TEMPLATE/cmd.sh" "$egs/mini/$method/conf" "$tmp"
 mkdir "$tmp/local"
 cp -a "$egs/TEMPLATE/data.sh" "$tmp/local"
-printf '# %s: %s\n\nMade by utils/new_recipe.sh. Write local/data.sh, look through conf/, then: run.sh --corpus DIR\n' \
-  "$name" "$method" > "$tmp/README.md"
+before="write local/data.sh, look through conf/" words=(--corpus DIR)
 if [ -n "$data" ]; then
   . "$egs/../path.sh"
-  fitted=$(python -m pyspkv.bin.plan "$data" --conf "$tmp/conf" --fit --no-timing) || { rm -r "$tmp"; exit 1; }
+  fitted=$(python -m pyspkv.bin.plan "$data" --conf "$tmp/conf" --fit --no-timing) ||
+    { rm -r "$tmp"; rmdir --ignore-fail-on-non-empty "$dir/$name"; exit 1; }
   printf '%s\n' "${fitted//"$tmp/"/}"
   clusters=${fitted##*num_clusters=}
   sed -i "s/^num_clusters=auto /num_clusters=$(printf %-4s "$clusters") /" "$tmp/run.sh"
+  full=$(cd "$data" && pwd) # the data is made already, so nobody has to write local/data.sh
+  before="look through conf/"
+  case ${full##*/} in train | train_labeled) ;; *) before="rename $(printf %q "$full") to train, $before" ;; esac
+  words=(--data "${full%/*}" --stage 2)
 fi
+next_step() { printf '%s, then run: %s' "$before" "$(printf '%q ' "$@" "${words[@]}" | sed 's/ $//')"; }
+printf '# %s: %s\n\nMade by utils/new_recipe.sh. Next: %s\n' "$name" "$method" "$(next_step run.sh)" > "$tmp/README.md"
 chmod 755 "$tmp"
 mv -T "$tmp" "$new"
-echo "$0: $new: write local/data.sh, look through conf/, then $new/run.sh --corpus DIR"
+echo "$0: $new: $(next_step "$new/run.sh")"

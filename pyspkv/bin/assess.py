@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m pyspkv.bin.assess",
         description="Embed the utterances of data directories with each model, score their trials and print one table. "
-        "`shows from` is the smallest difference in EER that a list can show: half the 95 %% interval of a paired "
+        "`shows from` is the smallest difference in EER that a list can show: half the 95 % interval of a paired "
         "difference, drawn over speakers. Results in OUT that are up to date are kept.",
         epilog="python -m pyspkv.bin.assess --model exp/finetune/model --data data/test data/o --cohort data/train "
         "--dev data/dev --out exp/assess",
@@ -53,8 +53,10 @@ def prepared(args: argparse.Namespace) -> dict[str, str]:
     out: dict[str, str] = {}
     for folder in [*args.data, *filter(None, [args.dev, args.cohort])]:
         if out.setdefault(name_of(folder), folder) != folder:
-            rule = f"{out[name_of(folder)]} has the same name"
-            raise UserError(rule, file=folder, hint="link one of them to another name")
+            rule = f"{out[name_of(folder)]} has the same name, and the table tells lists apart by name; give a link"
+            full = Path(os.path.abspath(folder))
+            link = full.with_name(f"{full.parent.name}-{full.name}")
+            raise UserError(rule, file=folder, hint=command_line("ln", "-s", full, link))
         if folder != args.cohort and not Path(folder, "trials").is_file():
             hint = command_line("python", "-m", "pyspkv.bin.datadir", "make-trials", Path(folder))
             raise UserError("no such file", file=f"{folder}/trials", hint=hint)

@@ -69,6 +69,8 @@ def main() -> None:
     print(f"{len(data.utts)} utterances, about {hours:.2f} hours, median {median:.2f} s")
     if args.fit:
         fit(conf, len(data.utts), seconds)
+    for sign in warnings.of_corpus("corpus", len(data.utts)):
+        print(sign, file=sys.stderr)
     if args.no_timing:
         return
     from pyspkv.data.plan import PER_CLUSTER

@@ -42,7 +42,8 @@ def by_speaker(data: DataDir) -> dict[str, list[str]]:
         out.setdefault(spk, []).append(utt)
     if len(out) < 2:
         rule = "has one speaker; nontarget trials need two"
-        raise UserError(rule, file=data.path / "utt2spk")
+        hint = "add other speakers, or check what the directory was made with (--pattern, --speaker-column)"
+        raise UserError(rule, file=data.path / "utt2spk", hint=hint)
     if all(utts == [spk] for spk, utts in out.items()):
         rule = "has no speakers (each line is `utt utt`), so target trials cannot be made"
         raise UserError(

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pyspkv.base.errors import printable
+from pyspkv.data.plan import LEAST_CLUSTERS, PER_CLUSTER
 
 FEW_STEPS = (
     40  # after 28 steps of contrastive pre-training real speech was at chance, after 48 synthetic speech not
+)
+FEW_UTTS = (
+    100  # 280 words of 1 s from 28 speakers were enough to learn from, 8 sentences were learned by heart
 )
 NEAR_CHANCE = 0.9  # share of the loss that guessing gives
 LOW_ACCURACY = 0.2  # accuracy on the training labels at the end of training
@@ -108,11 +112,25 @@ def of_steps(where: str, steps: int) -> list[Sign]:
     return [Sign("few_steps", where, what, cause, change)]
 
 
+def of_corpus(where: str, num_utts: int) -> list[Sign]:
+    """Check for too few utterances to learn from. Zero means that their number is not known."""
+    if not 0 < num_utts < FEW_UTTS:
+        return []
+    what = f"{num_utts} utterances in all"
+    cause = "a network learns so few by heart; accuracy and clusters then say nothing about other speakers"
+    change = f"collect {FEW_UTTS} utterances or more of 10 speakers or more, or cut long recordings into utterances"
+    return [Sign("few_utterances", where, what, cause, change)]
+
+
 def at_start(trainer) -> list[Sign]:
-    """Check a Trainer that has been built: its number of steps, and its crops against the durations."""
+    """Check a Trainer that has been built: its number of steps, and its crops against the durations.
+
+    A training without `--init`, the first of a recipe, is checked for too few utterances, too.
+    """
     where, config = trainer.exp.parent.name or str(trainer.exp), trainer.config
-    signs = of_steps(where, trainer.sampler.steps * config.epochs)
     data = trainer.corpus.parts[-1]
+    signs = of_corpus(where, sum(len(part.utts) for part in trainer.corpus.parts)) if not trainer.init else []
+    signs += of_steps(where, trainer.sampler.steps * config.epochs)
     crop = longest_crop({f"{name}_seconds": view.seconds for name, view in trainer.views.items()})
     return signs + of_crops(where, crop, seconds_of(data, config.allow_pipes))
 
@@ -133,6 +151,15 @@ def chance(config: dict[str, Any]) -> tuple[str, float] | None:
     return None
 
 
+def _longer(config: Mapping[str, Any]) -> str:
+    """How to pre-train for twice as long."""
+    epochs = config.get("epochs")
+    twice = (
+        f"epochs={2 * epochs}" if isinstance(epochs, int) else "epochs=N, N twice that of conf/pretrain.yaml"
+    )
+    return f"pre-train longer (--pretrain-opts {twice})"
+
+
 def of_training(where: str, records: Sequence[dict[str, Any]], config: dict[str, Any]) -> list[Sign]:
     """Check the end-of-epoch records (train.jsonl) of a training with this resolved config."""
     if not records:
@@ -143,7 +170,7 @@ def of_training(where: str, records: Sequence[dict[str, Any]], config: dict[str,
     if guess and last.get(guess[0], 0) > NEAR_CHANCE * guess[1]:
         what = f"{guess[0]} ends at {last[guess[0]]:.2f}, and guessing gives {guess[1]:.2f}"
         cause = "too few steps, a learning rate that does not suit, or audio without speech"
-        change = "raise epochs (--pretrain-opts epochs=16), try half of optim.lr, and listen to the audio"
+        change = f"{_longer(config)}, try half of optim.lr, and listen to the audio"
         signs.append(Sign("chance_loss", where, what, cause, change))
     if (config.get("objective") or {}).get("name") == "aam" and 0 <= last.get("accuracy", 1) < LOW_ACCURACY:
         what = f"accuracy on the training labels ends at {100 * last['accuracy']:.0f} %"
@@ -173,9 +200,11 @@ def of_labels(where: str, labels: Sequence[str], known: Mapping[str, Sequence[st
     if k <= 2:
         shown = " / ".join(str(c) for c in sorted(sizes.values()))
         what = f"{k} cluster{'s' * (k > 1)} (of {shown} utterances)"
-        cause = "too little training: embeddings tell men from women, or channels, but not yet speakers"
+        cause = "`auto` stopped at the coarsest split, such as men and women or channels, or training was too short"
         change = (
-            "pre-train longer (--pretrain-opts epochs=16), or give the number of speakers by --num-clusters"
+            f"give --num-clusters {max(LEAST_CLUSTERS, n // PER_CLUSTER)} (a twentieth of the utterances; too many are "
+            "better than too few), or the number of speakers if you know it, and run from stage 4 with a new --exp and "
+            f"--reuse of this one; where that does not help, {_longer({})}"
         )
         return [Sign("two_clusters", where, what, cause, change)]
     signs = []
@@ -313,7 +342,7 @@ def collect(phases: Sequence[Phase]) -> list[Sign]:
     from pyspkv.data.datadir import DataDir
 
     out: dict[str, list[Sign]] = {phase.name: [] for phase in phases}
-    configs, seconds = {}, None
+    configs, seconds, num_utts = {}, None, 0
     for phase in phases:
         file = phase.folder / "model/config.yaml"
         config = cfg.read(file) if file.is_file() else {}
@@ -321,11 +350,14 @@ def collect(phases: Sequence[Phase]) -> list[Sign]:
         if all((phase.folder / "data" / table).is_file() for table in ("utt2spk", "spk2utt")):
             data = DataDir.read(phase.folder / "data", need_wav=False)
             out[phase.name] += of_labels(phase.name, data.spk, known_of(data))
+            num_utts = num_utts or len(data.utts)
             if seconds is None and (known := data.utt_tables.get("utt2dur")):
                 seconds = [float(s) for s in known.values()]
         out[phase.name] += of_training(phase.name, phase.epochs, configs[phase.name])
     for name, config in configs.items():
         out[name] += of_crops(name, longest_crop(config.get("objective") or {}), seconds or ())
+    if phases:
+        out[phases[0].name] = of_corpus(phases[0].name, num_utts) + out[phases[0].name]
     eers = {p.name: p.dev_eer for p in phases if p.dev_eer is not None and p.name != "supervised"}
     return [sign for signs in out.values() for sign in signs] + of_dev(eers)
 
@@ -334,6 +366,9 @@ def markdown(signs: Sequence[Sign], text=str) -> list[str]:
     """Lines of report.md. text: function that escapes a name for Markdown."""
     lines = ["", "## Signs of trouble", ""]
     if not signs:
-        return [*lines, "None found. Checked were steps, loss, spread, crops, clusters, gates and dev EER."]
+        return [
+            *lines,
+            "None found. Checked were utterances, steps, loss, spread, crops, clusters, gates and dev EER.",
+        ]
     lines += ["| phase | sign | likely cause | what to change |", "|---|---|---|---|"]
     return lines + [f"| {' | '.join(map(text, (s.where, s.what, s.cause, s.change)))} |" for s in signs]

@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
         n = max(1, round(args.fraction * len(names)))
     if not 1 <= n < len(names):
         rule = f"cannot draw {n} of {len(names)} speakers"
-        raise UserError(rule, file=f"{args.src}/utt2spk", hint=f"give 1 to {len(names) - 1}")
+        hint = f"give 1 to {len(names) - 1}" if len(names) > 1 else "both parts need a speaker"
+        raise UserError(rule, file=f"{args.src}/utt2spk", hint=hint)
     folders = [Path(args.src), Path(args.out), Path(args.rest)]
     if len({f.resolve() for f in folders}) < 3:
         raise UserError("SRC, OUT and REST must be three folders", file=args.out, hint="choose other names")
