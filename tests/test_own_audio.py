@@ -292,6 +292,7 @@ BAD = {
     "no key": ("wespeaker", '{"key": "x", "spk": "y"}\n', "has no 'wav'"),
     "no RTTM": ("rttm", "anna 1 2\n", "the line must be `SPEAKER"),
     "a negative time": ("rttm", "SPEAKER a 1 -3 1 <NA> <NA> x <NA> <NA>\n", ":1: the line must be"),
+    "an endless turn": ("rttm", "SPEAKER a 1 0 1.5e308 <NA> <NA> x <NA> <NA>\n", ":1: the line must be"),
     "other recordings": ("rttm", "SPEAKER q 1 0 1 <NA> <NA> x <NA> <NA>\n", "no audio of the recording: q"),
     "no recording": ("lhotse", '{"id": "r"}\n', ":1: is not a recording"),
     "a source": ("lhotse", '{"id": "r", "duration": 1, "sources": [3]}\n', ":1: 'sources' has an element that is not"),

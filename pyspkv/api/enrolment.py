@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pyspkv.base.arrays import NUMPY_ERRORS
 from pyspkv.base.atomic import atomic_file, folder_lock
 from pyspkv.base.errors import UserError
 
@@ -99,7 +100,7 @@ class Store:
             raise UserError(
                 "no such store", file=file, hint="enrol a speaker first, or check --store"
             ) from None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as err:
+        except NUMPY_ERRORS as err:
             raise UserError(f"is not a store of speakers ({err})", file=file, hint=HINT) from None
         return cls(str(found["model"]), str(found["digest"]), names.tolist(), x, recordings.tolist())
 

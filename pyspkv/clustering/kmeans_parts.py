@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from pyspkv.base import foreign
+from pyspkv.base.arrays import NUMPY_ERRORS
 from pyspkv.base.atomic import atomic_file, command_line, folder_lock
 from pyspkv.base.errors import UserError
 from pyspkv.clustering import copies, labeling, made, num_clusters, pipeline, quality, vectors
@@ -148,10 +149,13 @@ class Rows:
 
     def __init__(self, plan: Plan, whitened: bool = True):
         self.plan = plan
-        self.index = np.load(plan.folder / "index.npy", mmap_mode="r", allow_pickle=False)
+        file, hint = plan.folder / "index.npy", command_line("rm", "-r", plan.folder)
+        try:
+            self.index = np.load(file, mmap_mode="r", allow_pickle=False)
+        except NUMPY_ERRORS as err:
+            raise UserError(f"is damaged ({type(err).__name__})", file=file, hint=hint) from None
         if self.index.shape != (len(plan.scps), 2, plan.n) or self.index.dtype != np.int64:
-            hint = command_line("rm", "-r", plan.folder)
-            raise UserError("is of other embeddings", file=plan.folder / "index.npy", hint=hint)
+            raise UserError("belongs to other embeddings", file=file, hint=hint)
         self.whitening: list[tuple[np.ndarray, np.ndarray]] = []
         if plan.options.whiten is not None and whitened:
             spec: Spec = {}

@@ -6,12 +6,12 @@
 others       a dictionary name -> tensor, saved by torch.save
 """
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pyspkv.base.arrays import NUMPY_ERRORS
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import regular
 from pyspkv.data.tables import decode
@@ -69,8 +69,7 @@ def _vectors(file: Path, load):
     """What `load` reads. UserError in place of what numpy raises for files of strangers."""
     try:
         found = load()
-    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError, KeyError,
-            NotImplementedError, zipfile.BadZipFile) as err:  # fmt: skip
+    except NUMPY_ERRORS as err:
         reason = "it is a pickle" if "pickle" in str(err) else type(err).__name__
         raise UserError(f"is not an array of numbers ({reason})", file=file, hint=SAVE) from None
     return found

@@ -8,15 +8,14 @@ pairwise cosines.
 import math
 import os
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
 
+from pyspkv.base.arrays import NUMPY_ERRORS
 from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError
 from pyspkv.base.garbage import no_gc
@@ -66,8 +65,7 @@ def read_mean(path: str) -> np.ndarray:
         mean = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a false header allocates no memory
         if not isinstance(mean, np.ndarray):
             raise ValueError("it is an archive of several arrays")
-    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError,
-            TokenError, zipfile.BadZipFile) as err:  # fmt: skip
+    except NUMPY_ERRORS as err:
         raise UserError(f"is not an array of numbers ({err})", file=path) from None
     if mean.ndim != 1 or not mean.size or mean.dtype.kind != "f" or not np.isfinite(mean).all():
         raise UserError("must contain one vector of finite floats", file=path)

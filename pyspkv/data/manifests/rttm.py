@@ -9,6 +9,7 @@ from pyspkv.data.manifests.lines import text_lines
 from pyspkv.data.manifests.rows import Row, Skipped, absolute
 from pyspkv.data.tables import plain_number, read_table
 
+MOST_SECONDS = 1e9
 _RULE = "the line must be `SPEAKER recording channel start duration <NA> <NA> speaker ...`"
 # Types of lines in the format other than SPEAKER; they are skipped.
 _TYPES = frozenset(
@@ -26,7 +27,7 @@ def turns(file: Path) -> Iterator[tuple[int, str, str, float, float, str]]:
         if not parts or parts[0].startswith(";;") or parts[0] in _TYPES:
             continue
         start, length = (plain_number(p) for p in parts[3:5]) if len(parts) >= 8 else (-1.0, -1.0)
-        if parts[0] != "SPEAKER" or not start >= 0 or not length >= 0:
+        if parts[0] != "SPEAKER" or not 0 <= start <= MOST_SECONDS or not 0 <= length <= MOST_SECONDS:
             raise UserError(_RULE, file=file, line=line)
         yield line, parts[1], parts[2], start, round(start + length, 9), parts[7]
 
