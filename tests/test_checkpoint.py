@@ -17,7 +17,7 @@ from pyspkv.models.registry import EncoderConfig
 
 STATE = {"epoch": 1, "audio_seconds": 3.5, "means": {"loss": [3.0, 2.0]}, "collapsed": 0, "done": False}
 STATE |= {"best_eer": None, "best_epoch": None, "worse": 0, "label_hash": "a+b", "evaluates": "0"}
-NEEDED = ("optimizers", "label_hash", "step", "epoch", "done", "means")
+NEEDED = ("optimisers", "label_hash", "step", "epoch", "done", "means")
 TINY = {"name": "ecapa", "channels": 16, "mfa_channels": 24, "embed_dim": 16, "se_channels": 8, "n_mels": 40}
 
 
@@ -71,7 +71,7 @@ def change(**entries):
 def groups(**entries):
     def write(folder):
         state = json.loads((folder / "state.json").read_text())
-        state["optimizers"]["encoder"][0].update(entries)
+        state["optimisers"]["encoder"][0].update(entries)
         (folder / "state.json").write_text(json.dumps(state))
 
     return write
@@ -104,10 +104,10 @@ FAULTS = {
     **{f"evaluates {value}": change(evaluates=value) for value in (None, [1], 3)},
     **{f"means {value}": change(means=value) for value in (None, [], {"loss": 1}, {"loss": ["a", 1]}, {"loss": [1]})},
     **{f"other {k}": change(**{k: v}) for k, v in {"done": 1, "label_hash": 5, "best_eer": "x", "worse": -1,
-                                                   "audio_seconds": "x", "optimizers": []}.items()},
-    "other groups": change(optimizers={"encoder": []}),
-    "groups of nothing": change(optimizers={"encoder": [None]}),
-    "another optimizer": change(optimizers={"head": []}),
+                                                   "audio_seconds": "x", "optimisers": []}.items()},
+    "other groups": change(optimisers={"encoder": []}),
+    "groups of nothing": change(optimisers={"encoder": [None]}),
+    "another optimizer": change(optimisers={"head": []}),
     "betas of text": groups(betas=["a", "b"]),
     "a rate of text": groups(lr="fast"),
     "other parameters": groups(params=[0, 1]),

@@ -26,6 +26,7 @@ from pyspkv.base.foreign import MAX_INT, is_number, number, read_json, read_text
 AGAIN = "copy the model folder again, or train it again in another folder"
 # The tensors that each optimizer stores for a parameter that has had a gradient.
 MEMORY = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
+GROUPS = "optimisers"  # key in state.json: parameter groups of each optimizer
 MEMORY["AdamW"] = MEMORY["Adam"]
 
 
@@ -206,7 +207,7 @@ def save(
         )
         _write({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp / "optim.safetensors")
         with open(tmp / "state.json", "w") as f:
-            counted = {"step": step, "optim_tensors": len(tensors), "optimizers": groups}
+            counted = {"step": step, "optim_tensors": len(tensors), GROUPS: groups}
             json.dump({**state, **counted}, f, indent=1)
     # LATEST comes last: after a kill between the two, training resumes before this checkpoint and writes it
     # again.
@@ -283,7 +284,7 @@ def state(folder: Path) -> dict[str, Any]:
         ("label_hash", str),
         ("evaluates", str),
         ("done", bool),
-        ("optimizers", dict),
+        (GROUPS, dict),
         ("means", dict),
     ):
         if key in saved and not isinstance(saved[key], kind):
@@ -291,8 +292,8 @@ def state(folder: Path) -> dict[str, Any]:
     for name, pair in saved.get("means", {}).items():
         if not isinstance(pair, list) or len(pair) != 2 or not all(type(x) in (int, float) for x in pair):
             raise UserError(f"the mean of {short(name)} is {short(pair)}", file=file, hint=AGAIN)
-    if ("label_hash" in saved) != ("optimizers" in saved):
-        lacks = "label_hash" if "optimizers" in saved else "optimizers"
+    if ("label_hash" in saved) != (GROUPS in saved):
+        lacks = "label_hash" if GROUPS in saved else GROUPS
         raise UserError(f"has no {lacks}", file=file, hint=AGAIN)
     stem, _, count = folder.name.partition("-")
     if stem == "ckpt" and count.isdecimal() and str(saved.get("step", count)) != count:
@@ -305,7 +306,7 @@ def state(folder: Path) -> dict[str, Any]:
 def training_state(folder: Path) -> dict[str, Any]:
     """`state` of a checkpoint from which training can resume. UserError when an entry is missing or wrong."""
     saved = state(folder)
-    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", "optimizers"):
+    for key in ("step", "epoch", "done", "means", "label_hash", "evaluates", GROUPS):
         if key not in saved:
             raise UserError(f"has no {key}", file=folder / "state.json", hint=AGAIN)
     return saved
@@ -329,7 +330,7 @@ def restore(
         rule = f"contains {len(memory)} tensors, but {saved['optim_tensors']} were saved"
         raise UserError(rule, file=folder / "optim.safetensors", hint=AGAIN)
     load_state_strict(model, weights, folder)
-    _unpack(optimizers, memory, saved["optimizers"], folder)
+    _unpack(optimizers, memory, saved[GROUPS], folder)
     return saved
 
 
