@@ -40,7 +40,7 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
     places = [str(root / f) for f in folders if (root / f).is_dir()]
     if not places:
         raise UserError(f"contains none of {', '.join(folders)}", file=root, hint="give the unpacked folder")
-    wav, other = {}, 0
+    wav, m4a = {}, set()
     for place in places:
         for speaker in listed(place):
             if not speaker.startswith("id"):
@@ -50,14 +50,19 @@ def find_audio(root: Path, folders: tuple[str, ...]) -> dict[str, str]:
                     stem, ending = os.path.splitext(name)
                     if ending in ENDINGS:
                         wav[f"{speaker}-{video}-{stem}"] = f"{place}/{speaker}/{video}/{name}"
-                    other += ending == ".m4a"
+                    elif ending == ".m4a":
+                        m4a.add(f"{speaker}-{video}-{stem}")
     if not wav:
         hint = (
-            "convert the .m4a files first: python local/m4a_to_flac.py"
-            if other
-            else "give the unpacked folder"
+            "convert the .m4a files first: python local/m4a_to_flac.py" if m4a else "give the unpacked folder"
         )
         raise UserError(f"no id*/video/*.wav in {places[0]}", file=root, hint=hint)
+    if left := m4a - wav.keys():
+        raise UserError(
+            f"{len(left)} .m4a files have no .wav or .flac, the first is {min(left)}",
+            file=root,
+            hint="run local/m4a_to_flac.py again, or remove the .m4a files that cannot be converted",
+        )
     return wav
 
 

@@ -21,6 +21,7 @@ out=${2%/}
 args+=(--data "$1" --out-data "$out" --num-clusters "$num_clusters" --seed "$seed"); shift 2
 [ -z "$previous" ] || args+=(--previous "$previous")
 [ -z "$truth" ] || args+=(--truth "$truth")
+[[ " $* " != *" --device "* ]] || po_die "give --device to steps/kmeans.sh, before the embeddings"
 args+=("$@")
 state=$out.kmeans
 read -ra cmd <<< "$cmd"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Score a published speaker model on the test set of a recipe: import it, extract embeddings, score with AS-norm and crops,
-# report. Nothing is trained, and no label of the training data is used.
+# Score a published speaker model on the test set of a recipe: import, embeddings, scores with AS-norm and crops,
+# report. Nothing is trained. The AS-norm cohort is the speakers of <data>/train, where an unlabeled one has one a file.
 # Usage: steps/score_published.sh [options] <file of the model> <data> <exp-dir>
 #   e.g. steps/score_published.sh model000000018.model egs/voxceleb/trunk_ssl/data exp/published
 # <data> has train, test and, for calibration, dev. The model becomes <exp-dir>/published/model.
@@ -15,14 +15,16 @@ dry_run=false    # only print the commands
 . "$(dirname "${BASH_SOURCE[0]}")/../path.sh"
 . parse_options.sh
 [ $# -eq 3 ] || po_die "give <file of the model> <data> <exp-dir>"
-data=$2 exp=$3
+! $qmf || [ -e "$2/dev" ] || po_die "--qmf true needs $2/dev"
+model=$(realpath -ms -- "$1") data=$(realpath -ms -- "$2") exp=$(realpath -ms -- "$3")
+cd "$SPKV_ROOT"
 cohort=$exp/cohort$num_cohort system=$exp/published
 extract_opts=(--cmd "$cmd" --nj "$nj" --ngpu "$ngpu")
 sets=("$data/test") score_opts=(--cohort-data "$cohort" --cohort-set "cohort$num_cohort")
 [ ! -e "$data/dev" ] || { sets+=("$data/dev"); score_opts+=(--dev "$data/dev"); }
 ! $qmf || score_opts+=(--qmf true)
 
-log_run python -m pyspkv.bin.import_checkpoint --from "$1" --out "$system/model"
+log_run python -m pyspkv.bin.import_checkpoint --from "$model" --out "$system/model"
 [ -d "$cohort" ] || log_run utils/subset_data_dir.sh "$data/train" "$num_cohort" "$cohort"
 log_run steps/extract.sh "${extract_opts[@]}" "$system/model" --data "$cohort" "${sets[@]}"
 if [ "$crops" -gt 0 ]; then

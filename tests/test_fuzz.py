@@ -5,6 +5,7 @@ target's name and its number; the number of cases depends on the machine's speed
 """
 
 import os
+import logging
 import random
 import resource
 import signal
@@ -50,6 +51,7 @@ def bounds():
         raise TooSlow(f"a case took more than {MOST_SECONDS} s")
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    logging.disable()  # pytest keeps every warning of a damaged cache: 200 MB in an hour
     with open("/proc/self/statm") as f:
         now = int(f.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + MOST_BYTES, hard))
@@ -57,6 +59,7 @@ def bounds():
     try:
         yield lambda: signal.setitimer(signal.ITIMER_VIRTUAL, MOST_SECONDS)
     finally:
+        logging.disable(logging.NOTSET)
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -142,6 +142,7 @@ def test_a_dry_run_shows_commands_that_their_own_parsers_take(recipe, tmp_path, 
         monkeypatch.chdir(ROOT)
         commands = python_commands(done.stdout)
         assert len(commands) > 3
+        assert "--layers 0" not in done.stdout  # an import refuses it, but its parser does not
         for words in commands:
             parse(words, monkeypatch)
             monkeypatch.undo()

@@ -463,6 +463,15 @@ def test_a_trunk_without_sizes(tmp_path, imported):
         resolved(nothing.model_copy(update={"pretrained": str(tmp_path / "other")}))
 
 
+def test_a_trunk_with_low_rank_updates_is_no_pretrained_one(tmp_path, imported):
+    """They would be lost: they are not in the matrices of the trunk."""
+    encoder = imported(folder(tmp_path / "hf", theirs("whisper")), lora_rank=2)
+    checkpoint.save_import(tmp_path / "lora", encoder, encoder.config, {})
+    nothing = cfg.validate(EncoderConfig, {"name": "trunk", "pretrained": str(tmp_path / "lora")})
+    with pytest.raises(UserError, match="low-rank updates or adapters(?s:.*)--init"):
+        resolved(nothing)
+
+
 # ---- foreign folders
 
 

@@ -67,7 +67,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 
 def check(p: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Ends the program where `add_options` has got what it cannot be; num_clusters becomes an int."""
+    """End the program if an option has an impossible value. num_clusters becomes the result of `count_or_auto`."""
     args.num_clusters = count_or_auto(args.num_clusters)
     if args.whiten is not None and not 0 <= args.whiten <= 1:
         p.error(f"--whiten {args.whiten}: must be from 0 to 1")

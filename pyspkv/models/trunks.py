@@ -144,11 +144,17 @@ class TrunkConfig(Config):
 
     def with_sizes_of(self, pretrained: Config, file) -> "TrunkConfig":
         """With family, sizes and layers of `pretrained`, the config of the model that the field of this name names.
-        UserError: it is no trunk, or one of fewer layers than `layers`."""
+        UserError: it is no trunk, or one of fewer layers than `layers`, or what it learnt is not in the trunk."""
         if not isinstance(pretrained, TrunkConfig):
             name = getattr(pretrained, "name", "")
             hint = f"use encoder.name: {name}" if name == "wavlm" else "import a trunk"
             raise UserError(f"its encoder is '{name}', not 'trunk'", file=file, hint=hint)
+        if pretrained.lora_rank or pretrained.adapter_dim:
+            raise UserError(
+                "has low-rank updates or adapters, which encoder.pretrained does not take",
+                file=file,
+                hint="start from it by --init",
+            )
         most = pretrained.layers or pretrained.sizes().depth
         if self.layers > most:
             raise UserError(f"encoder.layers is {self.layers}, but the trunk has {most}", file=file)

@@ -86,7 +86,7 @@ for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 eval_sets=() dev_opts=() unscored=true # without dev or test, all other work is still done
 has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # before stage 1, a dry run assumes that it exists
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
-! $qmf || dev_opts+=(--qmf true)
+! $qmf || { has dev || po_die "--qmf true needs $data/dev"; dev_opts+=(--qmf true); }
 ! has test || { eval_sets+=("${tests[@]}"); unscored=false; }
 
 if stage 2 "check the data directories"; then

@@ -20,7 +20,7 @@ trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a 
 student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
 embeddings=         # file of published embeddings of train, for the first clusters: nothing is pre-trained
 labels=             # file of published pseudo-labels, as "label path" lines, for round 1: nothing is pre-trained
-trunk_layers=0      # number of lowest layers of the trunk that give its own embeddings; empty: all
+trunk_layers=       # number of lowest layers of the trunk that give its own embeddings; empty: all
 labels_from=pretrain # source of the first clusters (pretrain|trunk|both): stage 3's model, the trunk as it is
 round_init=none     # start of the rounds (pretrain|none): stage 3's model; none: the trunk, or from scratch
 num_clusters=7500   # number of pseudo-speakers; auto estimates it without labels
@@ -93,7 +93,7 @@ for r in $(seq "$num_rounds"); do systems+=("$exp/round$r"); done
 eval_sets=() dev_opts=() unscored=true # without dev or test, all other work is still done
 has() { [ -e "$data/$1" ] || [ ! -d "$data/train" ]; } # before stage 1, a dry run assumes that it exists
 ! has dev || { eval_sets+=("$data/dev"); dev_opts=(--dev "$data/dev"); }
-! $qmf || dev_opts+=(--qmf true)
+! $qmf || { has dev || po_die "--qmf true needs $data/dev"; dev_opts+=(--qmf true); }
 ! has test || { eval_sets+=("${tests[@]}"); unscored=false; }
 
 if stage 2 "check the data directories"; then
