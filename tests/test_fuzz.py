@@ -4,8 +4,8 @@ All targets share a minute of CPU time, or an hour with --slow. A case depends o
 target's name and its number; the number of cases depends on the machine's speed.
 """
 
-import os
 import logging
+import os
 import random
 import resource
 import signal

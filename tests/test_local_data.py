@@ -401,7 +401,9 @@ def test_voxceleb_errors(voxceleb, tmp_path):
     sound(tmp_path / "v2/dev/aac/id1/v/2.flac", 0.1)  # a conversion that was stopped
     files = voxceleb / "vox1", tmp_path / "v2", tmp_path / "d"
     error = local("voxceleb", "--trials", tmp_path / "list", *files, ok=False)
-    assert "1 .m4a files have no .wav or .flac, the first is id1-v-1" in error and not (tmp_path / "d").exists()
+    assert (
+        "1 .m4a files have no .wav or .flac, the first is id1-v-1" in error and not (tmp_path / "d").exists()
+    )
 
 
 @pytest.fixture
