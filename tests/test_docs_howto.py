@@ -206,7 +206,7 @@ def test_your_own_audio(tmp_path):
         file = tmp_path / f"audio/spk{s:02d}/day{session}/{u}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(file, rng.uniform(-0.1, 0.1, 3200), 16000)
-    _, _, folder, look, test, voxceleb, assess = commands(page)
+    _, _, _, folder, look, test, voxceleb, assess = commands(page)
     assert "assess" in assess
     as_installed = f'pyspkv() {{ "{sys.executable}" -m pyspkv.bin.main "$@"; }}\nexport PYTHONPATH={ROOT}\n'
     shown = sh(tmp_path, as_installed + folder + look + test)

@@ -508,7 +508,8 @@ def test_an_error_in_a_worker_has_no_traceback(tmp_path):
     )
     done = subprocess.run(command, env=ENV, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and gone in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 2
+    lines = done.stderr.strip().splitlines()
+    assert len([line for line in lines if not line.startswith("warning:")]) <= 2  # the corpus is tiny
 
 
 def test_print_config_needs_no_data(tmp_path):

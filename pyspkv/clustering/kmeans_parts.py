@@ -129,7 +129,7 @@ class Plan:
         """UserError: embeddings have changed since the start."""
         for file, before in self.files.items():
             if _size_and_time(file) != before:
-                hint = f"{command_line('rm', '-r', self.folder)}, and begin again"
+                hint = command_line("rm", "-r", self.folder)
                 raise UserError("has changed since k-means was begun", file=file, hint=hint)
 
 
@@ -239,7 +239,7 @@ def _read(file: Path, key: str, spec: Spec) -> dict[str, np.ndarray] | None:
 def _need(file: Path, key: str, spec: Spec, folder: Path) -> dict[str, np.ndarray]:
     """`_read`, where nothing can go on without it."""
     if (found := _read(file, key, spec)) is None:
-        hint = f"{command_line('rm', '-r', folder)}, and begin again"
+        hint = command_line("rm", "-r", folder)
         raise UserError("is missing, damaged, or of another k-means", file=file, hint=hint)
     return found
 
@@ -352,7 +352,7 @@ def _begun(folder: Path, embeddings: list[str], asked: dict, parts: int) -> Plan
         if same and all(_size_and_time(file) == before for file, before in plan.files.items()):
             if plan.parts != parts:
                 rule = f"k-means was begun in {plan.parts} parts, not {parts}"
-                hint = f"give --nj {plan.parts}, or {command_line('rm', '-r', folder)}"
+                hint = f"give --nj {plan.parts}, or remove this folder to begin again"
                 raise UserError(rule, file=folder, hint=hint)
             return plan
         why = "it is of other embeddings or options"
