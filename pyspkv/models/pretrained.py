@@ -1,20 +1,65 @@
-"""What encoders with a pre-trained trunk share: the start from a model folder, and the pull back to it (L2-SP)."""
+"""What encoders with a pre-trained trunk share.
+
+Fields of the config, the start from a model folder, layer-wise learning rates, and the pull back to the pre-trained
+weights (L2-SP).
+"""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
+from pyspkv.base.config import NotNegative, Positive, Size
 from pyspkv.base.errors import UserError
 from pyspkv.models.encoder import Encoder
-from pyspkv.models.pull import drift, pull
+from pyspkv.models.pull import PullForm, drift, pull
+
+# Fields of the configs; the defaults stand there.
+MhfaHeads = Annotated[Size, Field(description="Heads of MHFA (64 in its paper).")]
+MhfaDim = Annotated[Size, Field(description="Width of MHFA's keys and values (128 in its paper).")]
+LayerwiseGrowth = Annotated[
+    Positive,
+    Field(description="Factor on a layer's rate over that of the layer below (xi in arXiv 2406.02285)."),
+]
+PretrainedModel = Annotated[
+    str,
+    Field(
+        description="Model folder whose trunk the training starts from, as bin.import_checkpoint makes it."
+    ),
+]
+PullWeight = Annotated[
+    NotNegative,
+    Field(
+        description="Weight of the pull to the weights of `pretrained` (L2-SP), of what is not frozen. arXiv "
+        "2406.02285 has 0.01. Raise it when the fine-tuned trunk forgets."
+    ),
+]
+PullFormField = Annotated[
+    PullForm,
+    Field(
+        description="Form of that pull. norms: as released for arXiv 2406.02285, the sum of the distances divided by "
+        "its own value, and the main loss divided by its own value, too. squared: the sum of the squared distances, "
+        "far stronger at the same weight."
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool,
+    Field(
+        description="Compute each layer again in the backward pass: a third slower, but with a fraction of the "
+        "memory. Set it when a GPU is out of memory."
+    ),
+]
 
 
 class PretrainedEncoder(Encoder):
     """Has a `trunk` of large pre-trained layers, and a config with `pretrained` and `l2_sp_weight`."""
 
     trunk: Any
+    backend: Any  # the pooling
+    norm: nn.Module  # of the embedding
     config: Any
 
     def __init__(self):
@@ -50,6 +95,27 @@ class PretrainedEncoder(Encoder):
 
     def _pulled(self) -> list[nn.Parameter]:
         return [p for p in self.trunk.parameters() if p.requires_grad]
+
+    def trunk_layers(self) -> Sequence[nn.Module]:
+        """The trunk's layers, the lowest first."""
+        raise NotImplementedError
+
+    def trunk_groups(self) -> list[dict]:
+        """Rates of the trunk: trunk_lr_scale x layerwise_lr_growth^l for layer l.
+
+        Parameters that belong to no layer learn as fast as the lowest one.
+        """
+        c, groups = self.config, []
+        rest = {id(p): p for p in self._pulled()}
+        for i, layer in enumerate(self.trunk_layers()):
+            params = [rest.pop(id(p)) for p in layer.parameters() if id(p) in rest]
+            groups.append({"params": params, "lr_scale": c.trunk_lr_scale * c.layerwise_lr_growth**i})
+        return [*groups, {"params": list(rest.values()), "lr_scale": c.trunk_lr_scale}]
+
+    def param_groups(self) -> list[dict]:
+        """The groups of the trunk, then pooling and norm at the full rate; empty ones are left out."""
+        top = {"params": [*self.backend.parameters(), *self.norm.parameters()], "lr_scale": 1.0}
+        return [g for g in [*self.trunk_groups(), top] if g["params"]]
 
     def pull(self) -> Tensor | None:
         c = self.config

@@ -13,14 +13,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pyspkv.audio.fbank import frame_mask
-from pyspkv.base.config import Config, NotNegative, Positive, Size, implements
+from pyspkv.base.config import Config, Positive, Size, implements
 from pyspkv.base.distributed import world_size
 from pyspkv.base.errors import UserError
 from pyspkv.models import lora
 from pyspkv.models.layer_pooling import Pooling, make_pooling, mixture
 from pyspkv.models.norm import BatchNorm
-from pyspkv.models.pretrained import PretrainedEncoder
-from pyspkv.models.pull import PullForm
+from pyspkv.models.pretrained import (
+    GradientCheckpointing,
+    LayerwiseGrowth,
+    MhfaDim,
+    MhfaHeads,
+    PretrainedEncoder,
+    PretrainedModel,
+    PullFormField,
+    PullWeight,
+)
 from pyspkv.models.trunk_arch import Arch, Family, parse_arch
 
 
@@ -29,10 +37,7 @@ class TrunkConfig(Config):
     WavLM-Large. `pretrained` is all that a config needs: family and sizes are taken from there."""
 
     name: Literal["trunk"] = "trunk"
-    pretrained: str = Field(
-        "",
-        description="Model folder whose trunk the training starts from, as bin.import_checkpoint makes it.",
-    )
+    pretrained: PretrainedModel = ""
     family: Family | None = Field(
         None, description="Kind of network. null: that of `pretrained`. A model folder names it."
     )
@@ -56,8 +61,8 @@ class TrunkConfig(Config):
         "from the trunk.",
     )
     embed_dim: Size = Field(256, description="Size of the embedding, but with mean.")
-    mhfa_heads: Size = Field(64, description="Heads of MHFA (64 in its paper).")
-    mhfa_dim: Size = Field(128, description="Width of MHFA's keys and values (128 in its paper).")
+    mhfa_heads: MhfaHeads = 64
+    mhfa_dim: MhfaDim = 128
     embedding_batchnorm: bool = Field(
         False,
         description="Batch-normalize the embedding. Set it when the trunk is trained from scratch.",
@@ -90,20 +95,9 @@ class TrunkConfig(Config):
     trunk_lr_scale: Positive = Field(
         0.004, description="Factor on optim.lr for the lowest layer of the trunk. Use 1 from scratch."
     )
-    layerwise_lr_growth: Positive = Field(
-        1.0, description="Factor on a layer's rate over that of the layer below."
-    )
-    l2_sp_weight: NotNegative = Field(
-        0.0,
-        description="Weight of the pull to the weights of `pretrained` (L2-SP), of what is not frozen. Raise it when "
-        "the fine-tuned trunk forgets.",
-    )
-    pull_form: PullForm = Field(
-        "norms",
-        description="Form of that pull. norms: the sum of the distances divided by its own value, and the main loss "
-        "divided by its own value, too (released for arXiv 2406.02285). squared: the sum of the squared distances, far "
-        "stronger at the same weight.",
-    )
+    layerwise_lr_growth: LayerwiseGrowth = 1.0
+    l2_sp_weight: PullWeight = 0.0
+    pull_form: PullFormField = "norms"
     lora_rank: int = Field(
         0,
         ge=0,
@@ -123,11 +117,7 @@ class TrunkConfig(Config):
     adapter_lr_scale: Positive = Field(
         0.1, description="Factor on optim.lr for LoRA and the adapters, of all layers alike."
     )
-    gradient_checkpointing: bool = Field(
-        False,
-        description="Compute each layer again in the backward pass: a third slower, but with a fraction of the "
-        "memory. Set it when a GPU is out of memory.",
-    )
+    gradient_checkpointing: GradientCheckpointing = False
 
     @model_validator(mode="after")
     def _fits(self) -> "TrunkConfig":
@@ -186,7 +176,7 @@ class Trunk(PretrainedEncoder):
         self.min_samples = self.family.min_samples
         self.trunk = self.family.build()
         self._freeze()
-        layers = self.family.layer_list(self.trunk)
+        layers = self.trunk_layers()
         if c.lora_rank:
             names = lora.ATTENTION + (lora.FEED_FORWARD if c.lora_feed_forward else ())
             lora.add_lora(layers, names, c.lora_rank, c.lora_alpha)
@@ -219,21 +209,14 @@ class Trunk(PretrainedEncoder):
     def _pulled(self) -> list[nn.Parameter]:
         return [p for n, p in self.trunk.named_parameters() if p.requires_grad and ".lora_" not in n]
 
-    def param_groups(self) -> list[dict]:
-        """Layer-wise rates: layer l of the trunk trunk_lr_scale x layerwise_lr_growth^l; what is of no layer as the
-        lowest; low-rank updates and adapters adapter_lr_scale. All of these wait for `from_epoch`."""
-        c, groups = self.config, []
-        rest = {id(p): p for p in self._pulled()}
-        for i, layer in enumerate(self.family.layer_list(self.trunk)):
-            params = [rest.pop(id(p)) for p in layer.parameters() if id(p) in rest]
-            groups.append({"params": params, "lr_scale": c.trunk_lr_scale * c.layerwise_lr_growth**i})
-        groups.append({"params": list(rest.values()), "lr_scale": c.trunk_lr_scale})
-        groups.append({"params": list(self._small()), "lr_scale": c.adapter_lr_scale})
-        if c.frozen_epochs:
-            for group in groups:
-                group["from_epoch"] = c.frozen_epochs
-        groups.append({"params": [*self.backend.parameters(), *self.norm.parameters()], "lr_scale": 1.0})
-        return [g for g in groups if g["params"]]
+    def trunk_layers(self):
+        return self.family.layer_list(self.trunk)
+
+    def trunk_groups(self) -> list[dict]:
+        """As for any trunk; low-rank updates and adapters learn at adapter_lr_scale. All wait for `from_epoch`."""
+        c = self.config
+        groups = [*super().trunk_groups(), {"params": list(self._small()), "lr_scale": c.adapter_lr_scale}]
+        return [{**g, "from_epoch": c.frozen_epochs} for g in groups] if c.frozen_epochs else groups
 
     def merge_lora(self) -> None:
         """Add the low-rank updates to the matrices: the same encoder without LoRA, in place."""
@@ -290,7 +273,7 @@ class Trunk(PretrainedEncoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and (c.freeze == "none" or feats.requires_grad)):
             h, lengths = family.start(self.trunk, feats, lengths)
         mask = frame_mask(lengths, h.shape[1])
-        layers = family.layer_list(self.trunk)
+        layers = self.trunk_layers()
         skipped = (torch.rand(len(layers)) < c.layerdrop).tolist() if self.training and c.layerdrop else ()
         states = [h]
         learns = c.freeze != "trunk" or c.lora_rank > 0 or c.adapter_dim > 0 or h.requires_grad

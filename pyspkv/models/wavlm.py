@@ -15,12 +15,20 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pyspkv.audio.fbank import frame_mask
-from pyspkv.base.config import Config, Count, NotNegative, Positive, Size, implements
+from pyspkv.base.config import Config, Count, Positive, Size, implements
 from pyspkv.base.guarded import transformers
 from pyspkv.models.layer_pooling import Pooling, make_pooling, mixture
 from pyspkv.models.norm import BatchNorm
-from pyspkv.models.pretrained import PretrainedEncoder
-from pyspkv.models.pull import PullForm
+from pyspkv.models.pretrained import (
+    GradientCheckpointing,
+    LayerwiseGrowth,
+    MhfaDim,
+    MhfaHeads,
+    PretrainedEncoder,
+    PretrainedModel,
+    PullFormField,
+    PullWeight,
+)
 
 CONV_KERNELS, CONV_STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # stride 320, receptive field 400
 
@@ -50,8 +58,8 @@ class WavLMConfig(Config):
         "trunk.",
     )
     embed_dim: Size = Field(256, description="Size of the embedding, but with mean (256 in the paper).")
-    mhfa_heads: Size = Field(64, description="Heads of MHFA (64 in the paper).")
-    mhfa_dim: Size = Field(128, description="Width of MHFA's keys and values (128 in the paper).")
+    mhfa_heads: MhfaHeads = 64
+    mhfa_dim: MhfaDim = 128
     embedding_batchnorm: bool = Field(
         False,
         description="Batch-normalize the embedding. Set it when the trunk is trained from scratch: without "
@@ -77,29 +85,11 @@ class WavLMConfig(Config):
         description="Factor on optim.lr for the lowest layer of the trunk (the paper: 2e-5 of 5e-3). Use 1 "
         "from scratch.",
     )
-    layerwise_lr_growth: Positive = Field(
-        1.0, description="Factor on a layer's rate over that of the layer below (xi in the paper)."
-    )
-    pretrained: str = Field(
-        "",
-        description="Model folder whose trunk the training starts from, as bin.import_checkpoint makes it.",
-    )
-    l2_sp_weight: NotNegative = Field(
-        0.0,
-        description="Weight of the pull to the weights of `pretrained` (L2-SP). The paper has 0.01. Raise it "
-        "when the fine-tuned trunk forgets.",
-    )
-    pull_form: PullForm = Field(
-        "norms",
-        description="Form of that pull. norms: as released for arXiv 2406.02285, the sum of the distances "
-        "divided by its own value, and the main loss divided by its own value, too. squared: the sum of the "
-        "squared distances, far stronger at the same weight.",
-    )
-    gradient_checkpointing: bool = Field(
-        False,
-        description="Compute each layer again in the backward pass: a third slower, but with a fraction of the "
-        "memory. Set it when a GPU is out of memory.",
-    )
+    layerwise_lr_growth: LayerwiseGrowth = 1.0
+    pretrained: PretrainedModel = ""
+    l2_sp_weight: PullWeight = 0.0
+    pull_form: PullFormField = "norms"
+    gradient_checkpointing: GradientCheckpointing = False
 
     @model_validator(mode="after")
     def _divides(self) -> "WavLMConfig":
@@ -163,18 +153,8 @@ class WavLM(PretrainedEncoder):
 
     # ---- training
 
-    def param_groups(self) -> list[dict]:
-        """Layer-wise rates: layer l of the trunk trunk_lr_scale x layerwise_lr_growth^l; what is of no layer as the
-        lowest."""
-        c, groups, in_layers = self.config, [], set()
-        for i, layer in enumerate(self.trunk.encoder.layers):
-            params = [p for p in layer.parameters() if p.requires_grad]
-            in_layers |= {id(p) for p in params}
-            groups.append({"params": params, "lr_scale": c.trunk_lr_scale * c.layerwise_lr_growth**i})
-        rest = [p for p in self.trunk.parameters() if p.requires_grad and id(p) not in in_layers]
-        groups.append({"params": rest, "lr_scale": c.trunk_lr_scale})
-        groups.append({"params": [*self.backend.parameters(), *self.norm.parameters()], "lr_scale": 1.0})
-        return [g for g in groups if g["params"]]
+    def trunk_layers(self):
+        return self.trunk.encoder.layers
 
     # ---- forward
 
