@@ -18,7 +18,7 @@ CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
 from pyspkv.base.errors import UserError, run
-from pyspkv.base.processes import REQUEUE, Asked, PeerLost, is_first
+from pyspkv.base.processes import REQUEUE, PeerLost, StopSignal, is_first
 
 rank = os.environ["RANK"]
 
@@ -40,10 +40,10 @@ def main():
         raise UserError(f"wrong at {rank}")
     if what == "waits":
         time.sleep(600)
-    if what == "asked":
-        with Asked() as asked:
+    if what == "stops":
+        with StopSignal() as stop:
             (out / f"{rank}.listens").touch()
-            while not asked.signal:
+            while not stop.signal:
                 time.sleep(0.01)
         sys.exit(REQUEUE)
     if what.startswith("kill"):
@@ -158,9 +158,9 @@ def test_signals_to_the_launcher_end_all(tmp_path, call, sent):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGUSR1])
-def test_processes_that_were_asked_to_end_ask_for_another_run(tmp_path, call, sent):
+def test_processes_that_a_signal_stops_in_time_end_with_the_requeue_code(tmp_path, call, sent):
     """Their exit code is the launcher's; its own end, of a Ctrl-C say, stays what it was."""
-    process = subprocess.Popen(**call({"0": "asked", "1": "asked"}), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(**call({"0": "stops", "1": "stops"}), stderr=subprocess.PIPE, text=True)
     pids = [r["pid"] for r in seen(tmp_path)]
     while len(list(tmp_path.glob("*.listens"))) < 2:
         time.sleep(0.02)
@@ -170,9 +170,9 @@ def test_processes_that_were_asked_to_end_ask_for_another_run(tmp_path, call, se
 
 
 @pytest.mark.parametrize("other", ["kill9", "exit3"])
-def test_one_that_dies_is_named_though_the_others_were_asked(tmp_path, call, other):
+def test_one_that_dies_is_named_though_a_signal_stopped_the_others(tmp_path, call, other):
     """torchrun and this launcher send SIGTERM to those that are left: their end is no end in peace."""
-    done = subprocess.run(**call({"0": "asked", "1": other}), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(**call({"0": "stops", "1": other}), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "error: process 2 of 2 " in done.stderr
 
 
@@ -310,8 +310,8 @@ def test_an_error_of_one_process_ends_the_other_in_its_collective(tmp_path):
         pytest.param("launcher", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
-def test_a_training_that_is_asked_to_end_saves_and_goes_on(tmp_path, sent, who):
-    """At its next step, in mid-epoch, whichever process was asked; the digits are those of an unbroken run."""
+def test_a_training_that_a_signal_stops_saves_and_goes_on(tmp_path, sent, who):
+    """At its next step, in mid-epoch, whichever process got the signal; the digits are those of an unbroken run."""
     data = toy.make(tmp_path, speakers=2, utts=8, seconds=0.6)
     config(tmp_path)
     nproc = 1 if who == "one process" else 2

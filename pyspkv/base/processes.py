@@ -16,11 +16,10 @@ from typing import Any
 
 from pyspkv.base.errors import UserError
 
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: the exit code of a training that was asked to end and goes on if run again
-ASKS_TO_END = (
-    signal.SIGTERM,
-    signal.SIGUSR1,
-)  # SLURM sends the second one by --signal, some time before the limit
+# Exit code of a training that a signal stopped in time; run again, it goes on. EX_TEMPFAIL of sysexits.h.
+REQUEUE = 75
+# Signals that stop a training in time. SLURM sends SIGUSR1 (--signal) some seconds before the time limit.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class PeerLost(UserError):
@@ -50,43 +49,44 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-class Stopped:
-    """Records the first signal that asks this process to end.
+class _Recorder:
+    """Records the number of the first signal that came; 0: none."""
+
+    signal = 0
+
+    def _note(self, number: int, _) -> None:
+        self.signal = self.signal or number
+
+
+class Stopped(_Recorder):
+    """Records the first signal that would end this process.
 
     Signals that are ignored (nohup) stay ignored.
     """
 
     def __init__(self):
-        self.signal = 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
 
-    def _note(self, number: int, _) -> None:
-        self.signal = self.signal or number
 
-
-class Asked:
-    """Within it, SIGTERM and SIGUSR1 do not end this process: `signal` is the number of the first that came, or 0.
+class StopSignal(_Recorder):
+    """Context in which the STOP_SIGNALS are recorded and do not end this process.
 
     Outside the main thread Python allows no handlers, and the signals do what they did before.
     """
 
     def __init__(self):
-        self.signal = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Asked":
+    def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in ASKS_TO_END}
+            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def _note(self, number: int, _) -> None:
-        self.signal = self.signal or number
 
     @property
     def name(self) -> str:

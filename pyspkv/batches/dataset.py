@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pyspkv.audio.reader import SAMPLE_RATE, AudioReader
 from pyspkv.base.errors import UserError
-from pyspkv.base.processes import ASKS_TO_END, end_with_parent
+from pyspkv.base.processes import STOP_SIGNALS, end_with_parent
 from pyspkv.batches.augment import Augmenter, Profile, change_speed, source_length
 from pyspkv.batches.sampler import Sampler, rank_slice
 from pyspkv.data.datadir import DataDir
@@ -301,7 +301,7 @@ def _shared(batch: Batch) -> Batch:
 
 def _start_worker(on_fork: Callable[[], None]) -> None:
     end_with_parent()
-    for number in ASKS_TO_END:  # sent to the whole job: the training still needs batches for its last step
+    for number in STOP_SIGNALS:  # sent to the whole job: the training still needs batches for its last step
         signal.signal(number, signal.SIG_IGN)
     on_fork()
     # Batches are handed over by a socket in the temporary folder, and a socket's path has at most 107 bytes.

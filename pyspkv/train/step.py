@@ -25,28 +25,28 @@ class StepResult:
     seconds: float
 
 
-def total_loss(losses: Losses, device: torch.device, asked: bool = False) -> tuple[Tensor, bool]:
-    """The loss, and whether any rank was `asked` to end.
+def total_loss(losses: Losses, device: torch.device, stop: bool = False) -> tuple[Tensor, bool]:
+    """The loss, and whether any rank is to `stop`.
 
     The loss is the sum of the terms' means over all ranks. It is multiplied by the number of ranks, because DDP
-    averages the gradients over them. `asked` is summed together with the weights, so it costs no further call.
+    averages the gradients over them. `stop` is summed together with the weights, so it needs no call of its own.
     """
     own = [
         torch.as_tensor(weight, dtype=torch.float32, device=device).detach()
         for _, weight in losses.terms.values()
     ]
-    own.append(torch.full((), float(asked), device=device))
+    own.append(torch.full((), float(stop), device=device))
     weights = distributed.all_reduce_sum(torch.stack(own))
     loss = torch.zeros((), device=device)
     for (total, _), weight in zip(losses.terms.values(), weights):
         loss = loss + total * (distributed.world_size() / weight if weight > 0 else 0.0)
-    return loss, asked if distributed.world_size() == 1 else bool(weights[-1] > 0)
+    return loss, stop if distributed.world_size() == 1 else bool(weights[-1] > 0)
 
 
 def loss_with_pull(
-    losses: Losses, pull: dict[str, Mean], normalize: bool, device: torch.device, asked: bool = False
+    losses: Losses, pull: dict[str, Mean], normalize: bool, device: torch.device, stop: bool = False
 ) -> tuple[Tensor, Tensor, bool]:
-    """The loss that is minimized, the loss to log, and whether any rank was `asked` to end.
+    """The loss that is minimized, the loss to log, and whether any rank is to `stop`.
 
     The pull joins the terms of `losses`. With terms of sum L and a pull P, L + P is minimized and logged; if
     `normalize`, L / sg(L) + P is minimized and L is logged (arXiv 2406.02285's code; sg: no gradient; L of all ranks).
@@ -54,9 +54,9 @@ def loss_with_pull(
     """
     if not pull or not normalize:
         losses.terms.update(pull)
-        loss, stop = total_loss(losses, device, asked)
+        loss, stop = total_loss(losses, device, stop)
         return loss, loss, stop
-    loss, stop = total_loss(losses, device, asked)
+    loss, stop = total_loss(losses, device, stop)
     losses.terms.update(pull)
     value = distributed.all_reduce_sum(loss.detach().clone()) / distributed.world_size()
     return loss / torch.where(value > 0, value, 1.0) + total_loss(Losses(pull), device)[0], loss, stop

@@ -24,7 +24,7 @@ from pyspkv.base import config as cfg
 from pyspkv.base.atomic import folder_lock
 from pyspkv.base.device import autocast, choose_precision
 from pyspkv.base.errors import UserError
-from pyspkv.base.processes import Asked
+from pyspkv.base.processes import StopSignal
 from pyspkv.base.schedules import lr_factor
 from pyspkv.batches.augment import Augmenter
 from pyspkv.batches.dataset import (
@@ -74,7 +74,7 @@ class Trainer:
         patience: stop after this many epochs in a row with a dev EER above the best; 0 never stops early.
 
     Attributes:
-        stopped: `run` was asked to end by SIGTERM or SIGUSR1. It wrote a checkpoint, and the same run goes on from it.
+        stopped: SIGTERM or SIGUSR1 stopped `run`. It wrote a checkpoint, from which the same command goes on.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Trainer:
         self.config = config = config.model_copy(update={"encoder": resolved(config.encoder)})
         self.exp, self.init, self.keep_head = exp, init, keep_head
         self.labels_out, self.patience = labels_out and Path(labels_out), patience
-        self.asked, self.stopped = Asked(), False
+        self.stop_signal, self.stopped = StopSignal(), False
         if patience < 0:
             raise UserError(f"--patience {patience} must not be below 0")
         if dev:
@@ -202,7 +202,7 @@ class Trainer:
         if self.finished and not self.labels_out:
             self._say(f"already trained: {self.exp}")
             return
-        with self._lock() as self.lock, self.asked, distributed.peers(), worker_errors():
+        with self._lock() as self.lock, self.stop_signal, distributed.peers(), worker_errors():
             self._start_or_resume()
             if self.state.done:
                 self._say(f"already trained: {self.exp}")
@@ -295,7 +295,7 @@ class Trainer:
                 self._save(means)
             if self.stopped:
                 self._say(
-                    f"stopped by {self.asked.name} at step {state.step}: the same command goes on from there"
+                    f"stopped by {self.stop_signal.name} at step {state.step}: the same command goes on from there"
                 )
                 break
         step_log.close()
@@ -328,7 +328,7 @@ class Trainer:
             losses: Losses = model(batch)
             pull = self.objective.pull()
         loss, shown, self.stopped = loss_with_pull(
-            losses, pull, self.objective.encoder.normalizes_loss, self.device, bool(self.asked.signal)
+            losses, pull, self.objective.encoder.normalizes_loss, self.device, bool(self.stop_signal.signal)
         )
         value = shown.item()
         if not math.isfinite(value):
