@@ -142,9 +142,9 @@ def _size_and_time(file: str) -> list[int] | None:
 
 
 class Rows:
-    """The unit vectors of a plan, side by side as `labeling.side_by_side` has them, read when asked for.
+    """The unit vectors of a plan, side by side as `labeling.side_by_side` has them. They are read when needed.
 
-    whitened: also whitened, where the plan says so.
+    whitened: whiten them, if the plan has that option.
     """
 
     def __init__(self, plan: Plan, whitened: bool = True):
@@ -322,8 +322,9 @@ def start(
 ) -> None:  # fmt: skip
     """Begin k-means in `parts` parts, or go on with one of the same embeddings and options in `folder`.
 
-    asked: `round.asked_of`. One of something else is begun anew, with a warning. UserError: one of another number of
-    parts was begun; options that k-means in parts does not have; utterances without an embedding.
+    asked: options and digests of the data, by `round.asked_of`. If these differ, k-means starts again, with a warning.
+    UserError: it was begun with another number of parts; an option that k-means in parts does not have; utterances
+    without an embedding.
     """
     folder = Path(folder)
     with folder_lock(folder):
@@ -343,11 +344,18 @@ def start(
 
 
 def _begun(folder: Path, embeddings: list[str], asked: dict, parts: int) -> Plan | None:
+    """The plan of a k-means of the same embeddings and options that was begun in `folder`, else None.
+
+    UserError: it has another number of parts.
+    """
     if not (folder / "next").exists():
         return None
     try:
         plan = Plan.read(folder)
         plan.step()
+    except UserError:
+        why = "it is damaged"
+    else:
         same = plan.asked == asked and plan.scps == _absolute(embeddings)
         if same and all(_size_and_time(file) == before for file, before in plan.files.items()):
             if plan.parts != parts:
@@ -356,10 +364,6 @@ def _begun(folder: Path, embeddings: list[str], asked: dict, parts: int) -> Plan
                 raise UserError(rule, file=folder, hint=hint)
             return plan
         why = "it is of other embeddings or options"
-    except UserError as err:
-        if "parts, not" in str(err):
-            raise
-        why = "it is damaged"
     log.warning("%s cannot be resumed (%s); k-means starts again", folder, why)
     return None
 
@@ -641,11 +645,11 @@ def _remove(plan: Plan, *starts: str) -> None:
 
 # ---- finish ----------------------------------------------------------------------------------------------------------
 def ended(folder: str | Path, asked: dict, embeddings: list[str]) -> Plan:
-    """The plan of a k-means that has ended. UserError: it has not, or it is of something else."""
+    """The plan of a k-means that has ended. UserError: it has not, or has other embeddings or options."""
     plan = Plan.read(folder)
     if plan.asked != asked or plan.scps != _absolute(embeddings):
         raise UserError(
-            "is a k-means of other embeddings or options", file=folder, hint="run bin.kmeans start"
+            "is a k-means with other embeddings or options", file=folder, hint="run bin.kmeans start"
         )
     if not plan.step()[1]:
         raise UserError("k-means has not ended", file=folder, hint="go on with bin.kmeans assign and update")
