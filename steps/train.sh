@@ -38,7 +38,7 @@ export SPKV_NGPU="$ngpu"
 launch=()
 [ "$nproc" -eq 1 ] || launch=(pyspkv.bin.launch --nproc "$nproc")
 read -ra cmd <<< "$cmd"
-if [ "$num_nodes" -gt 1 ]; then # the runner starts the launcher on each of them and tells it where they meet
+if [ "$num_nodes" -gt 1 ]; then # the runner starts the launcher on each machine, with the address of the first one
   launch=(pyspkv.bin.launch --nproc "$nproc") cmd+=(--num-nodes "$num_nodes")
 fi
 log_run "${cmd[@]}" --gpu "$ngpu" "$model.log" \

@@ -103,7 +103,7 @@ declare -A log_of slot_of
 failed=() free=()
 for ((i = 0; i < max; i++)); do free+=("$i"); done
 
-stop() { # CODE SECONDS: every job is a process group: end all that it started, the stubborn after so many seconds
+stop() { # CODE SECONDS: end the process group of every job, by SIGTERM, and after so many seconds by SIGKILL
   trap '' INT TERM HUP
   local pid k
   for pid in "${!log_of[@]}"; do kill -TERM -- "-$pid" 2> /dev/null || true; done

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# One task of utils/slurm.sh's array; SLURM starts it on a node. Usage: slurm_task.sh FOLDER
-# FOLDER has: tasks, a line "number hash attempt" for each index of the array; environment, NAME=VALUE each ended by a
-# NUL; call, likewise: folder to work in, JOB's name, log, number of nodes, the command's words.
-# It leaves "hash attempt code" in FOLDER/../done.<number> or failed.<number>; neither if SLURM has ended the task, and
-# again.<number> if the command asks to be run again (exit code 75: a training that was told to end has saved its state).
+# Run one task of an array of utils/slurm.sh; SLURM starts it on a node. Usage: slurm_task.sh FOLDER
+# FOLDER has three files. tasks: a line "number hash attempt" for each index of the array. environment: NAME=VALUE
+# entries, each ended by a NUL. call: also NUL-ended, the folder to work in, the name JOB, log, number of nodes, and the
+# words of the command.
+# The task writes "hash attempt code" to FOLDER/../done.<number> or failed.<number>; neither if SLURM ends it. It writes
+# again.<number> if the command is to be submitted again (exit code 75: a signal stopped a training in time).
 set -uo pipefail
 folder=$1 stopped='' child=''
 mapfile -t tasks < "$folder/tasks" || exit 1
@@ -20,7 +21,7 @@ fi
 # SLURM may run a finished task again, for example after its controller was killed.
 read -r made _ 2> /dev/null < "$folder/../done.$number" && [ "$made" = "$hash" ] && exit 0
 
-mark() { # done|failed|again CODE: whole or not at all
+mark() { # done|failed|again CODE: write the file, atomically
   local file=$folder/../$1.$number
   echo "$hash $attempt $2" > "$file.$SLURM_JOB_ID" && mv -f "$file.$SLURM_JOB_ID" "$file"
 }
@@ -33,7 +34,7 @@ printf ' %q' "${command[@]}"
 printf '\n# Started at %s on %s, job %s, attempt %d\n#\n' "$(date)" "$SLURMD_NODENAME" \
   "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" "$((attempt + ${SLURM_RESTART_COUNT:-0}))"
 
-if [ "$nodes" -gt 1 ]; then # once on every node; pyspkv.bin.launch meets by SPKV_*, torchrun by PET_*
+if [ "$nodes" -gt 1 ]; then # start it once on every node; pyspkv.bin.launch reads the address from SPKV_*, torchrun from PET_*
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   address=$(scontrol -o show node "$head" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
   export PET_NNODES=$nodes PET_RDZV_BACKEND=c10d PET_RDZV_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
@@ -51,21 +52,16 @@ esac
 start=$SECONDS code=0
 "${command[@]}" &
 child=$!
-while :; do # a signal ends `wait` before the child has ended
-  code=0
-  wait "$child" || code=$?
-  kill -0 "$child" 2> /dev/null || break
-done
-code=0
-wait "$child" || code=$?
+while wait "$child"; kill -0 "$child" 2> /dev/null; do :; done # a signal ends `wait` before the child has ended
+wait "$child" || code=$? # bash remembers the exit code of a child
 if [ -n "$stopped" ] && [ "$nodes" -gt 1 ] && [ "$code" -eq 0 ]; then
-  code=143 # an srun that SLURM ends does not learn what its tasks came to, and returns 0
+  code=143 # an srun that SLURM ends does not learn how its tasks ended, and returns 0
 fi
 [ "$code" -le 128 ] || sleep 2 # the signal that ended it may be on its way to this script
 printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
 if [ "$code" -eq 0 ]; then
   mark "done" 0
-elif [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then # it was asked, by SIGUSR1 perhaps before it could listen
+elif [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then # 138: SIGUSR1 came before it had its handler
   mark again "$code"
 elif [ -z "$stopped" ]; then
   mark failed "$code"

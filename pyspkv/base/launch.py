@@ -1,12 +1,12 @@
 """Run several processes of one module on this machine, so that they start and end together (`run_together`).
 
 Each process gets the variables that torchrun would set (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), so the
-module runs under torchrun or srun just as well. What differs is the end: when one process fails the others are ended
-too, one message says why, and no process is left, whatever ends the launcher. SIGUSR1 is handed to the processes, and
-where they end with the exit code REQUEUE, so does the launcher.
+module also runs under torchrun or srun. The difference lies in failures: when one process fails, the launcher ends the
+others and prints one message with the cause. No process survives the launcher, however it ends. SIGUSR1 is passed on to
+the processes. If they end with the exit code REQUEUE, so does the launcher.
 
-On several machines a launcher runs on each of them, and SPKV_NODES, SPKV_NODE and SPKV_HEAD tell them of each other:
-the number of machines, the number of this one (from 0; without it SLURM_NODEID), and ADDRESS:PORT of the first one.
+A run on several machines has one launcher on each. SPKV_NODES is the number of machines, SPKV_NODE the number of this
+one (from 0; by default SLURM_NODEID), and SPKV_HEAD is ADDRESS:PORT of the first one.
 """
 
 import contextlib
@@ -25,10 +25,12 @@ from pyspkv.base.atomic import scratch_dir
 from pyspkv.base.errors import ERROR_FILE, Shown, UserError
 from pyspkv.base.processes import REQUEUE, Stopped, end_all, end_with_parent, wait
 
-PATIENCE = 2.0  # seconds in which the others may say why, once one has failed without a word
-TO_TERMINATE = 5.0  # and from SIGTERM to SIGKILL
-TO_SAVE = 60.0  # the same where the launcher itself was asked to end: for a step and a checkpoint
-SETTLE = 2.0  # before a launcher of several ends with REQUEUE: srun ends the others as soon as one has failed
+PATIENCE = 2.0  # seconds to wait for a message of the other processes after one has failed without any
+TO_TERMINATE = 5.0  # seconds from SIGTERM to SIGKILL
+TO_SAVE = 60.0  # the same if the launcher itself got SIGTERM: enough for a step and a checkpoint
+SETTLE = (
+    2.0  # seconds that one of several launchers waits before it ends with REQUEUE: srun then ends the others
+)
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Nodes:
 
     @classmethod
     def from_environment(cls) -> "Nodes":
-        """UserError: the variables are there and wrong."""
+        """Read SPKV_NODES, SPKV_NODE and SPKV_HEAD. UserError: a value is wrong."""
         number = os.environ.get("SPKV_NODES", "1")
         if number == "1":
             return cls()
@@ -59,7 +61,10 @@ class Nodes:
 
 
 def environment(rank: int, nproc: int, nodes: Nodes, errors: Path) -> dict[str, str]:
-    """Of process `rank` of the `nproc` on this machine."""
+    """Environment of process `rank` of `nproc` on this machine.
+
+    `errors` is the folder for error messages, one file a rank.
+    """
     env = {
         **os.environ,
         "RANK": str(nodes.this * nproc + rank),
@@ -70,10 +75,11 @@ def environment(rank: int, nproc: int, nodes: Nodes, errors: Path) -> dict[str, 
         "MASTER_PORT": str(nodes.port),
         ERROR_FILE: str(errors / str(rank)),
     }
-    if nproc * nodes.number > 1:  # as torchrun has it; a sum over more threads has other digits
+    if nproc * nodes.number > 1:  # as torchrun does; with more threads sums have other digits
         env.setdefault("OMP_NUM_THREADS", "1")
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see bin.train
-    if nodes.number == 1 and os.path.exists("/sys/class/net/lo"):  # gloo would look up this machine's name
+    if nodes.number == 1 and os.path.exists("/sys/class/net/lo"):
+        # otherwise gloo looks up the address of this machine's host name
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return env
 
@@ -101,7 +107,7 @@ def left_by(codes: list[int | None], errors: Path) -> dict[int, str]:
 
 
 def why(codes: list[int | None], errors: Path, nodes: Nodes = ALONE) -> str | None:
-    """What to print of processes that ended by themselves with these codes; None where that has been said."""
+    """The message for processes that ended by themselves with these codes; None if rank 0 has printed it."""
 
     def name(rank: int) -> str:
         return f"process {nodes.this * len(codes) + rank + 1} of {nodes.number * len(codes)}"
@@ -120,12 +126,12 @@ def why(codes: list[int | None], errors: Path, nodes: Nodes = ALONE) -> str | No
     if not failed:
         return "the processes of this run lost each other\n  hint: run it again; GLOO_SOCKET_IFNAME names the network"
     if failed[0] + nodes.this == 0:
-        return None  # by what it printed itself
+        return None
     return f"{name(failed[0])} ended with exit code {codes[failed[0]]}; see above"
 
 
 def start(first: bool, command: list[str], env: dict[str, str]) -> subprocess.Popen:
-    # The first speaks for all.
+    # Only the first process of all reads stdin and writes stdout.
     own = None if first else subprocess.DEVNULL
     return subprocess.Popen(command, env=env, preexec_fn=end_with_parent, stdin=own, stdout=own)
 
@@ -142,22 +148,23 @@ def until_one_fails(ranks: list[subprocess.Popen], errors: Path, stopped: Stoppe
     def is_known() -> bool:
         return any((code or 0) < 0 for code in codes()) or any(left_by(codes(), errors).values())
 
-    def is_asked() -> bool:  # the others are on their way to the same end
+    def requeues() -> bool:  # the others are about to end with the same code
         return {code for code in codes() if code is not None} == {REQUEUE}
 
     wait(ranks, float("inf"), lambda: stopped.signal or any(codes()))
-    if is_asked():
-        wait(ranks, TO_SAVE, lambda: stopped.signal or not is_asked())
+    if requeues():
+        wait(ranks, TO_SAVE, lambda: stopped.signal or not requeues())
     elif any(codes()):
         wait(ranks, PATIENCE, lambda: stopped.signal or is_known())
     return codes()
 
 
 def run_together(module: str, args: Sequence[str], nproc: int) -> int:
-    """Run `python -m MODULE ARGS` in `nproc` processes; 0, REQUEUE, or 1 where one failed and has said why itself.
+    """Run `python -m MODULE ARGS` in `nproc` processes.
 
-    UserError: one failed, with what it left for its launcher to say. A signal that asks the launcher to end ends all
-    processes, and then the launcher by that signal, unless they end with REQUEUE.
+    Returns 0; REQUEUE if a signal stopped them in time; or 1 when one failed and printed the reason itself. Raises
+    UserError with the message of a process that failed. SIGTERM, SIGINT or SIGHUP to the launcher ends all processes,
+    and then the launcher by the same signal, unless they end with REQUEUE.
     """
     nodes, stopped = Nodes.from_environment(), Stopped()
     ranks: list[subprocess.Popen] = []
@@ -178,10 +185,10 @@ def run_together(module: str, args: Sequence[str], nproc: int) -> int:
             end_all(ranks, TO_SAVE if stopped.signal == signal.SIGTERM else TO_TERMINATE)
         text = why(codes, errors, nodes) if not stopped.signal and any(codes) else None
     ends = {r.returncode for r in ranks}
-    if ends == {REQUEUE} or -signal.SIGUSR1 in ends:  # the latter: one was asked before it could listen
+    if ends == {REQUEUE} or -signal.SIGUSR1 in ends:  # SIGUSR1 came before one had its handler
         time.sleep(SETTLE if nodes.number > 1 else 0.0)
         return REQUEUE
-    if stopped.signal:  # end as the signal would have it, for whoever waits
+    if stopped.signal:  # end by the same signal, so that the parent process sees it
         signal.signal(stopped.signal, signal.SIG_DFL)
         os.kill(os.getpid(), stopped.signal)
     if text:

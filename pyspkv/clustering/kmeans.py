@@ -23,12 +23,12 @@ from pyspkv.clustering.vectors import l2_normalize
 
 log = logging.getLogger(__name__)
 BLOCK = 24 << 20  # bytes of one block of products on a CPU
-EXACT_BELOW = 8192  # centroids up to which `cells=None` is exact, and not slower
-PROBES = 64  # 32 cost 0.006 of NMI at full size, these 0.003 (benchmarks/RESULTS.md)
-RECELL = (0, 3)  # iterations that group the centroids anew: the start, and when they are averages already
+EXACT_BELOW = 8192  # below this many centroids exact assignment is not slower, so `cells=None` means exact
+PROBES = 64  # loses 0.003 of NMI at full size, 32 probes lose 0.006 (benchmarks/RESULTS.md)
+RECELL = (0, 3)  # iterations that group the centroids anew: at the start, and once centroids are averages
 GROUP = 16
 TOL = 1e-6  # share of its objective by which k-means must improve in an iteration to go on
-MAX_ITERATIONS = 300  # of k-means, where it does not converge before
+MAX_ITERATIONS = 300  # limit for k-means that does not converge
 
 
 class Points:
@@ -231,17 +231,23 @@ def kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """k-means of x float32 [N, D]: (labels int64 [N], centroids float32 [k, D]).
 
-    Starts from k distinct rows drawn from `seed`: k-means++ takes a pass over x for each, too much for 50,000 of them.
-    Stops at convergence: no point changed cluster, or the objective fell by no more than the share `tol`; or after
-    `max_iter` updates. The labels are of the returned centroids. `spherical`: centroids on the unit
-    sphere (x should be too), inner products. `cells`: 1 = exact assignment; None = `default_cells(k)`; `probes` =
-    cells a point looks into. An empty cluster is moved onto a random member of one of the largest clusters
-    (one each) and counted. `checkpoint`: file that every iteration replaces; a rerun with the same arguments goes on
-    from it with the same result; one of other data or arguments, or a damaged one, is made anew with a warning. `stats`
-    receives iterations, empty_repaired, moved (last share), converged, objective (mean squared distance; 1 - cosine if
-    spherical).
+    Starts from k distinct rows drawn with `seed`: k-means++ needs a pass over x for each centroid, too much for 50,000
+    of them. Stops when no point changes cluster, when the objective falls by at most the share `tol`, or after
+    `max_iter` updates. The labels belong to the returned centroids. An empty cluster is moved onto a random member of
+    one of the largest clusters (each gives one member) and counted in `empty_repaired`.
 
-    On a GPU the order of float64 sums is fixed too (they are made on the CPU), only products differ by rounding.
+    Args:
+        spherical: keep centroids on the unit sphere (x should lie there too) and compare by inner product.
+        cells: 1 means exact assignment; None means `default_cells(k)`.
+        probes: number of cells that are searched for each point.
+        checkpoint: file that every iteration replaces. A rerun with the same arguments resumes from it, with
+            the same result. A damaged file, or one made from other data or arguments, is replaced, with a
+            warning.
+        stats: receives iterations, empty_repaired, moved (share of points that changed cluster in the last
+            iteration), converged and objective (mean squared distance; 1 - cosine if spherical).
+
+    Float64 sums are made on the CPU in a fixed order; on a GPU only the rounding of the products differs.
+    ValueError: k is not in 1..N.
     """
     from tqdm import tqdm
 
@@ -310,8 +316,10 @@ def kmeans(
 
 
 def _objective(square: float, best: np.ndarray, spherical: bool) -> float:
-    """Mean squared distance (spherical: 1 - cosine) of points from their centroids, by their scores `best` [N] and the
-    mean `square` of the points' squared norms."""
+    """Mean squared distance (spherical: 1 - cosine) of the points to their centroids.
+
+    square: mean of the points' squared norms. best: scores [N] of the nearest centroids.
+    """
     mean = float(best.mean(dtype=np.float64))
     return 1 - mean if spherical else square - 2 * mean
 
@@ -374,7 +382,7 @@ def _load(path, key, n: int, k: int, dim: int):
         if not fits or not 0 <= labels.min() <= labels.max() < k or not np.isfinite(centroids).all():
             raise UserError("its arrays do not fit")
         return centroids, labels, coarse, int(iteration), int(repaired), moved, cost, bool(converged)
-    except Exception as err:  # whatever np.load makes of a damaged file
+    except Exception as err:  # np.load raises many kinds of errors for a damaged file
         why = err if isinstance(err, UserError) else "it is damaged"
         log.warning("%s cannot be resumed (%s); k-means starts again", path, why)
         return None

@@ -66,10 +66,10 @@ def name_round(
     previous: DataDir | None,
     truth: Sequence[str] | None,
 ) -> tuple[DataDir, dict]:
-    """What `label_round` returns, once the clusters int64 [N] are known.
+    """Finish `label_round` once the clusters, int64 [N], are known; returns the same.
 
-    info: how they were made, for the report. first: `copies.first_of_each`. similarity(keep): `quality.similarity` of
-    the utterances of bool keep [N].
+    info: entries for the report. first: output of `copies.first_of_each`. similarity(keep): `quality.similarity` of
+    the utterances with keep, bool [N].
     """
     copies = shared(first)
     if len(copies):
@@ -152,7 +152,7 @@ def beside(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def entries_of(data: DataDir, ids: Sequence[str], scp: str) -> np.ndarray:
-    """Where each of data.utts stands among ids, int64 [N]. UserError names utterances that do not."""
+    """Index in `ids` of each of data.utts, int64 [N]. UserError: utterances have no embedding."""
     row = {u: i for i, u in enumerate(ids)}
     missing = [u for u in data.utts if u not in row]
     if missing:

@@ -94,11 +94,16 @@ def cluster(
 ) -> tuple[np.ndarray, dict]:
     """Cluster unit vectors x float32 [N, D]: (int64 labels [N] from 0, entries for the report).
 
-    method "kmeans-ahc", the two steps of arXiv 2406.02285: k-means into num_kmeans (all N: none), AHC of the centroids,
-    unweighted as in the authors' code; "kmeans"; "ahc". num_clusters "auto": `num_clusters.choose_num_clusters`, of
-    the distinct vectors, and copies go where their first goes. `first`: what `copies.first_of_each` gave, if it was
-    asked already. `checkpoint`: see `kmeans`. "auto*F": F times that number of clusters, at most one for each vector or
-    centroid. UserError: auto, and all vectors are one.
+    Args:
+        method: "kmeans-ahc", the two steps of arXiv 2406.02285: k-means into `num_kmeans` centroids (none if
+            that is N), then AHC of the centroids, unweighted as in the authors' code. Or "kmeans", or "ahc".
+        num_clusters: a number, or "auto": `num_clusters.choose_num_clusters` on the distinct vectors; each
+            copy then gets the label of its first occurrence. "auto*F": F times that number, at most one cluster for
+            each vector or centroid.
+        first: output of `copies.first_of_each`, if it has been computed already.
+        checkpoint: see `kmeans`.
+
+    UserError: "auto", and all vectors are equal.
     """
     if not isinstance(num_clusters, str):
         labels, info = _cluster(

@@ -49,7 +49,7 @@ def whiten(x: np.ndarray, power: float) -> np.ndarray:
 
 
 def shrink(x: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Rows of x float32 [N, D] minus the mean [D], times axes [D, D], on the unit sphere again; in place."""
+    """Subtract the mean [D] from x float32 [N, D], multiply by axes [D, D] and length-normalize, in place."""
     for first in range(0, len(x), 8192):
         x[first : first + 8192] = (x[first : first + 8192] - mean.astype(np.float32)) @ axes
     unit_rows(x)

@@ -1,10 +1,10 @@
 """Run numbered jobs as SLURM arrays until each has written its done-file; the core of slurm.sh.
 
-The folder .slurm/<log's name> beside the logs has a folder for every array that was submitted (what slurm_task.sh
-reads, and `job`, its id), and done.<number>, failed.<number> and again.<number>, which the tasks leave. A task counts
-as done where its done-file holds the hash of its command and no file or folder that the command names is newer. The
-folder goes away once all tasks are done, so that the next call runs them anew, as it would on one machine. A runner
-that was killed leaves its arrays alone; the next one takes them over.
+The state is in the folder .slurm/<name of the log> next to the logs. It has a folder for every submitted array (input
+of slurm_task.sh, and the job id in `job`), and the files done.<number>, failed.<number> and again.<number> that the
+tasks write. A task counts as done if its done-file holds the hash of its command and no file or folder named in the
+command is newer. When all tasks are done the state is removed, so that the next call runs everything again, as on a
+single machine. If a runner is killed its arrays go on, and the next runner takes them over.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ class Task:
 
     hash: str
     attempt: int = 0
-    job: tuple[str, int] | None = None  # array and index of the last attempt
-    gone: float = 0.0  # since when it is neither in the queue nor done
-    why: str = ""  # it has failed
-    asked: int = 0  # attempts that ended by asking for another one: they have got on, and do not count
+    job: tuple[str, int] | None = None  # array and index of the latest attempt
+    gone: float = 0.0  # since when (monotonic time) it is neither in the queue nor done; 0: it is not
+    why: str = ""  # reason if it has failed
+    requeued: int = 0  # attempts that a signal stopped in time; they do not count as failures
 
 
 def say(text: str) -> None:
@@ -262,14 +262,14 @@ class Array:
             "TIMEOUT": "its time was up",
         }
         if state not in FINAL and self.read("again", number)[:2] == [task.hash, str(task.attempt)]:
-            task.asked += 1
+            task.requeued += 1
             say(
                 f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: stopped in time; submitting it again"
             )
             return True
         why = FINAL.get(state) or what.get(state, f"SLURM has lost it ({state.lower() or 'unknown'})")
-        if state in FINAL or task.attempt - task.asked >= TRIES:
-            task.why = why if state in FINAL else f"{why}, {task.attempt - task.asked} times"
+        if state in FINAL or task.attempt - task.requeued >= TRIES:
+            task.why = why if state in FINAL else f"{why}, {task.attempt - task.requeued} times"
             self.left.discard(number)
             return False
         say(f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: {why}; submitting it again")

@@ -90,11 +90,14 @@ def write(
     llr: Callable[[np.ndarray], np.ndarray] | None = None,
     other: str | None = None,
 ) -> np.ndarray:
-    """Write the score file `path` and its metrics beside it, `.json` in place of `.scores`.
+    """Write the score file `path` (NAME.scores) and its metrics beside it (NAME.json).
 
-    Metrics are of the scores as they stand in the file. llr, which makes log-likelihood ratios of them, adds actDCF
-    and Cllr; other, a score file, adds the paired bootstrap against it. The scores as written, float64 [n], are
-    returned.
+    Args:
+        scores: float64 [n], in the order of the trials.
+        llr: makes log-likelihood ratios of the scores as written; adds actDCF and Cllr.
+        other: a score file; adds the paired bootstrap of the EER difference.
+
+    Returns the scores as read back from the file (9 digits), float64 [n]; the metrics are computed from these.
     """
     enrol, test, target = trials.trials
     scoring.write_scores(path, enrol, test, scores)

@@ -85,15 +85,11 @@ def parts_of(request: Wanted) -> list[Part]:
     UserError: two files have the same name; quality measures without a dev list.
     """
     normed = request.qmf and bool(request.cohort_data)
-    parts = []
-    if request.dev:
-        dev = Part("dev", dev_name(request.dev), request.dev)
-        parts = [
-            dev,
-            *([replace(dev, kind="fit-qmf", cohort=request.cohort_set, with_cohort=normed)] * request.qmf),
-        ]
-    elif request.qmf:
+    if request.qmf and not request.dev:
         raise UserError("quality measures need a dev list to be fitted on", hint="give --dev, or no --qmf")
+    parts = [Part("dev", dev_name(request.dev), request.dev)] if request.dev else []
+    if request.qmf:
+        parts.append(replace(parts[0], kind="fit-qmf", cohort=request.cohort_set, with_cohort=normed))
     kinds = [
         "plain",
         *(["crops"] if request.crops else []),
