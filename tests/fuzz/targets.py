@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from fuzz import ark, datadir, manifests, readers, trials, turns
+from fuzz import ark, datadir, manifests, readers, trials, trunk_folder, turns
 from safetensors.torch import save
 
 from pyspkv.base import checkpoint, foreign
@@ -264,4 +264,5 @@ def _in_folder(read):
     return target
 
 
+ALL["trunk_folder"] = (_target(trunk_folder.target), trunk_folder.seeds)
 ALL |= {name: (_in_folder(read), seeds) for name, (read, seeds) in readers.ALL.items()}
