@@ -9,9 +9,10 @@ ids.
 import argparse
 from pathlib import Path
 
+from speaker_lists import given_trials
+
 from pyspkv.base.errors import UserError, natural, run
 from pyspkv.data.datadir import DataDir
-from pyspkv.data.trials import read_trials
 
 
 def find_audio(root: Path, part: str) -> dict[str, str]:
@@ -34,6 +35,11 @@ def find_audio(root: Path, part: str) -> dict[str, str]:
             )
         wav[f.stem] = str(f)
     return wav
+
+
+def find_all(root: Path, parts: str) -> dict[str, str]:
+    """The same of several parts, separated by blanks or commas."""
+    return {u: f for part in parts.replace(",", " ").split() for u, f in find_audio(root, part).items()}
 
 
 def cut(wav: dict[str, str], seconds: float) -> dict[str, tuple[str, float, float]]:
@@ -67,6 +73,14 @@ def make(folder: Path, wav: dict[str, str], seconds: float) -> DataDir:
     return DataDir(folder, utts, [u.split("-")[0] for u in utts], dict(sorted(wav.items())), segments)
 
 
+def write(*sets: DataDir) -> None:
+    for data in sets:
+        trials = f", {len(data.trials['trials'])} trials" if data.trials else ""
+        data.write(data.path)
+        sizes = f"{len(set(data.spk))} speakers, {len(data.wav)} recordings, {len(data.utts)} utterances"
+        print(f"{data.path.name}: {sizes}{trials}")
+
+
 def main() -> int:
     p = argparse.ArgumentParser(
         prog="local/librispeech.py",
@@ -79,6 +93,9 @@ def main() -> int:
     )
     p.add_argument("--parts", default="train-clean-100", help="training parts, separated by blanks or commas")
     p.add_argument("--test-parts", default="test-other", help="test parts")
+    p.add_argument(
+        "--only-test", metavar="NAME", help="write the test parts alone, as the test set DATADIR/NAME"
+    )
     p.add_argument("--num-dev-spk", type=int, default=30, help="number of training speakers held out as dev")
     p.add_argument(
         "--fold",
@@ -109,10 +126,17 @@ def main() -> int:
         p.error("--segment-seconds must be at least 0, --num-dev-spk at least 2, --max-trials at least 4")
 
     root = args.root.absolute()
-    wav = {u: f for part in args.parts.replace(",", " ").split() for u, f in find_audio(root, part).items()}
-    test_wav = {
-        u: f for part in args.test_parts.replace(",", " ").split() for u, f in find_audio(root, part).items()
-    }
+    limits = {"max_targets": args.max_trials // 4, "max_nontargets": args.max_trials - args.max_trials // 4}
+    test_wav = find_all(root, args.test_parts)
+    test = make(args.dir / (args.only_test or "test"), test_wav, 0)
+    if args.trials:
+        test.trials = {"trials": given_trials(args.trials, test)}
+    else:
+        test.trials = {"trials": make_trials(test.utts, test.spk, seed=args.seed, **limits)}
+    if args.only_test:
+        write(test)
+        return 0
+    wav = find_all(root, args.parts)
     speakers = sorted({u.split("-")[0] for u in wav})
     if both := set(speakers) & {u.split("-")[0] for u in test_wav}:
         raise UserError(f"speaker {min(both)} is in a training and a test part", file=root)
@@ -137,29 +161,11 @@ def main() -> int:
     dev = make(
         args.dir / "dev", {u: f for u, f in wav.items() if u.split("-")[0] in held}, args.segment_seconds
     )
-    test = make(args.dir / "test", test_wav, 0)
-    limits = {"max_targets": args.max_trials // 4, "max_nontargets": args.max_trials - args.max_trials // 4}
     dev.trials = {"trials": make_trials(dev.utts, dev.spk, seed=args.seed, **limits)}
-    if args.trials:
-        enrol, other, _ = read_trials(args.trials)
-        if unknown := sorted((set(enrol) | set(other)) - set(test.utts)):
-            raise UserError(
-                f"{unknown[0]} is not in a test part",
-                file=args.trials,
-                hint="correct --trials or --test-parts",
-            )
-        test.trials = {"trials": args.trials.read_text(encoding="utf-8").splitlines()}
-    else:
-        test.trials = {"trials": make_trials(test.utts, test.spk, seed=args.seed, **limits)}
 
     train.write_training_set(args.dir)
-    dev.write(args.dir / "dev")
-    test.write(args.dir / "test")
-    for name, data in (("train", train), ("dev", dev), ("test", test)):
-        trials = f", {len(data.trials['trials'])} trials" if data.trials else ""
-        print(
-            f"{name}: {len(set(data.spk))} speakers, {len(data.wav)} recordings, {len(data.utts)} utterances{trials}"
-        )
+    print(f"train: {len(set(train.spk))} speakers, {len(train.wav)} recordings, {len(train.utts)} utterances")
+    write(dev, test)
     return 0
 
 

@@ -99,6 +99,14 @@ def test_librispeech_folds_share_no_held_out_speaker(librispeech, tmp_path):
     assert "8 training speakers make 2 folds, from 0" in said and not (tmp_path / "2").exists()
 
 
+def test_the_test_parts_of_librispeech_alone(librispeech, tmp_path):
+    options = ["--parts", "none", "--test-parts", "test-b", "--only-test", "libri"]
+    out = local("librispeech", *options, librispeech, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["libri"] and "libri: 3 speakers, 9 recordings" in out
+    data = DataDir.read(tmp_path / "libri")
+    assert len(data.utts) == 9 and len(data.trials["trials"]) == 9 * 8 // 2
+
+
 def test_librispeech_errors(librispeech, tmp_path):
     args = ["--parts", "train-a", "--num-dev-spk", 3]
     assert "no part test-other (there are: test-b, train-a)" in local(
@@ -106,7 +114,7 @@ def test_librispeech_errors(librispeech, tmp_path):
     )
     (tmp_path / "trials").write_text("7-5-0000 9-9-9999 target\n")
     args += ["--test-parts", "test-b"]
-    assert "9-9-9999 is not in a test part" in local(
+    assert "trials:1: 9-9-9999 is not an utterance of the data directory" in local(
         "librispeech", *args, "--trials", tmp_path / "trials", librispeech, tmp_path / "d", ok=False
     )
     assert "cannot be held out" not in local(

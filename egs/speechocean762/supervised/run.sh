@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # AAM-softmax on true speaker labels, then large-margin fine-tuning: the usual baseline. With
 # --init it starts from another model, like exp/pretrain/model of an ssl experiment. --dry-run true prints all commands.
-# Here on speechocean762: 101 training, 24 dev and 125 test speakers. Speech Commands is a second test set.
+# Here on speechocean762: 101 training, 24 dev and 125 test speakers. Speech Commands and LibriSpeech are
+# further test sets.
 #   run.sh [--init ../ssl/exp/pretrain/model] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
@@ -39,7 +40,8 @@ conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
 corpus=${SPKV_CORPORA:+$SPKV_CORPORA/speechocean762} # folder that holds train/, test/ and the lists of speakers
-words=${SPKV_CORPORA:+$SPKV_CORPORA/speech_commands} # folder of Speech Commands; empty: no second test set
+words=${SPKV_CORPORA:+$SPKV_CORPORA/speech_commands} # folder of Speech Commands; empty: without it
+librispeech=${SPKV_CORPORA:+$SPKV_CORPORA/librispeech_subset/LibriSpeech} # folder that holds test-other/; empty: without it
 trials=${SPKV_CORPORA:+$SPKV_CORPORA/trials} # folder of the given trial lists; empty: they are made
 noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of training noise
 # -- end of options
@@ -49,9 +51,11 @@ $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk noise=()
 [ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise_list="$data/noise")
 [ -z "$words" ] || also_test+=(speech_commands_test)
+[ -z "$librispeech" ] || also_test+=(librispeech_test)
 
 if stage 1 "data directories from the corpus"; then
-  log_run "$recipe/local/data.sh" --corpus "$corpus" --words "$words" --trials "$trials" "$data" "${noise_audio[@]}"
+  log_run "$recipe/local/data.sh" --corpus "$corpus" --words "$words" --librispeech "$librispeech" \
+    --trials "$trials" "$data" "${noise_audio[@]}"
 fi
 
 # -- the same in every supervised recipe from here on (utils/sync_recipes.sh)

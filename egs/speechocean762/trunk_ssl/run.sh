@@ -2,7 +2,8 @@
 # Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285), here the encoder of Whisper tiny.en: first clusters
 # from a contrastive ECAPA-TDNN, from the trunk as it is, or from both; AAM-softmax training of trunk and MHFA, clusters
 # of its embeddings, again. Round r is exp/round<r>: data/, model/, report.json. --dry-run true prints every command.
-# Here on speechocean762: 101 training, 24 dev and 125 test speakers. Speech Commands is a second test set.
+# Here on speechocean762: 101 training, 24 dev and 125 test speakers. Speech Commands and LibriSpeech are
+# further test sets.
 #   run.sh --trunk FOLDER_OF_WHISPER [--labels-from both] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
@@ -48,7 +49,8 @@ conf=$recipe/conf   # folder of the configs
 dry_run=false       # only print the commands
 # -- options of the corpus
 corpus=${SPKV_CORPORA:+$SPKV_CORPORA/speechocean762} # folder that holds train/, test/ and the lists of speakers
-words=${SPKV_CORPORA:+$SPKV_CORPORA/speech_commands} # folder of Speech Commands; empty: no second test set
+words=${SPKV_CORPORA:+$SPKV_CORPORA/speech_commands} # folder of Speech Commands; empty: without it
+librispeech=${SPKV_CORPORA:+$SPKV_CORPORA/librispeech_subset/LibriSpeech} # folder that holds test-other/; empty: without it
 trials=${SPKV_CORPORA:+$SPKV_CORPORA/trials} # folder of the given trial lists; empty: they are made
 noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of training noise
 # -- end of options
@@ -58,9 +60,11 @@ $dry_run || [ -n "${SPKV_PYTHON:-}" ] || utils/setup_env.sh
 truth=$data/truth/train_utt2spk noise=()
 [ ${#noise_audio[@]} -eq 0 ] || noise=(augment.noise_list="$data/noise")
 [ -z "$words" ] || also_test+=(speech_commands_test)
+[ -z "$librispeech" ] || also_test+=(librispeech_test)
 
 if stage 1 "data directories from the corpus"; then
-  log_run "$recipe/local/data.sh" --corpus "$corpus" --words "$words" --trials "$trials" "$data" "${noise_audio[@]}"
+  log_run "$recipe/local/data.sh" --corpus "$corpus" --words "$words" --librispeech "$librispeech" \
+    --trials "$trials" "$data" "${noise_audio[@]}"
 fi
 
 # -- the same in every trunk_ssl recipe from here on (utils/sync_recipes.sh)
