@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyspkv.base.errors import UserError
-from pyspkv.bin import datadir, import_embeddings
+from pyspkv.bin import datadir, import_embeddings, reuse
 from pyspkv.data.ark import EmbeddingWriter, read_embeddings
 from pyspkv.data.datadir import DataDir
 from pyspkv.data.published_names import end_of, match
@@ -226,3 +226,21 @@ def test_an_extraction_is_not_overwritten_and_a_killed_import_goes_on(tmp_path, 
             assert not (tmp_path / "out/embedding.scp").exists()
     assert allowed > 1
     assert read_embeddings(tmp_path / "out/embedding.scp").ids == UTTS
+
+
+def test_a_new_experiment_takes_imported_embeddings_over(tmp_path, call, monkeypatch):
+    call(*save(tmp_path, "pt", vectors()))
+    old, new = tmp_path / "old/imported/embed", tmp_path / "new"
+    old.mkdir(parents=True)
+    (tmp_path / "out").rename(old / "train")
+    words = ["reuse", "--from", str(tmp_path / "old"), "--exp", str(new), "--stage"]
+    monkeypatch.setattr(sys, "argv", [*words, "3"])
+    with pytest.raises(UserError, match="has no finished phase before this stage"):
+        reuse.main()
+    assert not new.exists()
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", [*words, "4"])
+        reuse.main()
+    assert (new / "imported/embed/train/embedding.ark").read_bytes() == (
+        old / "train/embedding.ark"
+    ).read_bytes()

@@ -1,9 +1,10 @@
 """Link finished phases of another experiment into a new one, which continues from them.
 
 Linked are `<phase>/model` and `<phase>/data` (and data_out) of the phases that a recipe makes before --stage
-and, of the rounds, those below --round. A round's report.json is copied. The new experiment makes its own
-embeddings, scores and report. A linked model is never written to. If the recipe would train it with other
-settings, data or labels, the trainer refuses it, as it does when it resumes.
+and, of the rounds, those below --round, and imported embeddings. A round's report.json is copied. The new
+experiment embeds by these models itself, and makes its own scores and report. A linked model is never written
+to. If the recipe would train it with other settings, data or labels, the trainer refuses it, as it does when it
+resumes.
 """
 
 import argparse
@@ -43,6 +44,18 @@ def wanted(phase: str, stage: int, first_round: int) -> bool:
     return stage > (4 if phase in ("supervised", "baseline") else 5)
 
 
+def link(place: Path, target: Path) -> None:
+    """Make `place` a link to `target`, if it is none yet. UserError: it is something else."""
+    target = target.resolve()
+    if place.is_symlink() and place.resolve() == target:
+        return
+    if place.is_symlink() or place.exists():
+        hint = "give another --exp, or drop --reuse"
+        raise UserError(f"exists and does not link to {target}", file=place, hint=hint)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.symlink(target, place)
+
+
 def main() -> None:
     args = parse()
     source = args.source.resolve()
@@ -63,21 +76,16 @@ def main() -> None:
             )
         parts = [model] + [p for p in (model.parent / "data", model.parent / "data_out") if p.is_dir()]
         for part in parts:
-            place, target = args.exp / phase / part.name, part.resolve()
-            if place.is_symlink() and place.resolve() == target:
-                continue
-            if place.is_symlink() or place.exists():
-                hint = "give another --exp, or drop --reuse"
-                raise UserError(f"exists and does not link to {target}", file=place, hint=hint)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.symlink(target, place)
-        report = (
-            model.parent / "report.json"
-        )  # describes the labels; copied for the report of the new experiment
+            link(args.exp / phase / part.name, part)
+        report = model.parent / "report.json"  # of the labels; the new experiment's report shows it
         if report.is_file():
             shutil.copyfile(report, args.exp / phase / "report.json", follow_symlinks=False)
         linked += 1
         print(f"{args.exp}/{phase}: from {model.parent}")
+    if args.stage > 3 and (source / "imported/embed/train/embedding.scp").is_file():
+        link(args.exp / "imported/embed/train", source / "imported/embed/train")
+        linked += 1
+        print(f"{args.exp}/imported: from {source}/imported")
     if not linked:
         raise UserError(
             "has no finished phase before this stage", file=args.source, hint="run its stage 3 first"
