@@ -2,13 +2,15 @@
 
 The state is in the folder .slurm/<name of the log> next to the logs. It has a folder for every submitted array (input
 of slurm_task.sh, and the job id in `job`), and the files done.<number>, failed.<number> and again.<number> that the
-tasks write. A task counts as done if its done-file holds the hash of its command and no file or folder named in the
-command is newer. When all tasks are done the state is removed, so that the next call runs everything again, as on a
-single machine. If a runner is killed its arrays go on, and the next runner takes them over.
+tasks write. A task counts as done if its done-file holds the hash of its command and no input is newer. The inputs are
+the files and folders that the command names, except those that follow an option for outputs (OUTPUT). When all tasks
+are done the state is removed, so that the next call runs everything again, as on a single machine. If a runner is
+killed its arrays go on, and the next runner takes them over.
 """
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -23,6 +25,7 @@ TRIES = 4  # attempts for a task that SLURM loses: its node fails, it is preempt
 # Seconds between two questions to the controller. A done-file may also appear so late after its task has left
 # the queue, because of NFS.
 LOOK = float(os.environ.get("SPKV_SLURM_LOOK") or 5.0)
+OUTPUT = re.compile(r"--(exp|out|out-.*|.*-out)")  # options whose value a command writes
 FINAL = {"CANCELLED": "somebody cancelled it", "OUT_OF_MEMORY": "it ran out of memory: raise --mem"}
 TASK = str(Path(__file__).resolve().parents[2] / "utils/slurm_task.sh")
 
@@ -45,6 +48,27 @@ def say(text: str) -> None:
         print(f"slurm.sh: {printable(text)}", file=sys.stderr, flush=True)
 
 
+def start_log(log: Path) -> None:
+    """Make the folder of a log. If the log says that its job succeeded, empty it; else the next job appends."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError), open(log, "r+b") as f:
+        f.seek(max(f.seek(0, os.SEEK_END) - 200, 0))
+        if re.search(rb"# Ended \(code 0\) at .*\n\Z", f.read()):
+            f.truncate(0)
+
+
+def last_change(path: str) -> float:
+    """Time of the last change to a file, or to a folder or any of its entries; 0 if it does not exist."""
+    latest = 0.0
+    with contextlib.suppress(OSError, ValueError):
+        latest = os.stat(path).st_mtime
+        with os.scandir(path) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # a link without a target
+                    latest = max(latest, 0.0 if entry.name.startswith(".") else entry.stat().st_mtime)
+    return latest
+
+
 class Array:
     """The jobs of one call. `run` returns when all have ended; `stop` cancels them."""
 
@@ -53,7 +77,11 @@ class Array:
         self.tasks = {n: Task(call.hash_of(n)) for n in call.numbers}
         self.left, self.looked, self.away = set(self.tasks), 0.0, False
         self.jobs: dict[str, str] = {}  # id -> comment
-        self.named = [Path(call.cwd, w) for w in call.command if w and len(w) < 4096 and "\n" not in w]
+        self.inputs = [
+            word
+            for before, word in zip(["", *call.command], call.command, strict=False)
+            if word and len(word) < 4096 and "\n" not in word and not OUTPUT.fullmatch(before)
+        ]
         options = {"name": self.state.name, **call.options}
         options["name"] = "".join(c if c.isalnum() or c in "._-" else "_" for c in options["name"])[:64]
         self.env = config.environment(os.environ, options)
@@ -65,17 +93,10 @@ class Array:
 
     # -- the state in files
     def newest(self, number: int) -> float:
-        """Time of the last change to any file, or to the entries of any folder, that the command names."""
-        latest = 0.0
-        for path in self.named:
-            name = str(path).replace(self.call.name, str(number)) if self.call.name else str(path)
-            with contextlib.suppress(OSError, ValueError):
-                latest = max(latest, os.stat(name).st_mtime)
-                with contextlib.suppress(NotADirectoryError), os.scandir(name) as entries:
-                    latest = max(
-                        [latest, *(e.stat().st_mtime for e in entries if not e.name.startswith("."))]
-                    )
-        return latest
+        """Time of the last change to any input of a task."""
+        words = {w.replace(self.call.name, str(number)) if self.call.name else w for w in self.inputs}
+        words |= {w.removesuffix("@best").removesuffix("@last") for w in words}  # a model is DIR or DIR@best
+        return max((last_change(os.path.join(self.call.cwd, w)) for w in words), default=0.0)
 
     def read(self, kind: str, number: int) -> list[str]:
         """Content of such a file of a task (hash, attempt, exit code); [] when it does not exist."""
