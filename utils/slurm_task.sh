@@ -4,7 +4,8 @@
 # entries, each ended by a NUL. call: also NUL-ended, the folder to work in, the name JOB, log, number of nodes, and the
 # words of the command.
 # The task writes "hash attempt code" to FOLDER/../done.<number> or failed.<number>; neither if SLURM ends it. It writes
-# again.<number> if the command is to be submitted again (exit code 75: a signal stopped a training in time).
+# "hash attempt step" to again.<number> if the command is to be submitted again (exit code 75: a signal stopped a
+# training in time, at this step).
 set -uo pipefail
 folder=$1 stopped='' child=''
 mapfile -t tasks < "$folder/tasks" || exit 1
@@ -21,7 +22,7 @@ fi
 # SLURM may run a finished task again, for example after its controller was killed.
 read -r made _ 2> /dev/null < "$folder/../done.$number" && [ "$made" = "$hash" ] && exit 0
 
-mark() { # done|failed|again CODE: write the file, atomically
+mark() { # done|failed|again CODE|STEP: write the file, atomically
   local file=$folder/../$1.$number
   echo "$hash $attempt $2" > "$file.$SLURM_JOB_ID" && mv -f "$file.$SLURM_JOB_ID" "$file"
 }
@@ -62,7 +63,7 @@ printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$
 if [ "$code" -eq 0 ]; then
   mark "done" 0
 elif [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then # 138: SIGUSR1 came before it had its handler
-  mark again "$code"
+  mark again "$(tail -n 200 "$log" | sed -n 's/.*stopped by SIG[A-Z0-9]* at step \([0-9]*\):.*/\1/p' | tail -n 1)"
 elif [ -z "$stopped" ]; then
   mark failed "$code"
 fi

@@ -27,6 +27,12 @@ TRIES = 4  # attempts for a task that SLURM loses: its node fails, it is preempt
 LOOK = float(os.environ.get("SPKV_SLURM_LOOK") or 5.0)
 OUTPUT = re.compile(r"--(exp|out|out-.*|.*-out)")  # options whose value a command writes
 FINAL = {"CANCELLED": "somebody cancelled it", "OUT_OF_MEMORY": "it ran out of memory: raise --mem"}
+WHAT = {
+    "HELD": "no node could start it",
+    "NODE_FAIL": "its node failed",
+    "PREEMPTED": "it was preempted",
+    "TIMEOUT": "its time was up",
+}
 TASK = str(Path(__file__).resolve().parents[2] / "utils/slurm_task.sh")
 
 
@@ -39,7 +45,8 @@ class Task:
     job: tuple[str, int] | None = None  # array and index of the latest attempt
     gone: float = 0.0  # since when (monotonic time) it is neither in the queue nor done; 0: it is not
     why: str = ""  # reason if it has failed
-    requeued: int = 0  # attempts that a signal stopped in time; they do not count as failures
+    lost: int = 0  # attempts that SLURM has lost, or that were stopped without a new step
+    step: str = ""  # step at which a signal has stopped the latest attempt of a training
 
 
 def say(text: str) -> None:
@@ -275,22 +282,18 @@ class Array:
 
     def lost(self, number: int, state: str) -> bool:
         """Handle a task that SLURM has lost; True if it should be submitted again."""
-        task = self.tasks[number]
-        what = {
-            "HELD": "no node could start it",
-            "NODE_FAIL": "its node failed",
-            "PREEMPTED": "it was preempted",
-            "TIMEOUT": "its time was up",
-        }
-        if state not in FINAL and self.read("again", number)[:2] == [task.hash, str(task.attempt)]:
-            task.requeued += 1
-            say(
-                f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: stopped in time; submitting it again"
-            )
-            return True
-        why = FINAL.get(state) or what.get(state, f"SLURM has lost it ({state.lower() or 'unknown'})")
-        if state in FINAL or task.attempt - task.requeued >= TRIES:
-            task.why = why if state in FINAL else f"{why}, {task.attempt - task.requeued} times"
+        task, log = self.tasks[number], os.path.relpath(self.call.log_of(number), self.call.cwd)
+        why = FINAL.get(state) or WHAT.get(state, f"SLURM has lost it ({state.lower() or 'unknown'})")
+        again = self.read("again", number)
+        if state not in FINAL and again[:2] == [task.hash, str(task.attempt)]:
+            why, step = "stopped in time", "".join(again[2:])
+            if step and step != task.step:  # a training that gets on may be stopped as often as need be
+                task.step = step
+                say(f"{log}: {why}; submitting it again")
+                return True
+        task.lost += 1
+        if state in FINAL or task.lost >= TRIES:
+            task.why = why if state in FINAL else f"{why}, {task.lost} times"
             self.left.discard(number)
             return False
         say(f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: {why}; submitting it again")
