@@ -39,7 +39,9 @@ if [ "$nodes" -gt 1 ]; then # start it once on every node; pyspkv.bin.launch rea
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   address=$(scontrol -o show node "$head" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
   export PET_NNODES=$nodes PET_RDZV_BACKEND=c10d PET_RDZV_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-  export SPKV_NODES=$nodes SPKV_HEAD=${address:-$head}:$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))
+  address=${address:-$head} port=$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))
+  while (: < "/dev/tcp/$address/$port") 2> /dev/null; do port=$((port + 1)); done # another program listens there
+  export SPKV_NODES=$nodes SPKV_HEAD=$address:$port
   export PET_RDZV_ENDPOINT=$SPKV_HEAD
   command=(srun --export=ALL --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"
     --kill-on-bad-exit=1 -- "${command[@]}")
