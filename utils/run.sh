@@ -8,7 +8,7 @@
 # parsed by a shell again, so write pipes as: bash -c '... | ...'. When this script ends, even by kill -9, everything that
 # the jobs started ends too. The options may also follow JOB=1:n; slurm.sh has the same ones.
 #   --max-jobs-run N   most jobs at a time (default: all)
-#   --num-threads N    OMP_NUM_THREADS of each job
+#   --num-threads N    OMP_NUM_THREADS of each job (default: as it is set; else numbered jobs share the cores)
 #   --gpu N            GPUs of each job, set by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if necessary
 #   --show true|false  copy the output of a single job without JOB to stdout (default: on a terminal)
 #   --config, --mem, --name, --time, --signal, --num-nodes 1    accepted, as slurm.sh has them, but without effect
@@ -71,6 +71,8 @@ if [ "$gpu" -gt 0 ]; then
   [ "$slots" -ge 1 ] || die "--gpu $gpu, but this machine has ${#devices[@]}; without --ngpu the recipes use the CPU"
   if [ "$max" -gt "$slots" ]; then max=$slots; fi
 fi
+
+if [ -n "$name" ] && [ -z "${OMP_NUM_THREADS:-}" ]; then export OMP_NUM_THREADS=$((($(nproc) + max - 1) / max)); fi
 
 job() { # SLOT LOG COMMAND...: run one job; the log gets a header, the output and the exit code
   local slot=$1 log=$2 start=$SECONDS code=0

@@ -45,6 +45,8 @@ if [ "$nodes" -gt 1 ]; then # start it once on every node; pyspkv.bin.launch rea
   export PET_RDZV_ENDPOINT=$SPKV_HEAD
   command=(srun --export=ALL --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"
     --kill-on-bad-exit=1 -- "${command[@]}")
+elif [ -n "$name" ]; then # numbered jobs share a node with others
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_ON_NODE:-1}}"
 fi
 
 trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2> /dev/null' TERM # scancel, preemption, a time limit
