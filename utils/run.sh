@@ -12,6 +12,7 @@
 #   --gpu N            GPUs of each job, set by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if necessary
 #   --show true|false  copy the output of a single job without JOB to stdout (default: on a terminal)
 #   --config, --mem, --name, --time, --signal, --num-nodes 1    accepted, as slurm.sh has them, but without effect
+# A log goes on below its old lines until its job has succeeded; the next call then begins it anew.
 # Exit code: 0 if all jobs succeeded; else 1, after the names and last lines of the failed logs.
 set -euo pipefail
 
@@ -77,7 +78,7 @@ if [ -n "$name" ] && [ -z "${OMP_NUM_THREADS:-}" ]; then export OMP_NUM_THREADS=
 job() { # SLOT LOG COMMAND...: run one job; the log gets a header, the output and the exit code
   local slot=$1 log=$2 start=$SECONDS code=0
   exec {guard}>&- # only this script may hold it open: see guard
-  : > "$log"
+  if tail -n 1 "$log" 2> /dev/null | grep -aq '# Ended (code 0) at '; then : > "$log"; fi # else append
   exec 3>&1 >> "$log" 2>&1 < /dev/null
   shift 2
   if [ "$gpu" -gt 0 ]; then

@@ -28,7 +28,6 @@ mark() { # done|failed|again CODE|STEP: write the file, atomically
 }
 
 rm -f "$folder/../again.$number"
-if [ "$attempt" -eq 1 ] && [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]; then : > "$log" || exit 1; fi
 exec >> "$log" 2>&1 < /dev/null || exit 1
 printf '#'
 printf ' %q' "${command[@]}"

@@ -180,27 +180,28 @@ class Array:
         """A comment that identifies an array in SLURM's queue."""
         return f"spkv:{folder.name}:{folder.stat().st_ino}"
 
-    def submit(self, numbers: list[int]) -> None:
-        """Submit these tasks, as one array or as several if SLURM's limit requires it."""
+    def submit(self, numbers: list[int], test: bool = False) -> None:
+        """Submit these tasks, as one array or as several if SLURM's limit requires it.
+
+        test: ask SLURM before whether it would refuse them. It would also refuse what needs nodes that are down at
+        the moment, so this is for the beginning: tasks that are submitted again wait for such nodes.
+        """
         if not numbers:
             return
         size, most = engine.array_limit(), int(self.call.options.get("max_jobs_run", "0"))
-        for log in {self.call.log_of(n).parent for n in numbers}:
-            log.mkdir(parents=True, exist_ok=True)
-        job = ""
-        for first in range(0, len(numbers), size):
-            some = numbers[first : first + size]
+        for number in numbers:
+            self.tasks[number].job = None
+        for at in range(0, len(numbers), size):
+            some = numbers[at : at + size]
             folder = self.folder(some)
-            words = [
-                *self.words,
-                f"--chdir={folder}",
-                f"--array=0-{len(some) - 1}" + (f"%{most}" if most else ""),
-            ]
-            if most and first:  # %N limits one array only, so the next array waits for this one
-                words.append(f"--dependency=afterany:{job}")
+            words = [*self.words, f"--chdir={folder}", f"--array=0-{len(some) - 1}"]
+            if most:  # %N limits one array only, so each array waits for the one before
+                words[-1] += f"%{most}"
+                if under_way := [int(t.job[0]) for n, t in self.tasks.items() if n in self.left and t.job]:
+                    words.append(f"--dependency=afterany:{max(under_way)}")
             script = [TASK, str(folder)]
             try:
-                if first == 0:
+                if test and at == 0:
                     engine.test(words, script, self.sbatch_env, folder)
                 job = engine.submit(words, script, self.sbatch_env, folder, self.token(folder))
             except UserError:
@@ -305,7 +306,11 @@ class Array:
         `show()` is called regularly in the meantime.
         """
         self.adopt()
-        self.submit([n for n in sorted(self.left) if not self.tasks[n].job])
+        missing = [n for n in sorted(self.left) if not self.tasks[n].job]
+        for number in missing:
+            start_log(self.call.log_of(number))
+        show()  # it sees an emptied log before a task writes to it
+        self.submit(missing, test=not self.jobs)
         pause = 0.05
         while self.left:
             time.sleep(pause)
