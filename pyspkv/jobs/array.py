@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyspkv.base.atomic import atomic_file
 from pyspkv.base.errors import UserError, printable
 from pyspkv.jobs import engine
 from pyspkv.jobs.call import Call, Config
@@ -113,40 +114,49 @@ class Array:
             return []
 
     def adopt(self) -> None:
-        """Take over the queued tasks of a runner that was killed; cancel those with another command."""
-        old: dict[tuple[str, int], list[str]] = {}
-        jobs: dict[str, str] = {}
-        wrong: list[tuple[str, int]] = []
-        for folder in self.folders():
-            if job := self.job_of(folder):
-                jobs[job] = self.token(folder)
-                lines = (folder / "tasks").read_text().splitlines()
-                old |= {(job, i): line.split() for i, line in enumerate(lines)}
-        while (queued := engine.queue(jobs)) is None:
-            self.wait_for_controller()
-        for (job, index), (place, made, attempt) in old.items():
-            task = self.tasks.get(int(place))
-            if (job, index) in queued and task and task.hash == made:
-                task.job, task.attempt = (job, index), int(attempt)
-            elif (job, index) in queued:
-                wrong.append((job, index))
-        engine.cancel(wrong)
+        """Take over the queued tasks of a runner that was killed; end those with another command or old inputs."""
+        arrays = {folder: self.job_of(folder) for folder in self.folders()}
+        jobs = {job: self.token(folder) for folder, job in arrays.items() if job}
+        queued = self.ask(jobs)
+        wrong = []
+        for folder, job in arrays.items():
+            for index, line in enumerate((folder / "tasks").read_text().splitlines() if job else ()):
+                number, made, attempt = line.split()
+                task, submitted = self.tasks.get(int(number)), (folder / "tasks").stat().st_mtime
+                if (job, index) not in queued:
+                    continue
+                if task and task.hash == made and self.newest(int(number)) <= submitted:
+                    task.job, task.attempt = (job, index), int(attempt)
+                else:
+                    wrong.append((job, index))
+        if wrong:
+            say("ending the tasks of another command or of older inputs")
+            engine.cancel(wrong)
+            while self.ask(jobs).keys() & set(wrong):  # one that still saves its state holds its lock
+                time.sleep(min(LOOK, 1.0))
         self.jobs = {t.job[0]: jobs[t.job[0]] for t in self.tasks.values() if t.job}
         if self.jobs:
             say(f"resuming job {', '.join(self.jobs)}")
-        for folder in self.folders():
-            if self.job_of(folder) not in self.jobs:
+        for folder, job in arrays.items():
+            if job not in self.jobs:
                 shutil.rmtree(folder, ignore_errors=True)
-        for number, task in self.tasks.items():
-            if not task.job:
-                (self.state / f"failed.{number}").unlink(missing_ok=True)
-                done = self.state / f"done.{number}"
-                if self.read("done", number)[:1] == [task.hash] and done.stat().st_mtime >= self.newest(
-                    number
-                ):
-                    self.left.discard(number)
-                else:
-                    done.unlink(missing_ok=True)
+        self.skip_done()
+
+    def skip_done(self) -> None:
+        """Take the tasks that are done from `left`; forget what earlier calls say about the others."""
+        for number in (n for n, task in self.tasks.items() if not task.job):
+            (self.state / f"failed.{number}").unlink(missing_ok=True)
+            done, made = self.state / f"done.{number}", self.read("done", number)[:1]
+            if made == [self.tasks[number].hash] and done.stat().st_mtime >= self.newest(number):
+                self.left.discard(number)
+            else:
+                done.unlink(missing_ok=True)
+
+    def ask(self, jobs: dict[str, str]) -> dict[tuple[str, int], tuple[str, str]]:
+        """The queue of these jobs, once the controller answers."""
+        while (queued := engine.queue(jobs)) is None:
+            self.wait_for_controller()
+        return queued
 
     def folders(self) -> list[Path]:
         """Folders of the submitted arrays."""
@@ -154,12 +164,17 @@ class Array:
 
     def job_of(self, folder: Path) -> str:
         """Job id of an array; "" if it was not submitted. A killed runner may not have written the id yet."""
-        file = folder / "job"
-        if not file.exists():
-            while (job := engine.find(self.token(folder))) is None:
-                self.wait_for_controller()
-            file.write_text(job)
-        return file.read_text().strip()
+        with contextlib.suppress(FileNotFoundError):
+            if job := (folder / "job").read_text():
+                return job
+        while (job := engine.find(self.token(folder))) is None:
+            self.wait_for_controller()
+        return job
+
+    def note(self, folder: Path, job: str) -> None:
+        """Write the job id of an array, so that the next runner finds it."""
+        with atomic_file(folder / "job") as f:
+            f.write(job)
 
     def collect(self) -> None:
         """Mark the tasks that have written a done- or failed-file as finished."""
@@ -208,7 +223,7 @@ class Array:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             self.jobs[job] = self.token(folder)
-            (folder / "job").write_text(job)
+            self.note(folder, job)
             for index, number in enumerate(some):
                 self.tasks[number].job, self.tasks[number].gone = (job, index), 0.0
         self.looked = time.monotonic()
@@ -297,7 +312,7 @@ class Array:
             task.why = why if state in FINAL else f"{why}, {task.lost} times"
             self.left.discard(number)
             return False
-        say(f"{os.path.relpath(self.call.log_of(number), self.call.cwd)}: {why}; submitting it again")
+        say(f"{log}: {why}; submitting it again")
         return True
 
     def run(self, show) -> int:
@@ -334,18 +349,21 @@ class Array:
         for number, task in list(failed.items())[:3]:
             log = self.call.log_of(number)
             say(f"last lines of {os.path.relpath(log, self.call.cwd)} ({task.why})")
-            own = next(self.state.glob(f"*/out.{task.job[1]}"), None) if task.job else None
-            for file in (log, own) if own else (log,):
-                with contextlib.suppress(OSError, TypeError):
+            files = [log]
+            if task.job:  # what SLURM itself said
+                files.append(self.state / self.jobs[task.job[0]].split(":")[1] / f"out.{task.job[1]}")
+            for file in files:
+                with contextlib.suppress(OSError):
                     for line in file.read_text(errors="replace").splitlines()[-12:]:
                         print(f"  {printable(line)}", file=sys.stderr)
         for number in list(failed)[3:]:
             say(f"also failed: {os.path.relpath(self.call.log_of(number), self.call.cwd)}")
 
     def stop(self) -> None:
-        """Cancel every array of this call, even one whose submission was interrupted."""
+        """Cancel every array of this call, even one whose submission or adoption was interrupted."""
         for folder in self.folders():
-            if not (folder / "job").exists() and (job := engine.find(self.token(folder))):
+            file = folder / "job"
+            if job := (file.exists() and file.read_text()) or engine.find(self.token(folder)):
                 self.jobs[job] = self.token(folder)
         if not engine.cancel_all(self.jobs):
             say(f"SLURM has not ended all jobs yet: squeue -j {','.join(self.jobs)}")
