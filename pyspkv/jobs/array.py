@@ -165,8 +165,8 @@ class Array:
     def job_of(self, folder: Path) -> str:
         """Job id of an array; "" if it was not submitted. A killed runner may not have written the id yet."""
         with contextlib.suppress(FileNotFoundError):
-            if job := (folder / "job").read_text():
-                return job
+            if written := (folder / "job").read_text():
+                return written
         while (job := engine.find(self.token(folder))) is None:
             self.wait_for_controller()
         return job
