@@ -334,13 +334,19 @@ def test_slurms_own_message_is_that_of_the_latest_attempt(slurm, capsys):
 
 
 # ---- slurm_task.sh ---------------------------------------------------------------------------------------------
-def test_a_port_that_is_in_use_is_not_the_meeting_point(slurm, tmp_path):
-    program(
-        tmp_path,
-        "scontrol",
-        "case $* in *hostnames*) echo n1;; *) echo 'NodeName=n1 NodeAddr=127.0.0.1 X=1';; esac",
-    )
-    program(tmp_path, "srun", 'while [ "$1" != -- ]; do shift; done; shift; "$@"')
+def over_two_nodes(folder: Path, monkeypatch, job: int, srun: str) -> tuple[array.Array, str]:
+    """The state and the log after slurm_task.sh has run `echo at ADDRESS:PORT`, with this srun."""
+    node = "NodeName=n1 NodeAddr=127.0.0.1 X=1"
+    program(folder, "scontrol", f"case $* in *hostnames*) echo n1;; *) echo '{node}';; esac")
+    program(folder, "srun", f'while [ "$1" != -- ]; do shift; done; shift; "$@"; {srun}')
+    program(folder, "sleep", "exec /bin/sleep 0.4")  # in place of its 2 s
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    made = left_behind("--num-nodes", "2", "a.log", "bash", "-c", "echo at $SPKV_HEAD $PET_RDZV_ENDPOINT")
+    run_task(made.folders()[0], str(job), 0, SLURM_JOB_NODELIST="n[1-2]")
+    return made, Path("a.log").read_text()
+
+
+def test_a_port_that_is_in_use_is_not_the_meeting_point(slurm, tmp_path, monkeypatch):
     with socket.socket() as s:
         for job in range(3000, 4000):
             try:
@@ -349,17 +355,18 @@ def test_a_port_that_is_in_use_is_not_the_meeting_point(slurm, tmp_path):
             except OSError:
                 continue
         s.listen()
-        made = left_behind("--num-nodes", "2", "a.log", "bash", "-c", "echo at $SPKV_HEAD $PET_RDZV_ENDPOINT")
-        (folder,) = made.folders()
-        pairs = (folder / "environment").read_bytes().split(b"\0")
-        path = f"PATH={tmp_path}:{os.environ['PATH']}".encode()
-        (folder / "environment").write_bytes(
-            b"\0".join([*(p for p in pairs if p[:5] != b"PATH=" and p), path, b""])
-        )
-        run_task(folder, str(job), 0, SLURM_JOB_NODELIST="n[1-2]")
-    first, second = Path("a.log").read_text().split("\nat ")[1].splitlines()[0].split()
+        made, log = over_two_nodes(tmp_path, monkeypatch, job, "exit 0")
+    first, second = log.split("\nat ")[1].splitlines()[0].split()
     address, _, port = first.partition(":")
     assert first == second and address == "127.0.0.1" and 20000 + job < int(port) < 20100 + job
+    assert made.read("done", 1)
+
+
+def test_a_job_that_has_lost_a_node_is_not_done(slurm, tmp_path, monkeypatch):
+    """srun returns 0 where a node has failed, and SLURM's SIGTERM comes a moment later."""
+    made, log = over_two_nodes(tmp_path, monkeypatch, 3, "(/bin/sleep 0.1; kill $PPID) & exit 0")
+    assert "# Ended (code 143)" in log
+    assert not any(made.read(kind, 1) for kind in ("done", "failed", "again"))
 
 
 def test_threads_are_those_of_the_machine_that_runs_the_job(slurm, tmp_path, monkeypatch):

@@ -58,10 +58,10 @@ start=$SECONDS code=0
 child=$!
 while wait "$child"; kill -0 "$child" 2> /dev/null; do :; done # a signal ends `wait` before the child has ended
 wait "$child" || code=$? # bash remembers the exit code of a child
+if [ "$code" -gt 128 ] || [ "$nodes" -gt 1 ]; then sleep 2; fi # what ended it may be on its way to this script
 if [ -n "$stopped" ] && [ "$nodes" -gt 1 ] && [ "$code" -eq 0 ]; then
-  code=143 # an srun that SLURM ends does not learn how its tasks ended, and returns 0
+  code=143 # an srun that SLURM ends, or whose node has failed, does not learn how its tasks ended, and returns 0
 fi
-[ "$code" -le 128 ] || sleep 2 # the signal that ended it may be on its way to this script
 printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
 if [ "$code" -eq 0 ]; then
   mark "done" 0
