@@ -132,13 +132,16 @@ def test_a_lost_task_waits_for_nodes_that_are_down(slurm):
     assert len(tested) == 1 and len(slurm.submitted()) == 2
 
 
-def test_an_accepted_job_whose_answer_was_lost_is_not_submitted_again(slurm):
+@pytest.mark.parametrize(
+    "message", ["Socket timed out on send/recv operation", "Transport endpoint is not connected"]
+)
+def test_an_accepted_job_whose_answer_was_lost_is_not_submitted_again(slurm, message):
     silent = [True, True]
 
     def answers(words):
         if words[0] == "sbatch" and "--test-only" not in words and not slurm.folders:
             slurm.sbatch(words)
-            return 1, "", "sbatch: error: Socket timed out on send/recv operation"
+            return 1, "", f"sbatch: error: Batch job submission failed: {message}"
         if words[0] == "squeue" and "-j" not in words and silent:
             silent.pop()
             return 1, "", "slurm_load_jobs error: Unable to contact slurm controller"

@@ -16,6 +16,7 @@ AWAY = (
     "unable to contact",
     "timed out",
     "connection",
+    "not connected",
     "zero bytes",
     "socket",
     "communication",
