@@ -37,7 +37,7 @@ read -ra cmd <<< "$cmd"
 if [ "$nj" -eq 1 ]; then
   log_run "${cmd[@]}" --gpu $gpu "$log/extract.log" python -m pyspkv.bin.extract "${args[@]}"
 else
-  log_run "${cmd[@]}" --gpu $gpu --num-threads $((($(nproc) + nj - 1) / nj)) SPKV_JOB=1:"$nj" "$log/extract.SPKV_JOB.log" \
+  log_run "${cmd[@]}" --gpu $gpu SPKV_JOB=1:"$nj" "$log/extract.SPKV_JOB.log" \
     python -m pyspkv.bin.extract "${args[@]}" --part "SPKV_JOB/$nj"
   log_run python -m pyspkv.bin.extract "${args[@]}" --merge "$nj"
 fi

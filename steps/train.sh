@@ -44,4 +44,5 @@ fi
 log_run "${cmd[@]}" --gpu "$ngpu" "$model.log" \
   python -m "${launch[@]}" pyspkv.bin.train "${args[@]}"
 # The runner shows a job's output on a terminal only. Signs of trouble are for the log of a night's run, too.
-if ! $dry_run && [ ! -t 2 ]; then grep '^warning: ' "$model.log" >&2 || true; fi
+# The log may begin with earlier calls, so each is shown once.
+if ! $dry_run && [ ! -t 2 ]; then grep '^warning: ' "$model.log" | awk '!seen[$0]++' >&2 || true; fi

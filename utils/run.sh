@@ -8,10 +8,11 @@
 # parsed by a shell again, so write pipes as: bash -c '... | ...'. When this script ends, even by kill -9, everything that
 # the jobs started ends too. The options may also follow JOB=1:n; slurm.sh has the same ones.
 #   --max-jobs-run N   most jobs at a time (default: all)
-#   --num-threads N    OMP_NUM_THREADS of each job
+#   --num-threads N    OMP_NUM_THREADS of each job (default: as it is set; else numbered jobs share the cores)
 #   --gpu N            GPUs of each job, set by CUDA_VISIBLE_DEVICES; fewer jobs run at a time if necessary
 #   --show true|false  copy the output of a single job without JOB to stdout (default: on a terminal)
 #   --config, --mem, --name, --time, --signal, --num-nodes 1    accepted, as slurm.sh has them, but without effect
+# A log goes on below its old lines until its job has succeeded; the next call then begins it anew.
 # Exit code: 0 if all jobs succeeded; else 1, after the names and last lines of the failed logs.
 set -euo pipefail
 
@@ -72,10 +73,12 @@ if [ "$gpu" -gt 0 ]; then
   if [ "$max" -gt "$slots" ]; then max=$slots; fi
 fi
 
+if [ -n "$name" ] && [ -z "${OMP_NUM_THREADS:-}" ]; then export OMP_NUM_THREADS=$((($(nproc) + max - 1) / max)); fi
+
 job() { # SLOT LOG COMMAND...: run one job; the log gets a header, the output and the exit code
   local slot=$1 log=$2 start=$SECONDS code=0
   exec {guard}>&- # only this script may hold it open: see guard
-  : > "$log"
+  if tail -n 1 "$log" 2> /dev/null | grep -aq '# Ended (code 0) at '; then : > "$log"; fi # else append
   exec 3>&1 >> "$log" 2>&1 < /dev/null
   shift 2
   if [ "$gpu" -gt 0 ]; then

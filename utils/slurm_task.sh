@@ -4,7 +4,8 @@
 # entries, each ended by a NUL. call: also NUL-ended, the folder to work in, the name JOB, log, number of nodes, and the
 # words of the command.
 # The task writes "hash attempt code" to FOLDER/../done.<number> or failed.<number>; neither if SLURM ends it. It writes
-# again.<number> if the command is to be submitted again (exit code 75: a signal stopped a training in time).
+# "hash attempt step" to again.<number> if the command is to be submitted again (exit code 75: a signal stopped a
+# training in time, at this step).
 set -uo pipefail
 folder=$1 stopped='' child=''
 mapfile -t tasks < "$folder/tasks" || exit 1
@@ -21,13 +22,12 @@ fi
 # SLURM may run a finished task again, for example after its controller was killed.
 read -r made _ 2> /dev/null < "$folder/../done.$number" && [ "$made" = "$hash" ] && exit 0
 
-mark() { # done|failed|again CODE: write the file, atomically
+mark() { # done|failed|again CODE|STEP: write the file, atomically
   local file=$folder/../$1.$number
   echo "$hash $attempt $2" > "$file.$SLURM_JOB_ID" && mv -f "$file.$SLURM_JOB_ID" "$file"
 }
 
 rm -f "$folder/../again.$number"
-if [ "$attempt" -eq 1 ] && [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ]; then : > "$log" || exit 1; fi
 exec >> "$log" 2>&1 < /dev/null || exit 1
 printf '#'
 printf ' %q' "${command[@]}"
@@ -38,10 +38,14 @@ if [ "$nodes" -gt 1 ]; then # start it once on every node; pyspkv.bin.launch rea
   head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   address=$(scontrol -o show node "$head" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
   export PET_NNODES=$nodes PET_RDZV_BACKEND=c10d PET_RDZV_ID=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-  export SPKV_NODES=$nodes SPKV_HEAD=${address:-$head}:$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))
+  address=${address:-$head} port=$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))
+  while (: < "/dev/tcp/$address/$port") 2> /dev/null; do port=$((port + 1)); done # another program listens there
+  export SPKV_NODES=$nodes SPKV_HEAD=$address:$port
   export PET_RDZV_ENDPOINT=$SPKV_HEAD
   command=(srun --export=ALL --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}"
     --kill-on-bad-exit=1 -- "${command[@]}")
+elif [ -n "$name" ]; then # numbered jobs share a node with others
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_ON_NODE:-1}}"
 fi
 
 trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2> /dev/null' TERM # scancel, preemption, a time limit
@@ -54,15 +58,15 @@ start=$SECONDS code=0
 child=$!
 while wait "$child"; kill -0 "$child" 2> /dev/null; do :; done # a signal ends `wait` before the child has ended
 wait "$child" || code=$? # bash remembers the exit code of a child
+if [ "$code" -gt 128 ] || [ "$nodes" -gt 1 ]; then sleep 2; fi # what ended it may be on its way to this script
 if [ -n "$stopped" ] && [ "$nodes" -gt 1 ] && [ "$code" -eq 0 ]; then
-  code=143 # an srun that SLURM ends does not learn how its tasks ended, and returns 0
+  code=143 # an srun that SLURM ends, or whose node has failed, does not learn how its tasks ended, and returns 0
 fi
-[ "$code" -le 128 ] || sleep 2 # the signal that ended it may be on its way to this script
 printf '# Ended (code %d) at %s, elapsed time %d seconds\n' "$code" "$(date)" "$((SECONDS - start))"
 if [ "$code" -eq 0 ]; then
   mark "done" 0
 elif [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then # 138: SIGUSR1 came before it had its handler
-  mark again "$code"
+  mark again "$(tail -n 200 "$log" | sed -n 's/.*stopped by SIG[A-Z0-9]* at step \([0-9]*\):.*/\1/p' | tail -n 1)"
 elif [ -z "$stopped" ]; then
   mark failed "$code"
 fi

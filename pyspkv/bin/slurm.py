@@ -9,8 +9,11 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 
 from pyspkv.base.errors import UserError, run
+
+ENDED = re.compile(rb"# Ended \(code \d+\) at .*\n")
 
 
 class Stopped(BaseException):
@@ -24,27 +27,46 @@ def _stop(number: int, _) -> None:
 
 
 class Follow:
-    """Copy what a job writes into its log to stdout, without the runner's own lines."""
+    """Copy what jobs write into a log from now on to stdout, without the runner's own lines.
 
-    def __init__(self, log):
-        self.log, self.at, self.line = log, 0, b""
+    Those are a line with the command, "# Started at ...", "#", and in the end "# Ended (code ...) at ...".
+    """
+
+    def __init__(self, log: Path):
+        self.log, self.at = log, log.stat().st_size if log.exists() else 0
+        self.rest = b""  # the beginning of a line
+        self.held = b""  # a line that may be a command: then the next one is "# Started at ..."
+        self.in_header = False
 
     def __call__(self) -> None:
         try:
             with open(self.log, "rb") as f:
+                self.at = min(self.at, os.fstat(f.fileno()).st_size)  # it may have been emptied
                 f.seek(self.at)
                 new = f.read()
         except OSError:
             return
         self.at += len(new)
-        lines = (self.line + new).splitlines(keepends=True)
-        self.line = lines.pop() if lines and lines[-1][-1:] not in b"\r\n" else b""
+        lines = (self.rest + new).splitlines(keepends=True)
+        self.rest = lines.pop() if lines and lines[-1][-1:] not in b"\r\n" else b""
         for line in lines:
-            if not line.startswith(
-                b"#"
-            ):  # if a job's output ends without a line end, the runner's last line follows on the same line
-                sys.stdout.buffer.write(re.sub(rb"# Ended \(code \d+\) at .*", b"", line))
+            self.show(line)
         sys.stdout.flush()
+
+    def show(self, line: bytes) -> None:
+        if line.startswith(b"# Started at "):
+            self.held, self.in_header = b"", True
+            return
+        if self.in_header:  # the line after it
+            self.in_header = False
+            return
+        sys.stdout.buffer.write(self.held)
+        self.held = b""
+        line = ENDED.sub(b"", line)  # it follows at once where a job's output ends without a line end
+        if line.startswith(b"# "):
+            self.held = line
+        else:
+            sys.stdout.buffer.write(line)
 
 
 def main() -> int:

@@ -49,10 +49,10 @@ class Call:
 
     def state(self) -> Path:
         """Folder for the state of these jobs: next to the logs, but above folders named after the number."""
-        folder, rest = Path(self.cwd, self.log).parent, [Path(self.log).name]
+        folder, rest = Path(self.log).parent, [Path(self.log).name]
         while self.name and self.name in str(folder):
             folder, rest = folder.parent, [folder.name, *rest]
-        return folder / ".slurm" / "+".join(rest)
+        return Path(self.cwd, folder, ".slurm", "+".join(rest))
 
 
 def parse_call(words: list[str]) -> Call:

@@ -16,11 +16,13 @@ AWAY = (
     "unable to contact",
     "timed out",
     "connection",
+    "not connected",
     "zero bytes",
     "socket",
     "communication",
     "slurm_msg_send",
 )
+PAUSE = 2.0  # seconds before a submission that was not answered is looked for or made again
 PATIENCE = 600.0  # seconds that a submission waits for an unreachable controller
 
 
@@ -78,8 +80,13 @@ def submit(words: list[str], script: list[str], env: Mapping[str, str], cwd: Pat
             continue
         if not is_away(said) or time.monotonic() > end:
             raise refusal(said)
-        time.sleep(2)
-        if job := find(token):  # the job was accepted, and only the answer was lost
+        time.sleep(PAUSE)
+        # The job may be accepted. A second submission would run all tasks twice, so an answer is waited for.
+        while (job := find(token)) is None:
+            if time.monotonic() > end:
+                raise refusal(said)
+            time.sleep(PAUSE)
+        if job:  # it was accepted, and only the answer was lost
             return job
 
 
