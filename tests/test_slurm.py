@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 import test_kmeans_parts
+import test_recipes
 import toy
 from slurm_cluster import Cluster, wait_until
 from test_grid import RECIPE
@@ -559,6 +560,52 @@ def test_a_recipe_on_two_nodes_ends_in_the_digits_of_one_machine(jobs, recipe):
     assert len(nodes) == 2 and not list(exp.rglob(".slurm"))
 
 
+# A runner that starts the two processes of `--num-nodes 2` on this machine.
+TWO_PROCESSES = f"""#!/bin/bash
+words=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --num-nodes) shift 2 ;;
+    --nproc) words+=(--nproc 2); shift 2 ;;
+    *) words+=("$1"); shift ;;
+  esac
+done
+exec {RUN} "${{words[@]}}"
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_recipe_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
+    """All stages of egs/mini/ssl at toy size; weights, clusters and scores are the same, byte by byte."""
+    recipe, two = jobs.folder / "ssl", jobs.folder / "two.sh"
+    shutil.copytree(ROOT / "egs/mini/ssl", recipe, ignore=shutil.ignore_patterns("exp", "data"))
+    (recipe / "conf/slurm.conf").write_text("default num_threads=1\noption num_threads=* --cpus-per-task 8\n")
+    two.write_text(TWO_PROCESSES)
+    two.chmod(0o755)
+    text = (ROOT / "egs/TEMPLATE/cmd.sh").read_text()
+    found, words = {}, ["--num-nodes", 2, "--nj", 2, *test_recipes.ONE_ROUND, "--conf", ROOT / "tests/conf"]
+    words += ["--pretrain-opts", "epochs=1", "--round-opts", "epochs=1"]
+    for backend in ("slurm", "local"):
+        changed = text.replace("cmd_backend=local", f"cmd_backend={backend}")
+        (recipe / "cmd.sh").write_text(changed.replace("cuda_cmd=run.sh", f"cuda_cmd={two}"))
+        exp = jobs.folder / backend / "exp"
+        call = [recipe / "run.sh", *words, "--exp", exp, "--data", jobs.folder / "data"]
+        env = {**jobs.env, "SPKV_ROOT": str(ROOT), "SPKV_RECIPE": str(recipe)}
+        start = time.monotonic()
+        done = subprocess.run(list(map(str, call)), env=env, capture_output=True, text=True)
+        print(f"{backend}: {time.monotonic() - start:.0f} s")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "== stage 8" in done.stdout and "EER" in (exp / "report.md").read_text()
+        files = [p for end in ("*.scores", "utt2spk", "model.safetensors") for p in exp.rglob(end)]
+        found[backend] = {p.relative_to(exp): p.read_bytes() for p in files}
+    assert found["local"] == found["slurm"]
+    names = [p.name for p in found["slurm"]]
+    assert names.count("model.safetensors") >= 2 and any(n.endswith(".scores") for n in names)
+    log = (jobs.folder / "slurm/exp/round1/model.log").read_text()
+    assert "--nproc 1" in log and "# Started" in log and " on n" in log
+    assert "--nproc 2" in (jobs.folder / "local/exp/round1/model.log").read_text()
+
+
 @pytest.mark.slow
 def test_kmeans_in_parts_over_the_nodes_is_that_of_one_machine(jobs):
     """steps/cluster.sh --nj 3 on the cluster: the utt2spk of bin.cluster."""
@@ -750,6 +797,48 @@ def test_a_training_longer_than_its_time_limit(jobs):
     print(f"{time.monotonic() - start:.0f} s, {log.count('stopped by SIGUSR1')} stops")
     assert broken.calls == 1 and log.count("stopped by SIGUSR1 at step") >= 1
     assert broken.weights() == whole.weights()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("how", ["killed", "head killed", "silent"])
+def test_a_node_dies_in_a_training_over_two_nodes(jobs, how):
+    """A third node takes its place; the weights are those of an unbroken run, byte by byte.
+
+    The connections of a killed node are closed at once. A node without power is silent until SLURM gives it up.
+    """
+    data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
+    (jobs.folder / "config.yaml").write_text(ENCODER + TRAIN)
+    (jobs.folder / "conf").write_text("command sbatch --export=ALL --no-requeue\n")
+    jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
+    sizes = ("epochs=60", "save_every_steps=10", "log_every_steps=1")
+    whole = Training(jobs, "whole", "--nproc", 2, data=data, sizes=sizes)
+    assert not whole.wait(lambda: False) and whole.calls == 1
+    broken = Training(
+        jobs, "broken", "--num-nodes", 2, "--cmd", "slurm.sh --num-threads 8", data=data, sizes=sizes
+    )
+
+    def saved() -> int:
+        steps = [int(p.name.partition("-")[2]) for p in broken.exp.glob("ckpt-*")]
+        return max(steps, default=0)
+
+    assert broken.wait(lambda: saved() >= 30)
+    nodes = jobs.slurm.call("scontrol", "show", "hostnames", jobs.slurm.queue()[0].split()[2]).split()
+    lost, before, start = nodes[how != "head killed"], broken.start(), time.monotonic()
+    if how == "silent":
+        jobs.slurm.silence_node(lost)
+    else:
+        jobs.slurm.kill_node(lost)
+    try:
+        assert broken.wait(lambda: broken.start() != before)
+        print(f"{how}: started again {time.monotonic() - start:.1f} s after the end of {lost}")
+        assert not broken.wait(lambda: False)
+    finally:
+        jobs.slurm.kill_node(lost)
+        jobs.slurm.start_node(lost)
+    log = (jobs.folder / "broken.log").read_text()
+    assert broken.calls == 1 and log.count("# Started") == 2, (broken.said, log)
+    assert broken.weights() == whole.weights() and f" on {lost}, " not in log.rpartition("# Started")[2]
 
 
 def test_cells_of_a_grid_are_jobs(jobs):
