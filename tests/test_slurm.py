@@ -560,6 +560,81 @@ def test_a_recipe_on_two_nodes_ends_in_the_digits_of_one_machine(jobs, recipe):
     assert len(nodes) == 2 and not list(exp.rglob(".slurm"))
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path, kilobytes: int):
+    """Mount a file system of this size on the folder."""
+    folder.mkdir(parents=True)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_the_disk_fills_up_in_extraction(jobs, recipe):
+    """The parts that do not fit fail and say why; with more space the same command does these alone."""
+    data = jobs.folder / "data"  # three batches: the utterances of the recipe, each 50 times
+    data.mkdir()
+    scp = [line.split(" ", 1) for line in (recipe / "sets/train/wav.scp").read_text().splitlines()]
+    utts = sorted((f"{utt}-{i:02d}", file) for utt, file in scp for i in range(50))
+    for name, second in (("wav.scp", 1), ("utt2spk", 0), ("spk2utt", 0)):
+        (data / name).write_text("".join(f"{utt[0]} {utt[second]}\n" for utt in utts))
+    for name in ("one", "two"):
+        shutil.copytree(recipe / "exp/pretrain/model", jobs.folder / name / "model")
+    (jobs.folder / "conf").write_text("command sbatch --export=ALL\noption num_threads=*\n")
+    jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
+
+    def extract(name: str, cmd: str, code: int) -> str:
+        words = [
+            ROOT / "steps/extract.sh",
+            "--nj",
+            3,
+            "--cmd",
+            cmd,
+            jobs.folder / name / "model",
+            "--data",
+            data,
+        ]
+        done = subprocess.run(list(map(str, words)), env=jobs.env, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    def logs() -> dict[str, str]:
+        return {k: (jobs.folder / f"two/extract.{k}.log").read_text() for k in "123"}
+
+    extract("one", "run.sh", 0)
+    out = jobs.folder / "two/embed/data"
+    with small_disk(out, 640):
+        (out / "ballast").write_bytes(bytes(580 * 1024))  # a part takes 48 KiB
+        said, first = extract("two", "slurm.sh", 1), logs()
+        made = [k for k in "123" if (out / f"part.{k}-of-3.made_by").exists()]
+        full = [k for k in "123" if "No space left on device" in first[k]]
+        assert full and sorted(made + full) == ["1", "2", "3"] and not (out / "embedding.scp").exists()
+        assert f"{len(full)} of 3 jobs failed" in said and said.count("No space left on device") == len(full)
+        assert all(f"extract.{k}.log (exit code 1)" in said and "200 utterances" in first[k] for k in full)
+        (out / "ballast").unlink()
+        extract("two", "slurm.sh", 0)
+        assert [k for k in "123" if logs()[k] != first[k]] == full
+        whole = jobs.folder / "one/embed/data/embedding.ark"
+        assert (out / "embedding.ark").read_bytes() == whole.read_bytes()
+
+
+def test_the_disk_of_the_logs_fills_up(jobs):
+    """The call says so. A task that could not note its success runs again by the same command."""
+    with small_disk(jobs.folder / "log", 256):
+        job = "set -eo pipefail; if [ JOB = 2 ] && [ ! -e go ]; then yes | head -c 500000; fi; echo JOB >> trace"
+        call = ["JOB=1:3", "log/JOB.log", "bash", "-c", job]
+        assert "No space left on device" in jobs.call(*call, code=1) and "2" not in jobs.lines()
+        (jobs.folder / "go").touch()
+        jobs.call(*call)
+        assert jobs.lines().count("2") == 1 and set(jobs.lines()) == {"1", "2", "3"}
+        assert "# Ended (code 0)" in jobs.log(2) and not (jobs.folder / "log/.slurm").exists()
+
+
 # A runner that starts the two processes of `--num-nodes 2` on this machine.
 TWO_PROCESSES = f"""#!/bin/bash
 words=()
