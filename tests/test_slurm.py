@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -716,6 +717,36 @@ def test_training_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
         weights.append(file.read_bytes())
     assert "srun" not in log.splitlines()[0] and "pyspkv.bin.launch" in log.splitlines()[0]
     assert weights[0] == weights[1]
+
+
+ALL_REDUCE = """import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+x = torch.tensor([float(dist.get_rank() + 1)])
+dist.all_reduce(x)
+print(f"rank {dist.get_rank()} of {dist.get_world_size()}: {x.item():g}", flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_meets_over_two_nodes(jobs):
+    """It finds the other node by PET_*, which slurm.sh sets: no option names a node."""
+    (jobs.folder / "sum.py").write_text(ALL_REDUCE)
+    call = [
+        "--num-nodes",
+        "2",
+        "--num-threads",
+        "8",
+        "log/a.log",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+    ]
+    jobs.call(*call, "--nproc-per-node", "2", "sum.py")
+    found = re.findall(r"rank (\d) of 4: 10", jobs.log("a"))  # 1 + 2 + 3 + 4
+    assert sorted(found) == ["0", "1", "2", "3"], jobs.log("a")
 
 
 class Training:
