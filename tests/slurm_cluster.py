@@ -47,7 +47,13 @@ ReturnToService=2
 MaxArraySize={max_array}
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE State=UP
+PartitionName=main Default=YES PreemptMode=OFF
+PartitionName=cancel PreemptMode=CANCEL
+PartitionName=requeue PreemptMode=REQUEUE
+PartitionName=urgent PriorityTier=10 PreemptMode=OFF
 """
 
 

@@ -118,6 +118,14 @@ def jobs(slurm, tmp_path):
     slurm.wait_idle()
 
 
+def start_held(jobs: Jobs) -> None:
+    """Start the tasks that wait: SLURM holds a requeued one back for two minutes."""
+    for task in jobs.slurm.queue():
+        if task.split()[1] == "PENDING":
+            words = ["scontrol", "update", f"JobId={task.split()[0]}", "StartTime=now"]
+            subprocess.run(words, env=jobs.env, capture_output=True)  # it may have started just now
+
+
 # ---- the call ----------------------------------------------------------------------------------------------------
 def test_calls_are_parsed():
     words = "--mem 4G --num_threads=2 x=3:5 --time 1:00 --max-jobs-run 2 log/x/e.x.log cmd --part x/5 --mem y"
@@ -473,6 +481,30 @@ def test_a_node_dies(jobs, requeue):
     assert "attempt 1" in jobs.log(lost) and "attempt 2" in jobs.log(lost)
 
 
+@pytest.mark.parametrize("how", ["cancel", pytest.param("requeue", marks=pytest.mark.slow)])
+def test_a_preempted_task_runs_again(jobs, how):
+    """An urgent job takes the place of one task, which runs again after it; the others go on."""
+    (jobs.folder / "conf").write_text(f"command sbatch --export=ALL -p {how}\n")
+    job = "echo JOB >> trace; until [ -e go ]; do sleep 0.2; done"
+    call = ["--config", "conf", "--num-threads", "8", "JOB=1:3", "log/JOB.log", "bash", "-c", job]
+    process = jobs.start(*call)
+    wait_until(lambda: len(jobs.lines()) == 3, what="a job on each node")
+    start = time.monotonic()
+    urgent = ["sbatch", "-p", "urgent", "--cpus-per-task", "8", "--output", "/dev/null", "--wrap", "true"]
+    jobs.slurm.call(*urgent)
+
+    def again() -> bool:
+        start_held(jobs)
+        return len(jobs.lines()) == 4
+
+    wait_until(again, 60, "the task to start again")
+    print(f"started again {time.monotonic() - start:.1f} s after the urgent job came")
+    (jobs.folder / "go").touch()
+    said, again = jobs.end(process), jobs.lines()[3]
+    assert how == "requeue" or f"log/{again}.log: it was preempted; submitting it again" in said
+    assert "attempt 1" in jobs.log(again) and "attempt 2" in jobs.log(again) and len(jobs.lines()) == 4
+
+
 def test_a_task_that_is_lost_again_and_again(jobs, monkeypatch):
     """The job script itself is killed, as if the node lost power for a moment: up to TRIES attempts, then an
     error.
@@ -793,12 +825,7 @@ class Training:
         while self.go_on():
             if holds():
                 return True
-            for task in self.jobs.slurm.queue():  # SLURM holds a requeued job back for two minutes
-                if task.split()[1] == "PENDING":
-                    words = ["scontrol", "update", f"JobId={task.split()[0]}", "StartTime=now"]
-                    subprocess.run(
-                        words, env=self.jobs.env, capture_output=True
-                    )  # it may have started just now
+            start_held(self.jobs)
             assert time.monotonic() < end, f"not within {seconds} s; {self.said}"
             time.sleep(0.2)
         return False
