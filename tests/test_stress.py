@@ -14,10 +14,10 @@ import toy
 
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
-from pyspkv.bin import stress
+from pyspkv.bin import stress as command
 from pyspkv.data.trials import read_trials
 from pyspkv.models.load import load_encoder
-from pyspkv.score import extract, metrics, scoring
+from pyspkv.score import metrics, scoring, stress
 from pyspkv.score.extract import embed
 from pyspkv.train.config import TrainConfig
 from pyspkv.train.trainer import Trainer
@@ -50,7 +50,7 @@ def test_rows_plots_and_repeatability(trained, tmp_path, monkeypatch):
     rows = []
     for out in ("one", "two"):
         monkeypatch.setattr("sys.argv", ["stress", *map(str, options), "--out", str(tmp_path / out)])
-        stress.main()
+        command.main()
         rows.append(json.loads((tmp_path / out / "stress.json").read_text())["rows"])
     assert rows[0] == rows[1]
     assert [r["condition"] for r in rows[0]] == ["unchanged", "0.3 s", "noise 5 dB", "reverberation 0.3 s"]
@@ -65,7 +65,7 @@ def test_rows_plots_and_repeatability(trained, tmp_path, monkeypatch):
 
 def call(monkeypatch, *words):
     monkeypatch.setattr("sys.argv", ["stress", *map(str, words)])
-    stress.main()
+    command.main()
 
 
 def results(out: Path) -> list[bytes]:
@@ -108,8 +108,7 @@ def test_a_stopped_run_goes_on_at_the_next_condition(trained, tmp_path, monkeypa
             raise KeyboardInterrupt
 
     embedded = []
-    embed = extract.embed
-    monkeypatch.setattr(extract, "embed", lambda *a, **k: embedded.append(1) or embed(*a, **k))
+    monkeypatch.setattr(stress, "embed", lambda *a, **k: embedded.append(1) or embed(*a, **k))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(stress, "show", stop)
         call(patch, *words, "--out", tmp_path / "out")
@@ -158,5 +157,5 @@ def test_data_without_trials(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["stress", "--model", str(folder / "model"), "--data", str(tmp_path / "bare"),
                                      "--out", str(tmp_path / "out")])  # fmt: skip
     with pytest.raises(UserError, match="has no trials"):
-        stress.main()
+        command.main()
     assert not (tmp_path / "out").exists()
