@@ -16,8 +16,9 @@ from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.bin import stress as command
 from pyspkv.data.trials import read_trials
+from pyspkv.experiments import stress
 from pyspkv.models.load import load_encoder
-from pyspkv.score import metrics, scoring, stress
+from pyspkv.score import metrics, scoring
 from pyspkv.score.extract import embed
 from pyspkv.train.config import TrainConfig
 from pyspkv.train.trainer import Trainer

@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     from pyspkv.base.atomic import folder_lock
-    from pyspkv.score import stress
+    from pyspkv.experiments import stress
 
     out = Path(args.out)
     if not (Path(args.data) / "trials").is_file():
