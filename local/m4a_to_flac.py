@@ -5,6 +5,7 @@
 
 TARGET gets the folders of SOURCE (it may be the same folder). A file appears whole or not at all, and what is there
 is kept: run it again to resume. A file that cannot be converted is named, the others go on, and the exit code is 1.
+On several machines, --part K/N converts every N-th file, from the K-th; the files are the same for any N.
 """
 
 import argparse
@@ -13,12 +14,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from pyspkv.base.errors import UserError, printable, run
+from pyspkv.base.parts import part
 
 
 def count(text: str) -> int:
@@ -42,13 +43,6 @@ def sources(root: Path) -> list[Path]:
     if not found:
         raise UserError("has no .m4a file", file=root, hint="give the folder of the speakers, VOX2/dev/aac")
     return found
-
-
-def remove_leftovers(target: Path) -> None:
-    """Remove the temporary folder that a killed run left; the caller holds the folder's lock."""
-    for left in target.glob(".m4a_to_flac.*.tmp"):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left)
 
 
 def convert(ffmpeg: str, source: Path, root: Path, target: Path, temporary: Path) -> str | None:
@@ -80,18 +74,20 @@ def convert(ffmpeg: str, source: Path, root: Path, target: Path, temporary: Path
 def convert_all(
     ffmpeg: str, source: Path, target: Path, files: list[Path], nj: int
 ) -> Iterator[tuple[Path, str | None]]:
-    """(file, None or the reason of its failure) of each file, as they end; `nj` at a time."""
-    with (
-        tempfile.TemporaryDirectory(dir=target, prefix=".m4a_to_flac.", suffix=".tmp") as scratch,
-        ThreadPoolExecutor(nj) as pool,
-    ):
+    """(file, None or the reason of its failure) of each file, as they end; `nj` at a time.
+
+    The temporary folder of a killed run is removed.
+    """
+    from pyspkv.base.atomic import scratch_dir
+
+    with scratch_dir(target / "m4a_to_flac") as scratch, ThreadPoolExecutor(nj) as pool:
         pending: dict[Future[str | None], Path] = {}
         todo = iter(enumerate(files))
         try:
             while True:
                 for number, file in itertools.islice(todo, 2 * nj - len(pending)):
                     new = (target / file).with_suffix(".flac")
-                    temporary = Path(scratch, f"{number}.flac")
+                    temporary = scratch / f"{number}.flac"
                     pending[pool.submit(convert, ffmpeg, source / file, target, new, temporary)] = file
                 if not pending:
                     return
@@ -111,6 +107,7 @@ def main() -> int:
     p.add_argument("source", metavar="SOURCE", type=Path, help="folder with .m4a files, at any depth")
     p.add_argument("target", metavar="TARGET", type=Path, help="folder of the .flac files")
     p.add_argument("--nj", type=count, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    p.add_argument("--part", type=part, default=(1, 1), metavar="K/N", help="convert only part K of N")
     args = p.parse_args()
     from tqdm import tqdm
 
@@ -126,10 +123,10 @@ def main() -> int:
             "ffmpeg is not on PATH, and it reads .m4a", hint="apt-get install ffmpeg (Debian, Ubuntu)"
         )
     source, target = args.source.absolute(), args.target.absolute()
-    files = sources(source)
+    k, n = args.part
+    files = sources(source)[k - 1 :: n]
     failed = 0
-    with folder_lock(target):
-        remove_leftovers(target)
+    with folder_lock(target, ".lock" if n == 1 else f".lock.{k}-of-{n}"):
         todo = [file for file in files if not (target / file).with_suffix(".flac").is_file()]
         bar = tqdm(total=len(files), initial=len(files) - len(todo), desc="m4a to flac", disable=None)
         for file, why in convert_all(ffmpeg, source, target, todo, args.nj):

@@ -47,7 +47,13 @@ ReturnToService=2
 MaxArraySize={max_array}
 GresTypes=gpu
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE State=UP
+PartitionName=main Default=YES PreemptMode=OFF
+PartitionName=cancel PreemptMode=CANCEL
+PartitionName=requeue PreemptMode=REQUEUE
+PartitionName=urgent PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -140,13 +146,25 @@ class Cluster:
             (self.dir / "run" / f"{name}.pid").unlink(missing_ok=True)
 
     def kill_node(self, node: str) -> None:
-        """Kill slurmd, the daemons of job steps and every job of a node at once, as in a power failure."""
+        """Kill slurmd, the daemons of job steps and every job of a node at once.
+
+        The system closes their connections.
+        """
         self.end(f"slurmd.{node}", signal.SIGKILL)
         # at once, so that no process can react to the death of another
         for how in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in self.jobs_of(node):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, how)
+            self._signal(node, how)
+
+    def silence_node(self, node: str) -> None:
+        """Stop everything on a node, as in a power failure: its connections stay open, and nobody answers."""
+        if pid := self.pid(f"slurmd.{node}"):
+            os.kill(pid, signal.SIGSTOP)
+        self._signal(node, signal.SIGSTOP)
+
+    def _signal(self, node: str, how: int) -> None:
+        for pid in self.jobs_of(node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, how)
 
     def jobs_of(self, node: str) -> list[int]:
         """The processes of jobs on a node, and the daemons that supervise them."""

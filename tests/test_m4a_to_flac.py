@@ -114,6 +114,51 @@ def test_killed_in_a_file_it_leaves_no_half_of_it(place):
     assert not list((place / "wav").glob(".m4a*"))
 
 
+def test_parts_make_the_files_of_one_process_and_a_killed_part_resumes(place):
+    (place / "aac/id1/v/slow.m4a").write_text("123456")
+    parts = [("--nj", 1, "--part", f"{k}/3", "aac", "wav") for k in (1, 2, 3)]
+    started = [
+        subprocess.Popen(words(place, *part), cwd=place, env=env(place), start_new_session=True)
+        for part in parts
+    ]
+    deadline = time.monotonic() + 60
+    while len([p for p in started if p.poll() is None]) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (killed,) = (p for p in started if p.poll() is None)
+    number = started.index(killed)
+    assert convert(place, *parts[number], code=1).stderr.count("another process is writing here") == 1
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert {name for name in made(place) if "slow" in name} == set()
+    (place / "bin/ffmpeg").write_text(FAKE.replace("*/slow*)", "*/never*)"))
+    before = (place / "log").read_text()
+    said = "".join(convert(place, *part).stdout for part in parts)
+    again = (place / "log").read_text()[len(before) :]
+    assert again.endswith("slow.m4a\n") and again.count("slow.m4a") == 1 and said.count("0 failed") == 3
+    assert [name for name in made(place) if ".lock" not in name] == sorted([*NAMES[1:], "id1/v/slow.flac"])
+    assert not list((place / "wav").glob(".m4a*"))
+    assert "there is no part 4 of 3" in convert(place, "--part", "4/3", "aac", "wav", code=2).stderr
+
+
+def test_a_recipe_converts_in_an_array(place):
+    """Stage 1 of the recipes calls local/data.sh, which runs --nj parts by its job runner."""
+    (place / "vox2/dev").mkdir(parents=True)
+    (place / "aac").rename(place / "vox2/dev/aac")
+    for name in ("vox1", "musan", "rirs"):
+        (place / name).mkdir()
+    (place / "list").touch()
+    call = [ROOT / "egs/voxceleb/ssl/local/data.sh", "--convert-m4a", "true", "--nj", "3", "--vox2", "vox2"]
+    call += ["--vox1", "vox1", "--musan", "musan", "--rirs", "rirs", "data", "list"]
+    own = {**env(place), "SPKV_ROOT": str(ROOT), "SPKV_PYTHON": sys.executable}
+    done = subprocess.run(list(map(str, call)), cwd=place, env=own, capture_output=True, text=True)
+    assert "run.sh SPKV_JOB=1:3 " in done.stdout and (place / "data/log/m4a_to_flac.3.log").is_file(), (
+        done.stderr
+    )
+    assert done.returncode == 1 and "vox1" in done.stderr  # which is empty: the stage goes no further here
+    (place / "vox2/dev/wav").rename(place / "wav")
+    assert [name for name in made(place) if ".lock" not in name] == NAMES[1:]
+
+
 def test_wrong_calls(place):
     done = convert(place, code=1, path=str(place / "none"))
     assert "ffmpeg is not on PATH" in done.stderr and "apt-get install ffmpeg" in done.stderr

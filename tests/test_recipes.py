@@ -38,6 +38,7 @@ MINI = [
     "--num-clusters=10",
 ]
 SMALL = ["--mini-opts", "--sessions 2 --utts-per-session 3 --eval-utts-per-session 3"]
+ONE_ROUND = [*MINI[:3], "--num-rounds=1", "--num-clusters=10", "--finetune=false", *SMALL]
 
 
 def each_recipe(argument):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 import test_kmeans_parts
+import test_recipes
 import toy
 from slurm_cluster import Cluster, wait_until
 from test_grid import RECIPE
@@ -114,6 +116,14 @@ def jobs(slurm, tmp_path):
             process.communicate()
     subprocess.run(["scancel", f"--user={os.getuid()}"], env=slurm.env, capture_output=True)
     slurm.wait_idle()
+
+
+def start_held(jobs: Jobs) -> None:
+    """Start the tasks that wait: SLURM holds a requeued one back for two minutes."""
+    for task in jobs.slurm.queue():
+        if task.split()[1] == "PENDING":
+            words = ["scontrol", "update", f"JobId={task.split()[0]}", "StartTime=now"]
+            subprocess.run(words, env=jobs.env, capture_output=True)  # it may have started just now
 
 
 # ---- the call ----------------------------------------------------------------------------------------------------
@@ -471,6 +481,30 @@ def test_a_node_dies(jobs, requeue):
     assert "attempt 1" in jobs.log(lost) and "attempt 2" in jobs.log(lost)
 
 
+@pytest.mark.parametrize("how", ["cancel", pytest.param("requeue", marks=pytest.mark.slow)])
+def test_a_preempted_task_runs_again(jobs, how):
+    """An urgent job takes the place of one task, which runs again after it; the others go on."""
+    (jobs.folder / "conf").write_text(f"command sbatch --export=ALL -p {how}\n")
+    job = "echo JOB >> trace; until [ -e go ]; do sleep 0.2; done"
+    call = ["--config", "conf", "--num-threads", "8", "JOB=1:3", "log/JOB.log", "bash", "-c", job]
+    process = jobs.start(*call)
+    wait_until(lambda: len(jobs.lines()) == 3, what="a job on each node")
+    start = time.monotonic()
+    urgent = ["sbatch", "-p", "urgent", "--cpus-per-task", "8", "--output", "/dev/null", "--wrap", "true"]
+    jobs.slurm.call(*urgent)
+
+    def again() -> bool:
+        start_held(jobs)
+        return len(jobs.lines()) == 4
+
+    wait_until(again, 60, "the task to start again")
+    print(f"started again {time.monotonic() - start:.1f} s after the urgent job came")
+    (jobs.folder / "go").touch()
+    said, again = jobs.end(process), jobs.lines()[3]
+    assert how == "requeue" or f"log/{again}.log: it was preempted; submitting it again" in said
+    assert "attempt 1" in jobs.log(again) and "attempt 2" in jobs.log(again) and len(jobs.lines()) == 4
+
+
 def test_a_task_that_is_lost_again_and_again(jobs, monkeypatch):
     """The job script itself is killed, as if the node lost power for a moment: up to TRIES attempts, then an
     error.
@@ -559,6 +593,128 @@ def test_a_recipe_on_two_nodes_ends_in_the_digits_of_one_machine(jobs, recipe):
     assert len(nodes) == 2 and not list(exp.rglob(".slurm"))
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path, kilobytes: int):
+    """Mount a file system of this size on the folder."""
+    folder.mkdir(parents=True)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_the_disk_fills_up_in_extraction(jobs, recipe):
+    """The parts that do not fit fail and say why; with more space the same command does these alone."""
+    data = jobs.folder / "data"  # three batches: the utterances of the recipe, each 50 times
+    data.mkdir()
+    scp = [line.split(" ", 1) for line in (recipe / "sets/train/wav.scp").read_text().splitlines()]
+    utts = sorted((f"{utt}-{i:02d}", file) for utt, file in scp for i in range(50))
+    for name, second in (("wav.scp", 1), ("utt2spk", 0), ("spk2utt", 0)):
+        (data / name).write_text("".join(f"{utt[0]} {utt[second]}\n" for utt in utts))
+    for name in ("one", "two"):
+        shutil.copytree(recipe / "exp/pretrain/model", jobs.folder / name / "model")
+    (jobs.folder / "conf").write_text("command sbatch --export=ALL\noption num_threads=*\n")
+    jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
+
+    def extract(name: str, cmd: str, code: int) -> str:
+        words = [
+            ROOT / "steps/extract.sh",
+            "--nj",
+            3,
+            "--cmd",
+            cmd,
+            jobs.folder / name / "model",
+            "--data",
+            data,
+        ]
+        done = subprocess.run(list(map(str, words)), env=jobs.env, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    def logs() -> dict[str, str]:
+        return {k: (jobs.folder / f"two/extract.{k}.log").read_text() for k in "123"}
+
+    extract("one", "run.sh", 0)
+    out = jobs.folder / "two/embed/data"
+    with small_disk(out, 640):
+        (out / "ballast").write_bytes(bytes(580 * 1024))  # a part takes 48 KiB
+        said, first = extract("two", "slurm.sh", 1), logs()
+        made = [k for k in "123" if (out / f"part.{k}-of-3.made_by").exists()]
+        full = [k for k in "123" if "No space left on device" in first[k]]
+        assert full and sorted(made + full) == ["1", "2", "3"] and not (out / "embedding.scp").exists()
+        assert f"{len(full)} of 3 jobs failed" in said and said.count("No space left on device") == len(full)
+        assert all(f"extract.{k}.log (exit code 1)" in said and "200 utterances" in first[k] for k in full)
+        (out / "ballast").unlink()
+        extract("two", "slurm.sh", 0)
+        assert [k for k in "123" if logs()[k] != first[k]] == full
+        whole = jobs.folder / "one/embed/data/embedding.ark"
+        assert (out / "embedding.ark").read_bytes() == whole.read_bytes()
+
+
+def test_the_disk_of_the_logs_fills_up(jobs):
+    """The call says so. A task that could not note its success runs again by the same command."""
+    with small_disk(jobs.folder / "log", 256):
+        job = "set -eo pipefail; if [ JOB = 2 ] && [ ! -e go ]; then yes | head -c 500000; fi; echo JOB >> trace"
+        call = ["JOB=1:3", "log/JOB.log", "bash", "-c", job]
+        assert "No space left on device" in jobs.call(*call, code=1) and "2" not in jobs.lines()
+        (jobs.folder / "log/2.log").unlink()
+        (jobs.folder / "go").touch()
+        jobs.call(*call)
+        assert jobs.lines().count("2") == 1 and set(jobs.lines()) == {"1", "2", "3"}
+        assert "# Ended (code 0)" in jobs.log(2) and not (jobs.folder / "log/.slurm").exists()
+
+
+# A runner that starts the two processes of `--num-nodes 2` on this machine.
+TWO_PROCESSES = f"""#!/bin/bash
+words=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --num-nodes) shift 2 ;;
+    --nproc) words+=(--nproc 2); shift 2 ;;
+    *) words+=("$1"); shift ;;
+  esac
+done
+exec {RUN} "${{words[@]}}"
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_recipe_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
+    """All stages of egs/mini/ssl at toy size; weights, clusters and scores are the same, byte by byte."""
+    recipe, two = jobs.folder / "ssl", jobs.folder / "two.sh"
+    shutil.copytree(ROOT / "egs/mini/ssl", recipe, ignore=shutil.ignore_patterns("exp", "data"))
+    (recipe / "conf/slurm.conf").write_text("default num_threads=1\noption num_threads=* --cpus-per-task 8\n")
+    two.write_text(TWO_PROCESSES)
+    two.chmod(0o755)
+    text = (ROOT / "egs/TEMPLATE/cmd.sh").read_text()
+    found, words = {}, ["--num-nodes", 2, "--nj", 2, *test_recipes.ONE_ROUND, "--conf", ROOT / "tests/conf"]
+    words += ["--pretrain-opts", "epochs=1", "--round-opts", "epochs=1"]
+    for backend in ("slurm", "local"):
+        changed = text.replace("cmd_backend=local", f"cmd_backend={backend}")
+        (recipe / "cmd.sh").write_text(changed.replace("cuda_cmd=run.sh", f"cuda_cmd={two}"))
+        exp = jobs.folder / backend / "exp"
+        call = [recipe / "run.sh", *words, "--exp", exp, "--data", jobs.folder / "data"]
+        env = {**jobs.env, "SPKV_ROOT": str(ROOT), "SPKV_RECIPE": str(recipe)}
+        start = time.monotonic()
+        done = subprocess.run(list(map(str, call)), env=env, capture_output=True, text=True)
+        print(f"{backend}: {time.monotonic() - start:.0f} s")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "== stage 8" in done.stdout and "EER" in (exp / "report.md").read_text()
+        files = [p for end in ("*.scores", "utt2spk", "model.safetensors") for p in exp.rglob(end)]
+        found[backend] = {p.relative_to(exp): p.read_bytes() for p in files}
+    assert found["local"] == found["slurm"]
+    names = [p.name for p in found["slurm"]]
+    assert names.count("model.safetensors") >= 2 and any(n.endswith(".scores") for n in names)
+    log = (jobs.folder / "slurm/exp/round1/model.log").read_text()
+    assert "--nproc 1" in log and "# Started" in log and " on n" in log
+    assert "--nproc 2" in (jobs.folder / "local/exp/round1/model.log").read_text()
+
+
 @pytest.mark.slow
 def test_kmeans_in_parts_over_the_nodes_is_that_of_one_machine(jobs):
     """steps/cluster.sh --nj 3 on the cluster: the utt2spk of bin.cluster."""
@@ -594,6 +750,36 @@ def test_training_over_two_nodes_ends_in_the_digits_of_two_processes(jobs):
         weights.append(file.read_bytes())
     assert "srun" not in log.splitlines()[0] and "pyspkv.bin.launch" in log.splitlines()[0]
     assert weights[0] == weights[1]
+
+
+ALL_REDUCE = """import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+x = torch.tensor([float(dist.get_rank() + 1)])
+dist.all_reduce(x)
+print(f"rank {dist.get_rank()} of {dist.get_world_size()}: {x.item():g}", flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_meets_over_two_nodes(jobs):
+    """It finds the other node by PET_*, which slurm.sh sets: no option names a node."""
+    (jobs.folder / "sum.py").write_text(ALL_REDUCE)
+    call = [
+        "--num-nodes",
+        "2",
+        "--num-threads",
+        "8",
+        "log/a.log",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+    ]
+    jobs.call(*call, "--nproc-per-node", "2", "sum.py")
+    found = re.findall(r"rank (\d) of 4: 10", jobs.log("a"))  # 1 + 2 + 3 + 4
+    assert sorted(found) == ["0", "1", "2", "3"], jobs.log("a")
 
 
 class Training:
@@ -639,12 +825,7 @@ class Training:
         while self.go_on():
             if holds():
                 return True
-            for task in self.jobs.slurm.queue():  # SLURM holds a requeued job back for two minutes
-                if task.split()[1] == "PENDING":
-                    words = ["scontrol", "update", f"JobId={task.split()[0]}", "StartTime=now"]
-                    subprocess.run(
-                        words, env=self.jobs.env, capture_output=True
-                    )  # it may have started just now
+            start_held(self.jobs)
             assert time.monotonic() < end, f"not within {seconds} s; {self.said}"
             time.sleep(0.2)
         return False
@@ -750,6 +931,48 @@ def test_a_training_longer_than_its_time_limit(jobs):
     print(f"{time.monotonic() - start:.0f} s, {log.count('stopped by SIGUSR1')} stops")
     assert broken.calls == 1 and log.count("stopped by SIGUSR1 at step") >= 1
     assert broken.weights() == whole.weights()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("how", ["killed", "head killed", "silent"])
+def test_a_node_dies_in_a_training_over_two_nodes(jobs, how):
+    """A third node takes its place; the weights are those of an unbroken run, byte by byte.
+
+    The connections of a killed node are closed at once. A node without power is silent until SLURM gives it up.
+    """
+    data = toy.make(jobs.folder, speakers=3, utts=4, seconds=0.6)
+    (jobs.folder / "config.yaml").write_text(ENCODER + TRAIN)
+    (jobs.folder / "conf").write_text("command sbatch --export=ALL --no-requeue\n")
+    jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
+    sizes = ("epochs=60", "save_every_steps=10", "log_every_steps=1")
+    whole = Training(jobs, "whole", "--nproc", 2, data=data, sizes=sizes)
+    assert not whole.wait(lambda: False) and whole.calls == 1
+    broken = Training(
+        jobs, "broken", "--num-nodes", 2, "--cmd", "slurm.sh --num-threads 8", data=data, sizes=sizes
+    )
+
+    def saved() -> int:
+        steps = [int(p.name.partition("-")[2]) for p in broken.exp.glob("ckpt-*")]
+        return max(steps, default=0)
+
+    assert broken.wait(lambda: saved() >= 30)
+    nodes = jobs.slurm.call("scontrol", "show", "hostnames", jobs.slurm.queue()[0].split()[2]).split()
+    lost, before, start = nodes[how != "head killed"], broken.start(), time.monotonic()
+    if how == "silent":
+        jobs.slurm.silence_node(lost)
+    else:
+        jobs.slurm.kill_node(lost)
+    try:
+        assert broken.wait(lambda: broken.start() != before)
+        print(f"{how}: started again {time.monotonic() - start:.1f} s after the end of {lost}")
+        assert not broken.wait(lambda: False)
+    finally:
+        jobs.slurm.kill_node(lost)
+        jobs.slurm.start_node(lost)
+    log = (jobs.folder / "broken.log").read_text()
+    assert broken.calls == 1 and log.count("# Started") == 2, (broken.said, log)
+    assert broken.weights() == whole.weights() and f" on {lost}, " not in log.rpartition("# Started")[2]
 
 
 def test_cells_of_a_grid_are_jobs(jobs):

@@ -45,6 +45,7 @@ dry_run=false       # only print the commands
 # -- options of the corpus
 vox1=               # folder of VoxCeleb1: dev/wav, test/wav
 vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav or .flac
+convert_m4a=false   # convert the .m4a files of VoxCeleb2's dev/aac into .flac files of dev/wav, in nj jobs
 trials=()           # files veri_test2.txt (O), list_test_all2.txt (E) and list_test_hard2.txt (H), or NAME=FILE
 num_dev_spk=40      # number of dev speakers, from 2; 0: no dev, and nothing is calibrated
 musan=              # folder of MUSAN: noise, speech, music
@@ -59,7 +60,7 @@ noise=(augment.noise_list="$data/musan_noise" augment.babble_list="$data/musan_s
 
 if stage 1 "data directories and noise lists"; then
   log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --num-dev-spk "$num_dev_spk" --musan "$musan" \
-    --rirs "$rirs" "$data" "${trials[@]}"
+    --rirs "$rirs" --convert-m4a "$convert_m4a" --cmd "$train_cmd" --nj "$nj" "$data" "${trials[@]}"
 fi
 
 # -- the same in every ssl recipe from here on (utils/sync_recipes.sh)

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285): DINO, clusters of its embeddings, AAM-softmax training
-# of the student with loss gate and label correction, clusters of its embeddings, again, large-margin fine-tuning.
-# Round r is exp/round<r>: data/, model/, report.json. --dry-run true prints every command. At full size: VoxCeleb2
-# without its labels, tested on VoxCeleb1. run.sh [--trunk WavLM-Base+.pt] [--student conf/small_wavlm.yaml] ...
+# of the student with loss gate and label correction, clusters of its embeddings, again, large-margin fine-tuning. At
+# full size: VoxCeleb2 without its labels, tested on VoxCeleb1. Round r is exp/round<r>. run.sh [--trunk FILE.pt] ...
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
@@ -48,6 +47,7 @@ dry_run=false       # only print the commands
 # -- options of the corpus
 vox1=               # folder of VoxCeleb1: dev/wav, test/wav
 vox2=               # folder of VoxCeleb2: dev/wav or dev/aac, as .wav or .flac
+convert_m4a=false   # convert the .m4a files of VoxCeleb2's dev/aac into .flac files of dev/wav, in nj jobs
 trials=()           # files veri_test2.txt (O), list_test_all2.txt (E) and list_test_hard2.txt (H), or NAME=FILE
 num_dev_spk=40      # number of dev speakers, from 2; 0: no dev, and nothing is calibrated
 musan=              # folder of MUSAN: noise, speech, music
@@ -62,7 +62,7 @@ noise=(augment.noise_list="$data/musan_noise" augment.babble_list="$data/musan_s
 
 if stage 1 "data directories and noise lists"; then
   log_run "$recipe/local/data.sh" --vox1 "$vox1" --vox2 "$vox2" --num-dev-spk "$num_dev_spk" --musan "$musan" \
-    --rirs "$rirs" "$data" "${trials[@]}"
+    --rirs "$rirs" --convert-m4a "$convert_m4a" --cmd "$train_cmd" --nj "$nj" "$data" "${trials[@]}"
 fi
 
 # -- the same in every trunk_ssl recipe from here on (utils/sync_recipes.sh)

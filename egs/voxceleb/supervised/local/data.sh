@@ -6,6 +6,9 @@
 set -euo pipefail
 vox1=              # folder of VoxCeleb1: dev/wav, test/wav
 vox2=              # folder of VoxCeleb2: dev/wav or dev/aac, as .wav or .flac
+convert_m4a=false  # convert the .m4a files of dev/aac into .flac files of dev/wav, in nj jobs
+cmd=run.sh         # job runner of the conversion
+nj=1               # parallel jobs, from 1
 num_dev_spk=40     # number of dev speakers, from 2; 0: no dev, and nothing is calibrated
 musan=             # folder of MUSAN: noise, speech, music
 rirs=              # folder of simulated room impulse responses
@@ -19,6 +22,11 @@ for name in vox1 vox2 musan rirs; do
 done
 $dry_run || [ $# -ge 2 ] || po_die "give run.sh --trials"
 [ $# -ge 2 ] || set -- "$data" ""
+if $convert_m4a; then
+  read -ra cmd <<< "$cmd"
+  log_run "${cmd[@]}" SPKV_JOB=1:"$nj" "$data/log/m4a_to_flac.SPKV_JOB.log" \
+    python "$SPKV_ROOT/local/m4a_to_flac.py" --nj 1 --part "SPKV_JOB/$nj" "$vox2/dev/aac" "$vox2/dev/wav"
+fi
 lists=()
 for list in "${@:2}"; do lists+=(--trials "$list"); done
 log_run python "$SPKV_ROOT/local/voxceleb.py" "${lists[@]}" --num-dev-spk "$num_dev_spk" "$vox1" "$vox2" "$data"
