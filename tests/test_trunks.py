@@ -18,6 +18,7 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import transformers
 from pyspkv.bin import import_checkpoint
 from pyspkv.models import trunk_fronts
+from pyspkv.models.layer_pooling import MHFA
 from pyspkv.models.load import _Shapes, load_encoder, resolved
 from pyspkv.models.registry import EncoderConfig
 from pyspkv.train.config import TrainConfig
@@ -46,6 +47,7 @@ KINDS = {  # name here: (class of transformers without "Model", sizes)
     "hubert": ("Hubert", CONVS),
     "hubert_large": ("Hubert", LARGE),
     "wavlm_large": ("WavLM", LARGE),
+    "wavlm_base": ("WavLM", CONVS),
     "w2v_bert": ("Wav2Vec2Bert", W2V_BERT),
     "w2v_bert_rotary": ("Wav2Vec2Bert", {**W2V_BERT, "position_embeddings_type": "rotary"}),
 }
@@ -123,11 +125,11 @@ def wanted_states(kind, model, wave, do_normalize=True):
 @torch.no_grad()
 def test_hidden_states_and_padding(kind, tmp_path, imported):
     """The states are transformers' on the waveform of an utterance; in a batch of other lengths they are the same."""
-    model = theirs(kind)
-    encoder = imported(folder(tmp_path / "hf", model))
+    model, base = theirs(kind), kind == "wavlm_base"
+    encoder = imported(folder(tmp_path / "hf", model), *["--as-trunk"] * base)
     torch.manual_seed(5)
     wave = 0.1 * torch.randn(2, 16000)
-    ours, want = states_of(encoder, wave[:1]), wanted_states(kind, model, wave[:1])
+    ours, want = states_of(encoder, wave[:1]), wanted_states(kind, model, wave[:1], do_normalize=not base)
     assert len(ours) == len(want) == LAYERS + 1
     for a, b in zip(ours, want):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
@@ -256,7 +258,8 @@ def small_parts(encoder):
 
 
 @pytest.mark.parametrize(
-    "kind, matrices", [("whisper", 4), ("wavlm_large", 6), ("w2v_bert", 4), ("hubert", 6)]
+    "kind, matrices",
+    [("whisper", 4), ("wavlm_large", 6), ("wavlm_base", 6), ("w2v_bert", 4), ("hubert", 6)],
 )
 @pytest.mark.parametrize("part", ["lora", "adapters"])
 def test_small_parts_start_as_nothing_and_learn_alone(kind, matrices, part, tmp_path, imported):
@@ -490,6 +493,15 @@ def test_encoder_of_a_larger_model(kind, head, tmp_path, imported):
     assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
+def save_shards(source, tensors, ext, save):
+    name, keys = "pytorch_model" if ext == "bin" else "model", sorted(tensors)
+    parts = {f"{name}-0000{i + 1}-of-00002.{ext}": keys[i::2] for i in range(2)}
+    for file, names in parts.items():
+        save({k: tensors[k] for k in names}, source / file)
+    index = {"metadata": {}, "weight_map": {k: file for file, names in parts.items() for k in names}}
+    (source / f"{name}.{ext}.index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize("layout", ["shards", "bin", "bin shards", "half", "weight_g"])
 def test_layouts_of_weights(layout, tmp_path, imported):
     source = folder(tmp_path / "hf", theirs("wav2vec2"))
@@ -508,16 +520,10 @@ def test_layouts_of_weights(layout, tmp_path, imported):
     if layout == "half":
         tensors = {k: v.half() for k, v in tensors.items()}
     ext, save = ("bin", torch.save) if "bin" in layout else ("safetensors", save_file)
-    name = "pytorch_model" if ext == "bin" else "model"
     if "shards" in layout:
-        keys = sorted(tensors)
-        parts = {f"{name}-0000{i + 1}-of-00002.{ext}": keys[i::2] for i in range(2)}
-        for file, names in parts.items():
-            save({k: tensors[k] for k in names}, source / file)
-        index = {"metadata": {}, "weight_map": {k: file for file, names in parts.items() for k in names}}
-        (source / f"{name}.{ext}.index.json").write_text(json.dumps(index))
+        save_shards(source, tensors, ext, save)
     else:
-        save(tensors, source / f"{name}.{ext}")
+        save(tensors, source / f"{'pytorch_model' if ext == 'bin' else 'model'}.{ext}")
     found = states_of(imported(source), wave)
     tolerance = 5e-2 if layout == "half" else 0
     for a, b in zip(found, want, strict=True):
@@ -527,23 +533,112 @@ def test_layouts_of_weights(layout, tmp_path, imported):
     assert record["weights_sha256"] == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@torch.no_grad()
-def test_wavlm_large_as_microsoft_has_it(tmp_path, imported):
-    """WavLM-Large.pt: unilm's names, layer norms in the convolutions as `.2.1.`."""
-    model = theirs("wavlm_large", conv_bias=False)
+def large_as_unilm(model) -> dict:
+    """The weights of a WavLM-Large by unilm's names."""
     convs = r"feature_extractor\.conv_layers\.(\d)\."
     trunk = {}
     for key, value in model.state_dict().items():
         if found := re.fullmatch(convs + r"layer_norm\.(\w+)", key):
             key = f"feature_extractor.conv_layers.{found[1]}.2.1.{found[2]}"
         trunk[test_wavlm.to_unilm(key)] = value
-    torch.save({"cfg": {"normalize": True}, "model": trunk}, tmp_path / "WavLM-Large.pt")
+    return trunk
+
+
+@torch.no_grad()
+def test_wavlm_large_as_microsoft_has_it(tmp_path, imported):
+    """WavLM-Large.pt: unilm's names, layer norms in the convolutions as `.2.1.`."""
+    model = theirs("wavlm_large", conv_bias=False)
+    torch.save({"cfg": {"normalize": True}, "model": large_as_unilm(model)}, tmp_path / "WavLM-Large.pt")
     encoder = imported(tmp_path / "WavLM-Large.pt", "--pooling", "mean")
     wave = 0.1 * torch.randn(1, 8000)
     for a, b in zip(states_of(encoder, wave), wanted_states("wavlm_large", model, wave), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     cut = imported(tmp_path / "WavLM-Large.pt", "--layers", "1", out="cut")
     assert len(states_of(cut, wave)) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["microsoft", "authors"])
+def test_wavlm_base_as_a_trunk(layout, tmp_path, imported):
+    """The same network as `name: wavlm`, and the MHFA of a speaker model with it."""
+    whole = test_wavlm.build(seed=3).eval()
+    source = test_wavlm.foreign(tmp_path, layout, whole)
+    plain, encoder = imported(source, out="plain"), imported(source, "--as-trunk")
+    assert (plain.config.name, encoder.config.name) == ("wavlm", "trunk")
+    wave, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 6000])
+    want = whole.trunk(wave[:1], output_hidden_states=True).hidden_states
+    for a, b in zip(states_of(encoder, wave[:1]), want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    if layout == "authors":
+        torch.testing.assert_close(encoder(wave, lengths), plain(wave, lengths), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(encoder(wave, lengths), whole(wave, lengths), atol=1e-4, rtol=1e-4)
+    # Either folder is the trunk of a config that needs what `trunk` alone has.
+    for out in ("plain", "out"):
+        other = imported(source, *["--as-trunk"] * (out == "out"), out=out, lora_rank=2, freeze="trunk")
+        for a, b in zip(states_of(other, wave[:1]), want, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="contains another model"):
+        imported(source)  # made with another option
+
+
+@pytest.mark.parametrize(
+    ("sizes", "normalize"),
+    [
+        ({"hidden_act": "relu"}, None),
+        ({"layer_norm_eps": 0.1}, None),
+        ({"conv_stride": (5, 2, 2, 2, 2, 1, 2)}, None),
+        ({"conv_dim": (16, 8, 16, 16, 16, 16, 16)}, None),
+        ({"conv_bias": True}, None),
+        ({"feat_extract_activation": "relu"}, None),
+        ({"max_bucket_distance": 300}, None),
+        ({"num_buckets": 64}, None),
+        ({}, True),
+    ],
+)
+@torch.no_grad()
+def test_wavlm_of_bases_norms_but_another_network(sizes, normalize, tmp_path, imported):
+    """`name: wavlm` computes Base's alone, so it becomes a `trunk`."""
+    model = theirs("wavlm_base", **sizes)
+    source = folder(tmp_path / "hf", model, **({} if normalize is None else {"do_normalize": normalize}))
+    encoder = imported(source)
+    wave = 0.1 * torch.randn(1, 8000)
+    assert encoder.config.name == "trunk"
+    want = wanted_states("wavlm_base", model, wave, do_normalize=bool(normalize))
+    for a, b in zip(states_of(encoder, wave), want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_wavlm_base_in_several_files(tmp_path, imported):
+    source = folder(tmp_path / "hf", theirs("wavlm_base"))
+    plain = imported(source, out="plain")
+    save_shards(source, load_file(source / "model.safetensors"), "safetensors", save_file)
+    (source / "model.safetensors").unlink()
+    found = imported(source)
+    assert found.config.name == plain.config.name == "wavlm"
+    assert all(torch.equal(v, found.trunk.state_dict()[k]) for k, v in plain.trunk.state_dict().items())
+
+
+@torch.no_grad()
+def test_speaker_model_of_wavlm_large_keeps_its_mhfa(tmp_path, imported, capsys):
+    model = theirs("wavlm_large", conv_bias=False)
+    torch.manual_seed(1)
+    head = MHFA(LAYERS, DIM, heads=3, inner=8, embed_dim=12)
+    torch.nn.init.normal_(head.weights_k), torch.nn.init.normal_(head.weights_v)
+    found = {f"__S__.model.{k}": v for k, v in large_as_unilm(model).items()}
+    found |= {f"__S__.backend.{k}": v for k, v in head.state_dict().items()}
+    torch.save({**found, "__L__.weight": torch.randn(7, 12)}, tmp_path / "large.model")
+    encoder = imported(tmp_path / "large.model")
+    wave = 0.1 * torch.randn(1, 8000)
+    states = torch.stack(wanted_states("wavlm_large", model, wave))
+    mixed = torch.cat([torch.einsum("l,lbtd->btd", share, states) for share in head.mix()], -1)
+    want = head(mixed, None)
+    torch.testing.assert_close(encoder(wave, torch.tensor([8000])), want, atol=1e-4, rtol=1e-4)
+    for options in (["--layers", "1"], ["--pooling", "mean"]):  # the shares of its MHFA are of all layers
+        args = ["x", "--from", str(tmp_path / "large.model"), "--out", str(tmp_path / options[0]), *options]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", args)
+            import_checkpoint.main()
+        assert "its MHFA and 7 class centers left out" in capsys.readouterr().out
 
 
 def test_lowest_layers_of_wavlm_base(tmp_path, imported):

@@ -29,7 +29,8 @@ from pyspkv.models.pretrained import (
     PullFormField,
     PullWeight,
 )
-from pyspkv.models.trunk_arch import Arch, Family, parse_arch
+from pyspkv.models.trunk_arch import Arch, Family, essential, parse_arch
+from pyspkv.models.wavlm import CONV_KERNELS, WavLMConfig
 
 
 class TrunkConfig(Config):
@@ -133,12 +134,14 @@ class TrunkConfig(Config):
         return self
 
     def with_sizes_of(self, pretrained: Config, file) -> "TrunkConfig":
-        """With family, sizes and layers of `pretrained`, the config of the model that the field of this name names.
-        UserError: it is no trunk, or one of fewer layers than `layers`, or what it learnt is not in the trunk."""
+        """With family, sizes and layers of `pretrained`, the config of the model that the field of this name names; a
+        `wavlm` counts as a trunk. UserError: it is none, or one of fewer layers than `layers`, or what it learnt is not
+        in the trunk."""
+        if isinstance(pretrained, WavLMConfig):
+            pretrained = as_trunk(pretrained, file)
         if not isinstance(pretrained, TrunkConfig):
             name = getattr(pretrained, "name", "")
-            hint = f"use encoder.name: {name}" if name == "wavlm" else "import a trunk"
-            raise UserError(f"its encoder is '{name}', not 'trunk'", file=file, hint=hint)
+            raise UserError(f"its encoder is '{name}', not 'trunk'", file=file, hint="import a trunk")
         if pretrained.lora_rank or pretrained.adapter_dim:
             raise UserError(
                 "has low-rank updates or adapters, which encoder.pretrained does not take",
@@ -160,6 +163,34 @@ class TrunkConfig(Config):
                 "encoder.pretrained names no trunk", hint="set it to a model folder of bin.import_checkpoint"
             )
         return parse_arch(self.family, self.arch)
+
+
+def as_trunk(c: WavLMConfig, file, **arch: Any) -> TrunkConfig:
+    """The config of the same network and pooling as a `trunk`; `arch`: what else differs from WavLM-Base. UserError:
+    a size is out of the range of trunks."""
+    sizes = {
+        "hidden_size": c.dim,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.ffn,
+        "conv_dim": [c.conv_dim] * len(CONV_KERNELS),
+        "num_conv_pos_embeddings": c.pos_conv_kernel,
+        "num_conv_pos_embedding_groups": c.pos_conv_groups,
+        "do_normalize": False,
+    }
+    try:
+        whole = essential("wavlm", sizes | arch)
+    except ValueError as err:
+        raise UserError(str(err), file=file) from None
+    return TrunkConfig(
+        family="wavlm",
+        arch=whole,
+        pooling=c.pooling,
+        embed_dim=c.embed_dim,
+        mhfa_heads=c.mhfa_heads,
+        mhfa_dim=c.mhfa_dim,
+        embedding_batchnorm=c.embedding_batchnorm,
+    )
 
 
 @implements(TrunkConfig)
