@@ -12,6 +12,7 @@ import torch
 import toy
 from safetensors.torch import load_file, save_file
 
+from pyspkv.api.handover import export
 from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
@@ -284,23 +285,50 @@ def test_small_parts_start_as_nothing_and_learn_alone(kind, matrices, part, tmp_
     assert encoder.pull() is None
 
 
-@pytest.mark.parametrize("kind", ["whisper", "wavlm_large", "w2v_bert", "xlsr"])
-@torch.no_grad()
-def test_merged_low_rank_updates_change_nothing(kind, tmp_path, imported):
+def lora_model(tmp_path, imported, kind, **fields):
+    """An encoder with low-rank updates that are not zero, in the model folder tmp_path/lora, too."""
     source = folder(tmp_path / "hf", theirs(kind))
-    encoder = imported(source, lora_rank=4, lora_alpha=3.0, lora_feed_forward=True, freeze="trunk")
+    fields = {"lora_rank": 4, "lora_alpha": 3.0, "lora_feed_forward": True, "freeze": "trunk", **fields}
+    encoder = imported(source, **fields)
     torch.manual_seed(0)
     for p in small_parts(encoder).values():
         torch.nn.init.normal_(p, std=0.05)
+    checkpoint.save_import(tmp_path / "lora", encoder, encoder.config, {})
+    return encoder
+
+
+@pytest.mark.parametrize("kind", ["whisper", "wavlm_base", "w2v_bert", "xlsr"])
+@torch.no_grad()
+def test_low_rank_updates_are_merged_for_use_and_for_another_training(kind, tmp_path, imported):
+    encoder = lora_model(tmp_path, imported, kind)
     wave, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 6000])
-    before, start = encoder(wave, lengths), imported(source, lora_rank=0)(wave, lengths)
-    encoder.merge_lora()
-    torch.testing.assert_close(encoder(wave, lengths), before, atol=1e-5, rtol=1e-5)
-    assert not small_parts(encoder) and (before - start).abs().max() > 1e-3
-    same = cfg.build(cfg.validate(EncoderConfig, cfg.dump(encoder.config))).eval()
-    same.load_state_dict(encoder.state_dict())
-    assert torch.equal(same(wave, lengths), encoder(wave, lengths))
-    assert not any(p.requires_grad for p in encoder.trunk.parameters())
+    want = encoder(wave, lengths)
+    states = states_of(encoder, wave, lengths)
+    assert (
+        states[-1] - states_of(imported(tmp_path / "hf", lora_rank=0), wave, lengths)[-1]
+    ).abs().max() > 1e-2
+    export(str(tmp_path / "lora"), tmp_path / "handover")
+    for name in ("lora", "handover"):
+        found = load_encoder(tmp_path / name)
+        torch.testing.assert_close(found(wave, lengths), want, atol=1e-5, rtol=1e-5)
+        layers = [m for m in found.trunk.modules() if isinstance(m, torch.nn.Linear)]
+        assert {type(m) for m in layers} == {torch.nn.Linear}  # which extraction packs in bf16
+    # --init, and encoder.pretrained: into a config without LoRA; the latter into one with a new LoRA, too.
+    fields = {"name": "trunk", "pretrained": str(tmp_path / "lora"), **POOL}
+    for more in ({}, {"lora_rank": 2}):
+        other = cfg.build(resolved(cfg.validate(EncoderConfig, {**fields, **more})))
+        other.load_pretrained()
+        for a, b in zip(states_of(other.eval(), wave, lengths), states, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert any(".lora_" in n for n, _ in other.named_parameters()) == bool(more)
+        assert other.anchor and set(other.drift().values()) == {0.0}
+    other = cfg.build(resolved(cfg.validate(EncoderConfig, fields)))
+    checkpoint.init_encoder(other, tmp_path / "lora")
+    torch.testing.assert_close(other.eval()(wave, lengths), want, atol=1e-5, rtol=1e-5)
+    assert all(p.requires_grad for p in other.trunk_layers().parameters())
+    same = cfg.build(encoder.config)  # of the same rank: its updates go on learning
+    checkpoint.init_encoder(same, tmp_path / "lora")
+    assert torch.equal(same.eval()(wave, lengths), want)
 
 
 def test_rates_by_layer_and_what_is_frozen(tmp_path, imported):
@@ -466,13 +494,48 @@ def test_a_trunk_without_sizes(tmp_path, imported):
         resolved(nothing.model_copy(update={"pretrained": str(tmp_path / "other")}))
 
 
-def test_a_trunk_with_low_rank_updates_is_no_pretrained_one(tmp_path, imported):
+def test_a_trunk_with_adapters_is_no_pretrained_one(tmp_path, imported):
     """They would be lost: they are not in the matrices of the trunk."""
-    encoder = imported(folder(tmp_path / "hf", theirs("whisper")), lora_rank=2)
-    checkpoint.save_import(tmp_path / "lora", encoder, encoder.config, {})
-    nothing = cfg.validate(EncoderConfig, {"name": "trunk", "pretrained": str(tmp_path / "lora")})
-    with pytest.raises(UserError, match="low-rank updates or adapters(?s:.*)--init"):
+    encoder = imported(folder(tmp_path / "hf", theirs("whisper")), adapter_dim=2)
+    checkpoint.save_import(tmp_path / "adapters", encoder, encoder.config, {})
+    nothing = cfg.validate(EncoderConfig, {"name": "trunk", "pretrained": str(tmp_path / "adapters")})
+    with pytest.raises(UserError, match="has adapters(?s:.*)--init"):
         resolved(nothing)
+
+
+def test_low_rank_updates_that_do_not_fit(tmp_path, imported):
+    """A checkpoint without half of an update, and a config.yaml that knows of none."""
+    encoder = lora_model(tmp_path, imported, "whisper")
+    into = cfg.build(encoder.config.model_copy(update={"lora_rank": 0}))
+    file = tmp_path / "lora/ckpt-0/model.safetensors"
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if not k.endswith("1.fc1.lora_b")}, file)
+    with pytest.raises(UserError, match="low-rank updates do not fit"):
+        checkpoint.init_encoder(into, tmp_path / "lora")
+    save_file(tensors, file)
+    text = cfg.to_yaml_section("encoder", into.config)
+    (tmp_path / "lora/config.yaml").write_text(text)
+    with pytest.raises(UserError, match="low-rank updates do not fit"):
+        checkpoint.init_encoder(into, tmp_path / "lora")
+
+
+def test_lora_alone_then_all_of_the_trunk(tmp_path, imported):
+    """Two trainings on the same labels: with low-rank updates on a frozen trunk, then joint, from the merged model and
+    with the same classes."""
+    data = toy.make(tmp_path / "toy")
+    imported(folder(tmp_path / "hf", theirs("wavlm_base")))
+    Trainer(settings(tmp_path, lora_rank=2, freeze="trunk"), data, tmp_path / "first").run()
+    first = trained(tmp_path / "first")
+    assert any(".lora_b" in k and v.any() for k, v in first.items())
+    second = Trainer(
+        settings(tmp_path), data, tmp_path / "second", init=str(tmp_path / "first"), keep_head=True
+    )
+    wave, lengths = 0.1 * torch.randn(1, 8000), torch.tensor([8000])
+    with torch.no_grad():
+        ours = second.objective.encoder.eval()(wave, lengths)
+    torch.testing.assert_close(ours, load_encoder(tmp_path / "first")(wave, lengths), atol=1e-5, rtol=1e-5)
+    heads = [k for k in first if not k.startswith("encoder.")]
+    assert heads and all(torch.equal(first[k], second.objective.state_dict()[k]) for k in heads)
 
 
 # ---- foreign folders

@@ -5,6 +5,7 @@ the last one after the final norm, where the model has one.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -142,9 +143,9 @@ class TrunkConfig(Config):
         if not isinstance(pretrained, TrunkConfig):
             name = getattr(pretrained, "name", "")
             raise UserError(f"its encoder is '{name}', not 'trunk'", file=file, hint="import a trunk")
-        if pretrained.lora_rank or pretrained.adapter_dim:
+        if pretrained.adapter_dim:  # unlike low-rank updates they are in no matrix of the trunk
             raise UserError(
-                "has low-rank updates or adapters, which encoder.pretrained does not take",
+                "has adapters, which encoder.pretrained does not take",
                 file=file,
                 hint="start from it by --init",
             )
@@ -206,7 +207,9 @@ class Trunk(PretrainedEncoder):
         self.family = FAMILIES[c.family](arch, self.layers, c.dropout, c.attention_dropout)
         self.min_samples = self.family.min_samples
         self.trunk = self.family.build()
-        self._freeze()
+        frozen = {"none": [], "front": self.family.front_parts(self.trunk), "trunk": [self.trunk]}[c.freeze]
+        for part in frozen:
+            part.requires_grad_(False)
         layers = self.trunk_layers()
         if c.lora_rank:
             names = lora.ATTENTION + (lora.FEED_FORWARD if c.lora_feed_forward else ())
@@ -217,18 +220,14 @@ class Trunk(PretrainedEncoder):
         self.backend = make_pooling(c.pooling, self.layers, arch.dim, c.embed_dim, c.mhfa_heads, c.mhfa_dim)
         self.norm = BatchNorm(self.embed_dim) if c.embedding_batchnorm else nn.Identity()
 
-    def _freeze(self) -> None:
-        parts = {"none": [], "front": self.family.front_parts(self.trunk), "trunk": [self.trunk]}
-        for part in parts[self.config.freeze]:
-            part.requires_grad_(False)
-
     # ---- training
 
     def load_trunk(self, theirs: dict[str, Tensor], folder) -> None:
-        """Of the layers in use; low-rank updates stay new, those of `theirs` are left out."""
+        """Of the layers in use; low-rank updates are new, those of `theirs` are merged into its matrices."""
         from pyspkv.base import checkpoint as ckpt
+        from pyspkv.models.load import merged
 
-        own = self.trunk.state_dict()
+        own, theirs = self.trunk.state_dict(), merged(theirs, folder)
         new = {k: v for k, v in own.items() if ".lora_" in k}
         ckpt.load_state_strict(self.trunk, {k: v for k, v in theirs.items() if k in own} | new, folder)
 
@@ -249,11 +248,10 @@ class Trunk(PretrainedEncoder):
         groups = [*super().trunk_groups(), {"params": list(self._small()), "lr_scale": c.adapter_lr_scale}]
         return [{**g, "from_epoch": c.frozen_epochs} for g in groups] if c.frozen_epochs else groups
 
-    def merge_lora(self) -> None:
-        """Add the low-rank updates to the matrices: the same encoder without LoRA, in place."""
-        lora.merge_lora(self.trunk)
-        self.config = self.config.model_copy(update={"lora_rank": 0})
-        self._freeze()
+    def initial(self, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+        from pyspkv.models.load import merged
+
+        return weights if self.config.lora_rank else merged(weights, folder)
 
     # ---- forward
 
