@@ -22,6 +22,7 @@ from pyspkv.models import trunk_fronts
 from pyspkv.models.layer_pooling import MHFA
 from pyspkv.models.load import _Shapes, load_encoder, resolved
 from pyspkv.models.registry import EncoderConfig
+from pyspkv.models.trunks import part_size
 from pyspkv.train.config import TrainConfig
 from pyspkv.train.trainer import Trainer
 
@@ -157,18 +158,23 @@ def test_whisper_at_30_seconds_is_transformers_own(tmp_path, imported):
 
 
 @torch.no_grad()
-def test_whisper_beyond_its_positions(tmp_path, imported):
-    """Here 0.8 s for the true 30: what is longer is cut there, and each part has the positions from 0."""
+@pytest.mark.parametrize(
+    ("samples", "cuts"),
+    [
+        (30_000, [64, 64, 59]),  # 187 frames
+        (12_960, [42, 39]),  # one frame more than the network takes
+    ],
+)
+def test_whisper_beyond_its_positions(tmp_path, imported, samples, cuts):
+    """Here 0.8 s for the true 30: what is longer is cut into equal parts, each of which has the positions from 0."""
     encoder = imported(folder(tmp_path / "hf", theirs("whisper", max_source_positions=40)))
     torch.manual_seed(0)
-    wave, lengths = 0.1 * torch.randn(2, 30_000), torch.tensor([30_000, 12_000])
+    wave, lengths = 0.1 * torch.randn(2, samples), torch.tensor([samples, 12_000])
     feats, frames = encoder.features(wave, lengths)
     states, counts = encoder.hidden_states(feats, frames)
-    assert counts.tolist() == [94, 38] and states[0].shape == (2, 94, DIM)
-    parts = [
-        encoder.hidden_states(feats[:1, n : n + 80], torch.tensor([m]))[0]
-        for n, m in ((0, 80), (80, 80), (160, 27))
-    ]
+    total = (sum(cuts) + 1) // 2
+    assert counts.tolist() == [total, 38] and states[0].shape == (2, total, DIM)
+    parts = [encoder.hidden_states(x[None], torch.tensor([len(x)]))[0] for x in feats[0].split(cuts)]
     short = encoder.hidden_states(feats[1:, :75], frames[1:])[0]
     for n, whole in enumerate(states):
         torch.testing.assert_close(whole[:1], torch.cat([p[n] for p in parts], 1), atol=1e-5, rtol=1e-4)
@@ -177,6 +183,14 @@ def test_whisper_beyond_its_positions(tmp_path, imported):
     torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(encoder(wave, lengths), both, atol=0.1, rtol=0.1)
+
+
+def test_parts_are_few_and_equal():
+    for length in range(1, 400):
+        size = part_size(length, 80)
+        parts = [len(part) for part in torch.zeros(length).split(size)]
+        assert max(parts) <= 80 and len(parts) <= -(-length // 80) and size % 2 == 0
+        assert len(parts) == 1 or min(parts) > 30
 
 
 @pytest.mark.parametrize("length", [16000, 7117, 1200])
@@ -387,6 +401,53 @@ def test_pull_is_on_what_is_not_frozen(tmp_path, imported):
         and n.split(".")[-2] not in ("q_proj", "k_proj", "v_proj", "out_proj")
     )  # fmt: skip
     assert encoder.pull().item() == pytest.approx(0.5 * pulled, rel=1e-4)
+
+
+def test_training_after_extraction_at_the_same_length(tmp_path, imported):
+    """transformers keeps the positions' table, made in inference mode, for the next pass at that length."""
+    encoder = imported(folder(tmp_path / "hf", theirs("w2v_bert_rotary")), freeze="front")
+    wave, lengths = 0.1 * torch.randn(1, 8000), torch.tensor([8000])
+    with torch.inference_mode():
+        want = encoder.eval()(wave, lengths)
+    found = encoder.train()(wave, lengths)
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+    found.sum().backward()
+
+
+def test_drift_of_the_final_norm(tmp_path, imported):
+    for kind in ("whisper", "xlsr"):
+        encoder = imported(folder(tmp_path / kind, theirs(kind)), out=f"{kind}_out", freeze="front")
+        assert set(encoder.drift()) == {"layer1", "layer2", "layer3", "norm"}
+        with torch.no_grad():
+            norm = torch.cat([p.clone() for p in encoder.final_norm().parameters()])
+            encoder.final_norm().weight.add_(1.0)
+        assert encoder.drift()["norm"] == pytest.approx((DIM**0.5 / norm.norm()).item(), rel=1e-5)
+    other = imported(folder(tmp_path / "hubert", theirs("hubert")), out="hubert_out", freeze="none")
+    assert set(other.drift()) == {"layer1", "layer2", "layer3", "front"}  # its norm is below the layers
+
+
+@torch.no_grad()
+def test_drift_of_low_rank_updates(tmp_path, imported):
+    """|alpha / r B A| / |W| over the matrices of a layer; on a trunk that learns, with all else of the layer."""
+    source = folder(tmp_path / "hf", theirs("whisper"))
+    for freeze in ("trunk", "front"):
+        encoder = imported(source, lora_rank=2, lora_alpha=3.0, freeze=freeze)
+        assert set(encoder.drift().values()) == {0.0}
+        layer = encoder.trunk.layers[1]
+        layer.self_attn.q_proj.lora_b.normal_()
+        update = 1.5 * layer.self_attn.q_proj.lora_b @ layer.self_attn.q_proj.lora_a
+        names = [f"self_attn.{x}_proj.weight" for x in ("q", "k", "v", "out")]
+        if freeze == "front":
+            learns = [n for n, p in layer.named_parameters() if p.requires_grad and ".lora_" not in n]
+            names += learns
+            layer.fc1.bias.add_(1.0)
+        size = torch.cat(
+            [load_encoder(tmp_path / "out").trunk.layers[1].get_parameter(n).flatten() for n in names]
+        )
+        moved = update.square().sum() + (freeze == "front") * len(layer.fc1.bias)
+        found = encoder.drift()
+        assert found["layer2"] == pytest.approx((moved.sqrt() / size.norm()).item(), rel=1e-4)
+        assert found["layer1"] == 0.0 and ("norm" in found) == (freeze == "front")
 
 
 # ---- in a training

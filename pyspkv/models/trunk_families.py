@@ -224,9 +224,12 @@ class W2vBertFamily(TrunkFamily):
 
     def context(self, trunk: Any, h: Tensor, mask: Tensor | None) -> dict[str, Any]:
         embed = trunk.encoder.embed_positions
+        place = None if embed is None else embed(h)
+        if place is not None and place.is_inference() and not torch.is_inference_mode_enabled():
+            place = place.clone()  # transformers keeps the table of an extraction, which autograd refuses
         return {
             **super().context(trunk, h, mask),
-            "relative_position_embeddings": None if embed is None else embed(h),
+            "relative_position_embeddings": place,
             "conv_attention_mask": mask,
         }
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from pyspkv.audio.fbank import frame_mask
@@ -242,6 +243,14 @@ class Trunk(PretrainedEncoder):
     def trunk_layers(self):
         return self.family.layer_list(self.trunk)
 
+    def final_norm(self) -> nn.Module:
+        return self.family.final_norm(self.trunk)
+
+    def moved(self) -> list[tuple[str, Tensor, Tensor]]:
+        """As for any trunk, and each matrix W that has a low-rank update, whose value is W + alpha / r B A."""
+        found = [(f"{n}.weight", m) for n, m in self.trunk.named_modules() if isinstance(m, lora.LoRALinear)]
+        return [*super().moved(), *((n, m.weight + m.update(), m.weight) for n, m in found)]
+
     def trunk_groups(self) -> list[dict]:
         """As for any trunk; low-rank updates and adapters learn at adapter_lr_scale. All wait for `from_epoch`."""
         c = self.config
@@ -271,8 +280,8 @@ class Trunk(PretrainedEncoder):
         return self.norm(self.backend(frames, mask))
 
     def hidden_states(self, feats: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(H_0 .. H_L, each [B, F', dim], valid frames [B]). What is longer than the network takes is cut into parts,
-        whose frames are put in a row."""
+        """(H_0 .. H_L, each [B, F', dim], valid frames [B]). What is longer than the network takes is cut into parts
+        of nearly the same length, whose frames are put in a row."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._waits()):
             longest = self.family.longest or feats.shape[1]
             if feats.shape[1] <= longest:
@@ -285,16 +294,14 @@ class Trunk(PretrainedEncoder):
             )
         return states, frames
 
-    def _states_of_parts(self, feats: Tensor, lengths: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
-        parts, total = [], torch.zeros_like(lengths)
-        for start in range(0, int(lengths.max()), size):
-            part = feats[:, start : start + size]
-            here = (lengths - start).clamp(0, part.shape[1])
-            rows = here > 0  # an utterance that has ended takes no part
-            states, frames = self._states(part[rows], here[rows])
-            parts.append([h.new_zeros(len(feats), *h.shape[1:]).index_put((rows,), h) for h in states])
-            total = total.index_put((rows,), frames, accumulate=True)
-        return [torch.cat(pieces, 1) for pieces in zip(*parts)], total
+    def _states_of_parts(self, feats: Tensor, lengths: Tensor, longest: int) -> tuple[list[Tensor], Tensor]:
+        """Each utterance in as few parts as can be, of nearly the same length. The parts are the rows of one batch."""
+        utts = [x[:n].split(part_size(n, longest)) for x, n in zip(feats, lengths.tolist())]
+        parts = [part for utt in utts for part in utt]
+        states, frames = self._states(pad_sequence(parts, True), lengths.new_tensor([len(p) for p in parts]))
+        valid = torch.arange(states[0].shape[1], device=feats.device) < frames[:, None]
+        total = torch.stack([of_one.sum() for of_one in frames.split([len(utt) for utt in utts])])
+        return [pad_sequence(h[valid].split(total.tolist()), True) for h in states], total
 
     def _states(self, feats: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         c, family = self.config, self.family
@@ -324,3 +331,11 @@ class Trunk(PretrainedEncoder):
     def _waits(self) -> bool:
         """Whether the trunk is still to join the training."""
         return self.training and self.epoch_now < self.config.frozen_epochs
+
+
+def part_size(length: int, longest: int) -> int:
+    """Frames of the parts of an utterance, of which the network takes `longest` at once. It is even, as Whisper makes
+    one state of two frames; the last part may be some frames shorter. No part is so short that its states hear next to
+    nothing, as the remainder after parts of `longest` would be."""
+    count = -(-length // longest)
+    return 2 * -(-length // (2 * count))
