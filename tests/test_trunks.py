@@ -1,5 +1,6 @@
 """Trunks of every family against transformers: hidden states, front ends, padding, small parts, staging, import."""
 
+import functools
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import transformers
 from pyspkv.bin import import_checkpoint
-from pyspkv.models import trunk_fronts
+from pyspkv.models import trunk_fronts, trunks
 from pyspkv.models.layer_pooling import MHFA
 from pyspkv.models.load import _Shapes, load_encoder, resolved
 from pyspkv.models.registry import EncoderConfig
@@ -386,6 +387,42 @@ def test_gradients_of_the_whole_trunk_are_those_of_transformers(kind, tmp_path, 
     for name, g in want.items():
         torch.testing.assert_close(found[0][name], found[1][name])
         assert (found[0][name] - g).abs().sum() <= 1e-3 * g.abs().sum() + 1e-6, name
+
+
+@pytest.mark.parametrize("kind", ["whisper", "wavlm_large", "w2v_bert"])
+def test_layers_and_mixture_compile_whole(kind, tmp_path, imported, monkeypatch):
+    """As a GPU trains them, but for the kernels: without a break, and not once a layer."""
+    encoder = imported(folder(tmp_path / "hf", theirs(kind)), freeze="front").train()
+    wave, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 6000])
+    want = encoder(wave, lengths)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = functools.cache(
+        functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=False)
+    )
+    monkeypatch.setattr(trunks, "on", lambda device, function: compiled(function))
+    found = encoder(wave, lengths)
+    found.sum().backward()
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+    assert (
+        len(graphs) <= LAYERS
+    )  # the mixture, and the layers, of which the lowest alone has an input without gradient
+
+
+def test_utterances_in_turn_are_those_of_a_batch(tmp_path, imported):
+    """Where no gradient is kept; padded ones, too."""
+    for kind in ("wav2vec2", "xlsr"):
+        encoder = imported(folder(tmp_path / kind, theirs(kind)), out=f"{kind}_out", freeze="none")
+        wave, lengths = 0.1 * torch.randn(3, 8000), torch.tensor([8000, 6000, 7117])
+        together = encoder.features(wave, lengths)
+        with torch.no_grad():
+            in_turn = encoder.features(wave, lengths)
+        assert together[0].requires_grad and torch.equal(in_turn[1], together[1])
+        torch.testing.assert_close(in_turn[0], together[0].detach(), atol=1e-6, rtol=1e-5)
 
 
 def test_pull_is_on_what_is_not_frozen(tmp_path, imported):

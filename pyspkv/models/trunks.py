@@ -32,7 +32,7 @@ from pyspkv.models.pretrained import (
     PullWeight,
 )
 from pyspkv.models.trunk_arch import Arch, Family, essential, parse_arch
-from pyspkv.models.wavlm import CONV_KERNELS, WavLMConfig
+from pyspkv.models.wavlm import CONV_KERNELS, WavLMConfig, on
 
 
 class TrunkConfig(Config):
@@ -273,7 +273,7 @@ class Trunk(PretrainedEncoder):
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the backend's sums of the hidden states [B, F', S x dim], mask."""
         states, lengths = self.hidden_states(feats, lengths)
-        mixed = mixture(states, self.backend.mix().to(feats.device))
+        mixed = on(feats.device, mixture)(states, self.backend.mix().to(feats.device))
         return mixed, frame_mask(lengths, mixed.shape[1])
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
@@ -314,12 +314,12 @@ class Trunk(PretrainedEncoder):
         states = [h]
         learns = c.freeze != "trunk" or c.lora_rank > 0 or c.adapter_dim > 0 or h.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            context = family.context(self.trunk, h, mask)
+            context, run = family.context(self.trunk, h, mask), on(h.device, family.layer)
             for i, layer in enumerate(layers):
                 if c.gradient_checkpointing and torch.is_grad_enabled():
-                    out = checkpoint(family.layer, layer, h, context, use_reentrant=False)
+                    out = checkpoint(run, layer, h, context, use_reentrant=False)
                 else:
-                    out = family.layer(layer, h, context)
+                    out = run(layer, h, context)
                 if self.adapters:
                     out = self.adapters[i](out)
                 # Dropped layers are still computed: every parameter must take part in every step under DDP.
