@@ -37,7 +37,7 @@ from pyspkv.models.wavlm import CONV_KERNELS, WavLMConfig, on
 
 class TrunkConfig(Config):
     """A pre-trained encoder of Hugging Face with pooling on top: Whisper, wav2vec 2.0, XLS-R, HuBERT, w2v-BERT 2.0,
-    WavLM-Large. `pretrained` is all that a config needs: family and sizes are taken from there."""
+    WavLM. `pretrained` is all that a config needs: family and sizes are taken from there."""
 
     name: Literal["trunk"] = "trunk"
     pretrained: PretrainedModel = ""
@@ -106,7 +106,8 @@ class TrunkConfig(Config):
         ge=0,
         le=1024,
         description="Rank of low-rank updates (LoRA, Hu et al. 2022) on the matrices of the attention, which are "
-        "frozen themselves. 0: none. Set freeze: trunk with it, so that nothing else of the trunk learns.",
+        "frozen themselves. 0: none. Set freeze: trunk with it, so that nothing else of the trunk learns. They are "
+        "merged into the matrices where the model is used, and where it starts a training with lora_rank: 0.",
     )
     lora_alpha: Positive = Field(16.0, description="The update is multiplied by lora_alpha / lora_rank.")
     lora_feed_forward: bool = Field(False, description="Low-rank updates on the feed-forward layers, too.")
