@@ -312,7 +312,7 @@ def lora_model(tmp_path, imported, kind, **fields):
     return encoder
 
 
-@pytest.mark.parametrize("kind", ["whisper", "wavlm_base", "w2v_bert", "xlsr"])
+@pytest.mark.parametrize("kind", ["whisper", "wavlm_base", "w2v_bert"])
 @torch.no_grad()
 def test_low_rank_updates_are_merged_for_use_and_for_another_training(kind, tmp_path, imported):
     encoder = lora_model(tmp_path, imported, kind)
@@ -389,7 +389,7 @@ def test_gradients_of_the_whole_trunk_are_those_of_transformers(kind, tmp_path, 
         assert (found[0][name] - g).abs().sum() <= 1e-3 * g.abs().sum() + 1e-6, name
 
 
-@pytest.mark.parametrize("kind", ["whisper", "wavlm_large", "w2v_bert"])
+@pytest.mark.parametrize("kind", ["wavlm_large", "w2v_bert"])
 def test_layers_and_mixture_compile_whole(kind, tmp_path, imported, monkeypatch):
     """As a GPU trains them, but for the kernels: without a break, and not once a layer."""
     encoder = imported(folder(tmp_path / "hf", theirs(kind)), freeze="front").train()
