@@ -1,5 +1,6 @@
 """Trunks of every family against transformers: hidden states, front ends, padding, small parts, staging, import."""
 
+import functools
 import hashlib
 import json
 import re
@@ -12,14 +13,17 @@ import torch
 import toy
 from safetensors.torch import load_file, save_file
 
+from pyspkv.api.handover import export
 from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import transformers
 from pyspkv.bin import import_checkpoint
-from pyspkv.models import trunk_fronts
+from pyspkv.models import trunk_fronts, trunks
+from pyspkv.models.layer_pooling import MHFA
 from pyspkv.models.load import _Shapes, load_encoder, resolved
 from pyspkv.models.registry import EncoderConfig
+from pyspkv.models.trunks import part_size
 from pyspkv.train.config import TrainConfig
 from pyspkv.train.trainer import Trainer
 
@@ -46,6 +50,7 @@ KINDS = {  # name here: (class of transformers without "Model", sizes)
     "hubert": ("Hubert", CONVS),
     "hubert_large": ("Hubert", LARGE),
     "wavlm_large": ("WavLM", LARGE),
+    "wavlm_base": ("WavLM", CONVS),
     "w2v_bert": ("Wav2Vec2Bert", W2V_BERT),
     "w2v_bert_rotary": ("Wav2Vec2Bert", {**W2V_BERT, "position_embeddings_type": "rotary"}),
 }
@@ -123,11 +128,11 @@ def wanted_states(kind, model, wave, do_normalize=True):
 @torch.no_grad()
 def test_hidden_states_and_padding(kind, tmp_path, imported):
     """The states are transformers' on the waveform of an utterance; in a batch of other lengths they are the same."""
-    model = theirs(kind)
-    encoder = imported(folder(tmp_path / "hf", model))
+    model, base = theirs(kind), kind == "wavlm_base"
+    encoder = imported(folder(tmp_path / "hf", model), *["--as-trunk"] * base)
     torch.manual_seed(5)
     wave = 0.1 * torch.randn(2, 16000)
-    ours, want = states_of(encoder, wave[:1]), wanted_states(kind, model, wave[:1])
+    ours, want = states_of(encoder, wave[:1]), wanted_states(kind, model, wave[:1], do_normalize=not base)
     assert len(ours) == len(want) == LAYERS + 1
     for a, b in zip(ours, want):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
@@ -154,18 +159,23 @@ def test_whisper_at_30_seconds_is_transformers_own(tmp_path, imported):
 
 
 @torch.no_grad()
-def test_whisper_beyond_its_positions(tmp_path, imported):
-    """Here 0.8 s for the true 30: what is longer is cut there, and each part has the positions from 0."""
+@pytest.mark.parametrize(
+    ("samples", "cuts"),
+    [
+        (30_000, [64, 64, 59]),  # 187 frames
+        (12_960, [42, 39]),  # one frame more than the network takes
+    ],
+)
+def test_whisper_beyond_its_positions(tmp_path, imported, samples, cuts):
+    """Here 0.8 s for the true 30: what is longer is cut into equal parts, each of which has the positions from 0."""
     encoder = imported(folder(tmp_path / "hf", theirs("whisper", max_source_positions=40)))
     torch.manual_seed(0)
-    wave, lengths = 0.1 * torch.randn(2, 30_000), torch.tensor([30_000, 12_000])
+    wave, lengths = 0.1 * torch.randn(2, samples), torch.tensor([samples, 12_000])
     feats, frames = encoder.features(wave, lengths)
     states, counts = encoder.hidden_states(feats, frames)
-    assert counts.tolist() == [94, 38] and states[0].shape == (2, 94, DIM)
-    parts = [
-        encoder.hidden_states(feats[:1, n : n + 80], torch.tensor([m]))[0]
-        for n, m in ((0, 80), (80, 80), (160, 27))
-    ]
+    total = (sum(cuts) + 1) // 2
+    assert counts.tolist() == [total, 38] and states[0].shape == (2, total, DIM)
+    parts = [encoder.hidden_states(x[None], torch.tensor([len(x)]))[0] for x in feats[0].split(cuts)]
     short = encoder.hidden_states(feats[1:, :75], frames[1:])[0]
     for n, whole in enumerate(states):
         torch.testing.assert_close(whole[:1], torch.cat([p[n] for p in parts], 1), atol=1e-5, rtol=1e-4)
@@ -174,6 +184,14 @@ def test_whisper_beyond_its_positions(tmp_path, imported):
     torch.testing.assert_close(both[1:], alone, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(encoder(wave, lengths), both, atol=0.1, rtol=0.1)
+
+
+def test_parts_are_few_and_equal():
+    for length in range(1, 400):
+        size = part_size(length, 80)
+        parts = [len(part) for part in torch.zeros(length).split(size)]
+        assert max(parts) <= 80 and len(parts) <= -(-length // 80) and size % 2 == 0
+        assert len(parts) == 1 or min(parts) > 30
 
 
 @pytest.mark.parametrize("length", [16000, 7117, 1200])
@@ -256,7 +274,8 @@ def small_parts(encoder):
 
 
 @pytest.mark.parametrize(
-    "kind, matrices", [("whisper", 4), ("wavlm_large", 6), ("w2v_bert", 4), ("hubert", 6)]
+    "kind, matrices",
+    [("whisper", 4), ("wavlm_large", 6), ("wavlm_base", 6), ("w2v_bert", 4), ("hubert", 6)],
 )
 @pytest.mark.parametrize("part", ["lora", "adapters"])
 def test_small_parts_start_as_nothing_and_learn_alone(kind, matrices, part, tmp_path, imported):
@@ -281,23 +300,50 @@ def test_small_parts_start_as_nothing_and_learn_alone(kind, matrices, part, tmp_
     assert encoder.pull() is None
 
 
-@pytest.mark.parametrize("kind", ["whisper", "wavlm_large", "w2v_bert", "xlsr"])
-@torch.no_grad()
-def test_merged_low_rank_updates_change_nothing(kind, tmp_path, imported):
+def lora_model(tmp_path, imported, kind, **fields):
+    """An encoder with low-rank updates that are not zero, in the model folder tmp_path/lora, too."""
     source = folder(tmp_path / "hf", theirs(kind))
-    encoder = imported(source, lora_rank=4, lora_alpha=3.0, lora_feed_forward=True, freeze="trunk")
+    fields = {"lora_rank": 4, "lora_alpha": 3.0, "lora_feed_forward": True, "freeze": "trunk", **fields}
+    encoder = imported(source, **fields)
     torch.manual_seed(0)
     for p in small_parts(encoder).values():
         torch.nn.init.normal_(p, std=0.05)
+    checkpoint.save_import(tmp_path / "lora", encoder, encoder.config, {})
+    return encoder
+
+
+@pytest.mark.parametrize("kind", ["whisper", "wavlm_base", "w2v_bert"])
+@torch.no_grad()
+def test_low_rank_updates_are_merged_for_use_and_for_another_training(kind, tmp_path, imported):
+    encoder = lora_model(tmp_path, imported, kind)
     wave, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 6000])
-    before, start = encoder(wave, lengths), imported(source, lora_rank=0)(wave, lengths)
-    encoder.merge_lora()
-    torch.testing.assert_close(encoder(wave, lengths), before, atol=1e-5, rtol=1e-5)
-    assert not small_parts(encoder) and (before - start).abs().max() > 1e-3
-    same = cfg.build(cfg.validate(EncoderConfig, cfg.dump(encoder.config))).eval()
-    same.load_state_dict(encoder.state_dict())
-    assert torch.equal(same(wave, lengths), encoder(wave, lengths))
-    assert not any(p.requires_grad for p in encoder.trunk.parameters())
+    want = encoder(wave, lengths)
+    states = states_of(encoder, wave, lengths)
+    assert (
+        states[-1] - states_of(imported(tmp_path / "hf", lora_rank=0), wave, lengths)[-1]
+    ).abs().max() > 1e-2
+    export(str(tmp_path / "lora"), tmp_path / "handover")
+    for name in ("lora", "handover"):
+        found = load_encoder(tmp_path / name)
+        torch.testing.assert_close(found(wave, lengths), want, atol=1e-5, rtol=1e-5)
+        layers = [m for m in found.trunk.modules() if isinstance(m, torch.nn.Linear)]
+        assert {type(m) for m in layers} == {torch.nn.Linear}  # which extraction packs in bf16
+    # --init, and encoder.pretrained: into a config without LoRA; the latter into one with a new LoRA, too.
+    fields = {"name": "trunk", "pretrained": str(tmp_path / "lora"), **POOL}
+    for more in ({}, {"lora_rank": 2}):
+        other = cfg.build(resolved(cfg.validate(EncoderConfig, {**fields, **more})))
+        other.load_pretrained()
+        for a, b in zip(states_of(other.eval(), wave, lengths), states, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+        assert any(".lora_" in n for n, _ in other.named_parameters()) == bool(more)
+        assert other.anchor and set(other.drift().values()) == {0.0}
+    other = cfg.build(resolved(cfg.validate(EncoderConfig, fields)))
+    checkpoint.init_encoder(other, tmp_path / "lora")
+    torch.testing.assert_close(other.eval()(wave, lengths), want, atol=1e-5, rtol=1e-5)
+    assert all(p.requires_grad for p in other.trunk_layers().parameters())
+    same = cfg.build(encoder.config)  # of the same rank: its updates go on learning
+    checkpoint.init_encoder(same, tmp_path / "lora")
+    assert torch.equal(same.eval()(wave, lengths), want)
 
 
 def test_rates_by_layer_and_what_is_frozen(tmp_path, imported):
@@ -343,6 +389,42 @@ def test_gradients_of_the_whole_trunk_are_those_of_transformers(kind, tmp_path, 
         assert (found[0][name] - g).abs().sum() <= 1e-3 * g.abs().sum() + 1e-6, name
 
 
+@pytest.mark.parametrize("kind", ["wavlm_large", "w2v_bert"])
+def test_layers_and_mixture_compile_whole(kind, tmp_path, imported, monkeypatch):
+    """As a GPU trains them, but for the kernels: without a break, and not once a layer."""
+    encoder = imported(folder(tmp_path / "hf", theirs(kind)), freeze="front").train()
+    wave, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 6000])
+    want = encoder(wave, lengths)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = functools.cache(
+        functools.partial(torch.compile, backend=backend, fullgraph=True, dynamic=False)
+    )
+    monkeypatch.setattr(trunks, "on", lambda device, function: compiled(function))
+    found = encoder(wave, lengths)
+    found.sum().backward()
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+    assert (
+        len(graphs) <= LAYERS
+    )  # the mixture, and the layers, of which the lowest alone has an input without gradient
+
+
+def test_utterances_in_turn_are_those_of_a_batch(tmp_path, imported):
+    """Where no gradient is kept; padded ones, too."""
+    for kind in ("wav2vec2", "xlsr"):
+        encoder = imported(folder(tmp_path / kind, theirs(kind)), out=f"{kind}_out", freeze="none")
+        wave, lengths = 0.1 * torch.randn(3, 8000), torch.tensor([8000, 6000, 7117])
+        together = encoder.features(wave, lengths)
+        with torch.no_grad():
+            in_turn = encoder.features(wave, lengths)
+        assert together[0].requires_grad and torch.equal(in_turn[1], together[1])
+        torch.testing.assert_close(in_turn[0], together[0].detach(), atol=1e-6, rtol=1e-5)
+
+
 def test_pull_is_on_what_is_not_frozen(tmp_path, imported):
     source = folder(tmp_path / "hf", theirs("whisper"))
     encoder = imported(source, l2_sp_weight=0.5, pull_form="squared", lora_rank=2)
@@ -356,6 +438,53 @@ def test_pull_is_on_what_is_not_frozen(tmp_path, imported):
         and n.split(".")[-2] not in ("q_proj", "k_proj", "v_proj", "out_proj")
     )  # fmt: skip
     assert encoder.pull().item() == pytest.approx(0.5 * pulled, rel=1e-4)
+
+
+def test_training_after_extraction_at_the_same_length(tmp_path, imported):
+    """transformers keeps the positions' table, made in inference mode, for the next pass at that length."""
+    encoder = imported(folder(tmp_path / "hf", theirs("w2v_bert_rotary")), freeze="front")
+    wave, lengths = 0.1 * torch.randn(1, 8000), torch.tensor([8000])
+    with torch.inference_mode():
+        want = encoder.eval()(wave, lengths)
+    found = encoder.train()(wave, lengths)
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+    found.sum().backward()
+
+
+def test_drift_of_the_final_norm(tmp_path, imported):
+    for kind in ("whisper", "xlsr"):
+        encoder = imported(folder(tmp_path / kind, theirs(kind)), out=f"{kind}_out", freeze="front")
+        assert set(encoder.drift()) == {"layer1", "layer2", "layer3", "norm"}
+        with torch.no_grad():
+            norm = torch.cat([p.clone() for p in encoder.final_norm().parameters()])
+            encoder.final_norm().weight.add_(1.0)
+        assert encoder.drift()["norm"] == pytest.approx((DIM**0.5 / norm.norm()).item(), rel=1e-5)
+    other = imported(folder(tmp_path / "hubert", theirs("hubert")), out="hubert_out", freeze="none")
+    assert set(other.drift()) == {"layer1", "layer2", "layer3", "front"}  # its norm is below the layers
+
+
+@torch.no_grad()
+def test_drift_of_low_rank_updates(tmp_path, imported):
+    """|alpha / r B A| / |W| over the matrices of a layer; on a trunk that learns, with all else of the layer."""
+    source = folder(tmp_path / "hf", theirs("whisper"))
+    for freeze in ("trunk", "front"):
+        encoder = imported(source, lora_rank=2, lora_alpha=3.0, freeze=freeze)
+        assert set(encoder.drift().values()) == {0.0}
+        layer = encoder.trunk.layers[1]
+        layer.self_attn.q_proj.lora_b.normal_()
+        update = 1.5 * layer.self_attn.q_proj.lora_b @ layer.self_attn.q_proj.lora_a
+        names = [f"self_attn.{x}_proj.weight" for x in ("q", "k", "v", "out")]
+        if freeze == "front":
+            learns = [n for n, p in layer.named_parameters() if p.requires_grad and ".lora_" not in n]
+            names += learns
+            layer.fc1.bias.add_(1.0)
+        size = torch.cat(
+            [load_encoder(tmp_path / "out").trunk.layers[1].get_parameter(n).flatten() for n in names]
+        )
+        moved = update.square().sum() + (freeze == "front") * len(layer.fc1.bias)
+        found = encoder.drift()
+        assert found["layer2"] == pytest.approx((moved.sqrt() / size.norm()).item(), rel=1e-4)
+        assert found["layer1"] == 0.0 and ("norm" in found) == (freeze == "front")
 
 
 # ---- in a training
@@ -463,13 +592,48 @@ def test_a_trunk_without_sizes(tmp_path, imported):
         resolved(nothing.model_copy(update={"pretrained": str(tmp_path / "other")}))
 
 
-def test_a_trunk_with_low_rank_updates_is_no_pretrained_one(tmp_path, imported):
+def test_a_trunk_with_adapters_is_no_pretrained_one(tmp_path, imported):
     """They would be lost: they are not in the matrices of the trunk."""
-    encoder = imported(folder(tmp_path / "hf", theirs("whisper")), lora_rank=2)
-    checkpoint.save_import(tmp_path / "lora", encoder, encoder.config, {})
-    nothing = cfg.validate(EncoderConfig, {"name": "trunk", "pretrained": str(tmp_path / "lora")})
-    with pytest.raises(UserError, match="low-rank updates or adapters(?s:.*)--init"):
+    encoder = imported(folder(tmp_path / "hf", theirs("whisper")), adapter_dim=2)
+    checkpoint.save_import(tmp_path / "adapters", encoder, encoder.config, {})
+    nothing = cfg.validate(EncoderConfig, {"name": "trunk", "pretrained": str(tmp_path / "adapters")})
+    with pytest.raises(UserError, match="has adapters(?s:.*)--init"):
         resolved(nothing)
+
+
+def test_low_rank_updates_that_do_not_fit(tmp_path, imported):
+    """A checkpoint without half of an update, and a config.yaml that knows of none."""
+    encoder = lora_model(tmp_path, imported, "whisper")
+    into = cfg.build(encoder.config.model_copy(update={"lora_rank": 0}))
+    file = tmp_path / "lora/ckpt-0/model.safetensors"
+    tensors = load_file(file)
+    save_file({k: v for k, v in tensors.items() if not k.endswith("1.fc1.lora_b")}, file)
+    with pytest.raises(UserError, match="low-rank updates do not fit"):
+        checkpoint.init_encoder(into, tmp_path / "lora")
+    save_file(tensors, file)
+    text = cfg.to_yaml_section("encoder", into.config)
+    (tmp_path / "lora/config.yaml").write_text(text)
+    with pytest.raises(UserError, match="low-rank updates do not fit"):
+        checkpoint.init_encoder(into, tmp_path / "lora")
+
+
+def test_lora_alone_then_all_of_the_trunk(tmp_path, imported):
+    """Two trainings on the same labels: with low-rank updates on a frozen trunk, then joint, from the merged model and
+    with the same classes."""
+    data = toy.make(tmp_path / "toy")
+    imported(folder(tmp_path / "hf", theirs("wavlm_base")))
+    Trainer(settings(tmp_path, lora_rank=2, freeze="trunk"), data, tmp_path / "first").run()
+    first = trained(tmp_path / "first")
+    assert any(".lora_b" in k and v.any() for k, v in first.items())
+    second = Trainer(
+        settings(tmp_path), data, tmp_path / "second", init=str(tmp_path / "first"), keep_head=True
+    )
+    wave, lengths = 0.1 * torch.randn(1, 8000), torch.tensor([8000])
+    with torch.no_grad():
+        ours = second.objective.encoder.eval()(wave, lengths)
+    torch.testing.assert_close(ours, load_encoder(tmp_path / "first")(wave, lengths), atol=1e-5, rtol=1e-5)
+    heads = [k for k in first if not k.startswith("encoder.")]
+    assert heads and all(torch.equal(first[k], second.objective.state_dict()[k]) for k in heads)
 
 
 # ---- foreign folders
@@ -490,6 +654,15 @@ def test_encoder_of_a_larger_model(kind, head, tmp_path, imported):
     assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
+def save_shards(source, tensors, ext, save):
+    name, keys = "pytorch_model" if ext == "bin" else "model", sorted(tensors)
+    parts = {f"{name}-0000{i + 1}-of-00002.{ext}": keys[i::2] for i in range(2)}
+    for file, names in parts.items():
+        save({k: tensors[k] for k in names}, source / file)
+    index = {"metadata": {}, "weight_map": {k: file for file, names in parts.items() for k in names}}
+    (source / f"{name}.{ext}.index.json").write_text(json.dumps(index))
+
+
 @pytest.mark.parametrize("layout", ["shards", "bin", "bin shards", "half", "weight_g"])
 def test_layouts_of_weights(layout, tmp_path, imported):
     source = folder(tmp_path / "hf", theirs("wav2vec2"))
@@ -508,16 +681,10 @@ def test_layouts_of_weights(layout, tmp_path, imported):
     if layout == "half":
         tensors = {k: v.half() for k, v in tensors.items()}
     ext, save = ("bin", torch.save) if "bin" in layout else ("safetensors", save_file)
-    name = "pytorch_model" if ext == "bin" else "model"
     if "shards" in layout:
-        keys = sorted(tensors)
-        parts = {f"{name}-0000{i + 1}-of-00002.{ext}": keys[i::2] for i in range(2)}
-        for file, names in parts.items():
-            save({k: tensors[k] for k in names}, source / file)
-        index = {"metadata": {}, "weight_map": {k: file for file, names in parts.items() for k in names}}
-        (source / f"{name}.{ext}.index.json").write_text(json.dumps(index))
+        save_shards(source, tensors, ext, save)
     else:
-        save(tensors, source / f"{name}.{ext}")
+        save(tensors, source / f"{'pytorch_model' if ext == 'bin' else 'model'}.{ext}")
     found = states_of(imported(source), wave)
     tolerance = 5e-2 if layout == "half" else 0
     for a, b in zip(found, want, strict=True):
@@ -527,23 +694,112 @@ def test_layouts_of_weights(layout, tmp_path, imported):
     assert record["weights_sha256"] == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-@torch.no_grad()
-def test_wavlm_large_as_microsoft_has_it(tmp_path, imported):
-    """WavLM-Large.pt: unilm's names, layer norms in the convolutions as `.2.1.`."""
-    model = theirs("wavlm_large", conv_bias=False)
+def large_as_unilm(model) -> dict:
+    """The weights of a WavLM-Large by unilm's names."""
     convs = r"feature_extractor\.conv_layers\.(\d)\."
     trunk = {}
     for key, value in model.state_dict().items():
         if found := re.fullmatch(convs + r"layer_norm\.(\w+)", key):
             key = f"feature_extractor.conv_layers.{found[1]}.2.1.{found[2]}"
         trunk[test_wavlm.to_unilm(key)] = value
-    torch.save({"cfg": {"normalize": True}, "model": trunk}, tmp_path / "WavLM-Large.pt")
+    return trunk
+
+
+@torch.no_grad()
+def test_wavlm_large_as_microsoft_has_it(tmp_path, imported):
+    """WavLM-Large.pt: unilm's names, layer norms in the convolutions as `.2.1.`."""
+    model = theirs("wavlm_large", conv_bias=False)
+    torch.save({"cfg": {"normalize": True}, "model": large_as_unilm(model)}, tmp_path / "WavLM-Large.pt")
     encoder = imported(tmp_path / "WavLM-Large.pt", "--pooling", "mean")
     wave = 0.1 * torch.randn(1, 8000)
     for a, b in zip(states_of(encoder, wave), wanted_states("wavlm_large", model, wave), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     cut = imported(tmp_path / "WavLM-Large.pt", "--layers", "1", out="cut")
     assert len(states_of(cut, wave)) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["microsoft", "authors"])
+def test_wavlm_base_as_a_trunk(layout, tmp_path, imported):
+    """The same network as `name: wavlm`, and the MHFA of a speaker model with it."""
+    whole = test_wavlm.build(seed=3).eval()
+    source = test_wavlm.foreign(tmp_path, layout, whole)
+    plain, encoder = imported(source, out="plain"), imported(source, "--as-trunk")
+    assert (plain.config.name, encoder.config.name) == ("wavlm", "trunk")
+    wave, lengths = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 6000])
+    want = whole.trunk(wave[:1], output_hidden_states=True).hidden_states
+    for a, b in zip(states_of(encoder, wave[:1]), want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    if layout == "authors":
+        torch.testing.assert_close(encoder(wave, lengths), plain(wave, lengths), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(encoder(wave, lengths), whole(wave, lengths), atol=1e-4, rtol=1e-4)
+    # Either folder is the trunk of a config that needs what `trunk` alone has.
+    for out in ("plain", "out"):
+        other = imported(source, *["--as-trunk"] * (out == "out"), out=out, lora_rank=2, freeze="trunk")
+        for a, b in zip(states_of(other, wave[:1]), want, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="contains another model"):
+        imported(source)  # made with another option
+
+
+@pytest.mark.parametrize(
+    ("sizes", "normalize"),
+    [
+        ({"hidden_act": "relu"}, None),
+        ({"layer_norm_eps": 0.1}, None),
+        ({"conv_stride": (5, 2, 2, 2, 2, 1, 2)}, None),
+        ({"conv_dim": (16, 8, 16, 16, 16, 16, 16)}, None),
+        ({"conv_bias": True}, None),
+        ({"feat_extract_activation": "relu"}, None),
+        ({"max_bucket_distance": 300}, None),
+        ({"num_buckets": 64}, None),
+        ({}, True),
+    ],
+)
+@torch.no_grad()
+def test_wavlm_of_bases_norms_but_another_network(sizes, normalize, tmp_path, imported):
+    """`name: wavlm` computes Base's alone, so it becomes a `trunk`."""
+    model = theirs("wavlm_base", **sizes)
+    source = folder(tmp_path / "hf", model, **({} if normalize is None else {"do_normalize": normalize}))
+    encoder = imported(source)
+    wave = 0.1 * torch.randn(1, 8000)
+    assert encoder.config.name == "trunk"
+    want = wanted_states("wavlm_base", model, wave, do_normalize=bool(normalize))
+    for a, b in zip(states_of(encoder, wave), want, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_wavlm_base_in_several_files(tmp_path, imported):
+    source = folder(tmp_path / "hf", theirs("wavlm_base"))
+    plain = imported(source, out="plain")
+    save_shards(source, load_file(source / "model.safetensors"), "safetensors", save_file)
+    (source / "model.safetensors").unlink()
+    found = imported(source)
+    assert found.config.name == plain.config.name == "wavlm"
+    assert all(torch.equal(v, found.trunk.state_dict()[k]) for k, v in plain.trunk.state_dict().items())
+
+
+@torch.no_grad()
+def test_speaker_model_of_wavlm_large_keeps_its_mhfa(tmp_path, imported, capsys):
+    model = theirs("wavlm_large", conv_bias=False)
+    torch.manual_seed(1)
+    head = MHFA(LAYERS, DIM, heads=3, inner=8, embed_dim=12)
+    torch.nn.init.normal_(head.weights_k), torch.nn.init.normal_(head.weights_v)
+    found = {f"__S__.model.{k}": v for k, v in large_as_unilm(model).items()}
+    found |= {f"__S__.backend.{k}": v for k, v in head.state_dict().items()}
+    torch.save({**found, "__L__.weight": torch.randn(7, 12)}, tmp_path / "large.model")
+    encoder = imported(tmp_path / "large.model")
+    wave = 0.1 * torch.randn(1, 8000)
+    states = torch.stack(wanted_states("wavlm_large", model, wave))
+    mixed = torch.cat([torch.einsum("l,lbtd->btd", share, states) for share in head.mix()], -1)
+    want = head(mixed, None)
+    torch.testing.assert_close(encoder(wave, torch.tensor([8000])), want, atol=1e-4, rtol=1e-4)
+    for options in (["--layers", "1"], ["--pooling", "mean"]):  # the shares of its MHFA are of all layers
+        args = ["x", "--from", str(tmp_path / "large.model"), "--out", str(tmp_path / options[0]), *options]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", args)
+            import_checkpoint.main()
+        assert "its MHFA and 7 class centers left out" in capsys.readouterr().out
 
 
 def test_lowest_layers_of_wavlm_base(tmp_path, imported):

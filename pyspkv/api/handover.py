@@ -20,14 +20,14 @@ def export(model: str, out: str | Path) -> str:
     """
     from pyspkv.api.speaker_model import find_model
     from pyspkv.base import checkpoint
-    from pyspkv.models.load import encoder_config, load_encoder
+    from pyspkv.models.load import encoder_config, load_encoder, merged_config
 
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("exists and is not empty", file=out, hint="give another folder")
     name = find_model(model)
     folder = checkpoint.resolve_model(name)
-    encoder, config = load_encoder(name), encoder_config(folder)
+    encoder, config = load_encoder(name), merged_config(encoder_config(folder))
     run = folder.parent / "run.json"
     trained = read_json(run, hint=HINT) if run.is_file() else {}
     weights = checkpoint.digest(name)

@@ -355,20 +355,21 @@ def digest(model: str | Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def init_encoder(encoder: torch.nn.Module, model: str | Path) -> None:
+def init_encoder(encoder: Any, model: str | Path) -> None:
     """`--init`: load the encoder of another run; heads stay new. UserError when the architectures differ."""
     folder = resolve_model(model)
-    load_state_strict(encoder, encoder_weights(folder), folder)
+    load_state_strict(encoder, encoder.initial(encoder_weights(folder), folder), folder)
 
 
-def init_objective(objective: torch.nn.Module, model: str | Path, label_hash: str) -> None:
+def init_objective(objective: Any, model: str | Path, label_hash: str) -> None:
     """`--init --keep-head`: load encoder, heads and gate of a run on exactly the same labels.
 
     label_hash: hash of this run's labels. A gate of another kind than that run's starts anew. UserError: that model
     has no such head, was trained on other utterances or labels, or has another architecture.
     """
     folder = resolve_model(model)
-    trained_on, weights = state(folder).get("label_hash"), tensors(folder)
+    trained_on = state(folder).get("label_hash")
+    weights = objective.encoder.initial(tensors(folder), folder)
     heads = [k for k in objective.state_dict() if not k.startswith(("encoder.", "gate."))]
     if trained_on is None or any(key not in weights for key in heads):
         raise UserError(

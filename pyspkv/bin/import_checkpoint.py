@@ -5,12 +5,14 @@ Hugging Face folder of WavLM, Whisper, wav2vec 2.0, XLS-R, HuBERT or w2v-BERT 2.
     python -m pyspkv.bin.import_checkpoint --from whisper-tiny.en --out exp/whisper --layers 3
 
 The folder can be used like any model: by bin.extract, bin.verify, --init, encoder.pretrained. A speaker model
-is one that the authors have fine-tuned with MHFA.
+is one that the authors have fine-tuned with MHFA. A WavLM of Base's kind becomes an encoder `name: wavlm`, all others
+become `name: trunk`.
 """
 
 import argparse
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,11 @@ def parse() -> argparse.Namespace:
         "trained, and new (seed 0) if the file has none",
     )
     p.add_argument("--layers", type=int, default=None, metavar="N", help="keep only the lowest N layers")
+    p.add_argument(
+        "--as-trunk",
+        action="store_true",
+        help="make an encoder `name: trunk` of WavLM-Base as well, which has LoRA, adapters and frozen_epochs",
+    )
     return p.parse_args()
 
 
@@ -74,6 +81,7 @@ def main() -> None:
     if args.layers is not None and args.layers < 1:
         raise UserError(f"--layers {args.layers} must be above 0")
     made_of = {"sha256": source_digest(source), "pooling": args.pooling, "layers": args.layers}
+    made_of["as_trunk"] = args.as_trunk or None  # folders from before this option have no such entry
     if (out / "LATEST").exists() and is_made_of(out / "run.json", made_of):
         print(f"imported already: {out}")
         return
@@ -87,59 +95,62 @@ def main() -> None:
     from pyspkv.base import config as cfg
     from pyspkv.models import trunk_import
     from pyspkv.models.load import check_sizes
+    from pyspkv.models.wavlm_import import weight_files
 
     torch.manual_seed(0)
-    read = read_trunk if trunk_import.is_trunk(source) else read_wavlm
-    config, weights, made, told = read(source, args.pooling, args.layers)
+    if trunk_import.is_trunk(source):
+        config, weights, made, told = parts(*trunk_import.read(source, args.pooling, args.layers or 0))
+    else:
+        config, weights, made, told = read_wavlm(source, args.pooling, args.layers, args.as_trunk)
     hint = TRUNK_HINT if config.name == "trunk" else HINT
     check_sizes(config, weights, source, tuple(made), hint=hint)
     encoder = cfg.build(config)
     own = {k: v for k, v in encoder.state_dict().items() if k.startswith(tuple(made))} if made else {}
     checkpoint.load_state_strict(encoder, {**own, **weights}, source, hint=hint)
-    files = trunk_import.weight_files(source) if source.is_dir() else [source]
+    files = weight_files(source) if source.is_dir() else [source]
     record = {"command": sys.argv, "source": str(source), **made_of, "weights_sha256": weights_digest(files)}
     checkpoint.save_import(out, encoder, config, record)
     print(f"{told[0]}, {sum(p.numel() for p in encoder.parameters()):,} parameters{told[1]}: {out}")
 
 
-def read_wavlm(source: Path, pooling: Any, layers: int | None) -> tuple[Any, dict, set[str], tuple[str, str]]:
-    """A WavLM: its config, its weights, how the names begin that these may lack, and what to say of it."""
+Parts = tuple[Any, dict, set[str], tuple[str, str]]
+
+
+def read_wavlm(source: Path, pooling: Any, layers: int | None, as_trunk: bool) -> Parts:
+    """`parts` of a WavLM, as a `trunk` where it is a Large, or where one is wanted."""
     from pyspkv.models import trunk_import, wavlm_import
 
     trunk, backend, head = wavlm_import.read(source)
-    if trunk_import.is_large(trunk):
-        return as_trunk(*trunk_import.of_large(trunk, source, pooling, layers or 0))
-    config = wavlm_import.config_of(trunk, backend, source, pooling)
-    if layers is not None:
-        if layers > config.layers:
-            raise UserError(f"--layers {layers}, but the model has {config.layers}", file=source)
-        unused = tuple(f"encoder.layers.{n}." for n in range(layers, config.layers))
-        trunk = {k: v for k, v in trunk.items() if not k.startswith(unused)} if unused else trunk
-        backend = {} if unused else backend  # its shares are of all layers
+    config: Any = wavlm_import.config_of(trunk, backend, source, pooling)
+    if layers is not None and layers > config.layers:
+        raise UserError(f"--layers {layers}, but the model has {config.layers}", file=source)
+    unused = tuple(f"encoder.layers.{n}." for n in range(layers or config.layers, config.layers))
+    part = backend if pooling == "mhfa" and not unused else {}  # its shares are of all layers
+    if as_trunk or trunk_import.is_large(trunk):
+        config, trunk = trunk_import.of_wavlm(config, trunk, source, layers or 0)
+    elif unused:
+        trunk = {k: v for k, v in trunk.items() if not k.startswith(unused)}
         config = config.model_copy(update={"layers": layers})
+    left = ["its MHFA"] if backend and not part else []
+    left += [f"{len(head)} class centers"] if head is not None else []
+    return parts(config, trunk, part, left)
+
+
+def parts(config: Any, trunk: dict, backend: dict | None = None, left: Sequence[str] = ()) -> Parts:
+    """The config, the weights, how the names begin that these may lack, and what to say of the model. left: what of
+    the source is not in it."""
     weights = {f"trunk.{k}": v for k, v in trunk.items()}
-    part = backend if pooling == "mhfa" else {}
-    weights |= {f"backend.{k}": v for k, v in part.items()}
-    # Embedding does not use the mask vector of pre-training, so a checkpoint without it gets the initial one.
-    made = {"trunk.masked_spec_embed"} - weights.keys() | ({"backend."} if not part else set())
-    what = "with its MHFA" if part else f"pooling: {pooling}"
-    with_head = f", {len(head)} class centers left out" if head is not None else ""
-    return config, weights, made, (f"{config.layers} layers of {config.dim}, {what}", with_head)
-
-
-def read_trunk(source: Path, pooling: Any, layers: int | None) -> tuple[Any, dict, set[str], tuple[str, str]]:
-    """The same of another encoder."""
-    from pyspkv.models import trunk_import
-
-    return as_trunk(*trunk_import.read(source, pooling, layers or 0))
-
-
-def as_trunk(config: Any, trunk: dict) -> tuple[Any, dict, set[str], tuple[str, str]]:
-    """The same of a config and weights that `trunk_import` gives."""
-    sizes = config.sizes()
-    used = f"{config.layers or sizes.depth} of {sizes.depth} layers of {sizes.dim}"
-    weights = {f"trunk.{k}": v for k, v in trunk.items()}
-    return config, weights, {"backend."}, (f"{config.family}, {used}, pooling: {config.pooling}", "")
+    weights |= {f"backend.{k}": v for k, v in (backend or {}).items()}
+    made = set() if backend else {"backend."}
+    if config.name == "trunk":
+        sizes = config.sizes()
+        used = f"{config.family}, {config.layers or sizes.depth} of {sizes.depth} layers of {sizes.dim}"
+    else:
+        used = f"{config.layers} layers of {config.dim}"
+        # Embedding does not use the mask vector of pre-training, so a checkpoint without it gets the initial one.
+        made |= {"trunk.masked_spec_embed"} - weights.keys()
+    what = "with its MHFA" if backend else f"pooling: {config.pooling}"
+    return config, weights, made, (f"{used}, {what}", f", {' and '.join(left)} left out" if left else "")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What an encoder is: wave -> features -> frames -> embedding."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,10 @@ class Encoder(nn.Module):
 
     def load_pretrained(self) -> None:
         """Before a training: load pre-trained parts that the config names. Extraction has no need of them."""
+
+    def initial(self, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+        """`--init`: the weights of another run's model, from its checkpoint `folder`, as this encoder takes them."""
+        return weights
 
     def pull(self) -> Tensor | None:
         """Penalty that holds the weights near the pre-trained ones, if the encoder has one (`models.pull`)."""

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
+from pyspkv.models import lora
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.registry import EncoderConfig
 from pyspkv.models.trunks import TrunkConfig
@@ -28,15 +29,34 @@ def resolved(config: EncoderConfig) -> EncoderConfig:
 
 
 def load_encoder(model: str | Path, which: str = "last") -> Encoder:
-    """Encoder of a model folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]."""
+    """Encoder of a model folder (`DIR`, `DIR@best`) in evaluation mode: wave [B, T], lengths [B] -> [B, D]. Low-rank
+    updates (LoRA) are merged into their matrices."""
     folder = checkpoint.resolve_model(
         model if str(model).endswith(("@best", "@last")) else f"{model}@{which}"
     )
     config, weights = encoder_config(folder), checkpoint.encoder_weights(folder)
     check_sizes(config, weights, folder)
-    encoder = cfg.build(config)
-    checkpoint.load_state_strict(encoder, weights, folder)
+    encoder = cfg.build(merged_config(config))
+    checkpoint.load_state_strict(encoder, merged(weights, folder), folder)
     return encoder.eval()
+
+
+def merged_config(config: EncoderConfig) -> EncoderConfig:
+    """The config of the same encoder without low-rank updates."""
+    return config.model_copy(update={"lora_rank": 0}) if isinstance(config, TrunkConfig) else config
+
+
+def merged(weights: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    """`weights` of the checkpoint `folder`, or some of them, with the low-rank updates merged into their matrices."""
+    if not any(name.endswith(".lora_a") for name in weights):
+        return weights
+    config = encoder_config(folder)
+    try:
+        assert isinstance(config, TrunkConfig) and config.lora_rank
+        return lora.merge(weights, config.lora_alpha / config.lora_rank)
+    except (AssertionError, KeyError, RuntimeError):
+        rule = "its low-rank updates do not fit its config.yaml, or its matrices"
+        raise UserError(rule, file=folder, hint=checkpoint.AGAIN) from None
 
 
 class _Shapes(TorchFunctionMode):

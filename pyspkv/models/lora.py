@@ -31,12 +31,9 @@ class LoRALinear(nn.Linear):
         return super().forward(input) + self.scale * F.linear(F.linear(input, self.lora_a), self.lora_b)
 
     @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """The linear layer of W + alpha / r B A."""
-        layer = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(self.weight + self.scale * self.lora_b @ self.lora_a)
-        layer.bias = self.bias
-        return layer
+    def update(self) -> Tensor:
+        """alpha / r B A, [out, in]."""
+        return self.scale * self.lora_b @ self.lora_a
 
 
 class Adapter(nn.Module):
@@ -60,9 +57,15 @@ def add_lora(module: nn.Module, names: tuple[str, ...], rank: int, alpha: float)
                 setattr(parent, name, LoRALinear(child, rank, alpha))
 
 
-def merge_lora(module: nn.Module) -> None:
-    """Add the low-rank updates of `module` to its matrices, in place: the same function without LoRA."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, LoRALinear):
-                setattr(parent, name, child.merged())
+def merge(weights: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The named weights of the same function without low-rank updates: W + scale B A for each W, scale = alpha / r.
+
+    KeyError, RuntimeError: an update lacks a part, or does not fit its matrix.
+    """
+    out = dict(weights)
+    for name in weights:
+        if name.endswith(".lora_a"):
+            layer = name.removesuffix("lora_a")
+            a, b = out.pop(name), out.pop(f"{layer}lora_b")
+            out[f"{layer}weight"] = out[f"{layer}weight"] + scale * b @ a
+    return out

@@ -100,6 +100,10 @@ class PretrainedEncoder(Encoder):
         """The trunk's layers, the lowest first."""
         raise NotImplementedError
 
+    def final_norm(self) -> nn.Module:
+        """On the output of the highest layer."""
+        return nn.Identity()
+
     def trunk_groups(self) -> list[dict]:
         """Rates of the trunk: trunk_lr_scale x layerwise_lr_growth^l for layer l.
 
@@ -129,11 +133,19 @@ class PretrainedEncoder(Encoder):
     def normalizes_loss(self) -> bool:
         return self.config.pull_form == "norms"
 
-    def drift(self) -> dict[str, float]:
-        if not self.anchor:
-            return {}
+    def moved(self) -> list[tuple[str, Tensor, Tensor]]:
+        """(name in the trunk, value, pre-trained value) of what has left the pre-trained weights, or may have."""
         name = {id(p): name for name, p in self.trunk.named_parameters()}
-        pulled = self._pulled()
-        layers = [re.search(r"(?:^|\.)layers\.(\d+)\.", name[id(p)]) for p in pulled]
-        parts = [f"layer{int(layer[1]) + 1}" if layer else "front" for layer in layers]
-        return drift(parts, pulled, self.anchor)
+        return [(name[id(p)], p, start) for p, start in zip(self._pulled(), self.anchor)]
+
+    def drift(self) -> dict[str, float]:
+        """Of `layer1` .. `layerL`, of `norm`, the final one, and of `front`, all else of the trunk."""
+        final = {id(p) for p in self.final_norm().parameters()}
+        names, values, starts = [], [], []
+        for name, value, start in self.moved():
+            layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+            rest = "norm" if id(value) in final else "front"
+            names.append(f"layer{int(layer[1]) + 1}" if layer else rest)
+            values.append(value)
+            starts.append(start)
+        return drift(names, values, starts)

@@ -22,7 +22,7 @@ from pyspkv.models.trunk_arch import (
     WhisperArch,
 )
 from pyspkv.models.trunk_fronts import StackedFbank, WhisperLogMel, normalized
-from pyspkv.models.wavlm import convolution, drop, gated_attention, normed_convolution, position
+from pyspkv.models.wavlm import convolution, drop, gated_attention, in_turn, normed_convolution, position
 
 
 class TrunkFamily(nn.Module):
@@ -137,10 +137,16 @@ class Wav2Vec2Family(TrunkFamily):
         return parts if self.arch.do_stable_layer_norm else [*parts, trunk.encoder.layer_norm]
 
     def features(self, trunk: Any, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        feats = in_turn(lambda x, n: self._convolutions(trunk, x, n), wave, lengths)
+        for kernel, stride in zip(self.arch.conv_kernel, self.arch.conv_stride):
+            lengths = (lengths - kernel) // stride + 1
+        return feats, lengths
+
+    def _convolutions(self, trunk: Any, wave: Tensor, lengths: Tensor) -> Tensor:
         c = self.arch
         x = (normalized(wave, lengths) if c.do_normalize else wave)[..., None]
         for n, layer in enumerate(trunk.feature_extractor.conv_layers):
-            kernel, stride = c.conv_kernel[n], c.conv_stride[n]
+            stride = c.conv_stride[n]
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):
                 x = normed_convolution(x[..., 0], lengths, layer.conv.weight[:, 0], norm, stride)
@@ -148,8 +154,7 @@ class Wav2Vec2Family(TrunkFamily):
                 x = convolution(x, layer.conv.weight, layer.conv.bias, stride=(1, stride))
                 x = x if norm is None else norm(x)
             x = layer.activation(x)
-            lengths = (lengths - kernel) // stride + 1
-        return x, lengths
+        return x
 
     def start(self, trunk: Any, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         h = trunk.feature_projection(feats)
@@ -224,9 +229,12 @@ class W2vBertFamily(TrunkFamily):
 
     def context(self, trunk: Any, h: Tensor, mask: Tensor | None) -> dict[str, Any]:
         embed = trunk.encoder.embed_positions
+        place = None if embed is None else embed(h)
+        if place is not None and place.is_inference() and not torch.is_inference_mode_enabled():
+            place = place.clone()  # transformers keeps the table of an extraction, which autograd refuses
         return {
             **super().context(trunk, h, mask),
-            "relative_position_embeddings": None if embed is None else embed(h),
+            "relative_position_embeddings": place,
             "conv_attention_mask": mask,
         }
 

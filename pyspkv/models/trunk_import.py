@@ -1,4 +1,4 @@
-"""Hugging Face folders of other encoders than WavLM-Base -> config and weights of a `trunk`.
+"""Hugging Face folders of other encoders than WavLM-Base -> config and weights of a `trunk`; and a WavLM as a `trunk`.
 
 A folder holds config.json, the weights (model.safetensors or pytorch_model.bin, in one file or in several with an
 index), and often preprocessor_config.json. It may be of a larger model, of which the encoder alone is taken.
@@ -14,11 +14,10 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import read_json, short
 from pyspkv.models.layer_pooling import Pooling
 from pyspkv.models.trunk_arch import MODEL_TYPES, Family, WavLMArch, essential
-from pyspkv.models.trunks import TrunkConfig
-from pyspkv.models.wavlm import CONV_KERNELS
-from pyspkv.models.wavlm_import import AGAIN, _load, _sound, config_of
+from pyspkv.models.trunks import TrunkConfig, as_trunk
+from pyspkv.models.wavlm import CONV_KERNELS, WavLMConfig
+from pyspkv.models.wavlm_import import AGAIN, folder_tensors
 
-MAX_FILES = 500  # of the weights of one model
 _PREFIXES: dict[Family, tuple[str, ...]] = {  # of the encoder's names in a larger model, the longest first
     "whisper": ("model.encoder.", "encoder."),
     "wav2vec2": ("wav2vec2.",),
@@ -26,6 +25,15 @@ _PREFIXES: dict[Family, tuple[str, ...]] = {  # of the encoder's names in a larg
     "w2v_bert": ("wav2vec2_bert.",),
     "wavlm": ("wavlm.",),
 }
+_BASE_SIZES = (  # of config.json, which a WavLMConfig has, too
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "conv_dim",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+)
 _UNUSED = (
     "masked_spec_embed",
     "adapter.",
@@ -47,42 +55,22 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_trunk(source: Path) -> bool:
-    """Whether a source is for `trunk`: a folder of another family, or of a WavLM with other norms than Base has."""
+    """Whether a source is a folder that `name: wavlm` cannot compute: all but WavLM-Base's network, of any size."""
     if not (source / "config.json").is_file():
         return False
-    found = read_config(source)
-    base = not found.get("do_stable_layer_norm") and found.get("feat_extract_norm", "group") == "group"
-    return found["model_type"] != "wavlm" or not base
+    family, arch = read_arch(source)
+    return family != "wavlm" or not is_base(arch)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of the weights. UserError: there are none, or the index names something else than files beside it."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            named = read_json(index, hint=AGAIN).get("weight_map")
-            names = set(named.values()) if isinstance(named, dict) and _all_text(named) else set()
-            if not names or len(names) > MAX_FILES:
-                raise UserError("has no weight_map of tensors and files", file=index, hint=AGAIN)
-            for file in sorted(names):
-                if not re.fullmatch(r"[\w.-]{1,100}\.(safetensors|bin)", file):
-                    raise UserError(
-                        f"names {short(file)}, which is no file beside it", file=index, hint=AGAIN
-                    )
-                if not (folder / file).is_file():
-                    raise UserError("no such file", file=folder / file, hint=AGAIN)
-            return [folder / file for file in sorted(names)]
-    raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=folder)
+def is_base(arch: dict[str, Any]) -> bool:
+    """Whether the sizes of a WavLM are those of a `WavLMConfig`: all that such a config cannot set is as in Base."""
+    base = WavLMArch(do_normalize=False).model_dump(mode="json")
+    same = all(arch[key] == value for key, value in base.items() if key not in _BASE_SIZES)
+    return same and arch["conv_dim"] == arch["conv_dim"][:1] * len(CONV_KERNELS)
 
 
-def _all_text(named: dict) -> bool:
-    return all(isinstance(file, str) for file in named.values())
-
-
-def read(folder: Path, pooling: Pooling = "mhfa", layers: int = 0) -> tuple[TrunkConfig, dict[str, Tensor]]:
-    """(config, the trunk's weights by transformers' names, float32) of a folder; `layers` 0: all."""
+def read_arch(folder: Path) -> tuple[Family, dict[str, Any]]:
+    """Family, and what the network is built from. UserError: config.json has what is not known here."""
     found = read_config(folder)
     family, file = MODEL_TYPES[found["model_type"]], folder / "config.json"
     more = _preprocessing(folder, family, found)
@@ -91,14 +79,19 @@ def read(folder: Path, pooling: Pooling = "mhfa", layers: int = 0) -> tuple[Trun
     if found.get("adapter_attn_dim"):
         raise UserError("adapter_attn_dim is not known here", file=file, hint="import the model without it")
     try:
-        arch = essential(family, {**found, **more})
-        config = TrunkConfig(family=family, arch=arch, pooling=pooling, layers=layers)
+        return family, essential(family, {**found, **more})
     except ValueError as err:
         raise UserError(_first_line(err), file=file) from None
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        tensors |= _sound({k: v for k, v in _load(path).items() if isinstance(v, Tensor)}, path)
-    weights = {k: v.float() for k, v in _of_encoder(tensors, config).items()}
+
+
+def read(folder: Path, pooling: Pooling = "mhfa", layers: int = 0) -> tuple[TrunkConfig, dict[str, Tensor]]:
+    """(config, the trunk's weights by transformers' names, float32) of a folder; `layers` 0: all."""
+    family, arch = read_arch(folder)
+    try:
+        config = TrunkConfig(family=family, arch=arch, pooling=pooling, layers=layers)
+    except ValueError as err:
+        raise UserError(_first_line(err), file=folder / "config.json") from None
+    weights = {k: v.float() for k, v in _of_encoder(folder_tensors(folder), config).items()}
     if bad := next((k for k, v in weights.items() if not v.isfinite().all()), None):
         raise UserError(f"tensor {short(bad)} contains NaN or infinity", file=folder)
     return config, weights
@@ -109,31 +102,21 @@ def is_large(trunk: dict[str, Tensor]) -> bool:
     return "feature_extractor.conv_layers.1.layer_norm.weight" in trunk
 
 
-def of_large(
-    trunk: dict[str, Tensor], file: Path, pooling: Pooling = "mhfa", layers: int = 0
+def of_wavlm(
+    config: WavLMConfig, trunk: dict[str, Tensor], file: Path, layers: int = 0
 ) -> tuple[TrunkConfig, dict[str, Tensor]]:
-    """The same as `read`, of WavLM-Large.pt: the sizes follow from the shapes. Its samples are normalized."""
-    c = config_of(trunk, {}, file)
-    arch = WavLMArch(
-        hidden_size=c.dim,
-        num_hidden_layers=c.layers,
-        num_attention_heads=c.heads,
-        intermediate_size=c.ffn,
-        conv_dim=(c.conv_dim,) * len(CONV_KERNELS),
-        conv_bias="feature_extractor.conv_layers.0.conv.bias" in trunk,
-        num_conv_pos_embeddings=c.pos_conv_kernel,
-        num_conv_pos_embedding_groups=c.pos_conv_groups,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        do_normalize=True,
-    )
-    try:
-        config = TrunkConfig(
-            family="wavlm", arch=arch.model_dump(mode="json"), pooling=pooling, layers=layers
-        )
-    except ValueError as err:
-        raise UserError(_first_line(err), file=file) from None
-    return config, _of_encoder(trunk, config)
+    """A WavLM's config and trunk as those of a `trunk`. Large is told by its tensors; its samples are normalized."""
+    large: dict[str, Any] = {}
+    if is_large(trunk):
+        bias = "feature_extractor.conv_layers.0.conv.bias" in trunk
+        large = {
+            "feat_extract_norm": "layer",
+            "do_stable_layer_norm": True,
+            "do_normalize": True,
+            "conv_bias": bias,
+        }
+    made = as_trunk(config, file, **large).model_copy(update={"layers": layers})
+    return made, _of_encoder(trunk, made)
 
 
 def _first_line(err: ValueError) -> str:

@@ -5,11 +5,13 @@ the last one after the final norm, where the model has one.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from pyspkv.audio.fbank import frame_mask
@@ -29,12 +31,13 @@ from pyspkv.models.pretrained import (
     PullFormField,
     PullWeight,
 )
-from pyspkv.models.trunk_arch import Arch, Family, parse_arch
+from pyspkv.models.trunk_arch import Arch, Family, essential, parse_arch
+from pyspkv.models.wavlm import CONV_KERNELS, WavLMConfig, on
 
 
 class TrunkConfig(Config):
     """A pre-trained encoder of Hugging Face with pooling on top: Whisper, wav2vec 2.0, XLS-R, HuBERT, w2v-BERT 2.0,
-    WavLM-Large. `pretrained` is all that a config needs: family and sizes are taken from there."""
+    WavLM. `pretrained` is all that a config needs: family and sizes are taken from there."""
 
     name: Literal["trunk"] = "trunk"
     pretrained: PretrainedModel = ""
@@ -103,7 +106,8 @@ class TrunkConfig(Config):
         ge=0,
         le=1024,
         description="Rank of low-rank updates (LoRA, Hu et al. 2022) on the matrices of the attention, which are "
-        "frozen themselves. 0: none. Set freeze: trunk with it, so that nothing else of the trunk learns.",
+        "frozen themselves. 0: none. Set freeze: trunk with it, so that nothing else of the trunk learns. They are "
+        "merged into the matrices where the model is used, and where it starts a training with lora_rank: 0.",
     )
     lora_alpha: Positive = Field(16.0, description="The update is multiplied by lora_alpha / lora_rank.")
     lora_feed_forward: bool = Field(False, description="Low-rank updates on the feed-forward layers, too.")
@@ -133,15 +137,17 @@ class TrunkConfig(Config):
         return self
 
     def with_sizes_of(self, pretrained: Config, file) -> "TrunkConfig":
-        """With family, sizes and layers of `pretrained`, the config of the model that the field of this name names.
-        UserError: it is no trunk, or one of fewer layers than `layers`, or what it learnt is not in the trunk."""
+        """With family, sizes and layers of `pretrained`, the config of the model that the field of this name names; a
+        `wavlm` counts as a trunk. UserError: it is none, or one of fewer layers than `layers`, or what it learnt is not
+        in the trunk."""
+        if isinstance(pretrained, WavLMConfig):
+            pretrained = as_trunk(pretrained, file)
         if not isinstance(pretrained, TrunkConfig):
             name = getattr(pretrained, "name", "")
-            hint = f"use encoder.name: {name}" if name == "wavlm" else "import a trunk"
-            raise UserError(f"its encoder is '{name}', not 'trunk'", file=file, hint=hint)
-        if pretrained.lora_rank or pretrained.adapter_dim:
+            raise UserError(f"its encoder is '{name}', not 'trunk'", file=file, hint="import a trunk")
+        if pretrained.adapter_dim:  # unlike low-rank updates they are in no matrix of the trunk
             raise UserError(
-                "has low-rank updates or adapters, which encoder.pretrained does not take",
+                "has adapters, which encoder.pretrained does not take",
                 file=file,
                 hint="start from it by --init",
             )
@@ -162,6 +168,34 @@ class TrunkConfig(Config):
         return parse_arch(self.family, self.arch)
 
 
+def as_trunk(c: WavLMConfig, file, **arch: Any) -> TrunkConfig:
+    """The config of the same network and pooling as a `trunk`; `arch`: what else differs from WavLM-Base. UserError:
+    a size is out of the range of trunks."""
+    sizes = {
+        "hidden_size": c.dim,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.ffn,
+        "conv_dim": [c.conv_dim] * len(CONV_KERNELS),
+        "num_conv_pos_embeddings": c.pos_conv_kernel,
+        "num_conv_pos_embedding_groups": c.pos_conv_groups,
+        "do_normalize": False,
+    }
+    try:
+        whole = essential("wavlm", sizes | arch)
+    except ValueError as err:
+        raise UserError(str(err), file=file) from None
+    return TrunkConfig(
+        family="wavlm",
+        arch=whole,
+        pooling=c.pooling,
+        embed_dim=c.embed_dim,
+        mhfa_heads=c.mhfa_heads,
+        mhfa_dim=c.mhfa_dim,
+        embedding_batchnorm=c.embedding_batchnorm,
+    )
+
+
 @implements(TrunkConfig)
 class Trunk(PretrainedEncoder):
     def __init__(self, config: TrunkConfig):
@@ -175,7 +209,9 @@ class Trunk(PretrainedEncoder):
         self.family = FAMILIES[c.family](arch, self.layers, c.dropout, c.attention_dropout)
         self.min_samples = self.family.min_samples
         self.trunk = self.family.build()
-        self._freeze()
+        frozen = {"none": [], "front": self.family.front_parts(self.trunk), "trunk": [self.trunk]}[c.freeze]
+        for part in frozen:
+            part.requires_grad_(False)
         layers = self.trunk_layers()
         if c.lora_rank:
             names = lora.ATTENTION + (lora.FEED_FORWARD if c.lora_feed_forward else ())
@@ -186,18 +222,14 @@ class Trunk(PretrainedEncoder):
         self.backend = make_pooling(c.pooling, self.layers, arch.dim, c.embed_dim, c.mhfa_heads, c.mhfa_dim)
         self.norm = BatchNorm(self.embed_dim) if c.embedding_batchnorm else nn.Identity()
 
-    def _freeze(self) -> None:
-        parts = {"none": [], "front": self.family.front_parts(self.trunk), "trunk": [self.trunk]}
-        for part in parts[self.config.freeze]:
-            part.requires_grad_(False)
-
     # ---- training
 
     def load_trunk(self, theirs: dict[str, Tensor], folder) -> None:
-        """Of the layers in use; low-rank updates stay new, those of `theirs` are left out."""
+        """Of the layers in use; low-rank updates are new, those of `theirs` are merged into its matrices."""
         from pyspkv.base import checkpoint as ckpt
+        from pyspkv.models.load import merged
 
-        own = self.trunk.state_dict()
+        own, theirs = self.trunk.state_dict(), merged(theirs, folder)
         new = {k: v for k, v in own.items() if ".lora_" in k}
         ckpt.load_state_strict(self.trunk, {k: v for k, v in theirs.items() if k in own} | new, folder)
 
@@ -212,17 +244,24 @@ class Trunk(PretrainedEncoder):
     def trunk_layers(self):
         return self.family.layer_list(self.trunk)
 
+    def final_norm(self) -> nn.Module:
+        return self.family.final_norm(self.trunk)
+
+    def moved(self) -> list[tuple[str, Tensor, Tensor]]:
+        """As for any trunk, and each matrix W that has a low-rank update, whose value is W + alpha / r B A."""
+        found = [(f"{n}.weight", m) for n, m in self.trunk.named_modules() if isinstance(m, lora.LoRALinear)]
+        return [*super().moved(), *((n, m.weight + m.update(), m.weight) for n, m in found)]
+
     def trunk_groups(self) -> list[dict]:
         """As for any trunk; low-rank updates and adapters learn at adapter_lr_scale. All wait for `from_epoch`."""
         c = self.config
         groups = [*super().trunk_groups(), {"params": list(self._small()), "lr_scale": c.adapter_lr_scale}]
         return [{**g, "from_epoch": c.frozen_epochs} for g in groups] if c.frozen_epochs else groups
 
-    def merge_lora(self) -> None:
-        """Add the low-rank updates to the matrices: the same encoder without LoRA, in place."""
-        lora.merge_lora(self.trunk)
-        self.config = self.config.model_copy(update={"lora_rank": 0})
-        self._freeze()
+    def initial(self, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+        from pyspkv.models.load import merged
+
+        return weights if self.config.lora_rank else merged(weights, folder)
 
     # ---- forward
 
@@ -235,15 +274,15 @@ class Trunk(PretrainedEncoder):
     def frames(self, feats: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """-> the backend's sums of the hidden states [B, F', S x dim], mask."""
         states, lengths = self.hidden_states(feats, lengths)
-        mixed = mixture(states, self.backend.mix().to(feats.device))
+        mixed = on(feats.device, mixture)(states, self.backend.mix().to(feats.device))
         return mixed, frame_mask(lengths, mixed.shape[1])
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         return self.norm(self.backend(frames, mask))
 
     def hidden_states(self, feats: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(H_0 .. H_L, each [B, F', dim], valid frames [B]). What is longer than the network takes is cut into parts,
-        whose frames are put in a row."""
+        """(H_0 .. H_L, each [B, F', dim], valid frames [B]). What is longer than the network takes is cut into parts
+        of nearly the same length, whose frames are put in a row."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._waits()):
             longest = self.family.longest or feats.shape[1]
             if feats.shape[1] <= longest:
@@ -256,16 +295,14 @@ class Trunk(PretrainedEncoder):
             )
         return states, frames
 
-    def _states_of_parts(self, feats: Tensor, lengths: Tensor, size: int) -> tuple[list[Tensor], Tensor]:
-        parts, total = [], torch.zeros_like(lengths)
-        for start in range(0, int(lengths.max()), size):
-            part = feats[:, start : start + size]
-            here = (lengths - start).clamp(0, part.shape[1])
-            rows = here > 0  # an utterance that has ended takes no part
-            states, frames = self._states(part[rows], here[rows])
-            parts.append([h.new_zeros(len(feats), *h.shape[1:]).index_put((rows,), h) for h in states])
-            total = total.index_put((rows,), frames, accumulate=True)
-        return [torch.cat(pieces, 1) for pieces in zip(*parts)], total
+    def _states_of_parts(self, feats: Tensor, lengths: Tensor, longest: int) -> tuple[list[Tensor], Tensor]:
+        """Each utterance in as few parts as can be, of nearly the same length. The parts are the rows of one batch."""
+        utts = [x[:n].split(part_size(n, longest)) for x, n in zip(feats, lengths.tolist())]
+        parts = [part for utt in utts for part in utt]
+        states, frames = self._states(pad_sequence(parts, True), lengths.new_tensor([len(p) for p in parts]))
+        valid = torch.arange(states[0].shape[1], device=feats.device) < frames[:, None]
+        total = torch.stack([of_one.sum() for of_one in frames.split([len(utt) for utt in utts])])
+        return [pad_sequence(h[valid].split(total.tolist()), True) for h in states], total
 
     def _states(self, feats: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         c, family = self.config, self.family
@@ -278,12 +315,12 @@ class Trunk(PretrainedEncoder):
         states = [h]
         learns = c.freeze != "trunk" or c.lora_rank > 0 or c.adapter_dim > 0 or h.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            context = family.context(self.trunk, h, mask)
+            context, run = family.context(self.trunk, h, mask), on(h.device, family.layer)
             for i, layer in enumerate(layers):
                 if c.gradient_checkpointing and torch.is_grad_enabled():
-                    out = checkpoint(family.layer, layer, h, context, use_reentrant=False)
+                    out = checkpoint(run, layer, h, context, use_reentrant=False)
                 else:
-                    out = family.layer(layer, h, context)
+                    out = run(layer, h, context)
                 if self.adapters:
                     out = self.adapters[i](out)
                 # Dropped layers are still computed: every parameter must take part in every step under DDP.
@@ -295,3 +332,11 @@ class Trunk(PretrainedEncoder):
     def _waits(self) -> bool:
         """Whether the trunk is still to join the training."""
         return self.training and self.epoch_now < self.config.frozen_epochs
+
+
+def part_size(length: int, longest: int) -> int:
+    """Frames of the parts of an utterance, of which the network takes `longest` at once. It is even, as Whisper makes
+    one state of two frames; the last part may be some frames shorter. No part is so short that its states hear next to
+    nothing, as the remainder after parts of `longest` would be."""
+    count = -(-length // longest)
+    return 2 * -(-length // (2 * count))

@@ -5,6 +5,7 @@ batch, scaled-dot-product attention (written out on a CPU) with each layer's gat
 nothing (the group norm of the first convolution leaves padded samples out, which transformers' does not).
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
@@ -161,15 +162,13 @@ class WavLM(PretrainedEncoder):
     def features(self, wave: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T] -> convolutions' output [B, F, conv_dim], frames [B]; without gradient where they are frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.freeze == "none"):
-            # On a CPU one utterance after the other, while nothing is kept: they stay in its cache.
-            alone = wave.device.type == "cpu" and not torch.is_grad_enabled()
-            parts = zip(*(x.split(1 if alone else len(x)) for x in (wave, lengths)))
             # Converted once: autocast keeps no copy of what is frozen.
             kernels = [
                 layer.conv.weight.to(_product_dtype(wave))
                 for layer in self.trunk.feature_extractor.conv_layers[1:]
             ]
-            return torch.cat([self._convolutions(x, n, kernels) for x, n in parts]), frame_counts(lengths)
+            feats = in_turn(lambda x, n: self._convolutions(x, n, kernels), wave, lengths)
+            return feats, frame_counts(lengths)
 
     def _convolutions(self, wave: Tensor, lengths: Tensor, kernels: list[Tensor]) -> Tensor:
         first = self.trunk.feature_extractor.conv_layers[0]
@@ -182,7 +181,7 @@ class WavLM(PretrainedEncoder):
         """-> the backend's sums of the hidden states [B, F, S x dim], mask."""
         mask = frame_mask(lengths, feats.shape[1])
         states = self.hidden_states(feats, mask)
-        return _on(feats.device, mixture)(states, self.backend.mix().to(feats.device)), mask
+        return on(feats.device, mixture)(states, self.backend.mix().to(feats.device)), mask
 
     def pool(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         return self.norm(self.backend(frames, mask))
@@ -213,7 +212,7 @@ class WavLM(PretrainedEncoder):
                 if self.training
                 else torch.zeros(c.layers, dtype=torch.bool)
             )
-            run, rates = _on(h.device, transformer_layer), (c.heads, c.dropout, c.attention_dropout)
+            run, rates = on(h.device, transformer_layer), (c.heads, c.dropout, c.attention_dropout)
             for layer, dropped in zip(t.encoder.layers, skipped.tolist()):
                 if c.gradient_checkpointing and torch.is_grad_enabled():
                     out = checkpoint(run, layer, h, bias, padded, *rates, use_reentrant=False)
@@ -273,7 +272,15 @@ def gated_attention(
     return attention.out_proj(out.transpose(1, 2).reshape(size, length, dim))
 
 
-def _on(device: torch.device, function):
+def in_turn(convolutions: Callable[[Tensor, Tensor], Tensor], wave: Tensor, lengths: Tensor) -> Tensor:
+    """convolutions(wave, lengths), on a CPU one utterance after the other while nothing is kept for a gradient: each
+    stays in the cache."""
+    alone = wave.device.type == "cpu" and not torch.is_grad_enabled()
+    parts = zip(*(x.split(1 if alone else len(x)) for x in (wave, lengths)))
+    return torch.cat([convolutions(x, n) for x, n in parts])
+
+
+def on(device: torch.device, function):
     """`function`, compiled where a GPU trains: what lies between the products there takes longer than they do.
 
     Not in extraction, where every batch has another length.

@@ -24,6 +24,7 @@ from pyspkv.models.wavlm import WavLMConfig
 
 AGAIN = "copy or download it again"
 MAX_LAYERS = 200  # WavLM-Large has 24
+MAX_FILES = 500  # of the weights of one model
 
 _RENAMES = [  # unilm -> transformers, in this order
     (r"^mask_emb$", "masked_spec_embed"),
@@ -145,17 +146,49 @@ def check_zip(path: Path) -> None:
         raise UserError("is packed: its tensors are larger than the file", file=path, hint="unpack it first")
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of the weights. UserError: there are none, or the index names something else than files beside it."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            named = read_json(index, hint=AGAIN).get("weight_map")
+            names = set(named.values()) if isinstance(named, dict) and _all_text(named) else set()
+            if not names or len(names) > MAX_FILES:
+                raise UserError("has no weight_map of tensors and files", file=index, hint=AGAIN)
+            for file in sorted(names):
+                if not re.fullmatch(r"[\w.-]{1,100}\.(safetensors|bin)", file):
+                    raise UserError(
+                        f"names {short(file)}, which is no file beside it", file=index, hint=AGAIN
+                    )
+                if not (folder / file).is_file():
+                    raise UserError("no such file", file=folder / file, hint=AGAIN)
+            return [folder / file for file in sorted(names)]
+    raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=folder)
+
+
+def _all_text(named: dict) -> bool:
+    return all(isinstance(file, str) for file in named.values())
+
+
+def folder_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's files of weights, by the names there."""
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        tensors |= _sound({k: v for k, v in _load(file).items() if isinstance(v, Tensor)}, file)
+    return tensors
+
+
 def _folder(path: Path) -> dict[str, Tensor]:
-    files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
-    file = next((f for f in files if f.is_file()), None)
-    if file is None or not (path / "config.json").is_file():
+    if not (path / "config.json").is_file():
         raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=path)
     kind = read_json(path / "config.json", hint=AGAIN, nan=True).get("model_type")
     if kind is None:
         raise UserError("has no model_type", file=path / "config.json")
     if kind != "wavlm":
         raise UserError(f"model_type is {short(kind)}, not 'wavlm'", file=path / "config.json")
-    tensors = _sound({k: v for k, v in _load(file).items() if isinstance(v, Tensor)}, file)
+    tensors = folder_tensors(path)
     inner = {k[6:]: v for k, v in tensors.items() if k.startswith("wavlm.")}  # a model with a head around it
     return inner or tensors
 
