@@ -325,14 +325,17 @@ def test_every_config_of_every_recipe_loads(recipe):
     change.
     """
     conf = recipe / "conf"
-    encoders = ("encoder.yaml", "small_wavlm.yaml", "dvector.yaml")
+    encoders = ("encoder.yaml", "small_wavlm.yaml", "trunk.yaml", "dvector.yaml")
     stacks = [[p] for p in sorted(conf.glob("*.yaml")) if p.name not in encoders]
     stacks += [[p, conf / "dvector.yaml"] for [p] in stacks if (conf / "dvector.yaml").exists()]
     stacks += [[conf / "semi.yaml", p] for p in sorted(conf.glob("*/*.yaml"))]
-    stacks += [[conf / "round.yaml", p] for p in sorted(conf.glob("small_wavlm.yaml"))]
+    for student in ("small_wavlm.yaml", "trunk.yaml"):
+        stacks += [[conf / "round.yaml", p] for p in sorted(conf.glob(student))]
     assert stacks
     for stack in stacks:
-        config = cfg.load(TrainConfig, [conf / "encoder.yaml", *stack])
+        told: list[str] = []
+        config = cfg.load(TrainConfig, [conf / "encoder.yaml", *stack], (), told.append)
+        assert not told, "a config takes values away that it does not set"
         again = cfg.validate(TrainConfig, yaml.safe_load(cfg.to_yaml(config)))  # as a resumed run reads it
         assert cfg.dump(again) == cfg.dump(config)
 
@@ -485,6 +488,80 @@ def trunk_run(folder, data, *options, stop=8) -> subprocess.CompletedProcess:
     given += ["--num-clusters", 10, "--stage", 3, "--stop-stage", stop, *options]
     recipe = ROOT / "egs/mini/trunk_ssl/run.sh"
     return subprocess.run([recipe, *map(str, given)], env=env(), capture_output=True, text=True)
+
+
+def test_the_trunk_for_another_trunk_has_what_wavlm_has():
+    """Pull, rates, dropout and layer drop of the paper are not lost with `name: trunk`."""
+    conf = ROOT / "egs/voxceleb/trunk_ssl/conf"
+    wavlm, trunk = (
+        cfg.load(TrainConfig, [conf / "encoder.yaml", conf / "round.yaml", *more]).encoder
+        for more in ([], [conf / "trunk.yaml"])
+    )
+    same = (
+        "l2_sp_weight",
+        "pull_form",
+        "trunk_lr_scale",
+        "layerwise_lr_growth",
+        "freeze",
+        "mhfa_heads",
+        "mhfa_dim",
+    )
+    for key in (
+        *same,
+        "dropout",
+        "attention_dropout",
+        "layerdrop",
+        "embed_dim",
+        "pooling",
+        "embedding_batchnorm",
+    ):
+        assert getattr(trunk, key) == getattr(wavlm, key), key
+
+
+def trained(dry_run: str, monkeypatch) -> dict:
+    """Config that each training of a dry run would have, by its model folder; that of the check by ''."""
+    from pyspkv.bin import train
+
+    found = {}
+    for words in python_commands(dry_run):
+        if words[:2] == ["-m", "pyspkv.bin.train"]:
+            monkeypatch.setattr(sys, "argv", words[1:])
+            args = train.parse()
+            found[args.exp and Path(args.exp).parent.name or ""] = train.load_config(args)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("corpus", "student", "start", "frozen"),
+    [
+        ("voxceleb", None, True, None),
+        ("voxceleb", "{name: ecapa, channels: 64}", False, None),
+        ("voxceleb", "{name: trunk, l2_sp_weight: 0.01, frozen_epochs: 3}", True, 3),
+        ("speechocean762", "{\n  embed_dim: 192,\n  name:   ecapa}  # not name: trunk", False, None),
+        ("mini", "\n  embed_dim: 128\n  name: 'trunk'\n", True, 0),
+    ],
+)
+def test_a_student_starts_from_the_trunk_where_the_merged_config_has_one(
+    tmp_path, monkeypatch, capsys, corpus, student, start, frozen
+):
+    """Not where only conf/encoder.yaml has one. Stage 5, whose head is not new, freezes the trunk in no epoch."""
+    words = ["--trunk", "/a trunk", "--stage", 3, "--num-rounds", 1, "--finetune", "true", "--stop-stage", 5]
+    if student:
+        (tmp_path / "s.yaml").write_text(f"encoder: {student}\n")
+        words += ["--student", tmp_path / "s.yaml"]
+    recipe = ROOT / f"egs/{corpus}/trunk_ssl/run.sh"
+    shown = call(recipe, "--dry-run", "true", "--exp", tmp_path / "an exp", *words, SPKV_CORPORA="/c").stdout
+    assert shown.index("--check") < shown.index("pretrain/model")
+    monkeypatch.chdir(ROOT)
+    configs = trained(shown, monkeypatch)
+    assert list(configs) == ["", "pretrain", "round1", "finetune"]
+    assert not getattr(configs["pretrain"].encoder, "pretrained", "")
+    for phase in ("", "round1", "finetune"):
+        encoder = configs[phase].encoder
+        assert getattr(encoder, "pretrained", "") == (f"{tmp_path}/an exp/trunk_mhfa/model" if start else "")
+        want = 0 if frozen and phase == "finetune" else frozen
+        assert getattr(encoder, "frozen_epochs", None) == want
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_trunk_recipe_trains_a_small_wavlm_on_dinos_labels(mini, tmp_path):
