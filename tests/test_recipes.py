@@ -580,15 +580,24 @@ def test_trunk_recipe_trains_a_small_wavlm_on_dinos_labels(mini, tmp_path):
     assert len(set(DataDir.read(tmp_path / "exp/round1/data").spk)) == 10
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
-    """Labels from the trunk's pooled embeddings, a student that starts from the trunk, crops in scoring."""
+def small_trunk(kind: str, folder: Path) -> str:
+    """A random model in Hugging Face's layout, and the student that starts from it."""
     import torch
 
+    from pyspkv.base.guarded import transformers
+
+    torch.manual_seed(0)
+    if kind == "trunk":
+        sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
+        ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        rest = {"num_mel_bins": 20, "decoder_layers": 1, "decoder_attention_heads": 4, "vocab_size": 60}
+        hf = transformers()
+        hf.WhisperModel(hf.WhisperConfig(**sizes, **rest, **ends)).save_pretrained(folder)
+        return (
+            "encoder: {name: trunk, l2_sp_weight: 0.01, embed_dim: 16, frozen_epochs: 1, layerdrop: 0.05}\n"
+        )
     from pyspkv.models.wavlm import WavLM, WavLMConfig
 
-    folder, _ = mini
     small = {
         "layers": 2,
         "dim": 32,
@@ -598,18 +607,35 @@ def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
         "pos_conv_kernel": 8,
         "pos_conv_groups": 4,
     }
-    torch.manual_seed(0)
-    WavLM(WavLMConfig(**small)).trunk.save_pretrained(tmp_path / "hf")
-    student = tmp_path / "student.yaml"
+    WavLM(WavLMConfig(**small)).trunk.save_pretrained(folder)
     fields = ", ".join(f"{k}: {v}" for k, v in small.items())
-    student.write_text(f"encoder: {{name: wavlm, {fields}, pull: 0.01}}\n")
+    return f"encoder: {{name: wavlm, {fields}, l2_sp_weight: 0.01}}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["wavlm", "trunk"])
+def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path, kind):
+    """Labels from the trunk's pooled embeddings, a student that starts from the trunk, crops in scoring."""
+    folder, _ = mini
+    student = tmp_path / "student.yaml"
+    student.write_text(small_trunk(kind, tmp_path / "hf"))
     options = ["--labels-from", "trunk", "--trunk", tmp_path / "hf", "--student", student]
     done = trunk_run(tmp_path, folder / "data", *options, "--label-noise", "0.25")
     assert done.returncode == 0, done.stderr[-2000:]
     systems = {p.parent.parent.name for p in tmp_path.glob("exp/*/score/test-crops.json")}
     assert systems == {"pretrain", "trunk", "round1", "finetune"}
     assert len((tmp_path / "exp/round1/corrupted").read_text().split()) == 12  # a quarter of 48
-    assert "pull" in (tmp_path / "exp/finetune/model/train.jsonl").read_text()
+    for phase, frozen in (("round1", 1), ("finetune", 0)):
+        exp = tmp_path / "exp" / phase / "model"
+        encoder = cfg.read_section(exp / "config.yaml", "encoder", EncoderConfig)
+        assert encoder.name == kind and encoder.pretrained.endswith("trunk_mhfa/model")
+        assert getattr(encoder, "frozen_epochs", frozen) == frozen
+        records = [json.loads(line) for line in (exp / "train.jsonl").read_text().splitlines()]
+        epochs = [r for r in records if r["kind"] == "epoch"]
+        moved = [r["drift/layer1"] > 0 for r in epochs]
+        assert moved == ([False, True] if kind == "trunk" and frozen else [True] * len(epochs))
+        assert all("pull" in r for r in epochs)
 
 
 @pytest.mark.slow
