@@ -21,7 +21,7 @@ from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.confidence_gates import ConfidenceGateConfig
 from pyspkv.objectives.loss_gates import GateConfig
 from pyspkv.objectives.registry import ObjectiveConfig
-from pyspkv.train.config import TrainConfig
+from pyspkv.train.config import TrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMAL = "encoder: {name: ecapa, channels: 32}\nobjective: {name: aam}\n"
@@ -259,6 +259,9 @@ def test_known_overrides_are_those_of_the_chosen_classes(tmp_path):
     for encoder, want in (("ecapa", [2]), ("wavlm", [0, 2]), ("trunk", [0, 1, 2])):
         config = load(tmp_path, f"encoder: {{name: {encoder}}}\nobjective: {{name: aam}}\n")
         assert cfg.known(config, items) == [items[k] for k in want]
+    with pytest.raises(UserError, match="expected key=value"):
+        load_config([tmp_path / "c.yaml"], where_known=["seed"])
+    assert load_config([tmp_path / "c.yaml"], ["seed=1"], ["seed=2", "epochs=2"]).seed == 1
 
 
 def test_lists_and_single_values_replace(tmp_path):

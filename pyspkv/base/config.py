@@ -314,8 +314,9 @@ def load(
 
 
 def known(config: Config, items: Sequence[str]) -> list[str]:
-    """Those of the `key.sub=value` whose key the classes in `config` have."""
-    return [item for item in items if _value(dump(config), item.partition("=")[0].split(".")) is not _ABSENT]
+    """Those of the `key.sub=value` whose key the classes in `config` have, and what is not of this form."""
+    raw = dump(config)
+    return [x for x in items if "=" not in x or _value(raw, x.partition("=")[0].split(".")) is not _ABSENT]
 
 
 _ABSENT = object()

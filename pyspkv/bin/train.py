@@ -7,13 +7,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from pyspkv.base.errors import UserError, printable, run
 from pyspkv.base.processes import REQUEUE, is_first
-
-if TYPE_CHECKING:
-    from pyspkv.train.config import TrainConfig
 
 # Set before torch is loaded: a thread that waits for others then sleeps. By default it spins, and on a busy
 # machine an epoch takes several times as long.
@@ -74,8 +71,7 @@ def parse() -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="override config keys where the chosen encoder, objective, ... has them; elsewhere they are passed over. "
-        "--set is stronger",
+        help="override config keys that the chosen encoder, objective, ... has; others are passed over. --set wins",
     )
     parser.add_argument("--print-config", action="store_true", help="print the complete config and exit")
     parser.add_argument(
@@ -95,19 +91,9 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def load_config(args: argparse.Namespace) -> "TrainConfig":
-    """The config that the options give. Lost values are named on stderr."""
-    from pyspkv.base import config as cfg
-    from pyspkv.train.config import TrainConfig
-
-    def warn(text: str) -> None:
+def warn(text: str) -> None:
+    if is_first():
         print(printable(f"warning: {text}"), file=sys.stderr)
-
-    overrides = args.set
-    if args.set_known:
-        chosen = cfg.load(TrainConfig, args.config, overrides)
-        overrides = [*cfg.known(chosen, args.set_known), *overrides]
-    return cfg.load(TrainConfig, args.config, overrides, warn if is_first() else None)
 
 
 def main() -> int:
@@ -115,9 +101,10 @@ def main() -> int:
     from pyspkv.base import config as cfg
     from pyspkv.base import distributed
     from pyspkv.data.datadir import DataDir
+    from pyspkv.train.config import load_config
     from pyspkv.train.trainer import Trainer, check_start
 
-    config = load_config(args)
+    config = load_config(args.config, args.set, args.set_known, warn)
     if args.print_config:
         print(cfg.to_yaml(config) if is_first() else "", end="")
         return 0
