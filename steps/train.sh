@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Train one model, or resume its training. Later config files override earlier ones, and key=value overrides all.
-# Usage: steps/train.sh [options] <config.yaml>... <data-dir> <model-dir> [key=value ...]
+# Train one model, or resume its training. Later config files override earlier ones, and key=value overrides all. What
+# follows --set-known is passed over where the chosen encoder, objective, ... has no such key.
+# Usage: steps/train.sh [options] <config.yaml>... <data-dir> <model-dir> [key=value ...] [--set-known key=value ...]
 #   e.g. steps/train.sh --ngpu 2 conf/encoder.yaml conf/pretrain.yaml data/train exp/pretrain/model optim.lr=0.002
 set -euo pipefail
 cmd=run.sh      # job runner
@@ -28,8 +29,9 @@ args=(--config "${configs[@]}" --data "$data" --exp "$model")
 [ -z "$labels_out" ] || args+=(--labels-out "$labels_out")
 [ -z "$unlabeled" ] || args+=(--unlabeled "$unlabeled")
 [ -z "$dev" ] || args+=(--dev "$dev" --dev-trials "$dev/trials" --patience "$patience")
-! $allow_pipes || set -- "$@" allow_pipes=true
-[ $# -eq 0 ] || args+=(--set "$@")
+! $allow_pipes || set -- allow_pipes=true "$@"
+[[ $# -eq 0 || $1 == --set-known ]] || args+=(--set)
+args+=("$@")
 
 # Reuse freed memory in the next training step. By default glibc maps and clears new memory for each tensor over 32 MiB.
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-1073741824}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"

@@ -21,7 +21,7 @@ from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.confidence_gates import ConfidenceGateConfig
 from pyspkv.objectives.loss_gates import GateConfig
 from pyspkv.objectives.registry import ObjectiveConfig
-from pyspkv.train.config import TrainConfig
+from pyspkv.train.config import TrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMAL = "encoder: {name: ecapa, channels: 32}\nobjective: {name: aam}\n"
@@ -226,6 +226,42 @@ def test_a_section_of_another_name_replaces_the_one_before(tmp_path):
     c = cfg.load(TrainConfig, write(tmp_path, gated, other))
     assert (c.encoder.name, c.objective.gate.name, c.objective.scale) == ("dvector", "none", 20)
     assert not hasattr(c.encoder, "channels"), "the fields of the class before are gone"
+
+
+def test_values_that_a_section_of_another_name_takes_away_are_told(tmp_path):
+    """Only where the new class has the field too, and no later file and no --set gives it a value."""
+    base = "encoder: {name: wavlm, l2_sp_weight: 0.01, ffn: 3072, embed_dim: 256}\n"
+    base += "objective: {name: aam, gate: {name: dlg, start_epoch: 7}}\n"
+    files = write(tmp_path, base, "encoder: {name: trunk}\n", "seed: 1\n")
+    told: list[str] = []
+    assert cfg.load(TrainConfig, files, (), told.append).encoder.l2_sp_weight == 0
+    (line,) = told  # ffn is no field of a trunk, and embed_dim has the same value by default
+    assert "encoder.l2_sp_weight=0.01 was lost" in line and f"{files[1]} chose encoder.name: trunk" in line
+    for more in ("encoder: {l2_sp_weight: 0.0}\n", "encoder.l2_sp_weight: 0.5\n"):
+        files[2].write_text(more)
+        cfg.load(TrainConfig, files, (), told.append)
+    cfg.load(TrainConfig, files[:2], ["encoder.l2_sp_weight=0.1"], told.append)
+    cfg.load(TrainConfig, files[:1], (), told.append)
+    assert len(told) == 1
+    files[1].write_text("objective: {gate: {name: lgl}}\n")
+    cfg.load(TrainConfig, files[:2], (), told.append)
+    assert "objective.gate.start_epoch=7 was lost" in told[1]
+
+
+def test_known_overrides_are_those_of_the_chosen_classes(tmp_path):
+    items = [
+        "encoder.pretrained=a b",
+        "encoder.frozen_epochs=0",
+        "seed=3",
+        "objective.gate.threshold=1",
+        "x.y=1",
+    ]
+    for encoder, want in (("ecapa", [2]), ("wavlm", [0, 2]), ("trunk", [0, 1, 2])):
+        config = load(tmp_path, f"encoder: {{name: {encoder}}}\nobjective: {{name: aam}}\n")
+        assert cfg.known(config, items) == [items[k] for k in want]
+    with pytest.raises(UserError, match="expected key=value"):
+        load_config([tmp_path / "c.yaml"], where_known=["seed"])
+    assert load_config([tmp_path / "c.yaml"], ["seed=1"], ["seed=2", "epochs=2"]).seed == 1
 
 
 def test_lists_and_single_values_replace(tmp_path):

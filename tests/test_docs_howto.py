@@ -274,6 +274,49 @@ def test_published_files_through_the_recipe(vox):
         )  # stand-ins without a wrong label
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_published_model_on_three_lists_with_asnorm(vox):
+    """O, E and H of stand-ins, as the page tells. AS-norm is computed again from the embeddings, in float64."""
+    import kaldiio
+
+    audio = sorted((vox / "corpora/vox1/dev/wav").glob("*/*/*.wav"))
+    names = ["/".join(file.parts[-3:]) for file in audio]
+    pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1 :]]
+    lists = {
+        "list_test_all2": pairs,
+        "list_test_hard2": [p for p in pairs if p[0][:7] == p[1][:7] or p[1] < "id10004"],
+    }
+    for name, chosen in lists.items():  # E names all speakers, so that dev speakers come from VoxCeleb2
+        lines = [f"{int(a[:7] == b[:7])} {a} {b}\n" for a, b in chosen]
+        (vox / f"corpora/{name}.txt").write_text("".join(lines))
+    make, score = commands(PUBLISHED)[0].replace("\\\n", "").strip().splitlines()
+    three = " ".join(f"corpora/{name}.txt" for name in ("veri_test2", *lists))
+    sh(vox, make.replace("--trials corpora/veri_test2.txt", f'--trials "{three}" --num-dev-spk 2'))
+    sh(vox, score.replace("--num-cohort 20000", "--nj 1 --crops 1 --num-cohort 12"))
+    exp = vox / "exp/published"
+    vector = {}
+    for part in ("test", "cohort12"):
+        loaded = kaldiio.load_scp(str(exp / f"published/embed/{part}/embedding.scp"))
+        x = {utt: np.asarray(loaded[utt], dtype=float).reshape(-1) for utt in loaded}
+        vector[part] = {utt: v / np.linalg.norm(v) for utt, v in x.items()}
+    cohort = np.stack(list(vector["cohort12"].values()))
+    assert cohort.shape[0] == 12 and not any(utt < "id10000" for utt in vector["test"])
+    sizes = {}
+    for end in ("", "_O", "_E", "_H"):
+        found = np.loadtxt(exp / f"published/score/test{end}-asnorm.scores", dtype=str)
+        sizes[end] = len(found)
+        for a, b, shown in found[:: max(1, len(found) // 40)]:
+            e, t = vector["test"][a], vector["test"][b]
+            z = [(e @ t - (cohort @ side).mean()) / (cohort @ side).std() for side in (e, t)]
+            assert float(shown) == pytest.approx(sum(z) / 2, abs=2e-3 * max(map(abs, z)) + 2e-3)
+    assert sizes == {"": 120, "_O": 120, "_E": 276, "_H": len(lists["list_test_hard2"])}
+    report = (exp / "report.md").read_text()
+    for end in ("", "_O", "_E", "_H"):
+        for kind in ("", "-crops", "-asnorm"):
+            assert f"test{end}{kind} |" in report, (end, kind)
+
+
 def own_recipe(tree, audio: Path, speakers: int, *more: str) -> dict:
     """The page's six commands, run in a copy of the repository on a folder of <speaker>/... ; results.json."""
     shutil.rmtree(tree / "data")

@@ -146,6 +146,81 @@ def test_embeddings_of_every_form(tmp_path, call, form):
     np.testing.assert_array_equal(read_embeddings(tmp_path / "out/embedding.scp").x, got.x)
 
 
+# Names that 3D-Speaker's local/prepare_data*.sh gives the files of VoxCeleb2, and the ids of this project for them. Ids of
+# videos may have - and _ .
+SPEAKER_3D = [
+    "id00012/21Uxsk56VDQ/00001.wav",
+    "id00012/_raOc3-IRsw/00110.wav",
+    "id00015/-0fTs5bSK0A/00002.wav",
+]
+
+
+@pytest.fixture
+def vox2(tmp_path):
+    """A data directory as local/voxceleb.py makes it, of those files as .m4a or .flac elsewhere."""
+    lines = [(name[:-4].replace("/", "-"), f"/corpora/vox2/dev/aac/{name[:-4]}.flac") for name in SPEAKER_3D]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/wav.scp").write_text("".join(f"{utt} {path}\n" for utt, path in sorted(lines)))
+    for table in ("utt2spk", "spk2utt"):
+        (tmp_path / "data" / table).write_text("".join(f"{utt} {utt}\n" for utt, _ in sorted(lines)))
+    return tmp_path / "data"
+
+
+def import_all(source, data, out, monkeypatch):
+    words = ["import_embeddings", "--from", source, "--data", data, "--out", out]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    import_embeddings.main()
+    return read_embeddings(out / "embedding.scp")
+
+
+def test_shards_as_3d_speaker_writes_them(tmp_path, vox2, monkeypatch, capsys):
+    """extract_ssl.py of modelscope/3D-Speaker: a [1, D] matrix an utterance, xvector_NN.ark and .scp of each process by
+    kaldiio, with the path of the ark from the folder that it ran in. The shards are joined by `cat`."""
+    from kaldiio import WriteHelper
+
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    folder = tmp_path / "3D-Speaker/exp/rdino/embeddings"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "3D-Speaker")
+    for rank in range(2):
+        stem = f"exp/rdino/embeddings/xvector_{rank:02d}"
+        with WriteHelper(f"ark,scp:{stem}.ark,{stem}.scp") as write:
+            for k in range(rank, 3, 2):
+                write(SPEAKER_3D[k], x[k][None])
+    monkeypatch.chdir(tmp_path)
+    joined = folder / "xvector.scp"
+    joined.write_text("".join(p.read_text() for p in sorted(folder.glob("xvector_*.scp"))))
+    assert joined.read_text().count(" exp/rdino/embeddings/xvector_0") == 3
+    got = import_all(joined, vox2, tmp_path / "out", monkeypatch)
+    assert got.ids == ["id00012-21Uxsk56VDQ-00001", "id00012-_raOc3-IRsw-00110", "id00015--0fTs5bSK0A-00002"]
+    np.testing.assert_array_equal(got.x, x)
+    import_all(joined, vox2, tmp_path / "out", monkeypatch)
+    assert "imported already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has no line for 1 of 3 utterances"):
+        import_all(folder / "xvector_00.scp", vox2, tmp_path / "one", monkeypatch)
+    joined.write_text(joined.read_text().replace("embeddings/xvector_01.ark", "other/xvector_00.ark"))
+    with pytest.raises(UserError, match="two arks are called xvector_00.ark"):
+        import_all(joined, vox2, tmp_path / "two", monkeypatch)
+    (folder / "xvector_00.ark").unlink()
+    with pytest.raises(
+        UserError, match="points into exp/rdino/embeddings/xvector_00.ark, which does not exist"
+    ):
+        import_all(folder / "xvector_00.scp", vox2, tmp_path / "gone", monkeypatch)
+
+
+def test_labels_of_3d_speakers_names(tmp_path, vox2):
+    """In its utt2spk (`name speaker`), and with the ids of this project (`label id`)."""
+    spk = {name: f"c{k % 2}" for k, name in enumerate(SPEAKER_3D)}
+    (tmp_path / "utt2spk").write_text("".join(f"{name} {label}\n" for name, label in spk.items()))
+    (tmp_path / "list").write_text(
+        "".join(f"{label} {name[:-4].replace('/', '-')}\n" for name, label in spk.items())
+    )
+    for k, file in enumerate(("utt2spk", "list")):
+        datadir.main(["from-labels", str(tmp_path / file), str(vox2), str(tmp_path / f"out{k}")])
+        got = DataDir.read(tmp_path / f"out{k}")
+        assert dict(zip(got.utts, got.spk)) == {n[:-4].replace("/", "-"): label for n, label in spk.items()}
+
+
 class Bomb:
     def __init__(self, file):
         self.file = str(file)

@@ -24,7 +24,7 @@ from pyspkv.base import config as cfg
 from pyspkv.data.datadir import DataDir
 from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.registry import ObjectiveConfig
-from pyspkv.train.config import TrainConfig
+from pyspkv.train.config import TrainConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted(p.parent for p in ROOT.glob("egs/*/*/run.sh") if p.parent.parent.name != "TEMPLATE")
@@ -326,14 +326,17 @@ def test_every_config_of_every_recipe_loads(recipe):
     change.
     """
     conf = recipe / "conf"
-    encoders = ("encoder.yaml", "small_wavlm.yaml", "dvector.yaml")
+    encoders = ("encoder.yaml", "small_wavlm.yaml", "trunk.yaml", "dvector.yaml")
     stacks = [[p] for p in sorted(conf.glob("*.yaml")) if p.name not in encoders]
     stacks += [[p, conf / "dvector.yaml"] for [p] in stacks if (conf / "dvector.yaml").exists()]
     stacks += [[conf / "semi.yaml", p] for p in sorted(conf.glob("*/*.yaml"))]
-    stacks += [[conf / "round.yaml", p] for p in sorted(conf.glob("small_wavlm.yaml"))]
+    for student in ("small_wavlm.yaml", "trunk.yaml"):
+        stacks += [[conf / "round.yaml", p] for p in sorted(conf.glob(student))]
     assert stacks
     for stack in stacks:
-        config = cfg.load(TrainConfig, [conf / "encoder.yaml", *stack])
+        told: list[str] = []
+        config = cfg.load(TrainConfig, [conf / "encoder.yaml", *stack], (), told.append)
+        assert not told, "a config takes values away that it does not set"
         again = cfg.validate(TrainConfig, yaml.safe_load(cfg.to_yaml(config)))  # as a resumed run reads it
         assert cfg.dump(again) == cfg.dump(config)
 
@@ -488,6 +491,81 @@ def trunk_run(folder, data, *options, stop=8) -> subprocess.CompletedProcess:
     return subprocess.run([recipe, *map(str, given)], env=env(), capture_output=True, text=True)
 
 
+def test_the_trunk_for_another_trunk_has_what_wavlm_has():
+    """Pull, rates, dropout and layer drop of the paper are not lost with `name: trunk`."""
+    conf = ROOT / "egs/voxceleb/trunk_ssl/conf"
+    wavlm, trunk = (
+        cfg.load(TrainConfig, [conf / "encoder.yaml", conf / "round.yaml", *more]).encoder
+        for more in ([], [conf / "trunk.yaml"])
+    )
+    same = (
+        "l2_sp_weight",
+        "pull_form",
+        "trunk_lr_scale",
+        "layerwise_lr_growth",
+        "freeze",
+        "mhfa_heads",
+        "mhfa_dim",
+    )
+    for key in (
+        *same,
+        "dropout",
+        "attention_dropout",
+        "layerdrop",
+        "embed_dim",
+        "pooling",
+        "embedding_batchnorm",
+    ):
+        assert getattr(trunk, key) == getattr(wavlm, key), key
+
+
+def trained(dry_run: str, monkeypatch) -> dict:
+    """Config that each training of a dry run would have, by its model folder; that of the check by ''."""
+    from pyspkv.bin import train
+
+    found, warnings = {}, []
+    for words in python_commands(dry_run):
+        if words[:2] == ["-m", "pyspkv.bin.train"]:
+            monkeypatch.setattr(sys, "argv", words[1:])
+            args = train.parse()
+            phase = Path(args.exp).parent.name if args.exp else ""
+            found[phase] = load_config(args.config, args.set, args.set_known, warnings.append)
+    assert not warnings
+    return found
+
+
+@pytest.mark.parametrize(
+    ("corpus", "student", "start", "frozen"),
+    [
+        ("voxceleb", None, True, None),
+        ("voxceleb", "{name: ecapa, channels: 64}", False, None),
+        ("voxceleb", "{name: trunk, l2_sp_weight: 0.01, frozen_epochs: 3}", True, 3),
+        ("speechocean762", "{\n  embed_dim: 192,\n  name:   ecapa}  # not name: trunk", False, None),
+        ("mini", "\n  embed_dim: 128\n  name: 'trunk'\n", True, 0),
+    ],
+)
+def test_a_student_starts_from_the_trunk_where_the_merged_config_has_one(
+    tmp_path, monkeypatch, corpus, student, start, frozen
+):
+    """Not where only conf/encoder.yaml has one. Stage 5, whose head is not new, freezes the trunk in no epoch."""
+    words = ["--trunk", "/a trunk", "--stage", 3, "--num-rounds", 1, "--finetune", "true", "--stop-stage", 5]
+    if student:
+        (tmp_path / "s.yaml").write_text(f"encoder: {student}\n")
+        words += ["--student", tmp_path / "s.yaml"]
+    recipe = ROOT / f"egs/{corpus}/trunk_ssl/run.sh"
+    shown = call(recipe, "--dry-run", "true", "--exp", tmp_path / "an exp", *words, SPKV_CORPORA="/c").stdout
+    assert shown.index("--check") < shown.index("pretrain/model")
+    monkeypatch.chdir(ROOT)
+    configs = trained(shown, monkeypatch)
+    assert list(configs) == ["", "pretrain", "round1", "finetune"]
+    assert not getattr(configs["pretrain"].encoder, "pretrained", "")
+    for phase in ("", "round1", "finetune"):
+        encoder = configs[phase].encoder
+        assert getattr(encoder, "pretrained", "") == (f"{tmp_path}/an exp/trunk_mhfa/model" if start else "")
+        want = 0 if frozen and phase == "finetune" else frozen
+        assert getattr(encoder, "frozen_epochs", None) == want
+
+
 def test_trunk_recipe_trains_a_small_wavlm_on_dinos_labels(mini, tmp_path):
     folder, _ = mini
     done = trunk_run(
@@ -504,15 +582,24 @@ def test_trunk_recipe_trains_a_small_wavlm_on_dinos_labels(mini, tmp_path):
     assert len(set(DataDir.read(tmp_path / "exp/round1/data").spk)) == 10
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
-    """Labels from the trunk's pooled embeddings, a student that starts from the trunk, crops in scoring."""
+def small_trunk(kind: str, folder: Path) -> str:
+    """A random model in Hugging Face's layout, and the student that starts from it."""
     import torch
 
+    from pyspkv.base.guarded import transformers
+
+    torch.manual_seed(0)
+    if kind == "trunk":
+        sizes = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
+        ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+        rest = {"num_mel_bins": 20, "decoder_layers": 1, "decoder_attention_heads": 4, "vocab_size": 60}
+        hf = transformers()
+        hf.WhisperModel(hf.WhisperConfig(**sizes, **rest, **ends)).save_pretrained(folder)
+        return (
+            "encoder: {name: trunk, l2_sp_weight: 0.01, embed_dim: 16, frozen_epochs: 1, layerdrop: 0.05}\n"
+        )
     from pyspkv.models.wavlm import WavLM, WavLMConfig
 
-    folder, _ = mini
     small = {
         "layers": 2,
         "dim": 32,
@@ -522,18 +609,35 @@ def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path):
         "pos_conv_kernel": 8,
         "pos_conv_groups": 4,
     }
-    torch.manual_seed(0)
-    WavLM(WavLMConfig(**small)).trunk.save_pretrained(tmp_path / "hf")
-    student = tmp_path / "student.yaml"
+    WavLM(WavLMConfig(**small)).trunk.save_pretrained(folder)
     fields = ", ".join(f"{k}: {v}" for k, v in small.items())
-    student.write_text(f"encoder: {{name: wavlm, {fields}, pull: 0.01}}\n")
+    return f"encoder: {{name: wavlm, {fields}, l2_sp_weight: 0.01}}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["wavlm", "trunk"])
+def test_trunk_recipe_to_its_end_with_an_imported_trunk(mini, tmp_path, kind):
+    """Labels from the trunk's pooled embeddings, a student that starts from the trunk, crops in scoring."""
+    folder, _ = mini
+    student = tmp_path / "student.yaml"
+    student.write_text(small_trunk(kind, tmp_path / "hf"))
     options = ["--labels-from", "trunk", "--trunk", tmp_path / "hf", "--student", student]
     done = trunk_run(tmp_path, folder / "data", *options, "--label-noise", "0.25")
     assert done.returncode == 0, done.stderr[-2000:]
     systems = {p.parent.parent.name for p in tmp_path.glob("exp/*/score/test-crops.json")}
     assert systems == {"pretrain", "trunk", "round1", "finetune"}
     assert len((tmp_path / "exp/round1/corrupted").read_text().split()) == 12  # a quarter of 48
-    assert "pull" in (tmp_path / "exp/finetune/model/train.jsonl").read_text()
+    for phase, frozen in (("round1", 1), ("finetune", 0)):
+        exp = tmp_path / "exp" / phase / "model"
+        encoder = cfg.read_section(exp / "config.yaml", "encoder", EncoderConfig)
+        assert encoder.name == kind and encoder.pretrained.endswith("trunk_mhfa/model")
+        assert getattr(encoder, "frozen_epochs", frozen) == frozen
+        records = [json.loads(line) for line in (exp / "train.jsonl").read_text().splitlines()]
+        epochs = [r for r in records if r["kind"] == "epoch"]
+        moved = [r["drift/layer1"] > 0 for r in epochs]
+        assert moved == ([False, True] if kind == "trunk" and frozen else [True] * len(epochs))
+        assert all("pull" in r for r in epochs)
 
 
 @pytest.mark.slow

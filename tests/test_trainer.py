@@ -22,15 +22,17 @@ from pyspkv.base.errors import UserError
 from pyspkv.base.schedules import LRScheduleConfig, lr_factor
 from pyspkv.batches.dataset import View
 from pyspkv.batches.sampler import SamplerConfig
+from pyspkv.bin import train
 from pyspkv.data.datadir import DataDir
 from pyspkv.models.load import load_encoder
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.objectives.base import Losses
 from pyspkv.score.extract import embed
 from pyspkv.train.config import OptimConfig, TrainConfig
 from pyspkv.train.optimizers import build_optimizer, set_lr
 from pyspkv.train.state import RunState
 from pyspkv.train.step import loss_with_pull, step_result, total_loss
-from pyspkv.train.trainer import Trainer
+from pyspkv.train.trainer import Trainer, check_epochs, check_start
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -525,6 +527,50 @@ def test_print_config_needs_no_data(tmp_path):
     ]
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
     assert done.stdout == cfg.to_yaml(c)
+
+
+def test_a_trunk_that_would_never_join_is_refused(tmp_path, data):
+    fields = {"encoder": {"name": "trunk", "frozen_epochs": 2}, "objective": {"name": "aam"}}
+    never = cfg.validate(TrainConfig, {**fields, "epochs": 2, "batch_size": 2})
+    words = r"encoder\.frozen_epochs is 2 of 2 epochs, so that the trunk would never learn"
+    with pytest.raises(UserError, match=words):
+        check_start(never)
+    with pytest.raises(UserError, match=words):
+        Trainer(never, data, tmp_path / "exp")
+    for epochs in (3, 0):
+        check_epochs(never.model_copy(update={"epochs": epochs}))
+
+
+def test_a_check_finds_a_start_that_is_missing_or_another(tmp_path, monkeypatch, capsys):
+    """Without data, before anything is trained; what cannot be loaded at the start of a training."""
+    small = {
+        "layers": 1,
+        "dim": 8,
+        "heads": 2,
+        "ffn": 8,
+        "conv_dim": 4,
+        "pos_conv_kernel": 2,
+        "pos_conv_groups": 2,
+    }
+    for name, sizes in (("wavlm", small), ("dvector", {})):
+        config = cfg.validate(EncoderConfig, {"name": name, **sizes})
+        checkpoint.save_import(tmp_path / name, cfg.build(config), config, {})
+    file = tmp_path / "config.yaml"
+    for fields, words in (
+        ({"name": "trunk"}, "encoder.pretrained names no trunk"),
+        ({"name": "trunk", "pretrained": str(tmp_path / "dvector")}, "its encoder is 'dvector', not 'trunk'"),
+        ({"name": "wavlm", **small, "l2_sp_weight": 0.1}, "l2_sp_weight needs encoder.pretrained"),
+        ({"name": "wavlm", **small, "layers": 2, "pretrained": str(tmp_path / "wavlm")}, "layers"),
+        ({"name": "wavlm", **small, "pretrained": str(tmp_path / "wavlm")}, None),
+    ):
+        file.write_text(json.dumps({"encoder": fields, "objective": {"name": "aam"}}))
+        monkeypatch.setattr(sys, "argv", ["train", "--check", "--config", str(file)])
+        if words:
+            with pytest.raises(UserError, match=words):
+                train.main()
+        else:
+            assert train.main() == 0 and "can start: wavlm, aam, 10 epochs" in capsys.readouterr().out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "dvector", "wavlm"]
 
 
 def test_patience_counts_epochs_above_the_best_one(tmp_path, data, monkeypatch):

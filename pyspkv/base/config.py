@@ -276,33 +276,77 @@ def read_section(path: str | Path, section: str, cls: Any) -> Any:
         raise UserError(str(err), file=path) from None
 
 
-def load(cls: type, paths: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] = ()) -> Any:
+def load(
+    cls: type,
+    paths: str | Path | Sequence[str | Path] | None,
+    overrides: Sequence[str] = (),
+    warn: Callable[[str], None] | None = None,
+) -> Any:
     """Read YAML files, apply `key.sub=value` overrides (values in YAML), and validate the result as `cls`.
 
     A later file overrides an earlier one. Mappings are merged key by key, except that a section with another
     `name` replaces the earlier section completely, because its fields belong to another class. A dotted key
     in a file (`objective.gate: {name: all}`) sets that one value, as --set does. UserError names the file
     with the wrong key.
+
+    warn: called with a line of text for each value that such a replacement took away, where the new class has
+    a field of that name, too, and another value in it.
     """
     files = [] if paths is None else [paths] if isinstance(paths, (str, Path)) else list(paths)
     raw: dict = {}
     origin: dict[tuple[str, ...], str] = {}  # path of keys -> the file or option that set it
+    lost: dict[tuple[str, ...], Any] = {}  # path of keys -> the value that a replacement took away
     for file in files:
         content = read(file)
-        _merge(raw, {k: v for k, v in content.items() if "." not in str(k)}, str(file), origin)
+        _merge(raw, {k: v for k, v in content.items() if "." not in str(k)}, str(file), origin, lost)
         for key in [k for k in content if "." in str(k)]:
             _set(raw, key, content[key], str(file), origin)
     for item in overrides:
         _override(raw, item, origin)
     try:
-        return validate(cls, raw)
+        config = validate(cls, raw)
     except UserError as err:
         where = _origin(getattr(err, "key", ()), origin) or " + ".join(map(str, files))
         raise UserError(str(err), file=where) if where else err from None
+    for path, value in lost.items() if warn else ():
+        _tell_lost(raw, dump(config), path, value, origin, warn)
+    return config
 
 
-def _merge(below: dict, above: dict, file: str, origin: dict, at: tuple[str, ...] = ()) -> None:
-    """Merge `above` into `below`, in place."""
+def known(config: Config, items: Sequence[str]) -> list[str]:
+    """Those of the `key.sub=value` whose key the classes in `config` have, and what is not of this form."""
+    raw = dump(config)
+    return [x for x in items if "=" not in x or _value(raw, x.partition("=")[0].split(".")) is not _ABSENT]
+
+
+_ABSENT = object()
+
+
+def _value(raw: Any, path: Sequence[str]) -> Any:
+    """The value at `path`, or _ABSENT."""
+    for key in path:
+        if not isinstance(raw, dict) or key not in raw:
+            return _ABSENT
+        raw = raw[key]
+    return raw
+
+
+def _tell_lost(raw: dict, new: dict, path: tuple[str, ...], value: Any, origin: dict, warn) -> None:
+    """Warn of a lost value, unless it is set again, its field is gone with its class, or the default equals it."""
+    now = _value(new, path)
+    if now is _ABSENT or now == value or _value(raw, path) is not _ABSENT:
+        return
+    section, key = path[:-1], ".".join(path)
+    name = _value(new, (*section, "name"))
+    where = _origin(section, origin)
+    warn(
+        f"{key}={short(value)} was lost when {where} chose {'.'.join(section)}.name: {name}; it is now {short(now)}. "
+        f"Change: set {key} there"
+    )
+
+
+def _merge(below: dict, above: dict, file: str, origin: dict, lost: dict, at: tuple[str, ...] = ()) -> None:
+    """Merge `above` into `below`, in place. `lost` gets the values of sections that are replaced."""
     for key, value in above.items():
         old: Any = below.get(key)
         here = (*at, key)
@@ -310,12 +354,14 @@ def _merge(below: dict, above: dict, file: str, origin: dict, at: tuple[str, ...
             "name" in value and "name" in old and value["name"] != old["name"] if _both(old, value) else True
         )
         if other:
+            if _both(old, value):
+                lost |= {(*here, k): v for k, v in old.items() if k != "name"}
             for stale in [k for k in origin if k[: len(here)] == here]:
                 del origin[stale]
             below[key] = {} if isinstance(value, dict) else value
         origin[here] = file
         if isinstance(value, dict):
-            _merge(below[key], value, file, origin, here)
+            _merge(below[key], value, file, origin, lost, here)
 
 
 def _both(old: Any, new: Any) -> bool:

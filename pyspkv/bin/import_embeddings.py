@@ -33,12 +33,14 @@ def parse() -> argparse.Namespace:
 def record_of(source: Path, names: str | None, utts: list[str]) -> dict:
     """What the embeddings depend on. `model` stands for the model: sets of two models are not scored together."""
     from pyspkv.clustering.made import content_digest
+    from pyspkv.score.embedding_import import ark_of
 
     def digest(file: Path) -> str:
         with open(file, "rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
 
-    vectors = content_digest(source) if source.suffix == ".scp" else digest(source)
+    scp = source.suffix == ".scp"
+    vectors = content_digest(source, lambda ark: ark_of(source, ark)) if scp else digest(source)
     listed = digest(Path(names)) if names else None
     ids = hashlib.sha256("\n".join(utts).encode("utf-8", "surrogateescape")).hexdigest()
     return {

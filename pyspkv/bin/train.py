@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from pyspkv.base.errors import UserError, run
+from pyspkv.base.errors import UserError, printable, run
 from pyspkv.base.processes import REQUEUE, is_first
 
 # Set before torch is loaded: a thread that waits for others then sleeps. By default it spins, and on a busy
@@ -65,9 +65,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="override config keys"
     )
+    parser.add_argument(
+        "--set-known",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override config keys that the chosen encoder, objective, ... has; others are passed over. --set wins",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the complete config and exit")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="build the encoder with the weights that it starts from, and exit: no data is read, nothing is written",
+    )
     args = parser.parse_args()
-    if not args.print_config and (args.data is None or args.exp is None):
+    if not (args.print_config or args.check) and (args.data is None or args.exp is None):
         parser.error("--data and --exp are required")
     if (args.dev is None) != (args.dev_trials is None):
         parser.error("--dev and --dev-trials go together")
@@ -78,17 +91,26 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def warn(text: str) -> None:
+    if is_first():
+        print(printable(f"warning: {text}"), file=sys.stderr)
+
+
 def main() -> int:
     args = parse()
     from pyspkv.base import config as cfg
     from pyspkv.base import distributed
     from pyspkv.data.datadir import DataDir
-    from pyspkv.train.config import TrainConfig
-    from pyspkv.train.trainer import Trainer
+    from pyspkv.train.config import load_config
+    from pyspkv.train.trainer import Trainer, check_start
 
-    config = cfg.load(TrainConfig, args.config, args.set)
+    config = load_config(args.config, args.set, args.set_known, warn)
     if args.print_config:
         print(cfg.to_yaml(config) if is_first() else "", end="")
+        return 0
+    if args.check:
+        check_start(config)
+        print(f"can start: {config.encoder.name}, {config.objective.name}, {config.epochs} epochs")
         return 0
     data = DataDir.read(args.data)
     unlabeled, dev = (DataDir.read(d) if d else None for d in (args.unlabeled, args.dev))

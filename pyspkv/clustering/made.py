@@ -58,10 +58,10 @@ def embeddings_digest(scp: str | Path) -> dict[str, str | None]:
     return {"made_by": _made_by(scp), "content": content_digest(scp)}
 
 
-def content_digest(scp: str | Path) -> str:
+def content_digest(scp: str | Path, place: Callable[[str], str] = str) -> str:
     """SHA-256 of an embedding.scp without its paths, and of the arks that it points into.
 
-    UserError: one is missing.
+    place: gives the file of an ark that the scp names. UserError: one is missing.
     """
     arks: dict[bytes, int] = {}
     digest = hashlib.sha256()
@@ -72,7 +72,7 @@ def content_digest(scp: str | Path) -> str:
             ark, offset = offset, b""
         digest.update(b"%s %d %s\n" % (utt, arks.setdefault(ark, len(arks)), offset))
     for ark in arks:
-        name = ark.decode(errors="surrogateescape")
+        name = place(ark.decode(errors="surrogateescape"))
         if not Path(name).is_file():
             raise UserError(
                 f"points into {name}, which does not exist", file=scp, hint="extract the embeddings again"

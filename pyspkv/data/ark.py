@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -217,16 +217,19 @@ class EmbeddingWriter:
             shutil.copyfileobj(f, self._ark, CHUNK)
 
 
-def read_embeddings(scp: str | Path) -> Embeddings:
+def read_embeddings(scp: str | Path, place: Callable[[str], str] = str) -> Embeddings:
     """Read every embedding that `scp` lists (`utt ark:offset` lines), in the order of its lines.
 
     Float vectors of one size, the usual case, are copied directly to their rows: memory is 4 N D bytes, the
     ids, and 16 MiB. Matrices, doubles, compressed and text entries are read one by one.
 
+    place: gives the file of an ark that the scp names.
+
     Raises UserError with the scp line when an entry is a command, is damaged, has another D, or is not
     finite.
     """
-    return _read(_Entries(str(scp), *read_scp(scp)))
+    ids, arks, ark_of, offset = read_scp(scp)
+    return _read(_Entries(str(scp), ids, [place(ark) for ark in arks], ark_of, offset))
 
 
 def read_some(scp: str, ids: Sequence[str], arks: Sequence[str], ark_of, offset, near: bool) -> Embeddings:

@@ -2,10 +2,12 @@
 
 .npz         an array for each name, or two arrays: names [N] and vectors [N, D]
 .npy         vectors [N, D], with a text file of N names
-.scp         a Kaldi or WeSpeaker list, `name ark:offset`
+.scp         a Kaldi, WeSpeaker or 3D-Speaker list, `name ark:offset`
 others       a dictionary name -> tensor, saved by torch.save
 """
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,14 +31,31 @@ def read(file: Path, names: Path | None = None) -> tuple[list[str], Sequence[np.
     if file.suffix == ".npz":
         return _archive(file)
     if file.suffix == ".scp":
-        from pyspkv.data.ark import read_embeddings
-
-        found = read_embeddings(file)
-        return found.ids, [found.x[a:b] for a, b in zip(found.offsets, found.offsets[1:])]
+        return _listed(file)
     from pyspkv.models.wavlm_import import named_tensors
 
     tensors = named_tensors(file)
     return list(tensors), [value.float().numpy() for value in tensors.values()]
+
+
+def ark_of(scp: Path, ark: str) -> str:
+    """The file of an ark that `scp` names: where it says, else the one of that name beside the scp.
+
+    3D-Speaker and WeSpeaker write paths from the folder in which they ran.
+    """
+    beside = scp.parent / Path(ark).name
+    return ark if os.path.exists(ark) or not beside.exists() else str(beside)
+
+
+def _listed(scp: Path) -> tuple[list[str], Sequence[np.ndarray]]:
+    from pyspkv.data.ark import read_embeddings, read_scp
+
+    files = Counter(ark_of(scp, ark) for ark in read_scp(scp)[1])
+    if double := next((file for file, arks in files.items() if arks > 1), None):
+        rule = f"two arks are called {Path(double).name}, and at least one is not where this file says"
+        raise UserError(rule, file=scp, hint="write the true paths of the arks")
+    found = read_embeddings(scp, lambda ark: ark_of(scp, ark))
+    return found.ids, [found.x[a:b] for a, b in zip(found.offsets, found.offsets[1:])]
 
 
 def _matrix(file: Path, names: Path | None) -> tuple[list[str], Sequence[np.ndarray]]:

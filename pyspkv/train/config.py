@@ -1,9 +1,12 @@
 """The config of a training: bin.train reads it, and the model folder keeps it."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from pyspkv.base import config as cfg
 from pyspkv.base.config import Config, NotNegative, Positive
 from pyspkv.base.schedules import LRScheduleConfig
 from pyspkv.batches.augment import AugmentConfig
@@ -103,3 +106,19 @@ class TrainConfig(Config):
 
 # These keys say how a run computes, not what. A resumed run may change them.
 MAY_CHANGE_ON_RESUME = ("num_workers", "cache_mb", "log_every_steps", "save_every_steps", "rooms_dir")
+
+
+def load_config(
+    files: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    where_known: Sequence[str] = (),
+    warn: Callable[[str], None] | None = None,
+) -> TrainConfig:
+    """The config of a training, from files and `key.sub=value` overrides; `warn` as in `config.load`.
+
+    where_known: overrides that hold where the chosen encoder, objective, ... has the key. `overrides` are stronger.
+    """
+    if where_known:
+        chosen = cfg.load(TrainConfig, files, overrides)
+        overrides = [*cfg.known(chosen, where_known), *overrides]
+    return cfg.load(TrainConfig, files, overrides, warn)

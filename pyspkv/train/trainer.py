@@ -58,6 +58,23 @@ def _seed_of(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 4_099 + rank
 
 
+def check_epochs(config: TrainConfig) -> None:
+    """UserError: the trunk of the encoder stays frozen for all epochs of the training."""
+    frozen = getattr(config.encoder, "frozen_epochs", 0)
+    if 0 < config.epochs <= frozen:
+        raise UserError(
+            f"encoder.frozen_epochs is {frozen} of {config.epochs} epochs, so that the trunk would never learn",
+            hint="set it below epochs, or set encoder.freeze: trunk and frozen_epochs: 0",
+        )
+
+
+def check_start(config: TrainConfig) -> None:
+    """Build the encoder with the weights that it starts from. UserError: a training of `config` could not begin."""
+    encoder = resolved(config.encoder)
+    check_epochs(config)
+    cfg.build(encoder).load_pretrained()
+
+
 class Trainer:
     """Train `config` on `data`. The module's docstring says what appears in `exp`.
 
@@ -146,6 +163,7 @@ class Trainer:
     def _build(self) -> None:
         """Build sampler, model and optimizers. A finished run needs them only to write the labels that it changed."""
         config, data = self.config, self.corpus.parts[0]
+        check_epochs(config)
         columns = {c: getattr(self.corpus, c) for c in ROW_COLUMNS}
         self.sampler = cfg.build(config.sampler, self.corpus.label, config.batch_size, config.seed, columns)
         self.objective, self.built = self._build_objective(), True

@@ -17,7 +17,7 @@ stop_stage=8        # last stage, from 1
 round=1             # first round of stage 4, from 1
 num_rounds=3        # number of rounds, from 1
 trunk=              # file WavLM-Base+.pt, or folder of a Hugging Face model: a wavlm or trunk student starts from it
-student=()          # files of settings for stages 4 and 5, such as conf/small_wavlm.yaml, for another encoder
+student=()          # files of settings for stages 4 and 5, as egs/voxceleb/trunk_ssl/conf/trunk.yaml for another trunk
 embeddings=         # file of published embeddings of train, for the first clusters: nothing is pre-trained
 labels=             # file of published pseudo-labels, as "label path" lines, for round 1: nothing is pre-trained
 trunk_layers=       # number of lowest layers of the trunk that give its own embeddings; empty: all
@@ -68,10 +68,8 @@ train_opts=(--cmd "$cuda_cmd" --ngpu "$ngpu")
 extract_opts=("${train_opts[@]}" --nj "$nj")
 [ "$num_nodes" -eq 1 ] || train_opts+=(--num-nodes "$num_nodes")
 settings=(seed="$seed" rooms_dir="$exp/rooms" "${noise[@]}")
-student_settings=("${settings[@]}") init=()
-if [ -n "$trunk" ] && grep -Eqs "name: *(wavlm|trunk)" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}"; then
-  student_settings+=(encoder.pretrained="$exp/trunk_mhfa/model") # any other student only uses labels from the trunk
-fi
+init=() from_trunk=() # a student that is no wavlm or trunk has no such key: it only uses labels from the trunk
+[ -z "$trunk" ] || from_trunk=(--set-known encoder.pretrained="$exp/trunk_mhfa/model")
 labeled=data # folder in a round that stages 4 and 5 train on
 [ "$label_noise" = 0.0 ] || labeled=noisy_data
 [ "$round_init" = none ] || init=(--init "$exp/pretrain/model")
@@ -93,12 +91,14 @@ if stage 2 "check the data directories"; then
   log_run python -m pyspkv.bin.datadir validate --no-text --no-feats "$data/train" "${eval_sets[@]}"
 fi
 
-if stage 3 "pre-train without labels"; then
+if stage 3 "check the student, pre-train without labels"; then
   if [ -n "$trunk" ]; then # with MHFA for the student; with mean pooling as a system of its own
     log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk_mhfa/model" --pooling mhfa
     log_run python -m pyspkv.bin.import_checkpoint --from "$trunk" --out "$exp/trunk/model" --pooling mean \
       ${trunk_layers:+--layers "$trunk_layers"}
   fi
+  log_run python -m pyspkv.bin.train --check --config "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}" \
+    --set "${settings[@]}" "${round_opts[@]}" "${from_trunk[@]}"
   [ -z "$embeddings" ] || log_run python -m pyspkv.bin.import_embeddings --from "$embeddings" --data "$data/train" \
     --out "$exp/imported/embed/train"
   ! $pretrains || log_run steps/train.sh "${train_opts[@]}" "$conf/encoder.yaml" "$conf/pretrain.yaml" "$data/train" \
@@ -121,14 +121,14 @@ if stage 4 "rounds of clustering and training"; then
       log_run python -m pyspkv.bin.datadir corrupt --share "$label_noise" --seed "$seed" \
         --list "$exp/round$r/corrupted" "$exp/round$r/data" "$exp/round$r/noisy_data"
     log_run steps/train.sh "${train_opts[@]}" "${init[@]}" "$conf/encoder.yaml" "$conf/round.yaml" "${student[@]}" \
-      "$exp/round$r/$labeled" "$exp/round$r/model" "${student_settings[@]}" "${round_opts[@]}"
+      "$exp/round$r/$labeled" "$exp/round$r/model" "${settings[@]}" "${round_opts[@]}" "${from_trunk[@]}"
   done
 fi
 
-if $finetune && stage 5 "large-margin fine-tuning of the last round"; then
+if $finetune && stage 5 "large-margin fine-tuning of the last round"; then # its head is not new: no epoch is frozen
   log_run steps/train.sh "${train_opts[@]}" --init "$exp/round$num_rounds/model" --keep-head true "$conf/encoder.yaml" \
     "$conf/finetune.yaml" "${student[@]}" "$exp/round$num_rounds/$labeled" "$exp/finetune/model" \
-    "${student_settings[@]}" "${finetune_opts[@]}"
+    "${settings[@]}" "${finetune_opts[@]}" "${from_trunk[@]}" --set-known encoder.frozen_epochs=0
 fi
 
 if stage 6 "extract embeddings"; then # also of train: its pseudo-speakers are the AS-norm cohort

@@ -46,7 +46,7 @@ dry_run=false       # only print the commands
 # -- options of the corpus
 corpus=${SPKV_CORPORA:+$SPKV_CORPORA/speechocean762} # folder that holds train/, test/ and the lists of speakers
 words=${SPKV_CORPORA:+$SPKV_CORPORA/speech_commands} # folder of Speech Commands; empty: without it
-librispeech=${SPKV_CORPORA:+$SPKV_CORPORA/librispeech_subset/LibriSpeech} # folder that holds test-other/; empty: without it
+librispeech=${SPKV_CORPORA:+$SPKV_CORPORA/librispeech_subset/LibriSpeech} # folder with test-other/; empty: without
 trials=${SPKV_CORPORA:+$SPKV_CORPORA/trials} # folder of the given trial lists; empty: they are made
 noise_audio=(${SPKV_CORPORA:+"$SPKV_CORPORA/noise/boiler.wav"}) # files of training noise
 # -- end of options
