@@ -193,7 +193,9 @@ class Cluster:
     def wait_idle(self, seconds: float = 30) -> None:
         def idle() -> bool:
             out = subprocess.run(["sinfo", "-h", "-o", "%T"], env=self.env, capture_output=True, text=True)
-            if "drain" in out.stdout:  # a killed controller may use a job's id again, and then drains the node
+            if (
+                "drain" in out.stdout
+            ):  # a killed controller may use a job's id again, and then drains the node
                 words = ["scontrol", "update", f"NodeName={','.join(self.nodes)}", "State=RESUME"]
                 subprocess.run(words, env=self.env, capture_output=True)
             return set(out.stdout.split()) == {"idle"}

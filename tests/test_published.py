@@ -146,8 +146,8 @@ def test_embeddings_of_every_form(tmp_path, call, form):
     np.testing.assert_array_equal(read_embeddings(tmp_path / "out/embedding.scp").x, got.x)
 
 
-# Names that 3D-Speaker's local/prepare_data*.sh gives the files of VoxCeleb2, and the ids of this project for them. Ids of
-# videos may have - and _ .
+# Names that 3D-Speaker's local/prepare_data*.sh gives the files of VoxCeleb2, and the ids of this project for them.
+# Ids of videos may have - and _ .
 SPEAKER_3D = [
     "id00012/21Uxsk56VDQ/00001.wav",
     "id00012/_raOc3-IRsw/00110.wav",
