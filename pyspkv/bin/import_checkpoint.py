@@ -12,9 +12,7 @@ become `name: trunk`.
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pyspkv.base.errors import UserError, run
 from pyspkv.base.foreign import read_json
@@ -99,9 +97,10 @@ def main() -> None:
 
     torch.manual_seed(0)
     if trunk_import.is_trunk(source):
-        config, weights, made, told = parts(*trunk_import.read(source, args.pooling, args.layers or 0))
+        found = trunk_import.parts(*trunk_import.read(source, args.pooling, args.layers or 0))
     else:
-        config, weights, made, told = read_wavlm(source, args.pooling, args.layers, args.as_trunk)
+        found = trunk_import.read_wavlm(source, args.pooling, args.layers, args.as_trunk)
+    config, weights, made, told = found
     hint = TRUNK_HINT if config.name == "trunk" else HINT
     check_sizes(config, weights, source, tuple(made), hint=hint)
     encoder = cfg.build(config)
@@ -111,46 +110,6 @@ def main() -> None:
     record = {"command": sys.argv, "source": str(source), **made_of, "weights_sha256": weights_digest(files)}
     checkpoint.save_import(out, encoder, config, record)
     print(f"{told[0]}, {sum(p.numel() for p in encoder.parameters()):,} parameters{told[1]}: {out}")
-
-
-Parts = tuple[Any, dict, set[str], tuple[str, str]]
-
-
-def read_wavlm(source: Path, pooling: Any, layers: int | None, as_trunk: bool) -> Parts:
-    """`parts` of a WavLM, as a `trunk` where it is a Large, or where one is wanted."""
-    from pyspkv.models import trunk_import, wavlm_import
-
-    trunk, backend, head = wavlm_import.read(source)
-    config: Any = wavlm_import.config_of(trunk, backend, source, pooling)
-    if layers is not None and layers > config.layers:
-        raise UserError(f"--layers {layers}, but the model has {config.layers}", file=source)
-    unused = tuple(f"encoder.layers.{n}." for n in range(layers or config.layers, config.layers))
-    part = backend if pooling == "mhfa" and not unused else {}  # its shares are of all layers
-    if as_trunk or trunk_import.is_large(trunk):
-        config, trunk = trunk_import.of_wavlm(config, trunk, source, layers or 0)
-    elif unused:
-        trunk = {k: v for k, v in trunk.items() if not k.startswith(unused)}
-        config = config.model_copy(update={"layers": layers})
-    left = ["its MHFA"] if backend and not part else []
-    left += [f"{len(head)} class centers"] if head is not None else []
-    return parts(config, trunk, part, left)
-
-
-def parts(config: Any, trunk: dict, backend: dict | None = None, left: Sequence[str] = ()) -> Parts:
-    """The config, the weights, how the names begin that these may lack, and what to say of the model. left: what of
-    the source is not in it."""
-    weights = {f"trunk.{k}": v for k, v in trunk.items()}
-    weights |= {f"backend.{k}": v for k, v in (backend or {}).items()}
-    made = set() if backend else {"backend."}
-    if config.name == "trunk":
-        sizes = config.sizes()
-        used = f"{config.family}, {config.layers or sizes.depth} of {sizes.depth} layers of {sizes.dim}"
-    else:
-        used = f"{config.layers} layers of {config.dim}"
-        # Embedding does not use the mask vector of pre-training, so a checkpoint without it gets the initial one.
-        made |= {"trunk.masked_spec_embed"} - weights.keys()
-    what = "with its MHFA" if backend else f"pooling: {config.pooling}"
-    return config, weights, made, (f"{used}, {what}", f", {' and '.join(left)} left out" if left else "")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ from torch.overrides import TorchFunctionMode
 from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
-from pyspkv.models import lora
 from pyspkv.models.encoder import Encoder
 from pyspkv.models.registry import EncoderConfig
-from pyspkv.models.trunks import TrunkConfig
+from pyspkv.models.trunks import TrunkConfig, merged
 
 
 def encoder_config(folder: Path) -> EncoderConfig:
@@ -44,19 +43,6 @@ def load_encoder(model: str | Path, which: str = "last") -> Encoder:
 def merged_config(config: EncoderConfig) -> EncoderConfig:
     """The config of the same encoder without low-rank updates."""
     return config.model_copy(update={"lora_rank": 0}) if isinstance(config, TrunkConfig) else config
-
-
-def merged(weights: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
-    """`weights` of the checkpoint `folder`, or some of them, with the low-rank updates merged into their matrices."""
-    if not any(name.endswith(".lora_a") for name in weights):
-        return weights
-    config = encoder_config(folder)
-    try:
-        assert isinstance(config, TrunkConfig) and config.lora_rank
-        return lora.merge(weights, config.lora_alpha / config.lora_rank)
-    except (AssertionError, KeyError, RuntimeError):
-        rule = "its low-rank updates do not fit its config.yaml, or its matrices"
-        raise UserError(rule, file=folder, hint=checkpoint.AGAIN) from None
 
 
 class _Shapes(TorchFunctionMode):

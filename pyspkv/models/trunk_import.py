@@ -5,6 +5,7 @@ index), and often preprocessor_config.json. It may be of a larger model, of whic
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import read_json, short
+from pyspkv.models import wavlm_import
 from pyspkv.models.layer_pooling import Pooling
 from pyspkv.models.trunk_arch import MODEL_TYPES, Family, WavLMArch, essential
 from pyspkv.models.trunks import TrunkConfig, as_trunk
 from pyspkv.models.wavlm import CONV_KERNELS, WavLMConfig
 from pyspkv.models.wavlm_import import AGAIN, folder_tensors
 
+Parts = tuple[Any, dict, set[str], tuple[str, str]]
 _PREFIXES: dict[Family, tuple[str, ...]] = {  # of the encoder's names in a larger model, the longest first
     "whisper": ("model.encoder.", "encoder."),
     "wav2vec2": ("wav2vec2.",),
@@ -117,6 +120,41 @@ def of_wavlm(
         }
     made = as_trunk(config, file, **large).model_copy(update={"layers": layers})
     return made, _of_encoder(trunk, made)
+
+
+def read_wavlm(source: Path, pooling: Pooling, layers: int | None, wanted: bool) -> Parts:
+    """`parts` of a WavLM, as a `trunk` where it is a Large, or where one is `wanted`."""
+    trunk, backend, head = wavlm_import.read(source)
+    config: Any = wavlm_import.config_of(trunk, backend, source, pooling)
+    if layers is not None and layers > config.layers:
+        raise UserError(f"--layers {layers}, but the model has {config.layers}", file=source)
+    unused = tuple(f"encoder.layers.{n}." for n in range(layers or config.layers, config.layers))
+    part = backend if pooling == "mhfa" and not unused else {}  # its shares are of all layers
+    if wanted or is_large(trunk):
+        config, trunk = of_wavlm(config, trunk, source, layers or 0)
+    elif unused:
+        trunk = {k: v for k, v in trunk.items() if not k.startswith(unused)}
+        config = config.model_copy(update={"layers": layers})
+    left = ["its MHFA"] if backend and not part else []
+    left += [f"{len(head)} class centers"] if head is not None else []
+    return parts(config, trunk, part, left)
+
+
+def parts(config: Any, trunk: dict, backend: dict | None = None, left: Sequence[str] = ()) -> Parts:
+    """The config, the weights, how the names begin that these may lack, and what to say of the model. left: what of
+    the source is not in it."""
+    weights = {f"trunk.{k}": v for k, v in trunk.items()}
+    weights |= {f"backend.{k}": v for k, v in (backend or {}).items()}
+    made = set() if backend else {"backend."}
+    if config.name == "trunk":
+        sizes = config.sizes()
+        used = f"{config.family}, {config.layers or sizes.depth} of {sizes.depth} layers of {sizes.dim}"
+    else:
+        used = f"{config.layers} layers of {config.dim}"
+        # Embedding does not use the mask vector of pre-training, so a checkpoint without it gets the initial one.
+        made |= {"trunk.masked_spec_embed"} - weights.keys()
+    what = "with its MHFA" if backend else f"pooling: {config.pooling}"
+    return config, weights, made, (f"{used}, {what}", f", {' and '.join(left)} left out" if left else "")
 
 
 def _first_line(err: ValueError) -> str:

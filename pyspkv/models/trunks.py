@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from pyspkv.audio.fbank import frame_mask
-from pyspkv.base.config import Config, Positive, Size, implements
+from pyspkv.base.config import Config, Positive, Size, implements, read_section
 from pyspkv.base.distributed import world_size
 from pyspkv.base.errors import UserError
 from pyspkv.models import lora
@@ -227,7 +227,6 @@ class Trunk(PretrainedEncoder):
     def load_trunk(self, theirs: dict[str, Tensor], folder) -> None:
         """Of the layers in use; low-rank updates are new, those of `theirs` are merged into its matrices."""
         from pyspkv.base import checkpoint as ckpt
-        from pyspkv.models.load import merged
 
         own, theirs = self.trunk.state_dict(), merged(theirs, folder)
         new = {k: v for k, v in own.items() if ".lora_" in k}
@@ -259,8 +258,6 @@ class Trunk(PretrainedEncoder):
         return [{**g, "from_epoch": c.frozen_epochs} for g in groups] if c.frozen_epochs else groups
 
     def initial(self, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-        from pyspkv.models.load import merged
-
         return weights if self.config.lora_rank else merged(weights, folder)
 
     # ---- forward
@@ -340,3 +337,15 @@ def part_size(length: int, longest: int) -> int:
     nothing, as the remainder after parts of `longest` would be."""
     count = -(-length // longest)
     return 2 * -(-length // (2 * count))
+
+
+def merged(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """`weights` of the checkpoint `folder`, or some of them, with the low-rank updates merged into their matrices."""
+    if not any(name.endswith(".lora_a") for name in weights):
+        return weights
+    config = read_section(folder.parent / "config.yaml", "encoder", TrunkConfig)
+    try:
+        return lora.merge(weights, config.lora_alpha / config.lora_rank)
+    except (ZeroDivisionError, KeyError, RuntimeError):
+        rule = "its low-rank updates do not fit its config.yaml, or its matrices"
+        raise UserError(rule, file=folder, hint="copy the folder again") from None
