@@ -245,10 +245,14 @@ class Array:
         call = self.call
         words = [call.cwd, call.name, call.log, call.options.get("num_nodes", "1"), *call.command]
         pairs = [f"{name}={value}" for name, value in self.env.items()]
-        (folder / "tasks").write_text("".join(lines))
-        for name, texts in (("call", words), ("environment", pairs)):
-            with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as f:
-                f.write(b"".join(os.fsencode(t) + b"\0" for t in texts))
+        try:
+            (folder / "tasks").write_text("".join(lines))
+            for name, texts in (("call", words), ("environment", pairs)):
+                with open(os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as f:
+                    f.write(b"".join(os.fsencode(t) + b"\0" for t in texts))
+        except OSError as err:  # a full disk names no file
+            err.filename = err.filename or str(folder)
+            raise
         return folder
 
     def wait_for_controller(self) -> None:
