@@ -167,32 +167,6 @@ def test_sync_leaves_an_owners_recipe_alone(tmp_path):
     assert "echo mine" not in (tmp_path / "egs/synced/ssl/run.sh").read_text()
 
 
-def test_only_a_wavlm_or_trunk_student_starts_from_the_trunk(tmp_path):
-    """Other students have no such setting: for an ECAPA-TDNN the trunk only gives the first labels."""
-    small = str(ROOT / "egs/mini/trunk_ssl/conf/small_wavlm.yaml")
-    (tmp_path / "whisper.yaml").write_text("encoder:\n  name:  trunk\n  layers: 3\n")
-    for recipe, options, starts in (
-        ("mini", [], False),
-        ("librispeech", ["--labels-from", "trunk"], False),
-        ("mini", ["--student", small], True),
-        ("mini", ["--student", str(tmp_path / "whisper.yaml")], True),
-        ("voxceleb", [], True),
-    ):
-        words = [
-            ROOT / f"egs/{recipe}/trunk_ssl/run.sh",
-            "--dry-run",
-            "true",
-            "--trunk",
-            "/trunk.pt",
-            *options,
-        ]
-        shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        trainings = [line for line in shown.splitlines() if "bin.train " in line]
-        trainings = [line for line in trainings if not re.search(r"--exp \S+/pretrain/model", line)]
-        assert len(trainings) == 4
-        assert {"encoder.pretrained=" in line for line in trainings} == {starts}
-
-
 def test_a_recipes_path_sh_may_be_sourced_in_a_shell(tmp_path):
     """run.sh of another recipe still uses its own folder afterwards.
 

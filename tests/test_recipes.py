@@ -537,6 +537,8 @@ def trained(dry_run: str, monkeypatch) -> dict:
 @pytest.mark.parametrize(
     ("corpus", "student", "start", "frozen"),
     [
+        ("mini", None, False, None),
+        ("librispeech", "{name: wavlm, embed_dim: 192}", True, None),
         ("voxceleb", None, True, None),
         ("voxceleb", "{name: ecapa, channels: 64}", False, None),
         ("voxceleb", "{name: trunk, l2_sp_weight: 0.01, frozen_epochs: 3}", True, 3),
