@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Pseudo-labels for a large pre-trained trunk (arXiv 2406.02285): DINO, clusters of its embeddings, AAM-softmax training
 # of the student with loss gate and label correction, clusters of its embeddings, again, large-margin fine-tuning. At
-# full size: VoxCeleb2 without its labels, tested on VoxCeleb1. run.sh [--trunk WavLM-Base+.pt] [--student conf/trunk.yaml]
+# full size: VoxCeleb2 without its labels, tested on VoxCeleb1. run.sh [--trunk FILE.pt] [--student conf/trunk.yaml]
 set -euo pipefail
 recipe=${SPKV_RECIPE:-$(dirname "$(readlink -f "$0")")}
 [ -d "$recipe/conf" ] || recipe=$PWD # sbatch runs a copy of run.sh; its folder is the recipe's
