@@ -555,14 +555,25 @@ def test_trunk_joins_after_its_frozen_epochs(tmp_path, imported, more, optimizer
         assert all(torch.equal(v, again[k]) for k, v in seen[2 * steps].items())
 
 
-def test_the_first_frozen_epoch_is_that_of_a_frozen_trunk(tmp_path, imported):
+def test_the_first_frozen_epoch_is_that_of_a_frozen_trunk(tmp_path, imported, monkeypatch):
     """The gradients of what waits are in no norm: the head learns as on a trunk that never joins."""
     data = toy.make(tmp_path / "toy")
     imported(folder(tmp_path / "hf", theirs("w2v_bert")))
     heads = []
-    for fields in ({"frozen_epochs": 5}, {"freeze": "trunk"}):
+    for fields in ({"frozen_epochs": 1}, {"freeze": "trunk"}):
         exp = tmp_path / next(iter(fields))
-        Trainer(settings(tmp_path, **fields), data, exp).run()
+        trainer = Trainer(settings(tmp_path, **fields), data, exp)
+        steps, step = trainer.sampler.steps, trainer._step
+
+        def first_epoch(model, batch, number, steps=steps, step=step):
+            if number == steps:
+                raise toy.Killed
+            return step(model, batch, number)
+
+        monkeypatch.setattr(trainer, "_step", first_epoch)
+        with pytest.raises(toy.Killed):
+            trainer.run()
+        assert checkpoint.latest(exp).name == f"ckpt-{steps}"
         heads.append({k: v for k, v in trained(exp).items() if ".trunk." not in k})
     assert all(torch.equal(v, heads[1][k]) for k, v in heads[0].items())
 
