@@ -47,6 +47,12 @@ SOURCE = {
         "pretrain round2 supervised",
         "pretrain round1 round2",
     ),
+    "speechocean762/trunk_ssl": (
+        "speechocean762, Whisper tiny.en",
+        None,
+        "pretrain finetune true_labels",
+        "pretrain round1 round2 round3 finetune",
+    ),
     "arabic_speech_commands/ssl": (
         "Arabic Speech Commands, ECAPA-128",
         None,
