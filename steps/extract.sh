@@ -26,18 +26,13 @@ fi
 [ "$crops" -eq 0 ] || args+=(--crops "$crops")
 ! $allow_pipes || args+=(--allow-pipes)
 
-gpu=0 # GPUs of each job
-if [ "$ngpu" -gt 0 ]; then
-  CUDA_VISIBLE_DEVICES=$(cut -d, -f1-"$ngpu" <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((ngpu - 1)))}") gpu=1
-else
-  CUDA_VISIBLE_DEVICES=
-fi
-export CUDA_VISIBLE_DEVICES SPKV_NGPU="$ngpu"
+visible_gpus "$ngpu"
+gpu=$((ngpu > 0)) # of each job
 read -ra cmd <<< "$cmd"
 if [ "$nj" -eq 1 ]; then
-  log_run "${cmd[@]}" --gpu $gpu "$log/extract.log" python -m pyspkv.bin.extract "${args[@]}"
+  log_run "${cmd[@]}" --gpu "$gpu" "$log/extract.log" python -m pyspkv.bin.extract "${args[@]}"
 else
-  log_run "${cmd[@]}" --gpu $gpu SPKV_JOB=1:"$nj" "$log/extract.SPKV_JOB.log" \
+  log_run "${cmd[@]}" --gpu "$gpu" SPKV_JOB=1:"$nj" "$log/extract.SPKV_JOB.log" \
     python -m pyspkv.bin.extract "${args[@]}" --part "SPKV_JOB/$nj"
   log_run python -m pyspkv.bin.extract "${args[@]}" --merge "$nj"
 fi

@@ -16,18 +16,13 @@ args=(--model "$1" --data "$2" --out "$out"); shift 3
 [ -z "$noise" ] || args+=(--noise "$noise")
 args+=("$@")
 
-gpu=0 # GPUs of each job
-if [ "$ngpu" -gt 0 ]; then
-  CUDA_VISIBLE_DEVICES=$(cut -d, -f1-"$ngpu" <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((ngpu - 1)))}") gpu=1
-else
-  CUDA_VISIBLE_DEVICES=
-fi
-export CUDA_VISIBLE_DEVICES SPKV_NGPU="$ngpu"
+visible_gpus "$ngpu"
+gpu=$((ngpu > 0)) # of each job
 read -ra cmd <<< "$cmd"
 if [ "$nj" -eq 1 ]; then
-  log_run "${cmd[@]}" --gpu $gpu --show true "$out/stress.log" python -m pyspkv.bin.stress "${args[@]}"
+  log_run "${cmd[@]}" --gpu "$gpu" --show true "$out/stress.log" python -m pyspkv.bin.stress "${args[@]}"
 else
-  log_run "${cmd[@]}" --gpu $gpu SPKV_JOB=1:"$nj" "$out/stress.SPKV_JOB.log" \
+  log_run "${cmd[@]}" --gpu "$gpu" SPKV_JOB=1:"$nj" "$out/stress.SPKV_JOB.log" \
     python -m pyspkv.bin.stress "${args[@]}" --part "SPKV_JOB/$nj"
   log_run python -m pyspkv.bin.stress "${args[@]}" --merge "$nj"
 fi

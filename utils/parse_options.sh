@@ -132,6 +132,15 @@ stage() {
   if ${dry_run:-false}; then echo "== stage $1: $2"; else echo "== stage $1: $2 ($(date +%T))"; fi
 }
 
+visible_gpus() { # NGPU: the first NGPU of the visible GPUs serve the jobs of a step
+  if [ "$1" -gt 0 ]; then
+    CUDA_VISIBLE_DEVICES=$(cut -d, -f1-"$1" <<< "${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $(($1 - 1)))}")
+  else
+    CUDA_VISIBLE_DEVICES=
+  fi
+  export CUDA_VISIBLE_DEVICES SPKV_NGPU="$1"
+}
+
 po_child='' po_level=${SPKV_COMMANDS:+inner}
 po_stop() { # EXIT-CODE: end the running command, then this script
   trap '' INT TERM HUP
