@@ -1005,7 +1005,9 @@ def test_cells_of_a_grid_are_jobs(jobs):
 @pytest.mark.slow
 def test_a_node_dies_in_extraction(jobs, recipe):
     """Its part is embedded again on another node; the embeddings are those of one machine, byte by byte."""
-    (jobs.folder / "conf").write_text("command sbatch --no-requeue\noption num_threads=* --cpus-per-task 8\n")
+    (jobs.folder / "conf").write_text(
+        "command sbatch --no-requeue\ndefault num_threads=1\noption num_threads=* --cpus-per-task 8\n"
+    )
     jobs.env["SPKV_SLURM_CONF"] = str(jobs.folder / "conf")
     step = [str(ROOT / "steps/extract.sh"), "--nj", "3"]
     rest = [str(recipe / "exp/pretrain/model"), str(recipe / "sets/train")]
