@@ -73,12 +73,11 @@ def make(folder: Path, wav: dict[str, str], seconds: float) -> DataDir:
     return DataDir(folder, utts, [u.split("-")[0] for u in utts], dict(sorted(wav.items())), segments)
 
 
-def write(*sets: DataDir) -> None:
-    for data in sets:
-        trials = f", {len(data.trials['trials'])} trials" if data.trials else ""
-        data.write(data.path)
-        sizes = f"{len(set(data.spk))} speakers, {len(data.wav)} recordings, {len(data.utts)} utterances"
-        print(f"{data.path.name}: {sizes}{trials}")
+def show(data: DataDir) -> None:
+    """Print the sizes of a set."""
+    trials = f", {len(data.trials['trials'])} trials" if data.trials else ""
+    sizes = f"{len(set(data.spk))} speakers, {len(data.wav)} recordings, {len(data.utts)} utterances"
+    print(f"{data.path.name}: {sizes}{trials}")
 
 
 def main() -> int:
@@ -134,7 +133,8 @@ def main() -> int:
     else:
         test.trials = {"trials": make_trials(test.utts, test.spk, seed=args.seed, **limits)}
     if args.only_test:
-        write(test)
+        test.write(test.path)
+        show(test)
         return 0
     wav = find_all(root, args.parts)
     speakers = sorted({u.split("-")[0] for u in wav})
@@ -164,8 +164,10 @@ def main() -> int:
     dev.trials = {"trials": make_trials(dev.utts, dev.spk, seed=args.seed, **limits)}
 
     train.write_training_set(args.dir)
-    print(f"train: {len(set(train.spk))} speakers, {len(train.wav)} recordings, {len(train.utts)} utterances")
-    write(dev, test)
+    dev.write(dev.path)
+    test.write(test.path)
+    for data in (train, dev, test):
+        show(data)
     return 0
 
 
