@@ -48,7 +48,7 @@ SOURCE = {
         "pretrain round1 round2",
     ),
     "speechocean762/trunk_ssl": (
-        "speechocean762, Whisper tiny.en",
+        "speechocean762, openai/whisper-tiny.en",
         None,
         "pretrain finetune true_labels",
         "pretrain round1 round2 round3 finetune",

@@ -305,6 +305,37 @@ def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_pa
             recorded.systems(tmp_path)
 
 
+def test_a_row_names_the_weights_of_its_trunk(tmp_path):
+    """Of the trunk itself, of a model that started from it, of one that started from that; not of another encoder."""
+    models = {name: tmp_path / "exp" / name / "model" for name in ("trunk", "round1", "finetune", "pretrain")}
+    starts = {"round1": f"{models['trunk']}", "finetune": f"{models['round1']}@best", "pretrain": ""}
+    for name, folder in models.items():
+        record = {"weights_sha256": {"a": "01ab", "b": "23cd"}} if name == "trunk" else {"git": "abc"}
+        encoder = {"pretrained": starts[name]} if name in starts else {"name": "trunk"}
+        write_lines(folder / "run.json", [json.dumps(record)])
+        write_lines(folder / "config.yaml", [json.dumps({"encoder": encoder})])
+    assert [recorded.trunk_digest(models[n]) for n in models] == ["01ab 23cd"] * 3 + [None]
+    one = {"eer": 10.0, "min_dcf_0.01": 0.5}
+    exp, row = tmp_path / "exp", recorded.Row("T")
+    whole = {"pretrain": one, "rounds": [{"round": 1, **one}], "final": one, "trials": "test"}
+    write_lines(exp / "results.json", [json.dumps(whole)])
+    for name in ("pretrain", "round1"):
+        row.system = row.row = name
+        recorded.add_rows(
+            tmp_path / "RESULTS.jsonl", [{"seed": 0} | r for r in recorded.rows_of(exp, row, "T")]
+        )
+    recorded.write_tables(tmp_path / "RESULTS.jsonl", {})
+    assert [r.get("trunk_sha256") for r in recorded.read_rows(tmp_path / "RESULTS.jsonl")] == [
+        None,
+        "01ab 23cd",
+    ]
+    assert "SHA-256 of the trunk's weights: `01ab 23cd`" in (tmp_path / "RESULTS.md").read_text()
+    write_lines(
+        models["round1"] / "config.yaml", [json.dumps({"encoder": {"pretrained": f"{models['round1']}"}})]
+    )
+    assert recorded.trunk_digest(models["round1"]) is None  # a folder that names itself
+
+
 def test_queries_to_trainings(tmp_path, monkeypatch, capsys):
     from pyspkv.bin import query
 

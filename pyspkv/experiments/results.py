@@ -107,6 +107,7 @@ class Result(BaseModel):
     grid: str | None = None
     run: str | None = None
     eer_ci_over: str | None = None
+    trunk_sha256: str | None = None  # of the published weights that the encoder started from
 
 
 def key_of(row: dict) -> tuple:
@@ -218,10 +219,31 @@ def systems(exp: Path) -> dict[str, dict]:
         ) from None
 
 
+def trunk_digest(model: Path) -> str | None:
+    """SHA-256 of the published weights that a model is made of or started from; None if it has no such trunk.
+
+    UserError: a run.json or config.yaml on the way is damaged.
+    """
+    from pyspkv.base import config as cfg
+    from pyspkv.report.experiment import read_json
+
+    for _ in range(8):  # a model may start from one that started from the trunk
+        record, config = model / "run.json", model / "config.yaml"
+        weights = read_json(record).get("weights_sha256") if record.exists() else None
+        if isinstance(weights, dict):
+            return " ".join(map(str, weights.values()))
+        encoder = cfg.read(config).get("encoder") if config.exists() else None
+        name = encoder.get("pretrained") if isinstance(encoder, dict) else None
+        if not isinstance(name, str) or not name:
+            return None
+        model = Path(name.rpartition("@")[0] or name)
+    return None
+
+
 def row_of(
     exp: Path, system: str | list[str], phases: list[str] | None = None, trials: str | None = None
 ) -> dict:
-    """The figures of a system, its best dev EER, its commit and the cost of its training.
+    """The figures of a system, its best dev EER, its commit, the SHA-256 of its trunk and the cost of its training.
 
     Args:
         system: a name, or several; of several, the one with the lowest dev EER counts, with the cost of all.
@@ -251,7 +273,8 @@ def row_of(
         out["dev_eer"] = min(dev)
     out["audio_seconds"], out["wall_seconds"] = cost(*[exp / p for p in phases] if phases else [folder])
     record = folder / "model/run.json"
-    return out | {"commit": read_json(record).get("git") if record.exists() else None}
+    commit = read_json(record).get("git") if record.exists() else None
+    return out | {"commit": commit, "trunk_sha256": trunk_digest(folder / "model")}
 
 
 def rows_of(exp: Path, row: Row, table: str) -> list[dict]:
@@ -455,9 +478,10 @@ class Shown:
             {**r, "command": f"python -m pyspkv.bin.grid {r['grid']}"} if r.get("grid") else r
             for r in self.all
         ]
-        for key in ("command", "commit", "machine"):
+        named = {"command": "Commands", "commit": "Commits", "machine": "Machines"}
+        for key, name in (named | {"trunk_sha256": "SHA-256 of the trunk's weights"}).items():
             if values := sorted({_text(r[key]).replace("`", "'") for r in grids if r.get(key)}):
-                out += ["", f"{key.capitalize()}s: " + "; ".join(f"`{v}`" for v in values)]
+                out += ["", f"{name}: " + "; ".join(f"`{v}`" for v in values)]
         return out
 
     def plot(self, folder: Path) -> None:
