@@ -230,6 +230,31 @@ def test_samples_are_normalized_where_the_model_wants_it(tmp_path, imported, sai
     torch.testing.assert_close(ours[-1], want[-1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("stale", [False, True])
+def test_feature_extractor_that_transformers_5_saves_in_its_processor(tmp_path, imported, stale):
+    """With a stale preprocessor_config.json beside it, transformers takes the same settings."""
+    hf, source, model = transformers(), tmp_path / "hf", theirs("wav2vec2")
+    (tmp_path / "vocab.json").write_text('{"<pad>": 0, "<unk>": 1, "|": 2}')
+    extract = hf.Wav2Vec2FeatureExtractor(do_normalize=False)
+    model.save_pretrained(source)
+    hf.Wav2Vec2Processor(extract, hf.Wav2Vec2CTCTokenizer(tmp_path / "vocab.json")).save_pretrained(source)
+    if stale:
+        folder(source, model, do_normalize=True)
+    assert hf.Wav2Vec2FeatureExtractor.from_pretrained(source).do_normalize is False
+    wave = 3 + 0.1 * torch.randn(1, 8000)
+    ours = states_of(imported(source), wave)
+    want = wanted_states("wav2vec2", model, wave, do_normalize=False)
+    torch.testing.assert_close(ours[-1], want[-1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["whisper", "wavlm_base", "w2v_bert"])
+def test_a_model_of_another_sampling_rate(kind, tmp_path, imported):
+    source = folder(tmp_path / "hf", theirs(kind), sampling_rate=8000)
+    with pytest.raises(UserError, match=r"preprocessor_config.json: sampling_rate is 8000, .* 16000 Hz"):
+        imported(source)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["whisper", "xlsr", "hubert", "wavlm_large", "w2v_bert"])
 def test_lowest_layers_are_those_of_the_whole(kind, tmp_path, imported):
     """Neither in the checkpoint nor in memory is more than them; n of the config, or of the import."""

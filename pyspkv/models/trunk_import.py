@@ -1,7 +1,7 @@
 """Hugging Face folders of other encoders than WavLM-Base -> config and weights of a `trunk`; and a WavLM as a `trunk`.
 
 A folder holds config.json, the weights (model.safetensors or pytorch_model.bin, in one file or in several with an
-index), and often preprocessor_config.json. It may be of a larger model, of which the encoder alone is taken.
+index), and often preprocessor_config.json or processor_config.json. It may be of a larger model, of which the encoder alone is taken.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyspkv.audio.reader import SAMPLE_RATE
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import read_json, short
 from pyspkv.models import wavlm_import
@@ -167,15 +168,35 @@ def _first_line(err: ValueError) -> str:
 
 
 def _preprocessing(folder: Path, family: Family, found: dict[str, Any]) -> dict[str, Any]:
-    """do_normalize of preprocessor_config.json; without such a file as transformers takes it, but for WavLM-Base."""
+    """do_normalize of the feature extractor; where none is told as transformers takes it, but for WavLM-Base. UserError:
+    the model hears another sampling rate."""
+    file, told = _feature_extractor(folder)
+    rate = told.get("sampling_rate")
+    if rate not in (None, SAMPLE_RATE):
+        rule = f"sampling_rate is {short(rate)}, but all audio here is resampled to {SAMPLE_RATE} Hz"
+        raise UserError(rule, file=file, hint=f"import a model of {SAMPLE_RATE} Hz")
     if family in ("whisper", "w2v_bert"):
         return {}
-    file = folder / "preprocessor_config.json"
-    said = read_json(file, hint=AGAIN, nan=True).get("do_normalize") if file.is_file() else None
+    said = told.get("do_normalize")
     if said is not None and not isinstance(said, bool):
         raise UserError(f"do_normalize is {short(said)}", file=file)
     default = family != "wavlm" or found.get("feat_extract_norm") == "layer"
     return {"do_normalize": default if said is None else said}
+
+
+def _feature_extractor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file with the settings of the feature extractor, and the settings, {} where there are none.
+
+    transformers 5 writes them into processor_config.json when it saves a processor, and reads them there first.
+    """
+    file = folder / "processor_config.json"
+    inner = read_json(file, hint=AGAIN, nan=True).get("feature_extractor") if file.is_file() else None
+    if inner is not None and not isinstance(inner, dict):
+        raise UserError(f"feature_extractor is {short(inner)}", file=file, hint=AGAIN)
+    if inner is not None:
+        return file, inner
+    file = folder / "preprocessor_config.json"
+    return file, read_json(file, hint=AGAIN, nan=True) if file.is_file() else {}
 
 
 def _of_encoder(tensors: dict[str, Tensor], config: TrunkConfig) -> dict[str, Tensor]:
