@@ -805,6 +805,38 @@ def test_wavlm_of_bases_norms_but_another_network(sizes, normalize, tmp_path, im
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+def test_cache_of_the_hub(tmp_path, imported):
+    """The files of a snapshot are links into ../../blobs. The message on the folder above names the snapshot."""
+    source, cache = folder(tmp_path / "hf", theirs("whisper")), tmp_path / "models--openai--whisper"
+    snapshot = cache / "snapshots/1f2e"
+    snapshot.mkdir(parents=True), (cache / "blobs").mkdir()
+    for n, file in enumerate(source.iterdir()):
+        file.rename(cache / f"blobs/{n}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{n}")
+    assert imported(snapshot).config.family == "whisper"
+    with pytest.raises(UserError, match=f"hint: give the folder in it, {snapshot}"):
+        imported(cache, out="other")
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"has no config.json with(?s:.*)hint: download the weights of PyTorch"
+    ):
+        imported(snapshot, out="other")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_of_a_folder_is_no_model(tmp_path, imported, name):
+    source = folder(tmp_path / "hf", theirs("wavlm_large"))
+    with pytest.raises(UserError, match=f"{name}: (?s:.*)hint: give its folder, {source}"):
+        imported(source / name)
+
+
+def test_a_foreign_folder_is_no_model_folder(tmp_path):
+    source = folder(tmp_path / "hf", theirs("whisper"))
+    fields = {"name": "trunk", "pretrained": str(source)}
+    with pytest.raises(UserError, match="is a folder of Hugging Face(?s:.*)import_checkpoint --from .*/hf"):
+        resolved(cfg.validate(EncoderConfig, fields))
+
+
 def test_wavlm_base_in_several_files(tmp_path, imported):
     source = folder(tmp_path / "hf", theirs("wavlm_base"))
     plain = imported(source, out="plain")

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as serialize
 
 from pyspkv.base import config as cfg
-from pyspkv.base.atomic import _mode, atomic_dir, atomic_file
+from pyspkv.base.atomic import _mode, atomic_dir, atomic_file, command_line
 from pyspkv.base.errors import UserError
 from pyspkv.base.foreign import MAX_INT, is_number, number, read_json, read_text, safetensors_header, short
 
@@ -81,6 +81,11 @@ def resolve_model(model: str | Path) -> Path:
     if which not in ("", "last", "best"):
         raise UserError(f"'@{which}' is neither @last nor @best", file=model)
     folder = _pointer(exp, "best" if which == "best" else "LATEST")
+    if folder is None and (exp / "config.json").is_file():
+        hint = command_line("python", "-m", "pyspkv.bin.import_checkpoint", "--from", exp, "--out", "DIR")
+        raise UserError(
+            "is a folder of Hugging Face, not a model folder", file=exp, hint=f"{hint}, and use DIR"
+        )
     if folder is None:
         why = (
             "no dev list was given, so there is no best checkpoint"

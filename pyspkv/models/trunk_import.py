@@ -1,7 +1,8 @@
 """Hugging Face folders of other encoders than WavLM-Base -> config and weights of a `trunk`; and a WavLM as a `trunk`.
 
 A folder holds config.json, the weights (model.safetensors or pytorch_model.bin, in one file or in several with an
-index), and often preprocessor_config.json or processor_config.json. It may be of a larger model, of which the encoder alone is taken.
+index), and often preprocessor_config.json or processor_config.json. It may be of a larger model, of which the encoder
+alone is taken.
 """
 
 import re
@@ -168,8 +169,10 @@ def _first_line(err: ValueError) -> str:
 
 
 def _preprocessing(folder: Path, family: Family, found: dict[str, Any]) -> dict[str, Any]:
-    """do_normalize of the feature extractor; where none is told as transformers takes it, but for WavLM-Base. UserError:
-    the model hears another sampling rate."""
+    """do_normalize of the feature extractor; where none is told as transformers takes it, but for WavLM-Base.
+
+    UserError: the model hears another sampling rate.
+    """
     file, told = _feature_extractor(folder)
     rate = told.get("sampling_rate")
     if rate not in (None, SAMPLE_RATE):

@@ -23,6 +23,7 @@ from pyspkv.models.layer_pooling import Pooling
 from pyspkv.models.wavlm import WavLMConfig
 
 AGAIN = "copy or download it again"
+NO_MODEL = "has no config.json with model.safetensors or pytorch_model.bin"
 MAX_LAYERS = 200  # WavLM-Large has 24
 MAX_FILES = 500  # of the weights of one model
 
@@ -71,6 +72,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | Non
         raise UserError(
             "no such file", file=path, hint="give WavLM-Base+.pt, a speaker checkpoint, or a folder"
         )
+    if path.name == "config.json":
+        raise UserError("contains no weights", file=path, hint=give_folder(path.parent))
     found = _load(path)
     if isinstance(found.get("model"), dict) and all(isinstance(v, Tensor) for v in found["model"].values()):
         return _trunk(_sound(found["model"], path)), {}, None  # its cfg says nothing that the shapes do not
@@ -80,7 +83,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | Non
     for key, value in _sound(found, path).items():
         prefix = next((p for p in parts if key.startswith(p)), None)
         if prefix is None:
-            raise UserError(f"its tensor {short(key)} belongs to no known layout", file=path)
+            hint = give_folder(path.parent) if (path.parent / "config.json").is_file() else None
+            raise UserError(f"its tensor {short(key)} belongs to no known layout", file=path, hint=hint)
         parts[prefix][key[len(prefix) :]] = value
     trunk, backend, head = parts.values()
     return _trunk(trunk), {k: v.float() for k, v in backend.items()}, head.get("weight")
@@ -165,7 +169,11 @@ def weight_files(folder: Path) -> list[Path]:
                 if not (folder / file).is_file():
                     raise UserError("no such file", file=folder / file, hint=AGAIN)
             return [folder / file for file in sorted(names)]
-    raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=folder)
+    raise UserError(NO_MODEL, file=folder, hint="download the weights of PyTorch, too")
+
+
+def give_folder(folder: Path) -> str:
+    return f"give its folder, {folder}"
 
 
 def _all_text(named: dict) -> bool:
@@ -182,7 +190,8 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _folder(path: Path) -> dict[str, Tensor]:
     if not (path / "config.json").is_file():
-        raise UserError("has no config.json with model.safetensors or pytorch_model.bin", file=path)
+        inner = sorted(file.parent for file in path.glob("snapshots/*/config.json"))  # of a cache of the hub
+        raise UserError(NO_MODEL, file=path, hint=f"give the folder in it, {inner[-1]}" if inner else None)
     kind = read_json(path / "config.json", hint=AGAIN, nan=True).get("model_type")
     if kind is None:
         raise UserError("has no model_type", file=path / "config.json")
