@@ -628,6 +628,16 @@ def test_a_trunk_without_sizes(tmp_path, imported):
         resolved(nothing.model_copy(update={"pretrained": str(tmp_path / "other")}))
 
 
+@pytest.mark.parametrize(("kind", "options"), [("whisper", []), ("wavlm_base", ["--as-trunk"])])
+def test_a_wavlm_from_another_trunk(kind, options, tmp_path, imported):
+    """As a recipe whose student is `name: wavlm` has it with `--trunk whisper-tiny.en`."""
+    imported(folder(tmp_path / "hf", theirs(kind)), *options)
+    sizes = {"layers": LAYERS, "dim": DIM, "heads": 4, "ffn": 48, "conv_dim": 16, "pos_conv_kernel": 8}
+    fields = {"name": "wavlm", "pretrained": str(tmp_path / "out"), **sizes, "pos_conv_groups": 4}
+    with pytest.raises(UserError, match="its encoder is 'trunk', not 'wavlm'(?s:.*)set encoder.name: trunk"):
+        cfg.build(cfg.validate(EncoderConfig, fields)).load_pretrained()
+
+
 def test_a_trunk_with_adapters_is_no_pretrained_one(tmp_path, imported):
     """They would be lost: they are not in the matrices of the trunk."""
     encoder = imported(folder(tmp_path / "hf", theirs("whisper")), adapter_dim=2)

@@ -7,6 +7,7 @@ nothing (the group norm of the first convolution leaves padded samples out, whic
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,7 +17,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pyspkv.audio.fbank import frame_mask
-from pyspkv.base.config import Config, Count, Positive, Size, implements
+from pyspkv.base.config import Config, Count, Positive, Size, implements, read
+from pyspkv.base.errors import UserError
+from pyspkv.base.foreign import short
 from pyspkv.base.guarded import transformers
 from pyspkv.models.layer_pooling import Pooling, make_pooling, mixture
 from pyspkv.models.norm import BatchNorm
@@ -153,6 +156,17 @@ class WavLM(PretrainedEncoder):
         t.masked_spec_embed.requires_grad_(False)  # masks of pre-training are not used
 
     # ---- training
+
+    def load_trunk(self, theirs: dict[str, Tensor], folder: Path) -> None:
+        file = folder.parent / "config.yaml"
+        section = read(file).get("encoder") if file.is_file() else None
+        name = section.get("name") if isinstance(section, dict) else None
+        if name not in (None, "wavlm"):
+            hint = "import WavLM-Base or Base+"
+            if name == "trunk":
+                hint = "set encoder.name: trunk, as egs/voxceleb/trunk_ssl/conf/trunk.yaml does"
+            raise UserError(f"its encoder is {short(name)}, not 'wavlm'", file=folder, hint=hint)
+        super().load_trunk(theirs, folder)
 
     def trunk_layers(self):
         return self.trunk.encoder.layers
