@@ -18,7 +18,7 @@ from pyspkv.base import checkpoint
 from pyspkv.base import config as cfg
 from pyspkv.base.errors import UserError
 from pyspkv.base.guarded import transformers
-from pyspkv.bin import import_checkpoint
+from pyspkv.bin import import_checkpoint, train
 from pyspkv.models import trunk_fronts, trunks
 from pyspkv.models.layer_pooling import MHFA
 from pyspkv.models.load import _Shapes, load_encoder, resolved
@@ -661,6 +661,33 @@ def test_low_rank_updates_that_do_not_fit(tmp_path, imported):
     (tmp_path / "lora/config.yaml").write_text(text)
     with pytest.raises(UserError, match="low-rank updates do not fit"):
         checkpoint.init_encoder(into, tmp_path / "lora")
+
+
+def test_low_rank_updates_go_on_with_their_own_alpha(tmp_path, imported):
+    """Of the same shape they would load, and give another model."""
+    encoder = lora_model(tmp_path, imported, "whisper", lora_alpha=3.0)
+    other = cfg.build(encoder.config.model_copy(update={"lora_alpha": 6.0}))
+    with pytest.raises(UserError, match="lora_alpha is 3, .* has 6, .* count 2 times(?s:.*)lora_alpha: 3"):
+        checkpoint.init_encoder(other, tmp_path / "lora")
+
+
+def test_check_looks_at_the_model_to_start_from(tmp_path, imported, monkeypatch, capsys):
+    encoder = imported(folder(tmp_path / "hf", theirs("whisper")), out="out", embed_dim=13)
+    checkpoint.save_import(tmp_path / "other", encoder, encoder.config, {})
+    (tmp_path / "c.yaml").write_text(TRAINING)
+    words = ["train", "--check", "--config", str(tmp_path / "c.yaml"), "--set", "encoder.name=trunk"]
+    words += [f"encoder.pretrained={tmp_path}/out", "encoder.mhfa_heads=3", "encoder.mhfa_dim=8"]
+    for size, init, error in [
+        (13, "other", None),
+        (12, "other", "pooling_fc"),
+        (13, "none", "no such model"),
+    ]:
+        monkeypatch.setattr("sys.argv", [*words, f"encoder.embed_dim={size}", "--init", str(tmp_path / init)])
+        if error is None:
+            assert train.main() == 0 and "can start: trunk" in capsys.readouterr().out
+            continue
+        with pytest.raises(UserError, match=error):
+            train.main()
 
 
 def test_lora_alone_then_all_of_the_trunk(tmp_path, imported):

@@ -109,7 +109,7 @@ def main() -> int:
         print(cfg.to_yaml(config) if is_first() else "", end="")
         return 0
     if args.check:
-        check_start(config)
+        check_start(config, args.init)
         print(f"can start: {config.encoder.name}, {config.objective.name}, {config.epochs} epochs")
         return 0
     data = DataDir.read(args.data)

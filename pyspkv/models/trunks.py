@@ -258,7 +258,20 @@ class Trunk(PretrainedEncoder):
         return [{**g, "from_epoch": c.frozen_epochs} for g in groups] if c.frozen_epochs else groups
 
     def initial(self, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-        return weights if self.config.lora_rank else merged(weights, folder)
+        """Low-rank updates go on, or are merged where this encoder has none. UserError: they would count otherwise."""
+        c = self.config
+        if not c.lora_rank:
+            return merged(weights, folder)
+        if any(name.endswith(".lora_a") for name in weights):
+            theirs = read_section(folder.parent / "config.yaml", "encoder", TrunkConfig)
+            if theirs.lora_rank == c.lora_rank and theirs.lora_alpha != c.lora_alpha:
+                raise UserError(
+                    f"its lora_alpha is {theirs.lora_alpha:g}, but this config has {c.lora_alpha:g}, so that its "
+                    f"updates would count {c.lora_alpha / theirs.lora_alpha:g} times",
+                    file=folder,
+                    hint=f"set encoder.lora_alpha: {theirs.lora_alpha:g}",
+                )
+        return weights
 
     # ---- forward
 
