@@ -246,6 +246,13 @@ def test_values_that_a_section_of_another_name_takes_away_are_told(tmp_path):
     files[1].write_text("objective: {gate: {name: lgl}}\n")
     cfg.load(TrainConfig, files[:2], (), told.append)
     assert "objective.gate.start_epoch=7 was lost" in told[1]
+    # By a --set, and with a later file that only adds to the section: who chose the name is named.
+    cfg.load(TrainConfig, files[:1], ["encoder={name: trunk, layers: 3}"], told.append)
+    assert "encoder.l2_sp_weight=0.01 was lost when --set encoder chose encoder.name: trunk" in told[2]
+    files[1].write_text("encoder: {name: trunk}\n")
+    files[2].write_text("encoder: {layers: 3}\n")
+    cfg.load(TrainConfig, files, (), told.append)
+    assert f"was lost when {files[1]} chose" in told[3] and len(told) == 4
 
 
 def test_known_overrides_are_those_of_the_chosen_classes(tmp_path):

@@ -300,9 +300,9 @@ def load(
         content = read(file)
         _merge(raw, {k: v for k, v in content.items() if "." not in str(k)}, str(file), origin, lost)
         for key in [k for k in content if "." in str(k)]:
-            _set(raw, key, content[key], str(file), origin)
+            _set(raw, key, content[key], str(file), origin, lost)
     for item in overrides:
-        _override(raw, item, origin)
+        _override(raw, item, origin, lost)
     try:
         config = validate(cls, raw)
     except UserError as err:
@@ -338,7 +338,7 @@ def _tell_lost(raw: dict, new: dict, path: tuple[str, ...], value: Any, origin: 
         return
     section, key = path[:-1], ".".join(path)
     name = _value(new, (*section, "name"))
-    where = _origin(section, origin)
+    where = _origin((*section, "name"), origin)
     warn(
         f"{key}={short(value)} was lost when {where} chose {'.'.join(section)}.name: {name}; it is now {short(now)}. "
         f"Change: set {key} there"
@@ -368,7 +368,7 @@ def _both(old: Any, new: Any) -> bool:
     return isinstance(old, dict) and isinstance(new, dict)
 
 
-def _override(raw: dict, item: str, origin: dict) -> None:
+def _override(raw: dict, item: str, origin: dict, lost: dict) -> None:
     """Apply one `--set key.sub=value`."""
     key, eq, value = item.partition("=")
     if not eq or not key:
@@ -377,11 +377,11 @@ def _override(raw: dict, item: str, origin: dict) -> None:
         parsed = _parse(value)
     except UserError as err:
         raise UserError(f"--set {short(item)}: the value is not YAML ({err})") from None
-    _set(raw, key, parsed, f"--set {key}", origin)
+    _set(raw, key, parsed, f"--set {key}", origin, lost)
 
 
-def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
-    """Set the dotted `key` to `value`."""
+def _set(raw: dict, key: str, value: Any, where: str, origin: dict, lost: dict) -> None:
+    """Set the dotted `key` to `value`. `lost` is as in `_merge`."""
     names = key.split(".")
     if len(names) > MAX_DEPTH:
         raise UserError(f"key {key[:40]}...: nested deeper than {MAX_DEPTH}", file=where)
@@ -390,6 +390,11 @@ def _set(raw: dict, key: str, value: Any, where: str, origin: dict) -> None:
         at = at.setdefault(name, {})
         if not isinstance(at, dict):
             raise UserError(f"key {short(key)}: '{name}' is not a section", file=where)
+    old = at.get(names[-1])
+    if _both(old, value) and "name" in value and value["name"] != old.get("name", value["name"]):
+        lost |= {(*names, k): v for k, v in old.items() if k != "name"}
+    for stale in [k for k in origin if k[: len(names)] == tuple(names)]:
+        del origin[stale]
     at[names[-1]] = value
     origin[tuple(names)] = where
 
