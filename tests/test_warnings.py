@@ -12,9 +12,11 @@ import pytest
 import toy
 import yaml
 
+from pyspkv.base import config as cfg
 from pyspkv.bin import cluster, train
 from pyspkv.bin import report as report_cli
 from pyspkv.data.ark import EmbeddingWriter
+from pyspkv.models.registry import EncoderConfig
 from pyspkv.report import warnings
 
 CONTRASTIVE = {"objective": {"name": "contrastive", "loss": "nt_xent"}, "batch_size": 128}
@@ -51,6 +53,24 @@ def test_the_end_of_a_training(last, config, want):
 def test_fine_tuning_is_short_on_purpose():
     assert kinds(warnings.of_steps("round1", 36)) == ["few_steps"] and not warnings.of_steps("round1", 40)
     assert not warnings.of_steps("finetune", 36) and not warnings.of_steps("pretrain", 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        ({"name": "trunk", "l2_sp_weight": 0.01}, []),
+        ({"name": "trunk", "freeze": "trunk"}, []),
+        ({"name": "trunk", "freeze": "trunk", "lora_rank": 2, "frozen_epochs": 1}, []),
+        ({"name": "trunk", "freeze": "trunk", "lora_rank": 2, "l2_sp_weight": 0.01}, ["l2_sp_weight=0.01"]),
+        ({"name": "trunk", "freeze": "trunk", "frozen_epochs": 3}, ["frozen_epochs=3"]),
+        ({"name": "wavlm", "freeze": "trunk", "l2_sp_weight": 0.01}, ["l2_sp_weight=0.01"]),
+        ({"name": "ecapa"}, []),
+    ],
+)
+def test_settings_of_a_frozen_trunk(settings, idle):
+    signs = warnings.of_encoder("round1", cfg.validate(EncoderConfig, settings))
+    assert kinds(signs) == ["idle_setting"] * len(idle)
+    assert all(f"encoder.{key} without effect" in signs[0].what for key in idle)
 
 
 def test_too_few_utterances():

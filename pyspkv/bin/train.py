@@ -101,6 +101,7 @@ def main() -> int:
     from pyspkv.base import config as cfg
     from pyspkv.base import distributed
     from pyspkv.data.datadir import DataDir
+    from pyspkv.report import warnings
     from pyspkv.train.config import load_config
     from pyspkv.train.trainer import Trainer, check_start
 
@@ -110,6 +111,8 @@ def main() -> int:
         return 0
     if args.check:
         check_start(config, args.init)
+        for sign in warnings.of_encoder("check", config.encoder):
+            print(sign, file=sys.stderr)
         print(f"can start: {config.encoder.name}, {config.objective.name}, {config.epochs} epochs")
         return 0
     data = DataDir.read(args.data)
@@ -130,8 +133,6 @@ def main() -> int:
         patience=args.patience,
     )
     if is_first() and not trainer.finished:
-        from pyspkv.report import warnings
-
         for sign in warnings.at_start(trainer):
             print(sign, file=sys.stderr)
     trainer.run()

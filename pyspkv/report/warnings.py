@@ -122,14 +122,32 @@ def of_corpus(where: str, num_utts: int) -> list[Sign]:
     return [Sign("few_utterances", where, what, cause, change)]
 
 
+def of_encoder(where: str, encoder: Any) -> list[Sign]:
+    """Check for settings of a trunk (the encoder's config) that have no effect, as all of it is frozen."""
+    if getattr(encoder, "freeze", None) != "trunk":
+        return []
+    idle = {"l2_sp_weight": encoder.l2_sp_weight}
+    if not (getattr(encoder, "lora_rank", 0) or getattr(encoder, "adapter_dim", 0)):
+        idle["frozen_epochs"] = getattr(encoder, "frozen_epochs", 0)
+    found = {key: value for key, value in idle.items() if value}
+    if not found:
+        return []
+    what = " and ".join(f"encoder.{key}={value:g}" for key, value in found.items()) + " without effect"
+    change = f"set {' and '.join(f'encoder.{key}: 0' for key in found)}, or another encoder.freeze"
+    return [
+        Sign("idle_setting", where, what, "encoder.freeze: trunk leaves nothing that it could act on", change)
+    ]
+
+
 def at_start(trainer) -> list[Sign]:
-    """Check a Trainer that has been built: its number of steps, and its crops against the durations.
+    """Check a Trainer that has been built: its encoder, its number of steps, and its crops against the durations.
 
     A training without `--init`, the first of a recipe, is checked for too few utterances, too.
     """
     where, config = trainer.exp.parent.name or str(trainer.exp), trainer.config
     data = trainer.corpus.parts[-1]
     signs = of_corpus(where, sum(len(part.utts) for part in trainer.corpus.parts)) if not trainer.init else []
+    signs += of_encoder(where, config.encoder)
     signs += of_steps(where, trainer.sampler.steps * config.epochs)
     crop = longest_crop({f"{name}_seconds": view.seconds for name, view in trainer.views.items()})
     return signs + of_crops(where, crop, seconds_of(data, config.allow_pipes))
