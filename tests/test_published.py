@@ -208,6 +208,20 @@ def test_shards_as_3d_speaker_writes_them(tmp_path, vox2, monkeypatch, capsys):
         import_all(folder / "xvector_00.scp", vox2, tmp_path / "gone", monkeypatch)
 
 
+def test_a_list_with_tabs_or_a_blank_line(train, tmp_path, call):
+    save(tmp_path, "scp", vectors())
+    scp = tmp_path / "scp/embedding.scp"
+    text = scp.read_text()
+    scp.write_text(text + "\n")
+    with pytest.raises(
+        UserError, match=f"embedding.scp:{len(NAMES) + 1}: a line must be `utterance ark:offset`"
+    ):
+        call(scp)
+    scp.write_text(text.replace(" ", "\t"))
+    call(scp)
+    assert read_embeddings(tmp_path / "out/embedding.scp").ids == UTTS
+
+
 def test_labels_of_3d_speakers_names(tmp_path, vox2):
     """In its utt2spk (`name speaker`), and with the ids of this project (`label id`)."""
     spk = {name: f"c{k % 2}" for k, name in enumerate(SPEAKER_3D)}

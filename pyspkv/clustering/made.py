@@ -66,7 +66,9 @@ def content_digest(scp: str | Path, place: Callable[[str], str] = str) -> str:
     arks: dict[bytes, int] = {}
     digest = hashlib.sha256()
     for line in Path(scp).read_bytes().splitlines():
-        utt, _, entry = line.partition(b" ")
+        utt, entry = (*line.split(None, 1), b"", b"")[:2]  # a tab may be between them
+        if not entry:
+            continue  # `read_scp` refuses it, and says where it is
         ark, colon, offset = entry.strip().rpartition(b":")
         if not colon:
             ark, offset = offset, b""
