@@ -647,6 +647,22 @@ def test_a_trunk_with_adapters_is_no_pretrained_one(tmp_path, imported):
         resolved(nothing)
 
 
+def test_sizes_in_a_config_are_those_of_the_pretrained_model(tmp_path, imported):
+    """A config.yaml of a model folder, used again, has sizes of its own. With another activation the weights would
+    load, and compute something else."""
+    own = imported(folder(tmp_path / "hf", theirs("hubert"))).config
+    for name, more in [("relu", {"hidden_act": "relu"}), ("eps", {"layer_norm_eps": 1e-3})]:
+        imported(folder(tmp_path / f"hf {name}", theirs("hubert", **more)), out=name)
+        with pytest.raises(UserError, match=f"{name}/ckpt-0: is another network than encoder.family"):
+            resolved(own.model_copy(update={"pretrained": str(tmp_path / name)}))
+    config = own.model_copy(update={"pretrained": str(tmp_path / "out"), "layers": 2})
+    assert resolved(config) == config
+    encoder = imported(tmp_path / "hf", out="out", adapter_dim=2)
+    checkpoint.save_import(tmp_path / "adapters", encoder, encoder.config, {})
+    with pytest.raises(UserError, match="has adapters"):
+        resolved(own.model_copy(update={"pretrained": str(tmp_path / "adapters")}))
+
+
 def test_low_rank_updates_that_do_not_fit(tmp_path, imported):
     """A checkpoint without half of an update, and a config.yaml that knows of none."""
     encoder = lora_model(tmp_path, imported, "whisper")

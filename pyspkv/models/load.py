@@ -20,11 +20,21 @@ def encoder_config(folder: Path) -> EncoderConfig:
 
 
 def resolved(config: EncoderConfig) -> EncoderConfig:
-    """The config with all that it takes from the model that it names: a model folder needs no other one."""
-    if not isinstance(config, TrunkConfig) or config.family is not None or not config.pretrained:
+    """The config with all that it takes from the model that it names: a model folder needs no other one. UserError: it
+    has that already, as the config.yaml of a model folder does, but of another network."""
+    if not isinstance(config, TrunkConfig) or not config.pretrained:
         return config
     folder = checkpoint.resolve_model(config.pretrained)
-    return config.with_sizes_of(encoder_config(folder), folder)
+    found = config.with_sizes_of(encoder_config(folder), folder)
+    if config.family is None:
+        return found
+    if (config.family, config.sizes()) != (found.family, found.sizes()):
+        raise UserError(
+            "is another network than encoder.family and encoder.arch of the config",
+            file=folder,
+            hint="leave both out of the config: they are taken from encoder.pretrained",
+        )
+    return config
 
 
 def load_encoder(model: str | Path, which: str = "last") -> Encoder:
