@@ -390,7 +390,7 @@ def _set(raw: dict, key: str, value: Any, where: str, origin: dict, lost: dict) 
         at = at.setdefault(name, {})
         if not isinstance(at, dict):
             raise UserError(f"key {short(key)}: '{name}' is not a section", file=where)
-    old = at.get(names[-1])
+    old: Any = at.get(names[-1])
     if _both(old, value) and "name" in value and value["name"] != old.get("name", value["name"]):
         lost |= {(*names, k): v for k, v in old.items() if k != "name"}
     for stale in [k for k in origin if k[: len(names)] == tuple(names)]:

@@ -190,8 +190,8 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _folder(path: Path) -> dict[str, Tensor]:
     if not (path / "config.json").is_file():
-        inner = sorted(file.parent for file in path.glob("snapshots/*/config.json"))  # of a cache of the hub
-        raise UserError(NO_MODEL, file=path, hint=f"give the folder in it, {inner[-1]}" if inner else None)
+        found = sorted(file.parent for file in path.glob("snapshots/*/config.json"))  # of a cache of the hub
+        raise UserError(NO_MODEL, file=path, hint=f"give the folder in it, {found[-1]}" if found else None)
     kind = read_json(path / "config.json", hint=AGAIN, nan=True).get("model_type")
     if kind is None:
         raise UserError("has no model_type", file=path / "config.json")
