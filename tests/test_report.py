@@ -307,14 +307,22 @@ def test_a_row_has_the_best_dev_eer_and_the_cost_of_the_phases_that_count(tmp_pa
 
 def test_a_row_names_the_weights_of_its_trunk(tmp_path):
     """Of the trunk itself, of a model that started from it, of one that started from that; not of another encoder."""
-    models = {name: tmp_path / "exp" / name / "model" for name in ("trunk", "round1", "finetune", "pretrain")}
-    starts = {"round1": f"{models['trunk']}", "finetune": f"{models['round1']}@best", "pretrain": ""}
+    models = {
+        name: tmp_path / "exp" / name / "model"
+        for name in ("trunk", "round1", "finetune", "supervised", "pretrain")
+    }
+    starts = {
+        "round1": f"{models['trunk']}",
+        "finetune": f"{models['round1']}@best",
+        "supervised": f"{models['trunk']}/ckpt-0",
+        "pretrain": "",
+    }
     for name, folder in models.items():
         record = {"weights_sha256": {"a": "01ab", "b": "23cd"}} if name == "trunk" else {"git": "abc"}
         encoder = {"pretrained": starts[name]} if name in starts else {"name": "trunk"}
         write_lines(folder / "run.json", [json.dumps(record)])
         write_lines(folder / "config.yaml", [json.dumps({"encoder": encoder})])
-    assert [recorded.trunk_digest(models[n]) for n in models] == ["01ab 23cd"] * 3 + [None]
+    assert [recorded.trunk_digest(models[n]) for n in models] == ["01ab 23cd"] * 4 + [None]
     one = {"eer": 10.0, "min_dcf_0.01": 0.5}
     exp, row = tmp_path / "exp", recorded.Row("T")
     whole = {"pretrain": one, "rounds": [{"round": 1, **one}], "final": one, "trials": "test"}

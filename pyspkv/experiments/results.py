@@ -228,6 +228,7 @@ def trunk_digest(model: Path) -> str | None:
     from pyspkv.report.experiment import read_json
 
     for _ in range(8):  # a model may start from one that started from the trunk
+        model = model.parent if model.name.startswith("ckpt-") else model
         record, config = model / "run.json", model / "config.yaml"
         weights = read_json(record).get("weights_sha256") if record.exists() else None
         if isinstance(weights, dict):
