@@ -266,8 +266,9 @@ def test_known_overrides_are_those_of_the_chosen_classes(tmp_path):
     for encoder, want in (("ecapa", [2]), ("wavlm", [0, 2]), ("trunk", [0, 1, 2])):
         config = load(tmp_path, f"encoder: {{name: {encoder}}}\nobjective: {{name: aam}}\n")
         assert cfg.known(config, items) == [items[k] for k in want]
-    with pytest.raises(UserError, match="expected key=value"):
-        load_config([tmp_path / "c.yaml"], where_known=["seed"])
+    for bad in ("seed", "=3"):
+        with pytest.raises(UserError, match="expected key=value"):
+            load_config([tmp_path / "c.yaml"], where_known=[bad])
     assert load_config([tmp_path / "c.yaml"], ["seed=1"], ["seed=2", "epochs=2"]).seed == 1
 
 

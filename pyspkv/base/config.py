@@ -316,7 +316,10 @@ def load(
 def known(config: Config, items: Sequence[str]) -> list[str]:
     """Those of the `key.sub=value` whose key the classes in `config` have, and what is not of this form."""
     raw = dump(config)
-    return [x for x in items if "=" not in x or _value(raw, x.partition("=")[0].split(".")) is not _ABSENT]
+    keys = [x.partition("=")[0] if "=" in x else "" for x in items]
+    return [
+        x for x, key in zip(items, keys, strict=True) if not key or _value(raw, key.split(".")) is not _ABSENT
+    ]
 
 
 _ABSENT = object()
