@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Score a published speaker model on the test set of a recipe: import, embeddings, scores with AS-norm and crops,
-# report. Nothing is trained. The AS-norm cohort is the speakers of <data>/train, where an unlabeled one has one a file.
+# report. Nothing is trained. The AS-norm cohort is num-cohort utterances of <data>/train, by speaker where it has labels.
 # Usage: steps/score_published.sh [options] <file of the model> <data> <exp-dir>
 #   e.g. steps/score_published.sh model000000018.model egs/voxceleb/trunk_ssl/data exp/published
 # <data> has train, test and, for calibration, dev. The model becomes <exp-dir>/published/model.

@@ -266,6 +266,7 @@ def test_published_files_through_the_recipe(vox):
     for name in ("test", "test-crops", "test-asnorm"):
         assert f"| published | {name} |" in report
     for block, exp in ((embeddings, "from_embeddings"), (labels, "from_labels")):
+        block = block.replace("--trunk downloads/WavLM-Base+.pt ", "")  # the student here is an ECAPA
         shown = sh(vox, block.rstrip() + more + " --finetune false")
         assert "pretrain/model" not in shown
         (found,) = json.loads((vox / "exp" / exp / "results.json").read_text())["rounds"]
