@@ -71,8 +71,8 @@ def check_epochs(config: TrainConfig) -> None:
 def check_start(config: TrainConfig, init: str | None = None) -> None:
     """Build the encoder with the weights that it starts from, those of the model `init` where one is given. UserError:
     a training of `config` could not begin."""
-    encoder = cfg.build(resolved(config.encoder))
     check_epochs(config)
+    encoder = cfg.build(resolved(config.encoder))
     encoder.load_pretrained()
     if init:
         checkpoint.init_encoder(encoder, init)
