@@ -316,10 +316,12 @@ def load(
 def known(config: Config, items: Sequence[str]) -> list[str]:
     """Those of the `key.sub=value` whose key the classes in `config` have, and what is not of this form."""
     raw = dump(config)
-    keys = [x.partition("=")[0] if "=" in x else "" for x in items]
-    return [
-        x for x, key in zip(items, keys, strict=True) if not key or _value(raw, key.split(".")) is not _ABSENT
-    ]
+
+    def unknown(item: str) -> bool:
+        key, eq, _ = item.partition("=")
+        return bool(key and eq) and _value(raw, key.split(".")) is _ABSENT
+
+    return [x for x in items if not unknown(x)]
 
 
 _ABSENT = object()
@@ -353,14 +355,8 @@ def _merge(below: dict, above: dict, file: str, origin: dict, lost: dict, at: tu
     for key, value in above.items():
         old: Any = below.get(key)
         here = (*at, key)
-        other = (
-            "name" in value and "name" in old and value["name"] != old["name"] if _both(old, value) else True
-        )
-        if other:
-            if _both(old, value):
-                lost |= {(*here, k): v for k, v in old.items() if k != "name"}
-            for stale in [k for k in origin if k[: len(here)] == here]:
-                del origin[stale]
+        if not _both(old, value) or _other_class(old, value):
+            _replace(old, value, here, origin, lost)
             below[key] = {} if isinstance(value, dict) else value
         origin[here] = file
         if isinstance(value, dict):
@@ -369,6 +365,21 @@ def _merge(below: dict, above: dict, file: str, origin: dict, lost: dict, at: tu
 
 def _both(old: Any, new: Any) -> bool:
     return isinstance(old, dict) and isinstance(new, dict)
+
+
+def _other_class(old: dict, new: dict) -> bool:
+    return "name" in old and "name" in new and old["name"] != new["name"]
+
+
+def _replace(old: Any, new: Any, here: tuple[str, ...], origin: dict, lost: dict) -> None:
+    """Note that `new` takes the place of `old`: what set the values of `old` no longer counts.
+
+    Its values are lost if `new` is a section that chooses another class.
+    """
+    if _both(old, new) and _other_class(old, new):
+        lost |= {(*here, k): v for k, v in old.items() if k != "name"}
+    for stale in [k for k in origin if k[: len(here)] == here]:
+        del origin[stale]
 
 
 def _override(raw: dict, item: str, origin: dict, lost: dict) -> None:
@@ -393,11 +404,7 @@ def _set(raw: dict, key: str, value: Any, where: str, origin: dict, lost: dict) 
         at = at.setdefault(name, {})
         if not isinstance(at, dict):
             raise UserError(f"key {short(key)}: '{name}' is not a section", file=where)
-    old: Any = at.get(names[-1])
-    if _both(old, value) and "name" in value and value["name"] != old.get("name", value["name"]):
-        lost |= {(*names, k): v for k, v in old.items() if k != "name"}
-    for stale in [k for k in origin if k[: len(names)] == tuple(names)]:
-        del origin[stale]
+    _replace(at.get(names[-1]), value, tuple(names), origin, lost)
     at[names[-1]] = value
     origin[tuple(names)] = where
 

@@ -66,9 +66,10 @@ def content_digest(scp: str | Path, place: Callable[[str], str] = str) -> str:
     arks: dict[bytes, int] = {}
     digest = hashlib.sha256()
     for line in Path(scp).read_bytes().splitlines():
-        utt, entry = (*line.split(None, 1), b"", b"")[:2]  # a tab may be between them
-        if not entry:
-            continue  # `read_scp` refuses it, and says where it is
+        fields = line.split(None, 1)  # a blank or a tab is between them
+        if len(fields) < 2:
+            continue  # `read_scp` refuses the line, and says where it is
+        utt, entry = fields
         ark, colon, offset = entry.strip().rpartition(b":")
         if not colon:
             ark, offset = offset, b""

@@ -479,8 +479,9 @@ class Shown:
             {**r, "command": f"python -m pyspkv.bin.grid {r['grid']}"} if r.get("grid") else r
             for r in self.all
         ]
-        named = {"command": "Commands", "commit": "Commits", "machine": "Machines"}
-        for key, name in (named | {"trunk_sha256": "SHA-256 of the trunk's weights"}).items():
+        titles = {"command": "Commands", "commit": "Commits", "machine": "Machines"}
+        titles["trunk_sha256"] = "SHA-256 of the trunk's weights"
+        for key, name in titles.items():
             if values := sorted({_text(r[key]).replace("`", "'") for r in grids if r.get(key)}):
                 out += ["", f"{name}: " + "; ".join(f"`{v}`" for v in values)]
         return out
